@@ -1,0 +1,62 @@
+/*
+ * Full reads and writes, and descriptors passed over Unix sockets.
+ *
+ * EINTR policy lives here: every call below retries on EINTR. All return 0 or a
+ * byte count on success and a negative errno on failure. Descriptors that come
+ * out are O_CLOEXEC.
+ */
+#ifndef PANDO_IO_H
+#define PANDO_IO_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/err.h"
+
+/* Exactly len bytes, else: -ENODATA on an end of file at byte 0, -EPIPE on one
+ * later, -errno. */
+int io_read_full(int fd, void *buf, size_t len);
+int io_write_full(int fd, const void *buf, size_t len);
+
+/* pread/pwrite of exactly len bytes; -ENODATA when the file ends first. */
+int io_pread_full(int fd, void *buf, size_t len, uint64_t offset);
+int io_pwrite_full(int fd, const void *buf, size_t len, uint64_t offset);
+
+/* One read; returns the count (0 at end of file) or -errno. */
+ssize_t io_read(int fd, void *buf, size_t len);
+
+/* A whole file into malloc'd, NUL-terminated memory (owned by the caller).
+ * -EFBIG above max bytes. */
+int io_read_file(const char *path, size_t max, char **ret, size_t *ret_len,
+	struct err *e);
+
+/* Temp file in the same folder, fsync, rename, fsync of the folder. */
+int io_write_file_atomic(const char *path, const void *buf, size_t len, mode_t mode,
+	struct err *e);
+
+/* mkdir -p; existing folders are fine. */
+int io_mkdir_p(const char *path, mode_t mode, struct err *e);
+
+/* rm -r below path and path itself; does not follow symbolic links; -ENOENT is success. */
+int io_remove_tree(const char *path, struct err *e);
+
+/* One message with descriptors over a SOCK_SEQPACKET or SOCK_STREAM Unix socket. */
+#define IO_FDS_MAX 64
+int io_send_fds(int sock, const void *buf, size_t len, const int *fds, size_t n_fds);
+/* Returns bytes received (0: peer closed). Up to *n_fds descriptors are stored,
+ * *n_fds is set to how many came; more than that, or a truncated message, is
+ * -EBADMSG with all of them closed. flags: MSG_DONTWAIT or 0. */
+ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds, int flags);
+
+/* Unix sockets. Path longer than sun_path: -ENAMETOOLONG with a sentence. */
+int io_unix_listen(const char *path, int type, int backlog, int *ret_fd, struct err *e);
+int io_unix_connect(const char *path, int type, int *ret_fd, struct err *e);
+
+int io_set_nonblock(int fd, int on);
+
+/* CLOCK_MONOTONIC, nanoseconds; CLOCK_REALTIME, milliseconds since the epoch. */
+uint64_t io_now_ns(void);
+uint64_t io_wall_ms(void);
+
+#endif

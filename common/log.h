@@ -1,0 +1,40 @@
+/*
+ * Log lines on stderr, "<N>tag: text" with syslog priorities so that journald sorts
+ * them. Libraries return errors; processes log them, once. Text that a guest or a
+ * user supplied goes through log_escape first.
+ */
+#ifndef PANDO_LOG_H
+#define PANDO_LOG_H
+
+#include <stddef.h>
+
+enum log_level { LOG_LEVEL_ERR = 3, LOG_LEVEL_WARN = 4, LOG_LEVEL_INFO = 6, LOG_LEVEL_DEBUG = 7 };
+
+/* tag is copied ("vm/frontend"); lines above max are dropped. */
+void log_init(const char *tag, enum log_level max);
+/* The descriptor lines go to; 2 until told otherwise. One write(2) a line; allocates
+ * nothing. */
+void log_set_fd(int fd);
+
+void log_line(enum log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+#define log_err(...) log_line(LOG_LEVEL_ERR, __VA_ARGS__)
+#define log_warn(...) log_line(LOG_LEVEL_WARN, __VA_ARGS__)
+#define log_info(...) log_line(LOG_LEVEL_INFO, __VA_ARGS__)
+#define log_debug(...) log_line(LOG_LEVEL_DEBUG, __VA_ARGS__)
+
+/* For what a guest can trigger: at most `burst` lines in every 10 s window, then one
+ * line that says how many were dropped. Define a static struct log_limit per call site. */
+struct log_limit {
+	unsigned burst;
+	unsigned in_window;
+	unsigned dropped;
+	unsigned long long window_start_ns;
+};
+int log_allowed(struct log_limit *limit);
+
+/* Copies len bytes of src to dst (cap bytes, always terminated), control and non-ASCII
+ * bytes as \xNN. Returns dst. */
+const char *log_escape(char *dst, size_t cap, const void *src, size_t len);
+
+#endif
