@@ -2,22 +2,25 @@
  * Host <-> pando-agent over vsock. The host dials; one connection a request.
  *
  * On the host: connect to the VM's agent.sock, send "CONNECT 1024\n", read "OK <n>\n".
- * Then: the host sends one JSON line (the request, <= AGENT_REQUEST_MAX bytes with its LF), the agent
- * answers one JSON line, {"ok":true,…} or {"ok":false,"error":"sentence","errno":"ENOENT"}; after an
- * ok, frames in both directions until the agent's terminal frame. A stream that ends before its
- * terminal frame (AGENT_EXIT, AGENT_END, AGENT_ERROR) is an error, never success.
+ * Then: the host sends one JSON line (the request, <= AGENT_REQUEST_MAX bytes with its
+ * LF), the agent answers one JSON line, {"ok":true,…} or
+ * {"ok":false,"error":"sentence","errno":"ENOENT"}; after an ok, frames in both
+ * directions until the agent's terminal frame. A stream that ends before its terminal
+ * frame (AGENT_EXIT, AGENT_END, AGENT_ERROR) is an error, never success.
  *
  * Requests ("op"):
- *  ping    {}                                          -> {"ok":true,"version":…,"uptime_ms":…,"boot_id":…}; no frames
- *  exec    {"argv":[…],"env":{…},"cwd":…,"user":…,"timeout_ms":…,"tty":{"rows":…,"cols":…,"term":…},
+ *  ping    {}                                          ->
+ * {"ok":true,"version":…,"uptime_ms":…,"boot_id":…}; no frames exec
+ * {"argv":[…],"env":{…},"cwd":…,"user":…,"timeout_ms":…,"tty":{"rows":…,"cols":…,"term":…},
  *           "stdin":bool,"detach":bool}                 -> {"ok":true,"id":"e7"}; frames
- *  attach  {"id":"e7","stdout":offset,"stderr":offset,"stdin":bool} -> as exec: output from those byte offsets on
- *  list_execs {}                                        -> {"ok":true,"execs":[…]}; no frames
- *  signal  {"id":"e7","signal":15}                       -> {"ok":true}; to the process group
- *  put     {"path":…,"tar":true}                         -> {"ok":true}; host sends DATA… END; agent ends with END or ERROR
- *  get     {"path":…}                                    -> {"ok":true}; agent sends DATA… then END or ERROR
- *  list    {"path":…}                                    -> {"ok":true,"entries":[…]}; no frames
- * put and get carry a POSIX ustar/pax stream: modes, times, symlinks and names of any bytes are kept.
+ *  attach  {"id":"e7","stdout":offset,"stderr":offset,"stdin":bool} -> as exec: output
+ * from those byte offsets on list_execs {}                                        ->
+ * {"ok":true,"execs":[…]}; no frames signal  {"id":"e7","signal":15} -> {"ok":true}; to
+ * the process group put     {"path":…,"tar":true}                         -> {"ok":true};
+ * host sends DATA… END; agent ends with END or ERROR get     {"path":…} -> {"ok":true};
+ * agent sends DATA… then END or ERROR list    {"path":…} -> {"ok":true,"entries":[…]}; no
+ * frames put and get carry a POSIX ustar/pax stream: modes, times, symlinks and names of
+ * any bytes are kept.
  */
 #ifndef PANDO_AGENT_WIRE_H
 #define PANDO_AGENT_WIRE_H
@@ -26,7 +29,8 @@
 
 #define AGENT_PORT 1024u
 #define AGENT_REQUEST_MAX (256u * 1024u)
-#define AGENT_FRAME_MAX (64u * 1024u) /* payload; a longer one is a protocol error: close */
+#define AGENT_FRAME_MAX \
+	(64u * 1024u) /* payload; a longer one is a protocol error: close */
 
 enum agent_frame_type {
 	/* host -> agent, 1.. */
@@ -38,11 +42,12 @@ enum agent_frame_type {
 	/* agent -> host, 32.. */
 	AGENT_STDOUT = 32, /* struct agent_output, then bytes */
 	AGENT_STDERR = 33,
-	AGENT_GAP = 34,    /* struct agent_gap: output that was dropped because nobody took it */
-	AGENT_EXIT = 35,   /* struct agent_exit: terminal */
+	AGENT_GAP =
+		34, /* struct agent_gap: output that was dropped because nobody took it */
+	AGENT_EXIT = 35, /* struct agent_exit: terminal */
 	/* both, 64.. */
 	AGENT_DATA = 64,  /* bytes of a file stream */
-	AGENT_END = 65,   /* terminal for put/get, no payload */
+	AGENT_END = 65,	  /* terminal for put/get, no payload */
 	AGENT_ERROR = 66, /* UTF-8 sentence: terminal */
 };
 
@@ -74,7 +79,8 @@ enum agent_exit_kind {
 	AGENT_EXITED = 1,    /* value: exit status */
 	AGENT_SIGNALLED = 2, /* value: signal number */
 	AGENT_TIMED_OUT = 3, /* value: 0; the process group was killed */
-	AGENT_SPAWN_FAILED = 4, /* value: errno of chdir, user switch or execve; message follows */
+	AGENT_SPAWN_FAILED =
+		4, /* value: errno of chdir, user switch or execve; message follows */
 };
 
 struct agent_exit {

@@ -42,17 +42,17 @@ cleanup_closedir_fn(DIR **d)
 #define cleanup_fclose __attribute__((cleanup(cleanup_fclose_fn)))
 #define cleanup_closedir __attribute__((cleanup(cleanup_closedir_fn)))
 
-#define TAKE_FD(fd)                                                                      \
-	__extension__({                                                                  \
-		int take_fd_ = (fd);                                                     \
-		(fd) = -1;                                                               \
-		take_fd_;                                                                \
+#define TAKE_FD(fd) \
+	__extension__({ \
+		int take_fd_ = (fd); \
+		(fd) = -1; \
+		take_fd_; \
 	})
-#define TAKE_PTR(p)                                                                      \
-	__extension__({                                                                  \
-		__typeof__(p) take_ptr_ = (p);                                           \
-		(p) = NULL;                                                              \
-		take_ptr_;                                                               \
+#define TAKE_PTR(p) \
+	__extension__({ \
+		__typeof__(p) take_ptr_ = (p); \
+		(p) = NULL; \
+		take_ptr_; \
 	})
 
 #endif

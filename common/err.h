@@ -31,10 +31,10 @@ int err_wrap(struct err *e, int fallback, const char *fmt, ...)
 enum exit_code {
 	EXIT_OK = 0,
 	EXIT_FAILED = 1,
-	EXIT_USAGE = 2,     /* usage or bad input */
+	EXIT_USAGE = 2, /* usage or bad input */
 	EXIT_NOT_FOUND = 3,
 	EXIT_CONFLICT = 4,
-	EXIT_REFUSED = 5,   /* permission, policy */
+	EXIT_REFUSED = 5, /* permission, policy */
 	EXIT_TIMED_OUT = 6,
 	EXIT_CANCELLED = 7,
 	EXIT_HOST_SIDE = 125, /* `execute`: our side failed, not the command */

@@ -28,17 +28,18 @@ ssize_t io_read(int fd, void *buf, size_t len);
 
 /* A whole file into malloc'd, NUL-terminated memory (owned by the caller).
  * -EFBIG above max bytes. */
-int io_read_file(const char *path, size_t max, char **ret, size_t *ret_len,
-	struct err *e);
+int io_read_file(
+	const char *path, size_t max, char **ret, size_t *ret_len, struct err *e);
 
 /* Temp file in the same folder, fsync, rename, fsync of the folder. */
-int io_write_file_atomic(const char *path, const void *buf, size_t len, mode_t mode,
-	struct err *e);
+int io_write_file_atomic(
+	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
 
 /* mkdir -p; existing folders are fine. */
 int io_mkdir_p(const char *path, mode_t mode, struct err *e);
 
-/* rm -r below path and path itself; does not follow symbolic links; -ENOENT is success. */
+/* rm -r below path and path itself; does not follow symbolic links; -ENOENT is success.
+ */
 int io_remove_tree(const char *path, struct err *e);
 
 /* One message with descriptors over a SOCK_SEQPACKET or SOCK_STREAM Unix socket. */

@@ -8,7 +8,12 @@
 
 #include <stddef.h>
 
-enum log_level { LOG_LEVEL_ERR = 3, LOG_LEVEL_WARN = 4, LOG_LEVEL_INFO = 6, LOG_LEVEL_DEBUG = 7 };
+enum log_level {
+	LOG_LEVEL_ERR = 3,
+	LOG_LEVEL_WARN = 4,
+	LOG_LEVEL_INFO = 6,
+	LOG_LEVEL_DEBUG = 7
+};
 
 /* tag is copied ("vm/frontend"); lines above max are dropped. */
 void log_init(const char *tag, enum log_level max);
@@ -24,7 +29,8 @@ void log_line(enum log_level level, const char *fmt, ...)
 #define log_debug(...) log_line(LOG_LEVEL_DEBUG, __VA_ARGS__)
 
 /* For what a guest can trigger: at most `burst` lines in every 10 s window, then one
- * line that says how many were dropped. Define a static struct log_limit per call site. */
+ * line that says how many were dropped. Define a static struct log_limit per call site.
+ */
 struct log_limit {
 	unsigned burst;
 	unsigned in_window;

@@ -1,1 +1,2 @@
-# common
+LIBRARIES += common
+common_SRCS := common/err.c common/io.c common/log.c common/json.c

@@ -45,18 +45,21 @@ toml_free_fn(struct toml **t)
 
 enum toml_type toml_type(const struct toml *t);
 const char *toml_type_name(enum toml_type type); /* "a string", "an integer", … */
-unsigned toml_line(const struct toml *t);        /* where the value (or table header) stands, from 1 */
+unsigned toml_line(
+	const struct toml *t); /* where the value (or table header) stands, from 1 */
 unsigned toml_column(const struct toml *t);
 
 size_t toml_size(const struct toml *t); /* members of a table, elements of an array */
 /* Member by key, NULL if absent. */
 const struct toml *toml_get(const struct toml *table, const char *key);
-/* Member i of a table in file order, its key (borrowed) in *ret_key; NULL past the end. */
+/* Member i of a table in file order, its key (borrowed) in *ret_key; NULL past the end.
+ */
 const struct toml *toml_member(const struct toml *table, size_t i, const char **ret_key);
 const struct toml *toml_element(const struct toml *array, size_t i);
 
-/* -EINVAL when the type is another. Strings are borrowed UTF-8, NUL-terminated; len counts
- * U+0000 that may be inside. ret_len may be NULL (then a string with U+0000 is -EINVAL). */
+/* -EINVAL when the type is another. Strings are borrowed UTF-8, NUL-terminated; len
+ * counts U+0000 that may be inside. ret_len may be NULL (then a string with U+0000 is
+ * -EINVAL). */
 int toml_str(const struct toml *t, const char **ret, size_t *ret_len);
 int toml_i64(const struct toml *t, int64_t *ret);
 int toml_f64(const struct toml *t, double *ret); /* integers too */

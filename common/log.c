@@ -1,0 +1,98 @@
+#include "common/log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/io.h"
+
+#define LIMIT_WINDOW_NS (10ULL * 1000 * 1000 * 1000)
+
+static char tag[80] = "pando";
+static enum log_level max_level = LOG_LEVEL_INFO;
+static int log_fd = STDERR_FILENO;
+
+void
+log_init(const char *new_tag, enum log_level max)
+{
+	snprintf(tag, sizeof(tag), "%s", new_tag);
+	max_level = max;
+}
+
+void
+log_set_fd(int fd)
+{
+	log_fd = fd;
+}
+
+void
+log_line(enum log_level level, const char *fmt, ...)
+{
+	char line[1024];
+	int len;
+	va_list ap;
+
+	if (level > max_level)
+		return;
+	len = snprintf(line, sizeof(line) - 1, "<%d>%s: ", level, tag);
+	va_start(ap, fmt);
+	len += vsnprintf(line + len, sizeof(line) - 1 - (size_t)len, fmt, ap);
+	va_end(ap);
+	if ((size_t)len > sizeof(line) - 2)
+		len = sizeof(line) - 2;
+	for (int i = 0; i < len; i++)
+		if (line[i] == '\n')
+			line[i] = ' ';
+	line[len++] = '\n';
+	/* A log that cannot be written has nobody to be told. */
+	(void)io_write_full(log_fd, line, (size_t)len);
+}
+
+int
+log_allowed(struct log_limit *limit)
+{
+	uint64_t now = io_now_ns();
+
+	if (now - limit->window_start_ns > LIMIT_WINDOW_NS || !limit->window_start_ns) {
+		if (limit->dropped)
+			log_warn("%u more lines like the next were dropped",
+				limit->dropped);
+		limit->window_start_ns = now;
+		limit->in_window = 0;
+		limit->dropped = 0;
+	}
+	if (limit->in_window >= limit->burst) {
+		limit->dropped++;
+		return 0;
+	}
+	limit->in_window++;
+	return 1;
+}
+
+const char *
+log_escape(char *dst, size_t cap, const void *src, size_t len)
+{
+	static const char hex[] = "0123456789abcdef";
+	const unsigned char *s = src;
+	size_t n = 0;
+
+	if (!cap)
+		return dst;
+	for (size_t i = 0; i < len; i++) {
+		if (s[i] >= 0x20 && s[i] < 0x7f && s[i] != '\\') {
+			if (n + 1 >= cap)
+				break;
+			dst[n++] = (char)s[i];
+		} else {
+			if (n + 4 >= cap)
+				break;
+			dst[n++] = '\\';
+			dst[n++] = 'x';
+			dst[n++] = hex[s[i] >> 4];
+			dst[n++] = hex[s[i] & 15];
+		}
+	}
+	dst[n] = '\0';
+	return dst;
+}
