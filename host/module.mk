@@ -1,1 +1,7 @@
-# host
+# host: pandod; host/cli/module.mk adds the `pando` command.
+
+# What both pandod and pando need, and what the tests link.
+LIBRARIES += pandohost
+pandohost_SRCS := host/paths.c
+
+-include host/cli/module.mk
