@@ -1,0 +1,153 @@
+/*
+ * virtio-blk (virtio 1.2, 5.2) over append-only segments (common/segment_wire.h).
+ *
+ * The disk is a read-only base file and a chain of segments; a block map in memory
+ * (vmm/blockmap.h) says where each 4 KiB block lies. The newest segment is this VM's own, the only one it
+ * writes. A fork cuts it: it becomes read-only to both sides, and each
+ * goes on in a new one (blk_cut). Reads never walk the chain.
+ *
+ * A block that the VM's own segment already holds is written in place: nobody else
+ * reads that segment before the next cut, and a torn overwrite is what any disk without a flush may
+ * leave behind. So a segment's data never exceeds the disk, however often a guest rewrites it.
+ * Every other write is appended, data first, then its index record, then the map.
+ * Discard and write-zeroes append a ZERO record, keep the block's place in the own
+ * segment for its next write, and punch a hole there. So that discarding and writing in
+ * turn cannot grow the index for ever, a segment whose index holds
+ * BLK_INDEX_RECORDS_MAX(blocks) records ignores further discards (they are hints) and carries
+ * out write-zeroes by writing zeroes.
+ *
+ * FLUSH: fdatasync of the data, then of the index, of every segment that has something
+ * unsynced, also those a cut closed. A driver that did not negotiate FLUSH gets that after every write.
+ *
+ * A host error (ENOSPC, EIO, RLIMIT_FSIZE: the process must ignore SIGXFSZ) is
+ * VIRTIO_BLK_S_IOERR to the guest and one rate-limited line; the VM goes on, and what was on the
+ * disk before stays.
+ *
+ * I/O runs on the thread that rings the doorbell, under dev->lock. After blk_init nothing is
+ * allocated. Fork: blk_fork_child() first, then blk_cut() on both sides. A segment that holds nothing at a cut is
+ * dropped from the chain, so that forking an idle VM uses nothing up.
+ *
+ * System calls: preadv, pwritev, pwrite64, fdatasync, fallocate (punch hole), close.
+ */
+#ifndef PANDO_VMM_BLK_H
+#define PANDO_VMM_BLK_H
+
+#include "common/err.h"
+#include "vmm/blockmap.h"
+#include "vmm/virtio_mmio.h"
+
+#define BLK_SEGMENTS_MAX 1024
+#define BLK_SECTOR 512u
+#define BLK_REQUEST_MAX (16u << 20) /* bytes of data in one request */
+#define BLK_INDEX_RECORDS_MAX(blocks) (4 * (blocks) + 65536)
+
+#define VIRTIO_BLK_F_SIZE_MAX (1ull << 1)
+#define VIRTIO_BLK_F_SEG_MAX (1ull << 2)
+#define VIRTIO_BLK_F_BLK_SIZE (1ull << 6)
+#define VIRTIO_BLK_F_FLUSH (1ull << 9)
+#define VIRTIO_BLK_F_TOPOLOGY (1ull << 10)
+#define VIRTIO_BLK_F_DISCARD (1ull << 13)
+#define VIRTIO_BLK_F_WRITE_ZEROES (1ull << 14)
+
+enum virtio_blk_type {
+	VIRTIO_BLK_T_IN = 0,
+	VIRTIO_BLK_T_OUT = 1,
+	VIRTIO_BLK_T_FLUSH = 4,
+	VIRTIO_BLK_T_GET_ID = 8,
+	VIRTIO_BLK_T_DISCARD = 11,
+	VIRTIO_BLK_T_WRITE_ZEROES = 13,
+};
+
+enum virtio_blk_answer {
+	VIRTIO_BLK_S_OK = 0,
+	VIRTIO_BLK_S_IOERR = 1,
+	VIRTIO_BLK_S_UNSUPP = 2,
+};
+
+struct virtio_blk_req {
+	uint32_t type;
+	uint32_t reserved;
+	uint64_t sector;
+};
+_Static_assert(sizeof(struct virtio_blk_req) == 16, "virtio 1.2, 5.2.6");
+
+struct virtio_blk_range { /* of discard and write-zeroes */
+	uint64_t sector;
+	uint32_t sectors;
+	uint32_t flags;
+};
+_Static_assert(sizeof(struct virtio_blk_range) == 16, "virtio 1.2, 5.2.6");
+#define VIRTIO_BLK_RANGE_UNMAP 1u
+
+struct virtio_blk_config {
+	uint64_t capacity; /* in 512-byte sectors */
+	uint32_t size_max;
+	uint32_t seg_max;
+	uint8_t geometry[4];
+	uint32_t blk_size;
+	uint8_t physical_block_exp;
+	uint8_t alignment_offset;
+	uint16_t min_io_size;
+	uint32_t opt_io_size;
+	uint8_t writeback;
+	uint8_t unused0;
+	uint16_t num_queues;
+	uint32_t max_discard_sectors;
+	uint32_t max_discard_seg;
+	uint32_t discard_sector_alignment;
+	uint32_t max_write_zeroes_sectors;
+	uint32_t max_write_zeroes_seg;
+	uint8_t write_zeroes_may_unmap;
+	uint8_t unused1[3];
+};
+_Static_assert(sizeof(struct virtio_blk_config) == 60, "virtio 1.2, 5.2.4");
+
+struct blk_segment {
+	int data_fd, index_fd; /* owned; index_fd -1 once cut and synced */
+	bool dirty;            /* written since its last fdatasync */
+};
+
+struct blk_stats { /* read without the lock */
+	_Atomic uint64_t read_bytes, write_bytes;
+	_Atomic uint64_t segment_bytes; /* data in the own segment */
+	_Atomic uint64_t io_errors;
+};
+
+struct blk {
+	struct virtio_dev dev;
+	struct virtio_blk_config config;
+	struct blockmap map;
+	int base_fd; /* owned; -1: none, the disk starts as zeroes */
+	uint64_t base_bytes;
+	struct blk_segment segments[BLK_SEGMENTS_MAX];
+	unsigned n_segments;     /* the last one is the own one */
+	uint64_t data_blocks;    /* used in the own segment's data */
+	uint64_t index_records;  /* in its index */
+	uint64_t index_limit;    /* BLK_INDEX_RECORDS_MAX */
+	struct blk_stats stats;
+	struct virtq_chain chain; /* scratch */
+	uint8_t block[SEGMENT_BLOCK]; /* scratch of partial writes */
+};
+
+/* Takes base_fd (-1 for none), seg_data_fd and seg_index_fd over, on success only. The segment's two files
+ * must be empty. disk_mib: 1 to BLOCKMAP_DISK_MIB_MAX. */
+int blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
+	uint64_t disk_mib, int base_fd, int seg_data_fd, int seg_index_fd, struct err *e);
+/* Closes and unmaps everything. */
+void blk_destroy(struct blk *blk);
+
+/* After fork(), in the child: fresh lock, the child's interrupt line. */
+void blk_fork_child(struct blk *blk, struct irq_line irq);
+
+/* Whether one more cut fits; ask before forking. -EMFILE with a sentence. */
+int blk_can_cut(struct blk *blk, struct err *e);
+/* Both sides of a fork: the own segment ends here and the new, empty files (taken over on
+ * success) are the own one. The out parameters (may be NULL) say where it ended: what parent and child
+ * share. They are the same on both sides as long as no I/O ran since the fork. Syncs nothing. */
+int blk_cut(struct blk *blk, int new_data_fd, int new_index_fd,
+	uint64_t *ret_index_records, uint64_t *ret_data_bytes, struct err *e);
+
+/* What a guest's FLUSH does: at the end of a VM, or before its disk is handed on. */
+int blk_flush(struct blk *blk, struct err *e);
+
+#endif
