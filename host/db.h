@@ -1,0 +1,109 @@
+/*
+ * The tree on disk: SQLite in <home>/state.db (WAL, foreign keys). The only file that calls SQLite.
+ *
+ * pandod reads it once, at its start, and writes through from then on. Not thread-safe: the caller
+ * (host/tree.c) holds its lock around every call.
+ *
+ * A row of `vms` with made = 0 is half-made: whoever made it was killed in between; the next start
+ * removes it. synchronous=NORMAL: a killed pandod loses nothing; a power cut may lose the last
+ * moments, which the VMs do not survive either.
+ */
+#ifndef PANDO_HOST_DB_H
+#define PANDO_HOST_DB_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "common/vmm_wire.h"
+#include "host/paths.h"
+#include "host/request.h"
+
+#define DB_SCHEMA_VERSION 1
+#define DB_REASON_MAX 512
+
+enum vm_state {
+	VM_STARTING, /* the VMM runs, the agent has not answered yet */
+	VM_RUNNING,
+	VM_PAUSED,
+	VM_STOPPED, /* the guest powered itself off */
+	VM_FAILED,  /* anything else ended it */
+};
+const char *vm_state_name(enum vm_state s);
+bool vm_state_parse(const char *name, enum vm_state *ret);
+static inline bool
+vm_state_lives(enum vm_state s)
+{
+	return s == VM_STARTING || s == VM_RUNNING || s == VM_PAUSED;
+}
+
+/* A row of `vms`, with its labels. Texts empty: NULL. */
+struct vm_row {
+	char id[VM_ID_LEN + 1];
+	char alias[VM_ALIAS_MAX + 1];
+	enum vm_state state;
+	char reason[DB_REASON_MAX];
+	char parent[VM_ID_LEN + 1];
+	uint64_t created_ms;
+	uint64_t mem_mib;
+	uint32_t vcpus;
+	uint64_t disk_mib;
+	char kernel[VM_IMAGE_MAX];
+	char rootfs[VM_IMAGE_MAX];
+	char base_path[PATHS_MAX];
+	uint8_t generation[16];
+	int64_t pid;             /* 0: none */
+	uint64_t pid_start;      /* field 22 of /proc/<pid>/stat: tells a reused pid */
+	bool answered;           /* the agent did, once */
+	bool made;
+	uint32_t next_segment;   /* <id>.<n> of the next one */
+	struct labels labels;
+};
+
+/* A link of a VM's disk chain. */
+#define DB_SEGMENT_MAX 32 /* "<id>.<n>" */
+struct chain_link {
+	char segment[DB_SEGMENT_MAX];
+	int64_t records; /* -1: all of the index */
+};
+
+struct db;
+
+/* Makes the file or takes what is there; a newer schema is refused with a sentence. */
+int db_open(const char *path, struct db **ret, struct err *e);
+void db_close(struct db *db);
+
+int db_begin(struct db *db, struct err *e);
+int db_commit(struct db *db, struct err *e);
+void db_rollback(struct db *db); /* no transaction: does nothing */
+
+/* Oldest first. */
+int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struct err *e),
+	void *ctx, struct err *e);
+/* -EEXIST: the alias is taken. */
+int db_insert(struct db *db, const struct vm_row *row, struct err *e);
+/* All that can change but labels: alias, state, reason, parent, generation, pid, answered, made,
+ * next_segment. */
+int db_update(struct db *db, const struct vm_row *row, struct err *e);
+/* The row, its labels and its chain; children become roots. */
+int db_delete(struct db *db, const char *id, struct err *e);
+
+/* Makes the segment known, and puts it at the end of vm's chain. */
+int db_chain_append(struct db *db, const char *vm, const char *segment, struct err *e);
+/* to's chain becomes what from's is now. */
+int db_chain_copy(struct db *db, const char *from, const char *to, struct err *e);
+int db_chain_remove(struct db *db, const char *vm, const char *segment, struct err *e);
+/* The segment was cut: wherever it is not the last link it has that many records. */
+int db_chain_cut(struct db *db, const char *segment, uint64_t records, struct err *e);
+/* malloc'd array, oldest first. */
+int db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
+	struct err *e);
+/* Forgets segments that no chain names; *ret: malloc'd array of their names, whose files the caller
+ * removes after the commit. */
+int db_sweep_segments(struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n,
+	struct err *e);
+/* 1 known, 0 not. */
+int db_segment_known(struct db *db, const char *segment, struct err *e);
+
+#endif

@@ -1,0 +1,102 @@
+/*
+ * What a client may ask: the request line and the bodies of host/API.md, turned into structs with
+ * every number in range and every string bounded. No HTTP library here, so that a fuzzer can
+ * drive exactly what stands between the socket and the tree.
+ */
+#ifndef PANDO_HOST_REQUEST_H
+#define PANDO_HOST_REQUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+
+#define REQUEST_BODY_MAX (1024u * 1024u)
+#define REQUEST_TARGET_MAX 2048
+
+#define VM_ID_LEN 12
+#define VM_ID_PREFIX_MIN 4
+#define VM_ALIAS_MAX 63
+#define VM_LABELS_MAX 32
+#define VM_LABEL_KEY_MAX 63
+#define VM_LABEL_VALUE_MAX 255
+#define VM_IMAGE_MAX 1024   /* an image's name or an absolute path */
+#define VM_CMDLINE_MAX 1024 /* what a request may add to the kernel's command line */
+#define VM_BRANCH_MAX 1024
+#define VM_DISK_MAX_MIB (1024u * 1024u)
+
+struct label {
+	char key[VM_LABEL_KEY_MAX + 1];
+	char value[VM_LABEL_VALUE_MAX + 1];
+};
+
+struct labels {
+	unsigned n;
+	struct label items[VM_LABELS_MAX];
+};
+
+/* POST /v1/vms. Empty strings and zeroes: not given. */
+struct create_request {
+	char alias[VM_ALIAS_MAX + 1];
+	uint64_t mem_mib;
+	uint32_t vcpus;
+	uint64_t disk_mib; /* 0: the default, or the image's size if that is more */
+	char kernel[VM_IMAGE_MAX];
+	char rootfs[VM_IMAGE_MAX];
+	char cmdline[VM_CMDLINE_MAX];
+	struct labels labels;
+	bool wait;
+};
+
+/* POST /v1/vms/{vm}/branch */
+struct branch_request {
+	uint32_t count;
+	char alias[VM_ALIAS_MAX + 1];
+	struct labels labels;
+	bool wait;
+};
+
+/* PUT /v1/vms/{vm}/alias */
+struct alias_request {
+	char alias[VM_ALIAS_MAX + 1]; /* empty: none */
+};
+
+enum call {
+	CALL_VERSION,
+	CALL_LIST,
+	CALL_CREATE,
+	CALL_INFO,
+	CALL_BRANCH,
+	CALL_DELETE,
+	CALL_ALIAS,
+	CALL_PAUSE,
+	CALL_RESUME,
+	CALL_DISK,
+	CALL_SHUTDOWN,
+};
+
+struct route {
+	enum call call;
+	char vm[VM_ALIAS_MAX + 1]; /* {vm}, decoded; what it names is the tree's business */
+	bool recursive;
+	bool has_label;
+	struct label label; /* ?label=k=v */
+};
+
+/* method and target ("/v1/vms/x?recursive=1") as they came, target not yet percent-decoded.
+ * -ENOENT no such call, -EINVAL bad target or query, -EOPNOTSUPP the path exists but not with
+ * that method. */
+int request_route(const char *method, const char *target, struct route *ret, struct err *e);
+
+/* An empty body counts as {}. Unknown members are errors that name the member. */
+int request_create(const char *body, size_t len, struct create_request *ret, struct err *e);
+int request_branch(const char *body, size_t len, struct branch_request *ret, struct err *e);
+int request_alias(const char *body, size_t len, struct alias_request *ret, struct err *e);
+/* For calls that take no body: anything but nothing or {} is an error. */
+int request_empty(const char *body, size_t len, struct err *e);
+
+bool request_is_id(const char *s);                   /* exactly 12 lower-case hex digits */
+int request_check_alias(const char *alias, struct err *e);
+
+#endif
