@@ -237,6 +237,8 @@ arena_copy(struct root *root, const char *bytes, size_t len)
 static int
 scratch_add(struct parser *P, const char *bytes, size_t len)
 {
+	if (!len)
+		return 0;
 	if (P->scratch_cap - P->scratch_len < len) {
 		size_t cap = P->scratch_cap ? P->scratch_cap * 2 : 256;
 		char *bigger;

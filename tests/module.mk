@@ -1,1 +1,50 @@
 # tests
+include deps.mk
+
+UNIT_TESTS += test_err test_io test_json test_log test_toml
+test_err_SRCS := tests/unit/test_err.c
+test_io_SRCS := tests/unit/test_io.c
+test_json_SRCS := tests/unit/test_json.c
+test_log_SRCS := tests/unit/test_log.c
+test_toml_SRCS := tests/unit/test_toml.c
+$(foreach t,test_err test_io test_json test_log test_toml,$(eval $(t)_LIBS := common)$(eval $(t)_PKGS := cmocka))
+
+FUZZERS += fuzz_json fuzz_toml
+fuzz_json_SRCS := tests/fuzz/fuzz_json.c common/json.c common/err.c
+fuzz_json_CORPUS := tests/fuzz/corpus/json
+fuzz_toml_SRCS := tests/fuzz/fuzz_toml.c common/toml.c common/toml_scalar.c common/err.c common/io.c
+fuzz_toml_CORPUS := tests/fuzz/corpus/toml
+
+# Lists are complete only when every module.mk has been read, so they are expanded in recipes and by
+# secondary expansion.
+FUZZ_SECONDS ?= 10
+RUN_TESTS = B='$(B)' UNIT_TESTS='$(UNIT_TESTS)' KVM_TESTS='$(KVM_TESTS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
+	FUZZERS='$(foreach f,$(FUZZERS),$(f):$($(f)_CORPUS))' tests/run
+
+.SECONDEXPANSION:
+check-unit: $$(addprefix $(B)/tests/,$$(UNIT_TESTS))
+	$(RUN_TESTS) unit
+check-kvm: all $$(addprefix $(B)/tests/,$$(KVM_TESTS))
+	$(RUN_TESTS) kvm
+check-fuzz: $$(addprefix $(B)/fuzz/,$$(FUZZERS))
+	$(RUN_TESTS) fuzz
+check-system: all
+	$(RUN_TESTS) system
+check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS)) $$(addprefix $(B)/tests/,$$(KVM_TESTS)) $$(addprefix $(B)/fuzz/,$$(FUZZERS))
+	$(RUN_TESTS) unit kvm fuzz system
+
+# One after the other: a benchmark beside another measures the other.
+bench: all $$(addprefix $(B)/bench/,$$(BENCHES))
+	@for b in $(BENCHES); do $(B)/bench/$$b $(BENCH_FLAGS) || exit 1; done
+
+# All test programs, not run.
+.PHONY: tests
+tests: $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(KVM_TESTS)) $$(addprefix $(B)/bench/,$$(BENCHES)) \
+	$$(addprefix $(B)/fuzz/,$$(FUZZERS))
+
+# The layout of an installation is the layout of the build folder: bin, libexec/pando, share/pando.
+install: all
+	@set -e; for f in $(foreach p,$(PROGRAMS),$(or $($(p)_DIR),bin)/$(p)) $(DATA); do \
+		if [ -x $(B)/$$f ]; then mode=755; else mode=644; fi; \
+		install -D -m $$mode $(B)/$$f $(DESTDIR)$(PREFIX)/$$f; done
+	@echo "installed in $(DESTDIR)$(PREFIX)"

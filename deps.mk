@@ -1,0 +1,26 @@
+# Debian packages that a build, the tests, the images and the test machine need. `make deps` installs those that
+# are missing; run as root, or with sudo at hand.
+
+DEPS := gcc clang libclang-rt-dev make pkg-config acpica-tools \
+	libssh-dev libsystemd-dev libjsmn-dev libsodium-dev libsqlite3-dev libmicrohttpd-dev \
+	libcurl4-openssl-dev libzstd-dev libseccomp-dev libcmocka-dev \
+	mmdebstrap e2fsprogs fakeroot uidmap cpio xz-utils zstd busybox-static qemu-system-x86 \
+	tmux socat curl python3
+
+# What follows on the same command line (`make deps check`) needs them, also with -j.
+ifneq ($(filter deps,$(MAKECMDGOALS)),)
+.NOTPARALLEL:
+endif
+
+deps:
+	@missing=; for p in $(DEPS); do \
+		case $$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null) in \
+		installed) ;; *) missing="$$missing $$p" ;; esac; done; \
+	if [ -z "$$missing" ]; then echo "deps: all packages are installed"; exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then as_root=; \
+	elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then as_root=sudo; \
+	else echo "make deps: these packages are missing; install them as root:" >&2; \
+		echo "  apt-get install --no-install-recommends$$missing" >&2; exit 1; fi; \
+	echo "deps: installing$$missing"; \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update && \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $$missing
