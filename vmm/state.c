@@ -1,0 +1,208 @@
+#include "vmm/state.h"
+
+#include <errno.h>
+#include <string.h>
+#include <x86intrin.h>
+
+#include "common/io.h"
+#include "common/log.h"
+
+#define MSR_TSC 0x10u
+#define MSR_TSC_DEADLINE 0x6e0u
+
+/* Registers with state that older kernels support but leave out of their list: the MTRRs. */
+static const uint32_t unlisted_msrs[] = {
+	0x2ff, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+	0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207,
+	0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e, 0x20f,
+};
+
+static bool
+is_listed(const struct kvm_msr_index_table *t, uint32_t index)
+{
+	for (unsigned i = 0; i < t->n; i++)
+		if (t->indices[i] == index)
+			return true;
+	return false;
+}
+
+/* Reads one MSR and writes the value back. */
+static bool
+takes_back(int vcpu_fd, uint32_t index)
+{
+	struct kvm_msr_table one = {.n = 1, .entries[0].index = index};
+	unsigned done = 0;
+
+	if (kvm_get_msrs(vcpu_fd, &one, &done, NULL) < 0 || done != 1)
+		return false;
+	return kvm_set_msrs(vcpu_fd, &one, &done, NULL) == 0 && done == 1;
+}
+
+int
+state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps, struct state_plan *ret,
+	struct err *e)
+{
+	struct kvm_msr_index_table all;
+	struct state_plan plan = {0};
+	uint64_t offset;
+	bool deadline = false;
+	int r = kvm_get_msr_index_list(kvm_fd, &all, e);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < sizeof(unlisted_msrs) / sizeof(*unlisted_msrs); i++)
+		if (!is_listed(&all, unlisted_msrs[i]) && all.n < KVM_MSRS_MAX)
+			all.indices[all.n++] = unlisted_msrs[i];
+
+	plan.tsc_offset = caps->vcpu_attributes &&
+		kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
+		kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
+	for (unsigned i = 0; i < all.n; i++) {
+		uint32_t index = all.indices[i];
+
+		if (index == MSR_TSC && plan.tsc_offset)
+			continue; /* the offset says it exactly; writing the TSC makes KVM guess */
+		if (!takes_back(vcpu_fd, index)) {
+			log_debug("MSR 0x%x is not saved: it does not take back what it reads as",
+				index);
+			continue;
+		}
+		if (index == MSR_TSC_DEADLINE)
+			deadline = true;
+		else
+			plan.msrs.indices[plan.msrs.n++] = index;
+	}
+	/* The deadline last: the timer mode (LAPIC) and the TSC must be there before it is armed. */
+	if (deadline)
+		plan.msrs.indices[plan.msrs.n++] = MSR_TSC_DEADLINE;
+	*ret = plan;
+	return 0;
+}
+
+int
+state_save_clock(int vm_fd, const struct kvm_caps *caps, struct state_clock *ret,
+	struct err *e)
+{
+	int r;
+
+	ret->valid = false;
+	ret->taken_ns = io_now_ns();
+	ret->taken_tsc = __rdtsc();
+	if (!caps->adjust_clock)
+		return 0;
+	r = kvm_get_clock(vm_fd, &ret->clock, e);
+	ret->valid = r == 0;
+	return r;
+}
+
+int
+state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_clock *c,
+	struct err *e)
+{
+	struct kvm_clock_data now = {.clock = c->clock.clock};
+
+	if (!c->valid || !caps->adjust_clock)
+		return 0;
+	if (c->clock.flags & KVM_CLOCK_REALTIME) {
+		/* The kernel adds what has passed since, at the instant it sets the clock. */
+		now.flags = KVM_CLOCK_REALTIME;
+		now.realtime = c->clock.realtime;
+	} else {
+		now.clock += io_now_ns() - c->taken_ns;
+	}
+	return kvm_set_clock(vm_fd, &now, e);
+}
+
+int
+state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
+	struct vcpu_state *ret, struct err *e)
+{
+	unsigned done = 0;
+	int r;
+
+	/* The run state first: reading it makes KVM take pending INIT and SIPI, which changes the rest. */
+	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0 ||
+		(r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
+		(r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0 ||
+		(r = kvm_get_xsave(vcpu_fd, caps, &ret->xsave, e)) < 0 ||
+		(r = kvm_get_xcrs(vcpu_fd, &ret->xcrs, e)) < 0 ||
+		(r = kvm_get_debugregs(vcpu_fd, &ret->debugregs, e)) < 0 ||
+		(r = kvm_get_lapic(vcpu_fd, &ret->lapic, e)) < 0)
+		return r;
+
+	ret->tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
+	if (ret->tsc_khz < 0)
+		ret->tsc_khz = 0;
+	if (plan->tsc_offset && (r = kvm_get_tsc_offset(vcpu_fd, &ret->tsc_offset, e)) < 0)
+		return r;
+	ret->msrs.n = plan->msrs.n;
+	for (unsigned i = 0; i < plan->msrs.n; i++)
+		ret->msrs.entries[i].index = plan->msrs.indices[i];
+	if ((r = kvm_get_msrs(vcpu_fd, &ret->msrs, &done, e)) < 0)
+		return r;
+	if (done != plan->msrs.n)
+		return err_set(e, -EIO, "KVM_GET_MSRS: MSR 0x%x cannot be read any more",
+			plan->msrs.indices[done]);
+	/* Events last: the calls above may have moved some. */
+	return kvm_get_vcpu_events(vcpu_fd, &ret->events, e);
+}
+
+/* What an MSR must be now, so that it goes on from what it was then. */
+static void
+bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
+{
+	uint64_t tsc_then = 0, passed = __rdtsc() - clock->taken_tsc;
+
+	for (unsigned i = 0; i < s->msrs.n; i++) {
+		struct kvm_msr_entry *m = &s->msrs.entries[i];
+
+		if (m->index == MSR_TSC) {
+			m->data += passed;
+			tsc_then = m->data;
+		} else if (m->index == MSR_TSC_DEADLINE && m->data == 0) {
+			/* Zero may mean that the timer fired and its interrupt is not yet in the LAPIC: a deadline
+			 * in the past fires at once; the guest takes one tick too many for none too few. */
+			m->data = tsc_then ? tsc_then : clock->taken_tsc + s->tsc_offset;
+		}
+	}
+}
+
+int
+state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
+	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
+{
+	unsigned done = 0;
+	int r, khz;
+
+	if (s->tsc_khz) {
+		khz = kvm_get_tsc_khz(vcpu_fd, NULL);
+		if (khz > 0 && khz != s->tsc_khz &&
+			(r = kvm_set_tsc_khz(vcpu_fd, s->tsc_khz, e)) < 0)
+			return r;
+	}
+	if (plan->tsc_offset && (r = kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e)) < 0)
+		return r;
+	/* LAPIC after SREGS (the APIC base is there), before the MSRs (the deadline needs its mode).
+	 * Events last: REGS clears pending exceptions. */
+	if ((r = kvm_set_mp_state(vcpu_fd, &s->mp, e)) < 0 ||
+		(r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
+		(r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0 ||
+		(r = kvm_set_xsave(vcpu_fd, &s->xsave, e)) < 0 ||
+		(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0 ||
+		(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0 ||
+		(r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
+		return r;
+
+	bring_up_to_date(s, clock);
+	if ((r = kvm_set_msrs(vcpu_fd, &s->msrs, &done, e)) < 0)
+		return r;
+	if (done != s->msrs.n)
+		return err_set(e, -EIO, "KVM_SET_MSRS: MSR 0x%x does not take 0x%llx",
+			s->msrs.entries[done].index,
+			(unsigned long long)s->msrs.entries[done].data);
+	if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0)
+		return r;
+	if (caps->kvmclock_ctrl)
+		return kvm_kvmclock_ctrl(vcpu_fd, e);
+	return 0;
+}
