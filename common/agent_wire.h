@@ -31,7 +31,7 @@
  *    each stream stay in a bounded journal and older ones are dropped: AGENT_GAP says which, on the next attach.
  *  - A connection that breaks, for whatever reason (the host's program died, the VM was branched), leaves the command running and
  *    its stdin open: input cut short must never look like its end. Its exit record is kept until somebody attaches and
- *    takes it; the last AGENT_FINISHED_MAX are.
+ *    takes it (AGENT_TAKEN, after AGENT_EXIT); the last AGENT_FINISHED_MAX are.
  *  - One reader at a time: attach ends whoever was attached before with AGENT_ERROR.
  *  - Stdin: at most AGENT_STDIN_WINDOW bytes may be under way beyond what the command has taken, so that signals never queue behind
  *    input. AGENT_STDIN_CREDIT raises the limit, AGENT_STDIN_CLOSED says that the command reads no more.
@@ -55,12 +55,15 @@ enum agent_frame_type {
 	AGENT_WINSIZE = 3, /* struct agent_winsize */
 	AGENT_SIGNAL = 4,  /* uint32_t signal number, to the process group */
 	AGENT_DETACH = 5,  /* leave it running; the agent closes */
+	AGENT_TAKEN = 6,   /* the exit record has arrived: the agent forgets the command */
 	/* agent -> host, 32.. */
 	AGENT_STDOUT = 32, /* struct agent_output, then bytes */
 	AGENT_STDERR = 33,
 	AGENT_GAP =
 		34, /* struct agent_gap: output that was dropped because nobody took it */
-	AGENT_EXIT = 35, /* struct agent_exit: terminal */
+	AGENT_EXIT = 35,   /* struct agent_exit, then for AGENT_SPAWN_FAILED a sentence: terminal */
+	AGENT_STDIN_CREDIT = 36, /* struct agent_stdin_credit */
+	AGENT_STDIN_CLOSED = 37, /* no payload: further input is discarded */
 	/* both, 64.. */
 	AGENT_DATA = 64,  /* bytes of a file stream */
 	AGENT_END = 65,	  /* terminal for put/get, no payload */

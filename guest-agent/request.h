@@ -1,0 +1,41 @@
+/*
+ * The request line (common/agent_wire.h), read and checked.
+ */
+#ifndef PANDO_AGENT_REQUEST_H
+#define PANDO_AGENT_REQUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+
+enum request_op {
+	REQUEST_PING,
+	REQUEST_EXEC,
+	REQUEST_ATTACH,
+	REQUEST_LIST_EXECS,
+	REQUEST_SIGNAL,
+	REQUEST_PUT,
+	REQUEST_GET,
+	REQUEST_LIST,
+};
+
+struct request {
+	enum request_op op;
+	char **argv, **env;	       /* owned, NULL-terminated; env may be NULL */
+	char *cwd, *user, *path, *term; /* owned; NULL when absent */
+	uint64_t timeout_ms;
+	bool tty, want_stdin, detach;
+	uint16_t rows, cols;
+	uint64_t id; /* of "e<id>" */
+	uint64_t offset[2];
+	int signal;
+};
+
+/* line is without its LF. -EINVAL with a sentence that names the member. */
+int request_read(const char *line, size_t len, struct request *ret, struct err *e);
+void request_done(struct request *r);
+#define cleanup_request __attribute__((cleanup(request_done)))
+
+#endif
