@@ -59,7 +59,9 @@ swarm_record_end(struct swarm_record *r, struct json_out *o)
 		/* The writer keeps a NUL there; the line gets its end instead. */
 		o->buf[o->len] = '\n';
 		for (int i = 0; i < 2; i++) {
-			int rc = r->fds[i] < 0 ? 0 : io_write_full(r->fds[i], o->buf, o->len + 1);
+			int rc = r->fds[i] < 0
+					 ? 0
+					 : io_write_full(r->fds[i], o->buf, o->len + 1);
 
 			if (rc < 0 && !r->error)
 				r->error = rc;
@@ -87,13 +89,15 @@ swarm_result_text(const struct swarm_result *result, char *dst, size_t cap)
 		snprintf(dst, cap, "exit status %d", result->value);
 		break;
 	case SWARM_SIGNALLED:
-		snprintf(dst, cap, "signal %d (%s)", result->value, strsignal(result->value));
+		snprintf(dst, cap, "signal %d (%s)", result->value,
+			strsignal(result->value));
 		break;
 	case SWARM_TIMED_OUT:
 		snprintf(dst, cap, "its time limit was over");
 		break;
 	case SWARM_NOT_STARTED:
-		snprintf(dst, cap, "it could not be started (%s)", strerror(result->value));
+		snprintf(dst, cap, "it could not be started (%s)",
+			strerror(result->value));
 		break;
 	}
 }
@@ -107,8 +111,8 @@ record_tail(struct json_out *o, const char *key_tail, const char *key_bytes,
 }
 
 void
-swarm_record_result(struct json_out *o, const char *key, const struct swarm_result *result,
-	uint64_t ms)
+swarm_record_result(struct json_out *o, const char *key,
+	const struct swarm_result *result, uint64_t ms)
 {
 	static const char *const kinds[] = {
 		[SWARM_EXITED] = "exited",

@@ -1,11 +1,12 @@
 /*
- * The record of a run: JSON lines, one event a line, each with "event" and "t_ms" (since the
- * start). Every line is written with one write(2), to each of the descriptors. An error sticks and comes out at the end, so that a full disk
- * does not stop children that are at work.
+ * The record of a run: JSON lines, one event a line, each with "event" and "t_ms" (since
+ * the start). Every line is written with one write(2), to each of the descriptors. An
+ * error sticks and comes out at the end, so that a full disk does not stop children that
+ * are at work.
  *
- * start, base, branched, child (one for each child: timings, exit codes, tails of the output,
- * score or reason of failure), retry, choice (the receipt), collected, deleted, end.
- * Values of environment variables are not recorded: they are where keys are kept.
+ * start, base, branched, child (one for each child: timings, exit codes, tails of the
+ * output, score or reason of failure), retry, choice (the receipt), collected, deleted,
+ * end. Values of environment variables are not recorded: they are where keys are kept.
  */
 #ifndef PANDO_SWARM_RECORD_H
 #define PANDO_SWARM_RECORD_H

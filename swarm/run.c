@@ -21,7 +21,8 @@
 #include "swarm/record.h"
 #include "swarm/view.h"
 
-#define PATH_SIZE 5400 /* the output folder, a child's name and the last part of a guest's path */
+#define PATH_SIZE \
+	5400 /* the output folder, a child's name and the last part of a guest's path */
 
 /* One child's account, from its branch to its end. Written by the worker that has it. */
 struct child {
@@ -55,9 +56,9 @@ struct run {
 	int done_fd; /* eventfd: a worker ended */
 
 	pthread_mutex_t lock; /* the rest */
-	size_t next;          /* child to be taken by a worker */
+	size_t next;	      /* child to be taken by a worker */
 	struct child *best;
-	size_t workers;       /* still at it */
+	size_t workers; /* still at it */
 };
 
 int
@@ -71,15 +72,17 @@ swarm_parse_score(const struct swarm_tail *out, double *ret, struct err *e)
 	while (end > out->text && isspace((unsigned char)end[-1]))
 		end--;
 	if (end == out->text)
-		return err_set(e, -EINVAL, "the score command printed nothing; the last line of its "
-					   "standard output must be a number");
+		return err_set(e, -EINVAL,
+			"the score command printed nothing; the last line of its "
+			"standard output must be a number");
 	for (start = end; start > out->text && start[-1] != '\n'; start--)
 		;
 	while (isspace((unsigned char)*start))
 		start++;
 	n = (size_t)(end - start);
 	log_escape(shown, sizeof(shown), start, n < 60 ? n : 60);
-	/* Decimal digits only: strtod also takes inf, nan and 0x1p3, which scorers print by mistake. */
+	/* Decimal digits only: strtod also takes inf, nan and 0x1p3, which scorers print
+	 * by mistake. */
 	if (n < sizeof(line)) {
 		memcpy(line, start, n);
 		line[n] = '\0';
@@ -153,9 +156,10 @@ delete_vm(struct run *r, const char *name, char vm[SWARM_ID_SIZE])
 
 	if (!vm[0])
 		return;
-	rc = r->ops->delete(r->ctx, vm, &e);
+	rc = r->ops->delete (r->ctx, vm, &e);
 	if (rc < 0 && !atomic_load(&r->cancelled))
-		swarm_view_note(&r->view, "%s: vm %s was not deleted: %s", name, vm, e.msg);
+		swarm_view_note(
+			&r->view, "%s: vm %s was not deleted: %s", name, vm, e.msg);
 	swarm_record_begin(&r->record, &o, "deleted");
 	json_out_str(&o, "child", name);
 	json_out_str(&o, "vm", vm);
@@ -167,7 +171,8 @@ delete_vm(struct run *r, const char *name, char vm[SWARM_ID_SIZE])
 
 /* Where on the host a collected path lies: <output>/<child>/<its last part>. */
 static void
-collected_path(struct run *r, const struct child *c, const char *path, char *dst, size_t cap)
+collected_path(
+	struct run *r, const struct child *c, const char *path, char *dst, size_t cap)
 {
 	size_t end = strlen(path), start;
 
@@ -175,8 +180,8 @@ collected_path(struct run *r, const struct child *c, const char *path, char *dst
 		end--;
 	for (start = end; start > 0 && path[start - 1] != '/'; start--)
 		;
-	snprintf(dst, cap, "%s/%s/%.*s", r->sum->output, c->spec->name, (int)(end - start),
-		path + start);
+	snprintf(dst, cap, "%s/%s/%.*s", r->sum->output, c->spec->name,
+		(int)(end - start), path + start);
 }
 
 static int
@@ -201,11 +206,13 @@ collect_one(struct run *r, struct child *c, const char *path, struct err *e)
 		io_remove_tree(to, NULL);
 		log_escape(note, sizeof(note), why.msg, strlen(why.msg));
 		if (attempt == 1)
-			swarm_view_note(&r->view, "%s: collecting %s failed, once more: %s",
-				c->spec->name, path, note);
+			swarm_view_note(&r->view,
+				"%s: collecting %s failed, once more: %s", c->spec->name,
+				path, note);
 	}
 	if (rc < 0)
-		return err_set(e, rc, "collecting %s from %s: %s", path, c->spec->name, why.msg);
+		return err_set(
+			e, rc, "collecting %s from %s: %s", path, c->spec->name, why.msg);
 	return 0;
 }
 
@@ -249,8 +256,8 @@ succeeded(const struct swarm_result *result)
 	return result->kind == SWARM_EXITED && result->value == 0;
 }
 
-/* Files, work, score. Negative: the infrastructure failed. 0: the child has a score or a reason
- * why not. */
+/* Files, work, score. Negative: the infrastructure failed. 0: the child has a score or a
+ * reason why not. */
 static int
 attempt_child(struct run *r, struct child *c, struct err *e)
 {
@@ -266,7 +273,8 @@ attempt_child(struct run *r, struct child *c, struct err *e)
 	for (size_t i = 0; i < work->n_files; i++) {
 		rc = check_cancelled(r, e);
 		if (rc == 0)
-			rc = r->ops->put(r->ctx, c->vm, work->files[i].from, work->files[i].to, e);
+			rc = r->ops->put(
+				r->ctx, c->vm, work->files[i].from, work->files[i].to, e);
 		if (rc < 0)
 			return err_wrap(e, rc, "putting %s", work->files[i].to);
 	}
@@ -310,7 +318,8 @@ record_retry(struct run *r, struct child *c, const struct err *why)
 	char text[300];
 
 	log_escape(text, sizeof(text), why->msg, strlen(why->msg));
-	swarm_view_note(&r->view, "%s: once more, from a new branch: %s", c->spec->name, text);
+	swarm_view_note(
+		&r->view, "%s: once more, from a new branch: %s", c->spec->name, text);
 	swarm_record_begin(&r->record, &o, "retry");
 	json_out_str(&o, "child", c->spec->name);
 	json_out_str(&o, "vm", c->vm);
@@ -329,7 +338,9 @@ record_child(struct run *r, struct child *c, const char *vm)
 	json_out_str(&o, "vm", vm);
 	json_out_u64(&o, "attempts", c->attempts);
 	json_out_str(&o, "outcome",
-		c->has_score ? "scored" : atomic_load(&r->cancelled) ? "cancelled" : "failed");
+		c->has_score		     ? "scored"
+		: atomic_load(&r->cancelled) ? "cancelled"
+					     : "failed");
 	if (c->reason[0])
 		json_out_str(&o, "reason", c->reason);
 	json_out_array(&o, "argv");
@@ -371,7 +382,8 @@ do_child(struct run *r, struct child *c)
 
 		e = (struct err){0};
 		if (c->attempts == 2) {
-			rc = r->ops->branch(r->ctx, r->base, r->sum->run, 1, id, &pause_us, &e);
+			rc = r->ops->branch(
+				r->ctx, r->base, r->sum->run, 1, id, &pause_us, &e);
 			if (rc < 0)
 				break;
 			memcpy(c->vm, id[0], sizeof(c->vm));
@@ -391,8 +403,8 @@ do_child(struct run *r, struct child *c)
 		snprintf(c->reason, sizeof(c->reason), "cancelled");
 	} else if (rc < 0) {
 		c->has_score = false;
-		snprintf(c->reason, sizeof(c->reason), "infrastructure failed twice: %.250s",
-			e.msg);
+		snprintf(c->reason, sizeof(c->reason),
+			"infrastructure failed twice: %.250s", e.msg);
 	}
 	memcpy(vm, c->vm, sizeof(vm));
 
@@ -404,9 +416,9 @@ do_child(struct run *r, struct child *c)
 	}
 	record_child(r, c, vm);
 	swarm_view_set(&r->view, c->index,
-		c->has_score                     ? SWARM_SCORED
-		: atomic_load(&r->cancelled)     ? SWARM_CANCELLED
-						 : SWARM_FAILED,
+		c->has_score		     ? SWARM_SCORED
+		: atomic_load(&r->cancelled) ? SWARM_CANCELLED
+					     : SWARM_FAILED,
 		c->score, c->has_score ? NULL : c->reason);
 
 	pthread_mutex_lock(&r->lock);
@@ -470,7 +482,8 @@ watch(struct run *r)
 			swept = true;
 			swarm_view_note(&r->view, "cancelled: deleting the children");
 			if (r->ops->sweep(r->ctx, r->sum->run, &e) < 0)
-				swarm_view_note(&r->view, "deleting the children: %s", e.msg);
+				swarm_view_note(
+					&r->view, "deleting the children: %s", e.msg);
 		}
 		swarm_view_tick(&r->view);
 	}
@@ -480,7 +493,8 @@ static int
 run_workers(struct run *r, unsigned parallel, struct err *e)
 {
 	cleanup_free pthread_t *threads = NULL;
-	size_t n = r->spec->n_children < parallel ? r->spec->n_children : parallel, started;
+	size_t n = r->spec->n_children < parallel ? r->spec->n_children : parallel,
+	       started;
 	int rc = 0;
 
 	threads = calloc(n, sizeof(*threads));
@@ -530,7 +544,8 @@ explain(struct run *r, const struct child *best)
 		snprintf(text, cap, "the only child with a score (%.10g)", best->score);
 	else if (ties)
 		snprintf(text, cap,
-			"highest score (%.10g), which %zu children share; of these it stands first in "
+			"highest score (%.10g), which %zu children share; of these it "
+			"stands first in "
 			"the spec, before %s",
 			best->score, ties + 1, next->spec->name);
 	else
@@ -554,7 +569,8 @@ compare_children(const void *a, const void *b)
 static void
 record_choice(struct run *r, const struct child *best)
 {
-	cleanup_free const struct child **order = calloc(r->spec->n_children, sizeof(*order));
+	cleanup_free const struct child **order =
+		calloc(r->spec->n_children, sizeof(*order));
 	struct json_out o = {0};
 
 	swarm_record_begin(&r->record, &o, "choice");
@@ -609,9 +625,11 @@ finish(struct run *r, struct err *e)
 			r->sum->n_failed++;
 	}
 	if (!best)
-		return err_set(e, -ENODATA, r->spec->n_children == 1 ?
-			"no winner: the child \"%s\" has no score: %s" :
-			"no winner: none of the children has a score; the first, \"%s\": %s",
+		return err_set(e, -ENODATA,
+			r->spec->n_children == 1
+				? "no winner: the child \"%s\" has no score: %s"
+				: "no winner: none of the children has a score; the "
+				  "first, \"%s\": %s",
 			r->children[0].spec->name, r->children[0].reason);
 	r->sum->winner = best->spec->name;
 	r->sum->score = best->score;
@@ -631,7 +649,8 @@ finish(struct run *r, struct err *e)
 
 			collected_path(r, best, r->spec->collect[i], path, sizeof(path));
 			if (lstat(path, &st) < 0)
-				rc = err_set(e, -ENOENT, "%s was not collected from the winner, %s",
+				rc = err_set(e, -ENOENT,
+					"%s was not collected from the winner, %s",
 					r->spec->collect[i], best->spec->name);
 		}
 	}
@@ -645,10 +664,12 @@ finish(struct run *r, struct err *e)
 		memcpy(r->sum->winner_vm, best->vm, sizeof(r->sum->winner_vm));
 		snprintf(alias, sizeof(alias), "%s-%s", r->spec->name, best->spec->name);
 		if (r->ops->alias(r->ctx, best->vm, alias, &why) < 0)
-			swarm_view_note(&r->view, "the winner goes on as %s, without an alias: %s",
+			swarm_view_note(&r->view,
+				"the winner goes on as %s, without an alias: %s",
 				best->vm, why.msg);
 		else
-			swarm_view_note(&r->view, "the winner goes on as %s (%s)", alias, best->vm);
+			swarm_view_note(&r->view, "the winner goes on as %s (%s)", alias,
+				best->vm);
 	} else {
 		delete_vm(r, best->spec->name, best->vm);
 	}
@@ -686,9 +707,11 @@ prepare_base(struct run *r, struct err *e)
 			(double)boot_ms / 1000);
 	for (size_t i = 0; i < s->setup.n_files; i++) {
 		swarm_view_note(&r->view, "set-up: putting %s", s->setup.files[i].to);
-		rc = r->ops->put(r->ctx, r->base, s->setup.files[i].from, s->setup.files[i].to, e);
+		rc = r->ops->put(
+			r->ctx, r->base, s->setup.files[i].from, s->setup.files[i].to, e);
 		if (rc < 0)
-			return err_wrap(e, rc, "set-up: putting %s", s->setup.files[i].to);
+			return err_wrap(
+				e, rc, "set-up: putting %s", s->setup.files[i].to);
 		rc = check_cancelled(r, e);
 		if (rc < 0)
 			return rc;
@@ -717,8 +740,9 @@ prepare_base(struct run *r, struct err *e)
 
 		swarm_result_text(result, how, sizeof(how));
 		log_escape(tail, sizeof(tail), result->err.text + result->err.len - n, n);
-		rc = err_set(e, -EPROTO, "the set-up command failed: %s; its errors end with: %s",
-			how, tail);
+		rc = err_set(e, -EPROTO,
+			"the set-up command failed: %s; its errors end with: %s", how,
+			tail);
 	}
 	free(result);
 	return rc < 0 ? rc : 0;
@@ -742,15 +766,17 @@ branch_all(struct run *r, struct err *e)
 
 	if (!ids)
 		return err_set(e, -ENOMEM, "out of memory");
-	swarm_view_note(&r->view, "branching %s into %zu", r->spec->from ? r->spec->from : r->base,
-		n);
+	swarm_view_note(&r->view, "branching %s into %zu",
+		r->spec->from ? r->spec->from : r->base, n);
 	rc = r->ops->branch(r->ctx, r->base, r->sum->run, n, ids, &pause_us, e);
 	if (rc < 0 && worth_retrying(rc) && !poll_cancel(r)) {
-		swarm_view_note(&r->view, "branching failed, once more: %s", e ? e->msg : "");
+		swarm_view_note(
+			&r->view, "branching failed, once more: %s", e ? e->msg : "");
 		rc = r->ops->branch(r->ctx, r->base, r->sum->run, n, ids, &pause_us, e);
 	}
 	if (rc < 0)
-		return err_wrap(e, rc, "branching %s", r->spec->from ? r->spec->from : r->base);
+		return err_wrap(
+			e, rc, "branching %s", r->spec->from ? r->spec->from : r->base);
 	swarm_record_begin(&r->record, &o, "branched");
 	json_out_u64(&o, "ms", ms_since(start));
 	json_out_u64(&o, "pause_us", pause_us);
@@ -761,12 +787,14 @@ branch_all(struct run *r, struct err *e)
 	}
 	json_out_end_array(&o);
 	swarm_record_end(&r->record, &o);
-	swarm_view_note(&r->view, "%zu children after %.1f s (the parent stood still for %.1f ms)",
-		n, (double)ms_since(start) / 1000, (double)pause_us / 1000);
+	swarm_view_note(&r->view,
+		"%zu children after %.1f s (the parent stood still for %.1f ms)", n,
+		(double)ms_since(start) / 1000, (double)pause_us / 1000);
 	return check_cancelled(r, e);
 }
 
-/* The output folder must not hold anything: a record of another run is not overwritten. */
+/* The output folder must not hold anything: a record of another run is not overwritten.
+ */
 static int
 make_output(struct run *r, int *ret_fd, struct err *e)
 {
@@ -789,7 +817,8 @@ make_output(struct run *r, int *ret_fd, struct err *e)
 	while ((entry = readdir(dir)))
 		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
 			return err_set(e, -EEXIST,
-				"output folder %s is not empty; remove it or give another one with "
+				"output folder %s is not empty; remove it or give "
+				"another one with "
 				"--output",
 				name);
 	snprintf(path, sizeof(path), "%s/record.jsonl", name);
@@ -844,13 +873,16 @@ tidy(struct run *r)
 	if (r->sum->winner_vm[0]) {
 		for (size_t i = 0; i < r->spec->n_children; i++)
 			if (strcmp(r->children[i].vm, r->sum->winner_vm))
-				delete_vm(r, r->children[i].spec->name, r->children[i].vm);
+				delete_vm(
+					r, r->children[i].spec->name, r->children[i].vm);
 		if (r->base_is_ours)
-			swarm_view_note(&r->view, "vm %s stays too: it is the winner's parent", r->base);
+			swarm_view_note(&r->view,
+				"vm %s stays too: it is the winner's parent", r->base);
 		return;
 	}
 	if (r->ops->sweep(r->ctx, r->sum->run, &e) < 0)
-		swarm_view_note(&r->view, "VMs of this run may be left (`pando swarm clean %s`): %s",
+		swarm_view_note(&r->view,
+			"VMs of this run may be left (`pando swarm clean %s`): %s",
 			r->sum->run, e.msg);
 }
 

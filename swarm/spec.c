@@ -58,8 +58,8 @@ bad(struct reader *r, const struct toml *at, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	return err_set(r->e, -EINVAL, "%s:%u:%u: %s", r->path, toml_line(at), toml_column(at),
-		text);
+	return err_set(r->e, -EINVAL, "%s:%u:%u: %s", r->path, toml_line(at),
+		toml_column(at), text);
 }
 
 static int
@@ -88,10 +88,11 @@ check_keys(struct reader *r, const struct toml *table, const char *where,
 		for (k = 0; keys[k]; k++) {
 			size_t at = strlen(known);
 
-			snprintf(known + at, sizeof(known) - at, "%s%s", k ? ", " : "", keys[k]);
+			snprintf(known + at, sizeof(known) - at, "%s%s", k ? ", " : "",
+				keys[k]);
 		}
-		return bad(r, value, "unknown key \"%.60s\" in %s; it knows %s", key, where,
-			known);
+		return bad(r, value, "unknown key \"%.60s\" in %s; it knows %s", key,
+			where, known);
 	}
 	return 0;
 }
@@ -118,7 +119,8 @@ peek_str(struct reader *r, const struct toml *table, const char *key, const char
 	if (toml_str(t, ret, NULL) < 0)
 		return bad(r, t, "\"%s\" must not hold a U+0000", key);
 	if (!**ret)
-		return bad(r, t, "\"%s\" is empty; leave the key out or give a value", key);
+		return bad(
+			r, t, "\"%s\" is empty; leave the key out or give a value", key);
 	return 0;
 }
 
@@ -173,7 +175,8 @@ read_time_limit(struct reader *r, const struct toml *table, uint64_t *ret_ms)
 	if (toml_f64(t, &s) < 0)
 		return bad_type(r, t, "time_limit_s", "a number of seconds");
 	if (!(s > 0 && s <= SWARM_TIME_MAX_S))
-		return bad(r, t, "\"time_limit_s\" must be above 0 and at most %u (a week)",
+		return bad(r, t,
+			"\"time_limit_s\" must be above 0 and at most %u (a week)",
 			SWARM_TIME_MAX_S);
 	*ret_ms = (uint64_t)ceil(s * 1000);
 	return 0;
@@ -242,8 +245,8 @@ read_command(struct reader *r, const struct toml *table, int index,
 		return argv[2] ? 0 : -ENOMEM;
 	}
 	if (toml_type(t) != TOML_ARRAY)
-		return bad_type(r, t, "command",
-			"an array of words, or a string for the shell");
+		return bad_type(
+			r, t, "command", "an array of words, or a string for the shell");
 	n = toml_size(t);
 	if (n == 0 || n > SWARM_LIST_MAX)
 		return bad(r, t, "\"command\" must have 1 to %d words", SWARM_LIST_MAX);
@@ -254,10 +257,12 @@ read_command(struct reader *r, const struct toml *table, int index,
 		const struct toml *word = toml_element(t, i);
 
 		if (toml_type(word) != TOML_STRING)
-			return bad(r, word, "word %zu of \"command\" must be a string, not %s", i + 1,
+			return bad(r, word,
+				"word %zu of \"command\" must be a string, not %s", i + 1,
 				toml_type_name(toml_type(word)));
 		if (toml_str(word, &text, NULL) < 0)
-			return bad(r, word, "word %zu of \"command\" must not hold a U+0000", i + 1);
+			return bad(r, word,
+				"word %zu of \"command\" must not hold a U+0000", i + 1);
 		if (i == 0 && !*text)
 			return bad(r, word, "the first word of \"command\" is empty");
 		argv[i] = fill_in(r, text, index);
@@ -291,18 +296,22 @@ read_env(struct reader *r, const struct toml *table, int index, struct swarm_ste
 		size_t k;
 
 		if (!*key || (*key >= '0' && *key <= '9') ||
-			key[strspn(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-					"0123456789_")])
+			key[strspn(key,
+				"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+				"0123456789_")])
 			return bad(r, value,
-				"\"%.60s\" is no name for a variable (letters, digits and _, no "
+				"\"%.60s\" is no name for a variable (letters, digits "
+				"and _, no "
 				"digit first)",
 				key);
 		if (toml_type(value) != TOML_STRING)
-			return bad(r, value, "variable \"%.60s\" must be a string, not %s; put it "
-					     "in quotes",
+			return bad(r, value,
+				"variable \"%.60s\" must be a string, not %s; put it "
+				"in quotes",
 				key, toml_type_name(toml_type(value)));
 		if (toml_str(value, &text, NULL) < 0)
-			return bad(r, value, "variable \"%.60s\" must not hold a U+0000", key);
+			return bad(r, value, "variable \"%.60s\" must not hold a U+0000",
+				key);
 		for (k = 0; k < n && strcmp(env[k].key, key); k++)
 			;
 		if (k == SWARM_LIST_MAX)
@@ -334,13 +343,16 @@ base_name(const char *path, size_t *ret_len)
 }
 
 static int
-check_guest_path(struct reader *r, const struct toml *at, const char *key, const char *path)
+check_guest_path(
+	struct reader *r, const struct toml *at, const char *key, const char *path)
 {
 	size_t len;
 	const char *last = base_name(path, &len);
 
 	if (path[0] != '/' || !len || (len <= 2 && !strncmp(last, "..", len)))
-		return bad(r, at, "\"%s\" must be an absolute path to something in the guest, not \"%.100s\"",
+		return bad(r, at,
+			"\"%s\" must be an absolute path to something in the guest, not "
+			"\"%.100s\"",
 			key, path);
 	return 0;
 }
@@ -358,7 +370,8 @@ read_files(struct reader *r, const struct toml *table, struct swarm_step *step)
 	if (toml_type(t) != TOML_ARRAY)
 		return bad_type(r, t, "files", "an array of { from = …, to = … }");
 	if (step->n_files + toml_size(t) > SWARM_LIST_MAX)
-		return bad(r, t, "more than %d files; put a folder instead", SWARM_LIST_MAX);
+		return bad(
+			r, t, "more than %d files; put a folder instead", SWARM_LIST_MAX);
 	files = keep(r, (step->n_files + toml_size(t) + 1) * sizeof(*files));
 	if (!files)
 		return -ENOMEM;
@@ -377,7 +390,8 @@ read_files(struct reader *r, const struct toml *table, struct swarm_step *step)
 			peek_str(r, item, "to", &to, &to_at) < 0)
 			return -EINVAL;
 		if (!from || !to)
-			return bad(r, item, "an entry of \"files\" needs \"%s\"", from ? "to" : "from");
+			return bad(r, item, "an entry of \"files\" needs \"%s\"",
+				from ? "to" : "from");
 		if (check_guest_path(r, to_at, "to", to) < 0)
 			return -EINVAL;
 		folder = from[0] == '/' ? 0 : r->folder_len;
@@ -439,7 +453,8 @@ read_base(struct reader *r, const struct toml *root)
 	static const char *const setup_keys[] = {
 		"command", "cwd", "user", "env", "files", "time_limit_s", NULL};
 	struct swarm_spec *s = r->spec;
-	const struct toml *machine = NULL, *rootfs = NULL, *kernel = NULL, *setup = NULL, *image;
+	const struct toml *machine = NULL, *rootfs = NULL, *kernel = NULL, *setup = NULL,
+			  *image;
 
 	if (read_str(r, root, "from", &s->from) < 0 ||
 		top_table(r, root, "machine", machine_keys, &machine) < 0 ||
@@ -448,21 +463,27 @@ read_base(struct reader *r, const struct toml *root)
 		top_table(r, root, "setup", setup_keys, &setup) < 0)
 		return -EINVAL;
 	if (s->from && machine)
-		return bad(r, machine, "both \"from\" and [machine]: a swarm branches a VM or "
-				       "boots one; leave one of them out");
+		return bad(r, machine,
+			"both \"from\" and [machine]: a swarm branches a VM or "
+			"boots one; leave one of them out");
 	if (!s->from && !machine)
-		return bad(r, root, "what is to be branched? Give from = \"<vm>\", or [machine] "
-				    "to boot one");
+		return bad(r, root,
+			"what is to be branched? Give from = \"<vm>\", or [machine] "
+			"to boot one");
 	image = rootfs ? rootfs : kernel;
 	if (image && !machine)
-		return bad(r, image, "[rootfs] and [kernel] are for a machine that the swarm boots; "
-				     "give [machine] too, or leave them out");
+		return bad(r, image,
+			"[rootfs] and [kernel] are for a machine that the swarm boots; "
+			"give [machine] too, or leave them out");
 	if (setup && !machine)
-		return bad(r, setup, "[setup] is for a machine that the swarm boots; it does not "
-				     "change the VM named by \"from\"");
+		return bad(r, setup,
+			"[setup] is for a machine that the swarm boots; it does not "
+			"change the VM named by \"from\"");
 	if (machine &&
-		(read_unsigned(r, machine, "mem_size_mib", 64, 1u << 20, &s->machine.mem_mib) < 0 ||
-			read_unsigned(r, machine, "vcpu_count", 1, 8, &s->machine.vcpus) < 0 ||
+		(read_unsigned(r, machine, "mem_size_mib", 64, 1u << 20,
+			 &s->machine.mem_mib) < 0 ||
+			read_unsigned(r, machine, "vcpu_count", 1, 8, &s->machine.vcpus) <
+				0 ||
 			read_unsigned(r, machine, "fs_size_vm_mib", 64, 1u << 24,
 				&s->machine.disk_mib) < 0 ||
 			(rootfs && read_str(r, rootfs, "name", &s->machine.rootfs) < 0) ||
@@ -482,15 +503,17 @@ read_score(struct reader *r, const struct toml *root)
 	if (top_table(r, root, "score", keys, &score) < 0)
 		return -EINVAL;
 	if (!score)
-		return bad(r, root, "how is the winner found? Give [score] with a command whose "
-				    "last line of output is a number");
+		return bad(r, root,
+			"how is the winner found? Give [score] with a command whose "
+			"last line of output is a number");
 	r->spec->score.time_limit_ms = 600 * 1000;
 	if (read_step(r, score, -1, &r->spec->score) < 0 ||
 		read_bool(r, score, "failed_work", &r->spec->score_failed_work) < 0)
 		return -EINVAL;
 	if (!r->spec->score.argv)
-		return bad(r, score, "[score] needs a \"command\" whose last line of output is a "
-				     "number");
+		return bad(r, score,
+			"[score] needs a \"command\" whose last line of output is a "
+			"number");
 	return 0;
 }
 
@@ -538,7 +561,8 @@ read_collect(struct reader *r, const struct toml *root)
 		for (size_t k = 0; k < i; k++)
 			if (same_base_name(paths[k], paths[i]))
 				return bad(r, item,
-					"\"%.100s\" and \"%.100s\" would be collected under the same name; "
+					"\"%.100s\" and \"%.100s\" would be collected "
+					"under the same name; "
 					"collect their folders",
 					paths[k], paths[i]);
 	}
@@ -547,12 +571,12 @@ read_collect(struct reader *r, const struct toml *root)
 	return 0;
 }
 
-/* One [[child]] entry: `copies` children from `at` on. [work] is read for each of them, for the
- * sake of {index}; `work` may be NULL. */
+/* One [[child]] entry: `copies` children from `at` on. [work] is read for each of them,
+ * for the sake of {index}; `work` may be NULL. */
 static int
 read_child(struct reader *r, const struct toml *table, const struct swarm_step *defaults,
-	const struct toml *work, struct swarm_child_spec *at, size_t first, unsigned copies,
-	bool counted)
+	const struct toml *work, struct swarm_child_spec *at, size_t first,
+	unsigned copies, bool counted)
 {
 	const char *pattern = NULL;
 	const struct toml *name_at = table;
@@ -575,7 +599,8 @@ read_child(struct reader *r, const struct toml *table, const struct swarm_step *
 			return -ENOMEM;
 		if (!name_ok(c->name))
 			return bad(r, name_at,
-				"child name \"%.80s\": use letters, digits, . _ -, at most %d, a "
+				"child name \"%.80s\": use letters, digits, . _ -, at "
+				"most %d, a "
 				"letter or digit first",
 				c->name, SWARM_NAME_MAX);
 		c->work = *defaults;
@@ -583,7 +608,8 @@ read_child(struct reader *r, const struct toml *table, const struct swarm_step *
 			read_step(r, table, index, &c->work) < 0)
 			return -EINVAL;
 		if (!c->work.argv)
-			return bad(r, table, "child \"%s\" has no \"command\", and [work] gives none",
+			return bad(r, table,
+				"child \"%s\" has no \"command\", and [work] gives none",
 				c->name);
 	}
 	return 0;
@@ -605,8 +631,8 @@ read_children(struct reader *r, const struct toml *root)
 {
 	static const char *const work_keys[] = {
 		"command", "cwd", "user", "env", "time_limit_s", NULL};
-	static const char *const child_keys[] = {"name", "command", "cwd", "user", "env", "files",
-		"time_limit_s", "count", NULL};
+	static const char *const child_keys[] = {"name", "command", "cwd", "user", "env",
+		"files", "time_limit_s", "count", NULL};
 	const struct toml *list = toml_get(root, "child"), *work = NULL, *item;
 	struct swarm_step defaults = {.time_limit_ms = 600 * 1000};
 	struct swarm_child_spec *children;
@@ -618,13 +644,15 @@ read_children(struct reader *r, const struct toml *root)
 	if (!list)
 		return bad(r, root, "no children: give at least one [[child]]");
 	if (toml_type(list) != TOML_ARRAY)
-		return bad(r, list, "\"child\" must be an array of tables; write [[child]]");
+		return bad(
+			r, list, "\"child\" must be an array of tables; write [[child]]");
 	for (size_t i = 0; (item = toml_element(list, i)); i++) {
 		unsigned count = 1;
 
 		if (want_table(r, item, "child") < 0 ||
 			check_keys(r, item, "[[child]]", child_keys) < 0 ||
-			read_unsigned(r, item, "count", 1, SWARM_CHILDREN_MAX, &count) < 0)
+			read_unsigned(r, item, "count", 1, SWARM_CHILDREN_MAX, &count) <
+				0)
 			return -EINVAL;
 		total += count;
 		if (total > SWARM_CHILDREN_MAX)
@@ -646,8 +674,8 @@ read_children(struct reader *r, const struct toml *root)
 		bool counted = toml_get(item, "count") != NULL;
 
 		if (read_unsigned(r, item, "count", 1, SWARM_CHILDREN_MAX, &count) < 0 ||
-			read_child(r, item, &defaults, work, &children[first], first, count,
-				counted) < 0)
+			read_child(r, item, &defaults, work, &children[first], first,
+				count, counted) < 0)
 			return -EINVAL;
 		for (unsigned k = 0; k < count; k++)
 			names[first + k] = (struct named){children[first + k].name, item};
@@ -656,7 +684,8 @@ read_children(struct reader *r, const struct toml *root)
 	qsort(names, total, sizeof(*names), compare_names);
 	for (size_t i = 1; i < total; i++)
 		if (!strcmp(names[i - 1].name, names[i].name))
-			return bad(r, names[i].at, "two children are named \"%s\"; names must differ",
+			return bad(r, names[i].at,
+				"two children are named \"%s\"; names must differ",
 				names[i].name);
 	return 0;
 }
@@ -672,8 +701,9 @@ read_name(struct reader *r, const struct toml *root)
 	if (peek_str(r, root, "name", &name, &at) < 0)
 		return -EINVAL;
 	if (name && (!name_ok(name) || strlen(name) > 40))
-		return bad(r, at, "\"name\" must be letters, digits, . _ -, at most 40, a letter "
-				  "or digit first");
+		return bad(r, at,
+			"\"name\" must be letters, digits, . _ -, at most 40, a letter "
+			"or digit first");
 	if (!name) {
 		/* The file's name as far as its characters serve. */
 		const char *base = r->path + r->folder_len, *end = strrchr(base, '.');
@@ -694,16 +724,18 @@ read_name(struct reader *r, const struct toml *root)
 static int
 read_spec(struct reader *r, const struct toml *root)
 {
-	static const char *const keys[] = {"name", "from", "machine", "rootfs", "kernel", "setup",
-		"files", "work", "score", "child", "collect", "collect_from", "output",
-		"keep_winner", "parallel", NULL};
+	static const char *const keys[] = {"name", "from", "machine", "rootfs", "kernel",
+		"setup", "files", "work", "score", "child", "collect", "collect_from",
+		"output", "keep_winner", "parallel", NULL};
 	struct swarm_spec *s = r->spec;
 
 	if (check_keys(r, root, "the spec", keys) < 0 || read_name(r, root) < 0 ||
-		read_base(r, root) < 0 || read_score(r, root) < 0 || read_collect(r, root) < 0 ||
-		read_children(r, root) < 0 || read_str(r, root, "output", &s->output) < 0 ||
+		read_base(r, root) < 0 || read_score(r, root) < 0 ||
+		read_collect(r, root) < 0 || read_children(r, root) < 0 ||
+		read_str(r, root, "output", &s->output) < 0 ||
 		read_bool(r, root, "keep_winner", &s->keep_winner) < 0 ||
-		read_unsigned(r, root, "parallel", 1, SWARM_CHILDREN_MAX, &s->parallel) < 0)
+		read_unsigned(r, root, "parallel", 1, SWARM_CHILDREN_MAX, &s->parallel) <
+			0)
 		return -EINVAL;
 	return 0;
 }
@@ -727,8 +759,10 @@ swarm_spec_parse(const char *path, const char *text, size_t len, struct swarm_sp
 		int n = 0;
 
 		/* One form of place in all sentences about a spec. */
-		if (sscanf(why.msg, "line %u, column %u: %n", &line, &column, &n) == 2 && n)
-			return err_set(e, rc, "%s:%u:%u: %.400s", path, line, column, why.msg + n);
+		if (sscanf(why.msg, "line %u, column %u: %n", &line, &column, &n) == 2 &&
+			n)
+			return err_set(e, rc, "%s:%u:%u: %.400s", path, line, column,
+				why.msg + n);
 		return err_set(e, rc, "%s: %.400s", path, why.msg);
 	}
 	rc = read_spec(&r, root);
@@ -749,7 +783,9 @@ check_step_files(const struct swarm_step *step, struct err *e)
 			return err_sys(e, -errno, "file to put into the guest: %s", from);
 		if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
 			return err_set(e, -EINVAL,
-				"file to put into the guest: %s is neither a file nor a folder", from);
+				"file to put into the guest: %s is neither a file nor a "
+				"folder",
+				from);
 		if (access(from, S_ISDIR(st.st_mode) ? R_OK | X_OK : R_OK) < 0)
 			return err_sys(e, -errno, "file to put into the guest: %s", from);
 	}

@@ -40,8 +40,8 @@ static void
 put_line(struct swarm_view *v, const char *text)
 {
 	char line[512];
-	int n = snprintf(line, sizeof(line) - 4, "%.*s", v->live ? (int)v->columns - 1 : 480,
-		text);
+	int n = snprintf(line, sizeof(line) - 4, "%.*s",
+		v->live ? (int)v->columns - 1 : 480, text);
 
 	if (n > (int)sizeof(line) - 5)
 		n = (int)sizeof(line) - 5;
@@ -71,8 +71,8 @@ draw(struct swarm_view *v)
 			width = n;
 		done += v->rows[i].state >= SWARM_SCORED;
 	}
-	snprintf(line, sizeof(line), "%-*s  %-13s  %8s  %s", width, "CHILD", "STATE", "ELAPSED",
-		"SCORE");
+	snprintf(line, sizeof(line), "%-*s  %-13s  %8s  %s", width, "CHILD", "STATE",
+		"ELAPSED", "SCORE");
 	put_line(v, line);
 	for (size_t i = 0; i < v->n_rows; i++) {
 		const struct swarm_row *r = &v->rows[i];
@@ -82,7 +82,8 @@ draw(struct swarm_view *v)
 			snprintf(elapsed, sizeof(elapsed), "%.1f s",
 				seconds(r->start_ns, r->end_ns ? r->end_ns : now));
 		if (r->state == SWARM_SCORED)
-			snprintf(score, sizeof(score), "%.10g%s", r->score, r->leads ? " *" : "");
+			snprintf(score, sizeof(score), "%.10g%s", r->score,
+				r->leads ? " *" : "");
 		else
 			snprintf(score, sizeof(score), "%s", r->note);
 		snprintf(line, sizeof(line), "%-*s  %-13s  %8s  %s", width, r->name,
@@ -109,7 +110,8 @@ say(struct swarm_view *v, const char *text)
 		put(v, line, (size_t)n);
 		v->drawn = 0;
 	}
-	snprintf(line, sizeof(line), "[%6.1f s] %s\n", seconds(v->start_ns, io_now_ns()), text);
+	snprintf(line, sizeof(line), "[%6.1f s] %s\n", seconds(v->start_ns, io_now_ns()),
+		text);
 	put(v, line, strlen(line));
 	draw(v);
 }
@@ -136,7 +138,8 @@ swarm_view_start(struct swarm_view *v, struct swarm_row *rows, size_t n_rows)
 	v->n_rows = n_rows;
 	v->next_summary_ns = io_now_ns() + SUMMARY_NS;
 	if (v->live) {
-		if (ioctl(v->fd, TIOCGWINSZ, &w) < 0 || w.ws_row < n_rows + 4 || w.ws_col < 40)
+		if (ioctl(v->fd, TIOCGWINSZ, &w) < 0 || w.ws_row < n_rows + 4 ||
+			w.ws_col < 40)
 			v->live = false;
 		else
 			v->columns = w.ws_col < 400 ? w.ws_col : 400;
@@ -178,8 +181,8 @@ swarm_view_set(struct swarm_view *v, size_t i, enum swarm_state state, double sc
 	if (v->live) {
 		draw(v);
 	} else if (state == SWARM_SCORED) {
-		snprintf(line, sizeof(line), "%s: score %.10g after %.1f s", r->name, score,
-			seconds(r->start_ns, now));
+		snprintf(line, sizeof(line), "%s: score %.10g after %.1f s", r->name,
+			score, seconds(r->start_ns, now));
 		say(v, line);
 	} else if (state != SWARM_WAITING) {
 		snprintf(line, sizeof(line), "%s: %s%s%s", r->name, state_names[state],
@@ -213,13 +216,15 @@ swarm_view_tick(struct swarm_view *v)
 
 		for (size_t i = 0; i < v->n_rows; i++)
 			done += v->rows[i].state >= SWARM_SCORED;
-		at = (size_t)snprintf(line, sizeof(line), "%zu of %zu done", done, v->n_rows);
+		at = (size_t)snprintf(
+			line, sizeof(line), "%zu of %zu done", done, v->n_rows);
 		for (size_t i = 0; i < v->n_rows && at < sizeof(line); i++) {
 			const struct swarm_row *r = &v->rows[i];
 
 			if (r->state > SWARM_WAITING && r->state < SWARM_SCORED)
-				at += (size_t)snprintf(line + at, sizeof(line) - at, "; %s %s %.0f s",
-					r->name, state_names[r->state], seconds(r->start_ns, now));
+				at += (size_t)snprintf(line + at, sizeof(line) - at,
+					"; %s %s %.0f s", r->name, state_names[r->state],
+					seconds(r->start_ns, now));
 		}
 		say(v, line);
 		v->next_summary_ns = now + SUMMARY_NS;

@@ -1,7 +1,7 @@
 /*
  * What a person sees of a run, on stderr: on a terminal that is high enough a live table
- * (child, state, elapsed, score) with notes scrolling above it, elsewhere one plain line for each
- * change and a summary every 30 s. Guest text is escaped.
+ * (child, state, elapsed, score) with notes scrolling above it, elsewhere one plain line
+ * for each change and a summary every 30 s. Guest text is escaped.
  */
 #ifndef PANDO_SWARM_VIEW_H
 #define PANDO_SWARM_VIEW_H
@@ -38,12 +38,14 @@ struct swarm_view {
 	unsigned columns;
 	uint64_t start_ns;
 	uint64_t next_summary_ns;
-	struct swarm_row *rows; /* owned by the caller; changed only through this module */
+	struct swarm_row
+		*rows; /* owned by the caller; changed only through this module */
 	size_t n_rows;
 	size_t drawn; /* lines of the table on the screen */
 };
 
-/* fd -1: nothing is shown. live: fd is a terminal; whether the table fits is found out here. */
+/* fd -1: nothing is shown. live: fd is a terminal; whether the table fits is found out
+ * here. */
 void swarm_view_init(struct swarm_view *v, int fd, bool live);
 void swarm_view_start(struct swarm_view *v, struct swarm_row *rows, size_t n_rows);
 /* A line of its own. */
