@@ -34,6 +34,7 @@ fill_standard_fds(void)
 int
 main(int argc, char **argv)
 {
+	char help[] = "help", version[] = "version";
 	const struct verb *v;
 	const char *near;
 
@@ -44,9 +45,9 @@ main(int argc, char **argv)
 		return EXIT_USAGE;
 	}
 	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
-		argv[1] = (char *)(uintptr_t) "help";
+		argv[1] = help;
 	else if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)
-		argv[1] = (char *)(uintptr_t) "version";
+		argv[1] = version;
 	v = verb_find(argv[1]);
 	if (!v) {
 		near = verb_nearest(argv[1]);

@@ -1,0 +1,108 @@
+#include <errno.h>
+#include <stdio.h>
+
+#include "common/io.h"
+#include "host/cli/opt.h"
+#include "host/cli/out.h"
+#include "host/cli/pick.h"
+
+extern const struct verb verb_branch;
+
+#define LABELS_MAX 64
+#define COUNT_MAX 1024
+
+enum { OPT_NO_WAIT = 256 };
+
+static const struct opt options[] = {
+	{'c', "count", "N", "how many, all of one instant; 1 if not said", COMPLETE_NOTHING},
+	{'n', "alias", "NAME", "name the branch; with --count: NAME-0, NAME-1, …", COMPLETE_NOTHING},
+	{'N', "vm-alias", "NAME", NULL, COMPLETE_NOTHING},
+	{'l', "label", "key=value", "label the branches; may be given several times", COMPLETE_NOTHING},
+	{OPT_NO_WAIT, "no-wait", NULL, "return when their CPUs run, not when their agents answer",
+		COMPLETE_NOTHING},
+	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
+};
+
+static int
+run(int argc, char **argv)
+{
+	struct opt_scan s = opt_scan(&verb_branch, argc, argv);
+	cleanup_client_reply struct client_reply reply = {0};
+	cleanup_client_vms struct client_vms vms = {0};
+	cleanup_client_vm struct client_vm parent = {0};
+	cleanup_client struct client *c = NULL;
+	const char *name = NULL, *labels[LABELS_MAX];
+	struct client_branch spec = {.labels = labels};
+	struct out_progress progress;
+	struct err e = {0};
+	uint64_t start_ns;
+	int key, r;
+
+	while ((key = opt_next(&s, &e)) != OPT_END) {
+		r = 0;
+		switch (key) {
+		case 'c':
+			r = opt_u64(s.arg, "--count", 1, COUNT_MAX, &spec.count, &e);
+			break;
+		case 'n':
+		case 'N':
+			spec.alias = s.arg;
+			break;
+		case 'l':
+			r = opt_label(s.arg, "--label", &e);
+			if (r >= 0 && spec.n_labels == LABELS_MAX)
+				r = err_set(&e, -E2BIG, "at most %d labels", LABELS_MAX);
+			if (r >= 0)
+				labels[spec.n_labels++] = s.arg;
+			break;
+		case OPT_NO_WAIT:
+			spec.no_wait = true;
+			break;
+		case OPT_WORD:
+			if (name)
+				r = err_set(&e, -EINVAL, "branch takes one VM; a name for the branch goes "
+							 "behind -n");
+			name = s.arg;
+			break;
+		default:
+			return opt_leave(&s, key, &e);
+		}
+		if (r < 0)
+			return opt_leave(&s, OPT_ERROR, &e);
+	}
+	if (pick_pandod(&c, &e) < 0 || pick_vm(c, name, &parent, NULL, &e) < 0)
+		return out_fail(&e);
+	out_progress_start(&progress, s.quiet);
+	client_on_progress(c, out_progress_say, &progress);
+	client_cancel_fd(c, pick_cancel_fd());
+	start_ns = io_now_ns();
+	r = client_branch(c, parent.id, &spec, &vms, &reply, &e);
+	out_progress_end(&progress);
+	if (r == -ECANCELED)
+		err_set(&e, r, "cancelled; branches may come up yet: `pando tree` shows them");
+	if (r < 0)
+		return out_fail(&e);
+	if (s.json)
+		puts(reply.text);
+	else
+		for (size_t i = 0; i < vms.n; i++)
+			puts(vms.v[i].id);
+	if (!s.quiet)
+		fprintf(stderr, "pando: %zu %s of %s in %.1f ms; %s stood still for %.2f ms\n", vms.n,
+			vms.n == 1 ? "branch" : "branches", client_vm_name(&parent),
+			(double)(io_now_ns() - start_ns) / 1e6, client_vm_name(&parent),
+			(double)vms.pause_us / 1e3);
+	return EXIT_OK;
+}
+
+const struct verb verb_branch = {
+	.name = "branch",
+	.aliases = "fork",
+	.summary = "Forks a live VM and prints the ids of the branches",
+	.run = run,
+	.usage = "[vm] [options]",
+	.options = options,
+	.text = "The branches are what the VM was at one instant: memory, processes, disk. It goes on meanwhile.\n"
+		"All come up or none does.",
+	.words = COMPLETE_VM,
+};

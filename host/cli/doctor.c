@@ -1,0 +1,568 @@
+#include "host/cli/doctor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/json.h"
+#include "host/cli/out.h"
+#include "host/client.h"
+#include "host/paths.h"
+
+#define PROBE_TIMEOUT_MS 15000
+
+static struct doctor_finding *
+find(struct doctor *d, const char *id, enum doctor_verdict verdict, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+
+static struct doctor_finding *
+find(struct doctor *d, const char *id, enum doctor_verdict verdict, const char *fmt, ...)
+{
+	struct doctor_finding *f = &d->findings[d->n < DOCTOR_MAX ? d->n++ : DOCTOR_MAX - 1];
+	va_list ap;
+
+	*f = (struct doctor_finding){.id = id, .verdict = verdict};
+	va_start(ap, fmt);
+	vsnprintf(f->detail, sizeof(f->detail), fmt, ap);
+	va_end(ap);
+	return f;
+}
+
+static void mend(struct doctor_finding *f, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+static void
+mend(struct doctor_finding *f, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(f->mend, sizeof(f->mend), fmt, ap);
+	va_end(ap);
+}
+
+/* A small file of /proc or /sys without its last line feed; false if it cannot be read. */
+static bool
+read_setting(const char *path, char *dst, size_t cap)
+{
+	cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	if (fd < 0)
+		return false;
+	n = io_read(fd, dst, cap - 1);
+	if (n < 0)
+		return false;
+	while (n > 0 && dst[n - 1] == '\n')
+		n--;
+	dst[n] = '\0';
+	return true;
+}
+
+/* KVM -------------------------------------------------------------------------------- */
+
+bool
+doctor_read_probe(struct doctor *d, const char *line, size_t len)
+{
+	cleanup_json struct json *j = NULL;
+	char kvm[16], detail[400], plain[400];
+	struct doctor_finding *f;
+	uint64_t us;
+
+	if (json_parse(line, len, 256, &j, NULL) < 0 ||
+		json_str(j, json_get(j, 0, "kvm"), kvm, sizeof(kvm)) < 0)
+		return false;
+	if (json_str(j, json_get(j, 0, "detail"), detail, sizeof(detail)) < 0)
+		snprintf(detail, sizeof(detail), "no more is known");
+	out_plain(plain, sizeof(plain), detail);
+	if (strcmp(kvm, "linux") == 0) {
+		d->boots_linux = d->runs_small = true;
+		f = find(d, "kvm", DOCTOR_OK, "KVM boots Linux: VMs run on this host directly");
+		if (json_u64(j, json_get(j, 0, "create_vm_us"), &us) == 0 && us > 5000) {
+			f = find(d, "kvm-speed", DOCTOR_NOTE, "making a KVM VM took %.1f ms",
+				(double)us / 1e3);
+			mend(f, "see kvm-hugepages and cgroup below");
+		}
+	} else if (strcmp(kvm, "small") == 0) {
+		d->runs_small = true;
+		f = find(d, "kvm", DOCTOR_PROBLEM,
+			"KVM here runs small guests only, no Linux kernel: %s", plain);
+		mend(f, "use a host with hardware virtualization (nested is enough), or the same verbs in "
+			"the test machine: `pando machine start`");
+	} else if (strcmp(kvm, "none") == 0) {
+		f = find(d, "kvm", DOCTOR_PROBLEM, "KVM does not work here: %s", plain);
+		mend(f, "use a host with hardware virtualization, or the test machine: "
+			"`pando machine start`");
+	} else {
+		return false;
+	}
+	return true;
+}
+
+/* stdout of program --probe, at most cap - 1 bytes; bytes read or -errno. */
+static ssize_t
+run_probe(const char *program, char *dst, size_t cap)
+{
+	cleanup_close int read_fd = -1, write_fd = -1;
+	uint64_t end_ns = io_now_ns() + PROBE_TIMEOUT_MS * UINT64_C(1000000), now_ns;
+	int fds[2], status;
+	size_t len = 0;
+	pid_t pid;
+
+	if (pipe2(fds, O_CLOEXEC) < 0)
+		return -errno;
+	read_fd = fds[0];
+	write_fd = fds[1];
+	pid = fork();
+	if (pid < 0)
+		return -errno;
+	if (pid == 0) {
+		char arg1[] = "--probe", *name = strdup(program), *argv[] = {name, arg1, NULL};
+		int null_fd = open("/dev/null", O_RDWR);
+
+		dup2(null_fd, STDIN_FILENO);
+		dup2(write_fd, STDOUT_FILENO);
+		dup2(null_fd, STDERR_FILENO);
+		execv(program, argv);
+		_exit(127);
+	}
+	close(TAKE_FD(write_fd));
+	while (len < cap - 1 && (now_ns = io_now_ns()) < end_ns) {
+		struct pollfd p = {.fd = read_fd, .events = POLLIN};
+		ssize_t n;
+
+		if (poll(&p, 1, (int)((end_ns - now_ns) / 1000000) + 1) <= 0)
+			continue;
+		n = io_read(read_fd, dst + len, cap - 1 - len);
+		if (n <= 0)
+			break;
+		len += (size_t)n;
+	}
+	if (io_now_ns() >= end_ns)
+		kill(pid, SIGKILL); /* not reaped yet, so the number is still its own */
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	dst[len] = '\0';
+	return (ssize_t)len;
+}
+
+static void
+kvm_cannot_be_opened(struct doctor *d, int error)
+{
+	struct doctor_finding *f;
+
+	if (error == ENOENT || error == ENXIO || error == ENODEV) {
+		f = find(d, "kvm", DOCTOR_PROBLEM, "there is no KVM here (/dev/kvm: %s)", strerror(error));
+		mend(f, "load kvm_intel or kvm_amd, switch virtualization on in the firmware or (in a VM) "
+			"nested virtualization on its host; else `pando machine start`");
+	} else if (error == EACCES || error == EPERM) {
+		f = find(d, "kvm", DOCTOR_PROBLEM, "KVM is there, but you may not use it (/dev/kvm: %s)",
+			strerror(error));
+		mend(f, "sudo usermod -aG kvm \"$USER\", then log in again");
+	} else {
+		f = find(d, "kvm", DOCTOR_PROBLEM, "/dev/kvm cannot be opened: %s", strerror(error));
+	}
+}
+
+void
+doctor_check_kvm(struct doctor *d)
+{
+	cleanup_close int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	char program[PATHS_MAX], answer[4096];
+	struct doctor_finding *f;
+	struct err e = {0};
+	ssize_t n;
+
+	if (fd < 0) {
+		kvm_cannot_be_opened(d, errno);
+		return;
+	}
+	close(TAKE_FD(fd));
+	if (paths_program("libexec/pando/pando-vmm", program, sizeof(program), &e) < 0) {
+		find(d, "kvm", DOCTOR_PROBLEM, "%s", e.msg);
+		return;
+	}
+	if (access(program, X_OK) < 0) {
+		f = find(d, "kvm", DOCTOR_PROBLEM, "what KVM can do cannot be tried: %s: %s", program,
+			strerror(errno));
+		mend(f, "the installation is not complete: install pando again");
+		return;
+	}
+	n = run_probe(program, answer, sizeof(answer));
+	if (n < 0 || !doctor_read_probe(d, answer, (size_t)n)) {
+		f = find(d, "kvm", DOCTOR_PROBLEM, "the probe guest gave no answer (%s --probe)", program);
+		mend(f, "run it by hand; KVM on this host may hang");
+	}
+}
+
+static void
+check_nested(struct doctor *d)
+{
+	static const char *const files[] = {
+		"/sys/module/kvm_intel/parameters/nested", "/sys/module/kvm_amd/parameters/nested"};
+	char v[16];
+
+	for (size_t i = 0; i < 2; i++)
+		if (read_setting(files[i], v, sizeof(v)))
+			find(d, "nested", DOCTOR_OK, "VMs made here %s run VMs of their own (%s is %s)",
+				v[0] == 'Y' || v[0] == '1' ? "can" : "cannot", files[i], v);
+}
+
+static void
+check_nx_huge_pages(struct doctor *d)
+{
+	static const char path[] = "/sys/module/kvm/parameters/nx_huge_pages";
+	struct doctor_finding *f;
+	char v[16];
+
+	if (!read_setting(path, v, sizeof(v)))
+		return;
+	if (v[0] != 'Y' && v[0] != '1' && v[0] != 'f') {
+		find(d, "kvm-hugepages", DOCTOR_OK, "kvm.nx_huge_pages is %s", v);
+		return;
+	}
+	f = find(d, "kvm-hugepages", DOCTOR_NOTE,
+		"kvm.nx_huge_pages is %s: each VM starts a kernel thread, which makes creating VMs slow in a "
+		"cgroup", v);
+	mend(f, "if this CPU does not have the iTLB multihit bug (see "
+		"/sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | sudo tee %s; else "
+		"mount cgroup2 with favordynmods", path);
+}
+
+int
+doctor_favordynmods(const char *mounts)
+{
+	int found = -1;
+
+	while (*mounts) {
+		size_t n = strcspn(mounts, "\n");
+		char line[1024], type[64], options[512];
+
+		snprintf(line, sizeof(line), "%.*s", (int)n, mounts);
+		if (sscanf(line, "%*s %*s %63s %511s", type, options) == 2 &&
+			strcmp(type, "cgroup2") == 0)
+			found = strstr(options, "favordynmods") || found == 1;
+		mounts += n + (mounts[n] == '\n');
+	}
+	return found;
+}
+
+static void
+check_cgroup(struct doctor *d)
+{
+	cleanup_free char *mounts = NULL;
+	struct doctor_finding *f;
+	size_t len;
+	char v[16];
+
+	/* It matters only where each VM starts a thread. */
+	if (!read_setting("/sys/module/kvm/parameters/nx_huge_pages", v, sizeof(v)) || v[0] == 'N')
+		return;
+	if (io_read_file("/proc/mounts", 1 << 20, &mounts, &len, NULL) < 0)
+		return;
+	switch (doctor_favordynmods(mounts)) {
+	case 1:
+		find(d, "cgroup", DOCTOR_OK, "cgroup2 is mounted with favordynmods");
+		break;
+	case 0:
+		f = find(d, "cgroup", DOCTOR_NOTE,
+			"cgroup2 is mounted without favordynmods: threads move between cgroups slowly");
+		mend(f, "sudo mount -o remount,favordynmods /sys/fs/cgroup");
+		break;
+	}
+}
+
+/* The rest ---------------------------------------------------------------------------- */
+
+static bool
+userns_works(void)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (pid < 0)
+		return false;
+	if (pid == 0)
+		_exit(unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0 ? 1 : 0);
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return false;
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+static void
+check_namespaces(struct doctor *d)
+{
+	struct doctor_finding *f;
+	char v[32];
+
+	if (userns_works()) {
+		find(d, "namespaces", DOCTOR_OK, "user namespaces can be made: VMMs run in their own");
+		return;
+	}
+	f = find(d, "namespaces", DOCTOR_NOTE,
+		"user namespaces cannot be made here: VMMs run with less isolation, images are built with more "
+		"rights");
+	if (read_setting("/proc/sys/kernel/unprivileged_userns_clone", v, sizeof(v)) && v[0] == '0')
+		mend(f, "sudo sysctl kernel.unprivileged_userns_clone=1");
+	else if (read_setting("/proc/sys/user/max_user_namespaces", v, sizeof(v)) && v[0] == '0')
+		mend(f, "sudo sysctl user.max_user_namespaces=10000");
+	else if (read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", v, sizeof(v)) &&
+		v[0] == '1')
+		mend(f, "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0");
+	else
+		mend(f, "a container's or the system's policy forbids it");
+}
+
+static bool
+have_program(const char *name)
+{
+	const char *path = getenv("PATH");
+	char all[8192], *at, *folder, file[4400];
+
+	snprintf(all, sizeof(all), "%s:/usr/sbin:/sbin:/usr/bin:/bin", path ? path : "");
+	for (at = all; (folder = strsep(&at, ":"));) {
+		snprintf(file, sizeof(file), "%.4096s/%s", folder, name);
+		if (folder[0] && access(file, X_OK) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void
+check_programs(struct doctor *d)
+{
+	static const struct {
+		const char *program, *package, *what;
+		bool machine; /* needed only where KVM boots no Linux */
+	} needed[] = {
+		{"mmdebstrap", "mmdebstrap", "building images", false},
+		{"mke2fs", "e2fsprogs", "building images", false},
+		{"cpio", "cpio", "building images", false},
+		{"xz", "xz-utils", "building images", false},
+		{"qemu-system-x86_64", "qemu-system-x86", "the test machine", true},
+		{"iasl", "acpica-tools", "building pando itself", false},
+	};
+	char packages[256] = "", whats[256] = "";
+	struct doctor_finding *f;
+
+	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++) {
+		size_t n = strlen(packages), m = strlen(whats);
+
+		if ((needed[i].machine && d->boots_linux) || have_program(needed[i].program))
+			continue;
+		snprintf(packages + n, sizeof(packages) - n, " %s", needed[i].package);
+		if (!strstr(whats, needed[i].what))
+			snprintf(whats + m, sizeof(whats) - m, "%s%s", m ? ", " : "", needed[i].what);
+	}
+	if (!packages[0]) {
+		find(d, "packages", DOCTOR_OK, "all programs are there");
+		return;
+	}
+	f = find(d, "packages", DOCTOR_NOTE, "packages are missing, needed for %s:%s", whats, packages);
+	mend(f, "sudo apt-get install%s", packages);
+}
+
+/* The nearest folder above that exists. */
+static bool
+space_of(const char *path, struct statvfs *st)
+{
+	char at[PATHS_MAX];
+
+	snprintf(at, sizeof(at), "%s", path);
+	while (statvfs(at, st) < 0) {
+		char *slash = strrchr(at, '/');
+
+		if (errno != ENOENT || !slash || slash == at)
+			return statvfs("/", st) == 0;
+		*slash = '\0';
+	}
+	return true;
+}
+
+static void
+check_space(struct doctor *d, const char *id, const char *path, uint64_t want_mib)
+{
+	struct doctor_finding *f;
+	char free_text[32];
+	struct statvfs st;
+	uint64_t mib;
+
+	if (!space_of(path, &st))
+		return;
+	mib = (uint64_t)st.f_bavail * st.f_frsize >> 20;
+	out_mib(free_text, sizeof(free_text), mib);
+	if (mib >= want_mib) {
+		find(d, id, DOCTOR_OK, "%s free at %s", free_text, path);
+		return;
+	}
+	f = find(d, id, DOCTOR_NOTE, "only %s free at %s", free_text, path);
+	mend(f, "free some, or set %s to a roomier place",
+		strcmp(id, "home-space") == 0 ? "PANDO_HOME" : "PANDO_IMAGES");
+}
+
+static void
+check_home(struct doctor *d)
+{
+	struct doctor_finding *f;
+	char home[PATHS_MAX];
+	struct err e = {0};
+
+	if (paths_home(home, sizeof(home), &e) < 0) {
+		f = find(d, "home", DOCTOR_PROBLEM, "%s", e.msg);
+		mend(f, "set PANDO_HOME to a short absolute path");
+		return;
+	}
+	find(d, "home", DOCTOR_OK, "state is kept in %s", home);
+	check_space(d, "home-space", home, 2048);
+}
+
+static void
+check_image(struct doctor *d)
+{
+	char images[PATHS_MAX], path[PATHS_MAX + 32];
+	struct doctor_finding *f;
+	struct err e = {0};
+
+	if (paths_images(images, sizeof(images), &e) < 0) {
+		f = find(d, "image", DOCTOR_PROBLEM, "%s", e.msg);
+		mend(f, "set PANDO_IMAGES to an absolute path");
+		return;
+	}
+	snprintf(path, sizeof(path), "%s/default/image.json", images);
+	if (access(path, R_OK) == 0) {
+		find(d, "image", DOCTOR_OK, "there is a default image in %s", images);
+	} else {
+		f = find(d, "image", DOCTOR_NOTE, "there is no default image yet in %s", images);
+		mend(f, "nothing: the first `pando run` builds it");
+		check_space(d, "image-space", images, 4096);
+	}
+}
+
+static void
+check_memory(struct doctor *d)
+{
+	cleanup_free char *text = NULL;
+	struct doctor_finding *f;
+	unsigned long long kib;
+	const char *at;
+	char free_text[32];
+	size_t len;
+
+	if (io_read_file("/proc/meminfo", 1 << 16, &text, &len, NULL) < 0 ||
+		!(at = strstr(text, "MemAvailable:")) ||
+		sscanf(at, "MemAvailable: %llu", &kib) != 1)
+		return;
+	out_mib(free_text, sizeof(free_text), kib >> 10);
+	if (kib >> 10 >= 1024) {
+		find(d, "memory", DOCTOR_OK, "%s of memory are available", free_text);
+		return;
+	}
+	f = find(d, "memory", DOCTOR_NOTE, "only %s of memory are available: a VM wants 512 MiB",
+		free_text);
+	mend(f, "run fewer VMs, or smaller ones (--mem-size)");
+}
+
+bool
+doctor_chosen_word(const char *text, char *dst, size_t cap)
+{
+	const char *open = strchr(text, '['), *close = open ? strchr(open, ']') : NULL;
+
+	if (!close || (size_t)(close - open) > cap)
+		return false;
+	snprintf(dst, cap, "%.*s", (int)(close - open - 1), open + 1);
+	return true;
+}
+
+static void
+check_huge_pages(struct doctor *d)
+{
+	static const char path[] = "/sys/kernel/mm/transparent_hugepage/enabled";
+	struct doctor_finding *f;
+	char text[128], word[32];
+
+	if (!read_setting(path, text, sizeof(text)) || !doctor_chosen_word(text, word, sizeof(word)))
+		return;
+	if (strcmp(word, "never") != 0) {
+		find(d, "huge-pages", DOCTOR_OK, "transparent huge pages: %s", word);
+		return;
+	}
+	f = find(d, "huge-pages", DOCTOR_NOTE,
+		"transparent huge pages are off: a branch of a 512 MiB VM takes milliseconds longer");
+	mend(f, "echo madvise | sudo tee %s", path);
+}
+
+static void
+check_overcommit(struct doctor *d)
+{
+	struct doctor_finding *f;
+	char v[16];
+
+	if (!read_setting("/proc/sys/vm/overcommit_memory", v, sizeof(v)) || v[0] != '2')
+		return;
+	f = find(d, "overcommit", DOCTOR_NOTE,
+		"vm.overcommit_memory is 2: branches are refused when their memory, all of it, would not fit");
+	mend(f, "sudo sysctl vm.overcommit_memory=0");
+}
+
+static void
+check_pandod(struct doctor *d)
+{
+	cleanup_client_reply struct client_reply reply = {0};
+	cleanup_client struct client *c = NULL;
+	struct doctor_finding *f;
+	char version[64] = "?";
+	uint64_t pid = 0;
+	struct err e = {0};
+
+	if (client_open(NULL, 0, &c, &e) < 0) {
+		find(d, "pandod", DOCTOR_OK, "no pandod runs; the first command starts one");
+		return;
+	}
+	if (client_call(c, "GET", "/v1/version", NULL, &reply, &e) < 0) {
+		f = find(d, "pandod", DOCTOR_PROBLEM, "%s", e.msg);
+		mend(f, "see %s/pandod.log", client_home(c));
+		return;
+	}
+	(void)json_str(reply.json, json_get(reply.json, 0, "version"), version, sizeof(version));
+	(void)json_u64(reply.json, json_get(reply.json, 0, "pid"), &pid);
+	if (strcmp(version, PANDO_VERSION) == 0) {
+		find(d, "pandod", DOCTOR_OK, "pandod %s runs (pid %llu)", version,
+			(unsigned long long)pid);
+		return;
+	}
+	f = find(d, "pandod", DOCTOR_NOTE, "pandod %s runs (pid %llu), this is pando %s", version,
+		(unsigned long long)pid, PANDO_VERSION);
+	mend(f, "kill %llu; VMs go on, and the next command starts the new one",
+		(unsigned long long)pid);
+}
+
+void
+doctor_check_all(struct doctor *d)
+{
+	doctor_check_kvm(d);
+	check_nested(d);
+	check_nx_huge_pages(d);
+	check_cgroup(d);
+	check_huge_pages(d);
+	check_overcommit(d);
+	check_memory(d);
+	check_namespaces(d);
+	check_home(d);
+	check_image(d);
+	check_programs(d);
+	check_pandod(d);
+}

@@ -1,0 +1,18 @@
+# The `pando` command: one file a verb.
+
+# libcurl is called only in client.c; the swarm verb and the tests use it too.
+LIBRARIES += pandoclient
+pandoclient_SRCS := host/client.c host/client_vm.c host/config.c
+pandoclient_PKGS := libcurl
+
+# Everything of the command but its main(), so that tests can link it.
+LIBRARIES += pandocli
+pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c logs.c execute.c \
+	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
+	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
+	cmd_disk.c cmd_doctor.c)
+
+PROGRAMS += pando
+pando_SRCS := host/cli/pando.c
+pando_LIBS := pandocli pandoclient pandohost common
+pando_PKGS := libcurl

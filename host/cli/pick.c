@@ -1,0 +1,154 @@
+#include "host/cli/pick.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+
+#include "common/cleanup.h"
+#include "host/cli/near.h"
+
+int
+pick_pandod(struct client **ret, struct err *e)
+{
+	return client_open(NULL, CLIENT_START, ret, e);
+}
+
+bool
+pick_looks_like_id(const char *name)
+{
+	size_t len = strlen(name);
+
+	return len >= 4 && len <= 12 && strspn(name, "0123456789abcdef") == len;
+}
+
+static bool
+lives(const struct client_vm *vm)
+{
+	return strcmp(vm->state, "running") == 0 || strcmp(vm->state, "paused") == 0 ||
+		strcmp(vm->state, "starting") == 0;
+}
+
+/* Nobody said which. */
+static int
+only_one(struct client *c, const char **ret_id, struct client_vms *all, struct err *e)
+{
+	char names[256] = "";
+	size_t n = 0, used = 0;
+	int r = client_list(c, NULL, all, NULL, e);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < all->n; i++) {
+		if (!lives(&all->v[i]))
+			continue;
+		*ret_id = all->v[i].id;
+		if (n++ < 8 && used < sizeof(names) - 70)
+			used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s",
+				used ? ", " : "", client_vm_name(&all->v[i]));
+	}
+	if (n == 0)
+		return err_set(e, -ENOENT, "no VM runs; `pando run` starts one");
+	if (n > 1)
+		return err_set(e, -EINVAL, "which VM? there are %zu: %s%s (or set PANDO_VM)", n, names,
+			n > 8 ? ", …" : "");
+	return 0;
+}
+
+/* Adds to "not found" what may have been meant. */
+static void
+suggest(struct client *c, const char *name, struct err *e)
+{
+	cleanup_client_vms struct client_vms all = {0};
+	const char *best = NULL;
+	unsigned best_distance = NEAR_MAX;
+
+	if (client_list(c, NULL, &all, NULL, NULL) < 0)
+		return;
+	for (size_t i = 0; i < all.n; i++) {
+		unsigned d = near_distance(name, all.v[i].alias);
+
+		if (all.v[i].alias[0] && near_enough(name, all.v[i].alias) && d < best_distance) {
+			best = all.v[i].alias;
+			best_distance = d;
+		}
+	}
+	if (best)
+		err_set(e, -ENOENT, "no VM named \"%.64s\"; did you mean \"%s\"?", name, best);
+}
+
+int
+pick_vm(struct client *c, const char *name, struct client_vm *ret, struct client_reply *reply,
+	struct err *e)
+{
+	cleanup_client_vms struct client_vms all = {0};
+	const char *from_env = getenv("PANDO_VM");
+	int r;
+
+	if (!name && from_env && from_env[0])
+		name = from_env;
+	if (!name) {
+		r = only_one(c, &name, &all, e);
+		if (r < 0)
+			return r;
+	}
+	r = client_get(c, name, ret, reply, e);
+	if (r == -ENOENT && e)
+		suggest(c, name, e);
+	return r;
+}
+
+int
+pick_reachable(const struct client_vm *vm, struct err *e)
+{
+	const char *name = client_vm_name(vm);
+
+	if (strcmp(vm->state, "paused") == 0)
+		return err_set(e, -EBUSY, "\"%s\" is paused; `pando resume %s` lets it go on", name,
+			name);
+	if (!lives(vm) || !vm->agent_socket[0])
+		return err_set(e, -ESHUTDOWN, "\"%s\" is %s%s%s", name, vm->state,
+			vm->reason ? ": " : "", vm->reason ? vm->reason : "");
+	return 0;
+}
+
+const char *
+pick_short_id(char *dst, size_t cap, const char *id, const struct client_vms *all)
+{
+	size_t digits = 6;
+
+	for (size_t i = 0; i < all->n; i++) {
+		size_t same = 0;
+
+		if (strcmp(all->v[i].id, id) == 0)
+			continue;
+		while (id[same] && id[same] == all->v[i].id[same])
+			same++;
+		if (same + 1 > digits)
+			digits = same + 1;
+	}
+	snprintf(dst, cap, "%.*s", (int)digits, id);
+	return dst;
+}
+
+int
+pick_cancel_fd(void)
+{
+	static int fd = -1;
+	sigset_t set;
+
+	if (fd >= 0)
+		return fd;
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGHUP);
+	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+		return -1;
+	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (fd < 0)
+		sigprocmask(SIG_UNBLOCK, &set, NULL);
+	return fd;
+}
