@@ -2,32 +2,35 @@
  * virtio-blk (virtio 1.2, 5.2) over append-only segments (common/segment_wire.h).
  *
  * The disk is a read-only base file and a chain of segments; a block map in memory
- * (vmm/blockmap.h) says where each 4 KiB block lies. The newest segment is this VM's own, the only one it
- * writes. A fork cuts it: it becomes read-only to both sides, and each
+ * (vmm/blockmap.h) says where each 4 KiB block lies. The newest segment is this VM's own,
+ * the only one it writes. A fork cuts it: it becomes read-only to both sides, and each
  * goes on in a new one (blk_cut). Reads never walk the chain.
  *
  * A block that the VM's own segment already holds is written in place: nobody else
- * reads that segment before the next cut, and a torn overwrite is what any disk without a flush may
- * leave behind. So a segment's data never exceeds the disk, however often a guest rewrites it.
- * Every other write is appended, data first, then its index record, then the map.
- * Discard and write-zeroes append a ZERO record, keep the block's place in the own
- * segment for its next write, and punch a hole there. So that discarding and writing in
- * turn cannot grow the index for ever, a segment whose index holds
- * BLK_INDEX_RECORDS_MAX(blocks) records ignores further discards (they are hints) and carries
- * out write-zeroes by writing zeroes.
+ * reads that segment before the next cut, and a torn overwrite is what any disk without a
+ * flush may leave behind. So a segment's data never exceeds the disk, however often a
+ * guest rewrites it. Every other write is appended, data first, then its index record,
+ * then the map. Discard and write-zeroes append a ZERO record, keep the block's place in
+ * the own segment for its next write, and punch a hole there. So that discarding and
+ * writing in turn cannot grow the index for ever, a segment whose index holds
+ * BLK_INDEX_RECORDS_MAX(blocks) records ignores further discards (they are hints) and
+ * carries out write-zeroes by writing zeroes.
  *
  * FLUSH: fdatasync of the data, then of the index, of every segment that has something
- * unsynced, also those a cut closed. A driver that did not negotiate FLUSH gets that after every write.
+ * unsynced, also those a cut closed. A driver that did not negotiate FLUSH gets that
+ * after every write.
  *
  * A host error (ENOSPC, EIO, RLIMIT_FSIZE: the process must ignore SIGXFSZ) is
- * VIRTIO_BLK_S_IOERR to the guest and one rate-limited line; the VM goes on, and what was on the
- * disk before stays.
+ * VIRTIO_BLK_S_IOERR to the guest and one rate-limited line; the VM goes on, and what was
+ * on the disk before stays.
  *
- * I/O runs on the thread that rings the doorbell, under dev->lock. After blk_init nothing is
- * allocated. Fork: blk_fork_child() first, then blk_cut() on both sides. A segment that holds nothing at a cut is
- * dropped from the chain, so that forking an idle VM uses nothing up.
+ * I/O runs on the thread that rings the doorbell, under dev->lock. After blk_init nothing
+ * is allocated. Fork: blk_fork_child() first, then blk_cut() on both sides. A segment
+ * that holds nothing at a cut is dropped from the chain, so that forking an idle VM uses
+ * nothing up.
  *
- * System calls: preadv, pwritev, pwrite64, fdatasync, fallocate (punch hole), close.
+ * System calls: preadv, pwritev, pwrite64, fdatasync, fallocate (punch hole), close;
+ * futex (the lock).
  */
 #ifndef PANDO_VMM_BLK_H
 #define PANDO_VMM_BLK_H
@@ -100,11 +103,11 @@ struct virtio_blk_config {
 	uint8_t write_zeroes_may_unmap;
 	uint8_t unused1[3];
 };
-_Static_assert(sizeof(struct virtio_blk_config) == 60, "virtio 1.2, 5.2.4");
+_Static_assert(offsetof(struct virtio_blk_config, unused1) == 57, "virtio 1.2, 5.2.4");
 
 struct blk_segment {
 	int data_fd, index_fd; /* owned; index_fd -1 once cut and synced */
-	bool dirty;            /* written since its last fdatasync */
+	bool dirty;	       /* written since its last fdatasync */
 };
 
 struct blk_stats { /* read without the lock */
@@ -120,17 +123,18 @@ struct blk {
 	int base_fd; /* owned; -1: none, the disk starts as zeroes */
 	uint64_t base_bytes;
 	struct blk_segment segments[BLK_SEGMENTS_MAX];
-	unsigned n_segments;     /* the last one is the own one */
-	uint64_t data_blocks;    /* used in the own segment's data */
-	uint64_t index_records;  /* in its index */
-	uint64_t index_limit;    /* BLK_INDEX_RECORDS_MAX */
+	unsigned n_segments;	/* the last one is the own one */
+	uint64_t data_blocks;	/* used in the own segment's data */
+	uint64_t index_records; /* in its index */
+	uint64_t index_limit;	/* BLK_INDEX_RECORDS_MAX */
 	struct blk_stats stats;
-	struct virtq_chain chain; /* scratch */
+	struct virtq_chain chain;     /* scratch */
 	uint8_t block[SEGMENT_BLOCK]; /* scratch of partial writes */
 };
 
-/* Takes base_fd (-1 for none), seg_data_fd and seg_index_fd over, on success only. The segment's two files
- * must be empty. disk_mib: 1 to BLOCKMAP_DISK_MIB_MAX. */
+/* Takes base_fd (-1 for none), seg_data_fd and seg_index_fd over, on success only. The
+ * segment's two files must be empty, regular and not O_APPEND. disk_mib: 1 to
+ * BLOCKMAP_DISK_MIB_MAX. */
 int blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
 	uint64_t disk_mib, int base_fd, int seg_data_fd, int seg_index_fd, struct err *e);
 /* Closes and unmaps everything. */
@@ -142,8 +146,9 @@ void blk_fork_child(struct blk *blk, struct irq_line irq);
 /* Whether one more cut fits; ask before forking. -EMFILE with a sentence. */
 int blk_can_cut(struct blk *blk, struct err *e);
 /* Both sides of a fork: the own segment ends here and the new, empty files (taken over on
- * success) are the own one. The out parameters (may be NULL) say where it ended: what parent and child
- * share. They are the same on both sides as long as no I/O ran since the fork. Syncs nothing. */
+ * success) are the own one. The out parameters (may be NULL) say where it ended: what
+ * parent and child share. They are the same on both sides as long as no I/O ran since the
+ * fork. Syncs nothing. */
 int blk_cut(struct blk *blk, int new_data_fd, int new_index_fd,
 	uint64_t *ret_index_records, uint64_t *ret_data_bytes, struct err *e);
 

@@ -1,12 +1,12 @@
 /*
- * The block map of a disk: for every 4 KiB block, the segment and the place in it that hold
- * it, or the base image, or zeroes. 8 bytes a block, in an anonymous mapping that
+ * The block map of a disk: for every 4 KiB block, the segment and the place in it that
+ * hold it, or the base image, or zeroes. 8 bytes a block, in an anonymous mapping that
  * costs nothing where nothing was written, and that fork() copies lazily.
  *
- * Also the reader of a disk at rest: blockmap_replay() builds the map from the indexes of a
- * chain (common/segment_wire.h), disk_export() writes the whole as one flat image. pandod and its
- * tools link this file alone (library vmmdisk). Every record is checked: FNV, operation,
- * blocks within the disk, data within the data file.
+ * Also the reader of a disk at rest: blockmap_replay() builds the map from the indexes of
+ * a chain (common/segment_wire.h), disk_export() writes the whole as one flat image.
+ * pandod and its tools link this file alone (library vmmdisk). Every record is checked:
+ * FNV, operation, blocks within the disk, data within the data file.
  */
 #ifndef PANDO_VMM_BLOCKMAP_H
 #define PANDO_VMM_BLOCKMAP_H
@@ -22,9 +22,10 @@
 #define BLOCKMAP_SEGMENTS_MAX 0x7ffeu
 
 /*
- * An entry: bit 63 says that the block reads as zeroes; bits 62-48 are the segment number + 1, 0
- * meaning none; bits 47-0 the place in its data file, in blocks. All zero is the base image. Zero
- * bit and segment together: zeroes, and that place is kept for the next write.
+ * An entry: bit 63 says that the block reads as zeroes; bits 62-48 are the segment number
+ * + 1, 0 meaning none; bits 47-0 the place in its data file, in blocks. All zero is the
+ * base image. Zero bit and segment together: zeroes, and that place is kept for the next
+ * write.
  */
 #define BLOCKMAP_ZERO (1ull << 63)
 #define BLOCKMAP_AT_MASK ((1ull << 48) - 1)
@@ -52,19 +53,19 @@ void blockmap_done(struct blockmap *map);
 
 /* How many blocks from `block` on, at most max, lie one after another in one place;
  * *ret_entry is the first's entry. */
-uint64_t blockmap_run(const struct blockmap *map, uint64_t block, uint64_t max,
-	uint64_t *ret_entry);
+uint64_t blockmap_run(
+	const struct blockmap *map, uint64_t block, uint64_t max, uint64_t *ret_entry);
 
 /* A record with its check filled in, and whether a record's check holds. */
-struct segment_record segment_record_make(enum segment_op op, uint64_t block, uint64_t at,
-	uint32_t count);
+struct segment_record segment_record_make(
+	enum segment_op op, uint64_t block, uint64_t at, uint32_t count);
 bool segment_record_ok(const struct segment_record *r);
 
 /* A disk at rest: segments oldest first. */
 struct disk_segment {
-	const char *data_path;  /* borrowed */
+	const char *data_path;	/* borrowed */
 	const char *index_path; /* borrowed */
-	int64_t records;        /* of the index that count; -1: all of it */
+	int64_t records;	/* of the index that count; -1: all of it */
 };
 
 struct disk_chain {
@@ -73,12 +74,13 @@ struct disk_chain {
 	size_t n_segments;
 };
 
-/* map: from blockmap_init, untouched. A damaged index is -EBADMSG with a sentence that names
- * the file and the record; a torn last record is ignored where records is -1. */
+/* map: from blockmap_init, untouched. A damaged index is -EBADMSG with a sentence that
+ * names the file and the record; a torn last record is ignored where records is -1. */
 int blockmap_replay(struct blockmap *map, const struct disk_chain *chain, struct err *e);
 
-/* The disk as a flat raw image in out_fd (a regular file; grown to disk_mib, zeroes left as holes). */
-int disk_export(const struct disk_chain *chain, uint64_t disk_mib, int out_fd,
-	struct err *e);
+/* The disk as a flat raw image in out_fd (a regular file; grown to disk_mib, zeroes left
+ * as holes). */
+int disk_export(
+	const struct disk_chain *chain, uint64_t disk_mib, int out_fd, struct err *e);
 
 #endif

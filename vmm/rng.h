@@ -1,7 +1,7 @@
 /*
- * virtio-rng (virtio 1.2, 5.4): fills the guest's buffers from getrandom(2), on the thread that
- * rings the doorbell, at most RNG_REQUEST_MAX bytes a request (a shorter answer is
- * allowed; the driver asks again).
+ * virtio-rng (virtio 1.2, 5.4): fills the guest's buffers from getrandom(2), on the
+ * thread that rings the doorbell, at most RNG_REQUEST_MAX bytes a request (a shorter
+ * answer is allowed; the driver asks again).
  *
  * Fork: virtio_dev_fork_child(&rng->dev, irq) is all there is.
  * System calls: getrandom.

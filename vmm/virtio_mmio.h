@@ -2,20 +2,20 @@
  * virtio-mmio, version 2 (virtio 1.2, 4.2): what all our devices share. A device embeds
  * struct virtio_dev as its first member `dev` and supplies a table of verbs.
  *
- * Locking: virtio_mmio_read/write are called by vCPU threads and take dev->lock; verbs run with
- * it held. Work of other threads on a device takes it with virtio_dev_lock().
+ * Locking: virtio_mmio_read/write are called by vCPU threads and take dev->lock; verbs
+ * run with it held. Work of other threads on a device takes it with virtio_dev_lock().
  *
  * A guest that breaks the rules breaks that device: virtio_dev_break() sets
- * DEVICE_NEEDS_RESET, tells the driver by a configuration interrupt, logs one rate-limited
- * line; the device then does nothing until the driver resets it.
+ * DEVICE_NEEDS_RESET, tells the driver by a configuration interrupt, logs one
+ * rate-limited line; the device then does nothing until the driver resets it.
  *
  * Stopping: a device that works through a queue looks at *dev->stop between
  * requests and leaves when it is set, so vCPUs that are asked to stop do so soon even
  * when a guest feeds a queue for ever. virtio_dev_resume() picks up what was left.
  *
  * Fork: all plain memory. In the child, before anything else touches the device,
- * call virtio_dev_fork_child(dev, &irq) (or the device's own *_fork_child, which does it), then, when
- * vCPUs and irq lines are ready, virtio_dev_resume(); the parent calls
+ * call virtio_dev_fork_child(dev, &irq) (or the device's own *_fork_child, which does
+ * it), then, when vCPUs and irq lines are ready, virtio_dev_resume(); the parent calls
  * virtio_dev_resume() as well. No vCPU thread may be inside a device at the fork.
  *
  * x86 hosts only: guest and host are little-endian.
@@ -28,6 +28,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/log.h"
 #include "vmm/irq.h"
 #include "vmm/memory.h"
 #include "vmm/virtqueue.h"
@@ -93,13 +94,16 @@ struct virtio_dev;
 struct virtio_ops {
 	const char *name; /* for the log */
 	uint32_t device_id;
-	uint64_t features; /* beside VERSION_1, EVENT_IDX and INDIRECT_DESC, which all offer */
+	uint64_t features; /* beside VERSION_1, EVENT_IDX and INDIRECT_DESC, which all
+			      offer */
 	unsigned n_queues;
 	uint16_t queue_size[VIRTIO_QUEUES_MAX]; /* powers of two, <= VIRTQ_SIZE_MAX */
-	const void *(*config)(struct virtio_dev *dev, uint32_t *ret_len); /* the device's configuration */
+	const void *(*config)(struct virtio_dev *dev,
+		uint32_t *ret_len); /* the device's configuration */
 	void (*notify)(struct virtio_dev *dev, unsigned queue); /* chains may be there */
-	void (*start)(struct virtio_dev *dev); /* DRIVER_OK was set */
-	void (*reset)(struct virtio_dev *dev); /* the driver resets; queues are already cleared */
+	void (*start)(struct virtio_dev *dev);			/* DRIVER_OK was set */
+	void (*reset)(struct virtio_dev
+			*dev); /* the driver resets; queues are already cleared */
 };
 
 struct virtio_dev {
@@ -115,21 +119,24 @@ struct virtio_dev {
 	uint32_t interrupt_status;
 	uint32_t config_generation;
 	struct virtq queues[VIRTIO_QUEUES_MAX];
-	_Atomic uint64_t doorbells; /* queue notifications so far; read without the lock */
+	struct log_limit log;
+	_Atomic uint64_t
+		doorbells; /* queue notifications so far; read without the lock */
 };
 
 void virtio_dev_init(struct virtio_dev *dev, const struct virtio_ops *ops,
 	const struct guest_mem *mem, struct irq_line irq);
 /* After fork(), in the child: a fresh mutex and the child's own interrupt line. */
 void virtio_dev_fork_child(struct virtio_dev *dev, struct irq_line irq);
-/* vCPUs are about to run again: raises a pending interrupt once more and looks at every queue. */
+/* vCPUs are about to run again: raises a pending interrupt once more and looks at every
+ * queue. */
 void virtio_dev_resume(struct virtio_dev *dev);
 
 /* A guest's access at offset (0..VIRTIO_MMIO_SIZE) of len bytes. Registers are 32 bits,
  * aligned; any other access there reads as zeroes and writes nothing. */
 void virtio_mmio_read(struct virtio_dev *dev, uint64_t offset, void *data, unsigned len);
-void virtio_mmio_write(struct virtio_dev *dev, uint64_t offset, const void *data,
-	unsigned len);
+void virtio_mmio_write(
+	struct virtio_dev *dev, uint64_t offset, const void *data, unsigned len);
 
 /* For devices and their helpers. */
 void virtio_dev_lock(struct virtio_dev *dev);
@@ -137,8 +144,8 @@ void virtio_dev_unlock(struct virtio_dev *dev);
 /* DRIVER_OK and not broken. */
 bool virtio_dev_running(const struct virtio_dev *dev);
 bool virtio_dev_stopping(const struct virtio_dev *dev);
-/* Interrupts the driver if it wants to hear about what was pushed on queue i. */
-void virtio_dev_interrupt(struct virtio_dev *dev, unsigned i);
+/* One interrupt if the driver wants to hear about what was pushed on any queue. */
+void virtio_dev_interrupt(struct virtio_dev *dev);
 /* why is logged; a literal or a queue's `why`, never guest text. */
 void virtio_dev_break(struct virtio_dev *dev, const char *why);
 

@@ -3,11 +3,12 @@
  * which a guest's addresses, lengths, indices and descriptor chains enter this process.
  *
  * A descriptor is copied once, the copy is checked, the copy is used. What the device
- * knows of the rings (how far it has read, how far it has written) it keeps here and never
- * reads back. A chain is at most the queue's size long, so a loop ends; an indirect table
- * is at most that long too and holds no other table; every buffer lies whole in RAM, is
- * not empty, and the writable ones come last. Anything else makes the call return
- * -EBADMSG with q->why saying what was wrong; the caller breaks the device (virtio_dev_break).
+ * knows of the rings (how far it has read, how far it has written) it keeps here and
+ * never reads back. A chain is at most the queue's size long, so a loop ends; an indirect
+ * table is at most that long too and holds no other table; every buffer lies whole in
+ * RAM, is not empty, and the writable ones come last. Anything else makes the call return
+ * -EBADMSG with q->why saying what was wrong; the caller breaks the device
+ * (virtio_dev_break).
  *
  * Not thread safe: the device's lock is held (vmm/virtio_mmio.h). Plain memory without
  * pointers into itself, so fork() copies a queue as it is.
@@ -28,7 +29,6 @@
 #define VIRTQ_DESC_F_WRITE 2u
 #define VIRTQ_DESC_F_INDIRECT 4u
 #define VIRTQ_AVAIL_F_NO_INTERRUPT 1u
-#define VIRTQ_USED_F_NO_NOTIFY 1u
 
 /* As it lies in guest memory (2.7.5). */
 struct virtq_desc {
@@ -53,7 +53,7 @@ struct virtq {
 	uint16_t next_avail; /* chains taken */
 	uint16_t next_used;  /* chains given back */
 	uint16_t signalled;  /* next_used when the driver was last interrupted */
-	bool signalled_valid;
+	bool was_signalled;
 	const char *why; /* weak: what was wrong, after -EBADMSG */
 };
 
@@ -69,8 +69,9 @@ struct virtq_cursor {
  * hands, so copy out what is decided upon and let only bulk data flow through them. */
 struct virtq_chain {
 	uint16_t head;
-	unsigned n_out, n_in;        /* readable, then writable, in iov */
-	uint64_t out_bytes, in_bytes; /* at most VIRTQ_SIZE_MAX * 4 GiB: cannot overflow */
+	unsigned n_out, n_in; /* readable, then writable, in iov */
+	uint64_t out_bytes,
+		in_bytes; /* at most VIRTQ_SIZE_MAX * 4 GiB: cannot overflow */
 	struct iovec iov[VIRTQ_SIZE_MAX];
 };
 
@@ -86,17 +87,17 @@ int virtq_pop(struct virtq *q, const struct guest_mem *m, struct virtq_chain *re
 /* Puts the chains taken last back, n of them (nothing of them was pushed). */
 void virtq_unpop(struct virtq *q, unsigned n);
 /* Gives a chain back; written: bytes at the start of its writable part that are new. */
-int virtq_push(struct virtq *q, const struct guest_mem *m, uint16_t head,
-	uint32_t written);
+int virtq_push(
+	struct virtq *q, const struct guest_mem *m, uint16_t head, uint32_t written);
 
 /* Whether the driver wants an interrupt for what was pushed since it last got one; the
  * answer yes counts as giving it. */
 bool virtq_should_interrupt(struct virtq *q, const struct guest_mem *m);
 
-/* Asks the driver to notify (or not to bother) about new chains. arm returns 1 when chains
- * are there already, which nobody will announce; 0; -EBADMSG. */
+/* Asks the driver to notify about the next chain it adds. 1: chains are there already,
+ * which nobody will announce; 0; -EBADMSG. With EVENT_IDX, a driver that was not
+ * asked does not notify; without, it always does. */
 int virtq_arm_notify(struct virtq *q, const struct guest_mem *m);
-void virtq_disarm_notify(struct virtq *q, const struct guest_mem *m);
 
 /* The driver's index, i.e. chains it has supplied in all, modulo 65536. -EBADMSG. */
 int virtq_avail_index(struct virtq *q, const struct guest_mem *m);
@@ -109,7 +110,7 @@ size_t virtq_copy_to(struct virtq_cursor *c, const void *src, size_t len);
 size_t virtq_zero(struct virtq_cursor *c, size_t len);
 size_t virtq_skip(struct virtq_cursor *c, size_t len);
 /* Up to len bytes as at most max iovecs, advancing; *n is set; returns the bytes. */
-size_t virtq_slice(struct virtq_cursor *c, size_t len, struct iovec *iov, unsigned max,
-	unsigned *n);
+size_t virtq_slice(
+	struct virtq_cursor *c, size_t len, struct iovec *iov, unsigned max, unsigned *n);
 
 #endif

@@ -2,39 +2,41 @@
  * virtio-vsock (virtio 1.2, 5.10), all of it here: no vhost, no kernel vsock on the host.
  *
  * On the host there is one listening Unix stream socket a VM. A client connects, sends
- * "CONNECT <port>\n" and reads "OK <host port>\n"; from then on the bytes of the two sides
- * are joined, each direction with its own end (shutdown is passed on both ways). What
- * cannot be is answered by "ERR <sentence>\n" and a close: nobody listens on that port in
- * the guest, too many connections, a bad line, no driver. The line is at most VSOCK_LINE_MAX
- * bytes and comes within VSOCK_CONNECT_MS; the guest answers within the same time.
- * Connections that the guest opens (to host CID 2, or anywhere) are refused with RST: nobody listens on
- * this side.
+ * "CONNECT <port>\n" and reads "OK <host port>\n"; from then on the bytes of the two
+ * sides are joined, each direction with its own end (shutdown is passed on both ways).
+ * What cannot be is answered by "ERR <sentence>\n" and a close: nobody listens on that
+ * port in the guest, too many connections, a bad line, no driver. The line is at most
+ * VSOCK_LINE_MAX bytes and comes within VSOCK_CONNECT_MS; the guest answers within the
+ * same time. Connections that the guest opens (to host CID 2, or anywhere) are refused
+ * with RST: nobody listens on this side.
  *
  * Flow: data from the host is read straight into the guest's receive buffers, as far as
- * the guest's credit goes; what is not read waits in the socket. Data from the guest is written
- * straight to the socket; what a slow reader does not take waits in the connection's ring of
- * VSOCK_BUF_BYTES, which is also all the credit the guest gets: one that sends more
- * gets RST. Nothing is lost and nothing blocks. Nothing is allocated after vsock_init: VSOCK_CONNS_MAX
- * connections, their rings in one lazily touched mapping that is given back when a ring was used and
- * its connection ends.
+ * the guest's credit goes; what is not read waits in the socket. Data from the guest is
+ * written straight to the socket; what a slow reader does not take waits in the
+ * connection's ring of VSOCK_BUF_BYTES, which is also all the credit the guest gets: one
+ * that sends more gets RST. Nothing is lost and nothing blocks. Nothing is allocated
+ * after vsock_init: VSOCK_CONNS_MAX connections, their rings in one lazily touched
+ * mapping that is given back when a ring was used and its connection ends.
  *
  * Threads: the main thread owns it. A doorbell on a vCPU thread only writes kick_fd (an
- * eventfd, borrowed) under dev->lock; the main loop, seeing it readable, reads it and calls
- * vsock_kick(). With kick_fd -1 the doorbell does the work itself. Every function here
- * takes dev->lock.
+ * eventfd, borrowed) under dev->lock; the main loop, seeing it readable, reads it and
+ * calls vsock_kick(). With kick_fd -1 the doorbell does the work itself. Every function
+ * here takes dev->lock.
  *
  * The main loop: it owns the epoll descriptor and gives struct vsock_loop. Tokens that
- * come from here have VSOCK_TOKEN set, all others must have it clear; an event with such a
- * token goes to vsock_handle_event(). Level-triggered. Before waiting, ask vsock_timeout_ms();
- * after waiting, call vsock_tick().
+ * come from here have VSOCK_TOKEN set, all others must have it clear; an event with such
+ * a token goes to vsock_handle_event(). Level-triggered. Before waiting, ask
+ * vsock_timeout_ms(); after waiting, call vsock_tick().
  *
- * Fork: the parent's connections go on. The child calls vsock_reset_child(): it closes its copies of
- * the connections without touching guest memory or the parent's epoll set, and
- * takes its own listener and loop. virtio_dev_resume() later sends the driver a transport reset;
- * new connections wait until the driver has taken it (or VSOCK_RESET_MS passed).
+ * Fork: the parent's connections go on. The child calls vsock_reset_child(): it closes
+ * its copies of the connections without touching guest memory or the parent's epoll set,
+ * and takes its own listener and loop. virtio_dev_resume() later sends the driver a
+ * transport reset; new connections wait until the driver has taken it (or VSOCK_RESET_MS
+ * passed).
  *
- * System calls: accept4, recvfrom, sendto, readv, sendmsg, shutdown, close, madvise, write (kick_fd),
- * clock_gettime, and what the loop's verbs use (epoll_ctl).
+ * System calls: accept4, recvfrom, sendto, readv, sendmsg, shutdown, close, madvise,
+ * write (kick_fd), fcntl (the child's listener), clock_gettime, futex, and what the
+ * loop's verbs use (epoll_ctl).
  */
 #ifndef PANDO_VMM_VSOCK_H
 #define PANDO_VMM_VSOCK_H
@@ -49,6 +51,7 @@
 #define VSOCK_LINGER_MS 8000
 #define VSOCK_RESET_MS 1000
 #define VSOCK_RSTS_MAX 256 /* refusals that wait for a receive buffer */
+#define VSOCK_BATCH 512	   /* packets each way before the main loop gets its turn again */
 
 #define VSOCK_HOST_CID 2
 #define VSOCK_TOKEN (1ull << 63)
@@ -100,21 +103,22 @@ struct vsock {
 	int listen_fd; /* owned; -1: none */
 	int kick_fd;   /* borrowed; -1: work on the doorbell's thread */
 	struct vsock_loop loop;
+	bool has_loop;
+	bool kicked;	/* kick_fd was written and vsock_kick has not come yet */
+	bool listening; /* listen_fd is in the loop */
 	struct vsock_conn *conns; /* owned, mapped, VSOCK_CONNS_MAX */
 	uint8_t *rings;		  /* owned, mapped, VSOCK_CONNS_MAX * VSOCK_BUF_BYTES */
+	uint16_t n_touched;	  /* slots ever used: the first ones */
 	uint16_t free_head;	  /* lists by index + 1; 0 ends */
-	uint16_t ready_head, ready_tail;
-	uint32_t n_open;
-	_Atomic uint32_t connections; /* open now; read without the lock */
-	bool listening;		      /* registered with the loop */
-	bool rx_disarmed;
+	uint16_t ready_head, ready_tail; /* have something for the guest */
+	_Atomic uint32_t connections;	 /* open now; read without the lock */
 	enum { VSOCK_RUNNING, VSOCK_RESET_DUE, VSOCK_RESET_SENT } reset_state;
-	uint16_t reset_avail;	  /* the driver's event index when the reset was sent */
-	uint64_t reset_deadline_ns;
-	uint64_t deadline_ns; /* not later than the earliest of all connections'; 0: none */
-	struct vsock_hdr rsts[VSOCK_RSTS_MAX];
+	uint16_t reset_avail; /* the driver's event index when the reset was sent */
+	uint64_t deadline_ns; /* not later than the earliest of all; 0: none */
+	uint64_t reset_deadline_ns, listen_deadline_ns;
+	struct vsock_hdr rsts[VSOCK_RSTS_MAX]; /* for what is no connection; a ring */
 	uint16_t rst_first, rst_count;
-	struct virtq_chain rx_chain, tx_chain; /* scratch */
+	struct virtq_chain chain; /* scratch */
 };
 
 /* listen_fd (non-blocking is set here) is taken over on success; kick_fd and the loop's
@@ -130,8 +134,9 @@ void vsock_handle_event(struct vsock *vs, uint64_t token, uint32_t events);
 int vsock_timeout_ms(struct vsock *vs);
 void vsock_tick(struct vsock *vs);
 
-/* After fork(), in the child; see the top. listen_fd may be -1 (a parked child: its own children get
- * theirs). loop NULL keeps the child out of any loop until the next vsock_reset_child. */
+/* After fork(), in the child; see the top. listen_fd may be -1 (a parked child: its own
+ * children get theirs). loop NULL keeps the child out of any loop until the next
+ * vsock_reset_child. */
 int vsock_reset_child(struct vsock *vs, struct irq_line irq, int listen_fd, int kick_fd,
 	const struct vsock_loop *loop, struct err *e);
 
