@@ -48,3 +48,15 @@ install: all
 		if [ -x $(B)/$$f ]; then mode=755; else mode=644; fi; \
 		install -D -m $$mode $(B)/$$f $(DESTDIR)$(PREFIX)/$$f; done
 	@echo "installed in $(DESTDIR)$(PREFIX)"
+
+# The small guest: freestanding, simple instructions, packed as a bzImage.
+GUEST_CFLAGS := -std=gnu11 -O1 -ffreestanding -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only -fno-stack-protector \
+	-fno-asynchronous-unwind-tables -fcf-protection=none -mcmodel=small $(WARNINGS)
+TINY := $(B)/tests/guest/tiny
+$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/tiny.ld
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.start.o tests/kvm/guest/start.S
+	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.c.o tests/kvm/guest/tiny.c
+	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o
+	$(OBJCOPY) -O binary $@.elf $@
+OBJCOPY ?= objcopy

@@ -1,0 +1,118 @@
+/*
+ * What stands in pandod's place in the KVM tests and benchmarks: starts the shipped
+ * pando-vmm, boots and forks VMs through common/vmm_wire.h, reads their console rings.
+ * Everything is the VMM's real interface.
+ *
+ * A struct driver is a temporary folder and the VMs in it; driver_done() kills what is
+ * left and removes it. Calls return 0 or a negative errno with a sentence. One thread.
+ */
+#ifndef PANDO_TESTS_KVM_DRIVER_H
+#define PANDO_TESTS_KVM_DRIVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/err.h"
+#include "common/vmm_wire.h"
+#include "vmm/console.h"
+
+#define DRIVER_VMS_MAX 256
+
+struct vm {
+	struct driver *driver; /* weak */
+	char name[VMM_NAME_MAX];
+	char folder[160];
+	bool used;
+	bool own_process; /* started by us, not forked by a VMM: we can wait for it */
+	pid_t pid;	  /* from SO_PEERCRED for a fork */
+	int pidfd;	  /* owned */
+	int status;	  /* of waitpid, once it ended (own_process only) */
+	int control;	  /* owned; -1 after driver_drop_control */
+	const struct console_hdr *console; /* owned mapping of CONSOLE_FILE_BYTES */
+	uint64_t console_read;
+	unsigned segments; /* files made so far */
+	uint8_t generation[16];
+	uint64_t seq;
+	/* What came unasked. */
+	bool got_started, got_exiting, closed;
+	struct vmm_started started;
+	struct vmm_exiting exiting;
+};
+
+struct driver {
+	char folder[128];
+	char vmm_path[4096], guest_path[4096];
+	struct vm vms[DRIVER_VMS_MAX];
+	uint64_t next_generation;
+};
+
+struct boot {
+	const char *cmdline;
+	const char *kernel; /* NULL: the small guest */
+	const char *base;   /* NULL: none */
+	uint64_t mem_mib;   /* 0: 16 */
+	uint64_t disk_mib;  /* 0: 16 */
+	uint32_t vcpus;	    /* 0: 1 */
+};
+
+/* Whether this host has a /dev/kvm that we may open; else why not. */
+bool driver_has_kvm(char why[static 160]);
+
+int driver_init(struct driver *d, struct err *e);
+void driver_done(struct driver *d);
+
+/* Starts pando-vmm, without a boot message. */
+int driver_start(struct driver *d, const char *name, struct vm **ret, struct err *e);
+/* Sends VMM_BOOT; the answer is VMM_STARTED (driver_wait_started). */
+int driver_send_boot(struct vm *vm, const struct boot *boot, struct err *e);
+/* Starts, boots and waits until it runs. */
+int driver_boot(struct driver *d, const char *name, const struct boot *boot,
+	struct vm **ret, struct err *e);
+int driver_wait_started(struct vm *vm, int timeout_ms, struct err *e);
+
+/* Forks. Returns once the parent has answered; the child's VMM_STARTED is waited for
+ * unless no_wait. */
+#define DRIVER_PARK 1u
+#define DRIVER_NO_WAIT 2u
+int driver_fork(struct vm *parent, const char *name, unsigned flags,
+	struct vm **ret_child, struct vmm_forked *ret, struct err *e);
+
+/* A request of a header alone; waits for the answer of the type (VMM_DONE or
+ * VMM_STATS_ANSWER). */
+int driver_request(struct vm *vm, uint16_t type, void *ret_answer, size_t answer_len,
+	uint16_t answer_type, int timeout_ms, struct err *e);
+int driver_stats(struct vm *vm, struct vmm_stats_answer *ret, struct err *e);
+/* Raw bytes with descriptors on the control socket. */
+int driver_send_raw(
+	struct vm *vm, const void *buf, size_t len, const int *fds, size_t n_fds);
+
+/* Looks for what came unasked; 0 when something came, -ETIMEDOUT. */
+int driver_pump(struct vm *vm, int timeout_ms);
+/* Waits until the process is gone. */
+int driver_wait_gone(struct vm *vm, int timeout_ms, struct err *e);
+bool driver_alive(const struct vm *vm);
+
+/* Closes our control socket, and finds the VMM again through its listener. */
+void driver_drop_control(struct vm *vm);
+int driver_adopt(struct vm *vm, int timeout_ms, struct err *e);
+
+/* The console: all that was written so far, at most cap - 1 of the newest bytes,
+ * terminated. */
+size_t driver_console(const struct vm *vm, char *dst, size_t cap);
+/* Waits for text behind what was waited for before; the line that holds it is copied to
+ * line (may be NULL). */
+int driver_expect(struct vm *vm, const char *text, int timeout_ms, char *line, size_t cap,
+	struct err *e);
+uint64_t driver_console_written(const struct vm *vm);
+/* The number behind "key=" in a line; UINT64_MAX when absent. */
+uint64_t driver_number(const char *line, const char *key);
+
+/* Kills and forgets one VM. */
+void driver_kill(struct vm *vm);
+/* Path of a file of the VM: "vmm.log", "console", "vsock.sock", "segment.<n>.data", … */
+const char *driver_path(const struct vm *vm, const char *file, char dst[static 256]);
+const char *driver_log(const struct vm *vm, char *dst, size_t cap);
+
+#endif

@@ -1,0 +1,816 @@
+/*
+ * The small guest of the KVM tests and benchmarks: no operating system, no interrupts (it
+ * polls), simple instructions only, so that it also runs where KVM emulates guest code
+ * instruction by instruction. Command line:
+ *
+ *   mode=hello      says "hello" and stops in HLT
+ *   mode=work       counts; notices each change of the VM generation id, checks its
+ * memory and says "fork n=… counter=… gap=… memory=ok|BAD cpu1=… history=…" dirty=N pages
+ * written before "ready" (and once more after each fork with redirty=1) cpus=2        the
+ * second CPU counts too disk=1        also checks the disk at each change:
+ * "disk=ok|BAD|TIMEOUT|none" tick=N        says "tick <counter>" every N rounds mode=disk
+ * a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz       seed=N
+ * rounds=N: random bytes into every register, ring and descriptor, then "fuzz done"
+ *   mode=triple     a fault without any handler
+ *   mode=off        powers off; mode=reset asks for a reset
+ */
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+#define VIRTIO 0xd0000000ul
+#define VIRTIO_STRIDE 0x1000ul
+#define BLK 0
+#define RNG 2
+#define GENERATION 0xff000ul
+#define COM1 0x3f8
+#define SLEEP_CONTROL 0x604
+#define RESET 0x606
+#define LAPIC 0xfee00000ul
+#define IOAPIC 0xfec00000ul
+#define PAGE 4096
+#define DIRTY_BASE 0x400000ul /* 4 MiB and up: nobody else's */
+#define FUZZ_BASE \
+	0x800000ul /* 8 MiB … 12 MiB: what a fuzzed device may hit without ending the \
+		      guest */
+#define FUZZ_LEN 0x400000ul
+
+void guest_main(const u8 *zero_page);
+void ap_main(void);
+void *memset(void *p, int c, u64 n);
+void *memcpy(void *d, const void *s, u64 n);
+extern const u8 trampoline[], trampoline_end[];
+
+void *
+memset(void *p, int c, u64 n)
+{
+	for (u64 i = 0; i < n; i++)
+		((volatile u8 *)p)[i] = (u8)c;
+	return p;
+}
+
+void *
+memcpy(void *d, const void *s, u64 n)
+{
+	for (u64 i = 0; i < n; i++)
+		((volatile u8 *)d)[i] = ((const u8 *)s)[i];
+	return d;
+}
+
+static void
+outb(u16 port, u8 v)
+{
+	__asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port) : "memory");
+}
+
+static u8
+inb(u16 port)
+{
+	u8 v;
+
+	__asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port) : "memory");
+	return v;
+}
+
+static u32
+inl(u16 port)
+{
+	u32 v;
+
+	__asm__ volatile("inl %1, %0" : "=a"(v) : "Nd"(port) : "memory");
+	return v;
+}
+
+static u64
+rdtsc(void)
+{
+	u32 low, high;
+
+	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+	return (u64)high << 32 | low;
+}
+
+static void
+barrier(void)
+{
+	__asm__ volatile("" : : : "memory");
+}
+
+static u32
+read32(u64 at)
+{
+	return *(volatile u32 *)at;
+}
+
+static void
+write32(u64 at, u32 v)
+{
+	*(volatile u32 *)at = v;
+}
+
+static void
+halt(void)
+{
+	for (;;)
+		__asm__ volatile("cli; hlt");
+}
+
+/* ---- saying ---- */
+
+static void
+say(const char *s)
+{
+	for (; *s; s++)
+		outb(COM1, (u8)*s);
+}
+
+static void
+say_u64(u64 v)
+{
+	char buf[24];
+	u32 n = 0;
+
+	do
+		buf[n++] = (char)('0' + v % 10);
+	while (v /= 10);
+	while (n)
+		outb(COM1, (u8)buf[--n]);
+}
+
+static void
+say_hex(u64 v)
+{
+	for (int i = 60; i >= 0; i -= 4)
+		outb(COM1, (u8) "0123456789abcdef"[v >> i & 15]);
+}
+
+/* ---- the command line ---- */
+
+static const char *cmdline;
+
+static const char *
+option(const char *key)
+{
+	for (const char *p = cmdline; *p;) {
+		const char *k = key;
+
+		while (*p == ' ')
+			p++;
+		while (*k && *p == *k) {
+			p++;
+			k++;
+		}
+		if (!*k && *p == '=')
+			return p + 1;
+		while (*p && *p != ' ')
+			p++;
+	}
+	return "";
+}
+
+static u64
+option_u64(const char *key, u64 otherwise)
+{
+	const char *p = option(key);
+	u64 v = 0;
+
+	if (*p < '0' || *p > '9')
+		return otherwise;
+	for (; *p >= '0' && *p <= '9'; p++)
+		v = v * 10 + (u64)(*p - '0');
+	return v;
+}
+
+static int
+option_is(const char *key, const char *value)
+{
+	const char *p = option(key);
+
+	for (; *value; p++, value++)
+		if (*p != *value)
+			return 0;
+	return !*p || *p == ' ';
+}
+
+/* ---- chance ---- */
+
+static u64 random_state;
+
+static u64
+chance(void)
+{
+	random_state ^= random_state << 13;
+	random_state ^= random_state >> 7;
+	random_state ^= random_state << 17;
+	return random_state * 0x2545f4914f6cdd1dul >> 8;
+}
+
+static u64
+below(u64 n)
+{
+	return chance() % n;
+}
+
+/* ---- virtio: registers by the offsets of virtio 1.2, 4.2.2 ---- */
+
+struct desc {
+	u64 addr;
+	u32 len;
+	u16 flags, next;
+};
+
+struct queue {
+	_Alignas(PAGE) struct desc desc[256];
+	_Alignas(PAGE) struct {
+		u16 flags, idx, ring[256], event;
+	} avail;
+	_Alignas(PAGE) struct {
+		u16 flags, idx;
+		struct {
+			u32 id, len;
+		} ring[256];
+		u16 event;
+	} used;
+};
+
+static struct queue queues[3];
+
+static u64
+reg(u32 dev, u32 offset)
+{
+	return VIRTIO + dev * VIRTIO_STRIDE + offset;
+}
+
+/* Brings a device up with its queues of `size`; 0 when it takes our features. */
+static int
+bring_up(u32 dev, u32 n_queues, u32 size, u32 features_low)
+{
+	write32(reg(dev, 0x070), 0);
+	write32(reg(dev, 0x070), 1 | 2);
+	write32(reg(dev, 0x024), 0);
+	write32(reg(dev, 0x020), features_low);
+	write32(reg(dev, 0x024), 1);
+	write32(reg(dev, 0x020), 1); /* VERSION_1 */
+	write32(reg(dev, 0x070), 1 | 2 | 8);
+	if (!(read32(reg(dev, 0x070)) & 8))
+		return -1;
+	for (u32 i = 0; i < n_queues; i++) {
+		struct queue *q = &queues[i];
+
+		memset(q, 0, sizeof(*q));
+		write32(reg(dev, 0x030), i);
+		write32(reg(dev, 0x038), size);
+		write32(reg(dev, 0x080), (u32)(u64)q->desc);
+		write32(reg(dev, 0x084), 0);
+		write32(reg(dev, 0x090), (u32)(u64)&q->avail);
+		write32(reg(dev, 0x094), 0);
+		write32(reg(dev, 0x0a0), (u32)(u64)&q->used);
+		write32(reg(dev, 0x0a4), 0);
+		write32(reg(dev, 0x044), 1);
+	}
+	write32(reg(dev, 0x070), 1 | 2 | 8 | 4);
+	return 0;
+}
+
+/* One block request; 0 good, 1 I/O error, 2 unsupported, 255 never answered. */
+static u32
+blk(u32 type, u64 sector, void *data, u32 len)
+{
+	static struct {
+		u32 type, reserved;
+		u64 sector;
+	} header;
+	static volatile u8 status;
+	struct queue *q = &queues[0];
+	u16 before = *(volatile u16 *)&q->used.idx;
+	u32 n = 0;
+
+	header.type = type;
+	header.sector = sector;
+	status = 255;
+	q->desc[n] = (struct desc){(u64)&header, 16, 1, 1};
+	n++;
+	if (len) {
+		q->desc[n] = (struct desc){
+			(u64)data, len, (u16)(1 | (type == 0 || type == 8 ? 2 : 0)), 2};
+		n++;
+	}
+	q->desc[n] = (struct desc){(u64)&status, 1, 2, 0};
+	q->avail.ring[q->avail.idx % 8] = 0;
+	barrier();
+	q->avail.idx++;
+	barrier();
+	write32(reg(BLK, 0x050), 0);
+	for (u64 patience = 0; patience < 20000000; patience++)
+		if (*(volatile u16 *)&q->used.idx != before)
+			return status;
+	return 255;
+}
+
+static _Alignas(PAGE) u8 block[PAGE], block2[PAGE];
+
+static void
+pattern(u8 *p, u64 key)
+{
+	for (u64 i = 0; i < PAGE / 8; i++)
+		((volatile u64 *)p)[i] = key * 0x9e3779b97f4a7c15ul + i;
+}
+
+static int
+has_pattern(const u8 *p, u64 key)
+{
+	for (u64 i = 0; i < PAGE / 8; i++)
+		if (((const volatile u64 *)p)[i] != key * 0x9e3779b97f4a7c15ul + i)
+			return 0;
+	return 1;
+}
+
+static void
+disk_failed(const char *what, u64 number)
+{
+	say("disk BAD: ");
+	say(what);
+	say(" ");
+	say_u64(number);
+	say("\n");
+	halt();
+}
+
+static void
+mode_disk(void)
+{
+	u64 sectors;
+	u32 r;
+
+	if (read32(reg(BLK, 0)) != 0x74726976 || read32(reg(BLK, 4)) != 2 ||
+		read32(reg(BLK, 8)) != 2)
+		disk_failed("no virtio-blk device", read32(reg(BLK, 8)));
+	if (bring_up(BLK, 1, 8, 1u << 9 | 1u << 13 | 1u << 14))
+		disk_failed("features refused", 0);
+	sectors = read32(reg(BLK, 0x100)) | (u64)read32(reg(BLK, 0x104)) << 32;
+	/* what nobody wrote is zero */
+	memset(block, 0xaa, PAGE);
+	r = blk(0, 8, block, PAGE);
+	for (u32 i = 0; r == 0 && i < PAGE; i++)
+		if (block[i])
+			disk_failed("a block nobody wrote is not zero, byte", i);
+	for (u64 n = 0; r == 0 && n < 16; n++) {
+		pattern(block, n + 1);
+		r = blk(1, n * 8 * 7, block, PAGE);
+	}
+	if (r == 0)
+		r = blk(4, 0, 0, 0); /* flush */
+	for (u64 n = 0; r == 0 && n < 16; n++) {
+		memset(block, 0, PAGE);
+		r = blk(0, n * 8 * 7, block, PAGE);
+		if (r == 0 && !has_pattern(block, n + 1))
+			disk_failed("a block reads back differently", n);
+	}
+	if (r)
+		disk_failed("a plain request answers", r);
+	/* one sector in the middle of a block */
+	memset(block2, 0x5a, 512);
+	r = blk(1, 3, block2, 512);
+	if (r == 0)
+		r = blk(0, 0, block, PAGE);
+	if (r || block[3 * 512] != 0x5a || block[4 * 512 - 1] != 0x5a ||
+		*(u64 *)block != 0x9e3779b97f4a7c15ul ||
+		*(u64 *)(block + 2048) != 0x9e3779b97f4a7c15ul + 256)
+		disk_failed("a partial block, answer", r);
+	/* discard and write-zeroes */
+	for (u32 type = 11; type <= 13; type += 2) {
+		struct {
+			u64 sector;
+			u32 sectors, flags;
+		} range = {7 * 8 * (type - 10), 8, 0};
+
+		r = blk(type, 0, &range, 16);
+		if (r == 0)
+			r = blk(0, range.sector, block, PAGE);
+		if (r)
+			disk_failed("zeroing request of type", type);
+		for (u32 i = 0; i < PAGE; i++)
+			if (block[i])
+				disk_failed("a zeroed block is not zero, type", type);
+	}
+	/* the last block is there, the one behind it is not */
+	r = blk(0, sectors - 8, block, PAGE);
+	if (r)
+		disk_failed("the last block answers", r);
+	r = blk(0, sectors, block, PAGE);
+	if (r != 1)
+		disk_failed("a read past the end answers", r);
+	r = blk(1, sectors - 4, block, PAGE);
+	if (r != 1)
+		disk_failed("a write across the end answers", r);
+	r = blk(99, 0, block, 512);
+	if (r != 2)
+		disk_failed("an unknown request answers", r);
+	say("disk ok\n");
+	halt();
+}
+
+/* ---- work ---- */
+
+#define HISTORY_MAX 64
+#define LEDGER_PAGES 16
+
+static u64 history[HISTORY_MAX]; /* first halves of the generation ids that were seen, in
+				    order */
+static u32 n_history;
+static u64 generation[2];
+static volatile u64 counter, ap_counter;
+static volatile u32 ap_up;
+static _Alignas(PAGE) u8
+	ledger[LEDGER_PAGES][PAGE]; /* filled with a pattern of the newest generation */
+
+static int
+generation_changed(void)
+{
+	u64 a = *(volatile u64 *)GENERATION, b = *(volatile u64 *)(GENERATION + 8);
+
+	if (a == generation[0] && b == generation[1])
+		return 0;
+	generation[0] = a;
+	generation[1] = b;
+	return 1;
+}
+
+static const char *
+disk_round(void)
+{
+	u32 r;
+
+	/* Block i holds what was written in generation i of this machine's own history,
+	 * no other's. */
+	for (u32 i = 0; i + 1 < n_history; i++) {
+		r = blk(0, i * 8, block, PAGE);
+		if (r)
+			return r == 255 ? "TIMEOUT" : "ERROR";
+		if (!has_pattern(block, history[i]))
+			return "BAD";
+	}
+	pattern(block, history[n_history - 1]);
+	r = blk(1, (n_history - 1) * 8, block, PAGE);
+	if (r == 0)
+		r = blk(4, 0, 0, 0);
+	if (r)
+		return r == 255 ? "TIMEOUT" : "ERROR";
+	memset(block2, 0, PAGE);
+	r = blk(0, (n_history - 1) * 8, block2, PAGE);
+	if (r)
+		return r == 255 ? "TIMEOUT" : "ERROR";
+	return has_pattern(block2, history[n_history - 1]) ? "ok" : "BAD";
+}
+
+static int
+ledger_is_ours(void)
+{
+	for (u32 i = 0; i < LEDGER_PAGES; i++)
+		if (!has_pattern(ledger[i], history[n_history - 1] + i))
+			return 0;
+	return 1;
+}
+
+static void
+ledger_write(void)
+{
+	for (u32 i = 0; i < LEDGER_PAGES; i++)
+		pattern(ledger[i], history[n_history - 1] + i);
+}
+
+static void
+dirty(u64 pages, u64 value)
+{
+	for (u64 i = 0; i < pages; i++)
+		*(volatile u64 *)(DIRTY_BASE + i * PAGE) = value;
+}
+
+static void
+start_second_cpu(void)
+{
+	memcpy((void *)0x8000, trampoline, (u64)(trampoline_end - trampoline));
+	write32(LAPIC + 0x0f0, read32(LAPIC + 0x0f0) | 0x100); /* software enable */
+	write32(LAPIC + 0x310, 1u << 24);
+	write32(LAPIC + 0x300, 0x4500); /* INIT */
+	write32(LAPIC + 0x310, 1u << 24);
+	write32(LAPIC + 0x300, 0x4608); /* start-up, page 8 */
+	for (u64 patience = 0; patience < 20000000 && !ap_up; patience++)
+		barrier();
+	say(ap_up ? "cpu1 up\n" : "cpu1 DOWN\n");
+}
+
+void
+ap_main(void)
+{
+	ap_up = 1;
+	for (;;)
+		ap_counter++;
+}
+
+static void
+mode_work(void)
+{
+	u64 dirty_pages = option_u64("dirty", 0), tick = option_u64("tick", 0),
+	    ap_before = 0;
+	int disk = option_is("disk", "1"), cpus = option_is("cpus", "2"),
+	    redirty = option_is("redirty", "1");
+	u64 last, gap = 0;
+
+	if (cpus)
+		start_second_cpu();
+	if (disk && bring_up(BLK, 1, 8, 1u << 9))
+		say("disk features refused\n");
+	generation_changed();
+	history[n_history++] = generation[0];
+	ledger_write();
+	dirty(dirty_pages, 1);
+	if (disk) {
+		say("disk ");
+		say(disk_round());
+		say("\n");
+	}
+	say("ready\n");
+	last = rdtsc();
+	for (;;) {
+		u64 now = rdtsc();
+
+		if (now - last > gap)
+			gap = now - last;
+		last = now;
+		counter++;
+		if (generation_changed()) {
+			int good;
+
+			outb(COM1, '!'); /* the first thing a watcher sees */
+			write32(reg(RNG, 0x050), 0);
+			good = ledger_is_ours();
+			if (n_history < HISTORY_MAX)
+				history[n_history++] = generation[0];
+			ledger_write();
+			if (redirty)
+				dirty(dirty_pages, n_history);
+			say("fork n=");
+			say_u64(n_history);
+			say(" counter=");
+			say_u64(counter);
+			say(" gap=");
+			say_u64(gap);
+			say(" memory=");
+			say(good ? "ok" : "BAD");
+			if (cpus) {
+				u64 c = ap_counter;
+
+				/* The other CPU must count on: give it time to. */
+				for (u64 i = 0; i < 2000000 && ap_counter == c; i++)
+					barrier();
+				say(" cpu1=");
+				say(ap_counter != c && c >= ap_before ? "counts"
+								      : "STOPPED");
+				ap_before = c;
+			}
+			say(" disk=");
+			say(disk ? disk_round() : "none");
+			say(" history=");
+			for (u32 i = 0; i < n_history; i++) {
+				if (i)
+					say(",");
+				say_hex(history[i]);
+			}
+			say("\n");
+			last = rdtsc();
+			gap = 0;
+		}
+		if (tick && counter % tick == 0) {
+			say("tick ");
+			say_u64(counter);
+			say("\n");
+			last = rdtsc();
+		}
+	}
+}
+
+/* ---- fuzz ---- */
+
+static u64
+odd_address(void)
+{
+	switch (below(8)) {
+	case 0:
+		return 0;
+	case 1:
+		return VIRTIO + below(0x4000);
+	case 2:
+		return ~0ul - below(0x10000);
+	case 3:
+		return (16ul << 20) - below(0x2000); /* the end of a 16 MiB guest */
+	case 4:
+		return chance() << 20;
+	default:
+		return FUZZ_BASE + below(FUZZ_LEN - 0x40000);
+	}
+}
+
+static u32
+odd_length(void)
+{
+	static const u32 lengths[] = {0, 1, 15, 16, 17, 44, 512, 513, 4096, 65536,
+		0x20000, 0x7fffffff, 0xffffffff};
+
+	return below(3) ? lengths[below(13)] : (u32)chance();
+}
+
+static u32
+odd_value(void)
+{
+	switch (below(6)) {
+	case 0:
+		return 0;
+	case 1:
+		return (u32)below(16);
+	case 2:
+		return 1u << below(32);
+	case 3:
+		return (u32)(FUZZ_BASE + (below(FUZZ_LEN) & ~0xffful));
+	case 4:
+		return 0xffffffff;
+	default:
+		return (u32)chance();
+	}
+}
+
+static void
+fuzz_register(void)
+{
+	static const u16 known[] = {0x10, 0x14, 0x20, 0x24, 0x30, 0x34, 0x38, 0x44, 0x50,
+		0x60, 0x64, 0x70, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4, 0xb0, 0xfc, 0x100,
+		0x104, 0x120};
+	u64 at = reg((u32)below(4), below(4) ? known[below(23)] : (u32)below(0x1000));
+
+	switch (below(8)) {
+	case 0:
+		*(volatile u8 *)at = (u8)chance();
+		break;
+	case 1:
+		*(volatile u16 *)at = (u16)chance();
+		break;
+	case 2:
+		*(volatile u64 *)(at & ~7ul) = chance();
+		break;
+	case 3:
+		(void)*(volatile u8 *)at;
+		break;
+	case 4:
+		(void)*(volatile u64 *)(at & ~7ul);
+		break;
+	case 5:
+		(void)read32(at & ~3ul);
+		break;
+	default:
+		write32(at & ~3ul, odd_value());
+		break;
+	}
+}
+
+static void
+fuzz_queue(void)
+{
+	static const u8 n_queues[3] = {1, 3, 1};
+	u32 dev = (u32)below(3), size = 1u << below(9), which = (u32)below(n_queues[dev]);
+	struct queue *q = &queues[which];
+
+	if (below(4) == 0 && bring_up(dev, n_queues[dev], size,
+				     (u32)(chance() & (1u << 28 | 1u << 29))))
+		return;
+	for (u32 i = 0; i < 256; i++) {
+		q->desc[i] = (struct desc){odd_address(), odd_length(),
+			(u16)below(below(8) ? 8 : 65536),
+			(u16)below(below(8) ? size : 65536)};
+		q->avail.ring[i] = (u16)below(below(16) ? size : 65536);
+	}
+	/* Often something that begins as a request should, so that what comes after it is
+	 * reached. */
+	if (below(2)) {
+		u32 *header = (u32 *)FUZZ_BASE;
+
+		header[0] = (u32)below(15);
+		header[2] = odd_value();
+		header[3] = below(4) ? 0 : odd_value();
+		q->desc[0] = (struct desc){FUZZ_BASE, dev == 1 ? 44 : 16, 1, 1};
+		q->desc[1] = (struct desc){FUZZ_BASE + 0x1000, odd_length() & 0x3ffff,
+			(u16)(1 | below(2) * 2), 2};
+		q->desc[2] = (struct desc){FUZZ_BASE + 0x50000, 1, 2, 0};
+		for (u32 i = 0; i < 8; i++)
+			q->avail.ring[i] = 0;
+	}
+	if (dev == 1) { /* a packet header with fields that nearly fit */
+		u64 *p = (u64 *)FUZZ_BASE;
+
+		p[0] = below(4) ? 3 : chance();
+		p[1] = below(4) ? 2 : chance();
+		p[2] = below(2) ? (u64)1024 << 32 | 1024 : chance();
+		p[3] = odd_length() | (u64)(below(4) ? 1 : chance() & 0xffff) << 32 |
+		       (u64)below(9) << 48;
+		p[4] = chance();
+		((u32 *)p)[10] = odd_value();
+	}
+	q->avail.flags = (u16)below(4);
+	q->avail.event = (u16)chance();
+	barrier();
+	q->avail.idx += (u16)(below(8) ? 1 + below(4) : chance());
+	barrier();
+	write32(reg(dev, 0x050), below(8) ? which : odd_value());
+}
+
+static void
+fuzz_ports(void)
+{
+	/* Not sleep control and reset: they would end it with good reason. */
+	u16 port = (u16)(below(2) ? COM1 + below(8) : 0x600 + below(4));
+
+	switch (below(4)) {
+	case 0:
+		inb(port);
+		break;
+	case 1:
+		inl((u16)(below(2) ? 0x600 : chance()));
+		break;
+	case 2:
+		if (port != COM1) /* what we say must stay readable */
+			outb(port, (u8)chance());
+		break;
+	default:
+		inb((u16)chance());
+	}
+}
+
+static void
+fuzz_ioapic(void)
+{
+	/* Vectors and masks, no INIT or SMI: delivery mode fixed. */
+	write32(IOAPIC, (u32)below(80));
+	write32(IOAPIC + 0x10, (u32)chance() & ~0x700u);
+	(void)read32(IOAPIC + 0x10 + (u32)below(4) * 4);
+}
+
+static void
+mode_fuzz(void)
+{
+	u64 rounds = option_u64("rounds", 2000);
+
+	random_state = option_u64("seed", 1) * 0x9e3779b97f4a7c15ul | 1;
+	memset((void *)FUZZ_BASE, 0, 0x60000);
+	say("fuzz begins\n");
+	for (u64 i = 0; i < rounds; i++) {
+		switch (below(8)) {
+		case 0:
+			fuzz_ports();
+			break;
+		case 1:
+			fuzz_ioapic();
+			break;
+		case 2:
+		case 3:
+		case 4:
+			fuzz_register();
+			break;
+		default:
+			fuzz_queue();
+		}
+		if (i % 100 == 0)
+			outb(COM1 + 3,
+				3); /* no divisor latch, else our words go nowhere */
+	}
+	outb(COM1 + 3, 3);
+	outb(COM1 + 4, 0); /* no loop-back */
+	say("\nfuzz done\n");
+	halt();
+}
+
+void
+guest_main(const u8 *zero_page)
+{
+	cmdline = (const char *)(u64) * (const u32 *)(zero_page + 0x228);
+	if (option_is("mode", "work")) {
+		mode_work();
+	} else if (option_is("mode", "disk")) {
+		mode_disk();
+	} else if (option_is("mode", "fuzz")) {
+		mode_fuzz();
+	} else if (option_is("mode", "triple")) {
+		say("falling\n");
+		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));
+	} else if (option_is("mode", "off")) {
+		say("powering off\n");
+		outb(SLEEP_CONTROL, 5 << 2 | 0x20);
+	} else if (option_is("mode", "reset")) {
+		say("resetting\n");
+		outb(RESET, 0x42);
+	} else {
+		say("hello from the small guest: ");
+		say(cmdline);
+		say("\n");
+	}
+	halt();
+}
