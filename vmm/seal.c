@@ -1,0 +1,314 @@
+#include "vmm/seal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <seccomp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "vmm/blk.h"
+#include "vmm/kvm.h"
+#include "vmm/vsock.h"
+
+/* Two for each disk segment, one for each vsock connection, and the few of the VM itself. */
+#define DESCRIPTORS_MAX (2 * BLK_SEGMENTS_MAX + VSOCK_CONNS_MAX + 128)
+
+static int
+set_limits(struct err *e)
+{
+	struct rlimit files, none = {0, 0};
+
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+		return err_sys(e, -errno, "getrlimit");
+	files.rlim_cur = files.rlim_max =
+		files.rlim_max < DESCRIPTORS_MAX ? files.rlim_max : DESCRIPTORS_MAX;
+	if (files.rlim_cur < DESCRIPTORS_MAX)
+		log_info("only %llu descriptors are allowed here: a VM of many branches may run "
+			 "out of disk segments",
+			(unsigned long long)files.rlim_cur);
+	/* No RLIMIT_NPROC: it counts all of the user's processes, so it would refuse a branch for what
+	 * others do. No RLIMIT_FSIZE: the disk's size bounds the segments (vmm/blk.h). */
+	if (setrlimit(RLIMIT_NOFILE, &files) < 0 || setrlimit(RLIMIT_CORE, &none) < 0 ||
+		setrlimit(RLIMIT_MSGQUEUE, &none) < 0 || setrlimit(RLIMIT_MEMLOCK, &none) < 0)
+		return err_sys(e, -errno, "setrlimit");
+	return 0;
+}
+
+static void
+set_signals(void)
+{
+	signal(SIGPIPE, SIG_IGN); /* writes say EPIPE */
+	signal(SIGXFSZ, SIG_IGN); /* and EFBIG */
+	signal(SIGCHLD, SIG_IGN); /* the kernel reaps branches */
+	signal(SIGINT, SIG_IGN);  /* a terminal's keys are not for VMs */
+	signal(SIGQUIT, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+}
+
+static int
+write_proc(const char *path, const char *text)
+{
+	cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	return io_write_full(fd, text, strlen(text));
+}
+
+/* The new user namespace knows one user and one group: our own, by the same numbers, so that peer
+ * credentials keep their meaning. */
+static int
+map_user(uid_t uid, gid_t gid, struct err *e)
+{
+	char map[64];
+	int r;
+
+	snprintf(map, sizeof(map), "%u %u 1\n", uid, uid);
+	r = write_proc("/proc/self/uid_map", map);
+	if (r < 0)
+		return err_sys(e, r, "writing the user namespace's uid_map");
+	r = write_proc("/proc/self/setgroups", "deny\n");
+	if (r < 0 && r != -ENOENT)
+		return err_sys(e, r, "denying setgroups in the user namespace");
+	snprintf(map, sizeof(map), "%u %u 1\n", gid, gid);
+	r = write_proc("/proc/self/gid_map", map);
+	return r < 0 ? err_sys(e, r, "writing the user namespace's gid_map") : 0;
+}
+
+/* An empty, read-only root: even a call that slipped through the filter would find no file. */
+static int
+empty_root(void)
+{
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+		mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,mode=0500") < 0 ||
+		chdir("/tmp") < 0)
+		return -errno;
+	/* The old root is stacked on the new one's mount point and taken away. */
+	if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
+		chdir("/") < 0)
+		return -errno;
+	if (mount(NULL, "/", NULL,
+		    MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+		return -errno;
+	return 0;
+}
+
+static int
+drop_capabilities(struct err *e)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct none[2] = {{0}};
+
+	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
+		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
+			return err_sys(e, -errno, "dropping capability %d", cap);
+	if (syscall(SYS_capset, &head, none) < 0)
+		return err_sys(e, -errno, "dropping all capabilities");
+	return 0;
+}
+
+int
+seal_surroundings(struct err *e)
+{
+	const int others = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
+	int r;
+
+	set_signals();
+	if ((r = set_limits(e)) < 0)
+		return r;
+	if (unshare(CLONE_NEWUSER | others) == 0) {
+		if ((r = map_user(uid, gid, e)) < 0)
+			return r;
+	} else if (unshare(others) < 0) {
+		log_info("this host allows no namespaces to this user (%s): the VM shares the "
+			 "host's; the system call filter still holds",
+			strerror(errno));
+		goto out;
+	} else {
+		log_info("this host allows no user namespace: mount, network, IPC and UTS "
+			 "namespaces only");
+	}
+#ifndef PANDO_SAN /* a sanitizer's report wants /proc */
+	r = empty_root();
+	if (r < 0)
+		log_info("the root folder could not be emptied: %s", strerror(-r));
+#endif
+out:
+	if ((r = drop_capabilities(e)) < 0)
+		return r;
+	/* Nobody of this user may trace the process or read its memory: that is guest memory. */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		return err_sys(e, -errno, "PR_SET_DUMPABLE");
+	return 0;
+}
+
+struct rule {
+	int call;
+	const char *reason;
+};
+
+static const struct rule rules[] = {
+	{SCMP_SYS(read), "eventfds"},
+	{SCMP_SYS(write), "log lines, eventfds"},
+	{SCMP_SYS(readv), "vsock: host to guest"},
+	{SCMP_SYS(pread64), "disk: partial blocks"},
+	{SCMP_SYS(preadv), "disk reads"},
+	{SCMP_SYS(pwrite64), "disk: index records, partial blocks"},
+	{SCMP_SYS(pwritev), "disk writes"},
+	{SCMP_SYS(fdatasync), "disk: the guest's flush"},
+	{SCMP_SYS(fallocate), "disk: discard"},
+	{SCMP_SYS(ftruncate), "the child's console file"},
+	{SCMP_SYS(fstat), "the child's segments are checked to be empty files"},
+	{SCMP_SYS(newfstatat), "what glibc 2.33 and newer make of fstat"},
+	{SCMP_SYS(lseek), "the size of a segment's file"},
+	{SCMP_SYS(close), "descriptors of connections, and of a parent in its child"},
+	{SCMP_SYS(dup3), "the child's log becomes its standard error"},
+	{SCMP_SYS(recvmsg), "control messages with descriptors"},
+	{SCMP_SYS(sendmsg), "control answers; vsock: guest to host"},
+	{SCMP_SYS(recvfrom), "vsock: the CONNECT line"},
+	{SCMP_SYS(sendto), "vsock: its answer"},
+	{SCMP_SYS(accept4), "vsock connections, adoption by a new pandod"},
+	{SCMP_SYS(shutdown), "vsock: half-closed connections"},
+	{SCMP_SYS(getuid), "adoption: the peer must be us"},
+	{SCMP_SYS(epoll_create1), "a child's own loop"},
+	{SCMP_SYS(epoll_ctl), "the loop"},
+	{SCMP_SYS(epoll_wait), "the loop"},
+	{SCMP_SYS(epoll_pwait), "what some C libraries make of epoll_wait"},
+	{SCMP_SYS(eventfd2), "a child's own"},
+	{SCMP_SYS(futex), "locks, parking vCPUs"},
+	{SCMP_SYS(getrandom), "virtio-rng"},
+	{SCMP_SYS(clock_gettime), "where the vDSO cannot answer"},
+	{SCMP_SYS(munmap), "a thread's stack, a console"},
+	{SCMP_SYS(brk), "thread start: the C library's own few bytes"},
+	{SCMP_SYS(set_robust_list), "thread start, fork"},
+	{SCMP_SYS(rseq), "thread start, fork"},
+	{SCMP_SYS(rt_sigprocmask), "thread start, fork"},
+	{SCMP_SYS(rt_sigreturn), "the signal that parks a vCPU"},
+	{SCMP_SYS(getpid), "pthread_kill, fork"},
+	{SCMP_SYS(gettid), "fork"},
+	{SCMP_SYS(sched_yield), "the C library's locks"},
+	{SCMP_SYS(restart_syscall), "a call that a stopped and continued process goes on with"},
+	{SCMP_SYS(exit), "a thread's end"},
+	{SCMP_SYS(exit_group), "the VM's end"},
+#ifdef PANDO_SAN
+	{SCMP_SYS(openat), "sanitizer reports"},
+	{SCMP_SYS(readlink), "sanitizer reports"},
+	{SCMP_SYS(readlinkat), "sanitizer reports"},
+	{SCMP_SYS(getppid), "sanitizer reports"},
+	{SCMP_SYS(prctl), "sanitizer threads"},
+	{SCMP_SYS(sigaltstack), "sanitizer threads"},
+	{SCMP_SYS(rt_sigaction), "sanitizer reports"},
+	{SCMP_SYS(sched_getaffinity), "sanitizer threads"},
+	{SCMP_SYS(mremap), "sanitizer allocator"},
+	{SCMP_SYS(mprotect), "sanitizer allocator"},
+	{SCMP_SYS(mmap), "sanitizer allocator"},
+	{SCMP_SYS(madvise), "sanitizer allocator"},
+	{SCMP_SYS(pipe2), "UBSan asks whether an address can be read"},
+	{SCMP_SYS(prlimit64), "sanitizer threads"},
+	{SCMP_SYS(clone3), "LeakSanitizer"},
+	{SCMP_SYS(wait4), "sanitizer reports"},
+	{SCMP_SYS(getdents64), "sanitizer reports"},
+	{SCMP_SYS(getuid), "sanitizer reports"},
+	{SCMP_SYS(ioctl), "sanitizer reports ask whether they go to a terminal"},
+#endif
+};
+
+static int
+allow(scmp_filter_ctx ctx, int call, unsigned n, struct scmp_arg_cmp a, struct scmp_arg_cmp b)
+{
+	struct scmp_arg_cmp args[2] = {a, b};
+
+	return seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, call, n, args);
+}
+
+#define NO_ARG ((struct scmp_arg_cmp){0})
+
+/* The rules that look at arguments, each with its reason. */
+static int
+add_special_rules(scmp_filter_ctx ctx)
+{
+	/* What glibc's fork() and pthread_create() ask of clone, exactly. */
+	const uint64_t fork_flags = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD;
+	const uint64_t thread_flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM |
+		CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS | CLONE_PARENT_SETTID |
+		CLONE_CHILD_CLEARTID;
+	int r = 0;
+
+	for (size_t i = 0; i < kvm_n_ioctl_numbers && r == 0; i++)
+		r = allow(ctx, SCMP_SYS(ioctl), 1,
+			SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffu, kvm_ioctl_numbers[i]), NO_ARG);
+	if (r < 0)
+		return r;
+	/* Branches and vCPU threads; no namespaces, no sharing of anything else. */
+	if ((r = allow(ctx, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_EQ, fork_flags), NO_ARG)) < 0 ||
+		(r = allow(ctx, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_EQ, thread_flags), NO_ARG)) < 0)
+		return r;
+	/* Its flags lie in memory, where a filter cannot look: glibc falls back to clone. */
+#ifndef PANDO_SAN
+	if ((r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0)) < 0)
+		return r;
+	/* Thread stacks, consoles, run pages; the stack's guard page. Nothing that can be executed. */
+	if ((r = allow(ctx, SCMP_SYS(mmap), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), NO_ARG)) < 0 ||
+		(r = allow(ctx, SCMP_SYS(mprotect), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
+			 NO_ARG)) < 0)
+		return r;
+	/* Pages that children do not get; rings and stacks given back. */
+	for (size_t i = 0; i < 3; i++) {
+		const int advice[] = {MADV_DONTFORK, MADV_DONTNEED, MADV_FREE};
+
+		if ((r = allow(ctx, SCMP_SYS(madvise), 1,
+			     SCMP_A2(SCMP_CMP_EQ, (unsigned)advice[i]), NO_ARG)) < 0)
+			return r;
+	}
+#endif
+	/* The signal that parks vCPUs, and abort()'s. */
+	if ((r = allow(ctx, SCMP_SYS(tgkill), 1, SCMP_A2(SCMP_CMP_EQ, SIGUSR1), NO_ARG)) < 0 ||
+		(r = allow(ctx, SCMP_SYS(tgkill), 1, SCMP_A2(SCMP_CMP_EQ, SIGABRT), NO_ARG)) < 0)
+		return r;
+	/* Who is adopting us. */
+	if ((r = allow(ctx, SCMP_SYS(getsockopt), 2, SCMP_A1(SCMP_CMP_EQ, SOL_SOCKET),
+		     SCMP_A2(SCMP_CMP_EQ, SO_PEERCRED))) < 0)
+		return r;
+	/* Non-blocking sockets. */
+	if ((r = allow(ctx, SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, F_GETFL), NO_ARG)) < 0 ||
+		(r = allow(ctx, SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, F_SETFL), NO_ARG)) < 0)
+		return r;
+	return 0;
+}
+
+int
+seal_calls(struct err *e)
+{
+	scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
+	int r = 0;
+
+	if (!ctx)
+		return err_set(e, -ENOMEM, "seccomp_init");
+	/* The host's audit log names a call that was refused. */
+	seccomp_attr_set(ctx, SCMP_FLTATR_CTL_LOG, 1);
+	/* A sorted tree: a few comparisons a call instead of a hundred. */
+	seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+	for (size_t i = 0; i < sizeof(rules) / sizeof(*rules) && r == 0; i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, rules[i].call, 0);
+	if (r == 0)
+		r = add_special_rules(ctx);
+	if (r == 0)
+		r = seccomp_load(ctx); /* sets PR_SET_NO_NEW_PRIVS first */
+	seccomp_release(ctx);
+	return r < 0 ? err_sys(e, r, "the system call filter") : 0;
+}

@@ -1,0 +1,270 @@
+#include "vmm/vm.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "vmm/cpuid.h"
+#include "vmm/vcpu.h"
+
+/* What a vCPU thread needs: KVM_RUN, device code, one log line. Sanitizers need more. */
+#ifdef PANDO_SAN
+#define VCPU_STACK_BYTES (1024u << 10)
+#else
+#define VCPU_STACK_BYTES (128u << 10)
+#endif
+
+void
+vm_init(struct vm *vm)
+{
+	memset(vm, 0, sizeof(*vm));
+	vm->kvm_fd = vm->vm_fd = -1;
+	vm->control_fd = vm->listen_fd = vm->epoll_fd = -1;
+	vm->event_fd = vm->vsock_kick_fd = -1;
+	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
+		vm->vcpus[i].vm = vm;
+		vm->vcpus[i].id = i;
+		vm->vcpus[i].fd = -1;
+	}
+}
+
+static int
+make_vcpu(struct vm *vm, struct vcpu *v, struct err *e)
+{
+	struct kvm_cpuid_table cpuid = vm->cpuid;
+	int r;
+
+	if ((r = kvm_create_vcpu(vm->vm_fd, v->id, &v->fd, e)) < 0 ||
+		(r = kvm_map_run(v->fd, vm->caps.run_size, &v->run, e)) < 0)
+		return r;
+	cpuid_adjust(&cpuid, v->id, vm->n_vcpus, &vm->caps);
+	return kvm_set_cpuid(v->fd, &cpuid, e);
+}
+
+static int
+make_kvm(struct vm *vm, struct err *e)
+{
+	struct guest_mem *m = &vm->mem;
+	int r;
+
+	if ((r = kvm_create_vm(vm->kvm_fd, &vm->vm_fd, e)) < 0)
+		return r;
+	/* Old Intel CPUs run real mode with these; others ignore them. */
+	if ((r = kvm_set_identity_map_addr(vm->vm_fd, LAYOUT_IDENTITY_MAP, e)) < 0 ||
+		(r = kvm_set_tss_addr(vm->vm_fd, LAYOUT_TSS, e)) < 0)
+		return r;
+	if ((r = kvm_create_split_irqchip(vm->vm_fd, IOAPIC_PINS, e)) < 0)
+		return r;
+	if ((r = kvm_set_memory(vm->vm_fd, 0, 0, m->host, m->low_len, e)) < 0)
+		return r;
+	if (m->high_len && (r = kvm_set_memory(vm->vm_fd, 1, GUEST_HIGH_BASE,
+				    m->host + m->low_len, m->high_len, e)) < 0)
+		return r;
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		if ((r = make_vcpu(vm, &vm->vcpus[i], e)) < 0)
+			return r;
+	return 0;
+}
+
+int
+vm_make_kvm(struct vm *vm, struct err *e)
+{
+	int r = make_kvm(vm, e);
+
+	if (r < 0)
+		vm_drop_kvm(vm, false);
+	return r;
+}
+
+void
+vm_drop_kvm(struct vm *vm, bool in_forked_child)
+{
+	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
+		struct vcpu *v = &vm->vcpus[i];
+
+		if (v->run && !in_forked_child)
+			munmap(v->run, vm->caps.run_size);
+		v->run = NULL;
+		if (v->fd >= 0)
+			close(v->fd);
+		v->fd = -1;
+	}
+	if (vm->vm_fd >= 0)
+		close(vm->vm_fd);
+	vm->vm_fd = -1;
+}
+
+static int
+sink_message(void *ctx, uint64_t address, uint32_t data)
+{
+	static struct log_limit limit = {.burst = 5};
+	struct vm *vm = ctx;
+	struct err e;
+	int r;
+
+	if (vm->vm_fd < 0)
+		return -ENODEV;
+	r = kvm_signal_msi(vm->vm_fd, address, data, &e);
+	if (r < 0 && log_allowed(&limit))
+		log_warn("interrupt not delivered: %s", e.msg);
+	/* A message that no LAPIC takes (the guest programmed nonsense) is lost, as on a real bus. */
+	return 0;
+}
+
+static void
+sink_levels(void *ctx, unsigned n, const unsigned *pins, const uint64_t *addresses,
+	const uint32_t *data)
+{
+	static struct log_limit limit = {.burst = 5};
+	struct vm *vm = ctx;
+	struct err e;
+	union {
+		struct kvm_irq_routing head;
+		uint8_t room[sizeof(struct kvm_irq_routing) +
+			IOAPIC_PINS * sizeof(struct kvm_irq_routing_entry)];
+	} routes = {.head = {.nr = n}};
+
+	if (vm->vm_fd < 0)
+		return;
+	for (unsigned i = 0; i < n; i++) {
+		struct kvm_irq_routing_entry *r = &routes.head.entries[i];
+
+		r->gsi = pins[i];
+		r->type = KVM_IRQ_ROUTING_MSI;
+		r->u.msi.address_lo = (uint32_t)addresses[i];
+		r->u.msi.address_hi = (uint32_t)(addresses[i] >> 32);
+		r->u.msi.data = data[i];
+	}
+	if (kvm_set_gsi_routing(vm->vm_fd, &routes.head, &e) < 0 && log_allowed(&limit))
+		log_warn("level-triggered interrupts: %s", e.msg);
+}
+
+struct ioapic_sink
+vm_ioapic_sink(struct vm *vm)
+{
+	return (struct ioapic_sink){
+		.message = sink_message, .levels = sink_levels, .ctx = vm};
+}
+
+struct irq_line
+vm_irq(struct vm *vm, unsigned gsi)
+{
+	return (struct irq_line){.raise = ioapic_raise, .ctx = &vm->ioapic, .gsi = gsi};
+}
+
+int
+vm_start_vcpus(struct vm *vm, struct err *e)
+{
+	pthread_attr_t attr;
+	int r = 0;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
+	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++) {
+		struct vcpu *v = &vm->vcpus[i];
+
+		r = pthread_create(&v->thread, &attr, vcpu_thread, v);
+		v->has_thread = r == 0;
+	}
+	pthread_attr_destroy(&attr);
+	return r ? err_sys(e, -r, "starting a vCPU thread") : 0;
+}
+
+static void
+set_immediate_exit(struct vm *vm, uint8_t value)
+{
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		if (vm->vcpus[i].run)
+			__atomic_store_n(&vm->vcpus[i].run->immediate_exit, value,
+				__ATOMIC_SEQ_CST);
+}
+
+void
+vm_stop(struct vm *vm)
+{
+	unsigned n;
+
+	if (atomic_load(&vm->epoch) & 1)
+		return;
+	atomic_store(&vm->stop, 1);
+	atomic_store(&vm->parked, 0);
+	atomic_fetch_add(&vm->epoch, 1);
+	set_immediate_exit(vm, 1);
+	vcpu_futex_wake(&vm->epoch); /* those that sleep for good must count themselves in */
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		if (vm->vcpus[i].has_thread)
+			pthread_kill(vm->vcpus[i].thread, VCPU_SIGNAL);
+	while ((n = atomic_load(&vm->parked)) < vm->n_vcpus)
+		vcpu_futex_wait(&vm->parked, n);
+}
+
+void
+vm_run(struct vm *vm)
+{
+	if (!(atomic_load(&vm->epoch) & 1))
+		return;
+	atomic_store(&vm->stop, 0);
+	set_immediate_exit(vm, 0);
+	atomic_fetch_add(&vm->epoch, 1);
+	vcpu_futex_wake(&vm->epoch);
+	/* Work that a device left when it saw `stop`, and interrupts that a driver may wait for. */
+	virtio_dev_resume(&vm->blk.dev);
+	virtio_dev_resume(&vm->vsock.dev);
+	virtio_dev_resume(&vm->rng.dev);
+}
+
+int
+vm_save(struct vm *vm, struct err *e)
+{
+	int r;
+
+	r = state_save_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
+	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
+		r = state_save_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->vcpus[i].state, e);
+	return r;
+}
+
+int
+vm_load(struct vm *vm, struct err *e)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
+		r = state_load_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->clock,
+			&vm->vcpus[i].state, e);
+	if (r < 0)
+		return r;
+	return state_load_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
+}
+
+void
+vm_set_generation(struct vm *vm, const uint8_t generation[static 16])
+{
+	memcpy(vm->generation, generation, sizeof(vm->generation));
+	/* In range for every memory size that VMM_BOOT accepts. */
+	guest_write(&vm->mem, (gpa_t){LAYOUT_GENERATION}, generation, 16);
+	ged_notify(&vm->ged, GED_EVENT_GENERATION);
+}
+
+void
+vm_end(struct vm *vm, enum vmm_exit_reason reason, const char *fmt, ...)
+{
+	const uint64_t one = 1;
+	int expected = 0;
+	va_list ap;
+
+	if (!atomic_compare_exchange_strong(&vm->ending, &expected, 1))
+		return;
+	vm->end_reason = reason;
+	va_start(ap, fmt);
+	vsnprintf(vm->end_msg, sizeof(vm->end_msg), fmt, ap);
+	va_end(ap);
+	atomic_store(&vm->ending, 2);
+	(void)!write(vm->event_fd, &one, sizeof(one));
+}

@@ -1,0 +1,125 @@
+/*
+ * One virtual machine: all of it, in one struct, in one process.
+ *
+ * Threads: the main thread (control socket, vsock, forks) and one a vCPU. The main thread is the only
+ * one that stops, starts, saves, loads and forks. Devices have a lock each; when all vCPUs are parked and the
+ * main thread is not inside a device, no lock is held and no I/O is under way.
+ *
+ * Stopping: the main thread makes `epoch` odd, sets immediate_exit in every vCPU's run page and sends
+ * SIGUSR1; each vCPU thread finishes the exit it is in, lets KVM complete the pending access, counts
+ * itself in `parked` and sleeps on `epoch`. `stop` tells devices in the middle of a long queue.
+ */
+#ifndef PANDO_VMM_VM_H
+#define PANDO_VMM_VM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "common/log.h"
+#include "common/vmm_wire.h"
+#include "vmm/blk.h"
+#include "vmm/boot.h"
+#include "vmm/console.h"
+#include "vmm/ged.h"
+#include "vmm/ioapic.h"
+#include "vmm/kvm.h"
+#include "vmm/layout.h"
+#include "vmm/memory.h"
+#include "vmm/rng.h"
+#include "vmm/serial.h"
+#include "vmm/state.h"
+#include "vmm/vsock.h"
+
+struct vm;
+
+struct vcpu {
+	struct vm *vm; /* borrowed */
+	unsigned id;
+	int fd;              /* owned; -1: none */
+	struct kvm_run *run; /* owned mapping, not in forked children */
+	pthread_t thread;
+	bool has_thread;
+	_Atomic uint64_t exits;
+	struct vcpu_state state; /* of the last vm_save() */
+};
+
+struct vm {
+	char name[VMM_NAME_MAX];
+	enum log_level log_level; /* PANDO_LOG=debug in the environment at the start */
+	uint64_t born_ns; /* message received, or the fork; CLOCK_MONOTONIC */
+	uint8_t generation[16];
+
+	struct guest_mem mem;
+	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
+	int vm_fd;  /* owned; -1: none (a parked picture) */
+	struct kvm_caps caps;
+	struct kvm_cpuid_table cpuid; /* what KVM supports; adjusted per vCPU */
+	struct state_plan plan;
+	struct state_clock clock; /* of the last vm_save() */
+	unsigned n_vcpus;
+	struct vcpu vcpus[VMM_VCPUS_MAX];
+
+	atomic_int stop;    /* devices look at it; 1: vCPUs are wanted to park */
+	atomic_uint epoch;  /* a futex; odd: park */
+	atomic_uint parked; /* a futex: vCPUs that have parked in this epoch */
+	_Atomic uint64_t first_run_ns; /* when vCPU 0 first entered the guest */
+
+	struct ioapic ioapic;
+	struct console console;
+	struct serial serial;
+	struct ged ged;
+	struct blk blk;
+	struct vsock vsock;
+	struct rng rng;
+
+	/* How it ends. The first to call vm_end() writes the note; the main thread carries it out. */
+	atomic_int ending; /* 0 no, 1 being written, 2 written */
+	uint32_t end_reason;
+	char end_msg[512];
+
+	/* Main thread. */
+	int control_fd, listen_fd, epoll_fd; /* owned; -1: none */
+	int event_fd;      /* owned: vCPU threads wake the main thread (end, first run) */
+	int vsock_kick_fd; /* owned: doorbells of the vsock device */
+	bool is_parked;    /* a picture: no KVM VM, no threads */
+	bool is_paused;    /* by VMM_PAUSE */
+	bool started_sent;
+};
+
+/* An empty struct: descriptors -1, name set. */
+void vm_init(struct vm *vm);
+
+/* Makes the KVM VM around vm->mem: interrupt controller, memory slots, vCPUs with their CPUID. On failure
+ * what was made is closed again. */
+int vm_make_kvm(struct vm *vm, struct err *e);
+/* Closes the vCPUs and the VM. In a forked child (run pages are not mapped there) too. */
+void vm_drop_kvm(struct vm *vm, bool in_forked_child);
+
+/* The IOAPIC's way to KVM, and the interrupt lines into it. */
+struct ioapic_sink vm_ioapic_sink(struct vm *vm);
+struct irq_line vm_irq(struct vm *vm, unsigned gsi);
+
+/* Starts a thread a vCPU; they run at once unless the epoch is odd. */
+int vm_start_vcpus(struct vm *vm, struct err *e);
+/* vCPUs parked, all devices quiet. Idempotent. */
+void vm_stop(struct vm *vm);
+/* Undoes vm_stop(); devices pick up what they left. Idempotent. */
+void vm_run(struct vm *vm);
+
+/* Everything KVM holds, to vm->clock and vm->vcpus[].state. After vm_stop(). */
+int vm_save(struct vm *vm, struct err *e);
+/* The other way, into a fresh vm_make_kvm(). */
+int vm_load(struct vm *vm, struct err *e);
+
+/* Writes a new VM generation id to where the guest looks for it, and notifies it. */
+void vm_set_generation(struct vm *vm, const uint8_t generation[static 16]);
+
+/* The VM ends: kept from the first call, carried out by the main thread. Any thread; a vCPU thread goes on to
+ * park by itself. */
+void vm_end(struct vm *vm, enum vmm_exit_reason reason, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#endif
