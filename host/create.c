@@ -1,0 +1,302 @@
+/* POST /v1/vms: a VM from a kernel and a disk image. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "host/image.h"
+#include "host/tree_priv.h"
+
+#define DISK_DEFAULT_MIB 1024
+#define GUEST_CID 3
+
+void
+process_end(int pidfd)
+{
+	struct pollfd p = {.fd = pidfd, .events = POLLIN};
+	siginfo_t si;
+
+	process_kill(pidfd);
+	while (poll(&p, 1, 10000) < 0 && errno == EINTR)
+		;
+	/* ECHILD: a fork of another VMM; that one's, or init's, to wait for. */
+	waitid(P_PIDFD, (id_t)pidfd, &si, WEXITED | WNOHANG);
+}
+
+void
+vm_undo(struct tree *t, struct vm *vm)
+{
+	struct err e;
+
+	/* A VMM that has not come to life yet finds this in its socket when it does. */
+	if (vm->ctl)
+		vmmctl_quit(vm->ctl, NULL);
+	if (vm->pidfd >= 0)
+		process_end(vm->pidfd);
+	pthread_mutex_lock(&t->lock);
+	vm->dead = true;
+	if (db_delete(t->db, vm->row.id, &e) < 0)
+		log_err("vm %s: %s", vm->row.id, e.msg);
+	if (launch_remove_files(t->config.home, vm->row.id, &e) < 0)
+		log_warn("vm %s: %s", vm->row.id, e.msg);
+	if (tree_sweep(t, &e) < 0)
+		log_err("%s", e.msg);
+	tree_unlist_vm(t, vm);
+	pthread_mutex_unlock(&t->lock);
+}
+
+int
+vm_made(struct tree *t, struct vm *vm, struct err *e)
+{
+	pid_t ppid;
+	int r = process_look((pid_t)vm->row.pid, &ppid, &vm->row.pid_start);
+
+	if (r < 0)
+		return err_sys(e, r, "vm \"%s\": its process %lld", vm_name(vm),
+			(long long)vm->row.pid);
+	pthread_mutex_lock(&t->lock);
+	vm->row.made = true;
+	r = db_update(t->db, &vm->row, e);
+	if (r == 0)
+		r = tree_watch(t, vm, e);
+	if (r < 0)
+		vm->row.made = false; /* vm_undo's, not tree_remove's */
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+/* What the host can give, before anything is made. */
+static int
+admit(const struct create_request *q, struct err *e)
+{
+	struct sysinfo si;
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	uint64_t ram_mib;
+
+	if (cpus > 0 && q->vcpus > (uint32_t)cpus)
+		return err_set(e, -EINVAL, "\"vcpus\" is %u, and this host has %ld CPU%s online",
+			q->vcpus, cpus, cpus == 1 ? "" : "s");
+	if (sysinfo(&si) < 0)
+		return err_sys(e, -errno, "sysinfo");
+	ram_mib = ((uint64_t)si.totalram * si.mem_unit) >> 20;
+	if (q->mem_mib > ram_mib)
+		return err_set(e, -EINVAL, "\"mem_mib\" is %llu, and this host has %llu MiB of memory",
+			(unsigned long long)q->mem_mib, (unsigned long long)ram_mib);
+	return 0;
+}
+
+static int
+boot_message(const struct vm *vm, const struct create_request *q, const struct image *image,
+	struct vmm_boot *ret, struct err *e)
+{
+	int n;
+
+	ret->mem_mib = vm->row.mem_mib;
+	ret->disk_mib = vm->row.disk_mib;
+	ret->vcpus = vm->row.vcpus;
+	ret->guest_cid = GUEST_CID;
+	ret->flags = (image->initrd_fd >= 0 ? VMM_BOOT_HAS_INITRD : 0) |
+		(image->base_fd >= 0 ? VMM_BOOT_HAS_BASE : 0);
+	memcpy(ret->generation, vm->row.generation, sizeof(ret->generation));
+	snprintf(ret->name, sizeof(ret->name), "%s", vm_name(vm));
+	n = snprintf(ret->cmdline, sizeof(ret->cmdline), "%s%s%s", image->cmdline,
+		image->cmdline[0] && q->cmdline[0] ? " " : "", q->cmdline);
+	if (n < 0 || (size_t)n >= sizeof(ret->cmdline))
+		return err_set(e, -EINVAL,
+			"\"cmdline\" is too long: with the image's own it has %d bytes, at most %zu fit", n,
+			sizeof(ret->cmdline) - 1);
+	return 0;
+}
+
+/* Files, segment, process, VMM_BOOT, VMM_STARTED. Whatever is made is vm_undo's to remove. */
+static int
+launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot *boot,
+	struct err *e)
+{
+	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
+	cleanup_close int data = -1, index = -1, control = -1, kvm = -1, null = -1;
+	char segment[DB_SEGMENT_MAX];
+	struct vmm_started started;
+	pid_t pid, sender;
+	int r;
+
+	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (kvm < 0)
+		return err_sys(e, -errno, "/dev/kvm (`pando doctor` says what to do)");
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0)
+		return err_sys(e, -errno, "/dev/null");
+	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
+	r = launch_files(t->config.home, vm->row.id, &files, e);
+	if (r == 0)
+		r = launch_segment(t->config.home, segment, &data, &index, e);
+	if (r == 0)
+		r = launch_spawn(t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
+	if (r < 0)
+		return r;
+	r = vmmctl_create(TAKE_FD(control), &vm->ctl, e);
+	if (r == 0)
+		r = vmmctl_set_pidfd(vm->ctl, vm->pidfd);
+	if (r < 0)
+		return r;
+
+	const int fds[VMM_BOOT_FD_COUNT] = {
+		[VMM_BOOT_FD_LISTEN] = files.listen_fd,
+		[VMM_BOOT_FD_KVM] = kvm,
+		[VMM_BOOT_FD_VSOCK] = files.vsock_fd,
+		[VMM_BOOT_FD_CONSOLE] = files.console_fd,
+		[VMM_BOOT_FD_LOG] = files.log_fd,
+		[VMM_BOOT_FD_KERNEL] = image->kernel_fd,
+		[VMM_BOOT_FD_INITRD] = image->initrd_fd >= 0 ? image->initrd_fd : null,
+		[VMM_BOOT_FD_BASE] = image->base_fd >= 0 ? image->base_fd : null,
+		[VMM_BOOT_FD_SEG_DATA] = data,
+		[VMM_BOOT_FD_SEG_INDEX] = index,
+	};
+
+	r = vmmctl_boot(vm->ctl, boot, fds, e);
+	if (r == 0)
+		r = vmmctl_wait_started(vm->ctl, t->config.start_timeout_ms, &started, &sender, e);
+	if (r < 0)
+		return r;
+	if (sender != pid)
+		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d", (int)sender,
+			(int)pid);
+	vm->row.pid = pid;
+	log_info("vm %s (%s): started, pid %d, %llu MiB, %u vCPU, set up in %llu us", vm->row.id,
+		vm_name(vm), (int)pid, (unsigned long long)vm->row.mem_mib, vm->row.vcpus,
+		(unsigned long long)(started.setup_ns / 1000));
+	return 0;
+}
+
+/* The row, in the table and the database, claimed; a reference. NULL: *ret says why. */
+static struct vm *
+enter(struct tree *t, const struct create_request *q, const struct image *image, int *ret,
+	struct err *e)
+{
+	char segment[DB_SEGMENT_MAX];
+	struct vm *vm;
+	int r;
+
+	vm = vm_new(t);
+	if (!vm) {
+		*ret = err_set(e, -ENOMEM, "out of memory");
+		return NULL;
+	}
+	vm->op = "being made";
+	memcpy(vm->row.alias, q->alias, sizeof(vm->row.alias));
+	vm->row.state = VM_STARTING;
+	vm->row.created_ms = io_wall_ms();
+	vm->row.mem_mib = q->mem_mib;
+	vm->row.vcpus = q->vcpus;
+	vm->row.disk_mib = q->disk_mib;
+	if (!vm->row.disk_mib)
+		vm->row.disk_mib =
+			image->base_mib > DISK_DEFAULT_MIB ? image->base_mib : DISK_DEFAULT_MIB;
+	memcpy(vm->row.kernel, q->kernel, sizeof(vm->row.kernel));
+	memcpy(vm->row.rootfs, q->rootfs, sizeof(vm->row.rootfs));
+	memcpy(vm->row.base_path, image->base_path, sizeof(vm->row.base_path));
+	vm->row.labels = q->labels;
+	vm->row.next_segment = 1;
+	r = tree_new_id(vm->row.id, e);
+	if (r == 0)
+		r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
+	if (r == 0 && t->stopping)
+		r = err_set(e, -ECANCELED, "pandod is stopping");
+	if (r == 0)
+		r = tree_check_alias_free(t, q->alias, e);
+	if (r == 0)
+		r = tree_list_vm(t, vm, e);
+	if (r == 0) {
+		snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
+		r = db_begin(t->db, e);
+		if (r == 0)
+			r = db_insert(t->db, &vm->row, e);
+		if (r == 0)
+			r = db_chain_append(t->db, vm->row.id, segment, e);
+		if (r == 0)
+			r = db_commit(t->db, e);
+		if (r < 0) {
+			db_rollback(t->db);
+			tree_unlist_vm(t, vm);
+		}
+	}
+	*ret = r;
+	if (r < 0) {
+		vm_unref(vm);
+		return NULL;
+	}
+	return vm;
+}
+
+int
+tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
+	struct json_out *out, struct err *e)
+{
+	cleanup_image struct image image = IMAGE_INIT;
+	cleanup_free struct vmm_boot *boot = calloc(1, sizeof(*boot));
+	struct vm *vm;
+	int r;
+
+	if (!boot)
+		return err_set(e, -ENOMEM, "out of memory");
+	r = admit(q, e);
+	if (r == 0)
+		r = image_open(t->config.images, q->kernel, q->rootfs, &image, e);
+	if (r < 0)
+		return r;
+	if (q->disk_mib && q->disk_mib < image.base_mib)
+		return err_set(e, -EINVAL,
+			"\"disk_mib\" is %llu, less than the %llu MiB of the disk image \"%.200s\"",
+			(unsigned long long)q->disk_mib, (unsigned long long)image.base_mib, q->rootfs);
+
+	pthread_mutex_lock(&t->lock);
+	vm = enter(t, q, &image, &r, e);
+	pthread_mutex_unlock(&t->lock);
+	if (!vm)
+		return r;
+	say(p, "starting VM %s (%s)", vm->row.id, vm_name(vm));
+	r = boot_message(vm, q, &image, boot, e);
+	if (r == 0)
+		r = launch(t, vm, &image, boot, e);
+	if (r == 0)
+		r = vm_made(t, vm, e);
+	if (r < 0) {
+		if (e)
+			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm), e->msg);
+		vm_undo(t, vm);
+		goto out;
+	}
+	if (q->wait) {
+		say(p, "VM %s runs; waiting for its agent", vm->row.id);
+		r = vm_wait_agent(t, vm, NULL, e);
+		if (r == -ETIMEDOUT) {
+			/* It stays in the tree, as failed, with its console for who wants to know why. */
+			pthread_mutex_lock(&t->lock);
+			snprintf(vm->kill_reason, sizeof(vm->kill_reason),
+				"ended by pandod: its agent did not answer within %d s",
+				t->config.agent_timeout_ms / 1000);
+			if (vm->pidfd >= 0)
+				process_kill(vm->pidfd);
+			tree_wait_dead(t, vm, 10000);
+			pthread_mutex_unlock(&t->lock);
+		}
+	}
+out:
+	pthread_mutex_lock(&t->lock);
+	vm->op = NULL;
+	vm->probe_at_ns = io_now_ns();
+	pthread_cond_broadcast(&t->changed);
+	if (r == 0)
+		vm_json(t, vm, NULL, out, NULL);
+	vm_unref(vm);
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}

@@ -1,0 +1,1011 @@
+#include "host/tree.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "host/agent_client.h"
+#include "host/tree_priv.h"
+
+#define NS_PER_MS 1000000ull
+
+/* Between the end of a control socket and that of its process, when the process is ending. */
+#define CLOSED_GRACE_NS (2000 * NS_PER_MS)
+#define KILL_TIMEOUT_MS 20000
+#define STATS_TIMEOUT_MS 1000
+
+/* The event loop's name for one of a VM's two descriptors. */
+#define EVENT_CONTROL 1u
+#define EVENT_OF(handle, what) ((handle) << 1 | (what))
+
+static void *tender_main(void *tree);
+
+int
+tree_random(void *dst, size_t len, struct err *e)
+{
+	if (getrandom(dst, len, 0) != (ssize_t)len)
+		return err_sys(e, -errno, "getrandom");
+	return 0;
+}
+
+static void
+hex(char *dst, const uint8_t *src, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		snprintf(dst + 2 * i, 3, "%02x", src[i]);
+}
+
+int
+tree_new_id(char id[static VM_ID_LEN + 1], struct err *e)
+{
+	uint8_t bytes[VM_ID_LEN / 2];
+	int r = tree_random(bytes, sizeof(bytes), e);
+
+	if (r == 0)
+		hex(id, bytes, sizeof(bytes));
+	return r;
+}
+
+struct vm *
+vm_new(struct tree *t)
+{
+	struct vm *vm = calloc(1, sizeof(*vm));
+
+	if (!vm)
+		return NULL;
+	vm->handle = ++t->next_handle;
+	vm->pidfd = -1;
+	vm->refs = 1;
+	return vm;
+}
+
+void
+vm_unref(struct vm *vm)
+{
+	if (--vm->refs)
+		return;
+	vmmctl_free(vm->ctl);
+	cleanup_close_fn(&vm->pidfd);
+	free(vm);
+}
+
+const char *
+vm_name(const struct vm *vm)
+{
+	return vm->row.alias[0] ? vm->row.alias : vm->row.id;
+}
+
+int
+tree_list_vm(struct tree *t, struct vm *vm, struct err *e)
+{
+	if (t->n_vms == TREE_VMS_MAX)
+		return err_set(e, -EBUSY, "there are %d VMs already, which is the most there can be: "
+					  "delete some",
+			TREE_VMS_MAX);
+	t->vms[t->n_vms++] = vm;
+	vm->listed = true;
+	vm->refs++;
+	return 0;
+}
+
+void
+tree_unlist_vm(struct tree *t, struct vm *vm)
+{
+	if (!vm->listed)
+		return;
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i] == vm) {
+			memmove(&t->vms[i], &t->vms[i + 1],
+				(t->n_vms - i - 1) * sizeof(t->vms[0]));
+			t->n_vms--;
+			break;
+		}
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i]->parent_handle == vm->handle) {
+			t->vms[i]->parent_handle = 0;
+			t->vms[i]->row.parent[0] = '\0'; /* the database does so by itself */
+		}
+	vm->listed = false;
+	vm_unref(vm);
+}
+
+struct vm *
+tree_by_handle(struct tree *t, uint64_t handle)
+{
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i]->handle == handle)
+			return t->vms[i];
+	return NULL;
+}
+
+int
+tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e)
+{
+	struct vm *found = NULL;
+	size_t len = strlen(name);
+	char shown[VM_ALIAS_MAX * 4 + 1];
+
+	for (unsigned i = 0; i < t->n_vms && !found; i++)
+		if (strcmp(t->vms[i]->row.id, name) == 0)
+			found = t->vms[i];
+	for (unsigned i = 0; i < t->n_vms && !found; i++)
+		if (len && strcmp(t->vms[i]->row.alias, name) == 0)
+			found = t->vms[i];
+	if (!found && len >= VM_ID_PREFIX_MIN)
+		for (unsigned i = 0; i < t->n_vms; i++) {
+			if (strncmp(t->vms[i]->row.id, name, len) != 0)
+				continue;
+			if (found)
+				return err_set(e, -EINVAL,
+					"\"%s\" is the beginning of several VMs' ids, among them %s and %s: "
+					"give more digits",
+					name, found->row.id, t->vms[i]->row.id);
+			found = t->vms[i];
+		}
+	if (!found)
+		return err_set(e, -ENOENT, "no VM named \"%s\"; `pando status` lists them",
+			log_escape(shown, sizeof(shown), name, len));
+	found->refs++;
+	*ret = found;
+	return 0;
+}
+
+int
+tree_claim(
+	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e)
+{
+	struct vm *vm;
+	int r = tree_find(t, name, &vm, e);
+
+	if (r < 0)
+		return r;
+	if (vm->op) {
+		r = err_set(e, -EBUSY, "vm \"%s\" is %s: try again when that is done", vm_name(vm),
+			vm->op);
+		vm_unref(vm);
+		return r;
+	}
+	vm->op = op;
+	*ret = vm;
+	return 0;
+}
+
+int
+tree_check_alias_free(struct tree *t, const char *alias, struct err *e)
+{
+	for (unsigned i = 0; alias[0] && i < t->n_vms; i++)
+		if (strcmp(t->vms[i]->row.alias, alias) == 0)
+			return err_set(e, -EEXIST,
+				"alias \"%s\" is taken by VM %s (%s): choose another, or delete that VM",
+				alias, t->vms[i]->row.id, vm_state_name(t->vms[i]->row.state));
+	return 0;
+}
+
+int
+vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX])
+{
+	return paths_format(
+		dst, PATHS_MAX, NULL, "%s/vms/%s/agent.sock", t->config.home, vm->row.id);
+}
+
+void
+say(const struct progress *p, const char *fmt, ...)
+{
+	char sentence[512];
+	va_list ap;
+
+	if (!p || !p->say)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(sentence, sizeof(sentence), fmt, ap);
+	va_end(ap);
+	p->say(p->ctx, sentence);
+}
+
+/*
+ * Events.
+ */
+
+/* vmmctl's callback: an exchange is over, the one-shot watch of the socket is armed again. */
+static void
+arm_control(void *ctx, uint64_t handle)
+{
+	struct tree *t = ctx;
+	struct epoll_event ev = {.events = EPOLLIN | EPOLLONESHOT};
+	int fd = -1;
+
+	pthread_mutex_lock(&t->lock);
+	struct vm *vm = tree_by_handle(t, handle);
+
+	if (vm && !vm->dead && vm->ctl && !vm->closed_ns)
+		fd = vmmctl_fd(vm->ctl);
+	ev.data.u64 = EVENT_OF(handle, EVENT_CONTROL);
+	if (fd >= 0)
+		epoll_ctl(t->epoll_fd, EPOLL_CTL_MOD, fd, &ev); /* ENOENT: not watched yet */
+	pthread_mutex_unlock(&t->lock);
+}
+
+int
+tree_watch(struct tree *t, struct vm *vm, struct err *e)
+{
+	struct epoll_event ev = {
+		.events = EPOLLIN, .data.u64 = EVENT_OF(vm->handle, 0)};
+
+	if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, vm->pidfd, &ev) < 0)
+		return err_sys(e, -errno, "watching the process of VM %s", vm->row.id);
+	if (!vm->ctl)
+		return 0;
+	vmmctl_on_idle(vm->ctl, arm_control, t, vm->handle);
+	ev.events = EPOLLIN | EPOLLONESHOT;
+	ev.data.u64 = EVENT_OF(vm->handle, EVENT_CONTROL);
+	if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, vmmctl_fd(vm->ctl), &ev) < 0) {
+		int r = -errno;
+
+		epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, vm->pidfd, NULL);
+		return err_sys(e, r, "watching the control socket of VM %s", vm->row.id);
+	}
+	return 0;
+}
+
+/* Why it ended, in a sentence, from its last words, what pandod did, and what the kernel says. */
+static enum vm_state
+explain_end(struct vm *vm, const siginfo_t *si, char *dst, size_t cap)
+{
+	char msg[VMMCTL_TEXT_MAX];
+	uint32_t reason;
+
+	if (vm->kill_reason[0]) {
+		snprintf(dst, cap, "%s", vm->kill_reason);
+		return VM_FAILED;
+	}
+	if (vm->ctl && vmmctl_exiting(vm->ctl, &reason, msg, sizeof(msg))) {
+		const char *what = "the VMM ended";
+
+		switch (reason) {
+		case VMM_EXIT_POWER_OFF:
+			snprintf(dst, cap, "the guest powered off");
+			return VM_STOPPED;
+		case VMM_EXIT_RESET:
+			what = "the guest reset itself (a reboot, or a panic)";
+			break;
+		case VMM_EXIT_QUIT:
+			what = "the VMM was told to quit";
+			break;
+		case VMM_EXIT_GUEST_FAULT:
+			what = "the guest did what no machine can do";
+			break;
+		case VMM_EXIT_HOST_FAULT:
+			what = "a call of the host failed";
+			break;
+		}
+		snprintf(dst, cap, "%s%s%.400s", what, msg[0] ? ": " : "", msg);
+		return VM_FAILED;
+	}
+	if (si->si_pid && (si->si_code == CLD_KILLED || si->si_code == CLD_DUMPED))
+		snprintf(dst, cap, "the VMM was killed by signal %d (%s)", si->si_status,
+			sigabbrev_np(si->si_status) ? sigabbrev_np(si->si_status) : "?");
+	else if (si->si_pid)
+		snprintf(dst, cap, "the VMM exited with status %d; its vmm.log may say why",
+			si->si_status);
+	else
+		snprintf(dst, cap, "the VMM was killed, or ended without a word; its vmm.log may say why");
+	return VM_FAILED;
+}
+
+static void
+process_ended(struct tree *t, struct vm *vm)
+{
+	siginfo_t si = {0};
+	struct err e;
+
+	/* A child of ours (started by us, or fallen to us as the subreaper); else its parent VMM
+	 * or init has waited for it: ECHILD, and nobody can tell its status. */
+	while (waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG) < 0 && errno == EINTR)
+		;
+	/* The process is gone, so whoever holds the connection is about to let go. */
+	if (vm->ctl)
+		vmmctl_drain(vm->ctl, true, NULL);
+
+	pthread_mutex_lock(&t->lock);
+	epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, vm->pidfd, NULL);
+	if (vm->ctl)
+		epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, vmmctl_fd(vm->ctl), NULL);
+	cleanup_close_fn(&vm->pidfd);
+	vm->pidfd = -1;
+	vm->dead = true;
+	if (vm_state_lives(vm->row.state) && !vm->removing) {
+		vm->row.state = explain_end(vm, &si, vm->row.reason, sizeof(vm->row.reason));
+		vm->row.pid = 0;
+		vm->row.pid_start = 0;
+		if (db_update(t->db, &vm->row, &e) < 0)
+			log_err("vm %s: %s", vm->row.id, e.msg);
+		log_info("vm %s (%s): %s: %s", vm->row.id, vm_name(vm), vm_state_name(vm->row.state),
+			vm->row.reason);
+	}
+	pthread_cond_broadcast(&t->changed);
+	pthread_mutex_unlock(&t->lock);
+}
+
+static void
+control_readable(struct tree *t, struct vm *vm)
+{
+	struct err e;
+	int r = vmmctl_drain(vm->ctl, false, &e);
+
+	if (r == -EAGAIN)
+		return; /* a call is under way; it takes the message and arms the watch again */
+	if (r == 0) {
+		arm_control(t, vm->handle);
+		return;
+	}
+	pthread_mutex_lock(&t->lock);
+	vm->closed_ns = io_now_ns();
+	if (r != -EPIPE && vm->pidfd >= 0) {
+		snprintf(vm->kill_reason, sizeof(vm->kill_reason),
+			"ended by pandod: its VMM broke the control protocol: %.300s", e.msg);
+		log_warn("vm %s: %s", vm->row.id, vm->kill_reason);
+		process_kill(vm->pidfd);
+	}
+	pthread_cond_broadcast(&t->changed); /* the tender looks at closed_ns */
+	pthread_mutex_unlock(&t->lock);
+}
+
+const char *
+tree_home(const struct tree *t)
+{
+	return t->config.home;
+}
+
+int
+tree_fd(const struct tree *t)
+{
+	return t->epoll_fd;
+}
+
+void
+tree_dispatch(struct tree *t)
+{
+	struct epoll_event events[64];
+	int n = epoll_wait(t->epoll_fd, events, 64, 0);
+
+	for (int i = 0; i < n; i++) {
+		struct vm *vm;
+
+		pthread_mutex_lock(&t->lock);
+		vm = tree_by_handle(t, events[i].data.u64 >> 1);
+		if (vm && vm->dead)
+			vm = NULL;
+		if (vm)
+			vm->refs++;
+		pthread_mutex_unlock(&t->lock);
+		if (!vm)
+			continue; /* it went with an earlier event of this batch */
+		if (events[i].data.u64 & EVENT_CONTROL)
+			control_readable(t, vm);
+		else
+			process_ended(t, vm);
+		pthread_mutex_lock(&t->lock);
+		vm_unref(vm);
+		pthread_mutex_unlock(&t->lock);
+	}
+}
+
+static struct timespec
+deadline_in(uint64_t ms)
+{
+	uint64_t ns = io_now_ns() + ms * NS_PER_MS;
+
+	return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+}
+
+int
+tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms)
+{
+	struct timespec until = deadline_in((uint64_t)timeout_ms);
+
+	while (!vm->dead)
+		if (pthread_cond_timedwait(&t->changed, &t->lock, &until) == ETIMEDOUT)
+			return vm->dead ? 0 : -ETIMEDOUT;
+	return 0;
+}
+
+/*
+ * The tender: asks the agents of VMs that nobody waits for, and ends a VMM that has closed its
+ * control socket and lives on, which no sound one does.
+ */
+
+static void
+probe(struct tree *t, struct vm *vm)
+{
+	char path[PATHS_MAX];
+	int timeout_ms = 200 << (vm->probes > 3 ? 3 : vm->probes);
+	uint64_t pause_ms = 500u << (vm->probes > 5 ? 5 : vm->probes);
+	struct err e;
+	int r;
+
+	vm->probes++;
+	vm->refs++;
+	pthread_mutex_unlock(&t->lock);
+	r = vm_socket_path(t, vm, path);
+	if (r == 0)
+		r = agent_ping(path, timeout_ms, NULL, &e);
+	pthread_mutex_lock(&t->lock);
+	if (r == 0 && vm->row.state == VM_STARTING && !vm->op && vm->listed) {
+		vm->row.state = VM_RUNNING;
+		vm->row.answered = true;
+		if (db_update(t->db, &vm->row, &e) < 0)
+			log_err("vm %s: %s", vm->row.id, e.msg);
+		log_info("vm %s (%s): its agent answers", vm->row.id, vm_name(vm));
+	}
+	vm->probe_at_ns = io_now_ns() + pause_ms * NS_PER_MS;
+	vm_unref(vm);
+}
+
+static void *
+tender_main(void *tree)
+{
+	struct tree *t = tree;
+
+	pthread_mutex_lock(&t->lock);
+	while (!t->stopping) {
+		uint64_t now = io_now_ns(), next = now + 60000 * NS_PER_MS;
+		struct timespec until;
+		struct vm *due = NULL;
+
+		for (unsigned i = 0; i < t->n_vms; i++) {
+			struct vm *vm = t->vms[i];
+
+			if (vm->closed_ns && !vm->dead && vm->pidfd >= 0 && !vm->kill_reason[0]) {
+				if (now >= vm->closed_ns + CLOSED_GRACE_NS) {
+					snprintf(vm->kill_reason, sizeof(vm->kill_reason),
+						"ended by pandod: its VMM closed the control socket");
+					process_kill(vm->pidfd);
+				} else if (vm->closed_ns + CLOSED_GRACE_NS < next) {
+					next = vm->closed_ns + CLOSED_GRACE_NS;
+				}
+			}
+			if (vm->row.state != VM_STARTING || vm->op || vm->dead)
+				continue;
+			if (vm->probe_at_ns < next) {
+				next = vm->probe_at_ns;
+				due = vm;
+			}
+		}
+		if (due && next <= now) {
+			probe(t, due);
+			continue;
+		}
+		until = deadline_in(next > now ? (next - now) / NS_PER_MS + 1 : 1);
+		pthread_cond_timedwait(&t->changed, &t->lock, &until);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return NULL;
+}
+
+/*
+ * Waiting for an agent.
+ */
+
+int
+agent_wait_cancel(void *agent_wait)
+{
+	struct agent_wait *w = agent_wait;
+	int r = 0;
+
+	pthread_mutex_lock(&w->t->lock);
+	if (w->vm->dead)
+		r = -ESRCH;
+	else if (w->t->stopping || (w->give_up && *w->give_up))
+		r = -ECANCELED;
+	pthread_mutex_unlock(&w->t->lock);
+	return r;
+}
+
+int
+vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
+{
+	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up};
+	char path[PATHS_MAX];
+	struct err why = {0};
+	int r = vm_socket_path(t, vm, path);
+
+	if (r == 0)
+		r = agent_wait_ready(path, t->config.agent_timeout_ms, agent_wait_cancel, &w, &why);
+	/* A VMM that dies takes its socket along; the pidfd says so a moment later. */
+	pthread_mutex_lock(&t->lock);
+	if (r == -ENOTCONN || r == -ENOENT)
+		tree_wait_dead(t, vm, 2000);
+	if (vm->dead) {
+		r = err_set(e, -ESRCH, "vm \"%s\" ended before its agent answered: %.350s",
+			vm_name(vm), vm->row.reason);
+	} else if (r == -ETIMEDOUT) {
+		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s", vm_name(vm),
+			t->config.agent_timeout_ms / 1000);
+	} else if (r == -ECANCELED) {
+		r = err_set(e, r, "pandod stops; vm \"%s\" goes on, its agent has not answered yet",
+			vm_name(vm));
+	} else if (r < 0) {
+		r = err_set(e, r, "vm \"%s\": its agent does not answer: %.350s", vm_name(vm), why.msg);
+	} else {
+		vm->row.answered = true;
+		if (vm->row.state == VM_STARTING)
+			vm->row.state = VM_RUNNING;
+		r = db_update(t->db, &vm->row, e);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+/*
+ * Start and end of the tree itself.
+ */
+
+int
+tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
+{
+	struct tree *t = calloc(1, sizeof(*t));
+	pthread_condattr_t attr;
+	char path[PATHS_MAX];
+	int r;
+
+	if (!t)
+		return err_set(e, -ENOMEM, "out of memory");
+	t->config = *config;
+	pthread_mutex_init(&t->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&t->changed, &attr);
+	pthread_condattr_destroy(&attr);
+	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	r = t->epoll_fd < 0 ? err_sys(e, -errno, "epoll_create1") : 0;
+	if (r == 0)
+		r = paths_format(path, sizeof(path), e, "%s/vms", config->home);
+	if (r == 0)
+		r = io_mkdir_p(path, 0700, e);
+	if (r == 0)
+		r = paths_format(path, sizeof(path), e, "%s/segments", config->home);
+	if (r == 0)
+		r = io_mkdir_p(path, 0700, e);
+	if (r == 0)
+		r = paths_format(path, sizeof(path), e, "%s/state.db", config->home);
+	if (r == 0)
+		r = db_open(path, &t->db, e);
+	if (r == 0)
+		r = tree_adopt(t, e);
+	if (r == 0) {
+		r = -pthread_create(&t->tender, NULL, tender_main, t);
+		if (r < 0)
+			err_sys(e, r, "making a thread");
+		else
+			t->has_tender = true;
+	}
+	if (r < 0) {
+		tree_close(t);
+		return r;
+	}
+	*ret = t;
+	return 0;
+}
+
+void
+tree_stop(struct tree *t)
+{
+	pthread_mutex_lock(&t->lock);
+	t->stopping = true;
+	pthread_cond_broadcast(&t->changed);
+	pthread_mutex_unlock(&t->lock);
+}
+
+void
+tree_close(struct tree *t)
+{
+	if (!t)
+		return;
+	tree_stop(t);
+	if (t->has_tender)
+		pthread_join(t->tender, NULL);
+	while (t->n_vms)
+		tree_unlist_vm(t, t->vms[t->n_vms - 1]);
+	db_close(t->db);
+	cleanup_close_fn(&t->epoll_fd);
+	pthread_cond_destroy(&t->changed);
+	pthread_mutex_destroy(&t->lock);
+	free(t);
+}
+
+/*
+ * Answers.
+ */
+
+static void
+stats_json(const struct vmm_stats_answer *s, struct json_out *out)
+{
+	json_out_object(out, "stats");
+	json_out_u64(out, "uptime_ms", s->uptime_ns / NS_PER_MS);
+	json_out_u64(out, "vcpu_exits", s->vcpu_exits);
+	json_out_u64(out, "disk_read_bytes", s->disk_read_bytes);
+	json_out_u64(out, "disk_write_bytes", s->disk_write_bytes);
+	json_out_u64(out, "disk_segment_bytes", s->disk_segment_bytes);
+	json_out_u64(out, "vsock_connections", s->vsock_connections);
+	json_out_u64(out, "doorbells", s->doorbells);
+	json_out_end_object(out);
+}
+
+void
+vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
+	const struct vmm_stats_answer *stats)
+{
+	const struct vm_row *row = &vm->row;
+	char text[PATHS_MAX];
+
+	json_out_object(out, key);
+	json_out_str(out, "id", row->id);
+	json_out_str(out, "alias", row->alias[0] ? row->alias : NULL);
+	json_out_str(out, "state", vm_state_name(row->state));
+	json_out_str(out, "reason", row->reason[0] ? row->reason : NULL);
+	json_out_str(out, "parent", row->parent[0] ? row->parent : NULL);
+	json_out_array(out, "children");
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i]->parent_handle == vm->handle)
+			json_out_str(out, NULL, t->vms[i]->row.id);
+	json_out_end_array(out);
+	json_out_u64(out, "created_ms", row->created_ms);
+	json_out_u64(out, "mem_mib", row->mem_mib);
+	json_out_u64(out, "vcpus", row->vcpus);
+	json_out_u64(out, "disk_mib", row->disk_mib);
+	json_out_str(out, "kernel", row->kernel);
+	json_out_str(out, "rootfs", row->rootfs);
+	json_out_object(out, "labels");
+	for (unsigned i = 0; i < row->labels.n; i++)
+		json_out_str(out, row->labels.items[i].key, row->labels.items[i].value);
+	json_out_end_object(out);
+	if (vm_state_lives(row->state) && row->pid)
+		json_out_i64(out, "pid", row->pid);
+	else
+		json_out_null(out, "pid");
+	hex(text, row->generation, sizeof(row->generation));
+	json_out_str(out, "generation", text);
+	snprintf(text, sizeof(text), "%.4000s/vms/%s/agent.sock", t->config.home, row->id);
+	json_out_str(out, "agent_socket", text);
+	snprintf(text, sizeof(text), "%.4000s/vms/%s/console", t->config.home, row->id);
+	json_out_str(out, "console", text);
+	if (stats)
+		stats_json(stats, out);
+	json_out_end_object(out);
+}
+
+static bool
+has_label(const struct vm_row *row, const struct label *l)
+{
+	for (unsigned i = 0; i < row->labels.n; i++)
+		if (strcmp(row->labels.items[i].key, l->key) == 0)
+			return strcmp(row->labels.items[i].value, l->value) == 0;
+	return false;
+}
+
+int
+tree_list(struct tree *t, const struct label *filter, struct json_out *out, struct err *e)
+{
+	(void)e;
+	json_out_object(out, NULL);
+	json_out_array(out, "vms");
+	pthread_mutex_lock(&t->lock);
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (!filter || has_label(&t->vms[i]->row, filter))
+			vm_json(t, t->vms[i], NULL, out, NULL);
+	pthread_mutex_unlock(&t->lock);
+	json_out_end_array(out);
+	json_out_end_object(out);
+	return 0;
+}
+
+int
+tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e)
+{
+	struct vmm_stats_answer stats;
+	bool has_stats = false;
+	struct vm *vm;
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = tree_find(t, name, &vm, e);
+	if (r == 0) {
+		if (vm->ctl && !vm->dead && vm_state_lives(vm->row.state) && !vm->op) {
+			pthread_mutex_unlock(&t->lock);
+			has_stats = vmmctl_stats(vm->ctl, STATS_TIMEOUT_MS, true, &stats, NULL,
+					    NULL) == 0;
+			pthread_mutex_lock(&t->lock);
+		}
+		vm_json(t, vm, NULL, out, has_stats ? &stats : NULL);
+		vm_unref(vm);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+int
+tree_alias(struct tree *t, const char *name, const struct alias_request *q,
+	struct json_out *out, struct err *e)
+{
+	struct vm *vm;
+	char old[VM_ALIAS_MAX + 1];
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = tree_find(t, name, &vm, e);
+	if (r < 0)
+		goto unlock;
+	if (strcmp(vm->row.alias, q->alias) != 0) {
+		r = tree_check_alias_free(t, q->alias, e);
+		if (r == 0) {
+			memcpy(old, vm->row.alias, sizeof(old));
+			memcpy(vm->row.alias, q->alias, sizeof(old));
+			r = db_update(t->db, &vm->row, e);
+			if (r < 0)
+				memcpy(vm->row.alias, old, sizeof(old));
+		}
+		if (r == 0)
+			log_info("vm %s: alias \"%s\", before \"%s\"", vm->row.id, vm->row.alias, old);
+	}
+	if (r == 0)
+		vm_json(t, vm, NULL, out, NULL);
+	vm_unref(vm);
+unlock:
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+static int
+pause_or_resume(struct tree *t, const char *name, bool pause, struct json_out *out,
+	struct err *e)
+{
+	struct vm *vm;
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = tree_claim(t, name, pause ? "being paused" : "being resumed", &vm, e);
+	if (r < 0) {
+		pthread_mutex_unlock(&t->lock);
+		return r;
+	}
+	if (!vm_state_lives(vm->row.state) || !vm->ctl) {
+		r = err_set(e, -EBUSY, "vm \"%s\" is %s: there is nothing to %s", vm_name(vm),
+			vm_state_name(vm->row.state), pause ? "pause" : "resume");
+	} else if ((vm->row.state == VM_PAUSED) != pause) {
+		pthread_mutex_unlock(&t->lock);
+		r = vmmctl_command(vm->ctl, pause ? VMM_PAUSE : VMM_RESUME,
+			t->config.answer_timeout_ms, e);
+		pthread_mutex_lock(&t->lock);
+		if (r < 0) {
+			err_wrap(e, r, "vm \"%s\"", vm_name(vm));
+		} else if (!vm->dead) {
+			vm->row.state = pause ? VM_PAUSED
+				: vm->row.answered ? VM_RUNNING
+						   : VM_STARTING;
+			r = db_update(t->db, &vm->row, e);
+			log_info("vm %s (%s): %s", vm->row.id, vm_name(vm), pause ? "paused" : "resumed");
+		}
+	}
+	vm->op = NULL;
+	if (r == 0)
+		vm_json(t, vm, NULL, out, NULL);
+	pthread_cond_broadcast(&t->changed);
+	vm_unref(vm);
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+int
+tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e)
+{
+	return pause_or_resume(t, name, true, out, e);
+}
+
+int
+tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e)
+{
+	return pause_or_resume(t, name, false, out, e);
+}
+
+int
+tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e)
+{
+	cleanup_free struct chain_link *links = NULL;
+	char path[PATHS_MAX];
+	struct vm *vm;
+	size_t n = 0;
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = tree_find(t, name, &vm, e);
+	if (r == 0) {
+		r = db_chain(t->db, vm->row.id, &links, &n, e);
+		if (r == 0) {
+			json_out_object(out, NULL);
+			json_out_u64(out, "disk_mib", vm->row.disk_mib);
+			json_out_str(out, "base", vm->row.base_path[0] ? vm->row.base_path : NULL);
+			json_out_array(out, "chain");
+		}
+		vm_unref(vm);
+	}
+	pthread_mutex_unlock(&t->lock);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < n; i++) {
+		json_out_object(out, NULL);
+		snprintf(path, sizeof(path), "%.4000s/segments/%s.data", t->config.home,
+			links[i].segment);
+		json_out_str(out, "data", path);
+		snprintf(path, sizeof(path), "%.4000s/segments/%s.index", t->config.home,
+			links[i].segment);
+		json_out_str(out, "index", path);
+		if (links[i].records < 0)
+			json_out_null(out, "records");
+		else
+			json_out_i64(out, "records", links[i].records);
+		json_out_end_object(out);
+	}
+	json_out_end_array(out);
+	json_out_end_object(out);
+	return 0;
+}
+
+/*
+ * The end of VMs.
+ */
+
+int
+tree_sweep(struct tree *t, struct err *e)
+{
+	char(*names)[DB_SEGMENT_MAX] = NULL;
+	size_t n = 0;
+	int r = db_sweep_segments(t->db, &names, &n, e);
+
+	for (size_t i = 0; r == 0 && i < n; i++)
+		launch_remove_segment(t->config.home, names[i]);
+	free(names);
+	return r;
+}
+
+int
+tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&t->lock);
+	/* SIGKILL, not VMM_QUIT: nothing of these VMs is to remain, and what they shared with others was
+	 * cut, and not written since, long ago. */
+	for (unsigned i = 0; i < n; i++) {
+		vms[i]->removing = true;
+		if (vms[i]->pidfd >= 0)
+			process_kill(vms[i]->pidfd);
+		else
+			vms[i]->dead = true;
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (tree_wait_dead(t, vms[i], KILL_TIMEOUT_MS) < 0) {
+			r = err_set(e, -ETIMEDOUT,
+				"vm \"%s\": its process %lld was killed and does not end; nothing was "
+				"removed",
+				vm_name(vms[i]), (long long)vms[i]->row.pid);
+			break;
+		}
+	if (r == 0)
+		r = db_begin(t->db, e);
+	for (unsigned i = 0; r == 0 && i < n; i++)
+		r = db_delete(t->db, vms[i]->row.id, e);
+	if (r == 0)
+		r = db_commit(t->db, e);
+	if (r < 0) {
+		db_rollback(t->db);
+		for (unsigned i = 0; i < n; i++)
+			vms[i]->removing = false;
+		pthread_mutex_unlock(&t->lock);
+		return r;
+	}
+	for (unsigned i = 0; i < n; i++) {
+		struct err why;
+
+		if (launch_remove_files(t->config.home, vms[i]->row.id, &why) < 0)
+			log_warn("vm %s: %s", vms[i]->row.id, why.msg);
+		log_info("vm %s (%s): deleted", vms[i]->row.id, vm_name(vms[i]));
+		tree_unlist_vm(t, vms[i]); /* the caller's reference keeps it */
+	}
+	r = tree_sweep(t, e);
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+/* All that descends from vms[0], claimed, parents first. Called with the lock. */
+static int
+claim_descendants(struct tree *t, struct vm **vms, unsigned *n, struct err *e)
+{
+	for (unsigned done = 0; done < *n; done++)
+		for (unsigned i = 0; i < t->n_vms; i++) {
+			struct vm *vm = t->vms[i];
+
+			if (vm->parent_handle != vms[done]->handle)
+				continue;
+			if (vm->op)
+				return err_set(e, -EBUSY, "vm \"%s\", a branch of it, is %s: try again when "
+							  "that is done",
+					vm_name(vm), vm->op);
+			vm->op = "being deleted";
+			vm->refs++;
+			vms[(*n)++] = vm;
+		}
+	return 0;
+}
+
+static int
+refuse_children(struct tree *t, struct vm *vm, struct err *e)
+{
+	char names[300] = "";
+	unsigned children = 0;
+
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		struct vm *child = t->vms[i];
+		size_t len = strlen(names);
+
+		if (child->parent_handle != vm->handle || !vm_state_lives(child->row.state))
+			continue;
+		children++;
+		if (len < 200)
+			snprintf(names + len, sizeof(names) - len, "%s%s", len ? ", " : "", vm_name(child));
+		else if (names[len - 1] != '.')
+			snprintf(names + len, sizeof(names) - len, ", ….");
+	}
+	if (!children)
+		return 0;
+	return err_set(e, -ENOTEMPTY,
+		"vm \"%s\" has %u living branch%s (%s): delete %s first, or all with `pando delete -r`",
+		vm_name(vm), children, children == 1 ? "" : "es", names,
+		children == 1 ? "it" : "them");
+}
+
+int
+tree_delete(
+	struct tree *t, const char *name, bool recursive, struct json_out *out, struct err *e)
+{
+	cleanup_free struct vm **vms = calloc(TREE_VMS_MAX, sizeof(*vms));
+	unsigned n = 0;
+	int r;
+
+	if (!vms)
+		return err_set(e, -ENOMEM, "out of memory");
+	pthread_mutex_lock(&t->lock);
+	r = tree_claim(t, name, "being deleted", &vms[0], e);
+	if (r == 0) {
+		n = 1;
+		r = recursive ? claim_descendants(t, vms, &n, e) : refuse_children(t, vms[0], e);
+	}
+	pthread_mutex_unlock(&t->lock);
+	if (r == 0)
+		r = tree_remove(t, vms, n, e);
+	pthread_mutex_lock(&t->lock);
+	if (r == 0) {
+		json_out_object(out, NULL);
+		json_out_array(out, "deleted");
+		for (unsigned i = 0; i < n; i++)
+			json_out_str(out, NULL, vms[i]->row.id);
+		json_out_end_array(out);
+		json_out_end_object(out);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		vms[i]->op = NULL;
+		vm_unref(vms[i]);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}

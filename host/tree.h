@@ -1,0 +1,70 @@
+/*
+ * The tree of VMs: what pandod knows, and everything it can do to a VM. Thread-safe: each call of
+ * host/API.md is one function here, called from whatever thread serves the request; answers are
+ * written as JSON.
+ *
+ * Every VM is in the table (at most TREE_VMS_MAX) and in the database, written through. A VM has at most
+ * one operation under way; a second one is -EBUSY with a sentence that says what the first
+ * is. The processes' ends and last words come in through tree_dispatch(), one thread's business.
+ */
+#ifndef PANDO_HOST_TREE_H
+#define PANDO_HOST_TREE_H
+
+#include <stdbool.h>
+
+#include "common/err.h"
+#include "common/json.h"
+#include "host/paths.h"
+#include "host/request.h"
+
+#define TREE_VMS_MAX 4096
+
+struct tree_config {
+	char home[PATHS_MAX];
+	char images[PATHS_MAX];
+	char vmm_path[PATHS_MAX];
+	int start_timeout_ms;  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
+	int answer_timeout_ms; /* other requests to a VMM */
+	int agent_timeout_ms;  /* started -> the agent answers a ping */
+};
+#define TREE_START_TIMEOUT_MS 60000
+#define TREE_ANSWER_TIMEOUT_MS 20000
+#define TREE_AGENT_TIMEOUT_MS 600000
+
+struct tree;
+
+/* Opens the database, adopts the VMs that run, removes what an earlier pandod left half-made.
+ * The caller holds <home>/pandod.lock. */
+int tree_open(const struct tree_config *config, struct tree **ret, struct err *e);
+/* The VMs go on. Nobody may be inside a call. */
+void tree_close(struct tree *t);
+/* From now on, waiting calls end with -ECANCELED and new VMs are refused. */
+void tree_stop(struct tree *t);
+
+const char *tree_home(const struct tree *t);
+
+/* For the main loop: readable when tree_dispatch() has something to do. */
+int tree_fd(const struct tree *t);
+void tree_dispatch(struct tree *t);
+
+/* Who listens to the progress of a call; say may be NULL. */
+struct progress {
+	void (*say)(void *ctx, const char *sentence);
+	void *ctx;
+};
+
+int tree_list(struct tree *t, const struct label *filter, struct json_out *out, struct err *e);
+int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
+	struct json_out *out, struct err *e);
+int tree_branch(struct tree *t, const char *name, const struct branch_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+int tree_delete(
+	struct tree *t, const char *name, bool recursive, struct json_out *out, struct err *e);
+int tree_alias(struct tree *t, const char *name, const struct alias_request *q,
+	struct json_out *out, struct err *e);
+int tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e);
+
+#endif

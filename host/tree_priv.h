@@ -1,0 +1,112 @@
+/*
+ * What tree.c, create.c, branch.c and adopt.c share. Nobody else includes this.
+ *
+ * Locks: tree.lock covers the table, every struct vm's fields and the database. It is never held while
+ * waiting for a VMM, an agent or a process. A control connection has its own lock (vmmctl.c); order: control
+ * connection, then tree; nobody waits for a control connection with the tree's lock held.
+ */
+#ifndef PANDO_HOST_TREE_PRIV_H
+#define PANDO_HOST_TREE_PRIV_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "host/db.h"
+#include "host/launch.h"
+#include "host/tree.h"
+#include "host/vmmctl.h"
+
+struct vm {
+	struct vm_row row;
+	uint64_t handle;        /* names this struct in the event loop; never reused */
+	uint64_t parent_handle; /* 0: none */
+	struct vmmctl *ctl;     /* owned; NULL: no VMM */
+	int pidfd;              /* owned; -1: no process */
+	unsigned refs;          /* the table's and each caller's */
+	bool listed;            /* in the table */
+	bool dead;              /* its process has ended */
+	bool removing;          /* it is killed because its row goes, too */
+	const char *op;         /* static text: "being branched"; NULL: idle */
+	char kill_reason[DB_REASON_MAX]; /* why pandod ended it, if it did */
+	uint64_t closed_ns;     /* when its control socket closed; 0: it is open */
+	uint64_t probe_at_ns;   /* when the agent is asked next */
+	unsigned probes;
+};
+
+struct tree {
+	struct tree_config config;
+	struct db *db; /* owned */
+	pthread_mutex_t lock;
+	pthread_cond_t changed; /* some VM died, or stopping */
+	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
+	unsigned n_vms;
+	uint64_t next_handle;
+	int epoll_fd; /* owned */
+	bool stopping;
+	pthread_t tender; /* asks agents, ends VMs whose control socket closed */
+	bool has_tender;
+};
+
+/* All of these with the lock held, but where they say otherwise. */
+
+struct vm *vm_new(struct tree *t); /* one reference; NULL: out of memory */
+void vm_unref(struct vm *vm);
+static inline void
+vm_unref_fn(struct vm **vm)
+{
+	if (*vm)
+		vm_unref(*vm);
+}
+int tree_list_vm(struct tree *t, struct vm *vm, struct err *e); /* takes a reference */
+void tree_unlist_vm(struct tree *t, struct vm *vm);
+struct vm *tree_by_handle(struct tree *t, uint64_t handle); /* no reference */
+/* id, alias or unique prefix. *ret has a reference. */
+int tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e);
+/* The same, and claims it: op says what for. vm->op = NULL ends it. */
+int tree_claim(
+	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e);
+int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
+/* Puts the VM's process and control connection under the event loop's watch. */
+int tree_watch(struct tree *t, struct vm *vm, struct err *e);
+/* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
+int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
+/* The names of segments no chain has any more: removed from the database now, the files too. */
+int tree_sweep(struct tree *t, struct err *e);
+void vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
+	const struct vmm_stats_answer *stats);
+/* How people call it: its alias, else its id. */
+const char *vm_name(const struct vm *vm);
+
+/* Without the lock. */
+
+int tree_new_id(char id[static VM_ID_LEN + 1], struct err *e); /* random */
+int tree_random(void *dst, size_t len, struct err *e);
+int vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX]);
+/* Kills a process that the loop does not watch (yet), and waits for it. */
+void process_end(int pidfd);
+/* For agent_wait_ready(): ends the wait when the VM dies or pandod stops. */
+struct agent_wait {
+	struct tree *t;
+	struct vm *vm;
+	const bool *give_up; /* under the tree's lock; may be NULL */
+};
+int agent_wait_cancel(void *agent_wait);
+/* Waits for the agent of a watched VM, and notes that it answered. */
+int vm_wait_agent(
+	struct tree *t, struct vm *vm, const bool *give_up, struct err *e);
+/* Kills watched VMs, all claimed by the caller, removes their rows, files and segments, and takes them out of
+ * the table. */
+int tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e);
+void say(const struct progress *p, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* create.c, for branch.c too: undoes a VM that is listed but not watched: its process, files, row. */
+void vm_undo(struct tree *t, struct vm *vm);
+/* A listed row's VM, its process known: made, watched, in the database. Without the lock. */
+int vm_made(struct tree *t, struct vm *vm, struct err *e);
+
+/* adopt.c: at the start. */
+int tree_adopt(struct tree *t, struct err *e);
+
+#endif
