@@ -7,3 +7,29 @@ vmmdisk_SRCS := vmm/blockmap.c
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
 vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/rng.c
+
+DEVICE_TESTS := test_virtqueue
+UNIT_TESTS += $(DEVICE_TESTS)
+define device_test
+$(1)_SRCS := tests/unit/$(1).c tests/unit/fake_driver.c vmm/memory.c
+$(1)_LIBS := vmmdev vmmdisk common
+$(1)_PKGS := cmocka
+endef
+$(foreach t,$(DEVICE_TESTS),$(eval $(call device_test,$(t))))
+
+# The machine itself.
+LIBRARIES += vmmcore
+vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c vmm/console.c \
+	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/fork.c vmm/control.c vmm/seal.c vmm/probe.c
+vmmcore_PKGS := libseccomp
+
+PROGRAMS += pando-vmm
+pando-vmm_SRCS := vmm/main.c
+pando-vmm_LIBS := vmmcore vmmdev vmmdisk common
+pando-vmm_PKGS := libseccomp
+pando-vmm_DIR := libexec/pando
+
+$(B)/gen/vmm/dsdt.hex: vmm/dsdt.asl
+	@mkdir -p $(@D)
+	iasl -tc -p $(@:.hex=) $< >$(@:.hex=.log) || { cat $(@:.hex=.log); exit 1; }
+$(B)/obj/vmm/acpi.o: $(B)/gen/vmm/dsdt.hex

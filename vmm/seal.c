@@ -26,6 +26,12 @@
 /* Two for each disk segment, one for each vsock connection, and the few of the VM itself. */
 #define DESCRIPTORS_MAX (2 * BLK_SEGMENTS_MAX + VSOCK_CONNS_MAX + 128)
 
+#ifdef PANDO_SAN
+#define UNDER_SANITIZER 1
+#else
+#define UNDER_SANITIZER 0
+#endif
+
 static int
 set_limits(struct err *e)
 {
@@ -143,11 +149,11 @@ seal_surroundings(struct err *e)
 		log_info("this host allows no user namespace: mount, network, IPC and UTS "
 			 "namespaces only");
 	}
-#ifndef PANDO_SAN /* a sanitizer's report wants /proc */
-	r = empty_root();
-	if (r < 0)
-		log_info("the root folder could not be emptied: %s", strerror(-r));
-#endif
+	if (!UNDER_SANITIZER) { /* whose reports want /proc */
+		r = empty_root();
+		if (r < 0)
+			log_info("the root folder could not be emptied: %s", strerror(-r));
+	}
 out:
 	if ((r = drop_capabilities(e)) < 0)
 		return r;
@@ -223,72 +229,70 @@ static const struct rule rules[] = {
 	{SCMP_SYS(clone3), "LeakSanitizer"},
 	{SCMP_SYS(wait4), "sanitizer reports"},
 	{SCMP_SYS(getdents64), "sanitizer reports"},
-	{SCMP_SYS(getuid), "sanitizer reports"},
 	{SCMP_SYS(ioctl), "sanitizer reports ask whether they go to a terminal"},
 #endif
 };
 
-static int
-allow(scmp_filter_ctx ctx, int call, unsigned n, struct scmp_arg_cmp a, struct scmp_arg_cmp b)
+static struct scmp_arg_cmp
+equals(unsigned arg, uint64_t value)
 {
-	struct scmp_arg_cmp args[2] = {a, b};
-
-	return seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, call, n, args);
+	return (struct scmp_arg_cmp){.arg = arg, .op = SCMP_CMP_EQ, .datum_a = value};
 }
 
-#define NO_ARG ((struct scmp_arg_cmp){0})
+static struct scmp_arg_cmp
+masked(unsigned arg, uint64_t mask, uint64_t value)
+{
+	return (struct scmp_arg_cmp){
+		.arg = arg, .op = SCMP_CMP_MASKED_EQ, .datum_a = mask, .datum_b = value};
+}
 
-/* The rules that look at arguments, each with its reason. */
+/* Rules that look at one argument. */
+struct arg_rule {
+	int call;
+	struct scmp_arg_cmp arg;
+};
+
 static int
-add_special_rules(scmp_filter_ctx ctx)
+add_arg_rules(scmp_filter_ctx ctx)
 {
 	/* What glibc's fork() and pthread_create() ask of clone, exactly. */
 	const uint64_t fork_flags = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD;
 	const uint64_t thread_flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM |
 		CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS | CLONE_PARENT_SETTID |
 		CLONE_CHILD_CLEARTID;
+	const struct arg_rule arg_rules[] = {
+		/* Branches and vCPU threads; no namespaces, no sharing of anything else. */
+		{SCMP_SYS(clone), equals(0, fork_flags)},
+		{SCMP_SYS(clone), equals(0, thread_flags)},
+		/* The signal that parks vCPUs, and abort()'s. */
+		{SCMP_SYS(tgkill), equals(2, SIGUSR1)},
+		{SCMP_SYS(tgkill), equals(2, SIGABRT)},
+		/* Non-blocking sockets. */
+		{SCMP_SYS(fcntl), equals(1, F_GETFL)},
+		{SCMP_SYS(fcntl), equals(1, F_SETFL)},
+		/* Who is adopting us. */
+		{SCMP_SYS(getsockopt), equals(2, SO_PEERCRED)},
+#ifndef PANDO_SAN
+		/* Thread stacks, consoles, run pages, the stack's guard page: nothing that can be executed. */
+		{SCMP_SYS(mmap), masked(2, PROT_EXEC, 0)},
+		{SCMP_SYS(mprotect), masked(2, PROT_EXEC, 0)},
+		/* Pages that children do not get; rings and stacks given back. */
+		{SCMP_SYS(madvise), equals(2, MADV_DONTFORK)},
+		{SCMP_SYS(madvise), equals(2, MADV_DONTNEED)},
+		{SCMP_SYS(madvise), equals(2, MADV_FREE)},
+#endif
+	};
 	int r = 0;
 
-	for (size_t i = 0; i < kvm_n_ioctl_numbers && r == 0; i++)
-		r = allow(ctx, SCMP_SYS(ioctl), 1,
-			SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffu, kvm_ioctl_numbers[i]), NO_ARG);
-	if (r < 0)
-		return r;
-	/* Branches and vCPU threads; no namespaces, no sharing of anything else. */
-	if ((r = allow(ctx, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_EQ, fork_flags), NO_ARG)) < 0 ||
-		(r = allow(ctx, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_EQ, thread_flags), NO_ARG)) < 0)
-		return r;
-	/* Its flags lie in memory, where a filter cannot look: glibc falls back to clone. */
-#ifndef PANDO_SAN
-	if ((r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0)) < 0)
-		return r;
-	/* Thread stacks, consoles, run pages; the stack's guard page. Nothing that can be executed. */
-	if ((r = allow(ctx, SCMP_SYS(mmap), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), NO_ARG)) < 0 ||
-		(r = allow(ctx, SCMP_SYS(mprotect), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
-			 NO_ARG)) < 0)
-		return r;
-	/* Pages that children do not get; rings and stacks given back. */
-	for (size_t i = 0; i < 3; i++) {
-		const int advice[] = {MADV_DONTFORK, MADV_DONTNEED, MADV_FREE};
-
-		if ((r = allow(ctx, SCMP_SYS(madvise), 1,
-			     SCMP_A2(SCMP_CMP_EQ, (unsigned)advice[i]), NO_ARG)) < 0)
-			return r;
-	}
-#endif
-	/* The signal that parks vCPUs, and abort()'s. */
-	if ((r = allow(ctx, SCMP_SYS(tgkill), 1, SCMP_A2(SCMP_CMP_EQ, SIGUSR1), NO_ARG)) < 0 ||
-		(r = allow(ctx, SCMP_SYS(tgkill), 1, SCMP_A2(SCMP_CMP_EQ, SIGABRT), NO_ARG)) < 0)
-		return r;
-	/* Who is adopting us. */
-	if ((r = allow(ctx, SCMP_SYS(getsockopt), 2, SCMP_A1(SCMP_CMP_EQ, SOL_SOCKET),
-		     SCMP_A2(SCMP_CMP_EQ, SO_PEERCRED))) < 0)
-		return r;
-	/* Non-blocking sockets. */
-	if ((r = allow(ctx, SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, F_GETFL), NO_ARG)) < 0 ||
-		(r = allow(ctx, SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, F_SETFL), NO_ARG)) < 0)
-		return r;
-	return 0;
+	for (size_t i = 0; i < sizeof(arg_rules) / sizeof(*arg_rules) && r == 0; i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, arg_rules[i].call, 1, arg_rules[i].arg);
+	for (size_t i = 0; i < kvm_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
+			masked(1, 0xffffffffu, kvm_ioctl_numbers[i]));
+	/* clone3's flags lie in memory, where a filter cannot look: glibc falls back to clone. */
+	if (r == 0 && !UNDER_SANITIZER)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+	return r;
 }
 
 int
@@ -306,7 +310,7 @@ seal_calls(struct err *e)
 	for (size_t i = 0; i < sizeof(rules) / sizeof(*rules) && r == 0; i++)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, rules[i].call, 0);
 	if (r == 0)
-		r = add_special_rules(ctx);
+		r = add_arg_rules(ctx);
 	if (r == 0)
 		r = seccomp_load(ctx); /* sets PR_SET_NO_NEW_PRIVS first */
 	seccomp_release(ctx);

@@ -158,6 +158,24 @@ vm_irq(struct vm *vm, unsigned gsi)
 	return (struct irq_line){.raise = ioapic_raise, .ctx = &vm->ioapic, .gsi = gsi};
 }
 
+static void
+guest_powers_off(void *ctx)
+{
+	vm_end(ctx, VMM_EXIT_POWER_OFF, "the guest powered off");
+}
+
+static void
+guest_resets(void *ctx)
+{
+	vm_end(ctx, VMM_EXIT_RESET, "the guest asked for a reset");
+}
+
+void
+vm_init_ged(struct vm *vm)
+{
+	ged_init(&vm->ged, vm_irq(vm, LAYOUT_GED_GSI), guest_powers_off, guest_resets, vm);
+}
+
 int
 vm_start_vcpus(struct vm *vm, struct err *e)
 {

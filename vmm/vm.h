@@ -101,6 +101,8 @@ void vm_drop_kvm(struct vm *vm, bool in_forked_child);
 /* The IOAPIC's way to KVM, and the interrupt lines into it. */
 struct ioapic_sink vm_ioapic_sink(struct vm *vm);
 struct irq_line vm_irq(struct vm *vm, unsigned gsi);
+/* The event device, whose power-off and reset end the VM. */
+void vm_init_ged(struct vm *vm);
 
 /* Starts a thread a vCPU; they run at once unless the epoch is odd. */
 int vm_start_vcpus(struct vm *vm, struct err *e);
