@@ -45,8 +45,11 @@
 
 #define AGENT_PORT 1024u
 #define AGENT_REQUEST_MAX (256u * 1024u)
-#define AGENT_FRAME_MAX \
-	(64u * 1024u) /* payload; a longer one is a protocol error: close */
+#define AGENT_FRAME_MAX (64u * 1024u) /* payload; more is a protocol error: close */
+#define AGENT_ANSWER_MAX (8u * 1024u * 1024u)
+#define AGENT_STDIN_WINDOW (256u * 1024u)
+#define AGENT_EXECS_MAX 256   /* running at once; one more is EAGAIN */
+#define AGENT_FINISHED_MAX 64 /* exit records nobody has taken */
 
 enum agent_frame_type {
 	/* host -> agent, 1.. */
@@ -59,15 +62,14 @@ enum agent_frame_type {
 	/* agent -> host, 32.. */
 	AGENT_STDOUT = 32, /* struct agent_output, then bytes */
 	AGENT_STDERR = 33,
-	AGENT_GAP =
-		34, /* struct agent_gap: output that was dropped because nobody took it */
-	AGENT_EXIT = 35,   /* struct agent_exit, then for AGENT_SPAWN_FAILED a sentence: terminal */
+	AGENT_GAP = 34, /* struct agent_gap: output dropped while nobody took it */
+	AGENT_EXIT = 35, /* struct agent_exit, for AGENT_SPAWN_FAILED a sentence: terminal */
 	AGENT_STDIN_CREDIT = 36, /* struct agent_stdin_credit */
 	AGENT_STDIN_CLOSED = 37, /* no payload: further input is discarded */
 	/* both, 64.. */
 	AGENT_DATA = 64,  /* bytes of a file stream */
-	AGENT_END = 65,	  /* terminal for put/get, no payload */
-	AGENT_ERROR = 66, /* UTF-8 sentence: terminal */
+	AGENT_END = 65,	  /* from the host empty, from the agent struct agent_end: terminal */
+	AGENT_ERROR = 66, /* struct agent_error, then a UTF-8 sentence: terminal */
 };
 
 struct agent_frame_hdr {

@@ -1,0 +1,22 @@
+/*
+ * A connection: one request and what follows it (common/agent_wire.h). Nothing here waits: what cannot be sent now waits in the
+ * command's journal or in the file system, never in a growing buffer. A peer that breaks the protocol gets a sentence and
+ * is closed; a peer that vanishes leaves its command running.
+ */
+#ifndef PANDO_AGENT_CONN_H
+#define PANDO_AGENT_CONN_H
+
+#include <stdbool.h>
+
+#define CONN_MAX 384
+
+struct conn;
+
+/* fd is taken over and must be non-blocking. connect_line: the peer says "CONNECT <port>\n" first, as to a VMM's socket. */
+void conn_accept(int fd, bool connect_line);
+
+/* For exec.c: there is something to send; somebody else reads this command now. */
+void conn_notice(struct conn *c);
+void conn_superseded(struct conn *c);
+
+#endif
