@@ -461,6 +461,15 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 	return r;
 }
 
+/* libcurl's own would be inherited by whatever we start. */
+static curl_socket_t
+open_socket(void *ctx, curlsocktype purpose, struct curl_sockaddr *a)
+{
+	(void)ctx;
+	(void)purpose;
+	return socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+}
+
 static int
 prepare(struct client *c, const char *method, const char *url, const char *body,
 	struct curl_slist *headers, struct incoming *in, char *why)
@@ -470,6 +479,7 @@ prepare(struct client *c, const char *method, const char *url, const char *body,
 
 	curl_easy_reset(h); /* keeps the connection */
 	r |= curl_easy_setopt(h, CURLOPT_UNIX_SOCKET_PATH, c->socket);
+	r |= curl_easy_setopt(h, CURLOPT_OPENSOCKETFUNCTION, open_socket);
 	r |= curl_easy_setopt(h, CURLOPT_PROXY, ""); /* whatever http_proxy says */
 	r |= curl_easy_setopt(h, CURLOPT_NOSIGNAL, 1L);
 	r |= curl_easy_setopt(h, CURLOPT_CONNECTTIMEOUT, 10L);

@@ -16,24 +16,6 @@
 /* --format json keeps the output until the end; more than this of a stream is cut off and counted. */
 #define CAPTURE_MAX (64u << 20)
 
-static const struct opt options[] = {
-	{'t', "timeout", "SECONDS", "kill it after that time (status 6); 1.5, 500ms and 10m are fine too",
-		COMPLETE_NOTHING},
-	{'e', "env", "NAME=VALUE", "in the command's environment; may be given several times",
-		COMPLETE_NOTHING},
-	{'w', "cwd", "FOLDER", "where it runs; the user's home if not said", COMPLETE_NOTHING},
-	{'u', "user", "NAME", "who it runs as; root if not said", COMPLETE_NOTHING},
-	{'s', "shell", "TEXT", "run TEXT with /bin/sh -c; words that follow are $1, $2, …",
-		COMPLETE_NOTHING},
-	{'T', "tty", NULL, "give it a terminal: for programs that a person uses", COMPLETE_NOTHING},
-	{'i', "stdin", NULL, "pass standard input on, even from a terminal", COMPLETE_NOTHING},
-	{'n', "no-stdin", NULL, "pass none on, even from a pipe or file", COMPLETE_NOTHING},
-	{'d', "detach", NULL, "start it, print its id and return", COMPLETE_NOTHING},
-	{'A', "attach", "ID", "take up a command that was detached", COMPLETE_NOTHING},
-	{256, "list", NULL, "list the guest's commands, as JSON", COMPLETE_NOTHING},
-	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
-};
-
 struct capture {
 	char *buf; /* owned */
 	size_t len, cap;
@@ -310,7 +292,7 @@ const struct verb verb_execute = {
 	.usage = "[options] [vm] -- <command> [arguments…]\n"
 		 "[options] <vm> <command> [arguments…]\n"
 		 "[options] [vm] --shell 'a | b'",
-	.options = options,
+	.options = execute_options,
 	.text = "The command's words reach it as they are; no shell looks at them unless --shell asks for one.\n"
 		"Standard input is passed on when it is no terminal. Ctrl-C goes to the command; a second one kills it.\n"
 		"\n"

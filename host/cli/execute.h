@@ -28,6 +28,7 @@ struct execute_words {
 int execute_parse(struct opt_scan *s, struct execute_words *w, struct err *e);
 void execute_words_done(struct execute_words *w);
 
+extern const struct opt execute_options[];
 extern const struct verb verb_execute;
 
 #endif

@@ -14,5 +14,16 @@ pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c 
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
-pando_LIBS := pandocli pandoclient pandohost common
+pando_LIBS := pandocli pandoclient agentclient agentwire pandohost vmmdisk common
 pando_PKGS := libcurl
+
+UNIT_TESTS += test_cli test_config test_client
+test_cli_SRCS := tests/unit/test_cli.c vmm/console.c
+test_cli_LIBS := $(pando_LIBS)
+test_cli_PKGS := cmocka $(pando_PKGS)
+test_config_SRCS := tests/unit/test_config.c
+test_config_LIBS := pandoclient pandohost common
+test_config_PKGS := cmocka libcurl
+test_client_SRCS := tests/unit/test_client.c
+test_client_LIBS := pandoclient pandohost common
+test_client_PKGS := cmocka libcurl
