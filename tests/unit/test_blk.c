@@ -1,0 +1,673 @@
+/* The disk, through its queue. */
+#include "vmm/blk.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/unit/fake_driver.h"
+
+#define ALL UINT64_MAX
+#define DISK_MIB 4u
+#define BASE_BYTES (1024u * 1024 + 512) /* ends within a block */
+#define HDR (FAKE_HEAP)
+#define STATUS (FAKE_HEAP + 0x100)
+#define RANGES (FAKE_HEAP + 0x200)
+#define DATA (FAKE_HEAP + 0x10000)
+
+static struct fake_driver d;
+static struct blk blk;
+static char folder[64];
+static unsigned n_segments;
+static char base_path[80], data_path[16][96], index_path[16][96];
+static uint8_t base[BASE_BYTES];
+
+static int
+new_file(char *path, size_t cap, const char *name, unsigned i)
+{
+	int fd;
+
+	snprintf(path, cap, "%s/%s%u", folder, name, i);
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static void
+new_segment(int fds[2])
+{
+	fds[0] =
+		new_file(data_path[n_segments], sizeof(data_path[0]), "data", n_segments);
+	fds[1] = new_file(
+		index_path[n_segments], sizeof(index_path[0]), "index", n_segments);
+	n_segments++;
+}
+
+static int
+setup(void **state)
+{
+	struct err e = {0};
+	int fd, fds[2];
+	size_t i;
+
+	(void)state;
+	strcpy(folder, "/tmp/test_blk.XXXXXX");
+	assert_non_null(mkdtemp(folder));
+	n_segments = 0;
+	for (i = 0; i < sizeof(base); i++)
+		base[i] = (uint8_t)(i * 7 + i / 4096 + 1);
+	fd = new_file(base_path, sizeof(base_path), "base", 0);
+	assert_int_equal(write(fd, base, sizeof(base)), sizeof(base));
+	new_segment(fds);
+	fake_driver_init(&d);
+	if (blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, fd, fds[0], fds[1], &e))
+		fail_msg("%s", e.msg);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	char command[128];
+
+	(void)state;
+	blk_destroy(&blk);
+	fake_driver_done(&d);
+	snprintf(command, sizeof(command), "rm -rf %s", folder);
+	return system(command);
+}
+
+/* One request; data (may be NULL) is put before or fetched after. Returns the status. */
+static int
+request(uint32_t type, uint64_t sector, void *data, uint32_t len)
+{
+	struct virtio_blk_req req = {.type = type, .sector = sector};
+	bool in = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID;
+	struct fake_buf bufs[] = {
+		{HDR, sizeof(req), false}, {DATA, len, in}, {STATUS, 1, true}};
+	uint8_t status = 0xee;
+
+	fake_poke(&d, HDR, &req, sizeof(req));
+	fake_poke(&d, STATUS, &status, 1);
+	if (len && !in)
+		fake_poke(&d, DATA, data, len);
+	if (len == 0)
+		bufs[1] = bufs[2];
+	fake_add(&d, 0, bufs, len ? 3 : 2);
+	fake_kick(&d, 0);
+	if (!fake_used(&d, 0, NULL, NULL))
+		return -1;
+	if (len && in)
+		fake_peek(&d, DATA, data, len);
+	fake_peek(&d, STATUS, &status, 1);
+	return status;
+}
+
+static int
+range_request(uint32_t type, uint64_t sector, uint32_t sectors, uint32_t flags)
+{
+	struct virtio_blk_range range = {sector, sectors, flags};
+
+	return request(type, 0, &range, sizeof(range));
+}
+
+static void
+fill(uint8_t *p, size_t len, unsigned seed)
+{
+	size_t i;
+
+	for (i = 0; i < len; i++)
+		p[i] = (uint8_t)((i + 1) * (seed * 2 + 1) + i / 256);
+}
+
+static void
+assert_disk(uint64_t sector, const uint8_t *want, uint32_t len)
+{
+	uint8_t *got = malloc(len);
+
+	assert_int_equal(request(VIRTIO_BLK_T_IN, sector, got, len), VIRTIO_BLK_S_OK);
+	assert_memory_equal(got, want, len);
+	free(got);
+}
+
+static void
+configuration_says_size_and_limits(void **state)
+{
+	struct virtio_blk_config c;
+	uint16_t queues;
+
+	(void)state;
+	virtio_mmio_read(&blk.dev, VIRTIO_MMIO_CONFIG, &c.capacity, 8);
+	assert_int_equal(c.capacity, DISK_MIB * 2048);
+	virtio_mmio_read(&blk.dev,
+		VIRTIO_MMIO_CONFIG + offsetof(struct virtio_blk_config, num_queues),
+		&queues, 2);
+	assert_int_equal(queues, 1);
+	virtio_mmio_read(&blk.dev, VIRTIO_MMIO_CONFIG + 0xff, &queues, 2);
+	assert_int_equal(queues, 0);
+}
+
+static void
+the_base_is_read_and_what_lies_behind_it_is_zero(void **state)
+{
+	static uint8_t want[65536];
+	const uint64_t from = BASE_BYTES - 4096 - 512;
+
+	(void)state;
+	assert_disk(0, base, 65536);
+	memcpy(want, base + from, BASE_BYTES - from);
+	assert_disk(from / 512, want, sizeof(want));
+	memset(want, 0, sizeof(want));
+	assert_disk(DISK_MIB * 2048 - 128, want, sizeof(want));
+}
+
+static void
+what_is_written_is_read(void **state)
+{
+	static uint8_t want[40960], part[1536];
+
+	(void)state;
+	fill(want, sizeof(want), 1);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_OUT, 80, want, sizeof(want)), VIRTIO_BLK_S_OK);
+	assert_disk(80, want, sizeof(want));
+	assert_memory_equal(base, base, 1);
+	assert_disk(72, base + 72 * 512, 4096);
+	assert_disk(80 + sizeof(want) / 512, base + 80 * 512 + sizeof(want), 4096);
+	/* Across a block's edge, in parts of blocks, on written ground and on base. */
+	fill(part, sizeof(part), 9);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_OUT, 87, part, sizeof(part)), VIRTIO_BLK_S_OK);
+	memcpy(want + 7 * 512, part, sizeof(part));
+	assert_disk(80, want, sizeof(want));
+	assert_int_equal(
+		request(VIRTIO_BLK_T_OUT, 7, part, sizeof(part)), VIRTIO_BLK_S_OK);
+	memcpy(want, base, 8192);
+	memcpy(want + 7 * 512, part, sizeof(part));
+	assert_disk(0, want, 8192);
+}
+
+static void
+a_write_across_the_end_of_the_base_keeps_both_sides(void **state)
+{
+	static uint8_t want[8192], part[512];
+	const uint64_t sector = BASE_BYTES / 512 - 1;
+
+	(void)state;
+	fill(part, sizeof(part), 3);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_OUT, sector + 2, part, 512), VIRTIO_BLK_S_OK);
+	memcpy(want, base + sector * 512, 512);
+	memcpy(want + 1024, part, 512);
+	assert_disk(sector, want, 4096);
+}
+
+static void
+rewriting_a_block_does_not_grow_the_segment(void **state)
+{
+	static uint8_t buf[16384];
+	uint64_t records;
+	unsigned i;
+
+	(void)state;
+	fill(buf, sizeof(buf), 1);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, sizeof(buf)), 0);
+	records = blk.index_records;
+	for (i = 0; i < 1000; i++) {
+		fill(buf, sizeof(buf), i);
+		assert_int_equal(request(VIRTIO_BLK_T_OUT, (i % 2) * 4, buf, 8192), 0);
+	}
+	assert_int_equal(blk.data_blocks, 4);
+	assert_int_equal(blk.index_records, records);
+	assert_int_equal(blk.stats.segment_bytes, 16384);
+}
+
+static void
+zeroes_are_read_after_discard_and_write_zeroes(void **state)
+{
+	static uint8_t buf[65536], zero[65536];
+	struct stat before, after;
+
+	(void)state;
+	fill(buf, sizeof(buf), 5);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, sizeof(buf)), 0);
+	assert_int_equal(request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0), 0);
+	assert_int_equal(stat(data_path[0], &before), 0);
+	assert_int_equal(range_request(VIRTIO_BLK_T_DISCARD, 8, 64, 0), 0);
+	memset(buf + 4096, 0, 32768);
+	assert_disk(0, buf, sizeof(buf));
+	assert_int_equal(stat(data_path[0], &after), 0);
+	assert_true(after.st_blocks < before.st_blocks);
+	/* Ragged ends: zeroed for write-zeroes, left by discard. */
+	assert_int_equal(range_request(VIRTIO_BLK_T_WRITE_ZEROES, 81, 30, 0), 0);
+	memset(buf + 81 * 512, 0, 30 * 512);
+	assert_disk(0, buf, sizeof(buf));
+	assert_int_equal(range_request(VIRTIO_BLK_T_DISCARD, 121, 6, 0), 0);
+	assert_disk(0, buf, sizeof(buf));
+	/* Over the base, and written again. */
+	assert_int_equal(range_request(VIRTIO_BLK_T_WRITE_ZEROES, 1024, 128, 1), 0);
+	assert_disk(1024, zero, sizeof(zero));
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 9, base, 512), 0);
+	memcpy(buf + 9 * 512, base, 512);
+	assert_disk(0, buf, sizeof(buf));
+}
+
+static void
+discarding_and_writing_in_turn_stays_bounded(void **state)
+{
+	static uint8_t buf[4096];
+	const uint64_t limit = blk.index_limit + blk.map.n_blocks;
+	uint64_t i;
+
+	(void)state;
+	blk.index_limit = 200; /* so that the test need not write for minutes */
+	for (i = 0; i < 1000; i++) {
+		fill(buf, sizeof(buf), (unsigned)i);
+		assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, sizeof(buf)), 0);
+		assert_disk(0, buf, sizeof(buf));
+		memset(buf, 0, sizeof(buf));
+		assert_int_equal(range_request(i % 2 ? VIRTIO_BLK_T_DISCARD
+						     : VIRTIO_BLK_T_WRITE_ZEROES,
+					 0, 8, i % 2 ? 0 : 1),
+			0);
+		if (i % 2 == 0)
+			assert_disk(0, buf, sizeof(buf));
+	}
+	assert_true(blk.index_records <= 201);
+	assert_true(blk.index_records <= limit);
+	assert_int_equal(blk.data_blocks, 1);
+}
+
+static void
+requests_beyond_the_disk_fail(void **state)
+{
+	static uint8_t buf[8192];
+	const uint64_t end = DISK_MIB * 2048;
+
+	(void)state;
+	assert_int_equal(request(VIRTIO_BLK_T_IN, end, buf, 512), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_IN, end - 1, buf, 1024), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_OUT, end - 1, buf, 1024), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_IN, UINT64_MAX, buf, 512), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_IN, UINT64_MAX / 512, buf, 512), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(request(VIRTIO_BLK_T_IN, 0, buf, 511), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(
+		range_request(VIRTIO_BLK_T_DISCARD, end - 8, 16, 0), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(range_request(VIRTIO_BLK_T_WRITE_ZEROES, UINT64_MAX - 3, 16, 0),
+		VIRTIO_BLK_S_IOERR);
+	assert_int_equal(range_request(VIRTIO_BLK_T_DISCARD, 0, UINT32_MAX, 0),
+		VIRTIO_BLK_S_IOERR);
+	assert_int_equal(request(VIRTIO_BLK_T_IN, end - 1, buf, 512), VIRTIO_BLK_S_OK);
+	assert_int_equal(blk.index_records, 0);
+}
+
+static void
+what_is_not_supported_is_said_to_be_so(void **state)
+{
+	uint8_t buf[64] = {0};
+
+	(void)state;
+	assert_int_equal(request(99, 0, buf, 16), VIRTIO_BLK_S_UNSUPP);
+	assert_int_equal(
+		range_request(VIRTIO_BLK_T_DISCARD, 0, 8, 1), VIRTIO_BLK_S_UNSUPP);
+	assert_int_equal(
+		range_request(VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 2), VIRTIO_BLK_S_UNSUPP);
+	assert_int_equal(request(VIRTIO_BLK_T_DISCARD, 0, buf, 15), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(request(VIRTIO_BLK_T_GET_ID, 0, buf, 20), VIRTIO_BLK_S_OK);
+	assert_string_equal((char *)buf, "pando");
+}
+
+static void
+a_request_without_header_or_status_breaks_the_device(void **state)
+{
+	struct fake_buf no_status = {HDR, 16, false},
+			short_hdr[] = {{HDR, 15, false}, {STATUS, 1, true}};
+
+	(void)state;
+	fake_add(&d, 0, &no_status, 1);
+	fake_kick(&d, 0);
+	assert_true(fake_read(&d, VIRTIO_MMIO_STATUS) & VIRTIO_STATUS_NEEDS_RESET);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	fake_add(&d, 0, short_hdr, 2);
+	fake_kick(&d, 0);
+	assert_true(fake_read(&d, VIRTIO_MMIO_STATUS) & VIRTIO_STATUS_NEEDS_RESET);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	assert_disk(0, base, 4096);
+}
+
+static void
+a_request_in_many_pieces_is_served(void **state)
+{
+	struct virtio_blk_req req = {.type = VIRTIO_BLK_T_IN, .sector = 3};
+	struct fake_buf bufs[100] = {{HDR, 7, false}, {HDR + 7, 9, false}};
+	uint8_t got[98 * 48], status;
+	unsigned i;
+
+	(void)state;
+	fake_poke(&d, HDR, &req, sizeof(req));
+	/* 98 buffers of 47 or 48 bytes: nine sectors and, last of all, the status. */
+	for (i = 2; i < 99; i++)
+		bufs[i] = (struct fake_buf){DATA + (i - 2) * 100, 47, true};
+	bufs[99] = (struct fake_buf){DATA + 97 * 100, 4608 - 97 * 47 + 1, true};
+	fake_add(&d, 0, bufs, 100);
+	fake_kick(&d, 0);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	for (i = 0; i < 97; i++)
+		fake_peek(&d, DATA + i * 100, got + i * 47, 47);
+	fake_peek(&d, DATA + 97 * 100, got + 97 * 47, 4608 - 97 * 47);
+	fake_peek(&d, DATA + 97 * 100 + 4608 - 97 * 47, &status, 1);
+	assert_int_equal(status, 0);
+	assert_memory_equal(got, base + 3 * 512, 4608);
+}
+
+static void
+a_full_host_disk_is_an_io_error_and_no_more(void **state)
+{
+	static uint8_t buf[65536], other[65536];
+	const struct rlimit small = {.rlim_cur = 16384 + 100, .rlim_max = RLIM_INFINITY};
+	struct rlimit was;
+
+	(void)state;
+	fill(buf, sizeof(buf), 1);
+	fill(other, sizeof(other), 2);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 8192), 0);
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 8, other, 65536), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(
+		request(VIRTIO_BLK_T_OUT, 512, other, 65536), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+	/* What failed is not there, what was there still is, and it goes on. */
+	assert_disk(0, buf, 4096);
+	assert_disk(16, base + 8192, 57344);
+	assert_disk(512, base + 512 * 512, 65536);
+	assert_true(blk.stats.io_errors >= 2);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 512, other, 65536), VIRTIO_BLK_S_OK);
+	assert_disk(512, other, 65536);
+	assert_int_equal(request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0), VIRTIO_BLK_S_OK);
+}
+
+static void
+a_segment_cut_short_behind_our_back_is_an_io_error(void **state)
+{
+	static uint8_t buf[8192];
+
+	(void)state;
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 8192), 0);
+	assert_int_equal(truncate(data_path[0], 4096), 0);
+	assert_int_equal(request(VIRTIO_BLK_T_IN, 0, buf, 8192), VIRTIO_BLK_S_IOERR);
+	assert_disk(0, buf, 4096);
+}
+
+/* The disk as it lies, from the files of segments 0..n-1. */
+static void
+assert_export(unsigned n, const int64_t *records, const uint8_t *want)
+{
+	struct disk_segment segments[16];
+	struct disk_chain chain = {base_path, segments, n};
+	static uint8_t got[DISK_MIB << 20];
+	struct err e = {0};
+	char path[96];
+	unsigned i;
+	int fd;
+
+	for (i = 0; i < n; i++)
+		segments[i] = (struct disk_segment){
+			data_path[i], index_path[i], records ? records[i] : -1};
+	snprintf(path, sizeof(path), "%s/out", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	if (disk_export(&chain, DISK_MIB, fd, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(pread(fd, got, sizeof(got), 0), sizeof(got));
+	close(fd);
+	assert_memory_equal(got, want, sizeof(got));
+}
+
+static void
+the_files_hold_what_the_guest_wrote(void **state)
+{
+	static uint8_t model[DISK_MIB << 20];
+	uint32_t x = 12345, len, i;
+	uint64_t sector;
+
+	(void)state;
+	memcpy(model, base, sizeof(base));
+	for (i = 0; i < 3000; i++) {
+		x = x * 1664525 + 1013904223;
+		sector = (x >> 8) % (DISK_MIB * 2048);
+		len = 512 * (1 + (x >> 3) % 40);
+		if (sector * 512 + len > sizeof(model))
+			len = (uint32_t)(sizeof(model) - sector * 512);
+		if (i % 5 == 4) {
+			assert_int_equal(range_request(VIRTIO_BLK_T_WRITE_ZEROES, sector,
+						 len / 512, i & 1),
+				0);
+			memset(model + sector * 512, 0, len);
+		} else {
+			fill(model + sector * 512, len, x);
+			assert_int_equal(request(VIRTIO_BLK_T_OUT, sector,
+						 model + sector * 512, len),
+				0);
+		}
+	}
+	for (sector = 0; sector < DISK_MIB * 2048; sector += 128)
+		assert_disk(sector, model + sector * 512, 65536);
+	assert_export(1, NULL, model);
+}
+
+static void
+parent_and_child_go_their_own_ways(void **state)
+{
+	static uint8_t model[DISK_MIB << 20], mine[65536], old[65536];
+	uint64_t records = 0, bytes = 0;
+	struct err e = {0};
+	int child_fds[2], parent_fds[2], status;
+	int64_t cut[2];
+	pid_t pid;
+
+	(void)state;
+	memcpy(model, base, sizeof(base));
+	fill(old, sizeof(old), 1);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, old, sizeof(old)), 0);
+	memcpy(model, old, sizeof(old));
+	new_segment(child_fds);
+	new_segment(parent_fds);
+	assert_int_equal(blk_can_cut(&blk, &e), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		blk_fork_child(&blk, fake_irq(&d));
+		if (blk_cut(&blk, child_fds[0], child_fds[1], &records, &bytes, &e) ||
+			records != 1 || bytes != sizeof(old))
+			_exit(1);
+		fill(mine, sizeof(mine), 7);
+		assert_disk(0, old, sizeof(old));
+		if (request(VIRTIO_BLK_T_OUT, 16, mine, 8192) ||
+			range_request(VIRTIO_BLK_T_DISCARD, 64, 16, 0) ||
+			request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0) ||
+			blk.segments[0].index_fd != -1)
+			_exit(2);
+		memcpy(old + 8192, mine, 8192);
+		memset(old + 32768, 0, 8192);
+		assert_disk(0, old, sizeof(old));
+		_exit(0);
+	}
+	assert_int_equal(
+		blk_cut(&blk, parent_fds[0], parent_fds[1], &records, &bytes, &e), 0);
+	assert_int_equal(records, 1);
+	assert_int_equal(bytes, sizeof(old));
+	close(child_fds[0]);
+	close(child_fds[1]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	assert_disk(0, old, sizeof(old));
+	fill(mine, sizeof(mine), 9);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, mine, 4096), 0);
+	memcpy(old, mine, 4096);
+	assert_disk(0, old, sizeof(old));
+	assert_int_equal(blk.n_segments, 2);
+
+	/* The child's disk at rest: the shared segment up to the cut, then its own. */
+	fill(mine, sizeof(mine), 7);
+	memcpy(model + 8192, mine, 8192);
+	memset(model + 32768, 0, 8192);
+	cut[0] = (int64_t)records;
+	cut[1] = -1;
+	assert_export(2, cut, model);
+}
+
+static void
+a_cut_of_an_empty_segment_uses_nothing_up(void **state)
+{
+	uint64_t records = 9, bytes = 9;
+	struct err e = {0};
+	char path[96];
+	int fds[2];
+	unsigned i;
+
+	(void)state;
+	for (i = 0; i < 3000; i++) {
+		fds[0] = new_file(path, sizeof(path), "d", i);
+		unlink(path);
+		fds[1] = new_file(path, sizeof(path), "i", i);
+		unlink(path);
+		assert_int_equal(blk_cut(&blk, fds[0], fds[1], &records, &bytes, &e), 0);
+		assert_int_equal(records, 0);
+		assert_int_equal(bytes, 0);
+	}
+	assert_int_equal(blk.n_segments, 1);
+	assert_disk(0, base, 4096);
+}
+
+static void
+too_many_segments_are_refused_with_a_sentence(void **state)
+{
+	const struct rlimit many = {.rlim_cur = 4096, .rlim_max = 4096};
+	struct err e = {0};
+	uint8_t buf[4096];
+	char path[96];
+	int fds[2] = {-1, -1}, r = 0;
+	unsigned i;
+
+	(void)state;
+	if (setrlimit(RLIMIT_NOFILE, &many))
+		skip();
+	for (i = 0; r == 0; i++) {
+		fill(buf, sizeof(buf), i);
+		assert_int_equal(request(VIRTIO_BLK_T_OUT, 8 * (i % 500), buf, 4096), 0);
+		fds[0] = new_file(path, sizeof(path), "d", i);
+		unlink(path);
+		fds[1] = new_file(path, sizeof(path), "i", i);
+		unlink(path);
+		r = blk_can_cut(&blk, NULL);
+		assert_int_equal(blk_cut(&blk, fds[0], fds[1], NULL, NULL, &e), r);
+	}
+	assert_int_equal(r, -EMFILE);
+	assert_non_null(strstr(e.msg, "1024 segments"));
+	assert_int_equal(i, BLK_SEGMENTS_MAX);
+	close(fds[0]);
+	close(fds[1]);
+	fill(buf, sizeof(buf), 1000);
+	assert_disk(8 * (1000 % 500), buf, 4096);
+	fill(buf, sizeof(buf), 777);
+	assert_disk(8 * (777 % 500), buf, 4096);
+}
+
+static void
+a_driver_without_flush_gets_durable_writes(void **state)
+{
+	uint8_t buf[512] = {1};
+
+	(void)state;
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), 0);
+	assert_true(blk.segments[0].dirty);
+	assert_true(fake_start(&d, &blk.dev, ALL & ~VIRTIO_BLK_F_FLUSH));
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), 0);
+	assert_false(blk.segments[0].dirty);
+}
+
+static void
+bad_files_are_refused_with_a_sentence(void **state)
+{
+	static struct blk other;
+	struct err e = {0};
+	int fds[2], base_fd, null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	(void)state;
+	new_segment(fds);
+	base_fd = open(base_path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(
+		blk_init(&other, &d.mem, fake_irq(&d), 1, base_fd, fds[0], fds[1], &e),
+		-EINVAL);
+	assert_non_null(strstr(e.msg, "larger disk"));
+	assert_int_equal(
+		blk_init(&other, &d.mem, fake_irq(&d), 0, -1, fds[0], fds[1], &e),
+		-EINVAL);
+	assert_int_equal(blk_init(&other, &d.mem, fake_irq(&d), 1ull << 40, -1, fds[0],
+				 fds[1], &e),
+		-EINVAL);
+	assert_int_equal(
+		blk_init(&other, &d.mem, fake_irq(&d), 8, null, fds[0], fds[1], &e),
+		-EINVAL);
+	assert_int_equal(
+		blk_init(&other, &d.mem, fake_irq(&d), 8, base_fd, null, fds[1], &e),
+		-EINVAL);
+	assert_int_equal(write(fds[1], "x", 1), 1);
+	assert_int_equal(
+		blk_init(&other, &d.mem, fake_irq(&d), 8, base_fd, fds[0], fds[1], &e),
+		-EINVAL);
+	assert_non_null(strstr(e.msg, "empty"));
+	close(null);
+	close(base_fd);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+int
+main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+	const struct CMUnitTest tests[] = {
+		T(configuration_says_size_and_limits),
+		T(the_base_is_read_and_what_lies_behind_it_is_zero),
+		T(what_is_written_is_read),
+		T(a_write_across_the_end_of_the_base_keeps_both_sides),
+		T(rewriting_a_block_does_not_grow_the_segment),
+		T(zeroes_are_read_after_discard_and_write_zeroes),
+		T(discarding_and_writing_in_turn_stays_bounded),
+		T(requests_beyond_the_disk_fail),
+		T(what_is_not_supported_is_said_to_be_so),
+		T(a_request_without_header_or_status_breaks_the_device),
+		T(a_request_in_many_pieces_is_served),
+		T(a_full_host_disk_is_an_io_error_and_no_more),
+		T(a_segment_cut_short_behind_our_back_is_an_io_error),
+		T(the_files_hold_what_the_guest_wrote),
+		T(parent_and_child_go_their_own_ways),
+		T(a_cut_of_an_empty_segment_uses_nothing_up),
+		T(too_many_segments_are_refused_with_a_sentence),
+		T(a_driver_without_flush_gets_durable_writes),
+		T(bad_files_are_refused_with_a_sentence),
+	};
+
+	log_init("test", LOG_LEVEL_ERR); /* what the guest broke is expected */
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
