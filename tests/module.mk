@@ -60,3 +60,13 @@ $(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/tiny.ld
 	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o
 	$(OBJCOPY) -O binary $@.elf $@
 OBJCOPY ?= objcopy
+
+LIBRARIES += kvmdriver
+kvmdriver_SRCS := tests/kvm/driver.c
+KVM_TESTS += test_kvm_boot test_kvm_fork test_kvm_hostile
+test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
+test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
+test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
+$(foreach t,test_kvm_boot test_kvm_fork test_kvm_hostile,$(eval $(t)_LIBS := kvmdriver common)$(eval $(t)_PKGS := cmocka))
+# Their guest and the VMM are part of them.
+$(foreach t,test_kvm_boot test_kvm_fork test_kvm_hostile,$(eval $(B)/tests/$(t): | $(TINY)))

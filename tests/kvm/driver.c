@@ -124,16 +124,20 @@ create(const struct vm *vm, const char *file, int flags, int *ret, struct err *e
 static int
 new_segment(struct vm *vm, int *ret_data, int *ret_index, struct err *e)
 {
-	char file[64];
-	int r;
+	const char *folder =
+		vm->driver->segment_folder[0] ? vm->driver->segment_folder : vm->folder;
+	int *fds[2] = {ret_data, ret_index};
+	char path[256];
 
-	snprintf(file, sizeof(file), "segment.%u.data", vm->segments);
-	r = create(vm, file, O_EXCL, ret_data, e);
-	if (r < 0)
-		return r;
-	snprintf(file, sizeof(file), "segment.%u.index", vm->segments);
+	for (int i = 0; i < 2; i++) {
+		snprintf(path, sizeof(path), "%s/%d.%u.%s", folder,
+			(int)(vm - vm->driver->vms), vm->segments, i ? "index" : "data");
+		*fds[i] = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		if (*fds[i] < 0)
+			return err_sys(e, -errno, "%s", path);
+	}
 	vm->segments++;
-	return create(vm, file, O_EXCL, ret_index, e);
+	return 0;
 }
 
 static int

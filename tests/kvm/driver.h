@@ -44,6 +44,8 @@ struct vm {
 struct driver {
 	char folder[128];
 	char vmm_path[4096], guest_path[4096];
+	char segment_folder[160]; /* where segments are made; empty: each VM's own folder
+				   */
 	struct vm vms[DRIVER_VMS_MAX];
 	uint64_t next_generation;
 };

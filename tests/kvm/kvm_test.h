@@ -1,0 +1,107 @@
+/* What the KVM test programs share: cmocka, one driver a test, and a skip where there is
+ * no /dev/kvm. */
+#ifndef PANDO_TESTS_KVM_TEST_H
+#define PANDO_TESTS_KVM_TEST_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/kvm/driver.h"
+
+static struct driver driver;
+
+static int
+kvm_setup(void **state)
+{
+	struct err e;
+	char why[160];
+
+	*state = NULL;
+	if (!driver_has_kvm(why)) {
+		print_message("# %s\n", why);
+		return 0;
+	}
+	if (driver_init(&driver, &e) < 0) {
+		print_message("# %s\n", e.msg);
+		return -1;
+	}
+	*state = &driver;
+	return 0;
+}
+
+static int
+kvm_teardown(void **state)
+{
+	char log[16384];
+
+	/* After a failure the logs are what one wants to read. */
+	for (int i = 0; *state && i < DRIVER_VMS_MAX && getenv("KVM_TEST_LOGS"); i++)
+		if (driver.vms[i].used)
+			print_message("# log of %s: %s\n", driver.vms[i].name,
+				driver_log(&driver.vms[i], log, sizeof(log)));
+	if (*state)
+		driver_done(&driver);
+	return 0;
+}
+
+#define NEEDS_KVM(state) \
+	do { \
+		if (!*(state)) \
+			skip(); \
+	} while (0)
+
+#define MUST(call) \
+	do { \
+		struct err must_err_ = {0, ""}; \
+		struct err *e = &must_err_; \
+		if ((call) < 0) \
+			fail_msg("%s: %s", #call, must_err_.msg); \
+	} while (0)
+
+#define KVM_TEST(f) cmocka_unit_test_setup_teardown(f, kvm_setup, kvm_teardown)
+
+#define BOOT_MS 30000
+#define LINE_MS 60000
+
+static inline struct vm *
+boot(const char *name, const char *cmdline, unsigned vcpus)
+{
+	struct boot b = {.cmdline = cmdline, .vcpus = vcpus};
+	struct vm *vm = NULL;
+
+	MUST(driver_boot(&driver, name, &b, &vm, e));
+	return vm;
+}
+
+static inline struct vm *
+fork_vm(struct vm *parent, const char *name, unsigned flags)
+{
+	struct vm *child = NULL;
+
+	MUST(driver_fork(parent, name, flags, &child, NULL, e));
+	return child;
+}
+
+static inline void
+expect(struct vm *vm, const char *text, char *line, size_t cap)
+{
+	MUST(driver_expect(vm, text, LINE_MS, line, cap, e));
+}
+
+/* The VMM's process ended by itself, not by a signal. */
+static inline void
+assert_ended_well(struct vm *vm)
+{
+	MUST(driver_wait_gone(vm, 20000, e));
+	if (vm->own_process && (vm->status & 0x7f))
+		fail_msg("%s ended by signal %d", vm->name, vm->status & 0x7f);
+}
+
+#endif

@@ -1,0 +1,343 @@
+/*
+ * Forks: what a branch has of its parent, and what it must never have of anybody else.
+ * The small guest keeps a ledger in memory and on disk of the generations it lived
+ * through and says so after each fork; a line with memory=BAD, disk=BAD or a foreign
+ * generation in its history is a leak.
+ */
+#include "tests/kvm/kvm_test.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+
+#define LINE 2048
+
+/* The generations a VM should have lived through, its present one last. */
+struct lineage {
+	unsigned n;
+	uint64_t generations[64];
+};
+
+static uint64_t
+generation_of(const struct vm *vm)
+{
+	uint64_t g;
+
+	memcpy(&g, vm->generation, 8);
+	return g;
+}
+
+static struct lineage
+begin(const struct vm *vm)
+{
+	return (struct lineage){1, {generation_of(vm)}};
+}
+
+static struct lineage
+then(struct lineage l, const struct vm *vm)
+{
+	l.generations[l.n++] = generation_of(vm);
+	return l;
+}
+
+/* Waits for the line that the VM says after its newest generation, and checks every word
+ * of it. */
+static void
+expect_lineage(struct vm *vm, const struct lineage *l, const char *disk,
+	uint64_t counter_min, char line[static LINE])
+{
+	char want[64], history[1200];
+	size_t n = 0;
+
+	snprintf(want, sizeof(want), "fork n=%u ", l->n);
+	expect(vm, want, line, LINE);
+	if (!strstr(line, " memory=ok "))
+		fail_msg("%s: memory is not its own: %s", vm->name, line);
+	snprintf(want, sizeof(want), " disk=%s ", disk);
+	if (!strstr(line, want))
+		fail_msg("%s: disk is not %s: %s", vm->name, disk, line);
+	for (unsigned i = 0; i < l->n; i++)
+		n += (size_t)snprintf(history + n, sizeof(history) - n, "%s%016llx",
+			i ? "," : " history=", (unsigned long long)l->generations[i]);
+	if (!strstr(line, history) || strlen(strstr(line, " history=")) != n)
+		fail_msg("%s: its history is not%s but %s", vm->name, history, line);
+	if (driver_number(line, "counter") <= counter_min)
+		fail_msg("%s: did not count on from %llu: %s", vm->name,
+			(unsigned long long)counter_min, line);
+	/* A TSC that went backwards shows as a gap of nearly 2^64. */
+	if (driver_number(line, "gap") >= 1ull << 40)
+		fail_msg("%s: its clock jumped: %s", vm->name, line);
+}
+
+static void
+both_go_on_from_the_same_instant(void **state)
+{
+	char line[LINE], child_line[LINE];
+	struct lineage l, of_child, of_parent;
+	struct vm *parent, *child;
+	uint64_t ticked;
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work tick=2000", 1);
+	l = begin(parent);
+	expect(parent, "tick ", line, sizeof(line));
+	ticked = strtoull(line + 5, NULL, 10);
+	assert_true(ticked >= 2000);
+	child = fork_vm(parent, "child", 0);
+	of_parent = then(l, parent);
+	of_child = then(l, child);
+	assert_true(generation_of(parent) != generation_of(child));
+	expect_lineage(parent, &of_parent, "none", ticked, line);
+	expect_lineage(child, &of_child, "none", ticked, child_line);
+	/* and go on after that */
+	expect(parent, "tick ", line, sizeof(line));
+	expect(child, "tick ", line, sizeof(line));
+	assert_true(driver_alive(parent) && driver_alive(child));
+}
+
+static void
+a_branch_of_a_branch_sixteen_deep(void **state)
+{
+	struct lineage of_parent, of_child;
+	struct vm *vm, *child;
+	char line[LINE], name[32];
+
+	NEEDS_KVM(state);
+	vm = boot("d0", "mode=work disk=1", 1);
+	of_child = begin(vm);
+	expect(vm, "ready", line, sizeof(line));
+	for (int depth = 1; depth <= 16; depth++) {
+		snprintf(name, sizeof(name), "d%d", depth);
+		child = fork_vm(vm, name, 0);
+		of_parent = then(of_child, vm);
+		of_child = then(of_child, child);
+		expect_lineage(vm, &of_parent, "ok", 0, line);
+		expect_lineage(child, &of_child, "ok", 0, line);
+		vm = child;
+	}
+}
+
+static void
+twenty_branches_in_a_row_of_one_parent(void **state)
+{
+	struct lineage of_parent, of_child;
+	struct vm *parent, *child;
+	char line[LINE], name[32];
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work disk=1", 1);
+	of_parent = begin(parent);
+	expect(parent, "ready", line, sizeof(line));
+	for (int i = 0; i < 20; i++) {
+		snprintf(name, sizeof(name), "b%d", i);
+		child = fork_vm(parent, name, 0);
+		of_child = then(of_parent, child);
+		of_parent = then(of_parent, parent);
+		expect_lineage(child, &of_child, "ok", 0, line);
+		expect_lineage(parent, &of_parent, "ok", 0, line);
+		if (i % 2)
+			driver_kill(
+				child); /* ends of children are nothing to the parent */
+	}
+}
+
+static void
+thirty_two_children_of_one_instant(void **state)
+{
+	struct vm *parent, *parked, *children[32];
+	struct lineage l, of_child;
+	char line[LINE], name[32];
+	struct vmm_stats_answer s;
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work disk=1", 1);
+	l = begin(parent);
+	expect(parent, "ready", line, sizeof(line));
+	parked = fork_vm(parent, "parked", DRIVER_PARK);
+	assert_true(parked->started.parked);
+	MUST(driver_stats(parked, &s, e));
+	assert_int_equal(s.paused, 2);
+	for (int i = 0; i < 32; i++) {
+		snprintf(name, sizeof(name), "c%d", i);
+		children[i] = fork_vm(parked, name, 0);
+	}
+	/* The picture never runs: it says nothing, however many were made of it. */
+	assert_true(driver_console_written(parked) == 0);
+	for (int i = 0; i < 32; i++) {
+		of_child = then(l, children[i]);
+		expect_lineage(children[i], &of_child, "ok", 0, line);
+	}
+	l = then(l, parent);
+	expect_lineage(parent, &l, "ok", 0, line);
+	/* Without the picture its children go on. */
+	driver_kill(parked);
+	for (int i = 0; i < 32; i++)
+		assert_true(driver_alive(children[i]));
+	MUST(driver_stats(children[31], &s, e));
+}
+
+static void
+two_cpus_go_on_in_both(void **state)
+{
+	struct lineage of_parent, of_child;
+	struct vm *parent, *child;
+	char line[LINE], name[32];
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work cpus=2 disk=1", 2);
+	of_parent = begin(parent);
+	expect(parent, "ready", line, sizeof(line));
+	for (int i = 0; i < 4; i++) {
+		snprintf(name, sizeof(name), "c%d", i);
+		child = fork_vm(parent, name, 0);
+		of_child = then(of_parent, child);
+		of_parent = then(of_parent, parent);
+		expect_lineage(child, &of_child, "ok", 0, line);
+		if (!strstr(line, "cpu1=counts"))
+			fail_msg("the child's second CPU stands: %s", line);
+		expect_lineage(parent, &of_parent, "ok", 0, line);
+		if (!strstr(line, "cpu1=counts"))
+			fail_msg("the parent's second CPU stands: %s", line);
+		driver_kill(child);
+	}
+}
+
+static void
+the_pause_is_measured_and_the_cut_is_told(void **state)
+{
+	struct vm *parent, *child = NULL;
+	struct vmm_forked f = {0};
+	char line[LINE];
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work disk=1", 1);
+	expect(parent, "ready", line, sizeof(line));
+	MUST(driver_fork(parent, "child", 0, &child, &f, e));
+	assert_true(f.pause_ns > 0 && f.fork_ns > 0 && f.fork_ns <= f.pause_ns);
+	/* the guest wrote one block before it was ready */
+	assert_true(f.cut_index_records >= 1 && f.cut_data_bytes >= 4096 &&
+		    f.cut_data_bytes % 4096 == 0);
+	assert_true(child->started.setup_ns > 0);
+}
+
+static void
+kill_nine_of_one_is_felt_by_none(void **state)
+{
+	struct vm *parent, *a, *b, *grandchild;
+	char line[LINE];
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work tick=3000", 1);
+	expect(parent, "ready", line, sizeof(line));
+	a = fork_vm(parent, "a", 0);
+	b = fork_vm(parent, "b", 0);
+	grandchild = fork_vm(a, "grandchild", 0);
+	assert_int_equal(kill(a->pid, SIGKILL), 0);
+	MUST(driver_wait_gone(a, 10000, e));
+	for (int i = 0; i < 2; i++) {
+		expect(parent, "tick ", line, sizeof(line));
+		expect(b, "tick ", line, sizeof(line));
+		expect(grandchild, "tick ", line, sizeof(line));
+	}
+	assert_int_equal(kill(parent->pid, SIGKILL), 0);
+	MUST(driver_wait_gone(parent, 10000, e));
+	expect(grandchild, "tick ", line, sizeof(line));
+	/* and the orphans can still be forked */
+	a = fork_vm(b, "of-an-orphan", 0);
+	expect(a, "memory=ok", line, sizeof(line));
+}
+
+static void
+a_fork_that_cannot_be_leaves_the_parent_as_it_was(void **state)
+{
+	struct vmm_fork f = {
+		.hdr = {.version = VMM_WIRE_VERSION,
+			.type = VMM_FORK,
+			.len = sizeof(f),
+			.seq = 500},
+	};
+	int fds[VMM_FORK_FD_COUNT], pair[2];
+	struct vm *parent, *child;
+	char line[LINE], path[256];
+	int filled;
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work tick=3000 disk=1", 1);
+	expect(parent, "ready", line, sizeof(line));
+
+	/* Segments that are not empty: a VMM must not take them for its own. */
+	filled = open(
+		driver_path(parent, "filled", path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(filled >= 0);
+	assert_int_equal(write(filled, "old blocks", 10), 10);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
+		fds[i] = filled;
+	fds[VMM_FORK_FD_CONTROL] = pair[1];
+	snprintf(f.child_name, sizeof(f.child_name), "never");
+	assert_int_equal(
+		driver_send_raw(parent, &f, sizeof(f), fds, VMM_FORK_FD_COUNT), 0);
+	close(pair[1]);
+	/* Refused with a sentence or by closing the connection; either way it runs on and
+	 * can be forked. */
+	usleep(100000);
+	expect(parent, "tick ", line, sizeof(line));
+	expect(parent, "tick ", line, sizeof(line));
+	driver_drop_control(parent);
+	MUST(driver_adopt(parent, 10000, e));
+	child = fork_vm(parent, "child", 0);
+	expect(child, "memory=ok", line, sizeof(line));
+	if (!strstr(line, " disk=ok "))
+		fail_msg("%s", line);
+	close(pair[0]);
+	close(filled);
+}
+
+static void
+a_paused_vm_forks_or_says_why_not(void **state)
+{
+	struct vm *parent, *child = NULL;
+	struct err why = {0, ""};
+	char line[LINE];
+	uint64_t before;
+	int r;
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work", 1);
+	expect(parent, "ready", line, sizeof(line));
+	MUST(driver_request(parent, VMM_PAUSE, NULL, 0, VMM_DONE, 10000, e));
+	before = driver_console_written(parent);
+	r = driver_fork(parent, "child", 0, &child, NULL, &why);
+	if (r < 0) {
+		assert_true(why.msg[0]);
+	} else {
+		/* the parent stays paused: a fork is no resume */
+		usleep(200000);
+		assert_true(driver_console_written(parent) == before);
+	}
+	MUST(driver_request(parent, VMM_RESUME, NULL, 0, VMM_DONE, 10000, e));
+	child = fork_vm(parent, "later", 0);
+	expect(child, "memory=ok", line, sizeof(line));
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		KVM_TEST(both_go_on_from_the_same_instant),
+		KVM_TEST(a_branch_of_a_branch_sixteen_deep),
+		KVM_TEST(twenty_branches_in_a_row_of_one_parent),
+		KVM_TEST(thirty_two_children_of_one_instant),
+		KVM_TEST(two_cpus_go_on_in_both),
+		KVM_TEST(the_pause_is_measured_and_the_cut_is_told),
+		KVM_TEST(kill_nine_of_one_is_felt_by_none),
+		KVM_TEST(a_fork_that_cannot_be_leaves_the_parent_as_it_was),
+		KVM_TEST(a_paused_vm_forks_or_says_why_not),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
