@@ -163,8 +163,10 @@ spawn_pandod(struct client *c, struct err *e)
 		r = paths_format(log_path, sizeof(log_path), e, "%s/pandod.log", c->home);
 	if (r < 0)
 		return r;
+	/* Not -errno: "no such file" would read as "no such VM" to a script. */
 	if (access(program, X_OK) < 0)
-		return err_sys(e, -errno, "pandod cannot be started: %s", program);
+		return err_set(e, -EIO, "pandod cannot be started: %s: %s; install pando again",
+			program, strerror(errno));
 	log_fd = open(log_path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
 	if (log_fd < 0)
 		return err_sys(e, -errno, "%s", log_path);

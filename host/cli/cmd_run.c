@@ -91,7 +91,8 @@ build_default(const char *home, bool quiet, struct err *e)
 	if (r < 0)
 		return r;
 	if (access(program, X_OK) < 0)
-		return err_sys(e, -errno, "there is no image \"default\" and %s cannot build it", program);
+		return err_set(e, -EIO, "there is no image \"default\", and what builds it is not there (%s): "
+			"install pando again", program);
 	snprintf(log_path, sizeof(log_path), "%s/image-build.log", home);
 	if (quiet)
 		where = log_path;

@@ -80,7 +80,7 @@ doctor_read_probe(struct doctor *d, const char *line, size_t len)
 	cleanup_json struct json *j = NULL;
 	char kvm[16], detail[400], plain[400];
 	struct doctor_finding *f;
-	uint64_t us;
+	double us;
 
 	if (json_parse(line, len, 256, &j, NULL) < 0 ||
 		json_str(j, json_get(j, 0, "kvm"), kvm, sizeof(kvm)) < 0)
@@ -91,19 +91,17 @@ doctor_read_probe(struct doctor *d, const char *line, size_t len)
 	if (strcmp(kvm, "linux") == 0) {
 		d->boots_linux = d->runs_small = true;
 		f = find(d, "kvm", DOCTOR_OK, "KVM boots Linux: VMs run on this host directly");
-		if (json_u64(j, json_get(j, 0, "create_vm_us"), &us) == 0 && us > 5000) {
-			f = find(d, "kvm-speed", DOCTOR_NOTE, "making a KVM VM took %.1f ms",
-				(double)us / 1e3);
+		if (json_f64(j, json_get(j, 0, "create_vm_us"), &us) == 0 && us > 5000) {
+			f = find(d, "kvm-speed", DOCTOR_NOTE, "making a KVM VM took %.1f ms", us / 1e3);
 			mend(f, "see kvm-hugepages and cgroup below");
 		}
 	} else if (strcmp(kvm, "small") == 0) {
 		d->runs_small = true;
-		f = find(d, "kvm", DOCTOR_PROBLEM,
-			"KVM here runs small guests only, no Linux kernel: %s", plain);
+		f = find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
 		mend(f, "use a host with hardware virtualization (nested is enough), or the same verbs in "
 			"the test machine: `pando machine start`");
 	} else if (strcmp(kvm, "none") == 0) {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "KVM does not work here: %s", plain);
+		f = find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
 		mend(f, "use a host with hardware virtualization, or the test machine: "
 			"`pando machine start`");
 	} else {

@@ -27,3 +27,23 @@ test_config_PKGS := cmocka libcurl
 test_client_SRCS := tests/unit/test_client.c
 test_client_LIBS := pandoclient pandohost common
 test_client_PKGS := cmocka libcurl
+
+# Manual pages and completions, where a prefix has them.
+DATA += share/man/man1/pando.1 share/man/man5/pando.toml.5 \
+	share/bash-completion/completions/pando share/zsh/site-functions/_pando
+
+$(B)/share/man/man1/pando.1: host/cli/man/pando.1
+	@mkdir -p $(@D)
+	install -m 0644 $< $@
+
+$(B)/share/man/man5/pando.toml.5: host/cli/man/pando.toml.5
+	@mkdir -p $(@D)
+	install -m 0644 $< $@
+
+$(B)/share/bash-completion/completions/pando: $(B)/bin/pando
+	@mkdir -p $(@D)
+	$< completion bash >$@
+
+$(B)/share/zsh/site-functions/_pando: $(B)/bin/pando
+	@mkdir -p $(@D)
+	$< completion zsh >$@

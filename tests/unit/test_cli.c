@@ -347,6 +347,38 @@ every_verb_has_a_table_that_holds_together(void **state)
 	}
 }
 
+/* A word of the page: "-count" must not be found inside "-count-more". */
+static bool
+page_has(const char *page, const char *word)
+{
+	size_t n = strlen(word);
+
+	for (const char *at = page; (at = strstr(at, word)); at++)
+		if (!strchr("abcdefghijklmnopqrstuvwxyz-", at[n]) && at > page && at[-1] == ' ')
+			return true;
+	return false;
+}
+
+static void
+the_manual_page_has_every_verb_and_option(void **state)
+{
+	char *page = NULL, word[80];
+	size_t len;
+
+	(void)state;
+	assert_int_equal(io_read_file("host/cli/man/pando.1", 1 << 20, &page, &len, NULL), 0);
+	for (const struct verb *const *v = verbs; *v; v++) {
+		if (!page_has(page, (*v)->name))
+			fail_msg("pando.1 lacks the verb %s", (*v)->name);
+		for (const struct opt *o = (*v)->options; o && o->key; o++) {
+			snprintf(word, sizeof(word), "-%s", o->name ? o->name : "");
+			if (o->help && o->name && !page_has(page, word))
+				fail_msg("pando.1 lacks -%s of %s", word, (*v)->name);
+		}
+	}
+	free(page);
+}
+
 static void
 ids_are_told_from_names(void **state)
 {
@@ -569,6 +601,7 @@ main(void)
 		cmocka_unit_test(a_side_in_a_vm_has_a_colon_before_any_slash),
 		cmocka_unit_test(near_words_are_found_and_far_ones_not),
 		cmocka_unit_test(every_verb_has_a_table_that_holds_together),
+		cmocka_unit_test(the_manual_page_has_every_verb_and_option),
 		cmocka_unit_test(ids_are_told_from_names),
 		cmocka_unit_test(untrusted_text_cannot_command_a_terminal),
 		cmocka_unit_test(sizes_and_ages_are_short),
