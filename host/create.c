@@ -128,9 +128,9 @@ launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot
 	pid_t pid, sender;
 	int r;
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	kvm = open(t->config.kvm_path, O_RDWR | O_CLOEXEC);
 	if (kvm < 0)
-		return err_sys(e, -errno, "/dev/kvm (`pando doctor` says what to do)");
+		return err_sys(e, -errno, "%s (`pando doctor` says what to do)", t->config.kvm_path);
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0)
 		return err_sys(e, -errno, "/dev/null");

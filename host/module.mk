@@ -15,4 +15,9 @@ pandod_SRCS := host/pandod.c
 pandod_LIBS := pandodcore pandohost common
 pandod_PKGS := libmicrohttpd sqlite3
 
+UNIT_TESTS += test_tree
+test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
+test_tree_LIBS := pandodcore pandohost common
+test_tree_PKGS := cmocka libmicrohttpd sqlite3
+
 -include host/cli/module.mk

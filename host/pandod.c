@@ -368,6 +368,7 @@ serve(struct options *o, struct err *e)
 	(void)free_config;
 	if (!config)
 		return err_set(e, -ENOMEM, "out of memory");
+	config->kvm_path = "/dev/kvm";
 	config->start_timeout_ms = TREE_START_TIMEOUT_MS;
 	config->answer_timeout_ms = TREE_ANSWER_TIMEOUT_MS;
 	config->agent_timeout_ms = TREE_AGENT_TIMEOUT_MS;

@@ -217,22 +217,37 @@ say(const struct progress *p, const char *fmt, ...)
  * Events.
  */
 
+/* Ends a VM whose VMM has lied. Called with the lock. */
+static void
+end_liar(struct vm *vm, const char *why)
+{
+	vm->closed_ns = io_now_ns();
+	if (vm->dead || vm->pidfd < 0 || vm->kill_reason[0])
+		return;
+	snprintf(vm->kill_reason, sizeof(vm->kill_reason),
+		"ended by pandod: its VMM broke the control protocol: %.300s", why);
+	log_warn("vm %s: %s", vm->row.id, vm->kill_reason);
+	process_kill(vm->pidfd);
+}
+
 /* vmmctl's callback: an exchange is over, the one-shot watch of the socket is armed again. */
 static void
 arm_control(void *ctx, uint64_t handle)
 {
 	struct tree *t = ctx;
 	struct epoll_event ev = {.events = EPOLLIN | EPOLLONESHOT};
-	int fd = -1;
+	char why[VMMCTL_TEXT_MAX];
+	struct vm *vm;
 
 	pthread_mutex_lock(&t->lock);
-	struct vm *vm = tree_by_handle(t, handle);
-
-	if (vm && !vm->dead && vm->ctl && !vm->closed_ns)
-		fd = vmmctl_fd(vm->ctl);
-	ev.data.u64 = EVENT_OF(handle, EVENT_CONTROL);
-	if (fd >= 0)
-		epoll_ctl(t->epoll_fd, EPOLL_CTL_MOD, fd, &ev); /* ENOENT: not watched yet */
+	vm = tree_by_handle(t, handle);
+	if (vm && !vm->dead && vm->ctl && !vm->closed_ns) {
+		ev.data.u64 = EVENT_OF(handle, EVENT_CONTROL);
+		if (vmmctl_broken(vm->ctl, why, sizeof(why)))
+			end_liar(vm, why);
+		else
+			epoll_ctl(t->epoll_fd, EPOLL_CTL_MOD, vmmctl_fd(vm->ctl), &ev);
+	}
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -351,12 +366,8 @@ control_readable(struct tree *t, struct vm *vm)
 	}
 	pthread_mutex_lock(&t->lock);
 	vm->closed_ns = io_now_ns();
-	if (r != -EPIPE && vm->pidfd >= 0) {
-		snprintf(vm->kill_reason, sizeof(vm->kill_reason),
-			"ended by pandod: its VMM broke the control protocol: %.300s", e.msg);
-		log_warn("vm %s: %s", vm->row.id, vm->kill_reason);
-		process_kill(vm->pidfd);
-	}
+	if (r != -EPIPE)
+		end_liar(vm, e.msg);
 	pthread_cond_broadcast(&t->changed); /* the tender looks at closed_ns */
 	pthread_mutex_unlock(&t->lock);
 }

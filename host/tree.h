@@ -23,6 +23,7 @@ struct tree_config {
 	char home[PATHS_MAX];
 	char images[PATHS_MAX];
 	char vmm_path[PATHS_MAX];
+	const char *kvm_path;  /* "/dev/kvm", but in tests; borrowed */
 	int start_timeout_ms;  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
 	int answer_timeout_ms; /* other requests to a VMM */
 	int agent_timeout_ms;  /* started -> the agent answers a ping */

@@ -31,7 +31,6 @@ struct vmmctl {
 	int fd;    /* owned */
 	int pidfd; /* owned; -1: not known yet */
 	uint64_t seq;
-	bool broken;
 	bool has_started, has_exiting;
 	struct vmm_started started;
 	pid_t started_pid;
@@ -40,7 +39,10 @@ struct vmmctl {
 	void *idle_ctx; /* weak */
 	uint64_t idle_handle;
 	pthread_mutex_t lock; /* one exchange at a time; covers all of the above but exiting */
-	pthread_mutex_t exiting_lock; /* has_exiting, exiting: read while an exchange is under way */
+	/* What others ask while an exchange is under way. */
+	pthread_mutex_t exiting_lock; /* has_exiting, exiting, broken, broken_why */
+	bool broken;
+	char broken_why[VMMCTL_TEXT_MAX];
 };
 
 int
@@ -126,6 +128,31 @@ unlock(struct vmmctl *c)
 		idle(ctx, handle);
 }
 
+/* The peer has lied: nothing more is sent or believed. Returns code, as err_set. */
+static int
+broke(struct vmmctl *c, const char *why)
+{
+	pthread_mutex_lock(&c->exiting_lock);
+	if (!c->broken)
+		snprintf(c->broken_why, sizeof(c->broken_why), "%s", why);
+	c->broken = true;
+	pthread_mutex_unlock(&c->exiting_lock);
+	return -EPROTO;
+}
+
+bool
+vmmctl_broken(struct vmmctl *c, char *ret_why, size_t cap)
+{
+	bool broken;
+
+	pthread_mutex_lock(&c->exiting_lock);
+	broken = c->broken;
+	if (broken)
+		snprintf(ret_why, cap, "%s", c->broken_why);
+	pthread_mutex_unlock(&c->exiting_lock);
+	return broken;
+}
+
 static size_t
 length_of(uint16_t type)
 {
@@ -194,6 +221,7 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 	};
 	struct ucred cred = {0};
 	bool has_cred = false, has_fds = false;
+	struct err bad;
 	ssize_t n;
 	int r;
 
@@ -231,18 +259,18 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 		return err_set(e, -EPIPE, "the VMM closed its control socket");
 	r = 0;
 	if (has_fds)
-		r = err_set(e, -EPROTO, "the VMM sent descriptors");
+		r = err_set(&bad, -EPROTO, "the VMM sent descriptors");
 	else if (mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
-		r = err_set(e, -EPROTO, "the VMM sent a message that is too long");
+		r = err_set(&bad, -EPROTO, "the VMM sent a message that is too long");
 	else if (!has_cred || cred.pid <= 0)
-		r = err_set(e, -EPROTO, "the kernel does not say who sent a VMM's message");
+		r = err_set(&bad, -EPROTO, "the kernel does not say who sent a VMM's message");
 	else if (cred.uid != geteuid() && cred.uid != getuid())
-		r = err_set(e, -EPROTO, "a VMM's message came from user %u", cred.uid);
+		r = err_set(&bad, -EPROTO, "a VMM's message came from user %u", cred.uid);
 	else
-		r = vmmctl_check(m, (size_t)n, e);
+		r = vmmctl_check(m, (size_t)n, &bad);
 	if (r < 0) {
-		c->broken = true;
-		return r;
+		broke(c, bad.msg);
+		return err_set(e, r, "%s", bad.msg);
 	}
 	switch (m->hdr.type) {
 	case VMM_DONE:
@@ -303,6 +331,7 @@ wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int ti
 {
 	uint64_t deadline = io_now_ns() + (uint64_t)timeout_ms * 1000000u;
 	unsigned unasked = 0;
+	struct err bad;
 
 	for (;;) {
 		struct pollfd p[2] = {{.fd = c->fd, .events = POLLIN}, {.fd = c->pidfd, .events = POLLIN}};
@@ -337,9 +366,10 @@ wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int ti
 		if (r > 0 && !p[0].revents && p[1].revents)
 			return ended(c, e);
 	}
-	c->broken = true;
-	return err_set(e, -EPROTO, "the VMM sent a message of type %u, number %llu, that nobody asked for",
+	err_set(&bad, -EPROTO, "the VMM sent a message of type %u, number %llu, that nobody asked for",
 		ret->hdr.type, (unsigned long long)ret->hdr.seq);
+	broke(c, bad.msg);
+	return err_set(e, -EPROTO, "%s", bad.msg);
 }
 
 static int
@@ -347,10 +377,11 @@ send_message(struct vmmctl *c, void *msg, uint16_t type, size_t len, const int *
 	size_t n_fds, struct err *e)
 {
 	struct vmm_hdr *h = msg;
+	char why[VMMCTL_TEXT_MAX];
 	int r;
 
-	if (c->broken)
-		return err_set(e, -EPROTO, "the VMM's control connection is broken");
+	if (vmmctl_broken(c, why, sizeof(why)))
+		return err_set(e, -EPROTO, "%s", why);
 	h->version = VMM_WIRE_VERSION;
 	h->type = type;
 	h->len = (uint32_t)len;
@@ -505,14 +536,14 @@ vmmctl_drain(struct vmmctl *c, bool wait_lock, struct err *e)
 	else if (pthread_mutex_trylock(&c->lock) != 0)
 		return -EAGAIN;
 	while ((r = receive(c, &m, &pid, e)) > 0) {
-		if (!keep_unasked(c, &m, pid) && m.hdr.seq > c->seq) {
-			c->broken = true;
-			r = err_set(e, -EPROTO, "the VMM answered what nobody asked");
-			break;
-		}
-		if (++taken > UNASKED_MAX) {
-			c->broken = true;
-			r = err_set(e, -EPROTO, "the VMM floods its control socket");
+		const char *lie = NULL;
+
+		if (!keep_unasked(c, &m, pid) && m.hdr.seq > c->seq)
+			lie = "the VMM answered what nobody asked";
+		else if (++taken > UNASKED_MAX)
+			lie = "the VMM floods its control socket";
+		if (lie) {
+			r = err_set(e, broke(c, lie), "%s", lie);
 			break;
 		}
 	}

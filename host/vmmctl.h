@@ -70,7 +70,9 @@ int vmmctl_quit(struct vmmctl *c, struct err *e);
  * take it). 0 nothing more for now, -EPIPE the other end is closed, -EPROTO nonsense came. */
 int vmmctl_drain(struct vmmctl *c, bool wait_lock, struct err *e);
 
-/* Last words, if any came. */
+/* Has the VMM broken the protocol, and how. Never waits. */
+bool vmmctl_broken(struct vmmctl *c, char *ret_why, size_t cap);
+/* Last words, if any came. Never waits. */
 bool vmmctl_exiting(struct vmmctl *c, uint32_t *ret_reason, char *ret_msg, size_t cap);
 
 /* Exposed for its fuzzer and tests: checks one message of len bytes as it came. */

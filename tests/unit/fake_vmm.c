@@ -1,0 +1,288 @@
+#include "tests/unit/fake_vmm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/segment_wire.h"
+#include "common/vmm_wire.h"
+
+static struct {
+	int control; /* -1: closed */
+	int listen, vsock, index;
+	bool paused, parked;
+	char cmdline[VMM_CMDLINE_MAX];
+} vm = {.control = VMM_CONTROL_FD, .listen = -1, .vsock = -1, .index = -1};
+
+static bool
+told(const char *word)
+{
+	return strstr(vm.cmdline, word) != NULL;
+}
+
+static void
+send_msg(void *msg, uint16_t type, size_t len, uint64_t seq)
+{
+	struct vmm_hdr *h = msg;
+
+	*h = (struct vmm_hdr){VMM_WIRE_VERSION, type, (uint32_t)len, seq};
+	io_send_fds(vm.control, msg, len, NULL, 0);
+}
+
+static void
+nonsense(void)
+{
+	struct vmm_hdr h = {0};
+
+	send_msg(&h, 99, sizeof(h), 0);
+}
+
+static void
+send_started(int error, const char *msg)
+{
+	struct vmm_started s = {.error = error, .parked = vm.parked, .setup_ns = 1000};
+
+	snprintf(s.msg, sizeof(s.msg), "%s", msg);
+	send_msg(&s, VMM_STARTED, sizeof(s), 0);
+}
+
+static void
+last_words(uint32_t reason, const char *msg)
+{
+	struct vmm_exiting x = {.reason = reason};
+
+	snprintf(x.msg, sizeof(x.msg), "%s", msg);
+	send_msg(&x, VMM_EXITING, sizeof(x), 0);
+}
+
+/* A write of the guest: one record of the segment. */
+static void
+write_record(void)
+{
+	struct segment_record r = {.count = 1, .op = SEGMENT_ZERO};
+	struct stat st;
+
+	if (fstat(vm.index, &st) == 0)
+		io_pwrite_full(vm.index, &r, sizeof(r), (uint64_t)st.st_size);
+}
+
+static void
+on_boot(const struct vmm_boot *b, const int *fds)
+{
+	snprintf(vm.cmdline, sizeof(vm.cmdline), "%s", b->cmdline);
+	vm.listen = fds[VMM_BOOT_FD_LISTEN];
+	vm.vsock = fds[VMM_BOOT_FD_VSOCK];
+	vm.index = fds[VMM_BOOT_FD_SEG_INDEX];
+	write_record();
+	if (told("boot=exit"))
+		_exit(3);
+	if (told("boot=refuse")) {
+		send_started(-ENOEXEC, "the kernel is\tno kernel");
+		_exit(1);
+	}
+	if (told("boot=silent"))
+		return;
+	if (told("boot=nonsense")) {
+		nonsense();
+		return;
+	}
+	if (told("boot=fd")) {
+		struct vmm_started s = {
+			.hdr = {VMM_WIRE_VERSION, VMM_STARTED, sizeof(s), 0}};
+
+		io_send_fds(vm.control, &s, sizeof(s), &vm.vsock, 1);
+		return;
+	}
+	send_started(0, "");
+}
+
+static void
+become_child(const struct vmm_fork *f, const int *fds)
+{
+	close(vm.control);
+	close(vm.listen);
+	close(vm.vsock);
+	close(vm.index);
+	vm.control = fds[VMM_FORK_FD_CONTROL];
+	vm.listen = fds[VMM_FORK_FD_LISTEN];
+	vm.vsock = fds[VMM_FORK_FD_VSOCK];
+	vm.index = fds[VMM_FORK_FD_SEG_INDEX];
+	close(fds[VMM_FORK_FD_PARENT_SEG_DATA]);
+	close(fds[VMM_FORK_FD_PARENT_SEG_INDEX]);
+	vm.parked = f->flags & VMM_FORK_PARK;
+	if (strstr(f->child_name, "vanish"))
+		_exit(4);
+	if (strstr(f->child_name, "mute"))
+		return;
+	if (strstr(f->child_name, "stillborn")) {
+		send_started(-ENOMEM, "no memory for a machine");
+		_exit(1);
+	}
+	if (!vm.parked)
+		write_record();
+	send_started(0, "");
+}
+
+static void
+on_fork(const struct vmm_fork *f, const int *fds)
+{
+	struct vmm_forked a = {.pause_ns = 5000, .fork_ns = 3000};
+	struct stat st;
+	pid_t pid;
+
+	if (told("fork=exit"))
+		_exit(5);
+	if (told("fork=nonsense"))
+		nonsense();
+	if (told("fork=refuse")) {
+		a.error = -EAGAIN;
+		snprintf(a.msg, sizeof(a.msg), "fork: no more processes");
+		send_msg(&a, VMM_FORKED, sizeof(a), f->hdr.seq);
+	}
+	if (told("fork=")) {
+		for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
+			close(fds[i]);
+		return;
+	}
+	pid = fork();
+	if (pid == 0) {
+		become_child(f, fds);
+		return;
+	}
+	if (!vm.parked && fstat(vm.index, &st) == 0)
+		a.cut_index_records = (uint64_t)st.st_size / sizeof(struct segment_record);
+	a.child_pid = (uint32_t)pid;
+	for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
+		if (vm.parked || i != VMM_FORK_FD_PARENT_SEG_INDEX)
+			close(fds[i]);
+	if (!vm.parked) {
+		close(vm.index);
+		vm.index = fds[VMM_FORK_FD_PARENT_SEG_INDEX];
+		write_record();
+	}
+	send_msg(&a, VMM_FORKED, sizeof(a), f->hdr.seq);
+}
+
+static void
+on_control(void)
+{
+	union {
+		struct vmm_hdr hdr;
+		struct vmm_boot boot;
+		struct vmm_fork fork;
+	} m;
+	int fds[IO_FDS_MAX];
+	size_t n = IO_FDS_MAX;
+	ssize_t len = io_recv_fds(vm.control, &m, sizeof(m), fds, &n, 0);
+
+	if (len <= 0) {
+		close(vm.control);
+		vm.control = -1;
+		if (vm.listen < 0)
+			_exit(0); /* nobody ever told it what to be */
+		return;
+	}
+	switch (m.hdr.type) {
+	case VMM_BOOT:
+		if (n != VMM_BOOT_FD_COUNT || (size_t)len != sizeof(m.boot))
+			_exit(20);
+		on_boot(&m.boot, fds);
+		break;
+	case VMM_FORK:
+		if (n != VMM_FORK_FD_COUNT || (size_t)len != sizeof(m.fork))
+			_exit(21);
+		on_fork(&m.fork, fds);
+		break;
+	case VMM_PAUSE:
+	case VMM_RESUME: {
+		struct vmm_done d = {0};
+
+		vm.paused = m.hdr.type == VMM_PAUSE;
+		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
+		break;
+	}
+	case VMM_STATS: {
+		struct vmm_stats_answer a = {
+			.uptime_ns = 7000000, .paused = vm.parked ? 2 : vm.paused};
+
+		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
+		break;
+	}
+	case VMM_QUIT:
+		_exit(0);
+	default:
+		_exit(22);
+	}
+}
+
+static void
+on_guest(void)
+{
+	int fd = accept(vm.vsock, NULL, NULL);
+	char order = 0;
+
+	if (fd < 0)
+		return;
+	if (told("agent"))
+		io_write_full(fd, "A", 1);
+
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+
+	/* Orders come with the connection; one who waits for an agent sends nothing. */
+	if (poll(&p, 1, 10) <= 0 || io_read(fd, &order, 1) < 0)
+		order = 0;
+	close(fd);
+	switch (order) {
+	case 'P':
+		last_words(VMM_EXIT_POWER_OFF, "S5");
+		_exit(0);
+	case 'R':
+		last_words(VMM_EXIT_RESET, "reset \033[31m register");
+		_exit(0);
+	case 'X':
+		_exit(9);
+	case 'G':
+		nonsense();
+		break;
+	case 'C':
+		close(vm.control);
+		close(vm.listen);
+		vm.control = vm.listen = -1;
+		break;
+	case 'F':
+		for (int i = 0; i < 100; i++)
+			last_words(VMM_EXIT_RESET, "not really");
+		break;
+	}
+}
+
+int
+fake_vmm_main(void)
+{
+	signal(SIGCHLD, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+	for (;;) {
+		struct pollfd p[2] = {
+			{.fd = vm.control >= 0 ? vm.control : vm.listen, .events = POLLIN},
+			{.fd = vm.vsock, .events = POLLIN},
+		};
+
+		if (poll(p, 2, -1) < 0 && errno != EINTR)
+			return 30;
+		if (p[0].revents && vm.control >= 0)
+			on_control();
+		else if (p[0].revents)
+			vm.control = accept(vm.listen, NULL, NULL);
+		else if (p[1].revents)
+			on_guest();
+	}
+}

@@ -1,0 +1,908 @@
+/*
+ * pandod's tree against processes that speak the VMMs' protocol and misbehave on demand
+ * (fake_vmm.h). Everything else is real: the database, the sockets, the processes. The agent's side is
+ * one byte on agent.sock: the two functions of host/agent_client.h that the tree calls are here.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <dirent.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <sqlite3.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/json.h"
+#include "common/log.h"
+#include "host/agent_client.h"
+#include "host/tree.h"
+#include "tests/unit/fake_vmm.h"
+
+static char home[64];
+static char kernel[96];
+static struct tree_config config;
+static struct tree *tree;
+static pthread_t loop_thread;
+static int loop_stop[2];
+
+/* The fake guest says 'A' when its agent answers. */
+int
+agent_ping(const char *path, int timeout_ms, struct agent_pong *ret, struct err *e)
+{
+	cleanup_close int fd = -1;
+	char byte = 0;
+	int r = io_unix_connect(path, SOCK_STREAM, &fd, e);
+
+	(void)ret;
+	if (r < 0)
+		return r == -ECONNREFUSED ? -ENOTCONN : r;
+
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+
+	if (poll(&p, 1, timeout_ms) == 0)
+		return err_set(e, -ETIMEDOUT, "no answer");
+	if (io_read(fd, &byte, 1) != 1 || byte != 'A')
+		return err_set(e, -ECONNREFUSED, "nobody listens");
+	return 0;
+}
+
+int
+agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), void *ctx,
+	struct err *e)
+{
+	uint64_t until = io_now_ns() + (uint64_t)timeout_ms * 1000000u;
+
+	while (io_now_ns() < until) {
+		int r = agent_ping(path, 50, NULL, e);
+
+		if (r == 0 || (r != -ECONNREFUSED && r != -ETIMEDOUT))
+			return r;
+		r = cancel(ctx);
+		if (r < 0)
+			return err_set(e, r, "cancelled");
+		poll(NULL, 0, 5);
+	}
+	return err_set(e, -ETIMEDOUT, "nobody answers");
+}
+
+static void *
+loop_main(void *arg)
+{
+	(void)arg;
+	for (;;) {
+		struct pollfd p[2] = {{.fd = tree_fd(tree), .events = POLLIN},
+			{.fd = loop_stop[0], .events = POLLIN}};
+
+		poll(p, 2, -1);
+		if (p[1].revents)
+			return NULL;
+		tree_dispatch(tree);
+	}
+}
+
+static void
+start(void)
+{
+	struct err e = {0};
+
+	if (tree_open(&config, &tree, &e) < 0)
+		fail_msg("%s", e.msg);
+	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
+	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
+}
+
+/* As a kill -9 of pandod would leave it: no word to anybody. */
+static void
+stop(void)
+{
+	assert_int_equal(write(loop_stop[1], "x", 1), 1);
+	pthread_join(loop_thread, NULL);
+	close(loop_stop[0]);
+	close(loop_stop[1]);
+	tree_close(tree);
+	tree = NULL;
+}
+
+static int
+setup(void **state)
+{
+	(void)state;
+	snprintf(home, sizeof(home), "/tmp/pando-test-XXXXXX");
+	assert_non_null(mkdtemp(home));
+	snprintf(kernel, sizeof(kernel), "%s/kernel", home);
+
+	/* As much of a bzImage as pandod looks at. */
+	uint8_t head[0x400] = {0};
+
+	head[0x1fe] = 0x55;
+	head[0x1ff] = 0xaa;
+	memcpy(head + 0x202, "HdrS", 4);
+	assert_int_equal(io_write_file_atomic(kernel, head, sizeof(head), 0600, NULL), 0);
+	memset(&config, 0, sizeof(config));
+	snprintf(config.home, sizeof(config.home), "%s", home);
+	snprintf(config.images, sizeof(config.images), "%s/images", home);
+	assert_true(readlink("/proc/self/exe", config.vmm_path, sizeof(config.vmm_path) - 1) > 0);
+	config.kvm_path = "/dev/null";
+	config.start_timeout_ms = 700;
+	config.answer_timeout_ms = 700;
+	config.agent_timeout_ms = 700;
+	start();
+	return 0;
+}
+
+static unsigned
+entries(const char *folder)
+{
+	char path[128];
+	cleanup_closedir DIR *dir = NULL;
+	struct dirent *d;
+	unsigned n = 0;
+
+	snprintf(path, sizeof(path), "%s/%s", home, folder);
+	dir = opendir(path);
+	assert_non_null(dir);
+	while ((d = readdir(dir)))
+		n += d->d_name[0] != '.';
+	return n;
+}
+
+/* Processes below this one; forks of forks fall to us as the subreaper. */
+static bool
+children_left(void)
+{
+	siginfo_t si = {0};
+
+	for (int i = 0; i < 300; i++) {
+		if (waitid(P_ALL, 0, &si, WEXITED | WNOHANG) < 0 && errno == ECHILD)
+			return false;
+		poll(NULL, 0, 10);
+	}
+	return true;
+}
+
+static struct json *parsed;
+static char *answer_text;
+
+/* The answer of a call as JSON, or the error's code; `why` has the sentence. */
+static struct err why;
+
+static int
+take(int r, struct json_out *out)
+{
+	json_free(parsed);
+	parsed = NULL;
+	free(answer_text);
+	answer_text = NULL;
+	if (r == 0) {
+		struct err e = {0};
+
+		assert_int_equal(out->error, 0);
+		assert_int_equal(out->depth, 0);
+		answer_text = TAKE_PTR(out->buf);
+		if (json_parse(answer_text, out->len, 65536, &parsed, &e) < 0)
+			fail_msg("%s in %s", e.msg, answer_text);
+	}
+	json_out_done(out);
+	return r;
+}
+
+static int
+create(const char *alias, const char *cmdline, bool wait)
+{
+	struct create_request q = {.mem_mib = 64, .vcpus = 1, .wait = wait, .rootfs = "none"};
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	snprintf(q.alias, sizeof(q.alias), "%s", alias);
+	snprintf(q.cmdline, sizeof(q.cmdline), "%s", cmdline);
+	snprintf(q.kernel, sizeof(q.kernel), "%s", kernel);
+	return take(tree_create(tree, &q, NULL, &out, &why), &out);
+}
+
+static int
+branch(const char *vm, const char *alias, unsigned count, bool wait)
+{
+	struct branch_request q = {.count = count, .wait = wait};
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	snprintf(q.alias, sizeof(q.alias), "%s", alias);
+	return take(tree_branch(tree, vm, &q, NULL, &out, &why), &out);
+}
+
+static int
+delete(const char *vm, bool recursive)
+{
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_delete(tree, vm, recursive, &out, &why), &out);
+}
+
+static int
+info(const char *vm)
+{
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_info(tree, vm, &out, &why), &out);
+}
+
+static int
+disk(const char *vm)
+{
+	struct json_out out = {0};
+
+	return take(tree_disk(tree, vm, &out, &why), &out);
+}
+
+static unsigned
+count_vms(void)
+{
+	struct json_out out = {0};
+
+	assert_int_equal(take(tree_list(tree, NULL, &out, &why), &out), 0);
+	return (unsigned)json_size(parsed, json_get(parsed, 0, "vms"));
+}
+
+/* A text member of the last answer; "" for null. */
+static const char *
+text(const char *key)
+{
+	static char value[4096];
+	int tok = json_get(parsed, 0, key);
+
+	value[0] = '\0';
+	assert_true(tok >= 0);
+	if (json_type(parsed, tok) == JSON_STRING)
+		assert_int_equal(json_str(parsed, tok, value, sizeof(value)), 0);
+	return value;
+}
+
+static int64_t
+number(const char *key)
+{
+	int64_t v = 0;
+
+	assert_int_equal(json_i64(parsed, json_get(parsed, 0, key), &v), 0);
+	return v;
+}
+
+/* An order to the fake guest. */
+static void
+order(const char *vm, char what)
+{
+	cleanup_close int fd = -1;
+
+	assert_int_equal(info(vm), 0);
+	assert_int_equal(io_unix_connect(text("agent_socket"), SOCK_STREAM, &fd, NULL), 0);
+	assert_int_equal(io_write_full(fd, &what, 1), 0);
+}
+
+static void
+wait_state(const char *vm, const char *state)
+{
+	for (int i = 0; i < 500; i++) {
+		assert_int_equal(info(vm), 0);
+		if (strcmp(text("state"), state) == 0)
+			return;
+		poll(NULL, 0, 10);
+	}
+	fail_msg("%s is %s, not %s (%s)", vm, text("state"), state, text("reason"));
+}
+
+/* Nothing of any VM is left: no row, folder, segment, process. */
+static void
+assert_nothing_left(void)
+{
+	assert_int_equal(count_vms(), 0);
+	assert_int_equal(entries("vms"), 0);
+	assert_int_equal(entries("segments"), 0);
+	assert_false(children_left());
+}
+
+static int
+teardown(void **state)
+{
+	struct json_out out = {0};
+	char path[128];
+
+	(void)state;
+	if (!tree)
+		start();
+	for (int i = 0; i < 1000; i++) {
+		if (!count_vms())
+			break;
+
+		int vms = json_get(parsed, 0, "vms"), vm = json_at(parsed, vms, 0);
+		char id[16];
+
+		json_str(parsed, json_get(parsed, vm, "id"), id, sizeof(id));
+		delete (id, true);
+	}
+	take(-1, &out);
+	stop();
+	snprintf(path, sizeof(path), "%s", home);
+	io_remove_tree(path, NULL);
+	return 0;
+}
+
+static void
+a_vm_with_an_agent_is_running_when_create_returns(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_string_equal(text("state"), "running");
+	assert_string_equal(text("alias"), "a");
+	assert_int_equal(number("disk_mib"), 1024);
+	assert_true(number("pid") > 0);
+	assert_int_equal(entries("vms"), 1);
+	assert_int_equal(entries("segments"), 2);
+	assert_int_equal(info("a"), 0);
+	assert_true(json_get(parsed, 0, "stats") >= 0);
+	assert_int_equal(delete ("a", false), 0);
+	assert_nothing_left();
+}
+
+static void
+without_wait_it_is_starting_until_its_agent_answers(void **state)
+{
+	(void)state;
+	assert_int_equal(create("quiet", "", false), 0);
+	assert_string_equal(text("state"), "starting");
+	assert_int_equal(create("a", "agent", false), 0);
+	wait_state("a", "running");
+	assert_int_equal(info("quiet"), 0);
+	assert_string_equal(text("state"), "starting");
+}
+
+static void
+a_vm_that_cannot_start_leaves_nothing(void **state)
+{
+	static const struct {
+		const char *how;
+		int code;
+		const char *sentence;
+	} cases[] = {
+		{"boot=exit", -ESRCH, "process ended"},
+		{"boot=refuse", -ENOEXEC, "the kernel is\\x09no kernel"},
+		{"boot=silent", -ETIMEDOUT, "did not start within"},
+		{"boot=nonsense", -EPROTO, "unknown type 99"},
+		{"boot=fd", -EPROTO, "sent descriptors"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		assert_int_equal(create("a", cases[i].how, true), cases[i].code);
+		if (!strstr(why.msg, cases[i].sentence))
+			fail_msg("%s: %s", cases[i].how, why.msg);
+		assert_nothing_left();
+	}
+	snprintf(config.vmm_path, sizeof(config.vmm_path), "/nonexistent");
+	stop();
+	start();
+	assert_int_equal(create("a", "", true), -ENOENT);
+	assert_nothing_left();
+}
+
+static void
+a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "", true), -ETIMEDOUT);
+	assert_non_null(strstr(why.msg, "vm \"a\": its agent did not answer"));
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "failed");
+	assert_non_null(strstr(text("reason"), "agent did not answer"));
+	assert_int_equal(entries("vms"), 1);
+	assert_false(children_left());
+}
+
+static void
+the_same_alias_twice_is_refused(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "", false), 0);
+	assert_int_equal(create("a", "", false), -EEXIST);
+	assert_non_null(strstr(why.msg, "alias \"a\" is taken"));
+	assert_int_equal(branch("a", "a", 1, false), -EEXIST);
+	assert_int_equal(create("b-1", "", false), 0);
+	assert_int_equal(branch("a", "b", 3, false), -EEXIST);
+	assert_non_null(strstr(why.msg, "\"b-1\""));
+	assert_int_equal(count_vms(), 2);
+	assert_int_equal(entries("segments"), 4);
+	/* The refusals left no claim behind. */
+	assert_int_equal(branch("a", "c", 1, false), 0);
+}
+
+static void
+names_are_ids_aliases_and_unique_prefixes(void **state)
+{
+	char id[16], prefix[8];
+
+	(void)state;
+	assert_int_equal(create("a", "", false), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	assert_int_equal(info(id), 0);
+	snprintf(prefix, sizeof(prefix), "%.5s", id);
+	assert_int_equal(info(prefix), 0);
+	assert_string_equal(text("id"), id);
+	prefix[3] = '\0';
+	assert_int_equal(info(prefix), -ENOENT);
+	assert_int_equal(info("nobody"), -ENOENT);
+	assert_string_equal(why.msg, "no VM named \"nobody\"; `pando status` lists them");
+}
+
+static void
+beyond_the_host_is_refused_before_anything_is_made(void **state)
+{
+	struct create_request q = {.mem_mib = 1024 * 1024, .vcpus = 1, .rootfs = "none"};
+	struct json_out out = {0};
+
+	(void)state;
+	snprintf(q.kernel, sizeof(q.kernel), "%s", kernel);
+	assert_int_equal(take(tree_create(tree, &q, NULL, &out, &why), &out), -EINVAL);
+	assert_non_null(strstr(why.msg, "this host has"));
+	q.mem_mib = 64;
+	q.vcpus = 100000;
+	assert_int_equal(take(tree_create(tree, &q, NULL, &out, &why), &out), -EINVAL);
+	assert_non_null(strstr(why.msg, "online"));
+	assert_nothing_left();
+}
+
+static void
+a_branch_has_a_chain_cut_where_the_parent_was(void **state)
+{
+	char parent_id[16], first[4096];
+	int chain;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(parent_id, sizeof(parent_id), "%s", text("id"));
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(number("pause_us"), 5);
+	assert_int_equal(info("b"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_string_equal(text("parent"), parent_id);
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "children")), 1);
+
+	assert_int_equal(disk("b"), 0);
+	chain = json_get(parsed, 0, "chain");
+	assert_int_equal(json_size(parsed, chain), 2);
+	int64_t records = 0;
+
+	assert_int_equal(
+		json_i64(parsed, json_get(parsed, json_at(parsed, chain, 0), "records"), &records), 0);
+	assert_int_equal(records, 1);
+	json_str(parsed, json_get(parsed, json_at(parsed, chain, 0), "data"), first, sizeof(first));
+	assert_int_equal(
+		json_type(parsed, json_get(parsed, json_at(parsed, chain, 1), "records")), JSON_NULL);
+
+	assert_int_equal(disk("a"), 0);
+	chain = json_get(parsed, 0, "chain");
+	assert_int_equal(json_size(parsed, chain), 2);
+	char shared[4096];
+
+	json_str(parsed, json_get(parsed, json_at(parsed, chain, 0), "data"), shared, sizeof(shared));
+	assert_string_equal(shared, first);
+
+	/* The shared segment lives as long as either of them. */
+	assert_int_equal(entries("segments"), 6);
+	assert_int_equal(delete ("a", true), 0);
+	assert_nothing_left();
+}
+
+static void
+a_segment_goes_with_the_last_vm_that_needs_it(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(branch("b", "c", 1, true), 0);
+	/* a: s0 a1; b: s0 b0 b1; c: s0 b0 c0 */
+	assert_int_equal(entries("segments"), 10);
+	order("b", 'P');
+	wait_state("b", "stopped");
+	order("c", 'P');
+	wait_state("c", "stopped");
+	/* Branches that do not live do not stand in the way; they become roots. */
+	assert_int_equal(delete ("b", false), 0);
+	assert_int_equal(entries("segments"), 8); /* b1 went */
+	assert_int_equal(info("c"), 0);
+	assert_string_equal(text("parent"), "");
+	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(entries("segments"), 6); /* a1 went */
+	assert_int_equal(delete ("c", false), 0);
+	assert_nothing_left();
+}
+
+static void
+many_branches_are_of_one_instant_and_leave_no_parked_process(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 12, true), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "vms")), 12);
+	assert_int_equal(count_vms(), 13);
+	assert_int_equal(entries("vms"), 13);
+	/* a: s0 a1, and one each */
+	assert_int_equal(entries("segments"), 2 * (2 + 12));
+	assert_int_equal(disk("b-11"), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "chain")), 2);
+	assert_int_equal(info("b-0"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_int_equal(delete ("a", true), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "deleted")), 13);
+	assert_nothing_left();
+}
+
+static void
+a_branch_that_fails_leaves_the_parent_as_it_was(void **state)
+{
+	static const struct {
+		const char *parent_does, *alias;
+		unsigned count;
+		int code;
+		const char *sentence;
+	} cases[] = {
+		{"fork=refuse", "x", 1, -EAGAIN, "no more processes"},
+		{"fork=refuse", "x", 4, -EAGAIN, "no more processes"},
+		{"fork=silent", "x", 1, -ETIMEDOUT, "did not answer"},
+		{"", "stillborn", 1, -ENOMEM, "no memory for a machine"},
+		{"", "stillborn", 3, -ENOMEM, "no memory for a machine"},
+		{"", "vanish", 1, -ESRCH, "ended"},
+		{"", "vanish", 3, -ESRCH, "ended"},
+		{"", "mute", 1, -ETIMEDOUT, "did not start"},
+		{"", "mute", 3, -ETIMEDOUT, "did not start"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		unsigned segments;
+
+		assert_int_equal(create("a", cases[i].parent_does, false), 0);
+		assert_int_equal(
+			branch("a", cases[i].alias, cases[i].count, false), cases[i].code);
+		if (!strstr(why.msg, cases[i].sentence) || !strstr(why.msg, "branching vm \"a\""))
+			fail_msg("case %zu: %s", i, why.msg);
+		assert_int_equal(count_vms(), 1);
+		assert_int_equal(entries("vms"), 1);
+		/* After a fork that came about, or may have, the parent's second segment stays. */
+		segments = entries("segments");
+		assert_int_equal(segments, strcmp(cases[i].parent_does, "fork=refuse") == 0 ? 2 : 4);
+		assert_int_equal(info("a"), 0);
+		assert_string_equal(text("state"), "starting");
+		assert_int_equal(delete ("a", false), 0);
+		assert_nothing_left();
+	}
+}
+
+static void
+a_parent_that_dies_in_a_fork_is_failed_and_leaves_no_child(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "fork=exit", false), 0);
+	assert_int_equal(branch("a", "b", 2, false), -ESRCH);
+	wait_state("a", "failed");
+	assert_string_equal(text("reason"), "the VMM exited with status 5; its vmm.log may say why");
+	assert_int_equal(count_vms(), 1);
+	assert_int_equal(branch("a", "b", 1, false), -EBUSY);
+	assert_non_null(strstr(why.msg, "is failed"));
+}
+
+static void
+a_parent_that_answers_a_fork_with_nonsense_is_ended(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "fork=nonsense", false), 0);
+	assert_int_equal(branch("a", "b", 1, false), -EPROTO);
+	wait_state("a", "failed");
+	assert_int_equal(count_vms(), 1);
+}
+
+static void
+branches_whose_agents_do_not_answer_are_all_removed(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "", false), 0);
+	assert_int_equal(branch("a", "b", 3, true), -ETIMEDOUT);
+	assert_int_equal(count_vms(), 1);
+	assert_int_equal(entries("vms"), 1);
+	assert_int_equal(entries("segments"), 4);
+	assert_int_equal(delete ("a", false), 0);
+	assert_nothing_left();
+}
+
+static void
+how_a_vm_ended_is_told_in_a_sentence(void **state)
+{
+	static const struct {
+		char what;
+		const char *state, *reason;
+	} cases[] = {
+		{'P', "stopped", "the guest powered off"},
+		{'R', "failed",
+			"the guest reset itself (a reboot, or a panic): reset \\x1b[31m register"},
+		{'X', "failed", "the VMM exited with status 9; its vmm.log may say why"},
+		{'G', "failed",
+			"ended by pandod: its VMM broke the control protocol: the VMM sent a message of "
+			"unknown type 99"},
+		{'F', "failed",
+			"ended by pandod: its VMM broke the control protocol: the VMM floods its control "
+			"socket"},
+		{'C', "failed", "ended by pandod: its VMM closed the control socket"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		assert_int_equal(create("a", "", false), 0);
+		order("a", cases[i].what);
+		wait_state("a", cases[i].state);
+		assert_string_equal(text("reason"), cases[i].reason);
+		assert_int_equal(json_type(parsed, json_get(parsed, 0, "pid")), JSON_NULL);
+		assert_int_equal(delete ("a", false), 0);
+		assert_nothing_left();
+	}
+	assert_int_equal(create("a", "", false), 0);
+	kill((pid_t)number("pid"), SIGKILL);
+	wait_state("a", "failed");
+	assert_string_equal(text("reason"), "the VMM was killed by signal 9 (KILL)");
+}
+
+static void
+the_end_of_a_parent_is_not_the_end_of_its_branch(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(info("a"), 0);
+	kill((pid_t)number("pid"), SIGKILL);
+	wait_state("a", "failed");
+	assert_int_equal(info("b"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_int_equal(branch("b", "c", 1, true), 0);
+	/* b is nobody's child but ours now, so its end can be told, too. */
+	assert_int_equal(info("b"), 0);
+	kill((pid_t)number("pid"), SIGTERM);
+	wait_state("b", "failed");
+	assert_string_equal(text("reason"), "the VMM was killed by signal 15 (TERM)");
+	assert_int_equal(delete ("a", true), 0);
+	assert_nothing_left();
+}
+
+static void
+living_branches_stand_in_the_way_of_a_delete(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 2, true), 0);
+	assert_int_equal(delete ("a", false), -ENOTEMPTY);
+	assert_non_null(strstr(why.msg, "2 living branches (b-0, b-1)"));
+	assert_int_equal(count_vms(), 3);
+}
+
+static void *
+slow_create(void *arg)
+{
+	*(int *)arg = create("slow", "boot=silent", false);
+	return NULL;
+}
+
+static void
+a_second_operation_on_a_vm_is_busy(void **state)
+{
+	pthread_t thread;
+	int result = 0, r = -ENOENT;
+	struct json_out out = {0};
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(pthread_create(&thread, NULL, slow_create, &result), 0);
+	for (int i = 0; i < 100 && r == -ENOENT; i++) {
+		r = tree_delete(tree, "slow", false, &out, &e);
+		json_out_done(&out);
+		out = (struct json_out){0};
+		poll(NULL, 0, 5);
+	}
+	pthread_join(thread, NULL);
+	assert_int_equal(r, -EBUSY);
+	assert_string_equal(e.msg, "vm \"slow\" is being made: try again when that is done");
+	assert_int_equal(result, -ETIMEDOUT);
+	assert_nothing_left();
+}
+
+static void
+pause_and_resume_keep_what_was_known(void **state)
+{
+	struct json_out out = {0};
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_string_equal(text("state"), "paused");
+	assert_int_equal(branch("a", "b", 1, false), -EBUSY);
+	assert_non_null(strstr(why.msg, "resume it first"));
+	stop();
+	start();
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "paused");
+	assert_int_equal(take(tree_resume(tree, "a", &out, &why), &out), 0);
+	assert_string_equal(text("state"), "running");
+	order("a", 'P');
+	wait_state("a", "stopped");
+	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), -EBUSY);
+}
+
+static void
+aliases_can_be_changed_and_taken_away(void **state)
+{
+	struct alias_request q = {.alias = "new"};
+	struct json_out out = {0};
+
+	(void)state;
+	assert_int_equal(create("a", "", false), 0);
+	assert_int_equal(create("b", "", false), 0);
+	assert_int_equal(take(tree_alias(tree, "a", &q, &out, &why), &out), 0);
+	assert_string_equal(text("alias"), "new");
+	assert_int_equal(info("a"), -ENOENT);
+	assert_int_equal(take(tree_alias(tree, "b", &q, &out, &why), &out), -EEXIST);
+	q.alias[0] = '\0';
+	assert_int_equal(take(tree_alias(tree, "new", &q, &out, &why), &out), 0);
+	assert_string_equal(text("alias"), "");
+	stop();
+	start();
+	assert_int_equal(info("new"), -ENOENT);
+	assert_int_equal(info("b"), 0);
+}
+
+static void
+a_new_pandod_adopts_what_runs_and_buries_what_does_not(void **state)
+{
+	char generation[64];
+	pid_t dead;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(generation, sizeof(generation), "%s", text("generation"));
+	assert_int_equal(branch("a", "b", 2, true), 0);
+	/* The parent of a branch has a new generation, too. */
+	assert_int_equal(info("a"), 0);
+	assert_string_not_equal(text("generation"), generation);
+	snprintf(generation, sizeof(generation), "%s", text("generation"));
+	assert_int_equal(info("b-1"), 0);
+	dead = (pid_t)number("pid");
+	stop();
+	kill(dead, SIGKILL);
+	start();
+	assert_int_equal(count_vms(), 3);
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_string_equal(text("generation"), generation);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "children")), 2);
+	assert_int_equal(info("b-1"), 0);
+	assert_string_equal(text("state"), "failed");
+	assert_string_equal(text("reason"), "its VMM ended while no pandod was running");
+	/* What was adopted can be branched, watched and deleted like any other. */
+	assert_int_equal(branch("b-0", "c", 2, true), 0);
+	assert_int_equal(info("b-0"), 0);
+	kill((pid_t)number("pid"), SIGKILL);
+	wait_state("b-0", "failed");
+	assert_int_equal(delete ("a", true), 0);
+	assert_nothing_left();
+}
+
+static void
+unmake(const char *path, const char *id)
+{
+	sqlite3 *db;
+	char sql[128];
+
+	snprintf(sql, sizeof(sql), "UPDATE vms SET made = 0, pid = 0 WHERE id = '%s'", id);
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+	assert_int_equal(sqlite3_changes(db), 1);
+	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
+static void
+what_was_half_made_is_removed_by_the_next_pandod(void **state)
+{
+	char path[256], id[16];
+	cleanup_close int fd = -1;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(create("keep", "agent", true), 0);
+	assert_int_equal(create("half", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	pid = (pid_t)number("pid");
+	stop();
+	/* As if pandod had been killed before the row was whole. */
+	snprintf(path, sizeof(path), "%s/state.db", home);
+	unmake(path, id);
+	/* And a segment that no row names, and a file that is none of ours. */
+	snprintf(path, sizeof(path), "%s/segments/0123456789ab.3.data", home);
+	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	snprintf(path, sizeof(path), "%s/vms/notes", home);
+	assert_int_equal(mkdir(path, 0700), 0);
+	start();
+	assert_int_equal(count_vms(), 1);
+	assert_int_equal(info("keep"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_int_equal(entries("vms"), 2);
+	assert_int_equal(entries("segments"), 2);
+	assert_int_equal(kill(pid, 0) < 0 ? errno : 0, ESRCH);
+	assert_int_equal(rmdir(path), 0);
+}
+
+static void
+hundred_rounds_leave_nothing(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 100; i++) {
+		assert_int_equal(create("a", "", false), 0);
+		assert_int_equal(branch("a", "b", i % 3 + 1, false), 0);
+		assert_int_equal(delete ("a", true), 0);
+	}
+	assert_nothing_left();
+}
+
+int
+main(int argc, char **argv)
+{
+	static const struct CMUnitTest tests[] = {
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+		T(a_vm_with_an_agent_is_running_when_create_returns),
+		T(without_wait_it_is_starting_until_its_agent_answers),
+		T(a_vm_that_cannot_start_leaves_nothing),
+		T(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
+		T(the_same_alias_twice_is_refused),
+		T(names_are_ids_aliases_and_unique_prefixes),
+		T(beyond_the_host_is_refused_before_anything_is_made),
+		T(a_branch_has_a_chain_cut_where_the_parent_was),
+		T(a_segment_goes_with_the_last_vm_that_needs_it),
+		T(many_branches_are_of_one_instant_and_leave_no_parked_process),
+		T(a_branch_that_fails_leaves_the_parent_as_it_was),
+		T(a_parent_that_dies_in_a_fork_is_failed_and_leaves_no_child),
+		T(a_parent_that_answers_a_fork_with_nonsense_is_ended),
+		T(branches_whose_agents_do_not_answer_are_all_removed),
+		T(how_a_vm_ended_is_told_in_a_sentence),
+		T(the_end_of_a_parent_is_not_the_end_of_its_branch),
+		T(living_branches_stand_in_the_way_of_a_delete),
+		T(a_second_operation_on_a_vm_is_busy),
+		T(pause_and_resume_keep_what_was_known),
+		T(aliases_can_be_changed_and_taken_away),
+		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
+		T(what_was_half_made_is_removed_by_the_next_pandod),
+		T(hundred_rounds_leave_nothing),
+#undef T
+	};
+
+	(void)argc;
+	if (strcmp(argv[0], "pando-vmm") == 0)
+		return fake_vmm_main();
+	/* As pandod does: descriptors 0 to 3 occupied, forks of forks are ours to wait for. */
+	while (open("/dev/null", O_RDWR) < 3)
+		;
+	fcntl(3, F_SETFD, FD_CLOEXEC);
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	log_init("test", getenv("PANDO_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERR);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
