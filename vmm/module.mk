@@ -8,7 +8,7 @@ vmmdisk_SRCS := vmm/blockmap.c
 LIBRARIES += vmmdev
 vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/rng.c
 
-DEVICE_TESTS := test_virtqueue test_blk test_blockmap
+DEVICE_TESTS := test_virtqueue test_blk test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
 define device_test
 $(1)_SRCS := tests/unit/$(1).c tests/unit/fake_driver.c vmm/memory.c
@@ -16,6 +16,7 @@ $(1)_LIBS := vmmdev vmmdisk common
 $(1)_PKGS := cmocka
 endef
 $(foreach t,$(DEVICE_TESTS),$(eval $(call device_test,$(t))))
+test_vsock_WRAP := io_now_ns
 
 # The machine itself.
 LIBRARIES += vmmcore
