@@ -12,7 +12,7 @@ pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/
 
 PROGRAMS += pandod
 pandod_SRCS := host/pandod.c
-pandod_LIBS := pandodcore pandohost common
+pandod_LIBS := pandodcore agentclient agentwire pandohost common
 pandod_PKGS := libmicrohttpd sqlite3
 
 UNIT_TESTS += test_tree
