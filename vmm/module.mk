@@ -34,3 +34,17 @@ $(B)/gen/vmm/dsdt.hex: vmm/dsdt.asl
 	@mkdir -p $(@D)
 	iasl -tc -p $(@:.hex=) $< >$(@:.hex=.log) || { cat $(@:.hex=.log); exit 1; }
 $(B)/obj/vmm/acpi.o: $(B)/gen/vmm/dsdt.hex
+
+FUZZED_DEVICES := tests/unit/fake_driver.c $(vmmdev_SRCS) $(vmmdisk_SRCS) vmm/memory.c common/err.c common/io.c common/log.c
+FUZZERS += fuzz_blk
+fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
+fuzz_blk_CORPUS := tests/fuzz/corpus/blk
+
+MACHINE_TESTS := test_memory test_ioapic test_console test_boot
+UNIT_TESTS += $(MACHINE_TESTS)
+define machine_test
+$(1)_SRCS := tests/unit/$(1).c
+$(1)_LIBS := vmmcore vmmdev vmmdisk common
+$(1)_PKGS := cmocka libseccomp
+endef
+$(foreach t,$(MACHINE_TESTS),$(eval $(call machine_test,$(t))))
