@@ -10,17 +10,19 @@ LIBRARIES += pandocli
 pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c logs.c execute.c \
 	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
-	cmd_disk.c cmd_doctor.c)
+	cmd_disk.c cmd_doctor.c cmd_swarm.c)
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
-pando_LIBS := pandocli pandoclient agentclient agentwire pandohost vmmdisk common
-pando_PKGS := libcurl
+pando_LIBS := pandocli swarm pandoclient agentclient agentwire pandohost vmmdisk common
+pando_PKGS := libcurl libsodium
+pando_LDLIBS := -lm
 
 UNIT_TESTS += test_cli test_config test_client
 test_cli_SRCS := tests/unit/test_cli.c vmm/console.c
 test_cli_LIBS := $(pando_LIBS)
 test_cli_PKGS := cmocka $(pando_PKGS)
+test_cli_LDLIBS := $(pando_LDLIBS)
 test_config_SRCS := tests/unit/test_config.c
 test_config_LIBS := pandoclient pandohost common
 test_config_PKGS := cmocka libcurl
@@ -47,3 +49,10 @@ $(B)/share/bash-completion/completions/pando: $(B)/bin/pando
 $(B)/share/zsh/site-functions/_pando: $(B)/bin/pando
 	@mkdir -p $(@D)
 	$< completion zsh >$@
+
+# The two programs as they are shipped, the one speaking to the other.
+UNIT_TESTS += test_execute
+test_execute_SRCS := tests/unit/test_execute.c
+test_execute_LIBS := agentclient agentwire pandohost common
+test_execute_PKGS := cmocka
+$(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
