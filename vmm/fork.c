@@ -102,9 +102,7 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	if ((r = control_make_loop(vm, e)) < 0)
 		return r;
 	loop = control_vsock_loop(vm);
-	if ((r = console_open(&vm->console, fds[VMM_FORK_FD_CONSOLE], e)) < 0)
-		return r;
-	step(steps, "loop+console");
+	step(steps, "loop");
 
 	ioapic_fork_child(&vm->ioapic, vm_ioapic_sink(vm));
 	serial_fork_child(&vm->serial, vm_irq(vm, SERIAL_GSI));
@@ -128,7 +126,7 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	if (park) {
 		vm_set_generation(vm, msg->child_generation);
 		vm->is_parked = true;
-		return 0;
+		return console_open(&vm->console, fds[VMM_FORK_FD_CONSOLE], e);
 	}
 	if ((r = vm_make_kvm(vm, e)) < 0)
 		return r;
@@ -140,12 +138,21 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	ioapic_resume(&vm->ioapic);
 	serial_resume(&vm->serial);
 	vm_set_generation(vm, msg->child_generation);
-	if ((r = vm_start_vcpus(vm, e)) < 0)
+	/* Sizing and first touching a file costs a quarter of a millisecond: the vCPUs run meanwhile, and one
+	 * that prints waits for it. */
+	serial_hold(&vm->serial);
+	r = vm_start_vcpus(vm, e);
+	step(steps, "start");
+	if (r == 0)
+		r = console_open(&vm->console, fds[VMM_FORK_FD_CONSOLE], e);
+	serial_release(&vm->serial);
+	if (r < 0)
 		return r;
+	step(steps, "console");
 	virtio_dev_resume(&vm->blk.dev);
 	virtio_dev_resume(&vm->vsock.dev);
 	virtio_dev_resume(&vm->rng.dev);
-	step(steps, "start");
+	step(steps, "resume");
 	return 0;
 }
 

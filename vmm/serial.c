@@ -59,6 +59,18 @@ serial_resume(struct serial *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
+void
+serial_hold(struct serial *s)
+{
+	pthread_mutex_lock(&s->lock);
+}
+
+void
+serial_release(struct serial *s)
+{
+	pthread_mutex_unlock(&s->lock);
+}
+
 static uint8_t
 modem_status(const struct serial *s)
 {

@@ -36,6 +36,9 @@ void serial_fork_child(struct serial *s, struct irq_line irq);
 /* vCPUs are about to run again: raises a pending interrupt once more, so that a driver that waits for it
  * in the middle of a transmission does not wait for ever. */
 void serial_resume(struct serial *s);
+/* Between the two a guest that uses the port waits: for whoever changes the console under it. */
+void serial_hold(struct serial *s);
+void serial_release(struct serial *s);
 
 /* reg: port - SERIAL_BASE. */
 uint8_t serial_read(struct serial *s, unsigned reg);
