@@ -95,7 +95,7 @@ static void
 random_bytes_in_every_register_and_descriptor(void **state)
 {
 	const char *many = getenv("KVM_FUZZ_SEEDS");
-	unsigned seeds = many ? (unsigned)atoi(many) : 16, done = 0;
+	unsigned seeds = many ? (unsigned)atoi(many) : 8, done = 0;
 
 	NEEDS_KVM(state);
 	for (unsigned seed = 1; seed <= seeds; seed++)

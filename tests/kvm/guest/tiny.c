@@ -45,16 +45,18 @@ extern const u8 trampoline[], trampoline_end[];
 void *
 memset(void *p, int c, u64 n)
 {
-	for (u64 i = 0; i < n; i++)
-		((volatile u8 *)p)[i] = (u8)c;
+	void *d = p;
+
+	__asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(c) : "memory");
 	return p;
 }
 
 void *
 memcpy(void *d, const void *s, u64 n)
 {
-	for (u64 i = 0; i < n; i++)
-		((volatile u8 *)d)[i] = ((const u8 *)s)[i];
+	void *to = d;
+
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(s), "+c"(n) : : "memory");
 	return d;
 }
 
@@ -683,7 +685,8 @@ fuzz_queue(void)
 	if (below(4) == 0 && bring_up(dev, n_queues[dev], size,
 				     (u32)(chance() & (1u << 28 | 1u << 29))))
 		return;
-	for (u32 i = 0; i < 256; i++) {
+	for (u32 n = 0, i; n < 24; n++) {
+		i = (u32)below(n < 12 ? 16 : 256);
 		q->desc[i] = (struct desc){odd_address(), odd_length(),
 			(u16)below(below(8) ? 8 : 65536),
 			(u16)below(below(8) ? size : 65536)};
