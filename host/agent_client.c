@@ -17,7 +17,7 @@
 #include "host/agent_link.h"
 
 #define TICK_MS 100
-#define OK_LINE_MAX 32
+#define OK_LINE_MAX 160
 #define RX (2 * AGENT_FRAME_WHOLE)
 /* {"name":…} of each of the agent's longest list. */
 #define TOKENS_MAX (1u << 19)
@@ -149,6 +149,10 @@ say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t dead
 				"nothing in the guest listens on port %u yet; it boots, or has no agent", port);
 		line[n] = 0;
 		lf = memchr(line, '\n', (size_t)n);
+		/* vmm/vsock.h: what cannot be is "ERR <sentence>", and a close. */
+		if (lf && !strncmp(line, "ERR ", 4))
+			return err_set(e, -ECONNREFUSED, "nothing in the guest listens on port %u yet: %.*s",
+				port, (int)(lf - line) - 4, line + 4);
 		if (!lf && n < OK_LINE_MAX) {
 			/* Half a line: poll would report it again at once. */
 			struct timespec ms = {.tv_nsec = 1000000};
