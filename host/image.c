@@ -32,7 +32,7 @@ image_done(struct image *i)
 	cleanup_close_fn(&i->kernel_fd);
 	cleanup_close_fn(&i->initrd_fd);
 	cleanup_close_fn(&i->base_fd);
-	i->kernel_fd = i->initrd_fd = i->base_fd = -1;
+	*i = (struct image)IMAGE_INIT;
 }
 
 /* Opens a regular file; what: "kernel", for the sentence. */

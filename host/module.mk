@@ -15,9 +15,26 @@ pandod_SRCS := host/pandod.c
 pandod_LIBS := pandodcore agentclient agentwire pandohost common
 pandod_PKGS := libmicrohttpd sqlite3
 
-UNIT_TESTS += test_tree
+UNIT_TESTS += test_request test_image test_db test_tree test_api
+test_request_SRCS := tests/unit/test_request.c
+test_request_LIBS := pandodcore pandohost common
+test_request_PKGS := cmocka
+test_image_SRCS := tests/unit/test_image.c
+test_image_LIBS := pandodcore pandohost common
+test_image_PKGS := cmocka
+test_db_SRCS := tests/unit/test_db.c
+test_db_LIBS := pandodcore pandohost common
+test_db_PKGS := cmocka sqlite3
+test_api_SRCS := tests/unit/test_api.c
+test_api_LIBS := pandodcore agentclient agentwire pandohost common
+test_api_PKGS := cmocka libmicrohttpd sqlite3
 test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
 test_tree_LIBS := pandodcore pandohost common
 test_tree_PKGS := cmocka libmicrohttpd sqlite3
+
+FUZZERS += fuzz_http_body
+fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/request.c host/vmmctl.c \
+	common/err.c common/io.c common/json.c common/log.c
+fuzz_http_body_CORPUS := tests/fuzz/corpus/http_body
 
 -include host/cli/module.mk

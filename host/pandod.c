@@ -329,6 +329,8 @@ wake(void *ctx)
 static void
 loop(struct tree *t, int signals, int stop, const struct options *o, const char *home)
 {
+	uint64_t look_ns = io_now_ns() + LOG_LOOK_MS * 1000000ull;
+
 	for (;;) {
 		struct pollfd p[3] = {
 			{.fd = tree_fd(t), .events = POLLIN},
@@ -348,8 +350,10 @@ loop(struct tree *t, int signals, int stop, const struct options *o, const char 
 		}
 		if (n > 0 && p[2].revents)
 			return;
-		if (!o->foreground)
+		if (!o->foreground && io_now_ns() >= look_ns) {
 			open_log(home, NULL);
+			look_ns = io_now_ns() + LOG_LOOK_MS * 1000000ull;
+		}
 	}
 }
 

@@ -1,0 +1,147 @@
+/*
+ * What a client's bytes meet before the tree: request line, query and bodies (host/request.c), and the
+ * same for a VMM's messages (host/vmmctl.c). First byte: which decoder. Oracle: no crash, no sanitizer finding,
+ * and what is accepted keeps the promises of host/request.h.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/request.h"
+#include "host/vmmctl.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* Plain abort: an assert may be compiled out. */
+static void
+must(int condition)
+{
+	if (!condition)
+		abort();
+}
+
+static void
+check_alias(const char *alias)
+{
+	must(alias[0] == '\0' || request_check_alias(alias, NULL) == 0);
+}
+
+static void
+check_text(const char *text, size_t cap)
+{
+	size_t len = strnlen(text, cap);
+
+	must(len < cap);
+	for (size_t i = 0; i < len; i++)
+		must((unsigned char)text[i] >= 0x20 && text[i] != 0x7f);
+}
+
+static void
+check_labels(const struct labels *l)
+{
+	must(l->n <= VM_LABELS_MAX);
+	for (unsigned i = 0; i < l->n; i++) {
+		check_text(l->items[i].key, sizeof(l->items[i].key));
+		check_text(l->items[i].value, sizeof(l->items[i].value));
+		must(l->items[i].key[0] != '\0');
+	}
+}
+
+static void
+check_error(int r, const struct err *e)
+{
+	must(r < 0 && e->code == r && e->msg[0]);
+	check_text(e->msg, sizeof(e->msg));
+}
+
+static void
+fuzz_route(const char *text)
+{
+	static const char *const methods[] = {"GET", "POST", "PUT", "DELETE", "PATCH"};
+	struct err e = {0};
+
+	for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+		struct route route;
+		int r = request_route(methods[i], text, &route, &e);
+
+		if (r < 0) {
+			check_error(r, &e);
+			continue;
+		}
+		check_text(route.vm, sizeof(route.vm));
+		if (route.has_label) {
+			check_text(route.label.key, sizeof(route.label.key));
+			check_text(route.label.value, sizeof(route.label.value));
+		}
+	}
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static struct create_request create;
+	static struct branch_request branch;
+	struct alias_request alias;
+	struct err e = {0};
+	char *text;
+	int r;
+
+	if (size < 1)
+		return 0;
+	/* Exactly as many bytes as there are, so that reading one more is seen. */
+	text = malloc(size);
+	if (!text)
+		return 0;
+	memcpy(text, data + 1, size - 1);
+	text[size - 1] = '\0';
+	switch (data[0] % 6) {
+	case 0:
+		fuzz_route(text);
+		break;
+	case 1:
+		r = request_create(text, size - 1, &create, &e);
+		if (r < 0) {
+			check_error(r, &e);
+			break;
+		}
+		check_alias(create.alias);
+		check_labels(&create.labels);
+		check_text(create.kernel, sizeof(create.kernel));
+		check_text(create.rootfs, sizeof(create.rootfs));
+		check_text(create.cmdline, sizeof(create.cmdline));
+		must(create.mem_mib >= VMM_MEM_MIN_MIB && create.mem_mib <= VMM_MEM_MAX_MIB);
+		must(create.vcpus >= 1 && create.vcpus <= VMM_VCPUS_MAX);
+		must(create.disk_mib <= VM_DISK_MAX_MIB);
+		break;
+	case 2:
+		r = request_branch(text, size - 1, &branch, &e);
+		if (r < 0) {
+			check_error(r, &e);
+			break;
+		}
+		check_alias(branch.alias);
+		check_labels(&branch.labels);
+		must(branch.count >= 1 && branch.count <= VM_BRANCH_MAX);
+		break;
+	case 3:
+		r = request_alias(text, size - 1, &alias, &e);
+		if (r < 0)
+			check_error(r, &e);
+		else
+			check_alias(alias.alias);
+		break;
+	case 4:
+		r = request_empty(text, size - 1, &e);
+		if (r < 0)
+			check_error(r, &e);
+		break;
+	case 5:
+		r = vmmctl_check(text, size - 1, &e);
+		if (r < 0)
+			check_error(r, &e);
+		break;
+	}
+	free(text);
+	return 0;
+}

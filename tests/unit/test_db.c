@@ -1,0 +1,257 @@
+/* The tree on disk: host/db.c. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <sqlite3.h>
+
+#include "common/io.h"
+#include "host/db.h"
+
+static char folder[64], path[96];
+static struct db *db;
+static struct err e;
+
+static int
+setup(void **state)
+{
+	(void)state;
+	snprintf(folder, sizeof(folder), "/tmp/pando-test-XXXXXX");
+	assert_non_null(mkdtemp(folder));
+	snprintf(path, sizeof(path), "%s/state.db", folder);
+	assert_int_equal(db_open(path, &db, &e), 0);
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	(void)state;
+	db_close(db);
+	db = NULL;
+	return io_remove_tree(folder, NULL);
+}
+
+static struct vm_row
+row(const char *id, const char *alias, const char *parent)
+{
+	struct vm_row r = {.state = VM_RUNNING, .created_ms = 5, .mem_mib = 512, .vcpus = 2,
+		.disk_mib = 1024, .kernel = "default", .rootfs = "none", .generation = {1, 2, 3},
+		.pid = 77, .pid_start = 1ull << 40, .answered = true, .made = true,
+		.next_segment = 1};
+
+	snprintf(r.id, sizeof(r.id), "%s", id);
+	snprintf(r.alias, sizeof(r.alias), "%s", alias);
+	snprintf(r.parent, sizeof(r.parent), "%s", parent);
+	return r;
+}
+
+static struct vm_row loaded[8];
+static unsigned n_loaded;
+
+static int
+load_one(void *ctx, const struct vm_row *r, struct err *err)
+{
+	(void)ctx;
+	(void)err;
+	loaded[n_loaded++] = *r;
+	return 0;
+}
+
+static void
+reload(void)
+{
+	db_close(db);
+	n_loaded = 0;
+	assert_int_equal(db_open(path, &db, &e), 0);
+	assert_int_equal(db_load(db, load_one, NULL, &e), 0);
+}
+
+static void
+what_was_written_is_read_back_in_order(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "first", ""), b = row("111111111111", "", a.id);
+
+	(void)state;
+	a.labels.n = 2;
+	snprintf(a.labels.items[0].key, 64, "k");
+	snprintf(a.labels.items[0].value, 64, "it's");
+	snprintf(a.labels.items[1].key, 64, "z");
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	b.state = VM_FAILED;
+	snprintf(b.reason, sizeof(b.reason), "because");
+	assert_int_equal(db_update(db, &b, &e), 0);
+	reload();
+	assert_int_equal(n_loaded, 2);
+	assert_memory_equal(&loaded[0], &a, sizeof(a));
+	assert_memory_equal(&loaded[1], &b, sizeof(b));
+}
+
+static void
+an_alias_is_one_vms_only(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "x", ""), b = row("bbbbbbbbbbbb", "x", "");
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), -EEXIST);
+	b.alias[0] = '\0';
+	assert_int_equal(db_insert(db, &b, &e), 0);
+}
+
+static void
+a_transaction_is_all_or_nothing(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "x", "");
+
+	(void)state;
+	assert_int_equal(db_begin(db, &e), 0);
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	db_rollback(db);
+	db_rollback(db);
+	reload();
+	assert_int_equal(n_loaded, 0);
+}
+
+static void
+children_of_a_deleted_vm_become_roots(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "", ""), b = row("bbbbbbbbbbbb", "", a.id);
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	assert_int_equal(db_delete(db, a.id, &e), 0);
+	reload();
+	assert_int_equal(n_loaded, 1);
+	assert_string_equal(loaded[0].parent, "");
+}
+
+static void
+segments_live_as_long_as_a_chain_names_them(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "", ""), b = row("bbbbbbbbbbbb", "", "");
+	struct chain_link *links;
+	char(*gone)[DB_SEGMENT_MAX];
+	size_t n;
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.0", &e), 0);
+	assert_int_equal(db_chain_copy(db, a.id, b.id, &e), 0);
+	assert_int_equal(db_chain_append(db, b.id, "bbbbbbbbbbbb.0", &e), 0);
+	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.1", &e), 0);
+	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.1", &e), -EEXIST);
+	assert_int_equal(db_chain_cut(db, "aaaaaaaaaaaa.0", 41, &e), 0);
+	/* The last link of a chain is being written: no cut. */
+	assert_int_equal(db_chain_cut(db, "aaaaaaaaaaaa.1", 9, &e), 0);
+	assert_int_equal(db_chain(db, a.id, &links, &n, &e), 0);
+	assert_int_equal(n, 2);
+	assert_string_equal(links[0].segment, "aaaaaaaaaaaa.0");
+	assert_int_equal(links[0].records, 41);
+	assert_int_equal(links[1].records, -1);
+	free(links);
+	assert_int_equal(db_sweep_segments(db, &gone, &n, &e), 0);
+	assert_int_equal(n, 0);
+	free(gone);
+	assert_int_equal(db_delete(db, a.id, &e), 0);
+	assert_int_equal(db_sweep_segments(db, &gone, &n, &e), 0);
+	assert_int_equal(n, 1);
+	assert_string_equal(gone[0], "aaaaaaaaaaaa.1");
+	free(gone);
+	assert_int_equal(db_segment_known(db, "aaaaaaaaaaaa.0", &e), 1);
+	assert_int_equal(db_segment_known(db, "aaaaaaaaaaaa.1", &e), 0);
+}
+
+static void
+a_long_chain_is_read_whole(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "", "");
+	struct chain_link *links;
+	char name[DB_SEGMENT_MAX];
+	size_t n;
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	for (int i = 0; i < 300; i++) {
+		snprintf(name, sizeof(name), "aaaaaaaaaaaa.%d", i);
+		assert_int_equal(db_chain_append(db, a.id, name, &e), 0);
+	}
+	assert_int_equal(db_chain(db, a.id, &links, &n, &e), 0);
+	assert_int_equal(n, 300);
+	assert_string_equal(links[299].segment, "aaaaaaaaaaaa.299");
+	free(links);
+}
+
+static void
+change(const char *sql)
+{
+	sqlite3 *h;
+
+	assert_int_equal(sqlite3_open(path, &h), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(h, sql, NULL, NULL, NULL), SQLITE_OK);
+	sqlite3_close(h);
+}
+
+static void
+a_newer_schema_is_refused_with_a_sentence(void **state)
+{
+	(void)state;
+	db_close(db);
+	db = NULL;
+	change("PRAGMA user_version = 99");
+	assert_int_equal(db_open(path, &db, &e), -EINVAL);
+	assert_non_null(strstr(e.msg, "written by a newer pandod (schema 99, this one knows 1)"));
+}
+
+static void
+a_file_that_is_no_database_is_refused(void **state)
+{
+	(void)state;
+	db_close(db);
+	db = NULL;
+	assert_int_equal(io_write_file_atomic(path, "hello, I am a text of some length", 33, 0600, NULL),
+		0);
+	assert_int_equal(db_open(path, &db, &e), -EIO);
+	assert_non_null(strstr(e.msg, "not a database"));
+}
+
+static void
+a_damaged_row_is_named(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "", "");
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	change("UPDATE vms SET state = 'dancing'");
+	assert_int_equal(db_load(db, load_one, NULL, &e), -EINVAL);
+	assert_string_equal(e.msg, "state.db: the row of VM \"aaaaaaaaaaaa\" is damaged");
+}
+
+int
+main(void)
+{
+	static const struct CMUnitTest tests[] = {
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+		T(what_was_written_is_read_back_in_order),
+		T(an_alias_is_one_vms_only),
+		T(a_transaction_is_all_or_nothing),
+		T(children_of_a_deleted_vm_become_roots),
+		T(segments_live_as_long_as_a_chain_names_them),
+		T(a_long_chain_is_read_whole),
+		T(a_newer_schema_is_refused_with_a_sentence),
+		T(a_file_that_is_no_database_is_refused),
+		T(a_damaged_row_is_named),
+#undef T
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

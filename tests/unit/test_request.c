@@ -1,0 +1,272 @@
+/* The decoders between the socket and the tree: host/request.c. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "host/request.h"
+
+static struct create_request create;
+static struct branch_request branch;
+static struct err e;
+
+static int
+parse_create(const char *body)
+{
+	return request_create(body, strlen(body), &create, &e);
+}
+
+static int
+parse_branch(const char *body)
+{
+	return request_branch(body, strlen(body), &branch, &e);
+}
+
+static void
+an_empty_body_gives_the_defaults(void **state)
+{
+	(void)state;
+	assert_int_equal(parse_create(""), 0);
+	assert_int_equal(create.mem_mib, 512);
+	assert_int_equal(create.vcpus, 1);
+	assert_int_equal(create.disk_mib, 0);
+	assert_string_equal(create.kernel, "default");
+	assert_string_equal(create.rootfs, "default");
+	assert_true(create.wait);
+	assert_int_equal(parse_branch("{}"), 0);
+	assert_int_equal(branch.count, 1);
+	assert_true(branch.wait);
+}
+
+static void
+a_whole_body_is_read(void **state)
+{
+	(void)state;
+	assert_int_equal(
+		parse_create("{\"alias\":\"front.end_1-x\",\"mem_mib\":1024,\"vcpus\":2,\"disk_mib\":4096,"
+			     "\"kernel\":\"/k\",\"rootfs\":\"trixie\",\"cmdline\":\"quiet\",\"wait\":false,"
+			     "\"labels\":{\"swarm\":\"r1\",\"a/b\":\"\"}}"),
+		0);
+	assert_string_equal(create.alias, "front.end_1-x");
+	assert_int_equal(create.mem_mib, 1024);
+	assert_int_equal(create.vcpus, 2);
+	assert_int_equal(create.disk_mib, 4096);
+	assert_string_equal(create.kernel, "/k");
+	assert_string_equal(create.rootfs, "trixie");
+	assert_string_equal(create.cmdline, "quiet");
+	assert_false(create.wait);
+	assert_int_equal(create.labels.n, 2);
+	assert_string_equal(create.labels.items[1].key, "a/b");
+	assert_string_equal(create.labels.items[1].value, "");
+}
+
+static void
+bad_bodies_are_refused_with_the_members_name(void **state)
+{
+	static const struct {
+		const char *body, *sentence;
+	} cases[] = {
+		{"[]", "not a JSON object"},
+		{"{", "the request's body"},
+		{"{\"mem\":1}", "unknown member \"mem\""},
+		{"{\"m\\u001bm\":1}", "unknown member \"m\\x1bm\""},
+		{"{\"mem_mib\":0}", "\"mem_mib\" is 0"},
+		{"{\"mem_mib\":-1}", "\"mem_mib\" is -1"},
+		{"{\"mem_mib\":1.5}", "\"mem_mib\" is 1.5"},
+		{"{\"mem_mib\":1e99}", "\"mem_mib\" is 1e99"},
+		{"{\"mem_mib\":99999999999999999999999}", "\"mem_mib\" is 999999"},
+		{"{\"mem_mib\":\"512\"}", "\"mem_mib\" is not a number"},
+		{"{\"vcpus\":0}", "from 1 to 8"},
+		{"{\"vcpus\":9}", "from 1 to 8"},
+		{"{\"vcpus\":-2}", "from 1 to 8"},
+		{"{\"disk_mib\":0}", "\"disk_mib\" is 0"},
+		{"{\"alias\":\"\"}", "an alias starts with a letter"},
+		{"{\"alias\":\"1x\"}", "an alias starts with a letter"},
+		{"{\"alias\":\"a b\"}", "an alias starts with a letter"},
+		{"{\"alias\":\"../x\"}", "an alias starts with a letter"},
+		{"{\"alias\":\"abcdefabcdef\"}", "looks like a VM's id"},
+		{"{\"alias\":7}", "\"alias\" is not a string"},
+		{"{\"alias\":\"a\\u0000b\"}", "\"alias\" is not a string"},
+		{"{\"kernel\":\"\"}", "\"kernel\" is empty"},
+		{"{\"kernel\":\"a\\nb\"}", "control character"},
+		{"{\"wait\":1}", "neither true nor false"},
+		{"{\"labels\":[]}", "not an object"},
+		{"{\"labels\":{\"a b\":\"x\"}}", "label \"a b\""},
+		{"{\"labels\":{\"\":\"x\"}}", "label \"\""},
+		{"{\"labels\":{\"a\":1}}", "\"labels\": \"a\" is not a string"},
+		{"{\"wait\":true,\"wait\":true}", "the request's body"},
+	};
+	char long_alias[200];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		e.msg[0] = '\0';
+		assert_int_equal(parse_create(cases[i].body), -EINVAL);
+		if (!strstr(e.msg, cases[i].sentence))
+			fail_msg("%s: %s", cases[i].body, e.msg);
+	}
+	snprintf(long_alias, sizeof(long_alias), "{\"alias\":\"a%063d\"}", 0);
+	assert_int_equal(parse_create(long_alias), -EINVAL);
+	snprintf(long_alias, sizeof(long_alias), "{\"alias\":\"a%062d\"}", 0);
+	assert_int_equal(parse_create(long_alias), 0);
+}
+
+static void
+too_many_labels_are_refused(void **state)
+{
+	char body[2048] = "{\"labels\":{";
+
+	(void)state;
+	for (int i = 0; i <= VM_LABELS_MAX; i++)
+		snprintf(body + strlen(body), sizeof(body) - strlen(body), "%s\"k%d\":\"v\"",
+			i ? "," : "", i);
+	strcat(body, "}}");
+	assert_int_equal(parse_create(body), -EINVAL);
+	assert_non_null(strstr(e.msg, "at most 32"));
+}
+
+static void
+branch_counts_and_their_aliases_are_bounded(void **state)
+{
+	char body[200];
+
+	(void)state;
+	assert_int_equal(parse_branch("{\"count\":0}"), -EINVAL);
+	assert_int_equal(parse_branch("{\"count\":1025}"), -EINVAL);
+	assert_int_equal(parse_branch("{\"count\":-1}"), -EINVAL);
+	assert_int_equal(parse_branch("{\"count\":1024,\"alias\":\"x\"}"), 0);
+	assert_int_equal(branch.count, 1024);
+	/* "<alias>-1023" must still be an alias. */
+	snprintf(body, sizeof(body), "{\"count\":1024,\"alias\":\"a%058d\"}", 0);
+	assert_int_equal(parse_branch(body), -EINVAL);
+	snprintf(body, sizeof(body), "{\"count\":1024,\"alias\":\"a%057d\"}", 0);
+	assert_int_equal(parse_branch(body), 0);
+	assert_int_equal(parse_branch("{\"mem_mib\":1}"), -EINVAL);
+}
+
+static void
+an_alias_request_wants_a_name_or_null(void **state)
+{
+	struct alias_request q;
+
+	(void)state;
+	assert_int_equal(request_alias("{}", 2, &q, &e), -EINVAL);
+	assert_int_equal(request_alias("{\"alias\":null}", 14, &q, &e), 0);
+	assert_string_equal(q.alias, "");
+	assert_int_equal(request_alias("{\"alias\":\"n\"}", 13, &q, &e), 0);
+	assert_string_equal(q.alias, "n");
+}
+
+static void
+every_call_is_routed(void **state)
+{
+	static const struct {
+		const char *method, *target;
+		enum call call;
+	} cases[] = {
+		{"GET", "/v1/version", CALL_VERSION},
+		{"GET", "/v1/vms", CALL_LIST},
+		{"POST", "/v1/vms", CALL_CREATE},
+		{"GET", "/v1/vms/x", CALL_INFO},
+		{"DELETE", "/v1/vms/x?recursive=1", CALL_DELETE},
+		{"POST", "/v1/vms/x/branch", CALL_BRANCH},
+		{"PUT", "/v1/vms/x/alias", CALL_ALIAS},
+		{"POST", "/v1/vms/x/pause", CALL_PAUSE},
+		{"POST", "/v1/vms/x/resume", CALL_RESUME},
+		{"GET", "/v1/vms/x/disk", CALL_DISK},
+		{"POST", "/v1/shutdown", CALL_SHUTDOWN},
+	};
+	struct route route;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		assert_int_equal(
+			request_route(cases[i].method, cases[i].target, &route, &e), 0);
+		assert_int_equal(route.call, cases[i].call);
+	}
+	assert_int_equal(request_route("DELETE", "/v1/vms/a%2Db?recursive=1", &route, &e), 0);
+	assert_string_equal(route.vm, "a-b");
+	assert_true(route.recursive);
+	assert_int_equal(request_route("GET", "/v1/vms?label=swarm=a%3Db", &route, &e), 0);
+	assert_true(route.has_label);
+	assert_string_equal(route.label.key, "swarm");
+	assert_string_equal(route.label.value, "a=b");
+}
+
+static void
+wrong_targets_are_refused(void **state)
+{
+	static const struct {
+		const char *method, *target;
+		int code;
+	} cases[] = {
+		{"GET", "/", -ENOENT},
+		{"GET", "", -ENOENT},
+		{"GET", "/v1/vms/", -ENOENT},
+		{"GET", "/v1/vms//disk", -ENOENT},
+		{"GET", "/v1/vms/x/y/z", -ENOENT},
+		{"GET", "/v2/vms", -ENOENT},
+		{"PATCH", "/v1/vms", -EOPNOTSUPP},
+		{"GET", "/v1/shutdown", -EOPNOTSUPP},
+		{"GET", "/v1/vms/%", -EINVAL},
+		{"GET", "/v1/vms/%4", -EINVAL},
+		{"GET", "/v1/vms/%zz", -EINVAL},
+		{"GET", "/v1/vms/a%00b", -EINVAL},
+		{"GET", "/v1/vms/a%0ab", -EINVAL},
+		{"DELETE", "/v1/vms/x?recursive=2", -EINVAL},
+		{"DELETE", "/v1/vms/x?recursive", -EINVAL},
+		{"DELETE", "/v1/vms/x?force=1", -EINVAL},
+		{"GET", "/v1/vms?label=x", -EINVAL},
+		{"GET", "/v1/vms?label=a=b&label=a=b", -EINVAL},
+		{"GET", "/v1/vms?label=a%20=b", -EINVAL},
+		{"GET", "/v1/vms?recursive=1", -EINVAL},
+		{"GET", "/v1/vms/0123456789012345678901234567890123456789012345678901234567890123456789",
+			-ENOENT},
+	};
+	struct route route;
+	char target[REQUEST_TARGET_MAX + 32] = "/v1/vms?";
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		int r = request_route(cases[i].method, cases[i].target, &route, &e);
+
+		if (r != cases[i].code)
+			fail_msg("%s %s: %d (%s)", cases[i].method, cases[i].target, r, e.msg);
+	}
+	memset(target + 8, '&', REQUEST_TARGET_MAX);
+	assert_int_equal(request_route("GET", target, &route, &e), -EINVAL);
+}
+
+static void
+calls_without_a_body_take_none(void **state)
+{
+	(void)state;
+	assert_int_equal(request_empty("", 0, &e), 0);
+	assert_int_equal(request_empty("{}", 2, &e), 0);
+	assert_int_equal(request_empty("{\"a\":1}", 7, &e), -EINVAL);
+	assert_int_equal(request_empty("x", 1, &e), -EINVAL);
+}
+
+int
+main(void)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_empty_body_gives_the_defaults),
+		cmocka_unit_test(a_whole_body_is_read),
+		cmocka_unit_test(bad_bodies_are_refused_with_the_members_name),
+		cmocka_unit_test(too_many_labels_are_refused),
+		cmocka_unit_test(branch_counts_and_their_aliases_are_bounded),
+		cmocka_unit_test(an_alias_request_wants_a_name_or_null),
+		cmocka_unit_test(every_call_is_routed),
+		cmocka_unit_test(wrong_targets_are_refused),
+		cmocka_unit_test(calls_without_a_body_take_none),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
