@@ -171,7 +171,8 @@ run(int argc, char **argv)
 	r = tail_only ? logs_tail(&src, lines, &at, &e) : 0;
 	if (r == 0)
 		r = following ? follow(c, &src, &at, &to, &e) : print_new(&src, &at, &to, &e);
-	return r < 0 ? out_fail(&e) : EXIT_OK;
+	/* A reader that left is out_end()'s to judge. */
+	return r < 0 && r != -EPIPE ? out_fail(&e) : EXIT_OK;
 }
 
 const struct verb verb_logs = {

@@ -1,5 +1,7 @@
 #include "host/cli/out.h"
 
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,11 +32,15 @@ out_fail(const struct err *e)
 int
 out_end(int status)
 {
-	if ((fflush(stdout) || ferror(stdout)) && status == EXIT_OK) {
-		out_complain("the answer could not be written: standard output is closed or full");
-		return EXIT_FAILED;
-	}
-	return status;
+	struct pollfd p = {.fd = STDOUT_FILENO};
+
+	if ((!fflush(stdout) && !ferror(stdout)) || status != EXIT_OK)
+		return status;
+	/* `pando tree | head -1`: nobody minds, and nobody wants to hear of it. */
+	if (poll(&p, 1, 0) > 0 && (p.revents & POLLERR))
+		return 128 + SIGPIPE;
+	out_complain("the answer could not be written: standard output is closed or full");
+	return EXIT_FAILED;
 }
 
 const char *

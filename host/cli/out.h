@@ -16,7 +16,7 @@
 void out_complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Complains and gives the exit status. */
 int out_fail(const struct err *e);
-/* Flushes stdout; a full disk or closed pipe turns success into EXIT_FAILED. */
+/* Flushes stdout; a full disk turns success into EXIT_FAILED, a reader that left into 128 + SIGPIPE. */
 int out_end(int status);
 
 /* Fit for a table or terminal: control characters become \xNN, UTF-8 stays. Returns dst. */

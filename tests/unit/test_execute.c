@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <pty.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -489,6 +491,40 @@ a_tree_is_copied_there_and_back_with_its_modes(void **state)
 	assert_int_equal(got.status, EXIT_USAGE);
 }
 
+static void
+a_terminal_has_the_size_of_ours_and_gets_its_keys(void **state)
+{
+	char *const argv[] = {"pando", "execute", "-T", "a", "--", "sh", "-c",
+		"test -t 0 && stty size && read line && echo \"<$line>\" && sleep 30", NULL};
+	struct winsize size = {.ws_row = 33, .ws_col = 77};
+	struct termios before, after;
+	int master, status;
+	pid_t pid;
+
+	(void)state;
+	pid = forkpty(&master, NULL, NULL, &size);
+	if (pid == 0) {
+		alarm(LIMIT_NS / 1000000000);
+		execv(pando, argv);
+		_exit(127);
+	}
+	assert_int_equal(tcgetattr(master, &before), 0);
+	await(master, "33 77");
+	assert_int_equal(io_write_full(master, "typed\r", 6), 0);
+	await(master, "<typed>");
+	/* Ctrl-C is a key of that terminal, not a signal to us. */
+	assert_int_equal(io_write_full(master, "\003", 1), 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 128 + SIGINT);
+	/* And ours is as it was. */
+	assert_int_equal(tcgetattr(master, &after), 0);
+	assert_int_equal(before.c_lflag, after.c_lflag);
+	close(master);
+	RUN("execute", "-T", "a", "--", "true");
+	assert_int_equal(got.status, EXIT_USAGE);
+}
+
 /* Last: it takes the agent with it. */
 static void
 a_stream_without_an_exit_record_is_125(void **state)
@@ -521,6 +557,7 @@ main(void)
 		cmocka_unit_test(json_holds_streams_and_end),
 		cmocka_unit_test(a_detached_command_is_taken_up_again),
 		cmocka_unit_test(a_tree_is_copied_there_and_back_with_its_modes),
+		cmocka_unit_test(a_terminal_has_the_size_of_ours_and_gets_its_keys),
 		cmocka_unit_test(a_stream_without_an_exit_record_is_125),
 	};
 
