@@ -6,7 +6,7 @@ vmmdisk_SRCS := vmm/blockmap.c
 
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
-vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/rng.c
+vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
 
 DEVICE_TESTS := test_virtqueue test_blk test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
