@@ -17,6 +17,7 @@
 
 /* Unasked messages taken while one answer is waited for; more is a flood. */
 #define UNASKED_MAX 64
+static const char flood[] = "the VMM floods its control socket";
 
 union message {
 	struct vmm_hdr hdr;
@@ -344,8 +345,10 @@ wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int ti
 			if (keep_unasked(c, ret, *ret_pid)) {
 				if (type == VMM_STARTED && c->has_started)
 					return 0;
-				if (++unasked > UNASKED_MAX)
-					break;
+				if (++unasked > UNASKED_MAX) {
+					broke(c, flood);
+					return err_set(e, -EPROTO, "%s", flood);
+				}
 				continue;
 			}
 			if (ret->hdr.type == type && ret->hdr.seq == seq)
@@ -541,7 +544,7 @@ vmmctl_drain(struct vmmctl *c, bool wait_lock, struct err *e)
 		if (!keep_unasked(c, &m, pid) && m.hdr.seq > c->seq)
 			lie = "the VMM answered what nobody asked";
 		else if (++taken > UNASKED_MAX)
-			lie = "the VMM floods its control socket";
+			lie = flood;
 		if (lie) {
 			r = err_set(e, broke(c, lie), "%s", lie);
 			break;
