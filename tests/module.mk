@@ -70,3 +70,8 @@ test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 $(foreach t,test_kvm_boot test_kvm_fork test_kvm_hostile,$(eval $(t)_LIBS := kvmdriver common)$(eval $(t)_PKGS := cmocka))
 # Their guest and the VMM are part of them.
 $(foreach t,test_kvm_boot test_kvm_fork test_kvm_hostile,$(eval $(B)/tests/$(t): | $(TINY)))
+
+BENCHES += bench_branch
+bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/sample.c tests/bench/bare.c
+bench_branch_LIBS := kvmdriver common
+$(B)/bench/bench_branch: | $(TINY)
