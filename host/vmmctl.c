@@ -323,7 +323,7 @@ ended(struct vmmctl *c, struct err *e)
 }
 
 /*
- * Receives until want says yes to a message that was not unasked (or, want NULL, until VMM_STARTED).
+ * Receives until the answer of that type and number, or, type VMM_STARTED, until that has come.
  * Called with the lock.
  */
 static int
