@@ -5,6 +5,8 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c
 pando-agent_LIBS := agentwire common
+# Static: one file for guests of any suite, and only the pages of libc that it uses. The sanitizers cannot have it.
+pando-agent_LDFLAGS := $(if $(SAN),,-static)
 
 # What both ends share.
 LIBRARIES += agentwire
@@ -12,3 +14,10 @@ agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c com
 
 LIBRARIES += agentclient
 agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c
+
+# Runs the agent that was built beside it.
+UNIT_TESTS += test_agent
+test_agent_SRCS := tests/unit/test_agent.c
+test_agent_LIBS := agentclient agentwire common
+test_agent_PKGS := cmocka
+$(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent

@@ -1,0 +1,1489 @@
+/*
+ * The agent and its client, for real: pando-agent runs on a Unix socket with the CONNECT line of a VM's agent.sock, and
+ * every call goes through host/agent_client.h.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/json.h"
+#include "host/agent_client.h"
+
+static char folder[64], sock[96];
+static pid_t agent_pid;
+
+static int
+start_agent(void)
+{
+	char self[512], program[600], listen_on[128];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	assert_true(n > 0);
+	self[n] = 0;
+	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent", dirname(self));
+	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
+	unlink(sock);
+	agent_pid = fork();
+	if (!agent_pid) {
+		setenv("PANDO_TEST_OF_AGENT", "must not reach commands", 1);
+		execl(program, "pando-agent", "--listen", listen_on, "--connect-line", (char *)NULL);
+		perror(program);
+		_exit(1);
+	}
+	return 0;
+}
+
+static int
+setup(void **state)
+{
+	struct err e = {0};
+
+	(void)state;
+	strcpy(folder, "/tmp/pando-agent-test-XXXXXX");
+	if (!mkdtemp(folder))
+		return -1;
+	snprintf(sock, sizeof(sock), "%s/agent.sock", folder);
+	start_agent();
+	for (int i = 0; i < 200 && access(sock, F_OK); i++)
+		usleep(10000);
+	if (agent_wait_ready(sock, 10000, NULL, NULL, &e)) {
+		fprintf(stderr, "%s\n", e.msg);
+		return -1;
+	}
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	(void)state;
+	kill(agent_pid, SIGTERM);
+	waitpid(agent_pid, NULL, 0);
+	return io_remove_tree(folder, NULL);
+}
+
+#define ARGV(...) ((const char *const[]){__VA_ARGS__, NULL})
+#define SH(script) ARGV("sh", "-c", script)
+
+static struct agent_captured
+run_req(const struct agent_exec_req *q, const void *input, size_t len)
+{
+	struct agent_captured c = {0};
+	struct err e = {0};
+
+	if (agent_exec_capture(sock, q, input, len, 1 << 20, &c, &e))
+		fail_msg("%s", e.msg);
+	return c;
+}
+
+static struct agent_captured
+run(const char *const *argv)
+{
+	struct agent_exec_req q = {.argv = argv};
+
+	return run_req(&q, NULL, 0);
+}
+
+static void
+ping_tells_who_answers(void **state)
+{
+	struct agent_pong p;
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(agent_ping(sock, 1000, &p, &e), 0);
+	assert_int_equal(strlen(p.boot_id), 36);
+	assert_true(p.uptime_ms > 0);
+	assert_string_equal(p.version, PANDO_VERSION);
+}
+
+static void
+streams_and_status_are_kept_apart(void **state)
+{
+	cleanup_agent_captured struct agent_captured c = run(SH("echo out; echo err >&2; exit 7"));
+
+	(void)state;
+	assert_string_equal(c.out, "out\n");
+	assert_string_equal(c.err, "err\n");
+	assert_int_equal(c.result.kind, AGENT_EXITED);
+	assert_int_equal(c.result.value, 7);
+	assert_int_equal(agent_exit_status(&c.result), 7);
+}
+
+static void
+status_zero_is_reported_too(void **state)
+{
+	cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+
+	(void)state;
+	assert_int_equal(c.result.kind, AGENT_EXITED);
+	assert_int_equal(c.result.value, 0);
+}
+
+static void
+death_by_signal_is_its_number(void **state)
+{
+	cleanup_agent_captured struct agent_captured c = run(SH("kill -SEGV $$"));
+
+	(void)state;
+	assert_int_equal(c.result.kind, AGENT_SIGNALLED);
+	assert_int_equal(c.result.value, SIGSEGV);
+	assert_int_equal(agent_exit_status(&c.result), 128 + SIGSEGV);
+}
+
+static void
+arguments_arrive_as_they_are(void **state)
+{
+	const char *odd = "a b'c\"d$e\\f\n*";
+	cleanup_agent_captured struct agent_captured c =
+		run(ARGV("printf", "%s|%s|%s", odd, "", "\xff\xfe not utf-8 \x80"));
+	char want[128];
+
+	(void)state;
+	snprintf(want, sizeof(want), "%s||\xff\xfe not utf-8 \x80", odd);
+	assert_string_equal(c.out, want);
+}
+
+static void
+environment_is_a_sane_default_with_ours_over_it(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("echo $A; echo $HOME; echo $USER; echo $PATH; echo [$PANDO_TEST_OF_AGENT]"),
+		.env = ARGV("A=1=2", "HOME=/elsewhere"),
+	};
+	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+
+	(void)state;
+	assert_int_equal(strncmp(c.out, "1=2\n/elsewhere\n", 15), 0);
+	assert_non_null(strstr(c.out, "/bin"));
+	assert_non_null(strstr(c.out, "\n[]\n"));
+}
+
+static void
+path_of_the_given_environment_finds_the_program(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("hello"), .env = (const char *[]){NULL, NULL}};
+	char path[128], file[128];
+	const char *env[] = {path, NULL};
+
+	(void)state;
+	snprintf(path, sizeof(path), "PATH=/nonexistent:%s/bin", folder);
+	snprintf(file, sizeof(file), "%s/bin", folder);
+	mkdir(file, 0755);
+	snprintf(file, sizeof(file), "%s/bin/hello", folder);
+	assert_int_equal(io_write_file_atomic(file, "#!/bin/sh\necho hello\n", 21, 0755, NULL), 0);
+	q.env = env;
+	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+	assert_string_equal(c.out, "hello\n");
+}
+
+static void
+working_folder_is_taken(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("/bin/pwd"), .cwd = "/usr/lib"};
+	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+
+	(void)state;
+	assert_string_equal(c.out, "/usr/lib\n");
+	q.cwd = "/nonexistent";
+	cleanup_agent_captured struct agent_captured d = run_req(&q, NULL, 0);
+	assert_int_equal(d.result.kind, AGENT_SPAWN_FAILED);
+	assert_int_equal(d.result.value, ENOENT);
+	assert_non_null(strstr(d.result.message, "working folder"));
+}
+
+static void
+program_that_is_not_there_is_127(void **state)
+{
+	cleanup_agent_captured struct agent_captured c = run(ARGV("no-such-program"));
+
+	(void)state;
+	assert_int_equal(c.result.kind, AGENT_SPAWN_FAILED);
+	assert_int_equal(agent_exit_status(&c.result), 127);
+	cleanup_agent_captured struct agent_captured d = run(ARGV("/etc/passwd"));
+	assert_int_equal(agent_exit_status(&d.result), 126);
+	/* And 127 of the command's own is no failure to start. */
+	cleanup_agent_captured struct agent_captured f = run(SH("exit 127"));
+	assert_int_equal(f.result.kind, AGENT_EXITED);
+	assert_int_equal(f.result.value, 127);
+}
+
+static void
+user_is_switched_to(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("id -un; id -gn; echo $HOME $USER"), .user = "daemon"};
+	struct agent_captured none;
+	struct err e = {0};
+
+	(void)state;
+	if (geteuid())
+		skip();
+	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+	assert_string_equal(c.out, "daemon\ndaemon\n/usr/sbin daemon\n");
+	q.user = "nobody-of-that-name";
+	assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 100, &none, &e), -ENOENT);
+	assert_non_null(strstr(e.msg, "nobody-of-that-name"));
+}
+
+/* FNV-1a, to compare what went in with what came out. */
+static uint64_t
+hash(uint64_t h, const void *buf, size_t len)
+{
+	const uint8_t *s = buf;
+
+	for (size_t i = 0; i < len; i++)
+		h = (h ^ s[i]) * 1099511628211ull;
+	return h;
+}
+
+static void
+hundred_megabytes_through_stdin(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("sha256sum")};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	char file[128], out[128], cmd[300], local[80] = {0};
+	struct err e = {0};
+	FILE *f;
+
+	(void)state;
+	snprintf(file, sizeof(file), "%s/big", folder);
+	snprintf(out, sizeof(out), "%s/sum", folder);
+	snprintf(cmd, sizeof(cmd), "head -c 100000000 /dev/urandom > %s", file);
+	assert_int_equal(system(cmd), 0);
+	io.stdin_fd = open(file, O_RDONLY);
+	io.stdout_fd = open(out, O_RDWR | O_CREAT | O_TRUNC, 0600);
+	if (agent_exec(sock, &q, &io, &res, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(res.kind, AGENT_EXITED);
+	assert_int_equal(res.value, 0);
+	snprintf(cmd, sizeof(cmd), "sha256sum < %s", file);
+	f = popen(cmd, "r");
+	assert_non_null(fgets(local, sizeof(local), f));
+	pclose(f);
+	char remote[80] = {0};
+	assert_true(pread(io.stdout_fd, remote, sizeof(remote) - 1, 0) > 64);
+	assert_string_equal(remote, local);
+	close(io.stdin_fd);
+	close(io.stdout_fd);
+	unlink(file);
+}
+
+struct sums {
+	uint64_t hash[2], bytes[2];
+};
+
+static int
+sum_output(void *ctx, int stream, const void *buf, size_t len)
+{
+	struct sums *s = ctx;
+
+	s->hash[stream - 1] = hash(s->hash[stream - 1], buf, len);
+	s->bytes[stream - 1] += len;
+	return 0;
+}
+
+static void
+binary_output_of_any_size_on_both_streams(void **state)
+{
+	/* Every byte value, many times, on both streams at once; stderr twice as much. */
+	struct agent_exec_req q = {.argv = SH("b=$(printf '\\\\%03o' $(seq 0 255)); printf \"$b\" > f;"
+					      "i=0; while [ $i -lt 12 ]; do cat f f > g; mv g f; i=$((i+1)); done;"
+					      "cat f >&2 & cat f; cat f >&2; wait")};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct sums s = {{14695981039346656037ull, 14695981039346656037ull}, {0, 0}};
+	uint64_t want = s.hash[0];
+	struct err e = {0};
+
+	(void)state;
+	q.cwd = folder;
+	io.output = sum_output;
+	io.ctx = &s;
+	if (agent_exec(sock, &q, &io, &res, &e))
+		fail_msg("%s", e.msg);
+	for (int i = 0; i < 4096; i++)
+		for (int b = 0; b < 256; b++)
+			want = hash(want, &(uint8_t){(uint8_t)b}, 1);
+	assert_int_equal(s.bytes[0], 1 << 20);
+	assert_int_equal(s.bytes[1], 2 << 20);
+	assert_true(s.hash[0] == want);
+	assert_int_equal(res.stdout_bytes, s.bytes[0]);
+	assert_int_equal(res.stderr_bytes, s.bytes[1]);
+}
+
+static int
+processes_of(const char *mark)
+{
+	char path[64], text[4096];
+	DIR *d = opendir("/proc");
+	struct dirent *de;
+	int n = 0;
+
+	while ((de = readdir(d))) {
+		snprintf(path, sizeof(path), "/proc/%.20s/cmdline", de->d_name);
+		cleanup_close int fd = open(path, O_RDONLY);
+		ssize_t len = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+		if (len <= 0)
+			continue;
+		for (ssize_t i = 0; i < len; i++)
+			if (!text[i])
+				text[i] = ' ';
+		text[len] = 0;
+		if (strstr(text, mark) && atoi(de->d_name) != getpid())
+			n++;
+	}
+	closedir(d);
+	return n;
+}
+
+static void
+time_limit_kills_all_that_was_started(void **state)
+{
+	/* A plain child, one in the background, one in a session of its own whose parent is gone. */
+	struct agent_exec_req q = {
+		.argv = SH("echo started; sleep 7331 & (setsid sh -c 'sleep 7331; sleep 7331' &); sleep 7331"),
+		.timeout_ms = 500,
+	};
+	uint64_t start = io_now_ns(), took;
+	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+
+	(void)state;
+	took = (io_now_ns() - start) / 1000000;
+	assert_string_equal(c.out, "started\n");
+	assert_int_equal(c.result.kind, AGENT_TIMED_OUT);
+	assert_int_equal(agent_exit_status(&c.result), EXIT_TIMED_OUT);
+	assert_true(took >= 500);
+	assert_true(took < 5000);
+	for (int i = 0; i < 100 && processes_of("sleep 7331"); i++)
+		usleep(10000);
+	assert_int_equal(processes_of("sleep 7331"), 0);
+}
+
+static void
+command_that_ends_in_time_is_not_touched_by_its_limit(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("sleep 0.1; exit 3"), .timeout_ms = 5000};
+	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+
+	(void)state;
+	assert_int_equal(c.result.kind, AGENT_EXITED);
+	assert_int_equal(c.result.value, 3);
+}
+
+static void
+background_child_that_holds_stdout_does_not_hang_the_call(void **state)
+{
+	uint64_t start = io_now_ns();
+	cleanup_agent_captured struct agent_captured c = run(
+		SH("(trap '' PIPE; sleep 1; echo late; echo alive > $0.mark; sleep 20) & echo now; exit 5"));
+
+	(void)state;
+	assert_true(io_now_ns() - start < 900000000ull);
+	assert_string_equal(c.out, "now\n");
+	assert_int_equal(c.result.value, 5);
+}
+
+static void
+background_child_lives_on_and_may_write(void **state)
+{
+	char mark[128], script[300];
+
+	(void)state;
+	snprintf(mark, sizeof(mark), "%s/mark", folder);
+	/* No trap: a SIGPIPE would kill it before the mark is made. */
+	snprintf(script, sizeof(script), "(sleep 0.5; echo late; echo later; touch %s) & exit 0", mark);
+	cleanup_agent_captured struct agent_captured c = run(SH(script));
+	assert_int_equal(c.result.value, 0);
+	for (int i = 0; i < 300 && access(mark, F_OK); i++)
+		usleep(10000);
+	assert_int_equal(access(mark, F_OK), 0);
+}
+
+static void
+output_before_the_end_is_all_there(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("head -c 300000 /dev/zero; head -c 300001 /dev/zero >&2")};
+
+	(void)state;
+	for (int i = 0; i < 20; i++) {
+		cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+
+		assert_int_equal(c.out_len, 300000);
+		assert_int_equal(c.err_len, 300001);
+	}
+}
+
+static void
+terminal_has_its_size_and_follows_it(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("stty size; tty; echo $TERM; echo to-stderr >&2"),
+		.tty = true,
+		.rows = 33,
+		.cols = 44,
+		.term = "vt100",
+	};
+	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
+
+	(void)state;
+	assert_int_equal(strncmp(c.out, "33 44\r\n/dev/pts/", 16), 0);
+	assert_non_null(strstr(c.out, "vt100\r\nto-stderr\r\n"));
+	assert_int_equal(c.err_len, 0);
+}
+
+struct script {
+	int pipe[2];
+	char seen[4096];
+	size_t len;
+	int step;
+};
+
+/* Answers what it sees on a terminal. */
+static int
+tty_output(void *ctx, int stream, const void *buf, size_t len)
+{
+	struct script *s = ctx;
+
+	assert_int_equal(stream, 1);
+	if (len > sizeof(s->seen) - 1 - s->len)
+		len = sizeof(s->seen) - 1 - s->len;
+	memcpy(s->seen + s->len, buf, len);
+	s->len += len;
+	s->seen[s->len] = 0;
+	if (s->step == 0 && strstr(s->seen, "ready")) {
+		s->step = 1;
+		assert_int_equal(write(s->pipe[1], "x", 1), 1);
+	}
+	return 0;
+}
+
+static int
+tty_wake(void *ctx, struct agent_session *session)
+{
+	struct script *s = ctx;
+	char c;
+
+	assert_int_equal(read(s->pipe[0], &c, 1), 1);
+	assert_int_equal(agent_session_winsize(session, 50, 60), 0);
+	return 0;
+}
+
+static void
+terminal_gets_a_new_size_while_it_runs(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("trap 'stty size; exit 9' WINCH; echo ready; while :; do sleep 0.05; done"),
+		.tty = true,
+		.rows = 1,
+		.cols = 1,
+		.timeout_ms = 10000,
+	};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct script s = {0};
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(pipe(s.pipe), 0);
+	io.output = tty_output;
+	io.wake = tty_wake;
+	io.wake_fd = s.pipe[0];
+	io.ctx = &s;
+	if (agent_exec(sock, &q, &io, &res, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(res.value, 9);
+	assert_non_null(strstr(s.seen, "50 60"));
+	close(s.pipe[0]);
+	close(s.pipe[1]);
+}
+
+static int
+signal_wake(void *ctx, struct agent_session *session)
+{
+	struct script *s = ctx;
+	char c;
+
+	assert_int_equal(read(s->pipe[0], &c, 1), 1);
+	assert_int_equal(agent_session_signal(session, SIGINT), 0);
+	return 0;
+}
+
+static void
+signals_pass_input_that_nobody_reads(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("trap 'exit 42' INT; echo ready; while :; do sleep 0.05; done"),
+		.timeout_ms = 10000,
+	};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct script s = {0};
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(pipe(s.pipe), 0);
+	io.stdin_fd = open("/dev/zero", O_RDONLY); /* without end, and unread */
+	io.output = tty_output;
+	io.wake = signal_wake;
+	io.wake_fd = s.pipe[0];
+	io.ctx = &s;
+	if (agent_exec(sock, &q, &io, &res, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(res.kind, AGENT_EXITED);
+	assert_int_equal(res.value, 42);
+	close(io.stdin_fd);
+	close(s.pipe[0]);
+	close(s.pipe[1]);
+}
+
+static void
+input_that_is_closed_early_stops_nothing(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("head -c 5; exec <&-; sleep 0.3; echo; echo end")};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct script s = {.step = 1};
+	struct err e = {0};
+
+	(void)state;
+	io.stdin_fd = open("/dev/zero", O_RDONLY);
+	io.output = tty_output;
+	io.ctx = &s;
+	if (agent_exec(sock, &q, &io, &res, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(res.value, 0);
+	assert_int_equal(s.len, 10);
+	assert_memory_equal(s.seen, "\0\0\0\0\0\nend\n", 10);
+	close(io.stdin_fd);
+}
+
+static bool
+list_has(const char *id, char *state, size_t cap)
+{
+	cleanup_free char *text = NULL;
+	cleanup_json struct json *j = NULL;
+	struct err e = {0};
+	int it = 0, key, tok;
+
+	if (agent_list_execs(sock, &text, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(json_parse(text, strlen(text), 100000, &j, NULL), 0);
+	while (json_next(j, 0, &it, &key, &tok)) {
+		char have[24];
+
+		assert_int_equal(json_str(j, json_get(j, tok, "id"), have, sizeof(have)), 0);
+		if (strcmp(have, id))
+			continue;
+		if (state)
+			assert_int_equal(json_str(j, json_get(j, tok, "state"), state, cap), 0);
+		return true;
+	}
+	return false;
+}
+
+static void
+wait_state(const char *id, const char *want)
+{
+	char is[32] = "";
+
+	for (int i = 0; i < 500; i++) {
+		assert_true(list_has(id, is, sizeof(is)));
+		if (!strcmp(is, want))
+			return;
+		usleep(10000);
+	}
+	fail_msg("%s is %s, not %s", id, is, want);
+}
+
+static void
+detached_command_is_taken_up_by_cursor(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("echo one; echo two >&2; sleep 0.3; echo three; exit 4"),
+		.detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res, end;
+	struct script s = {.step = 1};
+	struct err e = {0};
+
+	(void)state;
+	if (agent_exec(sock, &q, NULL, &res, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(res.kind, 0);
+	assert_true(list_has(res.id, NULL, 0));
+	wait_state(res.id, "exited");
+
+	/* From byte 2 on, stderr from its end. */
+	io.output = tty_output;
+	io.ctx = &s;
+	if (agent_attach(sock, res.id, 2, 4, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(s.seen, "e\nthree\n");
+	assert_int_equal(end.kind, AGENT_EXITED);
+	assert_int_equal(end.value, 4);
+	assert_int_equal(end.stdout_bytes, 10);
+	/* Its end was taken. */
+	assert_false(list_has(res.id, NULL, 0));
+	assert_int_equal(agent_attach(sock, res.id, 0, 0, &io, &end, &e), -ESRCH);
+	assert_non_null(strstr(e.msg, res.id));
+}
+
+static void
+journal_that_ran_over_reports_the_gap(void **state)
+{
+	/* 8 bytes a line, 1 MB in all; the journal keeps the last part of it. */
+	struct agent_exec_req q = {.argv = SH("seq -f %07.0f 1 125000"), .detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res, end;
+	struct agent_captured got = {0};
+	char file[128], *text = NULL;
+	size_t len;
+	struct err e = {0};
+
+	(void)state;
+	(void)got;
+	if (agent_exec(sock, &q, NULL, &res, &e))
+		fail_msg("%s", e.msg);
+	wait_state(res.id, "exited");
+	snprintf(file, sizeof(file), "%s/tail", folder);
+	io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	if (agent_attach(sock, res.id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	close(io.stdout_fd);
+	assert_int_equal(end.stdout_bytes, 1000000);
+	assert_true(end.stdout_lost > 0);
+	assert_int_equal(io_read_file(file, 1 << 20, &text, &len, NULL), 0);
+	assert_int_equal(len + end.stdout_lost, 1000000);
+	assert_true(len >= 16 * 1024);
+	assert_string_equal(text + len - 8, "0125000\n");
+	/* What is there is the stream from the end of the gap on. */
+	assert_int_equal(atoi(text + (8 - end.stdout_lost % 8) % 8),
+		(int)((end.stdout_lost + 7) / 8 + 1));
+	free(text);
+}
+
+/* Dials by hand. */
+static int
+dial(const char *request)
+{
+	struct err e = {0};
+	int fd;
+
+	if (agent_connect(sock, 1000, &fd, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(io_write_full(fd, request, strlen(request)), 0);
+	return fd;
+}
+
+static void
+read_line(int fd, char *line, size_t cap)
+{
+	size_t n = 0;
+
+	while (n + 1 < cap && io_read_full(fd, line + n, 1) == 0 && line[n] != '\n')
+		n++;
+	line[n] = 0;
+}
+
+static void
+connection_that_breaks_leaves_the_command_running(void **state)
+{
+	char line[256], id[24];
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result end;
+	struct script s = {.step = 1};
+	struct err e = {0};
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.4; cat; echo done; exit 6\"],\"stdin\":true}\n");
+
+	(void)state;
+	read_line(fd, line, sizeof(line));
+	assert_int_equal(sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id), 1);
+	close(fd); /* as when the host's program dies */
+	usleep(600000);
+	/* Its input was cut, not ended: it waits for more. */
+	wait_state(id, "running");
+	io.output = tty_output;
+	io.ctx = &s;
+	io.stdin_fd = open("/etc/hostname", O_RDONLY);
+	if (agent_attach(sock, id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.value, 6);
+	assert_non_null(strstr(s.seen, "done\n"));
+	close(io.stdin_fd);
+}
+
+static void
+slow_reader_slows_the_command_and_nothing_else(void **state)
+{
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 20000000 /dev/zero; echo x >&2\"]}\n");
+	uint64_t total = 0;
+	char line[256];
+	struct agent_frame_hdr h;
+	struct agent_exit x = {0};
+	static char payload[AGENT_FRAME_MAX];
+
+	(void)state;
+	read_line(fd, line, sizeof(line));
+	usleep(300000); /* nobody reads: the agent must go on with others */
+	for (int i = 0; i < 5; i++) {
+		uint64_t start = io_now_ns();
+		cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+
+		assert_int_equal(c.result.value, 0);
+		assert_true(io_now_ns() - start < 2000000000ull);
+	}
+	while (io_read_full(fd, &h, sizeof(h)) == 0) {
+		assert_true(h.len <= sizeof(payload));
+		assert_int_equal(io_read_full(fd, payload, h.len), 0);
+		if (h.type == AGENT_STDOUT)
+			total += h.len - sizeof(struct agent_output);
+		assert_int_not_equal(h.type, AGENT_GAP);
+		if (h.type == AGENT_EXIT) {
+			memcpy(&x, payload, sizeof(x));
+			break;
+		}
+	}
+	close(fd);
+	assert_int_equal(x.kind, AGENT_EXITED);
+	assert_int_equal(total, 20000000);
+	assert_int_equal(x.stderr_bytes, 2);
+}
+
+static void
+reader_that_died_in_the_middle_wedges_nothing(void **state)
+{
+	char line[256], id[24];
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 5000000 /dev/zero; exit 3\"]}\n");
+	struct agent_exec_result end;
+	struct err e = {0};
+
+	(void)state;
+	read_line(fd, line, sizeof(line));
+	assert_int_equal(sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id), 1);
+	usleep(100000);
+	close(fd);
+	wait_state(id, "exited");
+	if (agent_attach(sock, id, 0, 0, NULL, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.value, 3);
+	assert_int_equal(end.stdout_bytes, 5000000);
+}
+
+static void
+second_reader_puts_the_first_off(void **state)
+{
+	char line[256], id[24];
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.3; echo late\"]}\n");
+	struct agent_exec_result end;
+	struct agent_frame_hdr h;
+	struct err e = {0};
+
+	(void)state;
+	read_line(fd, line, sizeof(line));
+	assert_int_equal(sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id), 1);
+	if (agent_attach(sock, id, 0, 0, NULL, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.stdout_bytes, 5);
+	assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
+	assert_int_equal(h.type, AGENT_ERROR);
+	close(fd);
+}
+
+static void
+finished_records_are_bounded(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("true"), .detach = true};
+	struct agent_exec_result first, last;
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(agent_exec(sock, &q, NULL, &first, &e), 0);
+	for (int i = 0; i < AGENT_FINISHED_MAX + 8; i++)
+		assert_int_equal(agent_exec(sock, &q, NULL, &last, &e), 0);
+	wait_state(last.id, "exited");
+	assert_false(list_has(first.id, NULL, 0));
+	assert_true(list_has(last.id, NULL, 0));
+}
+
+/* Ends, by id, the commands that still run and takes their records. */
+static void
+end_commands(void)
+{
+	cleanup_free char *text = NULL;
+	cleanup_json struct json *j = NULL;
+	struct agent_exec_result end;
+	int it = 0, key, tok;
+
+	assert_int_equal(agent_list_execs(sock, &text, NULL), 0);
+	assert_int_equal(json_parse(text, strlen(text), 100000, &j, NULL), 0);
+	while (json_next(j, 0, &it, &key, &tok)) {
+		char id[24];
+
+		assert_int_equal(json_str(j, json_get(j, tok, "id"), id, sizeof(id)), 0);
+		agent_signal(sock, id, SIGKILL, NULL);
+		agent_attach(sock, id, 0, 0, NULL, &end, NULL);
+	}
+}
+
+static void
+one_command_too_many_is_refused(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("sleep", "7332"), .detach = true};
+	struct agent_exec_result res;
+	struct err e = {0};
+	int n = 0, r;
+
+	(void)state;
+	while (!(r = agent_exec(sock, &q, NULL, &res, &e)) && n <= AGENT_EXECS_MAX)
+		n++;
+	assert_int_equal(r, -EAGAIN);
+	assert_int_equal(n, AGENT_EXECS_MAX);
+	assert_non_null(strstr(e.msg, "256"));
+	end_commands();
+	q.argv = ARGV("true");
+	assert_int_equal(agent_exec(sock, &q, NULL, &res, &e), 0);
+}
+
+static void
+signal_reaches_the_group_from_another_connection(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("sleep 7333; exit 1"), .detach = true};
+	struct agent_exec_result res, end;
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(agent_exec(sock, &q, NULL, &res, &e), 0);
+	usleep(100000);
+	assert_int_equal(agent_signal(sock, res.id, SIGTERM, &e), 0);
+	if (agent_attach(sock, res.id, 0, 0, NULL, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.kind, AGENT_SIGNALLED);
+	assert_int_equal(end.value, SIGTERM);
+	assert_int_equal(processes_of("sleep 7333"), 0);
+	assert_int_equal(agent_signal(sock, res.id, SIGTERM, &e), -ESRCH);
+}
+
+static int
+cancel_at_once(void *ctx, struct agent_session *s)
+{
+	(void)ctx;
+	(void)s;
+	return -ECANCELED;
+}
+
+static void
+caller_may_cancel(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("sleep", "7334"), .timeout_ms = 20000};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct err e = {0};
+	int p[2];
+
+	(void)state;
+	assert_int_equal(pipe(p), 0);
+	assert_int_equal(write(p[1], "x", 1), 1);
+	io.wake_fd = p[0];
+	io.wake = cancel_at_once;
+	assert_int_equal(agent_exec(sock, &q, &io, &res, &e), -ECANCELED);
+	close(p[0]);
+	close(p[1]);
+	end_commands();
+}
+
+static void
+expect_refusal(const char *request, const char *errno_name, const char *words)
+{
+	char line[1024];
+	int fd = dial(request);
+
+	read_line(fd, line, sizeof(line));
+	if (strncmp(line, "{\"ok\":false,", 12) || !strstr(line, errno_name) || !strstr(line, words))
+		fail_msg("%s got %s", request, line);
+	close(fd);
+}
+
+static void
+bad_requests_get_a_sentence(void **state)
+{
+	(void)state;
+	expect_refusal("hello\n", "EINVAL", "JSON");
+	expect_refusal("[]\n", "EINVAL", "object");
+	expect_refusal("{}\n", "EINVAL", "op");
+	expect_refusal("{\"op\":\"fly\"}\n", "EINVAL", "fly");
+	expect_refusal("{\"op\":\"exec\"}\n", "EINVAL", "argv");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[]}\n", "EINVAL", "argv");
+	expect_refusal("{\"op\":\"exec\",\"argv\":\"ls -la\"}\n", "EINVAL", "argv");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[1]}\n", "EINVAL", "argv");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\\u0000b\"]}\n", "EINVAL", "argv");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"shell\":true}\n", "EINVAL", "shell");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"env\":[\"A\"]}\n", "EINVAL", "NAME=value");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"timeout_ms\":-1}\n", "EINVAL", "timeout_ms");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"tty\":{\"rows\":70000}}\n", "EINVAL", "rows");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"tty\":{\"color\":1}}\n", "EINVAL", "color");
+	expect_refusal("{\"op\":\"attach\",\"id\":\"e999999\"}\n", "ESRCH", "e999999");
+	expect_refusal("{\"op\":\"attach\",\"id\":\"7\"}\n", "EINVAL", "id");
+	expect_refusal("{\"op\":\"signal\",\"id\":\"e1\",\"signal\":99}\n", "EINVAL", "signal");
+	expect_refusal("{\"op\":\"get\",\"path\":\"/no/such\"}\n", "ENOENT", "/no/such");
+	expect_refusal("{\"op\":\"list\",\"path\":\"/no/such\"}\n", "ENOENT", "/no/such");
+	expect_refusal("{\"op\":\"ping\",\"path\":\"x\"}\n", "EINVAL", "path");
+}
+
+static void
+request_without_end_is_refused(void **state)
+{
+	char *line = malloc(AGENT_REQUEST_MAX + 2), answer[512];
+	int fd;
+
+	(void)state;
+	memset(line, 'a', AGENT_REQUEST_MAX + 1);
+	line[AGENT_REQUEST_MAX + 1] = 0;
+	fd = dial(line);
+	read_line(fd, answer, sizeof(answer));
+	assert_non_null(strstr(answer, "E2BIG"));
+	close(fd);
+	free(line);
+}
+
+static void
+request_too_long_is_refused_by_the_client_already(void **state)
+{
+	char *big = calloc(1, AGENT_REQUEST_MAX + 1);
+	struct agent_exec_req q = {.argv = ARGV("echo", big)};
+	struct agent_captured c;
+	struct err e = {0};
+
+	(void)state;
+	memset(big, 'a', AGENT_REQUEST_MAX);
+	assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 10, &c, &e), -E2BIG);
+	free(big);
+}
+
+static void
+frame_of_absurd_length_closes_with_a_sentence(void **state)
+{
+	static const struct agent_frame_hdr bad[] = {
+		{.type = AGENT_STDIN, .len = 0xffffffff},
+		{.type = AGENT_STDIN, .len = AGENT_FRAME_MAX + 1},
+		{.type = AGENT_WINSIZE, .len = 3},
+		{.type = 99, .len = 1},
+		{.type = AGENT_STDOUT, .len = 9},
+		{.type = AGENT_STDIN_EOF, .pad = 1},
+		{.type = AGENT_TAKEN},
+	};
+	char line[256], payload[1100];
+	struct agent_frame_hdr h;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		int fd = dial("{\"op\":\"exec\",\"argv\":[\"sleep\",\"7335\"],\"stdin\":true}\n");
+
+		read_line(fd, line, sizeof(line));
+		assert_int_equal(strncmp(line, "{\"ok\":true", 10), 0);
+		assert_int_equal(io_write_full(fd, &bad[i], sizeof(bad[i])), 0);
+		assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
+		assert_int_equal(h.type, AGENT_ERROR);
+		assert_true(h.len > sizeof(struct agent_error) && h.len < sizeof(payload));
+		assert_int_equal(io_read_full(fd, payload, h.len), 0);
+		close(fd);
+	}
+	end_commands();
+}
+
+static void
+more_input_than_the_window_is_refused(void **state)
+{
+	char line[256];
+	static char frame[sizeof(struct agent_frame_hdr) + AGENT_FRAME_MAX];
+	struct agent_frame_hdr h = {.type = AGENT_STDIN, .len = AGENT_FRAME_MAX};
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sleep\",\"7336\"],\"stdin\":true}\n");
+
+	(void)state;
+	read_line(fd, line, sizeof(line));
+	memcpy(frame, &h, sizeof(h));
+	/* The window and a pipe full of it, and more. */
+	for (int i = 0; i < 7; i++)
+		if (io_write_full(fd, frame, sizeof(frame)))
+			break;
+	do {
+		assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
+		assert_true(h.len < sizeof(frame));
+		assert_int_equal(io_read_full(fd, frame, h.len), 0);
+	} while (h.type == AGENT_STDIN_CREDIT);
+	assert_int_equal(h.type, AGENT_ERROR);
+	close(fd);
+	end_commands();
+}
+
+static void
+connections_that_say_nothing_are_bounded(void **state)
+{
+	int fd[500], n;
+	struct err e = {0};
+
+	(void)state;
+	for (n = 0; n < 500; n++)
+		if (agent_connect(sock, 200, &fd[n], NULL))
+			break;
+	assert_true(n > 100);
+	for (int i = 0; i < n; i++)
+		close(fd[i]);
+	if (agent_wait_ready(sock, 5000, NULL, NULL, &e))
+		fail_msg("%s", e.msg);
+}
+
+/*
+ * Files.
+ */
+
+static void
+sh(const char *fmt, ...)
+{
+	char cmd[2048];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(cmd, sizeof(cmd), fmt, ap);
+	va_end(ap);
+	if (system(cmd))
+		fail_msg("%s", cmd);
+}
+
+static void
+make_tree(const char *name)
+{
+	sh("mkdir -p %s/%s/deep/er && cd %s/%s && echo hello > plain && chmod 0640 plain && echo x > run"
+	   " && chmod 0755 run && : > empty && ln -s plain link && ln -s /nowhere dangling && mkfifo -m 0600 fifo"
+	   " && mkdir -m 0555 readonly && mkdir -m 1777 sticky && echo 1 > \"$(printf 'odd \\n\\t\\\\name\\377')\""
+	   " && echo 2 > ./-dash && echo 3 > ' space ' && echo 4 > deep/er/%0120d"
+	   " && head -c 3000001 /dev/urandom > big && touch -d '2001-02-03 04:05:06.789' plain"
+	   " && touch -h -d '1969-12-31 23:59:58.25 UTC' link && touch -d '1999-01-01' deep",
+		folder, name, folder, name, 7);
+}
+
+#define DESCRIBE                                                                         \
+	"cd %s/%s && find . -mindepth 1 -printf '%%p %%y %%m %%T@ %%l\\n' | LC_ALL=C sort > %s/%s.txt && "  \
+	"find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum >> %s/%s.txt"
+
+static void
+trees_go_there_and_back_identical(void **state)
+{
+	struct agent_copy_stats there, back;
+	char local[128], remote[128], again[128];
+	struct err e = {0};
+
+	(void)state;
+	make_tree("tree");
+	snprintf(local, sizeof(local), "%s/tree", folder);
+	snprintf(remote, sizeof(remote), "%s/remote", folder);
+	snprintf(again, sizeof(again), "%s/again", folder);
+	if (agent_put(sock, local, remote, NULL, NULL, &there, &e))
+		fail_msg("%s", e.msg);
+	if (agent_get(sock, remote, again, NULL, NULL, &back, &e))
+		fail_msg("%s", e.msg);
+	sh(DESCRIBE, folder, "tree", folder, "a", folder, "a");
+	sh(DESCRIBE, folder, "remote", folder, "b", folder, "b");
+	sh(DESCRIBE, folder, "again", folder, "c", folder, "c");
+	sh("cmp %s/a.txt %s/b.txt && cmp %s/a.txt %s/c.txt", folder, folder, folder, folder);
+	assert_memory_equal(&there, &back, sizeof(there));
+	assert_int_equal(there.links, 2);
+	assert_int_equal(there.folders, 5);
+	assert_true(there.bytes > 3000001);
+
+	/* Again: into it, under its own name; and its contents over what is there. */
+	if (agent_put(sock, local, remote, NULL, NULL, NULL, &e))
+		fail_msg("%s", e.msg);
+	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote/tree", folder, folder);
+	sh("rm -r %s/remote/tree", folder);
+	snprintf(local, sizeof(local), "%s/tree/.", folder);
+	if (agent_put(sock, local, remote, NULL, NULL, NULL, &e))
+		fail_msg("%s", e.msg);
+	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote && test ! -e %s/remote/tree", folder, folder,
+		folder);
+}
+
+static void
+one_file_goes_into_a_folder_or_to_a_name(void **state)
+{
+	char remote[160], local[128];
+	struct stat st;
+	struct err e = {0};
+
+	(void)state;
+	snprintf(local, sizeof(local), "%s/one", folder);
+	assert_int_equal(io_write_file_atomic(local, "one", 3, 0600, NULL), 0);
+	sh("mkdir -p %s/into", folder);
+	snprintf(remote, sizeof(remote), "%s/into", folder);
+	assert_int_equal(agent_put(sock, local, remote, NULL, NULL, NULL, &e), 0);
+	snprintf(remote, sizeof(remote), "%s/into/two", folder);
+	assert_int_equal(agent_put(sock, local, remote, NULL, NULL, NULL, &e), 0);
+	assert_int_equal(stat(remote, &st), 0);
+	assert_int_equal(st.st_mode & 07777, 0600);
+	snprintf(remote, sizeof(remote), "%s/into/one", folder);
+	assert_int_equal(stat(remote, &st), 0);
+	snprintf(remote, sizeof(remote), "%s/not-there/", folder);
+	assert_int_equal(agent_put(sock, local, remote, NULL, NULL, NULL, &e), -ENOENT);
+	snprintf(remote, sizeof(remote), "%s/not/there", folder);
+	assert_int_equal(agent_put(sock, local, remote, NULL, NULL, NULL, &e), -ENOENT);
+	assert_non_null(strstr(e.msg, "/not"));
+	assert_int_equal(agent_put(sock, "/no/such/file", remote, NULL, NULL, NULL, &e), -ENOENT);
+	assert_int_equal(agent_get(sock, "/no/such/file", local, NULL, NULL, NULL, &e), -ENOENT);
+	/* A file never replaces a folder, nor the other way round. */
+	sh("mkdir -p %s/into/dir/one %s/src", folder, folder);
+	snprintf(remote, sizeof(remote), "%s/into/dir", folder);
+	assert_int_equal(agent_put(sock, local, remote, NULL, NULL, NULL, &e), -EISDIR);
+	snprintf(local, sizeof(local), "%s/src", folder);
+	snprintf(remote, sizeof(remote), "%s/one", folder);
+	assert_int_equal(agent_put(sock, local, remote, NULL, NULL, NULL, &e), -ENOTDIR);
+}
+
+static void
+files_of_proc_are_refused_not_copied_empty(void **state)
+{
+	char local[128];
+	struct err e = {0};
+
+	(void)state;
+	snprintf(local, sizeof(local), "%s/cpuinfo", folder);
+	assert_int_equal(agent_get(sock, "/proc/cpuinfo", local, NULL, NULL, NULL, &e), -EINVAL);
+	assert_non_null(strstr(e.msg, "cat"));
+}
+
+static int
+give_up(void *ctx, const struct agent_copy_stats *s)
+{
+	(void)ctx;
+	return s->bytes > 1000000 ? -ECANCELED : 0;
+}
+
+static void
+copy_can_be_cancelled(void **state)
+{
+	char local[128];
+	struct err e = {0};
+
+	(void)state;
+	snprintf(local, sizeof(local), "%s/cancelled", folder);
+	sh("head -c 400000000 /dev/zero > %s/long", folder);
+	char remote[128];
+	snprintf(remote, sizeof(remote), "%s/long", folder);
+	assert_int_equal(agent_get(sock, remote, local, give_up, NULL, NULL, &e), -ECANCELED);
+	sh("rm %s/long %s/cancelled", folder, folder);
+	assert_int_equal(agent_ping(sock, 1000, NULL, &e), 0);
+}
+
+static void
+full_disk_is_an_error_with_the_name(void **state)
+{
+	char local[128], remote[128];
+	struct err e = {0};
+
+	(void)state;
+	if (geteuid())
+		skip();
+	sh("mkdir -p %s/small && mount -t tmpfs -o size=1m none %s/small", folder, folder);
+	sh("head -c 8000000 /dev/zero > %s/toobig", folder);
+	snprintf(local, sizeof(local), "%s/toobig", folder);
+	snprintf(remote, sizeof(remote), "%s/small", folder);
+	int r = agent_put(sock, local, remote, NULL, NULL, NULL, &e);
+	sh("umount %s/small", folder);
+	assert_int_equal(r, -ENOSPC);
+	assert_non_null(strstr(e.msg, "toobig"));
+}
+
+static void
+folders_are_listed(void **state)
+{
+	struct agent_entry *x;
+	char path[128];
+	size_t n;
+	struct err e = {0};
+
+	(void)state;
+	make_tree("listed");
+	snprintf(path, sizeof(path), "%s/listed", folder);
+	if (agent_list(sock, path, &x, &n, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(n, 13);
+	for (size_t i = 1; i < n; i++)
+		assert_true(strcmp(x[i - 1].name, x[i].name) < 0);
+	for (size_t i = 0; i < n; i++) {
+		if (!strcmp(x[i].name, "big")) {
+			assert_int_equal(x[i].size, 3000001);
+			assert_int_equal(x[i].type, 'f');
+		}
+		if (!strcmp(x[i].name, "link")) {
+			assert_int_equal(x[i].type, 'l');
+			assert_string_equal(x[i].target, "plain");
+		}
+	}
+	agent_entries_free(x, n);
+}
+
+/*
+ * The client against a guest that lies.
+ */
+
+struct liar {
+	int listener;
+	const void *say;
+	size_t len;
+};
+
+static void *
+lie(void *arg)
+{
+	struct liar *l = arg;
+	int fd = accept(l->listener, NULL, NULL);
+	char buf[4096];
+
+	if (fd < 0)
+		return NULL;
+	if (read(fd, buf, sizeof(buf)) > 0 && write(fd, "OK 1\n", 5) == 5 &&
+		read(fd, buf, sizeof(buf)) > 0 && write(fd, l->say, l->len) < 0)
+		perror("write");
+	/* Closed in order, with nothing unread. */
+	shutdown(fd, SHUT_WR);
+	while (read(fd, buf, sizeof(buf)) > 0)
+		;
+	close(fd);
+	return NULL;
+}
+
+static int
+lied_to(const void *say, size_t len, struct err *e)
+{
+	struct agent_exec_req q = {.argv = ARGV("true")};
+	struct agent_exec_result res;
+	struct liar l = {.say = say, .len = len};
+	char path[128];
+	pthread_t t;
+	int r;
+
+	snprintf(path, sizeof(path), "%s/liar.sock", folder);
+	unlink(path);
+	assert_int_equal(io_unix_listen(path, SOCK_STREAM, 1, &l.listener, e), 0);
+	pthread_create(&t, NULL, lie, &l);
+	r = agent_exec(path, &q, NULL, &res, e);
+	pthread_join(t, NULL);
+	close(l.listener);
+	return r;
+}
+
+static void
+stream_without_an_exit_record_is_an_error(void **state)
+{
+	struct err e = {0};
+	char say[64] = "{\"ok\":true,\"id\":\"e1\"}\n";
+	size_t n = strlen(say);
+
+	(void)state;
+	assert_int_equal(lied_to("", 0, &e), -EPIPE);
+	assert_int_equal(lied_to(say, n, &e), -EPIPE);
+	assert_int_equal(lied_to("{\"ok\":true,\"id\":\"../../x\"}\n", strlen("{\"ok\":true,\"id\":\"../../x\"}\n"), &e), -EPROTO);
+	assert_int_equal(lied_to("{\"ok\":false}\n", strlen("{\"ok\":false}\n"), &e), -EPROTO);
+	assert_int_equal(lied_to("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}\n", strlen("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}\n"), &e), -EACCES);
+	assert_null(strchr(e.msg, 27));
+	memcpy(say + n, "\x20\0\0\0\xff\xff\xff\xff", 8);
+	assert_int_equal(lied_to(say, n + 8, &e), -EPROTO);
+	/* An end that claims output which never came. */
+	struct agent_frame_hdr h = {.type = AGENT_EXIT, .len = sizeof(struct agent_exit)};
+	struct agent_exit x = {.kind = AGENT_EXITED, .stdout_bytes = 5};
+	memcpy(say + n, &h, sizeof(h));
+	memcpy(say + n + sizeof(h), &x, sizeof(x));
+	assert_int_equal(lied_to(say, n + sizeof(h) + sizeof(x), &e), -EPIPE);
+	x.stdout_bytes = 0;
+	memcpy(say + n + sizeof(h), &x, sizeof(x));
+	assert_int_equal(lied_to(say, n + sizeof(h) + sizeof(x), &e), 0);
+}
+
+static void
+sockets_without_a_guest_are_told_apart(void **state)
+{
+	char path[128];
+	struct err e = {0};
+	int fd;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/none.sock", folder);
+	assert_int_equal(agent_ping(path, 100, NULL, &e), -ENOENT);
+	assert_int_equal(io_unix_listen(path, SOCK_STREAM, 1, &fd, &e), 0);
+	/* Nobody answers. */
+	assert_int_equal(agent_ping(path, 100, NULL, &e), -ETIMEDOUT);
+	close(fd);
+	assert_int_equal(agent_ping(path, 100, NULL, &e), -ENOTCONN);
+	assert_int_equal(agent_wait_ready(path, 100, NULL, NULL, &e), -ENOTCONN);
+	/* A port nobody listens on. */
+	assert_int_equal(agent_connect_port(sock, 99, 1000, &fd, &e), -ECONNREFUSED);
+}
+
+static void
+output_reader_that_is_gone_ends_the_call_and_the_command(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("yes", "7337")};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct err e = {0};
+	int p[2];
+
+	(void)state;
+	assert_int_equal(pipe(p), 0);
+	close(p[0]);
+	io.stdout_fd = p[1];
+	assert_int_equal(agent_exec(sock, &q, &io, &res, &e), -EPIPE);
+	close(p[1]);
+	for (int i = 0; i < 100 && processes_of("yes 7337"); i++)
+		usleep(10000);
+	assert_int_equal(processes_of("yes 7337"), 0);
+}
+
+static long
+status_kib(const char *what)
+{
+	char path[64], line[256];
+	long kib = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)agent_pid);
+	f = fopen(path, "r");
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, what, strlen(what)))
+			sscanf(line + strlen(what), ": %ld", &kib);
+	if (f)
+		fclose(f);
+	return kib;
+}
+
+static void
+agent_stays_below_two_mebibytes(void **state)
+{
+	(void)state;
+#ifdef PANDO_SAN
+	skip();
+#else
+	/* After all of the above. The journals of commands nobody took are the guest's own choice: taken first. */
+	end_commands();
+	print_message("resident: %ld KiB (anonymous %ld)\n", status_kib("VmRSS"), status_kib("RssAnon"));
+	assert_true(status_kib("VmRSS") > 0);
+	assert_true(status_kib("VmRSS") < 2048);
+#endif
+}
+
+static unsigned
+open_descriptors(void)
+{
+	char path[64];
+	unsigned n = 0;
+	DIR *d;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)agent_pid);
+	d = opendir(path);
+	while (d && readdir(d))
+		n++;
+	if (d)
+		closedir(d);
+	return n;
+}
+
+static void
+nothing_leaks_over_many_commands(void **state)
+{
+	unsigned before;
+	long kib;
+
+	(void)state;
+	for (int i = 0; i < 50; i++) {
+		cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+	}
+	usleep(50000);
+	before = open_descriptors();
+	kib = status_kib("RssAnon");
+	for (int i = 0; i < 300; i++) {
+		cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+	}
+	for (int i = 0; i < 100 && open_descriptors() > before; i++)
+		usleep(10000);
+	assert_int_equal(open_descriptors(), before);
+#ifndef PANDO_SAN
+	assert_true(status_kib("RssAnon") <= kib + 64);
+#else
+	(void)kib;
+#endif
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(ping_tells_who_answers),
+		cmocka_unit_test(streams_and_status_are_kept_apart),
+		cmocka_unit_test(status_zero_is_reported_too),
+		cmocka_unit_test(death_by_signal_is_its_number),
+		cmocka_unit_test(arguments_arrive_as_they_are),
+		cmocka_unit_test(environment_is_a_sane_default_with_ours_over_it),
+		cmocka_unit_test(path_of_the_given_environment_finds_the_program),
+		cmocka_unit_test(working_folder_is_taken),
+		cmocka_unit_test(program_that_is_not_there_is_127),
+		cmocka_unit_test(user_is_switched_to),
+		cmocka_unit_test(hundred_megabytes_through_stdin),
+		cmocka_unit_test(binary_output_of_any_size_on_both_streams),
+		cmocka_unit_test(time_limit_kills_all_that_was_started),
+		cmocka_unit_test(command_that_ends_in_time_is_not_touched_by_its_limit),
+		cmocka_unit_test(background_child_that_holds_stdout_does_not_hang_the_call),
+		cmocka_unit_test(background_child_lives_on_and_may_write),
+		cmocka_unit_test(output_before_the_end_is_all_there),
+		cmocka_unit_test(terminal_has_its_size_and_follows_it),
+		cmocka_unit_test(terminal_gets_a_new_size_while_it_runs),
+		cmocka_unit_test(signals_pass_input_that_nobody_reads),
+		cmocka_unit_test(input_that_is_closed_early_stops_nothing),
+		cmocka_unit_test(detached_command_is_taken_up_by_cursor),
+		cmocka_unit_test(journal_that_ran_over_reports_the_gap),
+		cmocka_unit_test(connection_that_breaks_leaves_the_command_running),
+		cmocka_unit_test(slow_reader_slows_the_command_and_nothing_else),
+		cmocka_unit_test(reader_that_died_in_the_middle_wedges_nothing),
+		cmocka_unit_test(second_reader_puts_the_first_off),
+		cmocka_unit_test(finished_records_are_bounded),
+		cmocka_unit_test(one_command_too_many_is_refused),
+		cmocka_unit_test(signal_reaches_the_group_from_another_connection),
+		cmocka_unit_test(caller_may_cancel),
+		cmocka_unit_test(bad_requests_get_a_sentence),
+		cmocka_unit_test(request_without_end_is_refused),
+		cmocka_unit_test(request_too_long_is_refused_by_the_client_already),
+		cmocka_unit_test(frame_of_absurd_length_closes_with_a_sentence),
+		cmocka_unit_test(more_input_than_the_window_is_refused),
+		cmocka_unit_test(connections_that_say_nothing_are_bounded),
+		cmocka_unit_test(trees_go_there_and_back_identical),
+		cmocka_unit_test(one_file_goes_into_a_folder_or_to_a_name),
+		cmocka_unit_test(files_of_proc_are_refused_not_copied_empty),
+		cmocka_unit_test(copy_can_be_cancelled),
+		cmocka_unit_test(full_disk_is_an_error_with_the_name),
+		cmocka_unit_test(folders_are_listed),
+		cmocka_unit_test(stream_without_an_exit_record_is_an_error),
+		cmocka_unit_test(sockets_without_a_guest_are_told_apart),
+		cmocka_unit_test(output_reader_that_is_gone_ends_the_call_and_the_command),
+		cmocka_unit_test(agent_stays_below_two_mebibytes),
+		cmocka_unit_test(nothing_leaks_over_many_commands),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
