@@ -27,9 +27,9 @@
 struct client {
 	char home[PATHS_MAX];
 	char socket[PATHS_MAX];
-	CURL *easy;   /* owned */
-	CURLM *multi; /* owned */
-	int cancel_fd; /* borrowed, -1: none */
+	CURL *easy;		   /* owned */
+	CURLM *multi;		   /* owned */
+	int cancel_fd;		   /* borrowed, -1: none */
 	client_progress *progress; /* with its context: borrowed */
 	void *progress_ctx;
 };
@@ -74,8 +74,8 @@ somebody_answers(const char *socket_path)
 }
 
 /* Child side: becomes pandod, or ends with a status. Only async-signal-safe calls. */
-static void __attribute__((noreturn))
-become_pandod(const char *program, char *const argv[], int ready_fd, int null_fd, int log_fd)
+static void __attribute__((noreturn)) become_pandod(
+	const char *program, char *const argv[], int ready_fd, int null_fd, int log_fd)
 {
 	sigset_t none;
 
@@ -83,11 +83,13 @@ become_pandod(const char *program, char *const argv[], int ready_fd, int null_fd
 	signal(SIGPIPE, SIG_DFL);
 	signal(SIGINT, SIG_DFL);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	/* Its own session from birth: a Ctrl-C meant for us must not end it half-started. */
+	/* Its own session from birth: a Ctrl-C meant for us must not end it half-started.
+	 */
 	setsid();
 	if (dup2(null_fd, 0) < 0 || dup2(log_fd, 1) < 0 || dup2(log_fd, 2) < 0)
 		_exit(126);
-	/* What our caller left open (a shell's pipes) must not stay open as long as the daemon lives. */
+	/* What our caller left open (a shell's pipes) must not stay open as long as the
+	 * daemon lives. */
 	if (ready_fd > 3)
 		close_range(3, (unsigned)ready_fd - 1, 0);
 	close_range((unsigned)ready_fd + 1, ~0u, 0);
@@ -165,8 +167,9 @@ spawn_pandod(struct client *c, struct err *e)
 		return r;
 	/* Not -errno: "no such file" would read as "no such VM" to a script. */
 	if (access(program, X_OK) < 0)
-		return err_set(e, -EIO, "pandod cannot be started: %s: %s; install pando again",
-			program, strerror(errno));
+		return err_set(e, -EIO,
+			"pandod cannot be started: %s: %s; install pando again", program,
+			strerror(errno));
 	log_fd = open(log_path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
 	if (log_fd < 0)
 		return err_sys(e, -errno, "%s", log_path);
@@ -180,7 +183,8 @@ spawn_pandod(struct client *c, struct err *e)
 	ready_read = pipe_fds[0];
 	ready_write = pipe_fds[1];
 	if (ready_write < 3) /* the child puts other things at 0 to 2 */
-		return err_set(e, -EBADF, "standard input, output and error must be open");
+		return err_set(
+			e, -EBADF, "standard input, output and error must be open");
 	snprintf(ready, sizeof(ready), "%d", ready_write);
 	setenv("PANDO_HOME", c->home, 1); /* ours may have come as a parameter */
 
@@ -192,14 +196,17 @@ spawn_pandod(struct client *c, struct err *e)
 	close(TAKE_FD(ready_write));
 	wait_ready(ready_read);
 	if (somebody_answers(c->socket)) {
-		(void)waitpid(pid, &status, WNOHANG); /* a daemon's first process ends at once */
+		(void)waitpid(pid, &status,
+			WNOHANG); /* a daemon's first process ends at once */
 		return 0;
 	}
 	last_log_line(log_fd, st.st_size, said, sizeof(said));
 	(void)waitpid(pid, &status, WNOHANG);
 	if (said[0])
-		return err_set(e, -ECONNREFUSED, "pandod did not start: %s (log: %s)", said, log_path);
-	return err_set(e, -ECONNREFUSED, "pandod did not start within %d s and said nothing (log: %s)",
+		return err_set(e, -ECONNREFUSED, "pandod did not start: %s (log: %s)",
+			said, log_path);
+	return err_set(e, -ECONNREFUSED,
+		"pandod did not start within %d s and said nothing (log: %s)",
 		START_TIMEOUT_MS / 1000, log_path);
 }
 
@@ -252,12 +259,14 @@ client_open(const char *home, unsigned flags, struct client **ret, struct err *e
 	else
 		r = paths_home(c->home, sizeof(c->home), e);
 	if (r == 0)
-		r = paths_format(c->socket, sizeof(c->socket), e, "%s/pandod.sock", c->home);
+		r = paths_format(
+			c->socket, sizeof(c->socket), e, "%s/pandod.sock", c->home);
 	if (r < 0)
 		return r;
 	if (!somebody_answers(c->socket)) {
 		if (!(flags & CLIENT_START))
-			return err_set(e, -ECONNREFUSED, "no pandod answers at %s", c->socket);
+			return err_set(
+				e, -ECONNREFUSED, "no pandod answers at %s", c->socket);
 		r = start_pandod(c, e);
 		if (r < 0)
 			return r;
@@ -304,9 +313,11 @@ client_on_progress(struct client *c, client_progress *fn, void *ctx)
 	c->progress_ctx = ctx;
 }
 
-/* Calls ------------------------------------------------------------------------------- */
+/* Calls -------------------------------------------------------------------------------
+ */
 
-/* {"error":{"code":-2,"message":"…"}}: returns the code with the sentence in e, or 0 if obj holds none. */
+/* {"error":{"code":-2,"message":"…"}}: returns the code with the sentence in e, or 0 if
+ * obj holds none. */
 static int
 error_of(const struct json *j, int obj, struct err *e)
 {
@@ -317,8 +328,10 @@ error_of(const struct json *j, int obj, struct err *e)
 	if (error < 0)
 		return 0;
 	if (json_str_dup(j, json_get(j, error, "message"), &message) < 0)
-		return err_set(e, -EPROTO, "pandod answered with an error that has no sentence");
-	if (json_i64(j, json_get(j, error, "code"), &code) < 0 || code >= 0 || code < -4095)
+		return err_set(
+			e, -EPROTO, "pandod answered with an error that has no sentence");
+	if (json_i64(j, json_get(j, error, "code"), &code) < 0 || code >= 0 ||
+		code < -4095)
 		code = -EPROTO;
 	return err_set(e, (int)code, "%s", message);
 }
@@ -389,11 +402,13 @@ on_body(char *data, size_t size, size_t n, void *ctx)
 		in->typed = true;
 	}
 	if (in->len + len > ANSWER_MAX) {
-		err_set(&in->e, -EFBIG, "pandod's answer is longer than %u MiB", ANSWER_MAX >> 20);
+		err_set(&in->e, -EFBIG, "pandod's answer is longer than %u MiB",
+			ANSWER_MAX >> 20);
 		goto fail;
 	}
 	if (in->len + len + 1 > in->cap) {
-		size_t cap = 2 * in->cap > in->len + len + 1 ? 2 * in->cap : in->len + len + 4096;
+		size_t cap = 2 * in->cap > in->len + len + 1 ? 2 * in->cap
+							     : in->len + len + 4096;
 		char *buf = realloc(in->buf, cap);
 
 		if (!buf) {
@@ -427,7 +442,8 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 	if (m != CURLM_OK)
 		return err_set(e, -EIO, "libcurl: %s", curl_multi_strerror(m));
 	for (;;) {
-		struct curl_waitfd cancel = {.fd = c->cancel_fd, .events = CURL_WAIT_POLLIN};
+		struct curl_waitfd cancel = {
+			.fd = c->cancel_fd, .events = CURL_WAIT_POLLIN};
 
 		m = curl_multi_perform(c->multi, &running);
 		if (m != CURLM_OK) {
@@ -450,7 +466,8 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 				break;
 			}
 		}
-		if (c->progress && io_now_ns() - last_tick_ns >= TICK_MS * UINT64_C(1000000)) {
+		if (c->progress &&
+			io_now_ns() - last_tick_ns >= TICK_MS * UINT64_C(1000000)) {
 			last_tick_ns = io_now_ns();
 			c->progress(c->progress_ctx, NULL);
 		}
@@ -510,13 +527,15 @@ transfer_error(struct client *c, CURLcode result, const char *why, const char *m
 	case CURLE_SEND_ERROR:
 	case CURLE_PARTIAL_FILE:
 		return err_set(e, -EPIPE,
-			"pandod went away during %s %s; `pando status` says what became of it, "
-			"%s/pandod.log why", method, path, c->home);
+			"pandod went away during %s %s; `pando status` says what became "
+			"of it, "
+			"%s/pandod.log why",
+			method, path, c->home);
 	case CURLE_OUT_OF_MEMORY:
 		return err_sys(e, -ENOMEM, "%s %s", method, path);
 	default:
-		return err_set(e, -EPROTO, "what answers at %s is no pandod: %s", c->socket,
-			why[0] ? why : curl_easy_strerror(result));
+		return err_set(e, -EPROTO, "what answers at %s is no pandod: %s",
+			c->socket, why[0] ? why : curl_easy_strerror(result));
 	}
 }
 
@@ -539,18 +558,21 @@ conclude(struct incoming *in, long status, struct client_reply *ret, struct err 
 		reply.len = in->result_len;
 	} else {
 		if (!in->buf)
-			return err_set(e, -EPROTO, "pandod answered nothing (HTTP %ld)", status);
+			return err_set(
+				e, -EPROTO, "pandod answered nothing (HTTP %ld)", status);
 		reply.text = TAKE_PTR(in->buf);
 		reply.len = in->len;
 	}
 	r = json_parse(reply.text, reply.len, VALUES_MAX, &reply.json, e);
 	if (r < 0) {
 		client_reply_done(&reply);
-		return err_set(e, -EPROTO, "pandod's answer (HTTP %ld) is no JSON", status);
+		return err_set(
+			e, -EPROTO, "pandod's answer (HTTP %ld) is no JSON", status);
 	}
 	r = error_of(reply.json, 0, e);
 	if (r == 0 && status >= 400)
-		r = err_set(e, -EPROTO, "pandod answered HTTP %ld without a sentence", status);
+		r = err_set(e, -EPROTO, "pandod answered HTTP %ld without a sentence",
+			status);
 	if (r < 0) {
 		client_reply_done(&reply);
 		return r;
@@ -588,7 +610,8 @@ client_call(struct client *c, const char *method, const char *path, const char *
 		headers = more;
 	}
 	if (prepare(c, method, url, body, headers, &in, why) < 0) {
-		r = err_set(e, -EIO, "this libcurl (%s) lacks what pando needs", curl_version());
+		r = err_set(e, -EIO, "this libcurl (%s) lacks what pando needs",
+			curl_version());
 		goto out;
 	}
 	r = perform(c, &result, e);

@@ -1,11 +1,11 @@
 /*
- * Talking to pandod: HTTP + JSON over its Unix socket (host/API.md), through libcurl, which is called only
- * in client.c.
+ * Talking to pandod: HTTP + JSON over its Unix socket (host/API.md), through libcurl,
+ * which is called only in client.c.
  *
- * A struct client is one connection, for one thread. Errors: what pandod said, with its code, or a
- * sentence about the connection (-ECONNREFUSED, -EPROTO, …). A cancelled call is -ECANCELED. What
- * comes back is checked like any other input; unknown members in it are ignored, so that an older
- * `pando` understands a newer pandod.
+ * A struct client is one connection, for one thread. Errors: what pandod said, with its
+ * code, or a sentence about the connection (-ECONNREFUSED, -EPROTO, …). A cancelled call
+ * is -ECANCELED. What comes back is checked like any other input; unknown members in it
+ * are ignored, so that an older `pando` understands a newer pandod.
  */
 #ifndef PANDO_CLIENT_H
 #define PANDO_CLIENT_H
@@ -19,8 +19,9 @@
 
 struct client;
 
-/* CLIENT_START: starts pandod when none answers, and waits until it does (races between several
- * callers end with one pandod). Without it, a missing pandod is -ECONNREFUSED with a sentence. */
+/* CLIENT_START: starts pandod when none answers, and waits until it does (races between
+ * several callers end with one pandod). Without it, a missing pandod is -ECONNREFUSED
+ * with a sentence. */
 #define CLIENT_START 1u
 /* home NULL: PANDO_HOME and its defaults (host/paths.h). */
 int client_open(const char *home, unsigned flags, struct client **ret, struct err *e);
@@ -37,15 +38,16 @@ const char *client_home(const struct client *c); /* borrowed */
 /* While fd is readable, calls end with -ECANCELED. Borrowed; -1: none. */
 void client_cancel_fd(struct client *c, int fd);
 
-/* Called with each sentence pandod sends, and with NULL about four times a second while waiting. */
+/* Called with each sentence pandod sends, and with NULL about four times a second while
+ * waiting. */
 typedef void client_progress(void *ctx, const char *sentence);
 /* For the calls that follow; NULL: none. */
 void client_on_progress(struct client *c, client_progress *fn, void *ctx);
 
-/* The plain call, for what has no function below. body NULL: none. Answers longer than 16 MiB are
- * refused. */
+/* The plain call, for what has no function below. body NULL: none. Answers longer than 16
+ * MiB are refused. */
 struct client_reply {
-	char *text;        /* owned; JSON, terminated */
+	char *text; /* owned; JSON, terminated */
 	size_t len;
 	struct json *json; /* owned, of text */
 };
@@ -54,8 +56,10 @@ void client_reply_done(struct client_reply *r);
 int client_call(struct client *c, const char *method, const char *path, const char *body,
 	struct client_reply *ret, struct err *e);
 
-/* "/v1/vms/<name, percent-encoded><suffix>" into dst; -ENAMETOOLONG. An empty name is -EINVAL. */
-int client_vm_path(char *dst, size_t cap, const char *vm, const char *suffix, struct err *e);
+/* "/v1/vms/<name, percent-encoded><suffix>" into dst; -ENAMETOOLONG. An empty name is
+ * -EINVAL. */
+int client_vm_path(
+	char *dst, size_t cap, const char *vm, const char *suffix, struct err *e);
 
 struct client_label {
 	char *key;   /* owned */
@@ -66,18 +70,18 @@ struct client_vm {
 	char id[16];
 	char alias[64]; /* "" if none */
 	char state[16];
-	char *reason;   /* owned; NULL if none */
+	char *reason;	 /* owned; NULL if none */
 	char parent[16]; /* "" if none */
 	char **children; /* owned */
 	size_t n_children;
 	uint64_t created_ms, mem_mib, vcpus, disk_mib;
-	char *kernel, *rootfs; /* owned */
+	char *kernel, *rootfs;	     /* owned */
 	struct client_label *labels; /* owned */
 	size_t n_labels;
 	int64_t pid; /* 0: none */
 	char generation[40];
 	char agent_socket[128]; /* "" if none */
-	char *console; /* owned; path of the console file, NULL if none */
+	char *console;		/* owned; path of the console file, NULL if none */
 };
 void client_vm_done(struct client_vm *vm);
 #define cleanup_client_vm __attribute__((cleanup(client_vm_done)))
@@ -100,8 +104,8 @@ int client_get(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 
 struct client_run {
-	const char *alias;        /* NULL: none */
-	uint64_t mem_mib;         /* 0: pandod's default; likewise below */
+	const char *alias; /* NULL: none */
+	uint64_t mem_mib;  /* 0: pandod's default; likewise below */
 	uint64_t vcpus;
 	uint64_t disk_mib;
 	const char *kernel;
@@ -115,7 +119,7 @@ int client_run(struct client *c, const struct client_run *spec, struct client_vm
 	struct client_reply *reply, struct err *e);
 
 struct client_branch {
-	uint64_t count;    /* 0: 1 */
+	uint64_t count; /* 0: 1 */
 	const char *alias;
 	const char *const *labels;
 	size_t n_labels;
@@ -124,13 +128,14 @@ struct client_branch {
 int client_branch(struct client *c, const char *vm, const struct client_branch *spec,
 	struct client_vms *ret, struct client_reply *reply, struct err *e);
 
-/* ret_ids (may be NULL): what was deleted, owned by the caller, NULL-terminated, one free() each and one
- * for the array: client_ids_free(). */
-int client_delete(struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e);
+/* ret_ids (may be NULL): what was deleted, owned by the caller, NULL-terminated, one
+ * free() each and one for the array: client_ids_free(). */
+int client_delete(
+	struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e);
 void client_ids_free(char **ids);
 /* alias NULL: takes the name away. */
-int client_alias(struct client *c, const char *vm, const char *alias, struct client_vm *ret,
-	struct client_reply *reply, struct err *e);
+int client_alias(struct client *c, const char *vm, const char *alias,
+	struct client_vm *ret, struct client_reply *reply, struct err *e);
 int client_pause(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 int client_resume(struct client *c, const char *vm, struct client_vm *ret,

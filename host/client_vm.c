@@ -133,9 +133,12 @@ read_all(const struct json *j, int tok, struct client_vm *vm)
 	int children = json_get(j, tok, "children"), pid = json_get(j, tok, "pid"), r;
 
 	if ((r = read_text(j, tok, "id", true, vm->id, sizeof(vm->id))) < 0 ||
-		(r = read_text(j, tok, "alias", false, vm->alias, sizeof(vm->alias))) < 0 ||
-		(r = read_text(j, tok, "state", true, vm->state, sizeof(vm->state))) < 0 ||
-		(r = read_text(j, tok, "parent", false, vm->parent, sizeof(vm->parent))) < 0 ||
+		(r = read_text(j, tok, "alias", false, vm->alias, sizeof(vm->alias))) <
+			0 ||
+		(r = read_text(j, tok, "state", true, vm->state, sizeof(vm->state))) <
+			0 ||
+		(r = read_text(j, tok, "parent", false, vm->parent, sizeof(vm->parent))) <
+			0 ||
 		(r = read_text(j, tok, "generation", false, vm->generation,
 			 sizeof(vm->generation))) < 0 ||
 		(r = read_text(j, tok, "agent_socket", false, vm->agent_socket,
@@ -165,8 +168,9 @@ client_vm_read(const struct json *j, int tok, struct client_vm *ret, struct err 
 	if (r < 0) {
 		client_vm_done(&vm);
 		return err_set(e, r == -ENOMEM ? r : -EPROTO,
-			r == -ENOMEM ? "no memory" : "pandod described a VM in a way this pando "
-						     "does not understand; are both the same version?");
+			r == -ENOMEM ? "no memory"
+				     : "pandod described a VM in a way this pando "
+				       "does not understand; are both the same version?");
 	}
 	*ret = vm;
 	return 0;
@@ -200,7 +204,8 @@ read_vms(const struct json *j, struct client_vms *ret, struct err *e)
 static int
 percent_encode(char *dst, size_t cap, const char *text)
 {
-	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~";
+	static const char plain[] =
+		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~";
 	size_t n = 0;
 
 	for (; *text; text++) {
@@ -209,7 +214,8 @@ percent_encode(char *dst, size_t cap, const char *text)
 		if (strchr(plain, *text))
 			dst[n++] = *text;
 		else
-			n += (size_t)snprintf(dst + n, cap - n, "%%%02X", (unsigned char)*text);
+			n += (size_t)snprintf(
+				dst + n, cap - n, "%%%02X", (unsigned char)*text);
 	}
 	dst[n] = '\0';
 	return 0;
@@ -225,14 +231,17 @@ client_vm_path(char *dst, size_t cap, const char *vm, const char *suffix, struct
 		return err_set(e, -EINVAL, "a VM's name cannot be empty");
 	/* Two dots would be taken for a folder above on the way. */
 	if (strcmp(vm, ".") == 0 || strcmp(vm, "..") == 0)
-		return err_set(e, -ENOENT, "no VM is named \"%s\"; `pando status` lists them", vm);
+		return err_set(e, -ENOENT,
+			"no VM is named \"%s\"; `pando status` lists them", vm);
 	if (percent_encode(name, sizeof(name), vm) < 0)
-		return err_set(e, -ENOENT, "no VM is named \"%.60s…\": a name has at most 63 letters", vm);
+		return err_set(e, -ENOENT,
+			"no VM is named \"%.60s…\": a name has at most 63 letters", vm);
 	n = snprintf(dst, cap, "/v1/vms/%s%s", name, suffix);
 	return n < 0 || (size_t)n >= cap ? err_set(e, -ENAMETOOLONG, "path too long") : 0;
 }
 
-/* Calls; what the answer is made of is the caller's, the answer itself goes to reply or is dropped. */
+/* Calls; what the answer is made of is the caller's, the answer itself goes to reply or
+ * is dropped. */
 static int
 call_vm(struct client *c, const char *method, const char *path, const char *body,
 	struct client_vm *ret, struct client_reply *reply, struct err *e)
@@ -284,8 +293,8 @@ client_list(struct client *c, const char *label, struct client_vms *ret,
 }
 
 int
-client_get(struct client *c, const char *vm, struct client_vm *ret, struct client_reply *reply,
-	struct err *e)
+client_get(struct client *c, const char *vm, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
 {
 	char path[1024];
 	int r = client_vm_path(path, sizeof(path), vm, "", e);
@@ -303,7 +312,8 @@ put_labels(struct json_out *o, const char *const *labels, size_t n)
 		const char *eq = strchr(labels[i], '=');
 		char key[128];
 
-		snprintf(key, sizeof(key), "%.*s", eq ? (int)(eq - labels[i]) : 127, labels[i]);
+		snprintf(key, sizeof(key), "%.*s", eq ? (int)(eq - labels[i]) : 127,
+			labels[i]);
 		json_out_str(o, key, eq ? eq + 1 : "");
 	}
 	json_out_end_object(o);
@@ -366,11 +376,13 @@ client_branch(struct client *c, const char *vm, const struct client_branch *spec
 }
 
 int
-client_delete(struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e)
+client_delete(
+	struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e)
 {
 	cleanup_client_reply struct client_reply reply = {0};
 	char path[1024], **ids;
-	int r = client_vm_path(path, sizeof(path), vm, recursive ? "?recursive=1" : "", e);
+	int r = client_vm_path(
+		path, sizeof(path), vm, recursive ? "?recursive=1" : "", e);
 
 	if (r == 0)
 		r = client_call(c, "DELETE", path, NULL, &reply, e);
@@ -378,7 +390,8 @@ client_delete(struct client *c, const char *vm, bool recursive, char ***ret_ids,
 		return r;
 	r = read_ids(reply.json, json_get(reply.json, 0, "deleted"), &ids);
 	if (r < 0)
-		return err_set(e, -EPROTO, "pandod deleted \"%s\" but its answer is not understood", vm);
+		return err_set(e, -EPROTO,
+			"pandod deleted \"%s\" but its answer is not understood", vm);
 	if (ret_ids)
 		*ret_ids = ids;
 	else
@@ -413,8 +426,8 @@ call_simple(struct client *c, const char *vm, const char *suffix, struct client_
 }
 
 int
-client_pause(struct client *c, const char *vm, struct client_vm *ret, struct client_reply *reply,
-	struct err *e)
+client_pause(struct client *c, const char *vm, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
 {
 	return call_simple(c, vm, "/pause", ret, reply, e);
 }

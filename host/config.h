@@ -10,9 +10,10 @@
  *	[kernel]
  *	name = "default"
  *
- * Every key may be left out. A key that is not one of these, a wrong type or a value out of range is
- * an error "file:line:column: …" that names the key. A command's flags win over the file. In a
- * vers.toml, the kernel name "default.bin" (what that tool writes) means "default".
+ * Every key may be left out. A key that is not one of these, a wrong type or a value out
+ * of range is an error "file:line:column: …" that names the key. A command's flags win
+ * over the file. In a vers.toml, the kernel name "default.bin" (what that tool writes)
+ * means "default".
  */
 #ifndef PANDO_CONFIG_H
 #define PANDO_CONFIG_H
@@ -29,21 +30,22 @@
 #define CONFIG_DISK_MAX_MIB (16u * 1024u * 1024u)
 
 struct config {
-	char *path;        /* owned; the file that was read, NULL: none */
-	uint64_t mem_mib;  /* 0: not said; likewise below */
+	char *path;	  /* owned; the file that was read, NULL: none */
+	uint64_t mem_mib; /* 0: not said; likewise below */
 	uint64_t vcpus;
 	uint64_t disk_mib;
-	char *rootfs;      /* owned; NULL: not said */
-	char *kernel;      /* owned; NULL: not said */
+	char *rootfs; /* owned; NULL: not said */
+	char *kernel; /* owned; NULL: not said */
 };
 void config_done(struct config *c);
 #define cleanup_config __attribute__((cleanup(config_done)))
 
-/* path: that file, which must exist. NULL: the two names in `folder`; none there is fine. On failure
- * *ret is untouched. */
+/* path: that file, which must exist. NULL: the two names in `folder`; none there is fine.
+ * On failure *ret is untouched. */
 int config_load(const char *path, const char *folder, struct config *ret, struct err *e);
-/* One of the three tables, for files that have them among others. `file` is for the sentences; ret keeps
- * what it had for keys that are absent. -ENOENT without a sentence: `key` is none of the three. */
+/* One of the three tables, for files that have them among others. `file` is for the
+ * sentences; ret keeps what it had for keys that are absent. -ENOENT without a sentence:
+ * `key` is none of the three. */
 int config_read_table(const char *file, const char *key, const struct toml *table,
 	struct config *ret, struct err *e);
 

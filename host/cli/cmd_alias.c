@@ -104,7 +104,8 @@ const struct verb verb_alias = {
 	.run = run,
 	.usage = "[vm]\n<vm> <name>\n--remove <vm>",
 	.options = options,
-	.text = "A name begins with a letter, has at most 63 letters, digits, '.', '_' and '-', and does not look like an\n"
+	.text = "A name begins with a letter, has at most 63 letters, digits, '.', '_' "
+		"and '-', and does not look like an\n"
 		"id. It belongs to one VM at a time.",
 	.words = COMPLETE_VM,
 };

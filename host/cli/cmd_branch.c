@@ -14,11 +14,15 @@ extern const struct verb verb_branch;
 enum { OPT_NO_WAIT = 256 };
 
 static const struct opt options[] = {
-	{'c', "count", "N", "how many, all of one instant; 1 if not said", COMPLETE_NOTHING},
-	{'n', "alias", "NAME", "name the branch; with --count: NAME-0, NAME-1, …", COMPLETE_NOTHING},
+	{'c', "count", "N", "how many, all of one instant; 1 if not said",
+		COMPLETE_NOTHING},
+	{'n', "alias", "NAME", "name the branch; with --count: NAME-0, NAME-1, …",
+		COMPLETE_NOTHING},
 	{'N', "vm-alias", "NAME", NULL, COMPLETE_NOTHING},
-	{'l', "label", "key=value", "label the branches; may be given several times", COMPLETE_NOTHING},
-	{OPT_NO_WAIT, "no-wait", NULL, "return when their CPUs run, not when their agents answer",
+	{'l', "label", "key=value", "label the branches; may be given several times",
+		COMPLETE_NOTHING},
+	{OPT_NO_WAIT, "no-wait", NULL,
+		"return when their CPUs run, not when their agents answer",
 		COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
@@ -60,8 +64,9 @@ run(int argc, char **argv)
 			break;
 		case OPT_WORD:
 			if (name)
-				r = err_set(&e, -EINVAL, "branch takes one VM; a name for the branch goes "
-							 "behind -n");
+				r = err_set(&e, -EINVAL,
+					"branch takes one VM; a name for the branch goes "
+					"behind -n");
 			name = s.arg;
 			break;
 		default:
@@ -79,7 +84,8 @@ run(int argc, char **argv)
 	r = client_branch(c, parent.id, &spec, &vms, &reply, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
-		err_set(&e, r, "cancelled; branches may come up yet: `pando tree` shows them");
+		err_set(&e, r,
+			"cancelled; branches may come up yet: `pando tree` shows them");
 	if (r < 0)
 		return out_fail(&e);
 	if (s.json)
@@ -88,10 +94,11 @@ run(int argc, char **argv)
 		for (size_t i = 0; i < vms.n; i++)
 			puts(vms.v[i].id);
 	if (!s.quiet)
-		fprintf(stderr, "pando: %zu %s of %s in %.1f ms; %s stood still for %.2f ms\n", vms.n,
-			vms.n == 1 ? "branch" : "branches", client_vm_name(&parent),
-			(double)(io_now_ns() - start_ns) / 1e6, client_vm_name(&parent),
-			(double)vms.pause_us / 1e3);
+		fprintf(stderr,
+			"pando: %zu %s of %s in %.1f ms; %s stood still for %.2f ms\n",
+			vms.n, vms.n == 1 ? "branch" : "branches",
+			client_vm_name(&parent), (double)(io_now_ns() - start_ns) / 1e6,
+			client_vm_name(&parent), (double)vms.pause_us / 1e3);
 	return EXIT_OK;
 }
 
@@ -102,7 +109,8 @@ const struct verb verb_branch = {
 	.run = run,
 	.usage = "[vm] [options]",
 	.options = options,
-	.text = "The branches are what the VM was at one instant: memory, processes, disk. It goes on meanwhile.\n"
+	.text = "The branches are what the VM was at one instant: memory, processes, "
+		"disk. It goes on meanwhile.\n"
 		"All come up or none does.",
 	.words = COMPLETE_VM,
 };

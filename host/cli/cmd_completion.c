@@ -10,18 +10,21 @@
 extern const struct verb verb_completion;
 
 static const struct opt options[] = {
-	{256, "vms", NULL, NULL, COMPLETE_NOTHING}, /* what the scripts call for names of VMs */
+	{256, "vms", NULL, NULL,
+		COMPLETE_NOTHING}, /* what the scripts call for names of VMs */
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
-/* Names and ids of what a running pandod has; silence without one: a Tab starts no daemon. */
+/* Names and ids of what a running pandod has; silence without one: a Tab starts no
+ * daemon. */
 static int
 print_vms(void)
 {
 	cleanup_client_vms struct client_vms vms = {0};
 	cleanup_client struct client *c = NULL;
 
-	if (client_open(NULL, 0, &c, NULL) < 0 || client_list(c, NULL, &vms, NULL, NULL) < 0)
+	if (client_open(NULL, 0, &c, NULL) < 0 ||
+		client_list(c, NULL, &vms, NULL, NULL) < 0)
 		return EXIT_OK;
 	for (size_t i = 0; i < vms.n; i++)
 		puts(client_vm_name(&vms.v[i]));
@@ -48,7 +51,8 @@ pattern(const struct verb *v)
 	}
 }
 
-/* The shell words that stand for a kind of argument; f and d are the shell's own files and folders. */
+/* The shell words that stand for a kind of argument; f and d are the shell's own files
+ * and folders. */
 static void
 kind(enum complete what, const char *arg)
 {
@@ -63,7 +67,9 @@ kind(enum complete what, const char *arg)
 		printf("d=1");
 		break;
 	case COMPLETE_IMAGE:
-		printf("f=1; v=$(cd \"${PANDO_IMAGES:-${XDG_CACHE_HOME:-$HOME/.cache}/pando/images}\" "
+		printf("f=1; v=$(cd "
+		       "\"${PANDO_IMAGES:-${XDG_CACHE_HOME:-$HOME/.cache}/pando/"
+		       "images}\" "
 		       "2>/dev/null && printf '%%s\\n' *)");
 		break;
 	case COMPLETE_VERB:
@@ -106,7 +112,8 @@ switches(const struct opt *o)
 			printf(" --%s", o->name);
 }
 
-/* _pando_words VERB PREVIOUS CURRENT: sets v (words), f (files), d (folders). Plain enough for both shells. */
+/* _pando_words VERB PREVIOUS CURRENT: sets v (words), f (files), d (folders). Plain
+ * enough for both shells. */
 static void
 shared(void)
 {
@@ -119,16 +126,19 @@ shared(void)
 		printf(")\n\t\tcase $2 in\n");
 		arguments(v->options);
 		arguments(opt_common);
-		printf("\t\tesac\n\t\t[ -n \"$r\" ] && return\n\t\tcase $3 in\n\t\t-*) v='");
+		printf("\t\tesac\n\t\t[ -n \"$r\" ] && return\n\t\tcase $3 in\n\t\t-*) "
+		       "v='");
 		switches(v->options);
 		switches(opt_common);
 		printf("'; return;;\n\t\tesac\n");
 		if (v->subverbs)
-			printf("\t\t[ \"$2\" = \"$1\" ] && { v='%s'; return; }\n", v->subverbs);
+			printf("\t\t[ \"$2\" = \"$1\" ] && { v='%s'; return; }\n",
+				v->subverbs);
 		printf("\t\t");
 		/* The sides of a copy are files here or VMs. */
 		if (v->words == COMPLETE_FILE) {
-			printf("f=1; v=$(pando completion --vms 2>/dev/null | sed 's/$/:/')");
+			printf("f=1; v=$(pando completion --vms 2>/dev/null | sed "
+			       "'s/$/:/')");
 		} else {
 			kind(v->words, "bash|zsh");
 		}
@@ -148,7 +158,8 @@ bash(void)
 	names(" ");
 	printf("' f= d=\n"
 	       "\telse\n"
-	       "\t\t_pando_words \"${COMP_WORDS[1]}\" \"${COMP_WORDS[COMP_CWORD-1]}\" \"$cur\"\n"
+	       "\t\t_pando_words \"${COMP_WORDS[1]}\" \"${COMP_WORDS[COMP_CWORD-1]}\" "
+	       "\"$cur\"\n"
 	       "\tfi\n"
 	       "\tlocal IFS=$' \\t\\n'\n"
 	       "\tCOMPREPLY=($(compgen -W \"$v\" -- \"$cur\"))\n"
@@ -181,13 +192,15 @@ zsh(void)
 	       "\t\t_describe verb verbs\n"
 	       "\t\treturn\n"
 	       "\tfi\n"
-	       "\t_pando_words \"${words[2]}\" \"${words[CURRENT-1]}\" \"${words[CURRENT]}\"\n"
+	       "\t_pando_words \"${words[2]}\" \"${words[CURRENT-1]}\" "
+	       "\"${words[CURRENT]}\"\n"
 	       "\t[[ -n $v ]] && compadd -- ${=v}\n"
 	       "\t[[ -n $f ]] && _files\n"
 	       "\t[[ -n $d ]] && _files -/\n"
 	       "\treturn 0\n"
 	       "}\n"
-	       "if [ \"$funcstack[1]\" = _pando ]; then _pando \"$@\"; else compdef _pando pando; fi\n");
+	       "if [ \"$funcstack[1]\" = _pando ]; then _pando \"$@\"; else compdef "
+	       "_pando pando; fi\n");
 }
 
 static int
@@ -222,6 +235,7 @@ const struct verb verb_completion = {
 	.run = run,
 	.usage = "bash|zsh",
 	.options = options,
-	.text = "bash: eval \"$(pando completion bash)\"    zsh: eval \"$(pando completion zsh)\"",
+	.text = "bash: eval \"$(pando completion bash)\"    zsh: eval \"$(pando "
+		"completion zsh)\"",
 	.words = COMPLETE_WORDS,
 };

@@ -28,12 +28,15 @@ on_progress(void *ctx, const struct agent_copy_stats *now)
 	struct signalfd_siginfo info;
 	char bytes[32], say[128];
 
-	if (w->cancel_fd >= 0 && read(w->cancel_fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
+	if (w->cancel_fd >= 0 &&
+		read(w->cancel_fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
 		return -ECANCELED;
-	/* On a terminal four times a second; elsewhere the summary at the end is enough. */
+	/* On a terminal four times a second; elsewhere the summary at the end is enough.
+	 */
 	if (w->progress->tty && io_now_ns() - w->last_ns > 250000000) {
 		w->last_ns = io_now_ns();
-		snprintf(say, sizeof(say), "%llu files, %s", (unsigned long long)now->files,
+		snprintf(say, sizeof(say), "%llu files, %s",
+			(unsigned long long)now->files,
 			out_bytes(bytes, sizeof(bytes), now->bytes));
 		out_progress_say(w->progress, say);
 	}
@@ -45,7 +48,8 @@ copy_split(const char *word, char *vm, size_t cap, const char **ret_path)
 {
 	const char *colon = strchr(word, ':'), *slash = strchr(word, '/');
 
-	if (!colon || colon == word || (slash && slash < colon) || (size_t)(colon - word) >= cap)
+	if (!colon || colon == word || (slash && slash < colon) ||
+		(size_t)(colon - word) >= cap)
 		return false;
 	snprintf(vm, cap, "%.*s", (int)(colon - word), word);
 	*ret_path = colon[1] ? colon + 1 : ".";
@@ -72,10 +76,11 @@ print(const struct agent_copy_stats *n, const struct opt_scan *s, uint64_t took_
 		return EXIT_OK;
 	}
 	if (!s->quiet)
-		fprintf(stderr, "pando: %llu files, %llu folders, %llu links, %s in %.1f s\n",
+		fprintf(stderr,
+			"pando: %llu files, %llu folders, %llu links, %s in %.1f s\n",
 			(unsigned long long)n->files, (unsigned long long)n->folders,
-			(unsigned long long)n->links, out_bytes(bytes, sizeof(bytes), n->bytes),
-			(double)took_ns / 1e9);
+			(unsigned long long)n->links,
+			out_bytes(bytes, sizeof(bytes), n->bytes), (double)took_ns / 1e9);
 	if (n->skipped && !s->quiet)
 		fprintf(stderr, "pando: %llu sockets and devices were left out\n",
 			(unsigned long long)n->skipped);
@@ -102,7 +107,9 @@ run(int argc, char **argv)
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key == OPT_WORD && n == 2)
-			key = (err_set(&e, -EINVAL, "copy takes a source and a destination"), OPT_ERROR);
+			key = (err_set(&e, -EINVAL,
+				       "copy takes a source and a destination"),
+				OPT_ERROR);
 		if (key != OPT_WORD)
 			return opt_leave(&s, key, &e);
 		words[n++] = s.arg;
@@ -111,9 +118,11 @@ run(int argc, char **argv)
 	if (n != 2)
 		err_set(&e, -EINVAL, "copy takes a source and a destination");
 	else if (get && copy_split(words[1], other, sizeof(other), &other_path))
-		err_set(&e, -EINVAL, "one side must be on this host; copy to a folder here first");
+		err_set(&e, -EINVAL,
+			"one side must be on this host; copy to a folder here first");
 	else if (!get && !copy_split(words[1], name, sizeof(name), &remote))
-		err_set(&e, -EINVAL, "neither \"%.60s\" nor \"%.60s\" is in a VM: write vm:path",
+		err_set(&e, -EINVAL,
+			"neither \"%.60s\" nor \"%.60s\" is in a VM: write vm:path",
 			words[0], words[1]);
 	if (e.code)
 		return opt_leave(&s, OPT_ERROR, &e);
@@ -125,8 +134,10 @@ run(int argc, char **argv)
 	watch.cancel_fd = pick_cancel_fd();
 	out_progress_start(&progress, s.quiet);
 	start_ns = io_now_ns();
-	r = get ? agent_get(vm.agent_socket, remote, local, on_progress, &watch, &stats, &e)
-		: agent_put(vm.agent_socket, local, remote, on_progress, &watch, &stats, &e);
+	r = get ? agent_get(
+			  vm.agent_socket, remote, local, on_progress, &watch, &stats, &e)
+		: agent_put(vm.agent_socket, local, remote, on_progress, &watch, &stats,
+			  &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
 		err_set(&e, r, "cancelled; what was copied so far is there");
@@ -141,7 +152,9 @@ const struct verb verb_copy = {
 	.summary = "Copies files and trees into a VM or out of it",
 	.run = run,
 	.usage = "<path> <vm>:<path>\n<vm>:<path> <path>",
-	.text = "As `cp -r`: into a folder that exists, else under the new name; modes, times and links are kept. A path in\n"
-		"a VM that does not begin with '/' is below root's home. A local name with ':' is written ./a:b.",
+	.text = "As `cp -r`: into a folder that exists, else under the new name; modes, "
+		"times and links are kept. A path in\n"
+		"a VM that does not begin with '/' is below root's home. A local name "
+		"with ':' is written ./a:b.",
 	.words = COMPLETE_FILE,
 };

@@ -71,7 +71,8 @@ delete_one(struct work *w, const char *id, struct err *e)
 	return 0;
 }
 
-/* Names are looked up before anything is deleted: a typing error in the third must not cost the first two. */
+/* Names are looked up before anything is deleted: a typing error in the third must not
+ * cost the first two. */
 static int
 find_all(struct work *w, char *const *names, size_t n_names, bool all, struct err *e)
 {
@@ -96,7 +97,8 @@ find_all(struct work *w, char *const *names, size_t n_names, bool all, struct er
 			if (r < 0)
 				return r;
 		}
-		snprintf(w->ids[w->n++], sizeof(*w->ids), "%s", all ? vms.v[i].id : vm.id);
+		snprintf(
+			w->ids[w->n++], sizeof(*w->ids), "%s", all ? vms.v[i].id : vm.id);
 	}
 	return 0;
 }
@@ -154,8 +156,9 @@ run(int argc, char **argv)
 		}
 	}
 	if (all == (n_names > 0)) {
-		err_set(&e, -EINVAL, all ? "--all and names do not go together"
-					 : "which VM? `pando status` lists them; --all is every one");
+		err_set(&e, -EINVAL,
+			all ? "--all and names do not go together"
+			    : "which VM? `pando status` lists them; --all is every one");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
 	if (pick_pandod(&c, &e) < 0)
@@ -172,7 +175,8 @@ run(int argc, char **argv)
 		return EXIT_CANCELLED;
 	}
 	for (size_t i = 0; i < w.n; i++) {
-		/* One that cannot be deleted does not keep the others; the first failure is the status. */
+		/* One that cannot be deleted does not keep the others; the first failure
+		 * is the status. */
 		if (delete_one(&w, w.ids[i], &e) < 0) {
 			int failed = out_fail(&e);
 
@@ -191,6 +195,7 @@ const struct verb verb_delete = {
 	.run = run,
 	.usage = "[-r] [-y] <vm>…\n--all [-y]",
 	.options = options,
-	.text = "A VM with living branches is deleted only with -r. On a terminal, -r and --all ask first.",
+	.text = "A VM with living branches is deleted only with -r. On a terminal, -r "
+		"and --all ask first.",
 	.words = COMPLETE_VM,
 };

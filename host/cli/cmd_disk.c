@@ -21,7 +21,7 @@ static const struct opt options[] = {
 };
 
 struct chain {
-	char *base; /* owned; NULL: none */
+	char *base;		       /* owned; NULL: none */
 	struct disk_segment *segments; /* owned, with their paths */
 	size_t n;
 	uint64_t disk_mib;
@@ -79,8 +79,7 @@ read_chain(const struct json *j, struct chain *c)
 }
 
 /* Writes beside the file and renames: whoever sees FILE sees a whole disk. */
-static int
-export(const struct chain *c, const char *file, bool force, struct err *e)
+static int export(const struct chain *c, const char *file, bool force, struct err *e)
 {
 	struct disk_chain chain = {c->base, c->segments, c->n};
 	cleanup_close int fd = -1;
@@ -145,11 +144,13 @@ run(int argc, char **argv)
 		client_call(c, "GET", path, NULL, &reply, &e) < 0)
 		return out_fail(&e);
 	if (read_chain(reply.json, &chain) < 0) {
-		out_complain("pandod described the disk in a way this pando does not understand");
+		out_complain("pandod described the disk in a way this pando does not "
+			     "understand");
 		return EXIT_FAILED;
 	}
 	if (!s.quiet && strcmp(vm.state, "running") == 0)
-		out_complain("\"%s\" runs: the file will be what a power cut now would leave",
+		out_complain(
+			"\"%s\" runs: the file will be what a power cut now would leave",
 			client_vm_name(&vm));
 	if (export(&chain, words[2], force, &e) < 0)
 		return out_fail(&e);
@@ -174,7 +175,8 @@ const struct verb verb_disk = {
 	.run = run,
 	.usage = "export <vm> FILE",
 	.options = options,
-	.text = "The file is sparse. Of a VM that runs it is what a power cut would leave: a journal to replay, as\n"
+	.text = "The file is sparse. Of a VM that runs it is what a power cut would "
+		"leave: a journal to replay, as\n"
 		"`e2fsck -p FILE` does.",
 	.subverbs = "export",
 	.words = COMPLETE_VM,

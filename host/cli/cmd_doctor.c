@@ -9,7 +9,8 @@
 extern const struct verb verb_doctor;
 
 static const struct opt options[] = {
-	{256, "can-boot-linux", NULL, "look only whether VMs can run on this host; with -q say nothing",
+	{256, "can-boot-linux", NULL,
+		"look only whether VMs can run on this host; with -q say nothing",
 		COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
@@ -26,7 +27,10 @@ print_json(const struct doctor *d)
 	cleanup_json_out struct json_out o = {0};
 
 	json_out_object(&o, NULL);
-	json_out_str(&o, "kvm", d->boots_linux ? "linux" : d->runs_small ? "small" : "none");
+	json_out_str(&o, "kvm",
+		d->boots_linux	? "linux"
+		: d->runs_small ? "small"
+				: "none");
 	json_out_array(&o, "findings");
 	for (size_t i = 0; i < d->n; i++) {
 		const struct doctor_finding *f = &d->findings[i];
@@ -57,7 +61,8 @@ print_text(const struct doctor *d)
 		printf("%-8s %-14s %s\n", verdicts[f->verdict], f->id,
 			out_plain(plain, sizeof(plain), f->detail));
 		if (f->mend[0])
-			printf("%-8s %-14s -> %s\n", "", "", out_plain(plain, sizeof(plain), f->mend));
+			printf("%-8s %-14s -> %s\n", "", "",
+				out_plain(plain, sizeof(plain), f->mend));
 	}
 }
 
@@ -100,6 +105,8 @@ const struct verb verb_doctor = {
 	.run = run,
 	.usage = "[--can-boot-linux]",
 	.options = options,
-	.text = "Exit status: 0 when VMs can run on this host, 1 when they cannot (the test machine, `pando machine`, is\n"
-		"the way then). Notes do not change it. -q prints the ids of what is not ok.",
+	.text = "Exit status: 0 when VMs can run on this host, 1 when they cannot (the "
+		"test machine, `pando machine`, is\n"
+		"the way then). Notes do not change it. -q prints the ids of what is not "
+		"ok.",
 };

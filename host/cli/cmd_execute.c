@@ -13,7 +13,8 @@
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
 
-/* --format json keeps the output until the end; more than this of a stream is cut off and counted. */
+/* --format json keeps the output until the end; more than this of a stream is cut off and
+ * counted. */
 #define CAPTURE_MAX (64u << 20)
 
 struct capture {
@@ -24,8 +25,8 @@ struct capture {
 struct running {
 	const struct execute_words *words;
 	const char *socket; /* borrowed */
-	char id[24];        /* "" until the guest has accepted it */
-	int signal_fd;      /* borrowed */
+	char id[24];	    /* "" until the guest has accepted it */
+	int signal_fd;	    /* borrowed */
 	unsigned interrupts;
 	bool quiet;
 	struct capture out[2];
@@ -95,8 +96,8 @@ on_wake(void *ctx, struct agent_session *session)
 	return -ECANCELED;
 }
 
-/* The reader of our output went away (`… | head -1`): the command gets what it would have got on a pipe
- * of its own, and we end as it would have. */
+/* The reader of our output went away (`… | head -1`): the command gets what it would have
+ * got on a pipe of its own, and we end as it would have. */
 static int
 reader_is_gone(const struct running *run)
 {
@@ -109,8 +110,8 @@ reader_is_gone(const struct running *run)
 	return 128 + SIGPIPE;
 }
 
-/* What our side's failures end with: only a bad name, bad words and Ctrl-C keep their own number, because
- * all others could be taken for the command's. */
+/* What our side's failures end with: only a bad name, bad words and Ctrl-C keep their own
+ * number, because all others could be taken for the command's. */
 static int
 fail(const struct err *e)
 {
@@ -150,8 +151,10 @@ print_json(const struct running *run, const struct agent_exec_result *result, in
 	if (result->kind == AGENT_SPAWN_FAILED)
 		json_out_str(&o, "message", result->message);
 	if (result->kind != 0) {
-		json_out_strn(&o, "stdout", run->out[0].buf ? run->out[0].buf : "", run->out[0].len);
-		json_out_strn(&o, "stderr", run->out[1].buf ? run->out[1].buf : "", run->out[1].len);
+		json_out_strn(&o, "stdout", run->out[0].buf ? run->out[0].buf : "",
+			run->out[0].len);
+		json_out_strn(&o, "stderr", run->out[1].buf ? run->out[1].buf : "",
+			run->out[1].len);
 		json_out_u64(&o, "stdout_bytes", result->stdout_bytes);
 		json_out_u64(&o, "stderr_bytes", result->stderr_bytes);
 	}
@@ -211,10 +214,13 @@ run_terminal(const char *socket, const struct agent_exec_req *req, struct runnin
 }
 
 static int
-run_in(const struct client_vm *vm, const struct execute_words *w, const struct opt_scan *s)
+run_in(const struct client_vm *vm, const struct execute_words *w,
+	const struct opt_scan *s)
 {
-	__attribute__((cleanup(running_done))) struct running run = {
-		.words = w, .socket = vm->agent_socket, .quiet = s->quiet, .signal_fd = -1};
+	__attribute__((cleanup(running_done))) struct running run = {.words = w,
+		.socket = vm->agent_socket,
+		.quiet = s->quiet,
+		.signal_fd = -1};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result result = {0};
 	struct agent_exec_req req = {
@@ -293,11 +299,15 @@ const struct verb verb_execute = {
 		 "[options] <vm> <command> [arguments…]\n"
 		 "[options] [vm] --shell 'a | b'",
 	.options = execute_options,
-	.text = "The command's words reach it as they are; no shell looks at them unless --shell asks for one.\n"
-		"Standard input is passed on when it is no terminal. Ctrl-C goes to the command; a second one kills it.\n"
+	.text = "The command's words reach it as they are; no shell looks at them unless "
+		"--shell asks for one.\n"
+		"Standard input is passed on when it is no terminal. Ctrl-C goes to the "
+		"command; a second one kills it.\n"
 		"\n"
-		"Exit status: the command's own; 128 + n when signal n ended it; 6 after --timeout; 126 or 127 when it\n"
-		"could not be started; 3 no such VM; 2 wrong usage; 7 interrupted twice; 125 our side failed, or the\n"
+		"Exit status: the command's own; 128 + n when signal n ended it; 6 after "
+		"--timeout; 126 or 127 when it\n"
+		"could not be started; 3 no such VM; 2 wrong usage; 7 interrupted twice; "
+		"125 our side failed, or the\n"
 		"command's end was never heard of.",
 	.words = COMPLETE_VM,
 };

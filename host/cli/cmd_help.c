@@ -32,7 +32,8 @@ run(int argc, char **argv)
 	v = verb_find(name);
 	if (!v) {
 		near = verb_nearest(name);
-		out_complain("there is no verb \"%s\"%s%s%s", name, near ? "; did you mean " : "",
+		out_complain("there is no verb \"%s\"%s%s%s", name,
+			near ? "; did you mean " : "",
 			near ? near : "; `pando help` lists them", near ? "?" : "");
 		return EXIT_USAGE;
 	}

@@ -37,7 +37,8 @@ print_stats(const struct client_reply *reply)
 	uint64_t v;
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-		if (json_u64(reply->json, json_get(reply->json, stats, known[i].key), &v) < 0)
+		if (json_u64(reply->json, json_get(reply->json, stats, known[i].key),
+			    &v) < 0)
 			continue;
 		switch (known[i].unit) {
 		case BYTES:
@@ -64,7 +65,8 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	line("state", vm->state);
 	if (vm->reason)
 		line("reason", vm->reason);
-	line("age", out_age(text, sizeof(text), now_ms > vm->created_ms ? now_ms - vm->created_ms : 0));
+	line("age", out_age(text, sizeof(text),
+			    now_ms > vm->created_ms ? now_ms - vm->created_ms : 0));
 	line("memory", out_mib(text, sizeof(text), vm->mem_mib));
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)vm->vcpus);
 	line("cpus", text);
@@ -75,7 +77,8 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	for (size_t i = 0; i < vm->n_children; i++)
 		line(i ? "" : "children", vm->children[i]);
 	for (size_t i = 0; i < vm->n_labels; i++) {
-		snprintf(text, sizeof(text), "%s=%s", vm->labels[i].key, vm->labels[i].value);
+		snprintf(text, sizeof(text), "%s=%s", vm->labels[i].key,
+			vm->labels[i].value);
 		line(i ? "" : "labels", text);
 	}
 	if (vm->pid) {
@@ -104,7 +107,9 @@ run(int argc, char **argv)
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key == OPT_WORD && name)
-			key = (err_set(&e, -EINVAL, "info shows one VM; `pando status` lists all"), OPT_ERROR);
+			key = (err_set(&e, -EINVAL,
+				       "info shows one VM; `pando status` lists all"),
+				OPT_ERROR);
 		if (key != OPT_WORD)
 			return opt_leave(&s, key, &e);
 		name = s.arg;
@@ -126,7 +131,8 @@ const struct verb verb_info = {
 	.summary = "All that is known about one VM",
 	.run = run,
 	.usage = "[vm]",
-	.text = "A VM is named by its alias, its id, or at least 4 leading digits of the id. Without one: $PANDO_VM,\n"
+	.text = "A VM is named by its alias, its id, or at least 4 leading digits of the "
+		"id. Without one: $PANDO_VM,\n"
 		"else the only VM that runs.",
 	.words = COMPLETE_VM,
 };

@@ -25,7 +25,8 @@ enum { OPT_VMM = 256 };
 static const struct opt options[] = {
 	{'f', "follow", NULL, "go on until the VM ends", COMPLETE_NOTHING},
 	{'n', "tail", "LINES", "only the last LINES of what is there", COMPLETE_NOTHING},
-	{OPT_VMM, "vmm", NULL, "what the VMM process said, not the guest", COMPLETE_NOTHING},
+	{OPT_VMM, "vmm", NULL, "what the VMM process said, not the guest",
+		COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -85,7 +86,8 @@ goes_on(struct client *c, const char *id)
 	cleanup_client_vm struct client_vm vm = {0};
 	struct err ignored;
 
-	return client_get(c, id, &vm, NULL, NULL) == 0 && pick_reachable(&vm, &ignored) != -ESHUTDOWN;
+	return client_get(c, id, &vm, NULL, NULL) == 0 &&
+	       pick_reachable(&vm, &ignored) != -ESHUTDOWN;
 }
 
 static int
@@ -119,8 +121,8 @@ open_source(const struct client_vm *vm, bool vmm, struct logs_source *src, struc
 	if (!vm->console || !(slash = strrchr(vm->console, '/')))
 		return err_set(e, -ENOENT, "\"%s\" has no console", client_vm_name(vm));
 	if (vmm)
-		r = paths_format(path, sizeof(path), e, "%.*s/vmm.log", (int)(slash - vm->console),
-			vm->console);
+		r = paths_format(path, sizeof(path), e, "%.*s/vmm.log",
+			(int)(slash - vm->console), vm->console);
 	else
 		r = paths_format(path, sizeof(path), e, "%s", vm->console);
 	return r < 0 ? r : logs_open(path, !vmm, src, e);
@@ -166,11 +168,13 @@ run(int argc, char **argv)
 	if (pick_pandod(&c, &e) < 0 || pick_vm(c, name, &vm, NULL, &e) < 0 ||
 		open_source(&vm, vmm, &src, &e) < 0)
 		return out_fail(&e);
-	struct sink to = {.id = vm.id, .json = s.json, .terminal = isatty(STDOUT_FILENO) == 1};
+	struct sink to = {
+		.id = vm.id, .json = s.json, .terminal = isatty(STDOUT_FILENO) == 1};
 
 	r = tail_only ? logs_tail(&src, lines, &at, &e) : 0;
 	if (r == 0)
-		r = following ? follow(c, &src, &at, &to, &e) : print_new(&src, &at, &to, &e);
+		r = following ? follow(c, &src, &at, &to, &e)
+			      : print_new(&src, &at, &to, &e);
 	/* A reader that left is out_end()'s to judge. */
 	return r < 0 && r != -EPIPE ? out_fail(&e) : EXIT_OK;
 }
@@ -182,7 +186,8 @@ const struct verb verb_logs = {
 	.run = run,
 	.usage = "[vm] [--follow] [--tail LINES] [--vmm]",
 	.options = options,
-	.text = "The last MiB of the console is kept. A branch begins with an empty console of its own. On a terminal,\n"
+	.text = "The last MiB of the console is kept. A branch begins with an empty "
+		"console of its own. On a terminal,\n"
 		"control characters are shown as \\xNN.",
 	.words = COMPLETE_VM,
 };

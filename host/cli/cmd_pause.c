@@ -36,7 +36,8 @@ run_one(const struct verb *v, call *fn, int argc, char **argv)
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key == OPT_WORD && name)
-			key = (err_set(&e, -EINVAL, "%s takes one VM", v->name), OPT_ERROR);
+			key = (err_set(&e, -EINVAL, "%s takes one VM", v->name),
+				OPT_ERROR);
 		if (key != OPT_WORD)
 			return opt_leave(&s, key, &e);
 		name = s.arg;

@@ -19,23 +19,37 @@ extern const struct verb verb_run;
 
 #define LABELS_MAX 64
 
-enum { OPT_MEM = 256, OPT_VCPUS, OPT_DISK, OPT_ROOTFS, OPT_KERNEL, OPT_CMDLINE, OPT_NO_WAIT };
+enum {
+	OPT_MEM = 256,
+	OPT_VCPUS,
+	OPT_DISK,
+	OPT_ROOTFS,
+	OPT_KERNEL,
+	OPT_CMDLINE,
+	OPT_NO_WAIT
+};
 
 static const struct opt options[] = {
-	{OPT_MEM, "mem-size", "MIB", "memory; 512 MiB if not said; 2G and the like are fine",
+	{OPT_MEM, "mem-size", "MIB",
+		"memory; 512 MiB if not said; 2G and the like are fine",
 		COMPLETE_NOTHING},
 	{OPT_VCPUS, "vcpu-count", "N", "CPUs, 1 to 8; 1 if not said", COMPLETE_NOTHING},
-	{OPT_DISK, "fs-size-vm", "MIB", "size of the disk; 1024 MiB if not said", COMPLETE_NOTHING},
-	{OPT_ROOTFS, "rootfs", "IMAGE", "image, or path of a disk; \"default\" is built when it is missing",
+	{OPT_DISK, "fs-size-vm", "MIB", "size of the disk; 1024 MiB if not said",
+		COMPLETE_NOTHING},
+	{OPT_ROOTFS, "rootfs", "IMAGE",
+		"image, or path of a disk; \"default\" is built when it is missing",
 		COMPLETE_IMAGE},
 	{OPT_KERNEL, "kernel", "IMAGE", "image, or path of a bzImage", COMPLETE_IMAGE},
-	{OPT_CMDLINE, "cmdline", "TEXT", "more for the kernel's command line", COMPLETE_NOTHING},
+	{OPT_CMDLINE, "cmdline", "TEXT", "more for the kernel's command line",
+		COMPLETE_NOTHING},
 	{'N', "vm-alias", "NAME", "name the VM", COMPLETE_NOTHING},
 	{'n', "name", "NAME", NULL, COMPLETE_NOTHING},
-	{'l', "label", "key=value", "label the VM; may be given several times", COMPLETE_NOTHING},
-	{OPT_NO_WAIT, "no-wait", NULL, "return when its CPUs run, not when its agent answers",
+	{'l', "label", "key=value", "label the VM; may be given several times",
 		COMPLETE_NOTHING},
-	{'C', "config", "FILE", "settings, instead of pando.toml or vers.toml in this folder",
+	{OPT_NO_WAIT, "no-wait", NULL,
+		"return when its CPUs run, not when its agent answers", COMPLETE_NOTHING},
+	{'C', "config", "FILE",
+		"settings, instead of pando.toml or vers.toml in this folder",
 		COMPLETE_FILE},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
@@ -66,7 +80,8 @@ become_golden(const char *program, const char *log_path)
 	char arg0[] = "pando-golden", arg1[] = "image";
 	char *argv[] = {arg0, arg1, NULL};
 	int null_fd = open("/dev/null", O_RDONLY);
-	int out_fd = log_path ? open(log_path, O_WRONLY | O_CREAT | O_TRUNC, 0600) : STDERR_FILENO;
+	int out_fd = log_path ? open(log_path, O_WRONLY | O_CREAT | O_TRUNC, 0600)
+			      : STDERR_FILENO;
 
 	signal(SIGPIPE, SIG_DFL);
 	if (null_fd >= 0 && out_fd >= 0) {
@@ -91,13 +106,17 @@ build_default(const char *home, bool quiet, struct err *e)
 	if (r < 0)
 		return r;
 	if (access(program, X_OK) < 0)
-		return err_set(e, -EIO, "there is no image \"default\", and what builds it is not there (%s): "
-			"install pando again", program);
+		return err_set(e, -EIO,
+			"there is no image \"default\", and what builds it is not there "
+			"(%s): "
+			"install pando again",
+			program);
 	snprintf(log_path, sizeof(log_path), "%s/image-build.log", home);
 	if (quiet)
 		where = log_path;
 	else
-		out_complain("there is no image \"default\" yet: building it, once, takes some minutes");
+		out_complain("there is no image \"default\" yet: building it, once, "
+			     "takes some minutes");
 	pid = fork();
 	if (pid < 0)
 		return err_sys(e, -errno, "fork");
@@ -108,9 +127,11 @@ build_default(const char *home, bool quiet, struct err *e)
 			return err_sys(e, -errno, "waiting for pando-golden");
 	if (WIFSIGNALED(status))
 		return err_set(e, WTERMSIG(status) == SIGINT ? -ECANCELED : -EIO,
-			"building the image \"default\" was ended by signal %d", WTERMSIG(status));
+			"building the image \"default\" was ended by signal %d",
+			WTERMSIG(status));
 	if (WEXITSTATUS(status))
-		return err_set(e, -EIO, "the image \"default\" could not be built (status %d): %s",
+		return err_set(e, -EIO,
+			"the image \"default\" could not be built (status %d): %s",
 			WEXITSTATUS(status), where);
 	return 0;
 }
@@ -122,7 +143,8 @@ alias_is_free(struct client *c, const char *alias, struct err *e)
 	cleanup_client_vm struct client_vm vm = {0};
 
 	if (alias && client_get(c, alias, &vm, NULL, NULL) == 0)
-		return err_set(e, -EEXIST, "there is a VM named \"%.64s\" already (%s)", alias, vm.id);
+		return err_set(e, -EEXIST, "there is a VM named \"%.64s\" already (%s)",
+			alias, vm.id);
 	return 0;
 }
 
@@ -146,8 +168,8 @@ prepare_image(struct client *c, const struct client_run *spec, bool quiet, struc
 /* The verb --------------------------------------------------------------------------- */
 
 static int
-parse(struct opt_scan *s, struct client_run *spec, const char **labels, const char **config,
-	struct err *e)
+parse(struct opt_scan *s, struct client_run *spec, const char **labels,
+	const char **config, struct err *e)
 {
 	int key;
 
@@ -156,15 +178,16 @@ parse(struct opt_scan *s, struct client_run *spec, const char **labels, const ch
 
 		switch (key) {
 		case OPT_MEM:
-			r = opt_mib(s->arg, "--mem-size", CONFIG_MEM_MIN_MIB, CONFIG_MEM_MAX_MIB,
-				&spec->mem_mib, e);
+			r = opt_mib(s->arg, "--mem-size", CONFIG_MEM_MIN_MIB,
+				CONFIG_MEM_MAX_MIB, &spec->mem_mib, e);
 			break;
 		case OPT_VCPUS:
-			r = opt_u64(s->arg, "--vcpu-count", 1, CONFIG_VCPUS_MAX, &spec->vcpus, e);
+			r = opt_u64(s->arg, "--vcpu-count", 1, CONFIG_VCPUS_MAX,
+				&spec->vcpus, e);
 			break;
 		case OPT_DISK:
-			r = opt_mib(s->arg, "--fs-size-vm", CONFIG_DISK_MIN_MIB, CONFIG_DISK_MAX_MIB,
-				&spec->disk_mib, e);
+			r = opt_mib(s->arg, "--fs-size-vm", CONFIG_DISK_MIN_MIB,
+				CONFIG_DISK_MAX_MIB, &spec->disk_mib, e);
 			break;
 		case OPT_ROOTFS:
 			spec->rootfs = s->arg;
@@ -194,7 +217,9 @@ parse(struct opt_scan *s, struct client_run *spec, const char **labels, const ch
 			break;
 		case OPT_WORD:
 			r = err_set(e, -EINVAL,
-				"run takes options only, not \"%.64s\"; a name goes behind --vm-alias", s->arg);
+				"run takes options only, not \"%.64s\"; a name goes "
+				"behind --vm-alias",
+				s->arg);
 			break;
 		default:
 			return key;
@@ -256,13 +281,14 @@ run(int argc, char **argv)
 	r = client_run(c, &spec, &vm, &reply, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
-		err_set(&e, r, "cancelled; the VM may come up yet: `pando status` shows it");
+		err_set(&e, r,
+			"cancelled; the VM may come up yet: `pando status` shows it");
 	if (r < 0)
 		return out_fail(&e);
 	puts(s.json ? reply.text : vm.id);
 	if (!s.quiet)
-		fprintf(stderr, "pando: %s is %s after %.1f s\n", client_vm_name(&vm), vm.state,
-			(double)(io_now_ns() - start_ns) / 1e9);
+		fprintf(stderr, "pando: %s is %s after %.1f s\n", client_vm_name(&vm),
+			vm.state, (double)(io_now_ns() - start_ns) / 1e9);
 	return EXIT_OK;
 }
 
@@ -272,5 +298,6 @@ const struct verb verb_run = {
 	.run = run,
 	.usage = "[options]",
 	.options = options,
-	.text = "What no option says is taken from pando.toml (or vers.toml) in this folder, see pando.toml(5).",
+	.text = "What no option says is taken from pando.toml (or vers.toml) in this "
+		"folder, see pando.toml(5).",
 };

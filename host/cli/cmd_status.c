@@ -47,8 +47,9 @@ print_table(const struct client_vms *vms)
 		out_table_cell(t, cell);
 		out_table_cell(t, out_mib(cell, sizeof(cell), vm->disk_mib));
 		out_table_cell(t, vm->parent[0] ? name_of(vms, vm->parent) : "-");
-		out_table_cell(t, out_age(cell, sizeof(cell),
-			now_ms > vm->created_ms ? now_ms - vm->created_ms : 0));
+		out_table_cell(t,
+			out_age(cell, sizeof(cell),
+				now_ms > vm->created_ms ? now_ms - vm->created_ms : 0));
 	}
 	out_table_print(t, stdout);
 	return EXIT_OK;
@@ -75,7 +76,9 @@ run(int argc, char **argv)
 		case 'a':
 			break;
 		case OPT_WORD:
-			err_set(&e, -EINVAL, "status lists all VMs; `pando info %.64s` shows one", s.arg);
+			err_set(&e, -EINVAL,
+				"status lists all VMs; `pando info %.64s` shows one",
+				s.arg);
 			return opt_leave(&s, OPT_ERROR, &e);
 		default:
 			return opt_leave(&s, key, &e);

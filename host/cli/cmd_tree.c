@@ -11,8 +11,8 @@
 
 extern const struct verb verb_tree;
 
-/* The forest, walked once: rows in drawing order. Depth is bounded only by the number of VMs, so
- * the walk keeps its own stack. */
+/* The forest, walked once: rows in drawing order. Depth is bounded only by the number of
+ * VMs, so the walk keeps its own stack. */
 struct row {
 	const struct client_vm *vm; /* borrowed */
 	size_t depth;
@@ -28,7 +28,8 @@ index_of(const struct client_vms *vms, const char *id)
 	return vms->n;
 }
 
-/* Links: first child and next sibling of each VM, in the list's order; vms->n is "none". */
+/* Links: first child and next sibling of each VM, in the list's order; vms->n is "none".
+ */
 struct links {
 	size_t *parent, *first, *next; /* owned, one block */
 };
@@ -59,7 +60,8 @@ link_up(const struct client_vms *vms, struct links *ret)
 	}
 	for (size_t i = 0; i < n; i++)
 		if (in_a_circle(ret->parent, n, i))
-			ret->parent[i] = n; /* nonsense, but each VM shall be drawn once */
+			ret->parent[i] =
+				n; /* nonsense, but each VM shall be drawn once */
 	for (size_t i = 0; i < n; i++) {
 		size_t p = ret->parent[i];
 
@@ -80,7 +82,8 @@ walk(const struct client_vms *vms, const struct links *l, size_t from, struct ro
 	size_t n = vms->n, count = 0, depth = 0, at = from;
 
 	for (;;) {
-		rows[count++] = (struct row){&vms->v[at], depth, at == from || l->next[at] == n};
+		rows[count++] =
+			(struct row){&vms->v[at], depth, at == from || l->next[at] == n};
 		if (l->first[at] != n) {
 			at = l->first[at];
 			depth++;
@@ -115,7 +118,8 @@ print_rows(const struct row *rows, size_t n, const struct client_vms *all)
 		if (depth)
 			fputs(rows[i].last ? "└── " : "├── ", stdout);
 		pick_short_id(id, sizeof(id), vm->id, all);
-		out_age(age, sizeof(age), now_ms > vm->created_ms ? now_ms - vm->created_ms : 0);
+		out_age(age, sizeof(age),
+			now_ms > vm->created_ms ? now_ms - vm->created_ms : 0);
 		if (vm->alias[0])
 			printf("%s (%s)", out_plain(name, sizeof(name), vm->alias), id);
 		else
@@ -170,7 +174,8 @@ run(int argc, char **argv)
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key == OPT_WORD && name)
-			key = (err_set(&e, -EINVAL, "tree takes one VM, or none for all"), OPT_ERROR);
+			key = (err_set(&e, -EINVAL, "tree takes one VM, or none for all"),
+				OPT_ERROR);
 		if (key != OPT_WORD)
 			return opt_leave(&s, key, &e);
 		name = s.arg;

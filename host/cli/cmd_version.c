@@ -28,7 +28,8 @@ run(int argc, char **argv)
 	/* Only asks a pandod that is there: a version is no reason to start one. */
 	if (client_open(NULL, 0, &c, NULL) == 0 &&
 		client_call(c, "GET", "/v1/version", NULL, &reply, NULL) == 0)
-		(void)json_str(reply.json, json_get(reply.json, 0, "version"), daemon, sizeof(daemon));
+		(void)json_str(reply.json, json_get(reply.json, 0, "version"), daemon,
+			sizeof(daemon));
 	if (s.json) {
 		json_out_object(&o, NULL);
 		json_out_str(&o, "version", PANDO_VERSION);

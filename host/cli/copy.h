@@ -5,8 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* "vm:path": the name in vm, the path (borrowed; "." if empty) in *ret_path. False for a local path: no
- * colon, one behind a slash, or nothing before it. */
+/* "vm:path": the name in vm, the path (borrowed; "." if empty) in *ret_path. False for a
+ * local path: no colon, one behind a slash, or nothing before it. */
 bool copy_split(const char *word, char *vm, size_t cap, const char **ret_path);
 
 #endif

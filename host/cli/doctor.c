@@ -24,14 +24,15 @@
 
 #define PROBE_TIMEOUT_MS 15000
 
-static struct doctor_finding *
-find(struct doctor *d, const char *id, enum doctor_verdict verdict, const char *fmt, ...)
+static struct doctor_finding *find(struct doctor *d, const char *id,
+	enum doctor_verdict verdict, const char *fmt, ...)
 	__attribute__((format(printf, 4, 5)));
 
 static struct doctor_finding *
 find(struct doctor *d, const char *id, enum doctor_verdict verdict, const char *fmt, ...)
 {
-	struct doctor_finding *f = &d->findings[d->n < DOCTOR_MAX ? d->n++ : DOCTOR_MAX - 1];
+	struct doctor_finding *f =
+		&d->findings[d->n < DOCTOR_MAX ? d->n++ : DOCTOR_MAX - 1];
 	va_list ap;
 
 	*f = (struct doctor_finding){.id = id, .verdict = verdict};
@@ -54,7 +55,8 @@ mend(struct doctor_finding *f, const char *fmt, ...)
 	va_end(ap);
 }
 
-/* A small file of /proc or /sys without its last line feed; false if it cannot be read. */
+/* A small file of /proc or /sys without its last line feed; false if it cannot be read.
+ */
 static bool
 read_setting(const char *path, char *dst, size_t cap)
 {
@@ -90,15 +92,18 @@ doctor_read_probe(struct doctor *d, const char *line, size_t len)
 	out_plain(plain, sizeof(plain), detail);
 	if (strcmp(kvm, "linux") == 0) {
 		d->boots_linux = d->runs_small = true;
-		f = find(d, "kvm", DOCTOR_OK, "KVM boots Linux: VMs run on this host directly");
+		f = find(d, "kvm", DOCTOR_OK,
+			"KVM boots Linux: VMs run on this host directly");
 		if (json_f64(j, json_get(j, 0, "create_vm_us"), &us) == 0 && us > 5000) {
-			f = find(d, "kvm-speed", DOCTOR_NOTE, "making a KVM VM took %.1f ms", us / 1e3);
+			f = find(d, "kvm-speed", DOCTOR_NOTE,
+				"making a KVM VM took %.1f ms", us / 1e3);
 			mend(f, "see kvm-hugepages and cgroup below");
 		}
 	} else if (strcmp(kvm, "small") == 0) {
 		d->runs_small = true;
 		f = find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
-		mend(f, "use a host with hardware virtualization (nested is enough), or the same verbs in "
+		mend(f, "use a host with hardware virtualization (nested is enough), or "
+			"the same verbs in "
 			"the test machine: `pando machine start`");
 	} else if (strcmp(kvm, "none") == 0) {
 		f = find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
@@ -128,7 +133,8 @@ run_probe(const char *program, char *dst, size_t cap)
 	if (pid < 0)
 		return -errno;
 	if (pid == 0) {
-		char arg1[] = "--probe", *name = strdup(program), *argv[] = {name, arg1, NULL};
+		char arg1[] = "--probe", *name = strdup(program),
+		     *argv[] = {name, arg1, NULL};
 		int null_fd = open("/dev/null", O_RDWR);
 
 		dup2(null_fd, STDIN_FILENO);
@@ -163,15 +169,19 @@ kvm_cannot_be_opened(struct doctor *d, int error)
 	struct doctor_finding *f;
 
 	if (error == ENOENT || error == ENXIO || error == ENODEV) {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "there is no KVM here (/dev/kvm: %s)", strerror(error));
-		mend(f, "load kvm_intel or kvm_amd, switch virtualization on in the firmware or (in a VM) "
+		f = find(d, "kvm", DOCTOR_PROBLEM, "there is no KVM here (/dev/kvm: %s)",
+			strerror(error));
+		mend(f, "load kvm_intel or kvm_amd, switch virtualization on in the "
+			"firmware or (in a VM) "
 			"nested virtualization on its host; else `pando machine start`");
 	} else if (error == EACCES || error == EPERM) {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "KVM is there, but you may not use it (/dev/kvm: %s)",
+		f = find(d, "kvm", DOCTOR_PROBLEM,
+			"KVM is there, but you may not use it (/dev/kvm: %s)",
 			strerror(error));
 		mend(f, "sudo usermod -aG kvm \"$USER\", then log in again");
 	} else {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "/dev/kvm cannot be opened: %s", strerror(error));
+		f = find(d, "kvm", DOCTOR_PROBLEM, "/dev/kvm cannot be opened: %s",
+			strerror(error));
 	}
 }
 
@@ -194,14 +204,16 @@ doctor_check_kvm(struct doctor *d)
 		return;
 	}
 	if (access(program, X_OK) < 0) {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "what KVM can do cannot be tried: %s: %s", program,
+		f = find(d, "kvm", DOCTOR_PROBLEM,
+			"what KVM can do cannot be tried: %s: %s", program,
 			strerror(errno));
 		mend(f, "the installation is not complete: install pando again");
 		return;
 	}
 	n = run_probe(program, answer, sizeof(answer));
 	if (n < 0 || !doctor_read_probe(d, answer, (size_t)n)) {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "the probe guest gave no answer (%s --probe)", program);
+		f = find(d, "kvm", DOCTOR_PROBLEM,
+			"the probe guest gave no answer (%s --probe)", program);
 		mend(f, "run it by hand; KVM on this host may hang");
 	}
 }
@@ -209,14 +221,16 @@ doctor_check_kvm(struct doctor *d)
 static void
 check_nested(struct doctor *d)
 {
-	static const char *const files[] = {
-		"/sys/module/kvm_intel/parameters/nested", "/sys/module/kvm_amd/parameters/nested"};
+	static const char *const files[] = {"/sys/module/kvm_intel/parameters/nested",
+		"/sys/module/kvm_amd/parameters/nested"};
 	char v[16];
 
 	for (size_t i = 0; i < 2; i++)
 		if (read_setting(files[i], v, sizeof(v)))
-			find(d, "nested", DOCTOR_OK, "VMs made here %s run VMs of their own (%s is %s)",
-				v[0] == 'Y' || v[0] == '1' ? "can" : "cannot", files[i], v);
+			find(d, "nested", DOCTOR_OK,
+				"VMs made here %s run VMs of their own (%s is %s)",
+				v[0] == 'Y' || v[0] == '1' ? "can" : "cannot", files[i],
+				v);
 }
 
 static void
@@ -233,11 +247,16 @@ check_nx_huge_pages(struct doctor *d)
 		return;
 	}
 	f = find(d, "kvm-hugepages", DOCTOR_NOTE,
-		"kvm.nx_huge_pages is %s: each VM starts a kernel thread, which makes creating VMs slow in a "
-		"cgroup", v);
-	mend(f, "if this CPU does not have the iTLB multihit bug (see "
-		"/sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | sudo tee %s; else "
-		"mount cgroup2 with favordynmods", path);
+		"kvm.nx_huge_pages is %s: each VM starts a kernel thread, which makes "
+		"creating VMs slow in a "
+		"cgroup",
+		v);
+	mend(f,
+		"if this CPU does not have the iTLB multihit bug (see "
+		"/sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | "
+		"sudo tee %s; else "
+		"mount cgroup2 with favordynmods",
+		path);
 }
 
 int
@@ -267,7 +286,8 @@ check_cgroup(struct doctor *d)
 	char v[16];
 
 	/* It matters only where each VM starts a thread. */
-	if (!read_setting("/sys/module/kvm/parameters/nx_huge_pages", v, sizeof(v)) || v[0] == 'N')
+	if (!read_setting("/sys/module/kvm/parameters/nx_huge_pages", v, sizeof(v)) ||
+		v[0] == 'N')
 		return;
 	if (io_read_file("/proc/mounts", 1 << 20, &mounts, &len, NULL) < 0)
 		return;
@@ -277,13 +297,15 @@ check_cgroup(struct doctor *d)
 		break;
 	case 0:
 		f = find(d, "cgroup", DOCTOR_NOTE,
-			"cgroup2 is mounted without favordynmods: threads move between cgroups slowly");
+			"cgroup2 is mounted without favordynmods: threads move between "
+			"cgroups slowly");
 		mend(f, "sudo mount -o remount,favordynmods /sys/fs/cgroup");
 		break;
 	}
 }
 
-/* The rest ---------------------------------------------------------------------------- */
+/* The rest ----------------------------------------------------------------------------
+ */
 
 static bool
 userns_works(void)
@@ -308,18 +330,23 @@ check_namespaces(struct doctor *d)
 	char v[32];
 
 	if (userns_works()) {
-		find(d, "namespaces", DOCTOR_OK, "user namespaces can be made: VMMs run in their own");
+		find(d, "namespaces", DOCTOR_OK,
+			"user namespaces can be made: VMMs run in their own");
 		return;
 	}
 	f = find(d, "namespaces", DOCTOR_NOTE,
-		"user namespaces cannot be made here: VMMs run with less isolation, images are built with more "
+		"user namespaces cannot be made here: VMMs run with less isolation, "
+		"images are built with more "
 		"rights");
-	if (read_setting("/proc/sys/kernel/unprivileged_userns_clone", v, sizeof(v)) && v[0] == '0')
+	if (read_setting("/proc/sys/kernel/unprivileged_userns_clone", v, sizeof(v)) &&
+		v[0] == '0')
 		mend(f, "sudo sysctl kernel.unprivileged_userns_clone=1");
-	else if (read_setting("/proc/sys/user/max_user_namespaces", v, sizeof(v)) && v[0] == '0')
+	else if (read_setting("/proc/sys/user/max_user_namespaces", v, sizeof(v)) &&
+		 v[0] == '0')
 		mend(f, "sudo sysctl user.max_user_namespaces=10000");
-	else if (read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", v, sizeof(v)) &&
-		v[0] == '1')
+	else if (read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", v,
+			 sizeof(v)) &&
+		 v[0] == '1')
 		mend(f, "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0");
 	else
 		mend(f, "a container's or the system's policy forbids it");
@@ -360,17 +387,20 @@ check_programs(struct doctor *d)
 	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++) {
 		size_t n = strlen(packages), m = strlen(whats);
 
-		if ((needed[i].machine && d->boots_linux) || have_program(needed[i].program))
+		if ((needed[i].machine && d->boots_linux) ||
+			have_program(needed[i].program))
 			continue;
 		snprintf(packages + n, sizeof(packages) - n, " %s", needed[i].package);
 		if (!strstr(whats, needed[i].what))
-			snprintf(whats + m, sizeof(whats) - m, "%s%s", m ? ", " : "", needed[i].what);
+			snprintf(whats + m, sizeof(whats) - m, "%s%s", m ? ", " : "",
+				needed[i].what);
 	}
 	if (!packages[0]) {
 		find(d, "packages", DOCTOR_OK, "all programs are there");
 		return;
 	}
-	f = find(d, "packages", DOCTOR_NOTE, "packages are missing, needed for %s:%s", whats, packages);
+	f = find(d, "packages", DOCTOR_NOTE, "packages are missing, needed for %s:%s",
+		whats, packages);
 	mend(f, "sudo apt-get install%s", packages);
 }
 
@@ -444,7 +474,8 @@ check_image(struct doctor *d)
 	if (access(path, R_OK) == 0) {
 		find(d, "image", DOCTOR_OK, "there is a default image in %s", images);
 	} else {
-		f = find(d, "image", DOCTOR_NOTE, "there is no default image yet in %s", images);
+		f = find(d, "image", DOCTOR_NOTE, "there is no default image yet in %s",
+			images);
 		mend(f, "nothing: the first `pando run` builds it");
 		check_space(d, "image-space", images, 4096);
 	}
@@ -469,8 +500,8 @@ check_memory(struct doctor *d)
 		find(d, "memory", DOCTOR_OK, "%s of memory are available", free_text);
 		return;
 	}
-	f = find(d, "memory", DOCTOR_NOTE, "only %s of memory are available: a VM wants 512 MiB",
-		free_text);
+	f = find(d, "memory", DOCTOR_NOTE,
+		"only %s of memory are available: a VM wants 512 MiB", free_text);
 	mend(f, "run fewer VMs, or smaller ones (--mem-size)");
 }
 
@@ -492,14 +523,16 @@ check_huge_pages(struct doctor *d)
 	struct doctor_finding *f;
 	char text[128], word[32];
 
-	if (!read_setting(path, text, sizeof(text)) || !doctor_chosen_word(text, word, sizeof(word)))
+	if (!read_setting(path, text, sizeof(text)) ||
+		!doctor_chosen_word(text, word, sizeof(word)))
 		return;
 	if (strcmp(word, "never") != 0) {
 		find(d, "huge-pages", DOCTOR_OK, "transparent huge pages: %s", word);
 		return;
 	}
 	f = find(d, "huge-pages", DOCTOR_NOTE,
-		"transparent huge pages are off: a branch of a 512 MiB VM takes milliseconds longer");
+		"transparent huge pages are off: a branch of a 512 MiB VM takes "
+		"milliseconds longer");
 	mend(f, "echo madvise | sudo tee %s", path);
 }
 
@@ -512,7 +545,8 @@ check_overcommit(struct doctor *d)
 	if (!read_setting("/proc/sys/vm/overcommit_memory", v, sizeof(v)) || v[0] != '2')
 		return;
 	f = find(d, "overcommit", DOCTOR_NOTE,
-		"vm.overcommit_memory is 2: branches are refused when their memory, all of it, would not fit");
+		"vm.overcommit_memory is 2: branches are refused when their memory, all "
+		"of it, would not fit");
 	mend(f, "sudo sysctl vm.overcommit_memory=0");
 }
 
@@ -527,7 +561,8 @@ check_pandod(struct doctor *d)
 	struct err e = {0};
 
 	if (client_open(NULL, 0, &c, &e) < 0) {
-		find(d, "pandod", DOCTOR_OK, "no pandod runs; the first command starts one");
+		find(d, "pandod", DOCTOR_OK,
+			"no pandod runs; the first command starts one");
 		return;
 	}
 	if (client_call(c, "GET", "/v1/version", NULL, &reply, &e) < 0) {
@@ -535,15 +570,16 @@ check_pandod(struct doctor *d)
 		mend(f, "see %s/pandod.log", client_home(c));
 		return;
 	}
-	(void)json_str(reply.json, json_get(reply.json, 0, "version"), version, sizeof(version));
+	(void)json_str(
+		reply.json, json_get(reply.json, 0, "version"), version, sizeof(version));
 	(void)json_u64(reply.json, json_get(reply.json, 0, "pid"), &pid);
 	if (strcmp(version, PANDO_VERSION) == 0) {
 		find(d, "pandod", DOCTOR_OK, "pandod %s runs (pid %llu)", version,
 			(unsigned long long)pid);
 		return;
 	}
-	f = find(d, "pandod", DOCTOR_NOTE, "pandod %s runs (pid %llu), this is pando %s", version,
-		(unsigned long long)pid, PANDO_VERSION);
+	f = find(d, "pandod", DOCTOR_NOTE, "pandod %s runs (pid %llu), this is pando %s",
+		version, (unsigned long long)pid, PANDO_VERSION);
 	mend(f, "kill %llu; VMs go on, and the next command starts the new one",
 		(unsigned long long)pid);
 }

@@ -1,6 +1,6 @@
 /*
- * What this host can do, found by looking and, where looking is not enough, by trying. Each finding
- * has a sentence and, unless all is well, a mend.
+ * What this host can do, found by looking and, where looking is not enough, by trying.
+ * Each finding has a sentence and, unless all is well, a mend.
  */
 #ifndef PANDO_CLI_DOCTOR_H
 #define PANDO_CLI_DOCTOR_H
@@ -10,8 +10,9 @@
 
 enum doctor_verdict {
 	DOCTOR_OK,
-	DOCTOR_NOTE,    /* works, slower or with less */
-	DOCTOR_PROBLEM, /* VMs cannot run here, or images cannot be built here, until it is mended */
+	DOCTOR_NOTE,	/* works, slower or with less */
+	DOCTOR_PROBLEM, /* VMs cannot run here, or images cannot be built here, until it
+			   is mended */
 };
 
 struct doctor_finding {
@@ -39,7 +40,8 @@ void doctor_check_all(struct doctor *d);
 bool doctor_read_probe(struct doctor *d, const char *line, size_t len);
 /* The bracketed word of "always [madvise] never" into dst; false if there is none. */
 bool doctor_chosen_word(const char *text, char *dst, size_t cap);
-/* Whether a line of /proc/mounts-like text is a cgroup2 mount with favordynmods; -1: no cgroup2. */
+/* Whether a line of /proc/mounts-like text is a cgroup2 mount with favordynmods; -1: no
+ * cgroup2. */
 int doctor_favordynmods(const char *mounts);
 
 #endif

@@ -5,17 +5,24 @@
 #include <string.h>
 
 const struct opt execute_options[] = {
-	{'t', "timeout", "SECONDS", "kill it after that time (status 6); 1.5, 500ms and 10m are fine too",
+	{'t', "timeout", "SECONDS",
+		"kill it after that time (status 6); 1.5, 500ms and 10m are fine too",
 		COMPLETE_NOTHING},
-	{'e', "env", "NAME=VALUE", "in the command's environment; may be given several times",
+	{'e', "env", "NAME=VALUE",
+		"in the command's environment; may be given several times",
 		COMPLETE_NOTHING},
-	{'w', "cwd", "FOLDER", "where it runs; the user's home if not said", COMPLETE_NOTHING},
+	{'w', "cwd", "FOLDER", "where it runs; the user's home if not said",
+		COMPLETE_NOTHING},
 	{'u', "user", "NAME", "who it runs as; root if not said", COMPLETE_NOTHING},
-	{'s', "shell", "TEXT", "run TEXT with /bin/sh -c; words that follow are $1, $2, …",
+	{'s', "shell", "TEXT",
+		"run TEXT with /bin/sh -c; words that follow are $1, $2, …",
 		COMPLETE_NOTHING},
-	{'T', "tty", NULL, "give it a terminal: for programs that a person uses", COMPLETE_NOTHING},
-	{'i', "stdin", NULL, "pass standard input on, even from a terminal", COMPLETE_NOTHING},
-	{'n', "no-stdin", NULL, "pass none on, even from a pipe or file", COMPLETE_NOTHING},
+	{'T', "tty", NULL, "give it a terminal: for programs that a person uses",
+		COMPLETE_NOTHING},
+	{'i', "stdin", NULL, "pass standard input on, even from a terminal",
+		COMPLETE_NOTHING},
+	{'n', "no-stdin", NULL, "pass none on, even from a pipe or file",
+		COMPLETE_NOTHING},
 	{'d', "detach", NULL, "start it, print its id and return", COMPLETE_NOTHING},
 	{'A', "attach", "ID", "take up a command that was detached", COMPLETE_NOTHING},
 	{256, "list", NULL, "list the guest's commands, as JSON", COMPLETE_NOTHING},
@@ -112,12 +119,14 @@ check(struct execute_words *w, char *const *command, struct err *e)
 		return err_set(e, -EINVAL, "--shell needs a command");
 	if (w->shell)
 		return w->attach || w->list
-			? err_set(e, -EINVAL, "--attach and --list take no command")
-			: make_shell(w, command, e);
+			       ? err_set(e, -EINVAL,
+					 "--attach and --list take no command")
+			       : make_shell(w, command, e);
 	if (runs && (w->attach || w->list))
 		return err_set(e, -EINVAL, "--attach and --list take no command");
 	if (!runs && !w->attach && !w->list)
-		return err_set(e, -EINVAL, "no command: pando execute %s -- command arguments…",
+		return err_set(e, -EINVAL,
+			"no command: pando execute %s -- command arguments…",
 			w->vm ? w->vm : "<vm>");
 	if (runs && !command[0][0])
 		return err_set(e, -EINVAL, "the command is an empty word");

@@ -1,7 +1,7 @@
 /*
- * The words of `pando execute`: which are ours, which the VM's name, which the command. A name is
- * never taken for a command nor a command for a name: the first word before "--" is the VM, all words
- * from the next one (or from "--") on are the command, untouched.
+ * The words of `pando execute`: which are ours, which the VM's name, which the command. A
+ * name is never taken for a command nor a command for a name: the first word before "--"
+ * is the VM, all words from the next one (or from "--") on are the command, untouched.
  */
 #ifndef PANDO_CLI_EXECUTE_H
 #define PANDO_CLI_EXECUTE_H
@@ -15,16 +15,18 @@
 
 struct execute_words {
 	const char *vm; /* NULL: not named */
-	const char *const *argv; /* NULL-terminated; into the caller's argv or shell_argv */
+	const char *const
+		*argv; /* NULL-terminated; into the caller's argv or shell_argv */
 	const char *env[EXECUTE_ENV_MAX + 1]; /* NULL-terminated */
 	size_t n_env;
 	const char *cwd, *user, *shell, *attach; /* NULL: not said */
-	uint64_t timeout_ms;                     /* 0: none */
+	uint64_t timeout_ms;			 /* 0: none */
 	bool stdin_on, stdin_off, tty, detach, list;
 	const char **shell_argv; /* owned; NULL unless --shell was used */
 };
 
-/* All of execute's argv (argv[argc] is NULL). OPT_END, or OPT_HELP, OPT_ERROR for opt_leave(). */
+/* All of execute's argv (argv[argc] is NULL). OPT_END, or OPT_HELP, OPT_ERROR for
+ * opt_leave(). */
 int execute_parse(struct opt_scan *s, struct execute_words *w, struct err *e);
 void execute_words_done(struct execute_words *w);
 

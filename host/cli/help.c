@@ -37,7 +37,8 @@ options(FILE *f, const struct opt *o)
 		if (!o->help)
 			continue;
 		if (o->key < 128)
-			snprintf(letter, sizeof(letter), "-%c%s", o->key, o->name ? ", " : "");
+			snprintf(letter, sizeof(letter), "-%c%s", o->key,
+				o->name ? ", " : "");
 		snprintf(left, sizeof(left), "%s%s%s%s%s", letter, o->name ? "--" : "",
 			o->name ? o->name : "", o->arg ? " " : "", o->arg ? o->arg : "");
 		two_columns(f, left, 26, o->help);
@@ -72,9 +73,13 @@ help_all(FILE *f)
 		f);
 	for (const struct verb *const *v = verbs; *v; v++)
 		two_columns(f, (*v)->name, 12, (*v)->summary);
-	fputs("\n`pando help <verb>` says more about one. On every verb: -q prints ids only, --format json\n"
-	      "prints JSON. stdout carries the answer; notes and progress go to stderr.\n\n"
-	      "Exit status: 0 ok, 1 failed, 2 usage or bad input, 3 not found, 4 conflict, 5 refused,\n"
-	      "6 timed out, 7 cancelled; execute: the command's own, 125 when our side failed.\n",
+	fputs("\n`pando help <verb>` says more about one. On every verb: -q prints ids "
+	      "only, --format json\n"
+	      "prints JSON. stdout carries the answer; notes and progress go to "
+	      "stderr.\n\n"
+	      "Exit status: 0 ok, 1 failed, 2 usage or bad input, 3 not found, 4 "
+	      "conflict, 5 refused,\n"
+	      "6 timed out, 7 cancelled; execute: the command's own, 125 when our side "
+	      "failed.\n",
 		f);
 }

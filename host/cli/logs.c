@@ -31,7 +31,8 @@ logs_close(struct logs_source *s)
 	s->fd = -1;
 }
 
-/* Bytes ever written: the end of the stream. An empty ring file is one that no VMM has opened yet. */
+/* Bytes ever written: the end of the stream. An empty ring file is one that no VMM has
+ * opened yet. */
 static int
 stream_end(struct logs_source *s, uint64_t *ret, struct err *e)
 {
@@ -54,7 +55,8 @@ stream_end(struct logs_source *s, uint64_t *ret, struct err *e)
 	if (r < 0 || memcmp(hdr.magic, CONSOLE_MAGIC, sizeof(hdr.magic)) != 0 ||
 		hdr.version != CONSOLE_VERSION || hdr.ring_bytes != CONSOLE_RING_BYTES ||
 		st.st_size < (off_t)CONSOLE_FILE_BYTES)
-		return err_set(e, -EBADMSG, "the console file is damaged or of another version");
+		return err_set(
+			e, -EBADMSG, "the console file is damaged or of another version");
 	*ret = atomic_load(&hdr.written);
 	return 0;
 }
@@ -133,14 +135,16 @@ logs_tail(struct logs_source *s, uint64_t lines, uint64_t *ret_at, struct err *e
 		return err_sys(e, -ENOMEM, "log");
 	at = end;
 	while (at > oldest(s, end)) {
-		uint64_t from = at - oldest(s, end) > LOGS_CHUNK ? at - LOGS_CHUNK : oldest(s, end);
+		uint64_t from = at - oldest(s, end) > LOGS_CHUNK ? at - LOGS_CHUNK
+								 : oldest(s, end);
 		size_t len = (size_t)(at - from);
 
 		r = read_at(s, from, buf, len);
 		if (r < 0)
 			return err_sys(e, r, "log");
 		for (size_t i = len; i > 0; i--) {
-			bool last_of_all = from + i == end; /* ends the last line, begins none */
+			bool last_of_all =
+				from + i == end; /* ends the last line, begins none */
 
 			if (buf[i - 1] == '\n' && !last_of_all && ++seen == lines) {
 				*ret_at = from + i;

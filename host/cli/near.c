@@ -28,8 +28,8 @@ near_distance(const char *a, const char *b)
 		for (size_t j = 1; j <= lb; j++) {
 			now[j] = min3(up[j] + 1, now[j - 1] + 1,
 				up[j - 1] + (a[i - 1] != b[j - 1]));
-			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
-				upup[j - 2] + 1 < now[j])
+			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] &&
+				a[i - 2] == b[j - 1] && upup[j - 2] + 1 < now[j])
 				now[j] = upup[j - 2] + 1;
 		}
 	}

@@ -50,7 +50,8 @@ unknown_long(const struct verb *v, const char *name, size_t len, struct err *e)
 	for (size_t t = 0; t < 2; t++)
 		for (const struct opt *o = tables[t]; o && o->key; o++)
 			if (o->name && near_enough(typed, o->name)) {
-				err_set(e, -EINVAL, "%s has no option --%s; did you mean --%s?",
+				err_set(e, -EINVAL,
+					"%s has no option --%s; did you mean --%s?",
 					v->name, typed, o->name);
 				return OPT_ERROR;
 			}
@@ -63,7 +64,7 @@ static int
 found(struct opt_scan *s, const struct opt *o, struct err *e)
 {
 	bool common = o >= opt_common &&
-		o < opt_common + sizeof(opt_common) / sizeof(opt_common[0]);
+		      o < opt_common + sizeof(opt_common) / sizeof(opt_common[0]);
 
 	if (!common)
 		return o->key;
@@ -77,7 +78,8 @@ found(struct opt_scan *s, const struct opt *o, struct err *e)
 		} else if (strcmp(s->arg, "table") == 0) {
 			s->json = false;
 		} else {
-			err_set(e, -EINVAL, "--format is table or json, not \"%s\"", s->arg);
+			err_set(e, -EINVAL, "--format is table or json, not \"%s\"",
+				s->arg);
 			return OPT_ERROR;
 		}
 		return opt_next(s, e);
@@ -95,10 +97,11 @@ next_letter(struct opt_scan *s, struct err *e)
 	s->arg = NULL;
 	if (!o) {
 		if (isprint((unsigned char)letter))
-			err_set(e, -EINVAL, "%s has no option -%c", s->verb->name, letter);
+			err_set(e, -EINVAL, "%s has no option -%c", s->verb->name,
+				letter);
 		else
-			err_set(e, -EINVAL, "%s has no option like \\x%02x", s->verb->name,
-				(unsigned char)letter);
+			err_set(e, -EINVAL, "%s has no option like \\x%02x",
+				s->verb->name, (unsigned char)letter);
 		return OPT_ERROR;
 	}
 	if (o->arg) {
@@ -107,7 +110,8 @@ next_letter(struct opt_scan *s, struct err *e)
 		} else if (s->at < s->argc) {
 			s->arg = s->argv[s->at++];
 		} else {
-			err_set(e, -EINVAL, "-%c needs an argument: -%c %s", letter, letter, o->arg);
+			err_set(e, -EINVAL, "-%c needs an argument: -%c %s", letter,
+				letter, o->arg);
 			return OPT_ERROR;
 		}
 		s->rest = NULL;
@@ -137,8 +141,8 @@ next_long(struct opt_scan *s, const char *name, struct err *e)
 		} else if (s->at < s->argc) {
 			s->arg = s->argv[s->at++];
 		} else {
-			err_set(e, -EINVAL, "--%s needs an argument: --%s %s", o->name, o->name,
-				o->arg);
+			err_set(e, -EINVAL, "--%s needs an argument: --%s %s", o->name,
+				o->name, o->arg);
 			return OPT_ERROR;
 		}
 	}
@@ -163,7 +167,8 @@ opt_next(struct opt_scan *s, struct err *e)
 	}
 	if (!s->ended && word[0] == '-' && word[1] == '-')
 		return next_long(s, word + 2, e);
-	if (!s->ended && word[0] == '-' && word[1]) { /* a lone "-" is a word: standard input or output */
+	/* A lone "-" is a word: standard input or output. */
+	if (!s->ended && word[0] == '-' && word[1]) {
 		s->rest = word + 1;
 		return next_letter(s, e);
 	}
@@ -194,11 +199,13 @@ opt_u64(const char *text, const char *what, uint64_t min, uint64_t max, uint64_t
 		return err_set(e, -ERANGE, "%s must be %llu to %llu, not %s", what,
 			(unsigned long long)min, (unsigned long long)max, text);
 	if (!isdigit((unsigned char)text[0]))
-		return err_set(e, -EINVAL, "%s must be a whole number, not \"%s\"", what, text);
+		return err_set(
+			e, -EINVAL, "%s must be a whole number, not \"%s\"", what, text);
 	errno = 0;
 	v = strtoull(text, &end, 10);
 	if (*end)
-		return err_set(e, -EINVAL, "%s must be a whole number, not \"%s\"", what, text);
+		return err_set(
+			e, -EINVAL, "%s must be a whole number, not \"%s\"", what, text);
 	if (errno || v < min || v > max)
 		return err_set(e, -ERANGE, "%s must be %llu to %llu, not %s", what,
 			(unsigned long long)min, (unsigned long long)max, text);
@@ -214,8 +221,16 @@ opt_mib(const char *text, const char *what, uint64_t min, uint64_t max, uint64_t
 		const char *unit;
 		uint64_t mib;
 	} units[] = {
-		{"", 1}, {"m", 1}, {"mb", 1}, {"mib", 1}, {"g", 1024}, {"gb", 1024},
-		{"gib", 1024}, {"t", 1024 * 1024}, {"tb", 1024 * 1024}, {"tib", 1024 * 1024},
+		{"", 1},
+		{"m", 1},
+		{"mb", 1},
+		{"mib", 1},
+		{"g", 1024},
+		{"gb", 1024},
+		{"gib", 1024},
+		{"t", 1024 * 1024},
+		{"tb", 1024 * 1024},
+		{"tib", 1024 * 1024},
 	};
 	unsigned long long v;
 	char *end;
@@ -230,15 +245,18 @@ opt_mib(const char *text, const char *what, uint64_t min, uint64_t max, uint64_t
 	for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
 		if (strcasecmp(end, units[i].unit) != 0)
 			continue;
-		if (errno || __builtin_mul_overflow(v, units[i].mib, &v) || v < min || v > max)
-			return err_set(e, -ERANGE, "%s must be %llu to %llu MiB, not %s", what,
-				(unsigned long long)min, (unsigned long long)max, text);
+		if (errno || __builtin_mul_overflow(v, units[i].mib, &v) || v < min ||
+			v > max)
+			return err_set(e, -ERANGE, "%s must be %llu to %llu MiB, not %s",
+				what, (unsigned long long)min, (unsigned long long)max,
+				text);
 		*ret = v;
 		return 0;
 	}
 not_a_size:
 	return err_set(e, -EINVAL,
-		"%s must be a size such as 512 (MiB), 512M or 2G, not \"%s\"", what, text);
+		"%s must be a size such as 512 (MiB), 512M or 2G, not \"%s\"", what,
+		text);
 }
 
 int
@@ -252,7 +270,8 @@ opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e)
 	char *end;
 
 	/* strtod alone would take "inf", "nan" and "0x1p3". */
-	if (isdigit((unsigned char)text[0]) && !(text[0] == '0' && (text[1] | 0x20) == 'x')) {
+	if (isdigit((unsigned char)text[0]) &&
+		!(text[0] == '0' && (text[1] | 0x20) == 'x')) {
 		v = strtod(text, &end);
 		for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
 			if (strcmp(end, units[i].unit) != 0)
@@ -260,13 +279,15 @@ opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e)
 			v *= units[i].ms;
 			if (v < 1 || v > 1e12)
 				return err_set(e, -ERANGE,
-					"%s must be from 1 ms to 30 years, not %s", what, text);
+					"%s must be from 1 ms to 30 years, not %s", what,
+					text);
 			*ret = (uint64_t)v;
 			return 0;
 		}
 	}
 	return err_set(e, -EINVAL,
-		"%s must be a time such as 60 (seconds), 1.5, 500ms or 10m, not \"%s\"", what, text);
+		"%s must be a time such as 60 (seconds), 1.5, 500ms or 10m, not \"%s\"",
+		what, text);
 }
 
 int
@@ -276,13 +297,15 @@ opt_label(const char *text, const char *what, struct err *e)
 	size_t len = eq ? (size_t)(eq - text) : 0;
 
 	if (!eq)
-		return err_set(e, -EINVAL, "%s must be key=value, not \"%s\"", what, text);
+		return err_set(
+			e, -EINVAL, "%s must be key=value, not \"%s\"", what, text);
 	if (len < 1 || len > 63)
 		return err_set(e, -EINVAL, "%s: a key has 1 to 63 characters", what);
 	for (size_t i = 0; i < len; i++)
 		if (!isalnum((unsigned char)text[i]) && !strchr("_.-", text[i]))
 			return err_set(e, -EINVAL,
-				"%s: a key has letters, digits, '.', '_' and '-' only, not \"%.*s\"",
+				"%s: a key has letters, digits, '.', '_' and '-' only, "
+				"not \"%.*s\"",
 				what, (int)len, text);
 	return (int)len;
 }
@@ -294,7 +317,8 @@ opt_env(const char *text, const char *what, struct err *e)
 	size_t len = eq ? (size_t)(eq - text) : 0;
 
 	if (!eq)
-		return err_set(e, -EINVAL, "%s must be NAME=value, not \"%s\"", what, text);
+		return err_set(
+			e, -EINVAL, "%s must be NAME=value, not \"%s\"", what, text);
 	for (size_t i = 0; i < len; i++)
 		if (!(isalpha((unsigned char)text[i]) || text[i] == '_' ||
 			    (i && isdigit((unsigned char)text[i]))))

@@ -1,8 +1,9 @@
 /*
- * Options from a table (struct opt in verb.h). GNU conventions: -n X, -nX, -n=X is an X of "=X", -abc for
- * switches, --name X, --name=X, unambiguous prefixes are *not* accepted (scripts outlive
- * tables), "--" ends the options. Options and words may be mixed; a verb whose words are a
- * command stops calling opt_next() when it has seen enough and takes the rest from `at`.
+ * Options from a table (struct opt in verb.h). GNU conventions: -n X, -nX, -n=X is an X
+ * of "=X", -abc for switches, --name X, --name=X, unambiguous prefixes are *not* accepted
+ * (scripts outlive tables), "--" ends the options. Options and words may be mixed; a verb
+ * whose words are a command stops calling opt_next() when it has seen enough and takes the
+ * rest from `at`.
  *
  *	struct opt_scan s = opt_scan(&verb_x, argc, argv);
  *	while ((key = opt_next(&s, &e)) != OPT_END)
@@ -23,39 +24,40 @@
 
 enum {
 	OPT_END = 0,
-	OPT_WORD = -1,  /* a word that is no option: in .arg */
+	OPT_WORD = -1,	/* a word that is no option: in .arg */
 	OPT_ERROR = -2, /* the sentence is in e */
-	OPT_HELP = -3,  /* --help was asked for */
+	OPT_HELP = -3,	/* --help was asked for */
 };
 
 struct opt_scan {
 	const struct verb *verb;
 	int argc;
 	char **argv;
-	int at;             /* next argument to look at */
-	const char *rest;   /* letters left in a cluster such as -abc */
-	const char *arg;    /* of the option or word just returned; borrowed from argv */
-	bool ended;         /* "--" was seen */
-	bool json;          /* --format json */
-	bool quiet;         /* -q */
+	int at;		  /* next argument to look at */
+	const char *rest; /* letters left in a cluster such as -abc */
+	const char *arg;  /* of the option or word just returned; borrowed from argv */
+	bool ended;	  /* "--" was seen */
+	bool json;	  /* --format json */
+	bool quiet;	  /* -q */
 };
 
 struct opt_scan opt_scan(const struct verb *verb, int argc, char **argv);
 int opt_next(struct opt_scan *s, struct err *e);
-/* Ends a verb whose scan stopped with OPT_HELP (prints the help, 0) or OPT_ERROR (prints the
- * sentence and how to get help, EXIT_USAGE). */
+/* Ends a verb whose scan stopped with OPT_HELP (prints the help, 0) or OPT_ERROR (prints
+ * the sentence and how to get help, EXIT_USAGE). */
 int opt_leave(struct opt_scan *s, int key, const struct err *e);
 
 extern const struct opt opt_common[];
 
-/* `what` names the thing in the sentence: "--count". All give -EINVAL or -ERANGE with a sentence
- * that says what is allowed. */
+/* `what` names the thing in the sentence: "--count". All give -EINVAL or -ERANGE with a
+ * sentence that says what is allowed. */
 int opt_u64(const char *text, const char *what, uint64_t min, uint64_t max, uint64_t *ret,
 	struct err *e);
 /* Whole MiB: "512", "512M", "512MiB", "2G", "2GiB", "1T"; a plain number is MiB. */
 int opt_mib(const char *text, const char *what, uint64_t min, uint64_t max, uint64_t *ret,
 	struct err *e);
-/* Seconds, possibly with a fraction and a unit (ms, s, m, h), as milliseconds; at least 1. */
+/* Seconds, possibly with a fraction and a unit (ms, s, m, h), as milliseconds; at
+ * least 1. */
 int opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e);
 /* "key=value": where the '=' stands. A key is [A-Za-z0-9_.-]{1,63}. */
 int opt_label(const char *text, const char *what, struct err *e);

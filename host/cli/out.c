@@ -39,7 +39,8 @@ out_end(int status)
 	/* `pando tree | head -1`: nobody minds, and nobody wants to hear of it. */
 	if (poll(&p, 1, 0) > 0 && (p.revents & POLLERR))
 		return 128 + SIGPIPE;
-	out_complain("the answer could not be written: standard output is closed or full");
+	out_complain(
+		"the answer could not be written: standard output is closed or full");
 	return EXIT_FAILED;
 }
 
@@ -49,12 +50,14 @@ out_plain(char *dst, size_t cap, const char *text)
 	size_t n = 0;
 
 	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-		bool c1 = *p == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f; /* U+0080–9F are controls */
+		bool c1 = *p == 0xc2 && p[1] >= 0x80 &&
+			  p[1] <= 0x9f; /* U+0080–9F are controls */
 
 		if ((*p < 0x20 && *p != '\t') || *p == 0x7f || c1) {
 			if (n + 5 > cap)
 				break;
-			n += (size_t)snprintf(dst + n, cap - n, "\\x%02x", c1 ? *++p : *p);
+			n += (size_t)snprintf(
+				dst + n, cap - n, "\\x%02x", c1 ? *++p : *p);
 		} else {
 			if (n + 2 > cap)
 				break;
@@ -122,7 +125,7 @@ out_width(const char *text)
 struct out_table {
 	size_t n_columns;
 	size_t *widths; /* owned */
-	char **cells;   /* owned, row by row */
+	char **cells;	/* owned, row by row */
 	size_t n_cells, cap;
 	bool failed;
 };
@@ -198,7 +201,9 @@ out_table_print(struct out_table *t, FILE *f)
 		if (column + 1 == t->n_columns || i + 1 == t->n_cells)
 			fputc('\n', f);
 		else
-			fprintf(f, "%*s", (int)(t->widths[column] - out_width(t->cells[i]) + 2), "");
+			fprintf(f, "%*s",
+				(int)(t->widths[column] - out_width(t->cells[i]) + 2),
+				"");
 	}
 }
 
@@ -225,7 +230,8 @@ out_progress_say(void *progress, const char *sentence)
 			fprintf(stderr, "pando: %s\n", p->say);
 	}
 	if (p->tty && p->say[0]) {
-		/* Not wider than 80 columns by much: a wrapped line could not be rewritten. */
+		/* Not wider than 80 columns by much: a wrapped line could not be
+		 * rewritten. */
 		fprintf(stderr, "\r\033[K%.68s (%.1f s)", p->say, seconds);
 		fflush(stderr);
 		p->shown = true;

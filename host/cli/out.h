@@ -1,6 +1,7 @@
 /*
- * What the verbs say. stdout carries the answer and nothing else; notes, progress and complaints go
- * to stderr. Text that came from a guest or a user is escaped before it reaches a terminal.
+ * What the verbs say. stdout carries the answer and nothing else; notes, progress and
+ * complaints go to stderr. Text that came from a guest or a user is escaped before it
+ * reaches a terminal.
  */
 #ifndef PANDO_CLI_OUT_H
 #define PANDO_CLI_OUT_H
@@ -16,10 +17,12 @@
 void out_complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Complains and gives the exit status. */
 int out_fail(const struct err *e);
-/* Flushes stdout; a full disk turns success into EXIT_FAILED, a reader that left into 128 + SIGPIPE. */
+/* Flushes stdout; a full disk turns success into EXIT_FAILED, a reader that left into 128
+ * + SIGPIPE. */
 int out_end(int status);
 
-/* Fit for a table or terminal: control characters become \xNN, UTF-8 stays. Returns dst. */
+/* Fit for a table or terminal: control characters become \xNN, UTF-8 stays. Returns dst.
+ */
 const char *out_plain(char *dst, size_t cap, const char *text);
 
 /* "3 s", "12 min", "5 h", "9 d"; "512 MiB", "2 GiB", "1.5 GiB"; "0.31 ms". Return dst. */
@@ -27,10 +30,11 @@ const char *out_age(char *dst, size_t cap, uint64_t ms);
 const char *out_mib(char *dst, size_t cap, uint64_t mib);
 const char *out_bytes(char *dst, size_t cap, uint64_t bytes);
 
-/* A table whose columns are as wide as what is in them; the last one is not padded. Cells are
- * copied. All of it is written at the end. */
+/* A table whose columns are as wide as what is in them; the last one is not padded. Cells
+ * are copied. All of it is written at the end. */
 struct out_table;
-struct out_table *out_table_new(const char *const *heads, size_t n_columns); /* NULL: no memory */
+struct out_table *out_table_new(
+	const char *const *heads, size_t n_columns); /* NULL: no memory */
 void out_table_cell(struct out_table *t, const char *text);
 void out_table_print(struct out_table *t, FILE *f);
 void out_table_free(struct out_table *t);
@@ -41,12 +45,13 @@ out_table_free_fn(struct out_table **t)
 }
 #define cleanup_out_table __attribute__((cleanup(out_table_free_fn)))
 
-/* Columns a terminal needs for a UTF-8 text (combining marks are not looked up: one each). */
+/* Columns a terminal needs for a UTF-8 text (combining marks are not looked up: one
+ * each). */
 size_t out_width(const char *text);
 
 /*
- * Progress on stderr. On a terminal: one line, rewritten, with the time passed. Elsewhere: one plain
- * line a sentence. Nothing at all when quiet.
+ * Progress on stderr. On a terminal: one line, rewritten, with the time passed.
+ * Elsewhere: one plain line a sentence. Nothing at all when quiet.
  */
 struct out_progress {
 	bool on;

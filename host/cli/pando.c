@@ -1,9 +1,9 @@
 /*
- * `pando`: the command line. Runs as the user, holds nothing between two calls: what it knows it asks pandod
- * (host/client.h) or reads from files that pandod names. Commands and files in a guest go
- * straight to that VM's socket (host/agent_client.h); a guest that lies can spoil its own output
- * and nothing else, and what it says is escaped before it reaches a terminal unless it is the
- * answer itself.
+ * `pando`: the command line. Runs as the user, holds nothing between two calls: what it
+ * knows it asks pandod (host/client.h) or reads from files that pandod names. Commands
+ * and files in a guest go straight to that VM's socket (host/agent_client.h); a guest
+ * that lies can spoil its own output and nothing else, and what it says is escaped before
+ * it reaches a terminal unless it is the answer itself.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,8 +17,8 @@
 #include "host/cli/out.h"
 #include "host/cli/verb.h"
 
-/* A descriptor 0, 1 or 2 that is closed would be given to the next file we open, and an answer
- * written into it. */
+/* A descriptor 0, 1 or 2 that is closed would be given to the next file we open, and an
+ * answer written into it. */
 static void
 fill_standard_fds(void)
 {
@@ -39,7 +39,8 @@ main(int argc, char **argv)
 	const char *near;
 
 	fill_standard_fds();
-	signal(SIGPIPE, SIG_IGN); /* a closed stdout is found by out_end(), sockets say EPIPE */
+	signal(SIGPIPE,
+		SIG_IGN); /* a closed stdout is found by out_end(), sockets say EPIPE */
 	if (argc < 2) {
 		help_all(stderr);
 		return EXIT_USAGE;
@@ -52,8 +53,8 @@ main(int argc, char **argv)
 	if (!v) {
 		near = verb_nearest(argv[1]);
 		out_complain("there is no verb \"%s\"%s%s%s", argv[1],
-			near ? "; did you mean " : "", near ? near : "; `pando help` lists them",
-			near ? "?" : "");
+			near ? "; did you mean " : "",
+			near ? near : "; `pando help` lists them", near ? "?" : "");
 		return EXIT_USAGE;
 	}
 	return out_end(v->run(argc - 1, argv + 1));

@@ -28,7 +28,7 @@ static bool
 lives(const struct client_vm *vm)
 {
 	return strcmp(vm->state, "running") == 0 || strcmp(vm->state, "paused") == 0 ||
-		strcmp(vm->state, "starting") == 0;
+	       strcmp(vm->state, "starting") == 0;
 }
 
 /* Nobody said which. */
@@ -46,13 +46,14 @@ only_one(struct client *c, const char **ret_id, struct client_vms *all, struct e
 			continue;
 		*ret_id = all->v[i].id;
 		if (n++ < 8 && used < sizeof(names) - 70)
-			used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s",
-				used ? ", " : "", client_vm_name(&all->v[i]));
+			used += (size_t)snprintf(names + used, sizeof(names) - used,
+				"%s%s", used ? ", " : "", client_vm_name(&all->v[i]));
 	}
 	if (n == 0)
 		return err_set(e, -ENOENT, "no VM runs; `pando run` starts one");
 	if (n > 1)
-		return err_set(e, -EINVAL, "which VM? there are %zu: %s%s (or set PANDO_VM)", n, names,
+		return err_set(e, -EINVAL,
+			"which VM? there are %zu: %s%s (or set PANDO_VM)", n, names,
 			n > 8 ? ", …" : "");
 	return 0;
 }
@@ -70,18 +71,20 @@ suggest(struct client *c, const char *name, struct err *e)
 	for (size_t i = 0; i < all.n; i++) {
 		unsigned d = near_distance(name, all.v[i].alias);
 
-		if (all.v[i].alias[0] && near_enough(name, all.v[i].alias) && d < best_distance) {
+		if (all.v[i].alias[0] && near_enough(name, all.v[i].alias) &&
+			d < best_distance) {
 			best = all.v[i].alias;
 			best_distance = d;
 		}
 	}
 	if (best)
-		err_set(e, -ENOENT, "no VM named \"%.64s\"; did you mean \"%s\"?", name, best);
+		err_set(e, -ENOENT, "no VM named \"%.64s\"; did you mean \"%s\"?", name,
+			best);
 }
 
 int
-pick_vm(struct client *c, const char *name, struct client_vm *ret, struct client_reply *reply,
-	struct err *e)
+pick_vm(struct client *c, const char *name, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
 {
 	cleanup_client_vms struct client_vms all = {0};
 	const char *from_env = getenv("PANDO_VM");
@@ -106,8 +109,8 @@ pick_reachable(const struct client_vm *vm, struct err *e)
 	const char *name = client_vm_name(vm);
 
 	if (strcmp(vm->state, "paused") == 0)
-		return err_set(e, -EBUSY, "\"%s\" is paused; `pando resume %s` lets it go on", name,
-			name);
+		return err_set(e, -EBUSY,
+			"\"%s\" is paused; `pando resume %s` lets it go on", name, name);
 	if (!lives(vm) || !vm->agent_socket[0])
 		return err_set(e, -ESHUTDOWN, "\"%s\" is %s%s%s", name, vm->state,
 			vm->reason ? ": " : "", vm->reason ? vm->reason : "");

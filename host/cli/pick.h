@@ -8,22 +8,24 @@
 int pick_pandod(struct client **ret, struct err *e);
 
 /*
- * The VM somebody named. name NULL: the one in PANDO_VM, else the only VM that runs; several or none is
- * -EINVAL with a sentence that says how to choose. A name that is no VM is -ENOENT, with a near
- * name if there is one.
+ * The VM somebody named. name NULL: the one in PANDO_VM, else the only VM that runs;
+ * several or none is -EINVAL with a sentence that says how to choose. A name that is no
+ * VM is -ENOENT, with a near name if there is one.
  */
 int pick_vm(struct client *c, const char *name, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 
-/* Whether commands and files can go to it: a VM that is paused, stopped or failed is a sentence
- * that says so (-EBUSY paused, -ESHUTDOWN otherwise). */
+/* Whether commands and files can go to it: a VM that is paused, stopped or failed is a
+ * sentence that says so (-EBUSY paused, -ESHUTDOWN otherwise). */
 int pick_reachable(const struct client_vm *vm, struct err *e);
 
 /* As many leading digits of id as no other id begins with, at least 6. */
-const char *pick_short_id(char *dst, size_t cap, const char *id, const struct client_vms *all);
+const char *pick_short_id(
+	char *dst, size_t cap, const char *id, const struct client_vms *all);
 
-/* Descriptor that becomes readable on SIGINT, SIGTERM or SIGHUP, which are blocked from here on: a
- * signalfd, for client_cancel_fd(). -1 if there can be none. The process's for good. */
+/* Descriptor that becomes readable on SIGINT, SIGTERM or SIGHUP, which are blocked from
+ * here on: a signalfd, for client_cancel_fd(). -1 if there can be none. The process's for
+ * good. */
 int pick_cancel_fd(void);
 
 /* 12 lower-case hex digits, or a prefix of at least 4. */

@@ -1,10 +1,10 @@
 /*
- * The verbs of `pando`: one file a verb (cmd_<verb>.c) exporting one const entry, listed in
- * verbs.c. Parsing, `--help`, `pando help <verb>` and the shell completion all read the same
- * table of options.
+ * The verbs of `pando`: one file a verb (cmd_<verb>.c) exporting one const entry, listed
+ * in verbs.c. Parsing, `--help`, `pando help <verb>` and the shell completion all read
+ * the same table of options.
  *
- * A verb's run() gets its own name as argv[0] and returns the exit status. It puts the answer on
- * stdout, everything else on stderr (host/cli/out.h). It does not call exit().
+ * A verb's run() gets its own name as argv[0] and returns the exit status. It puts the
+ * answer on stdout, everything else on stderr (host/cli/out.h). It does not call exit().
  */
 #ifndef PANDO_CLI_VERB_H
 #define PANDO_CLI_VERB_H
@@ -26,10 +26,12 @@ enum complete {
 
 /* One option. A table ends with an entry whose key is 0. */
 struct opt {
-	int key;          /* what opt_next() returns; a letter (1..127) is also the short form, else >= 256 */
+	int key; /* what opt_next() returns; a letter (1..127) is also the short form,
+		    else >= 256 */
 	const char *name; /* long form without "--"; NULL: only the letter */
 	const char *arg;  /* name of the argument in help; NULL: a switch */
-	const char *help; /* one sentence or less; NULL: an accepted spelling that help leaves out */
+	const char *help; /* one sentence or less; NULL: an accepted spelling that help
+			     leaves out */
 	enum complete complete;
 };
 
@@ -38,12 +40,13 @@ struct verb {
 	const char *aliases; /* separated by blanks; NULL: none */
 	const char *summary; /* one line for `pando help` */
 	int (*run)(int argc, char **argv);
-	/* The rest is for help and completion, and may be NULL for a verb that does its own. */
-	const char *usage;         /* after "pando <name> "; several lines: one usage each */
+	/* The rest is for help and completion, and may be NULL for a verb that does its
+	 * own. */
+	const char *usage; /* after "pando <name> "; several lines: one usage each */
 	const struct opt *options; /* without the common ones (opt.h adds them) */
-	const char *text;          /* paragraphs below the options */
-	const char *subverbs;      /* separated by blanks: first word after the verb */
-	enum complete words;       /* what the verb's own words are */
+	const char *text;	   /* paragraphs below the options */
+	const char *subverbs;	   /* separated by blanks: first word after the verb */
+	enum complete words;	   /* what the verb's own words are */
 };
 
 /* NULL-terminated, in the order of `pando help`. */
@@ -51,7 +54,8 @@ extern const struct verb *const verbs[];
 
 /* By name or alias; NULL if there is none. */
 const struct verb *verb_find(const char *name);
-/* The name nearest to a mistyped one (edit distance at most 2 and less than its length), or NULL. */
+/* The name nearest to a mistyped one (edit distance at most 2 and less than its length),
+ * or NULL. */
 const char *verb_nearest(const char *name);
 
 #endif

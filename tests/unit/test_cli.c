@@ -1,4 +1,5 @@
-/* host/cli: words and options, what reaches a terminal, the console ring, the doctor's reading. */
+/* host/cli: words and options, what reaches a terminal, the console ring, the doctor's
+ * reading. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -23,7 +24,8 @@
 #include "host/cli/pick.h"
 #include "vmm/console.h"
 
-/* Options ------------------------------------------------------------------------------ */
+/* Options ------------------------------------------------------------------------------
+ */
 
 static const struct opt some_options[] = {
 	{'c', "count", "N", "x", COMPLETE_NOTHING},
@@ -102,8 +104,8 @@ wrong_options_are_sentences(void **state)
 static void
 numbers_and_sizes_are_checked(void **state)
 {
-	static const char *const bad[] = {"", "x", "1x", "-1", "0", "9", "+3", " 3", "3 ", "0x3", "1.5",
-		"99999999999999999999999"};
+	static const char *const bad[] = {"", "x", "1x", "-1", "0", "9", "+3", " 3", "3 ",
+		"0x3", "1.5", "99999999999999999999999"};
 	uint64_t v = 7;
 	struct err e;
 
@@ -125,7 +127,8 @@ numbers_and_sizes_are_checked(void **state)
 	assert_int_equal(v, 1 << 20);
 	assert_int_equal(opt_mib("15", "--m", 16, 1 << 20, &v, &e), -ERANGE);
 	assert_int_equal(opt_mib("-5G", "--m", 16, 1 << 20, &v, &e), -ERANGE);
-	assert_int_equal(opt_mib("18446744073709551615T", "--m", 16, 1 << 20, &v, &e), -ERANGE);
+	assert_int_equal(
+		opt_mib("18446744073709551615T", "--m", 16, 1 << 20, &v, &e), -ERANGE);
 	assert_int_equal(opt_mib("5K", "--m", 16, 1 << 20, &v, &e), -EINVAL);
 	assert_int_equal(opt_mib("", "--m", 16, 1 << 20, &v, &e), -EINVAL);
 }
@@ -133,7 +136,8 @@ numbers_and_sizes_are_checked(void **state)
 static void
 times_have_units(void **state)
 {
-	static const char *const bad[] = {"", "x", "-1", "0", "0.0001", "inf", "nan", "0x10", "1d", "1e300"};
+	static const char *const bad[] = {
+		"", "x", "-1", "0", "0.0001", "inf", "nan", "0x10", "1d", "1e300"};
 	uint64_t v = 0;
 	struct err e;
 
@@ -169,7 +173,8 @@ labels_and_variables_are_checked(void **state)
 	assert_true(opt_env("PATH", "-e", &e) < 0);
 }
 
-/* Execute ------------------------------------------------------------------------------ */
+/* Execute ------------------------------------------------------------------------------
+ */
 
 static struct execute_words words;
 static struct err why;
@@ -234,8 +239,9 @@ options_stand_before_or_behind_the_vm(void **state)
 	assert_int_equal(EXECUTE("a", "-t", "1", "--", "sleep", "60"), OPT_END);
 	assert_int_equal(words.timeout_ms, 1000);
 	command_is("a", "sleep", "60", NULL);
-	assert_int_equal(EXECUTE("-t", "500ms", "-e", "A=1", "--env=B=", "-w/tmp", "--user", "1000", "-n",
-		"a", "env"), OPT_END);
+	assert_int_equal(EXECUTE("-t", "500ms", "-e", "A=1", "--env=B=", "-w/tmp",
+				 "--user", "1000", "-n", "a", "env"),
+		OPT_END);
 	assert_int_equal(words.timeout_ms, 500);
 	assert_string_equal(words.env[0], "A=1");
 	assert_string_equal(words.env[1], "B=");
@@ -280,7 +286,8 @@ what_makes_no_sense_is_refused(void **state)
 	execute_words_done(&words);
 }
 
-/* Words ---------------------------------------------------------------------------------- */
+/* Words
+ * ---------------------------------------------------------------------------------- */
 
 static void
 a_side_in_a_vm_has_a_colon_before_any_slash(void **state)
@@ -354,7 +361,8 @@ page_has(const char *page, const char *word)
 	size_t n = strlen(word);
 
 	for (const char *at = page; (at = strstr(at, word)); at++)
-		if (!strchr("abcdefghijklmnopqrstuvwxyz-", at[n]) && at > page && at[-1] == ' ')
+		if (!strchr("abcdefghijklmnopqrstuvwxyz-", at[n]) && at > page &&
+			at[-1] == ' ')
 			return true;
 	return false;
 }
@@ -366,11 +374,13 @@ the_manual_page_has_every_verb_and_option(void **state)
 	size_t len;
 
 	(void)state;
-	assert_int_equal(io_read_file("host/cli/man/pando.1", 1 << 20, &page, &len, NULL), 0);
+	assert_int_equal(
+		io_read_file("host/cli/man/pando.1", 1 << 20, &page, &len, NULL), 0);
 	for (const struct verb *const *v = verbs; *v; v++) {
 		if (!page_has(page, (*v)->name))
 			fail_msg("pando.1 lacks the verb %s", (*v)->name);
-		/* The large verbs explain their options themselves; the page says where. */
+		/* The large verbs explain their options themselves; the page says where.
+		 */
 		if ((*v)->subverbs && !page_has(page, (*v)->subverbs))
 			continue;
 		for (const struct opt *o = (*v)->options; o && o->key; o++) {
@@ -385,7 +395,8 @@ the_manual_page_has_every_verb_and_option(void **state)
 static void
 ids_are_told_from_names(void **state)
 {
-	struct client_vm vms[] = {{.id = "0a1b2c3d4e5f"}, {.id = "0a1b2c3d9999"}, {.id = "ffffffffffff"}};
+	struct client_vm vms[] = {
+		{.id = "0a1b2c3d4e5f"}, {.id = "0a1b2c3d9999"}, {.id = "ffffffffffff"}};
 	struct client_vms all = {.v = vms, .n = 3};
 	char id[16];
 
@@ -399,7 +410,8 @@ ids_are_told_from_names(void **state)
 	assert_string_equal(pick_short_id(id, sizeof(id), vms[2].id, &all), "ffffff");
 }
 
-/* Output ----------------------------------------------------------------------------------- */
+/* Output
+ * ----------------------------------------------------------------------------------- */
 
 static void
 untrusted_text_cannot_command_a_terminal(void **state)
@@ -407,8 +419,10 @@ untrusted_text_cannot_command_a_terminal(void **state)
 	char dst[64];
 
 	(void)state;
-	assert_string_equal(out_plain(dst, sizeof(dst), "a\033[2Jb\r\n"), "a\\x1b[2Jb\\x0d\\x0a");
-	assert_string_equal(out_plain(dst, sizeof(dst), "gr\xc3\xbc\xc3\x9f\x7f"), "gr\xc3\xbc\xc3\x9f\\x7f");
+	assert_string_equal(
+		out_plain(dst, sizeof(dst), "a\033[2Jb\r\n"), "a\\x1b[2Jb\\x0d\\x0a");
+	assert_string_equal(out_plain(dst, sizeof(dst), "gr\xc3\xbc\xc3\x9f\x7f"),
+		"gr\xc3\xbc\xc3\x9f\\x7f");
 	assert_string_equal(out_plain(dst, sizeof(dst), "\xc2\x9b"), "\\x9b");
 	assert_string_equal(out_plain(dst, 4, "abcdef"), "abc");
 	assert_string_equal(out_plain(dst, 4, "a\033"), "a");
@@ -451,7 +465,8 @@ a_table_is_aligned_by_what_is_seen(void **state)
 	out_table_free(t);
 }
 
-/* Console ------------------------------------------------------------------------------------ */
+/* Console
+ * ------------------------------------------------------------------------------------ */
 
 static char ring_path[] = "/tmp/pando-ring.XXXXXX";
 
@@ -541,14 +556,18 @@ console_bytes_are_made_harmless(void **state)
 	free(text);
 }
 
-/* Doctor --------------------------------------------------------------------------------------- */
+/* Doctor
+ * ---------------------------------------------------------------------------------------
+ */
 
 static void
 the_probes_line_decides(void **state)
 {
 	struct doctor d = {.n = 0};
-	static const char small[] = "{\"kvm\":\"small\",\"detail\":\"it died at \\u001bint3\",\"api\":12}",
-			  big[] = "{\"kvm\":\"linux\",\"detail\":\"\",\"create_vm_us\":150}",
+	static const char small[] =
+		"{\"kvm\":\"small\",\"detail\":\"it died at \\u001bint3\",\"api\":12}",
+			  big[] = "{\"kvm\":\"linux\",\"detail\":\"\",\"create_vm_us\":"
+				  "150}",
 			  slow[] = "{\"kvm\":\"linux\",\"create_vm_us\":40000}";
 
 	(void)state;
@@ -583,9 +602,12 @@ settings_are_read_as_the_kernel_writes_them(void **state)
 	assert_false(doctor_chosen_word("always", word, sizeof(word)));
 	assert_false(doctor_chosen_word("]x[", word, sizeof(word)));
 	assert_int_equal(doctor_favordynmods("proc /proc proc rw 0 0\n"), -1);
-	assert_int_equal(doctor_favordynmods("x / ext4 rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n"),
+	assert_int_equal(doctor_favordynmods("x / ext4 rw 0 0\ncgroup2 /sys/fs/cgroup "
+					     "cgroup2 rw,nosuid 0 0\n"),
 		0);
-	assert_int_equal(doctor_favordynmods("cgroup2 /sys/fs/cgroup cgroup2 rw,favordynmods 0 0"), 1);
+	assert_int_equal(
+		doctor_favordynmods("cgroup2 /sys/fs/cgroup cgroup2 rw,favordynmods 0 0"),
+		1);
 }
 
 int

@@ -20,23 +20,31 @@
 #include "common/io.h"
 #include "host/client.h"
 
-#define VM_A                                                                                       \
-	"{\"id\":\"0a1b2c3d4e5f\",\"alias\":\"frontend\",\"state\":\"running\",\"reason\":null,"    \
-	"\"parent\":null,\"children\":[\"111111111111\"],\"created_ms\":1700000000000,"           \
-	"\"mem_mib\":512,\"vcpus\":1,\"disk_mib\":1024,\"kernel\":\"default\",\"rootfs\":\"default\"," \
-	"\"labels\":{\"task\":\"a b\"},\"pid\":42,\"generation\":\"00112233445566778899aabbccddeeff\"," \
-	"\"agent_socket\":\"/x/agent.sock\",\"console\":\"/x/console\",\"newer\":[1,{}]}"
-#define VM_B                                                                                       \
-	"{\"id\":\"111111111111\",\"alias\":null,\"state\":\"failed\",\"reason\":\"it \\u00fcbel\","  \
-	"\"parent\":\"0a1b2c3d4e5f\",\"children\":[],\"created_ms\":1,\"mem_mib\":512,\"vcpus\":1,"  \
-	"\"disk_mib\":1024,\"kernel\":\"k\",\"rootfs\":\"r\",\"labels\":{},\"pid\":null,"            \
+#define VM_A \
+	"{\"id\":\"0a1b2c3d4e5f\",\"alias\":\"frontend\",\"state\":\"running\"," \
+	"\"reason\":null," \
+	"\"parent\":null,\"children\":[\"111111111111\"],\"created_ms\":1700000000000," \
+	"\"mem_mib\":512,\"vcpus\":1,\"disk_mib\":1024,\"kernel\":\"default\"," \
+	"\"rootfs\":\"default\"," \
+	"\"labels\":{\"task\":\"a " \
+	"b\"},\"pid\":42,\"generation\":\"00112233445566778899aabbccddeeff\"," \
+	"\"agent_socket\":\"/x/agent.sock\",\"console\":\"/x/" \
+	"console\",\"newer\":[1,{}]}"
+#define VM_B \
+	"{\"id\":\"111111111111\",\"alias\":null,\"state\":\"failed\",\"reason\":\"it " \
+	"\\u00fcbel\"," \
+	"\"parent\":\"0a1b2c3d4e5f\",\"children\":[],\"created_ms\":1,\"mem_mib\":512," \
+	"\"vcpus\":1," \
+	"\"disk_mib\":1024,\"kernel\":\"k\",\"rootfs\":\"r\",\"labels\":{},\"pid\":" \
+	"null," \
 	"\"generation\":null,\"agent_socket\":null,\"console\":null}"
 
 static struct peer {
 	char home[64];
 	int listen_fd;
 	pthread_t thread;
-	/* What to answer: bytes as they are. hang: nothing after them until the other side leaves. */
+	/* What to answer: bytes as they are. hang: nothing after them until the other
+	 * side leaves. */
 	const char *answer;
 	size_t answer_len;
 	bool hang;
@@ -121,7 +129,8 @@ will_answer(const char *status, const char *type, const char *body)
 {
 	peer.answer = answer_buf;
 	peer.answer_len = (size_t)snprintf(answer_buf, sizeof(answer_buf),
-		"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n%s",
+		"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nConnection: "
+		"close\r\n\r\n%s",
 		status, type, strlen(body), body);
 }
 
@@ -144,7 +153,8 @@ a_vm_is_read_with_all_its_members(void **state)
 	(void)state;
 	will_answer("200 OK", "application/json", "{\"vms\":[" VM_A "," VM_B "]}");
 	assert_int_equal(client_list(c, "k=a b&c", &vms, &reply, NULL), 0);
-	assert_non_null(strstr(peer.request, "GET /v1/vms?label=k%3Da%20b%26c HTTP/1.1\r\n"));
+	assert_non_null(
+		strstr(peer.request, "GET /v1/vms?label=k%3Da%20b%26c HTTP/1.1\r\n"));
 	assert_int_equal(vms.n, 2);
 	assert_string_equal(vms.v[0].id, "0a1b2c3d4e5f");
 	assert_string_equal(vms.v[0].alias, "frontend");
@@ -176,7 +186,8 @@ an_error_has_the_daemons_sentence_and_code(void **state)
 
 	(void)state;
 	will_answer("404 Not Found", "application/json",
-		"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named \\\"x\\\"\"}}");
+		"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named "
+		"\\\"x\\\"\"}}");
 	assert_int_equal(client_get(c, "x", &vm, NULL, &e), -ENOENT);
 	assert_string_equal(e.msg, "no VM named \"x\"");
 	assert_int_equal(err_exit_code(e.code), EXIT_NOT_FOUND);
@@ -189,7 +200,8 @@ names_are_encoded_and_cannot_leave_their_folder(void **state)
 	struct err e = {0};
 
 	(void)state;
-	assert_int_equal(client_vm_path(path, sizeof(path), "a/../b?c#d%", "/branch", NULL), 0);
+	assert_int_equal(
+		client_vm_path(path, sizeof(path), "a/../b?c#d%", "/branch", NULL), 0);
 	assert_string_equal(path, "/v1/vms/a%2F..%2Fb%3Fc%23d%25/branch");
 	assert_int_equal(client_vm_path(path, sizeof(path), "..", "", &e), -ENOENT);
 	assert_int_equal(client_vm_path(path, sizeof(path), "", "", &e), -EINVAL);
@@ -205,14 +217,16 @@ run_sends_only_what_was_said(void **state)
 	cleanup_client struct client *c = open_client();
 	cleanup_client_vm struct client_vm vm = {0};
 	static const char *const labels[] = {"k=v=w", "e="};
-	struct client_run spec = {.alias = "a\"b", .mem_mib = 64, .labels = labels, .n_labels = 2};
+	struct client_run spec = {
+		.alias = "a\"b", .mem_mib = 64, .labels = labels, .n_labels = 2};
 
 	(void)state;
 	will_answer("201 Created", "application/json", VM_A);
 	assert_int_equal(client_run(c, &spec, &vm, NULL, NULL), 0);
 	assert_non_null(strstr(peer.request, "POST /v1/vms HTTP/1.1\r\n"));
 	assert_string_equal(strstr(peer.request, "\r\n\r\n") + 4,
-		"{\"alias\":\"a\\\"b\",\"mem_mib\":64,\"labels\":{\"k\":\"v=w\",\"e\":\"\"},\"wait\":true}");
+		"{\"alias\":\"a\\\"b\",\"mem_mib\":64,\"labels\":{\"k\":\"v=w\",\"e\":"
+		"\"\"},\"wait\":true}");
 	assert_null(strstr(peer.request, "ndjson")); /* nobody asked for progress */
 }
 
@@ -240,7 +254,8 @@ progress_lines_come_before_the_result(void **state)
 	said[0] = '\0';
 	client_on_progress(c, remember, NULL);
 	will_answer("200 OK", "application/x-ndjson",
-		"{\"progress\":\"one\"}\n{\"progress\":\"two \\u20ac\"}\n{\"unheard\":1}\n"
+		"{\"progress\":\"one\"}\n{\"progress\":\"two "
+		"\\u20ac\"}\n{\"unheard\":1}\n"
 		"{\"result\":{\"vms\":[" VM_B "],\"pause_us\":321}}");
 	assert_int_equal(client_branch(c, "frontend", &spec, &vms, NULL, NULL), 0);
 	assert_non_null(strstr(peer.request, "Accept: application/x-ndjson"));
@@ -261,7 +276,8 @@ an_error_at_the_end_of_a_stream_is_an_error(void **state)
 	(void)state;
 	client_on_progress(c, remember, NULL);
 	will_answer("200 OK", "application/x-ndjson",
-		"{\"progress\":\"one\"}\n{\"error\":{\"code\":-110,\"message\":\"no answer\"}}\n");
+		"{\"progress\":\"one\"}\n{\"error\":{\"code\":-110,\"message\":\"no "
+		"answer\"}}\n");
 	assert_int_equal(client_run(c, &spec, &vm, NULL, &e), -ETIMEDOUT);
 	assert_string_equal(e.msg, "no answer");
 	will_answer("200 OK", "application/x-ndjson", "{\"progress\":\"one\"}\n");
@@ -271,9 +287,11 @@ an_error_at_the_end_of_a_stream_is_an_error(void **state)
 static void
 nonsense_is_refused_with_a_sentence(void **state)
 {
-	static const char *const bodies[] = {"", "not JSON", "[]", "{\"vms\":3}", "{\"vms\":[3]}",
-		"{\"vms\":[{}]}", "{\"vms\":[{\"id\":\"x\",\"state\":7}]}",
-		"{\"vms\":[{\"id\":\"0123456789abcdef0123456789\",\"state\":\"running\"}]}",
+	static const char *const bodies[] = {"", "not JSON", "[]", "{\"vms\":3}",
+		"{\"vms\":[3]}", "{\"vms\":[{}]}",
+		"{\"vms\":[{\"id\":\"x\",\"state\":7}]}",
+		"{\"vms\":[{\"id\":\"0123456789abcdef0123456789\",\"state\":\"running\"}]"
+		"}",
 		"{\"error\":{}}", "{\"error\":{\"code\":5,\"message\":\"positive\"}}"};
 
 	(void)state;

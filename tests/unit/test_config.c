@@ -72,8 +72,9 @@ all_keys_are_read(void **state)
 	struct config c = {0};
 
 	(void)state;
-	put("pando.toml", "[machine]\nmem_size_mib = 1024\nvcpu_count = 2\nfs_size_vm_mib = 4096\n"
-			  "[rootfs]\nname = \"base\"\n[kernel]\nname = '/boot/vmlinuz'\n");
+	put("pando.toml",
+		"[machine]\nmem_size_mib = 1024\nvcpu_count = 2\nfs_size_vm_mib = 4096\n"
+		"[rootfs]\nname = \"base\"\n[kernel]\nname = '/boot/vmlinuz'\n");
 	assert_int_equal(config_load(NULL, folder, &c, NULL), 0);
 	assert_int_equal(c.mem_mib, 1024);
 	assert_int_equal(c.vcpus, 2);
@@ -121,21 +122,25 @@ mistakes_name_file_line_column_and_key(void **state)
 	refused("[machine]\nmem_size = 512\n", "pando.toml:2:", "mem_size_mib");
 	refused("[builder]\nname = \"x\"\n", "pando.toml:1:", "\"builder\"");
 	refused("colour = 1\n", "pando.toml:1:", "\"colour\"");
-	refused("[machine]\n\nvcpu_count = \"two\"\n", "pando.toml:3:14", "machine.vcpu_count");
+	refused("[machine]\n\nvcpu_count = \"two\"\n", "pando.toml:3:14",
+		"machine.vcpu_count");
 	refused("[machine]\nvcpu_count = 1.5\n", "pando.toml:2:", "integer");
 	refused("[rootfs]\nname = 3\n", "pando.toml:2:8", "rootfs.name must be a string");
 	refused("[kernel]\nname = \"\"\n", "pando.toml:2:", "kernel.name");
 	refused("machine = 5\n", "pando.toml:1:", "machine must be a table");
-	refused("[[machine]]\nvcpu_count = 1\n", "pando.toml:1:", "machine must be a table");
+	refused("[[machine]]\nvcpu_count = 1\n",
+		"pando.toml:1:", "machine must be a table");
 }
 
 static void
 values_out_of_range_say_what_is_allowed(void **state)
 {
 	(void)state;
-	refused("[machine]\nmem_size_mib = 0\n", "pando.toml:2:", "16 to 1048576 MiB, not 0");
+	refused("[machine]\nmem_size_mib = 0\n",
+		"pando.toml:2:", "16 to 1048576 MiB, not 0");
 	refused("[machine]\nmem_size_mib = -512\n", "pando.toml:2:", "not -512");
-	refused("[machine]\nmem_size_mib = 9223372036854775807\n", "pando.toml:2:", "mem_size_mib");
+	refused("[machine]\nmem_size_mib = 9223372036854775807\n",
+		"pando.toml:2:", "mem_size_mib");
 	refused("[machine]\nvcpu_count = 9\n", "pando.toml:2:", "1 to 8, not 9");
 	refused("[machine]\nfs_size_vm_mib = 0\n", "pando.toml:2:", "fs_size_vm_mib");
 }
@@ -157,10 +162,14 @@ a_table_keeps_what_it_does_not_name(void **state)
 
 	(void)state;
 	assert_int_equal(toml_parse(text, strlen(text), &root, NULL), 0);
-	assert_int_equal(config_read_table("f", "machine", toml_get(root, "machine"), &c, NULL), 0);
+	assert_int_equal(
+		config_read_table("f", "machine", toml_get(root, "machine"), &c, NULL),
+		0);
 	assert_int_equal(c.mem_mib, 64);
 	assert_int_equal(c.vcpus, 3);
-	assert_int_equal(config_read_table("f", "child", toml_get(root, "child"), &c, NULL), -ENOENT);
+	assert_int_equal(
+		config_read_table("f", "child", toml_get(root, "child"), &c, NULL),
+		-ENOENT);
 	toml_free(root);
 }
 
@@ -168,17 +177,21 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(no_file_says_nothing, make_folder, remove_folder),
-		cmocka_unit_test_setup_teardown(all_keys_are_read, make_folder, remove_folder),
-		cmocka_unit_test_setup_teardown(vers_toml_is_read_when_there_is_no_pando_toml,
+		cmocka_unit_test_setup_teardown(
+			no_file_says_nothing, make_folder, remove_folder),
+		cmocka_unit_test_setup_teardown(
+			all_keys_are_read, make_folder, remove_folder),
+		cmocka_unit_test_setup_teardown(
+			vers_toml_is_read_when_there_is_no_pando_toml, make_folder,
+			remove_folder),
+		cmocka_unit_test_setup_teardown(
+			a_named_file_must_exist, make_folder, remove_folder),
+		cmocka_unit_test_setup_teardown(mistakes_name_file_line_column_and_key,
 			make_folder, remove_folder),
-		cmocka_unit_test_setup_teardown(a_named_file_must_exist, make_folder, remove_folder),
-		cmocka_unit_test_setup_teardown(mistakes_name_file_line_column_and_key, make_folder,
-			remove_folder),
-		cmocka_unit_test_setup_teardown(values_out_of_range_say_what_is_allowed, make_folder,
-			remove_folder),
-		cmocka_unit_test_setup_teardown(broken_toml_is_a_sentence_with_its_place, make_folder,
-			remove_folder),
+		cmocka_unit_test_setup_teardown(values_out_of_range_say_what_is_allowed,
+			make_folder, remove_folder),
+		cmocka_unit_test_setup_teardown(broken_toml_is_a_sentence_with_its_place,
+			make_folder, remove_folder),
 		cmocka_unit_test(a_table_keeps_what_it_does_not_name),
 	};
 

@@ -1,7 +1,8 @@
 /*
- * The shipped `pando execute` and `pando copy` against the shipped pando-agent: no VM between them, the
- * agent listens on a Unix socket. Who stands in for pandod here answers only where that socket is.
- * What is tested is what a user's script sees: streams, statuses, signals.
+ * The shipped `pando execute` and `pando copy` against the shipped pando-agent: no VM
+ * between them, the agent listens on a Unix socket. Who stands in for pandod here answers
+ * only where that socket is. What is tested is what a user's script sees: streams,
+ * statuses, signals.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -39,7 +40,8 @@ static int api_fd = -1;
 static pthread_t api_thread;
 static pid_t agent_pid = -1;
 
-/* pandod's part ------------------------------------------------------------------------ */
+/* pandod's part ------------------------------------------------------------------------
+ */
 
 static void
 answer(int fd, const char *request)
@@ -59,14 +61,18 @@ answer(int fd, const char *request)
 		status = "404 Not Found";
 	if (status[0] == '4')
 		snprintf(body, sizeof(body),
-			"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named so\"}}");
+			"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no "
+			"VM named so\"}}");
 	else
 		snprintf(body, sizeof(body),
-			"{\"id\":\"0a1b2c3d4e5f\",\"alias\":\"a\",\"state\":\"%s\",\"reason\":\"why\","
-			"\"agent_socket\":\"%s\"}", state, socket_path);
+			"{\"id\":\"0a1b2c3d4e5f\",\"alias\":\"a\",\"state\":\"%s\","
+			"\"reason\":\"why\","
+			"\"agent_socket\":\"%s\"}",
+			state, socket_path);
 	snprintf(text, sizeof(text),
 		"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-		"Connection: close\r\n\r\n%s", status, strlen(body), body);
+		"Connection: close\r\n\r\n%s",
+		status, strlen(body), body);
 	(void)io_write_full(fd, text, strlen(text));
 }
 
@@ -80,7 +86,7 @@ api_main(void *arg)
 
 	(void)arg;
 	while ((fd = accept4(api_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
-		for (len = 0; len < sizeof(request) - 1; ) {
+		for (len = 0; len < sizeof(request) - 1;) {
 			n = io_read(fd, request + len, sizeof(request) - 1 - len);
 			if (n <= 0)
 				break;
@@ -104,7 +110,8 @@ start_all(void **state)
 	(void)state;
 	if (!mkdtemp(home) || setenv("PANDO_HOME", home, 1) ||
 		paths_program("bin/pando", pando, sizeof(pando), NULL) < 0 ||
-		paths_program("libexec/pando/pando-agent", agent, sizeof(agent), NULL) < 0)
+		paths_program("libexec/pando/pando-agent", agent, sizeof(agent), NULL) <
+			0)
 		return -1;
 	snprintf(path, sizeof(path), "%s/pandod.sock", home);
 	snprintf(agent_socket, sizeof(agent_socket), "%s/agent.sock", home);
@@ -115,7 +122,8 @@ start_all(void **state)
 	agent_pid = fork();
 	if (agent_pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execl(agent, "pando-agent", "--listen", listen_on, "--connect-line", (char *)NULL);
+		execl(agent, "pando-agent", "--listen", listen_on, "--connect-line",
+			(char *)NULL);
 		_exit(127);
 	}
 	for (int i = 0; access(agent_socket, F_OK) && i < 1000; i++)
@@ -137,7 +145,8 @@ stop_all(void **state)
 	return io_remove_tree(home, NULL);
 }
 
-/* Running pando ---------------------------------------------------------------------------- */
+/* Running pando
+ * ---------------------------------------------------------------------------- */
 
 static struct {
 	int status; /* exit status; 1000 + n: signal n */
@@ -200,7 +209,8 @@ start(char *const argv[], int stdin_fd, int *ret_out, int *ret_err)
 static void
 finish(pid_t pid, int out, int err)
 {
-	struct pollfd p[2] = {{.fd = out, .events = POLLIN}, {.fd = err, .events = POLLIN}};
+	struct pollfd p[2] = {
+		{.fd = out, .events = POLLIN}, {.fd = err, .events = POLLIN}};
 	int status;
 
 	free(got.out);
@@ -249,9 +259,12 @@ run_with(const char *input, size_t len, char *const argv[])
 }
 
 #define RUN(...) run_with("", 0, (char *[]){"pando", __VA_ARGS__, NULL})
-#define RUN_WITH(input, len, ...) run_with(input, len, (char *[]){"pando", __VA_ARGS__, NULL})
+#define RUN_WITH(input, len, ...) \
+	run_with(input, len, (char *[]){"pando", __VA_ARGS__, NULL})
 
-/* Tests -------------------------------------------------------------------------------------- */
+/* Tests
+ * --------------------------------------------------------------------------------------
+ */
 
 static void
 out_and_err_and_the_status_are_the_commands_own(void **state)
@@ -272,9 +285,11 @@ static void
 words_arrive_as_they_are(void **state)
 {
 	(void)state;
-	RUN("execute", "a", "--", "printf", "%s|", "", "a b", "$HOME", "*", "'\"\\", "-t");
+	RUN("execute", "a", "--", "printf", "%s|", "", "a b", "$HOME", "*", "'\"\\",
+		"-t");
 	assert_string_equal(got.out, "|a b|$HOME|*|'\"\\|-t|");
-	RUN("execute", "a", "--shell", "echo one | tr a-z A-Z; echo \"$1\"", "--", "x  y");
+	RUN("execute", "a", "--shell", "echo one | tr a-z A-Z; echo \"$1\"", "--",
+		"x  y");
 	assert_string_equal(got.out, "ONE\nx  y\n");
 	RUN("execute", "-e", "GREETING=hello there", "-w", "/usr", "a", "--", "sh", "-c",
 		"echo $GREETING; pwd");
@@ -368,7 +383,9 @@ static void
 an_interrupt_goes_to_the_command_and_a_second_ends_us(void **state)
 {
 	char *const argv[] = {"pando", "execute", "a", "--", "sh", "-c",
-		"trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done", NULL};
+		"trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; "
+		"done",
+		NULL};
 	char *const deaf[] = {"pando", "execute", "a", "--", "sh", "-c",
 		"trap 'echo no' INT; echo ready; while :; do sleep 0.05; done", NULL};
 	int out, err;
@@ -395,7 +412,8 @@ an_interrupt_goes_to_the_command_and_a_second_ends_us(void **state)
 static void
 a_reader_that_leaves_ends_the_command(void **state)
 {
-	char *const argv[] = {"pando", "execute", "a", "--", "sh", "-c", "exec yes 76543", NULL};
+	char *const argv[] = {
+		"pando", "execute", "a", "--", "sh", "-c", "exec yes 76543", NULL};
 	int out, err, status;
 	pid_t pid;
 
@@ -419,7 +437,8 @@ json_holds_streams_and_end(void **state)
 	uint64_t n;
 
 	(void)state;
-	RUN("execute", "--format", "json", "a", "--", "sh", "-c", "printf 'a\\n\\377'; echo e >&2; exit 3");
+	RUN("execute", "--format", "json", "a", "--", "sh", "-c",
+		"printf 'a\\n\\377'; echo e >&2; exit 3");
 	assert_int_equal(got.status, 3);
 	assert_int_equal(got.err_len, 0);
 	assert_int_equal(json_parse(got.out, got.out_len, 64, &j, NULL), 0);
@@ -441,7 +460,8 @@ a_detached_command_is_taken_up_again(void **state)
 	char id[32];
 
 	(void)state;
-	RUN("execute", "-d", "a", "--", "sh", "-c", "echo early; sleep 0.3; echo late; exit 4");
+	RUN("execute", "-d", "a", "--", "sh", "-c",
+		"echo early; sleep 0.3; echo late; exit 4");
 	assert_int_equal(got.status, 0);
 	snprintf(id, sizeof(id), "%.*s", (int)strcspn(got.out, "\n"), got.out);
 	RUN("execute", "a", "--list");
@@ -464,9 +484,10 @@ a_tree_is_copied_there_and_back_with_its_modes(void **state)
 	snprintf(there, sizeof(there), "a:%s/there", home);
 	snprintf(back, sizeof(back), "%s/back", home);
 	snprintf(command, sizeof(command),
-		"mkdir -p %s/sub && echo x >%s/sub/f && chmod 640 %s/sub/f && chmod 711 %s/sub && "
-		"ln -s sub/f %s/link && head -c 300000 /dev/urandom >%s/big", made, made, made, made,
-		made, made);
+		"mkdir -p %s/sub && echo x >%s/sub/f && chmod 640 %s/sub/f && chmod 711 "
+		"%s/sub && "
+		"ln -s sub/f %s/link && head -c 300000 /dev/urandom >%s/big",
+		made, made, made, made, made, made);
 	assert_int_equal(system(command), 0);
 	RUN("copy", made, there);
 	assert_int_equal(got.status, 0);
@@ -495,7 +516,8 @@ static void
 a_terminal_has_the_size_of_ours_and_gets_its_keys(void **state)
 {
 	char *const argv[] = {"pando", "execute", "-T", "a", "--", "sh", "-c",
-		"test -t 0 && stty size && read line && echo \"<$line>\" && sleep 30", NULL};
+		"test -t 0 && stty size && read line && echo \"<$line>\" && sleep 30",
+		NULL};
 	struct winsize size = {.ws_row = 33, .ws_col = 77};
 	struct termios before, after;
 	int master, status;
@@ -529,7 +551,8 @@ a_terminal_has_the_size_of_ours_and_gets_its_keys(void **state)
 static void
 a_stream_without_an_exit_record_is_125(void **state)
 {
-	char *const argv[] = {"pando", "execute", "a", "--", "sh", "-c", "echo ready; sleep 5", NULL};
+	char *const argv[] = {
+		"pando", "execute", "a", "--", "sh", "-c", "echo ready; sleep 5", NULL};
 	int out, err;
 	pid_t pid;
 
