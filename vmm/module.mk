@@ -48,3 +48,8 @@ $(1)_LIBS := vmmcore vmmdev vmmdisk common
 $(1)_PKGS := cmocka libseccomp
 endef
 $(foreach t,$(MACHINE_TESTS),$(eval $(call machine_test,$(t))))
+
+FUZZERS += fuzz_vsock
+fuzz_vsock_SRCS := tests/fuzz/fuzz_vsock.c $(FUZZED_DEVICES)
+fuzz_vsock_LDLIBS := -Wl,--wrap=io_now_ns
+fuzz_vsock_CORPUS := tests/fuzz/corpus/vsock
