@@ -36,6 +36,7 @@ static struct vsock vs;
 static int epoll_fd;
 static char path[64];
 static uint64_t rx_at[VIRTQ_SIZE_MAX]; /* buffer of a head */
+static uint64_t last_token;	       /* given to the loop */
 static uint64_t later_ns;	       /* added to the clock */
 
 uint64_t __real_io_now_ns(void);
@@ -54,6 +55,7 @@ loop_add(void *ctx, int fd, uint32_t events, uint64_t token)
 
 	(void)ctx;
 	assert_true(token & VSOCK_TOKEN);
+	last_token = token;
 	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &ev) ? -errno : 0;
 }
 
@@ -933,6 +935,29 @@ a_client_that_gives_up_frees_its_place(void **state)
 }
 
 static void
+an_event_of_an_ended_connection_does_not_touch_the_next(void **state)
+{
+	struct guest_sock s;
+	uint64_t token;
+	int fd, next;
+
+	(void)state;
+	fd = connected(&s);
+	token = last_token;
+	guest_send(&s, VSOCK_OP_RST, 0, NULL, 0);
+	next = connected(&s);
+	assert_int_equal(last_token & 0xffff, token & 0xffff); /* the same slot */
+	vsock_handle_event(&vs, token, EPOLLHUP);
+	run_loop();
+	expect_nothing();
+	guest_send(&s, VSOCK_OP_RW, 0, "alive", 5);
+	assert_string_equal(heard(next), "alive");
+	vsock_handle_event(&vs, VSOCK_TOKEN | 0x1234, EPOLLHUP); /* never given out */
+	close(fd);
+	close(next);
+}
+
+static void
 a_doorbell_wakes_the_main_thread_once(void **state)
 {
 	struct guest_sock s = {.host_port = 80, .guest_port = 1};
@@ -1075,6 +1100,7 @@ main(void)
 		T(one_too_many_is_refused),
 		T(nobody_waits_for_ever),
 		T(a_client_that_gives_up_frees_its_place),
+		T(an_event_of_an_ended_connection_does_not_touch_the_next),
 		cmocka_unit_test(a_doorbell_wakes_the_main_thread_once),
 		T(after_a_fork_the_child_starts_anew_and_the_parent_goes_on),
 		T(a_driver_that_keeps_the_event_does_not_block_for_ever),
