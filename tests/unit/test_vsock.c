@@ -952,6 +952,9 @@ an_event_of_an_ended_connection_does_not_touch_the_next(void **state)
 	expect_nothing();
 	guest_send(&s, VSOCK_OP_RW, 0, "alive", 5);
 	assert_string_equal(heard(next), "alive");
+	say(next, "too"); /* the loop still watches it */
+	run_loop();
+	assert_int_equal(expect(&s, VSOCK_OP_RW).len, 3);
 	vsock_handle_event(&vs, VSOCK_TOKEN | 0x1234, EPOLLHUP); /* never given out */
 	close(fd);
 	close(next);
