@@ -16,7 +16,9 @@
 #include "common/log.h"
 #include "host/tree_priv.h"
 
-#define ADOPT_TIMEOUT_MS 5000
+#define ADOPT_TIMEOUT_MS 15000
+#define STRAY_TIMEOUT_MS 5000
+#define ADOPTERS_MAX 32
 
 static int
 load_row(void *ctx, const struct vm_row *row, struct err *e)
@@ -45,13 +47,12 @@ link_parents(struct tree *t)
 /*
  * Connects to <home>/vms/<id>/control.sock and asks who is there. The process is the one that sent the
  * answer, by the kernel's word; the socket's other end stays open, so it lives and its number
- * is its own.
+ * is its own. *ret_ctl is the caller's once there is a connection, also on failure.
  */
 static int
-meet(struct tree *t, const char *id, struct vmmctl **ret_ctl, int *ret_pidfd, pid_t *ret_pid,
-	struct vmm_stats_answer *ret_stats, struct err *e)
+meet(struct tree *t, const char *id, int timeout_ms, struct vmmctl **ret_ctl, int *ret_pidfd,
+	pid_t *ret_pid, struct vmm_stats_answer *ret_stats, struct err *e)
 {
-	cleanup_vmmctl struct vmmctl *ctl = NULL;
 	cleanup_close int pidfd = -1;
 	char path[PATHS_MAX];
 	int fd, r;
@@ -60,51 +61,64 @@ meet(struct tree *t, const char *id, struct vmmctl **ret_ctl, int *ret_pidfd, pi
 	if (r == 0)
 		r = io_unix_connect(path, SOCK_SEQPACKET, &fd, e);
 	if (r == 0)
-		r = vmmctl_create(fd, &ctl, e);
+		r = vmmctl_create(fd, ret_ctl, e);
 	if (r == 0)
-		r = vmmctl_stats(ctl, ADOPT_TIMEOUT_MS, false, ret_stats, ret_pid, e);
-	if (r < 0) {
-		/* Nobody's VM, and about to be removed: one that is not alive yet will find this. */
-		if (ctl)
-			vmmctl_quit(ctl, NULL);
+		r = vmmctl_stats(*ret_ctl, timeout_ms, false, ret_stats, ret_pid, e);
+	if (r < 0)
 		return r;
-	}
 	pidfd = (int)syscall(SYS_pidfd_open, *ret_pid, 0);
 	if (pidfd < 0)
 		return err_sys(e, -errno, "pidfd_open %d", (int)*ret_pid);
-	r = vmmctl_drain(ctl, true, e);
+	r = vmmctl_drain(*ret_ctl, true, e);
 	if (r == 0)
-		r = vmmctl_set_pidfd(ctl, pidfd);
+		r = vmmctl_set_pidfd(*ret_ctl, pidfd);
 	if (r < 0)
 		return r;
-	*ret_ctl = TAKE_PTR(ctl);
 	*ret_pidfd = TAKE_FD(pidfd);
 	return 0;
+}
+
+/* Finds the VM's process: vm->ctl and vm->pidfd, or why not. */
+static int
+find_process(struct tree *t, struct vm *vm, struct vmm_stats_answer *ret_stats, struct err *e)
+{
+	uint64_t start;
+	pid_t pid, ppid;
+	int r = meet(t, vm->row.id, ADOPT_TIMEOUT_MS, &vm->ctl, &vm->pidfd, &pid, ret_stats, e);
+
+	if (r == 0) {
+		r = process_look(pid, &ppid, &start);
+		if (r == 0 && pid == vm->row.pid && start == vm->row.pid_start)
+			return 0;
+		r = err_set(e, -EPROTO, "process %d answers on its control socket, and it was process %lld",
+			(int)pid, (long long)vm->row.pid);
+		process_end(vm->pidfd);
+		return r;
+	}
+	if (vm->row.pid <= 0 ||
+		process_open((pid_t)vm->row.pid, vm->row.pid_start, &vm->pidfd) < 0)
+		return r;
+	if (r == -ETIMEDOUT) {
+		/* Slow, or stopped by somebody: no reason to end it. */
+		log_warn("vm %s (%s): its process %lld does not answer yet", vm->row.id, vm_name(vm),
+			(long long)vm->row.pid);
+		r = vmmctl_set_pidfd(vm->ctl, vm->pidfd);
+		return r < 0 ? err_sys(e, r, "a descriptor for process %lld", (long long)vm->row.pid)
+			     : 0;
+	}
+	/* It lives and cannot be spoken to, and never will be again. */
+	process_end(vm->pidfd);
+	return r;
 }
 
 static int
 adopt(struct tree *t, struct vm *vm, struct err *e)
 {
-	struct vmm_stats_answer stats;
+	struct vmm_stats_answer stats = {.paused = vm->row.state == VM_PAUSED};
 	struct err why = {0};
-	uint64_t start;
-	pid_t pid, ppid;
-	int r;
+	int r = find_process(t, vm, &stats, &why);
 
-	r = meet(t, vm->row.id, &vm->ctl, &vm->pidfd, &pid, &stats, &why);
-	if (r == 0) {
-		r = process_look(pid, &ppid, &start);
-		if (r == 0 && (pid != vm->row.pid || start != vm->row.pid_start)) {
-			r = err_set(&why, -EPROTO,
-				"process %d answers on its control socket, and it was process %lld",
-				(int)pid, (long long)vm->row.pid);
-			process_end(vm->pidfd);
-		}
-	} else if (vm->row.pid > 0 &&
-		process_open((pid_t)vm->row.pid, vm->row.pid_start, &vm->pidfd) == 0) {
-		/* It lives and cannot be spoken to: without pandod it can do nothing useful. */
-		process_end(vm->pidfd);
-	}
+	pthread_mutex_lock(&t->lock);
 	if (r < 0) {
 		vmmctl_free(vm->ctl);
 		vm->ctl = NULL;
@@ -121,7 +135,9 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 			snprintf(vm->row.reason, sizeof(vm->row.reason),
 				"its VMM could not be taken over by a new pandod: %.300s", why.msg);
 		log_info("vm %s (%s): failed: %s", vm->row.id, vm_name(vm), vm->row.reason);
-		return db_update(t->db, &vm->row, e);
+		r = db_update(t->db, &vm->row, e);
+		pthread_mutex_unlock(&t->lock);
+		return r;
 	}
 	if (stats.paused == 1)
 		vm->row.state = VM_PAUSED;
@@ -130,9 +146,65 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 	r = tree_watch(t, vm, e);
 	if (r == 0)
 		r = db_update(t->db, &vm->row, e);
-	log_info("vm %s (%s): adopted, pid %d, %s", vm->row.id, vm_name(vm), (int)pid,
-		vm_state_name(vm->row.state));
+	log_info("vm %s (%s): adopted, pid %lld, %s", vm->row.id, vm_name(vm),
+		(long long)vm->row.pid, vm_state_name(vm->row.state));
+	pthread_mutex_unlock(&t->lock);
 	return r;
+}
+
+/* Guests may keep every CPU busy, and then each answer takes its while: they are asked in parallel. */
+struct adopters {
+	struct tree *t;
+	unsigned next; /* under the tree's lock, as the rest */
+	int result;
+	struct err why;
+};
+
+static void *
+adopter_main(void *arg)
+{
+	struct adopters *a = arg;
+
+	for (;;) {
+		struct vm *vm = NULL;
+		struct err e;
+		int r;
+
+		pthread_mutex_lock(&a->t->lock);
+		while (!vm && a->result == 0 && a->next < a->t->n_vms) {
+			vm = a->t->vms[a->next++];
+			if (!vm_state_lives(vm->row.state)) {
+				vm->dead = true;
+				vm = NULL;
+			}
+		}
+		pthread_mutex_unlock(&a->t->lock);
+		if (!vm)
+			return NULL;
+		r = adopt(a->t, vm, &e);
+		if (r < 0) {
+			pthread_mutex_lock(&a->t->lock);
+			a->result = r;
+			a->why = e;
+			pthread_mutex_unlock(&a->t->lock);
+		}
+	}
+}
+
+static int
+adopt_all(struct tree *t, struct err *e)
+{
+	struct adopters a = {.t = t};
+	pthread_t threads[ADOPTERS_MAX];
+	unsigned n = 0;
+
+	while (n < ADOPTERS_MAX && n + 1 < t->n_vms &&
+		pthread_create(&threads[n], NULL, adopter_main, &a) == 0)
+		n++;
+	adopter_main(&a);
+	for (unsigned i = 0; i < n; i++)
+		pthread_join(threads[i], NULL);
+	return a.result < 0 ? err_set(e, a.result, "%s", a.why.msg) : 0;
 }
 
 /* Ends whoever listens in a folder that belongs to no VM. */
@@ -145,12 +217,14 @@ end_stray(struct tree *t, const char *id)
 	pid_t pid;
 	struct err e;
 
-	if (meet(t, id, &ctl, &pidfd, &pid, &stats, NULL) == 0) {
-		log_info("vm %s: half-made, its process %d is ended", id, (int)pid);
+	if (meet(t, id, STRAY_TIMEOUT_MS, &ctl, &pidfd, &pid, &stats, NULL) == 0) {
+		log_info("vm %s: in no table, its process %d is ended", id, (int)pid);
 		process_end(pidfd);
-		vmmctl_free(ctl);
 		close(pidfd);
+	} else if (ctl) {
+		vmmctl_quit(ctl, NULL); /* one that is not alive yet will find this */
 	}
+	vmmctl_free(ctl);
 	if (launch_remove_files(t->config.home, id, &e) < 0)
 		log_warn("vm %s: %s", id, e.msg);
 }
@@ -173,7 +247,7 @@ clean_vms(struct tree *t, struct err *e)
 			i++;
 			continue;
 		}
-		log_info("vm %s (%s): half-made when pandod ended; removed", vm->row.id, vm_name(vm));
+		log_info("vm %s (%s): half-made or half-deleted when pandod ended; removed", vm->row.id, vm_name(vm));
 		r = db_delete(t->db, vm->row.id, e);
 		if (r < 0)
 			return r;
@@ -242,11 +316,5 @@ tree_adopt(struct tree *t, struct err *e)
 	r = clean_vms(t, e);
 	if (r == 0)
 		r = clean_segments(t, e);
-	for (unsigned i = 0; r == 0 && i < t->n_vms; i++) {
-		if (vm_state_lives(t->vms[i]->row.state))
-			r = adopt(t, t->vms[i], e);
-		else
-			t->vms[i]->dead = true;
-	}
-	return r;
+	return r < 0 ? r : adopt_all(t, e);
 }

@@ -4,8 +4,8 @@
  * pandod reads it once, at its start, and writes through from then on. Not thread-safe: the caller
  * (host/tree.c) holds its lock around every call.
  *
- * A row of `vms` with made = 0 is half-made: whoever made it was killed in between; the next start
- * removes it. synchronous=NORMAL: a killed pandod loses nothing; a power cut may lose the last
+ * A row of `vms` with made = 0 is half-made, or half-deleted: whoever did it was killed in between; the
+ * next start removes it. synchronous=NORMAL: a killed pandod loses nothing; a power cut may lose the last
  * moments, which the VMs do not survive either.
  */
 #ifndef PANDO_HOST_DB_H

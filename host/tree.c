@@ -889,12 +889,27 @@ tree_sweep(struct tree *t, struct err *e)
 	return r;
 }
 
-int
-tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+/* From now on the next pandod would finish the removal, should this one be killed. Called with the lock. */
+static int
+mark_going(struct tree *t, struct vm **vms, unsigned n, bool going, struct err *e)
 {
-	int r = 0;
+	int r = db_begin(t->db, e);
 
-	pthread_mutex_lock(&t->lock);
+	for (unsigned i = 0; r == 0 && i < n; i++) {
+		vms[i]->row.made = !going;
+		r = db_update(t->db, &vms[i]->row, e);
+	}
+	if (r == 0)
+		r = db_commit(t->db, e);
+	for (unsigned i = 0; r < 0 && i < n; i++)
+		vms[i]->row.made = going;
+	db_rollback(t->db);
+	return r;
+}
+
+static int
+kill_all(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+{
 	/* SIGKILL, not VMM_QUIT: nothing of these VMs is to remain, and what they shared with others was
 	 * cut, and not written since, long ago. */
 	for (unsigned i = 0; i < n; i++) {
@@ -905,21 +920,42 @@ tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
 			vms[i]->dead = true;
 	}
 	for (unsigned i = 0; i < n; i++)
-		if (tree_wait_dead(t, vms[i], KILL_TIMEOUT_MS) < 0) {
-			r = err_set(e, -ETIMEDOUT,
+		if (tree_wait_dead(t, vms[i], KILL_TIMEOUT_MS) < 0)
+			return err_set(e, -ETIMEDOUT,
 				"vm \"%s\": its process %lld was killed and does not end; nothing was "
 				"removed",
 				vm_name(vms[i]), (long long)vms[i]->row.pid);
-			break;
-		}
-	if (r == 0)
-		r = db_begin(t->db, e);
+	return 0;
+}
+
+static int
+delete_rows(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+{
+	int r = db_begin(t->db, e);
+
 	for (unsigned i = 0; r == 0 && i < n; i++)
 		r = db_delete(t->db, vms[i]->row.id, e);
 	if (r == 0)
 		r = db_commit(t->db, e);
+	db_rollback(t->db);
+	return r;
+}
+
+int
+tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = mark_going(t, vms, n, true, e);
+	if (r == 0) {
+		r = kill_all(t, vms, n, e);
+		if (r == 0)
+			r = delete_rows(t, vms, n, e);
+		if (r < 0)
+			mark_going(t, vms, n, false, NULL);
+	}
 	if (r < 0) {
-		db_rollback(t->db);
 		for (unsigned i = 0; i < n; i++)
 			vms[i]->removing = false;
 		pthread_mutex_unlock(&t->lock);

@@ -820,6 +820,34 @@ unmake(const char *path, const char *id)
 	assert_int_equal(sqlite3_close(db), SQLITE_OK);
 }
 
+static void *
+continue_later(void *pid)
+{
+	poll(NULL, 0, 400);
+	kill(*(pid_t *)pid, SIGCONT);
+	return NULL;
+}
+
+static void
+a_vmm_that_answers_late_is_adopted_all_the_same(void **state)
+{
+	pthread_t thread;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	pid = (pid_t)number("pid");
+	stop();
+	kill(pid, SIGSTOP);
+	assert_int_equal(pthread_create(&thread, NULL, continue_later, &pid), 0);
+	start();
+	pthread_join(thread, NULL);
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_int_equal(number("pid"), pid);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+}
+
 static void
 what_was_half_made_is_removed_by_the_next_pandod(void **state)
 {
@@ -890,6 +918,7 @@ main(int argc, char **argv)
 		T(pause_and_resume_keep_what_was_known),
 		T(aliases_can_be_changed_and_taken_away),
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
+		T(a_vmm_that_answers_late_is_adopted_all_the_same),
 		T(what_was_half_made_is_removed_by_the_next_pandod),
 		T(hundred_rounds_leave_nothing),
 #undef T
