@@ -202,9 +202,10 @@ write_queue(struct virtio_dev *dev, uint64_t offset, uint32_t value)
 	if (!q || !(dev->status & VIRTIO_STATUS_FEATURES_OK))
 		return;
 	if (offset == VIRTIO_MMIO_QUEUE_READY) {
-		/* Taking a queue out of use needs a reset of the device: without
-		 * VIRTIO_F_RING_RESET there is no other way (2.6). */
-		if (value == 1 && !q->ready && virtq_enable(q, dev->mem))
+		/* 0 takes it out of use, read back as such (4.2.2.2). */
+		if (value == 0)
+			q->ready = false;
+		else if (value == 1 && !q->ready && virtq_enable(q, dev->mem))
 			virtio_dev_break(dev, q->why);
 		return;
 	}

@@ -334,6 +334,16 @@ a_ready_queue_does_not_move(void **state)
 	fake_write(&d, VIRTIO_MMIO_QUEUE_SIZE, 0);
 	assert_int_equal(rng.dev.queues[0].desc, 0x1000);
 	assert_int_equal(rng.dev.queues[0].size, 16);
+	/* Taken out of use, it serves nothing, and may be set up anew. */
+	fake_write(&d, VIRTIO_MMIO_STATUS, 15);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_READY, 0);
+	assert_int_equal(fake_read(&d, VIRTIO_MMIO_QUEUE_READY), 0);
+	fake_kick(&d, 0);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_DESC_LOW, 0x5000);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_READY, 1);
+	assert_int_equal(fake_read(&d, VIRTIO_MMIO_QUEUE_READY), 1);
+	assert_int_equal(rng.dev.queues[0].desc, 0x5000);
+	assert_int_equal(fake_read(&d, VIRTIO_MMIO_STATUS), 15);
 }
 
 static void
