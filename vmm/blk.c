@@ -11,10 +11,13 @@
 #include "common/io.h"
 
 #define QUEUE_SIZE 128
-#define SIZE_MAX_BYTES (1u << 20)    /* of one buffer */
+#define SIZE_MAX_BYTES \
+	(128u << 10) /* of one buffer: all of a chain fit BLK_REQUEST_MAX */
 #define RANGE_SECTORS_MAX (1u << 22) /* 2 GiB in one discard range: milliseconds */
 #define RANGES_MAX 32
 #define SECTORS_PER_BLOCK (SEGMENT_BLOCK / BLK_SECTOR)
+_Static_assert(SIZE_MAX_BYTES *(QUEUE_SIZE - 2) <= BLK_REQUEST_MAX,
+	"no request of a driver that keeps to the limits is too large");
 #define IOVS 64 /* in one system call */
 
 static unsigned
