@@ -24,6 +24,7 @@
 #define FIRST_RX 2048
 #define STREAM_RX (2 * AGENT_FRAME_WHOLE)
 #define CONNECT_LINE_MAX 32
+#define OK_LINE "OK 1073741824\n"
 /* To say what is wanted; to close after the terminal record. */
 #define REQUEST_NS 10000000000ull
 #define CLOSE_NS 10000000000ull
@@ -658,7 +659,7 @@ take_line(struct conn *c, const char *line, size_t len, struct err *e)
 
 	if (c->role == AT_CONNECT) {
 		char text[CONNECT_LINE_MAX + 1];
-		static const char ok[] = "OK 1073741824\n";
+		static const char ok[] = OK_LINE;
 
 		memcpy(text, line, len);
 		text[len] = 0;
@@ -841,11 +842,15 @@ conn_accept(int fd, bool connect_line)
 	if (c)
 		c->rx = malloc(FIRST_RX);
 	if (!c || !c->rx) {
-		static const char busy[] = "{\"ok\":false,\"error\":\"the agent has too many connections\","
-					   "\"errno\":\"EAGAIN\",\"code\":-11}\n";
+		static const char ok[] = OK_LINE;
+		static const char busy[] =
+			OK_LINE "{\"ok\":false,\"error\":\"the agent has too many connections\","
+				"\"errno\":\"EAGAIN\",\"code\":-11}\n";
+		size_t skip = connect_line ? 0 : sizeof(ok) - 1;
 
-		if (send(fd, busy, sizeof(busy) - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ||
-			log_allowed(&limit))
+		/* Told as far as its socket takes it. */
+		(void)!send(fd, busy + skip, sizeof(busy) - 1 - skip, MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (log_allowed(&limit))
 			log_warn("a connection refused: %u are open", n_conns);
 		free(c);
 		close(fd);

@@ -158,37 +158,48 @@ again:
 }
 
 int
-loop_run(struct err *e)
+loop_round(int max_ms, struct err *e)
 {
 	struct epoll_event ev[EVENTS];
+	int ms = wait_ms(), n;
 
-	while (1) {
-		int n = epoll_wait(epoll_fd, ev, EVENTS, wait_ms());
+	if (max_ms >= 0 && (ms < 0 || ms > max_ms))
+		ms = max_ms;
+	n = epoll_wait(epoll_fd, ev, EVENTS, ms);
+	if (n < 0 && errno != EINTR)
+		return err_sys(e, -errno, "epoll");
+	for (int i = 0; i < n; i++) {
+		struct source *s = ev[i].data.ptr;
 
-		if (n < 0 && errno != EINTR)
-			return err_sys(e, -errno, "epoll");
-		for (int i = 0; i < n; i++) {
-			struct source *s = ev[i].data.ptr;
-
-			/* Waited for no more since it was fetched: another callback of this round saw to it. */
-			if (s->fd >= 0 && s->events)
-				s->ready(s, ev[i].events);
-		}
-		fire_timers();
-		while (chores) {
-			struct chore *c = chores;
-
-			chores = c->next;
-			if (!chores)
-				chores_end = &chores;
-			c->queued = false;
-			c->run(c);
-		}
-		while (garbage) {
-			struct garbage *g = garbage;
-
-			garbage = g->next;
-			free(g);
-		}
+		/* Waited for no more since it was fetched: another callback of this round saw to it. */
+		if (s->fd >= 0 && s->events)
+			s->ready(s, ev[i].events);
 	}
+	fire_timers();
+	while (chores) {
+		struct chore *c = chores;
+
+		chores = c->next;
+		if (!chores)
+			chores_end = &chores;
+		c->queued = false;
+		c->run(c);
+	}
+	while (garbage) {
+		struct garbage *g = garbage;
+
+		garbage = g->next;
+		free(g);
+	}
+	return n > 0 ? n : 0;
+}
+
+int
+loop_run(struct err *e)
+{
+	int r;
+
+	while ((r = loop_round(-1, e)) >= 0)
+		;
+	return r;
 }

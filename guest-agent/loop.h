@@ -33,6 +33,8 @@ struct chore {
 };
 
 int loop_init(struct err *e);
+/* One round: waits at most max_ms (negative: until something happens). The count of events. */
+int loop_round(int max_ms, struct err *e);
 /* Never returns but on an error of epoll itself. */
 int loop_run(struct err *e);
 

@@ -21,3 +21,25 @@ test_agent_SRCS := tests/unit/test_agent.c
 test_agent_LIBS := agentclient agentwire common
 test_agent_PKGS := cmocka
 $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
+
+UNIT_TESTS += test_agent_parts
+test_agent_parts_SRCS := tests/unit/test_agent_parts.c guest-agent/request.c guest-agent/ring.c \
+	guest-agent/userdb.c
+test_agent_parts_LIBS := agentwire common
+test_agent_parts_PKGS := cmocka
+
+UNIT_TESTS += test_agent_tar
+test_agent_tar_SRCS := tests/unit/test_agent_tar.c
+test_agent_tar_LIBS := agentwire common
+test_agent_tar_PKGS := cmocka
+
+agent_fuzz_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c \
+	common/err.c common/io.c common/json.c common/log.c
+FUZZERS += fuzz_agent_request fuzz_agent_frames_guest fuzz_agent_frames_host
+fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/request.c $(agent_fuzz_SRCS)
+fuzz_agent_request_CORPUS := tests/fuzz/corpus/agent_request
+fuzz_agent_frames_guest_SRCS := tests/fuzz/fuzz_agent_frames_guest.c \
+	$(filter-out guest-agent/main.c,$(pando-agent_SRCS)) $(agent_fuzz_SRCS)
+fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
+fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent_client.c $(agent_fuzz_SRCS)
+fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host

@@ -245,7 +245,11 @@ int
 agent_link_frame(struct agent_link *l, struct agent_frame *ret, struct err *e)
 {
 	size_t used;
-	int r = agent_frame_next(l->buf + l->at, l->len - l->at, AGENT_FROM_GUEST, ret, &used, e);
+	int r;
+
+	if (!l->buf)
+		return 0;
+	r = agent_frame_next(l->buf + l->at, l->len - l->at, AGENT_FROM_GUEST, ret, &used, e);
 
 	if (r == 1)
 		l->at += used;
@@ -437,7 +441,7 @@ agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void *ct
 		r = ping(&l, socket_path, attempt, NULL, &why);
 		if (!r)
 			return 0;
-		if (r != -ECONNREFUSED && r != -ETIMEDOUT && r != -EPIPE && r != -ECONNRESET)
+		if (r != -ECONNREFUSED && r != -ETIMEDOUT && r != -EPIPE && r != -EAGAIN)
 			return err_set(e, r, "%s", why.msg);
 		if (cancel && (r = cancel(ctx)) < 0)
 			return err_set(e, r, "cancelled while waiting for the guest's agent");

@@ -46,7 +46,7 @@ struct agent_pong {
 int agent_ping(const char *socket_path, int timeout_ms, struct agent_pong *ret, struct err *e);
 
 /* Pings until the agent answers. cancel (may be NULL) is asked at least every 100 ms; a negative return ends the wait
- * with that code. Only -ECONNREFUSED, -ETIMEDOUT of one attempt and a broken connection are tried again; the rest is final. */
+ * with that code. Only -ECONNREFUSED, a busy agent, -ETIMEDOUT of one attempt and a broken connection are tried again; the rest is final. */
 int agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void *ctx),
 	void *ctx, struct err *e);
 

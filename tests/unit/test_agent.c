@@ -1423,7 +1423,7 @@ nothing_leaks_over_many_commands(void **state)
 	}
 	for (int i = 0; i < 100 && open_descriptors() > before; i++)
 		usleep(10000);
-	assert_int_equal(open_descriptors(), before);
+	assert_true(open_descriptors() <= before);
 #ifndef PANDO_SAN
 	assert_true(status_kib("RssAnon") <= kib + 64);
 #else

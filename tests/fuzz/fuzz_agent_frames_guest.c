@@ -1,0 +1,187 @@
+/*
+ * Frames as the agent takes them from the host: into a command (one that lives across inputs, taken up by attach) and into a
+ * put. The first byte chooses, the second how the bytes are cut. The agent's own loop, connections and table are what runs.
+ * Nothing may be written beside the put's folder, and the agent must answer a ping after each input.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "guest-agent/conn.h"
+#include "guest-agent/exec.h"
+#include "guest-agent/loop.h"
+#include "guest-agent/spawn.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+
+static char folder[64], put_folder[96];
+static uint64_t id;
+
+int
+LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	struct err e = {0};
+	sigset_t set;
+
+	(void)argc;
+	(void)argv;
+	sigemptyset(&set);
+	sigaddset(&set, SIGPIPE);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	/* Made and removed for each input: libFuzzer ends without a chance to clean up. */
+	snprintf(folder, sizeof(folder), "/tmp/pando-fuzz-agent-%d", (int)getpid());
+	if (loop_init(&e) || spawn_init(&e))
+		abort();
+	snprintf(put_folder, sizeof(put_folder), "%s/put", folder);
+	return 0;
+}
+
+static void
+rounds(int n)
+{
+	while (n--)
+		if (loop_round(0, NULL) < 0)
+			abort();
+}
+
+/* Takes what the agent says; `heard` counts it. */
+static size_t heard;
+
+static void
+drain(int fd)
+{
+	char buf[65536];
+	ssize_t n;
+
+	while ((n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT)) > 0)
+		heard += (size_t)n;
+}
+
+static int
+dial(void)
+{
+	int fd[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) || io_set_nonblock(fd[1], 1))
+		abort();
+	conn_accept(fd[1], false);
+	return fd[0];
+}
+
+static void
+say(int fd, const void *buf, size_t len)
+{
+	const char *at = buf;
+
+	while (len) {
+		ssize_t n = send(fd, at, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno != EAGAIN)
+			return; /* it hung up, as it may */
+		if (n > 0) {
+			at += n;
+			len -= (size_t)n;
+		}
+		rounds(1);
+		drain(fd);
+	}
+}
+
+static void
+ask(int fd, const char *line)
+{
+	heard = 0;
+	say(fd, line, strlen(line));
+	for (int i = 0; i < 1000 && !heard; i++) {
+		rounds(1);
+		drain(fd);
+	}
+	if (heard)
+		return;
+	abort(); /* no answer */
+}
+
+static void
+command(void)
+{
+	static const char start[] =
+		"{\"op\":\"exec\",\"argv\":[\"cat\"],\"stdin\":true,\"detach\":true}\n";
+	struct agent_exit end;
+	const char *message;
+	struct exec *x = id ? exec_find(id) : NULL;
+
+	/* A signal among the input may have ended it. */
+	if (x && exec_ended(x, &end, &message)) {
+		exec_taken(x);
+		x = NULL;
+	}
+	if (x && exec_stdin_state(x).closed) {
+		exec_signal(x, SIGKILL, NULL);
+		x = NULL;
+	}
+	if (!x) {
+		int fd = dial();
+
+		ask(fd, start);
+		close(fd);
+		id++;
+		while (!exec_find(id) && id < 1u << 30)
+			id++;
+		rounds(2);
+	}
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	char line[200];
+	size_t cut;
+	int fd, n = 0;
+	struct dirent *de;
+	DIR *d;
+
+	if (size < 2)
+		return 0;
+	cut = data[1] ? data[1] : 65536;
+	mkdir(folder, 0700);
+	mkdir(put_folder, 0700);
+	if (data[0] & 1) {
+		command();
+		snprintf(line, sizeof(line), "{\"op\":\"attach\",\"id\":\"e%llu\",\"stdin\":true}\n",
+			(unsigned long long)id);
+	} else {
+		snprintf(line, sizeof(line), "{\"op\":\"put\",\"path\":\"%s\"}\n", put_folder);
+	}
+	fd = dial();
+	ask(fd, line);
+	for (size_t at = 2; at < size; at += cut) {
+		say(fd, data + at, size - at < cut ? size - at : cut);
+		rounds(1);
+		drain(fd);
+	}
+	close(fd);
+	rounds(3);
+
+	d = opendir(folder);
+	while (d && (de = readdir(d)))
+		n += de->d_name[0] != '.' && strcmp(de->d_name, "put") != 0;
+	if (d)
+		closedir(d);
+	if (n)
+		abort(); /* written outside */
+	io_remove_tree(folder, NULL);
+	fd = dial();
+	ask(fd, "{\"op\":\"ping\"}\n");
+	close(fd);
+	rounds(2);
+	return 0;
+}

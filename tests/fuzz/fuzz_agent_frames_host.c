@@ -1,0 +1,143 @@
+/*
+ * Frames as the host takes them from a guest, which may be hostile: during a command and during a get. The first byte
+ * chooses (the second is kept for the guest's side, so that both corpora are alike). Success needs an exit record; nothing may be written beside the get's
+ * folder; output may not exceed what came.
+ */
+#include <dirent.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* The loops are static there; the dialling before them is none of a guest's frames. */
+#include "host/agent_exec.c"
+#include "common/tar.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+
+static char folder[64], get_folder[96];
+
+int
+LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	(void)argc;
+	(void)argv;
+	/* Made and removed for each input: libFuzzer ends without a chance to clean up. */
+	snprintf(folder, sizeof(folder), "/tmp/pando-fuzz-client-%d", (int)getpid());
+	snprintf(get_folder, sizeof(get_folder), "%s/get", folder);
+	return 0;
+}
+
+static int
+count(void *ctx, int stream, const void *buf, size_t len)
+{
+	size_t *total = ctx;
+	volatile uint8_t sum = 0;
+
+	if (stream != 1 && stream != 2)
+		abort();
+	for (size_t i = 0; i < len; i++)
+		sum = (uint8_t)(sum + ((const uint8_t *)buf)[i]);
+	*total += len;
+	return 0;
+}
+
+static void
+in_command(int fd, size_t size)
+{
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result result = {0};
+	struct agent_session *s = calloc(1, sizeof(*s));
+	struct err e = {0};
+	size_t total = 0;
+	int r;
+
+	io.output = count;
+	io.ctx = &total;
+	s->io = &io;
+	s->result = &result;
+	s->link = (struct agent_link)AGENT_LINK_INIT;
+	s->link.fd = fd;
+	s->out_stream = -1;
+	r = pump(s, &e);
+	if (r == 0 || (r == 1 && (result.kind < AGENT_EXITED || result.kind > AGENT_SPAWN_FAILED)) ||
+		(r < 0 && (e.code != r || !*e.msg)) || total > size)
+		abort();
+	agent_link_done(&s->link);
+	free(s);
+}
+
+static void
+in_get(int fd)
+{
+	struct agent_link l = AGENT_LINK_INIT;
+	struct tar_unpack_opts opts = {.dest = get_folder};
+	struct tar_unpack *u;
+	struct err e = {0};
+	struct dirent *de;
+	DIR *d;
+	int r = 0, n = 0;
+
+	l.fd = fd;
+	mkdir(folder, 0700);
+	mkdir(get_folder, 0700);
+	if (tar_unpack_open(&opts, &u, &e))
+		abort();
+	while (r >= 0 && !l.eof) {
+		struct agent_frame f;
+
+		if (agent_link_fill(&l, &e))
+			break;
+		while ((r = agent_link_frame(&l, &f, &e)) == 1) {
+			if (f.type == AGENT_DATA && (r = tar_unpack_feed(u, f.payload, f.len, &e)) < 0)
+				break;
+			if (f.type == AGENT_ERROR && agent_link_error(&f, &e) >= 0)
+				abort();
+			if (f.type == AGENT_END) {
+				r = tar_unpack_finish(u, &e);
+				if (r <= 0) {
+					r = -1;
+					break;
+				}
+			}
+		}
+	}
+	tar_unpack_close(u);
+	agent_link_done(&l);
+	d = opendir(folder);
+	while (d && (de = readdir(d)))
+		n += de->d_name[0] != '.' && strcmp(de->d_name, "get") != 0;
+	if (d)
+		closedir(d);
+	if (n)
+		abort(); /* written outside */
+	io_remove_tree(folder, NULL);
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	int fd[2], big = 1 << 20;
+
+	if (size < 2 || size > 200000)
+		return 0;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd))
+		abort();
+	setsockopt(fd[0], SOL_SOCKET, SO_SNDBUF, &big, sizeof(big));
+	if (send(fd[0], data + 2, size - 2, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)size - 2) {
+		close(fd[0]);
+		close(fd[1]);
+		return 0;
+	}
+	shutdown(fd[0], SHUT_WR);
+	if (data[0] & 1)
+		in_command(fd[1], size);
+	else
+		in_get(fd[1]);
+	close(fd[0]);
+	return 0;
+}

@@ -1,0 +1,258 @@
+/*
+ * The agent's and the protocol's parts, each by itself: users and environment, journal, requests, frames, byte strings.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "common/agent_frame.h"
+#include "common/cleanup.h"
+#include "common/json_bytes.h"
+#include "guest-agent/request.h"
+#include "guest-agent/ring.h"
+#include "guest-agent/userdb.h"
+
+static const char passwd[] = "root:x:0:0:root:/root:/bin/bash\n"
+			     "broken line\n"
+			     "half:x:notanumber:1::/:/bin/sh\n"
+			     "dev:x:1000:1001:,,,:/home/dev:/bin/zsh\n"
+			     "bare:x:1002:1002:::\n"
+			     "last:x:1003:1003::/home/last:/bin/sh";
+static const char group[] = "root:x:0:\naudio:x:29:pulse,dev\ndevs:x:1001:dev\nnodev:x:30:devel,xdev\n"
+			    "video:x:44:dev,other\nx:y\n";
+
+static void
+users_are_found_by_name_and_number(void **state)
+{
+	struct user u;
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(user_parse(passwd, group, "dev", &u, &e), 0);
+	assert_int_equal(u.uid, 1000);
+	assert_int_equal(u.gid, 1001);
+	assert_string_equal(u.home, "/home/dev");
+	assert_string_equal(u.shell, "/bin/zsh");
+	/* Its own group once, then those that list it by its whole name. */
+	assert_int_equal(u.n_groups, 3);
+	assert_int_equal(u.groups[0], 1001);
+	assert_int_equal(u.groups[1], 29);
+	assert_int_equal(u.groups[2], 44);
+	assert_int_equal(user_parse(passwd, NULL, "1000", &u, &e), 0);
+	assert_string_equal(u.name, "dev");
+	assert_int_equal(user_parse(passwd, NULL, "bare", &u, &e), 0);
+	assert_string_equal(u.home, "/");
+	assert_string_equal(u.shell, "/bin/sh");
+	assert_int_equal(user_parse(passwd, NULL, "last", &u, &e), 0);
+	assert_string_equal(u.shell, "/bin/sh");
+	assert_int_equal(user_parse(passwd, NULL, "half", &u, &e), -ENOENT);
+	assert_int_equal(user_parse(passwd, NULL, "de", &u, &e), -ENOENT);
+	assert_int_equal(user_parse("", NULL, "root", &u, &e), -ENOENT);
+	assert_non_null(strstr(e.msg, "root"));
+}
+
+static void
+environment_file_is_read_as_pam_does(void **state)
+{
+	cleanup_environment struct environment env = {0};
+
+	(void)state;
+	environment_set(&env, "GONE=1");
+	environment_set(&env, "KEPT=1");
+	environment_parse(&env, "# comment\n"
+				"A=plain\n"
+				"  export B=\"two words\"  # and why\n"
+				"C='single'\n"
+				"D=a=b=c\n"
+				"E=\n"
+				"NOT-A-NAME=x\n"
+				"=nothing\n"
+				"GONE\n"
+				"F=one\\\ntwo\n"
+				"A=again\n"
+				"G=\"it's\"\n"
+				"H=no newline at the end");
+	assert_string_equal(environment_get(&env, "A"), "again");
+	assert_string_equal(environment_get(&env, "B"), "two words");
+	assert_string_equal(environment_get(&env, "C"), "single");
+	assert_string_equal(environment_get(&env, "D"), "a=b=c");
+	assert_string_equal(environment_get(&env, "E"), "");
+	assert_null(environment_get(&env, "NOT-A-NAME"));
+	assert_null(environment_get(&env, "NOT"));
+	assert_null(environment_get(&env, "GONE"));
+	assert_string_equal(environment_get(&env, "KEPT"), "1");
+	assert_string_equal(environment_get(&env, "F"), "onetwo");
+	assert_string_equal(environment_get(&env, "G"), "it's");
+	assert_string_equal(environment_get(&env, "H"), "no newline at the end");
+	assert_int_equal(env.n, 9);
+	assert_null(env.v[env.n]);
+}
+
+static void
+put_bytes(struct ring *r, const char *s, size_t n)
+{
+	struct iovec iov[2];
+	int pieces = ring_space(r, n, iov);
+
+	assert_true(pieces > 0);
+	memcpy(iov[0].iov_base, s, iov[0].iov_len);
+	memcpy(iov[1].iov_base, s + iov[0].iov_len, n - iov[0].iov_len);
+	ring_added(r, n);
+}
+
+static void
+journal_keeps_the_last_bytes_by_offset(void **state)
+{
+	struct ring r;
+	struct iovec iov[2];
+	uint64_t written = 0, x = 1;
+	char piece[4096];
+
+	(void)state;
+	ring_init(&r, 4096);
+	/* A stream in which byte i is a function of i, in pieces of odd sizes. */
+	while (written < 100000) {
+		size_t n = (size_t)(x = x * 6364136223846793005ull + 1442695040888963407ull) >> 53;
+
+		if (n > 4000)
+			n = 4000;
+		if (!n)
+			continue;
+		for (size_t i = 0; i < n; i++)
+			piece[i] = (char)((written + i) * 31 >> 3);
+		put_bytes(&r, piece, n);
+		written += n;
+		assert_true(r.end == written);
+		assert_true(r.end - r.start == (written < 4096 ? written : 4096));
+		int pieces = ring_at(&r, r.start, (size_t)(r.end - r.start), iov);
+		uint64_t at = r.start;
+		for (int p = 0; p < pieces; p++)
+			for (size_t i = 0; i < iov[p].iov_len; i++, at++)
+				assert_int_equal(((char *)iov[p].iov_base)[i], (char)(at * 31 >> 3));
+		assert_true(at == r.end);
+	}
+	assert_int_equal(ring_room(&r, r.end), 4096);
+	assert_int_equal(ring_room(&r, r.end - 96), 4000);
+	assert_int_equal(ring_room(&r, r.start), 0);
+	ring_consume(&r, r.end);
+	assert_null(r.buf);
+	put_bytes(&r, "again", 5);
+	assert_int_equal(ring_at(&r, written, 5, iov), written % 4096 > 4091 ? 2 : 1);
+	ring_done(&r);
+}
+
+static void
+requests_keep_what_was_given(void **state)
+{
+	static const char line[] = "{\"op\":\"exec\",\"argv\":[\"ls\",\"\",{\"b64\":\"/w==\"},\"\\u00e9\"],"
+				   "\"env\":[\"A=\",\"B=x=y\"],\"cwd\":\"/tmp\",\"user\":\"dev\","
+				   "\"timeout_ms\":1500,\"tty\":{\"rows\":24,\"cols\":80,\"term\":\"xterm\"},"
+				   "\"stdin\":true,\"detach\":false}";
+	struct request q;
+	struct err e = {0};
+
+	(void)state;
+	if (request_read(line, strlen(line), &q, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(q.op, REQUEST_EXEC);
+	assert_string_equal(q.argv[0], "ls");
+	assert_string_equal(q.argv[1], "");
+	assert_string_equal(q.argv[2], "\xff");
+	assert_string_equal(q.argv[3], "\xc3\xa9");
+	assert_null(q.argv[4]);
+	assert_string_equal(q.env[1], "B=x=y");
+	assert_int_equal(q.timeout_ms, 1500);
+	assert_true(q.tty && q.want_stdin && !q.detach);
+	assert_int_equal(q.rows, 24);
+	assert_string_equal(q.term, "xterm");
+	request_done(&q);
+	assert_int_equal(request_read("{\"op\":\"attach\",\"id\":\"e18446744073709551616\"}", 44, &q, &e),
+		-EINVAL);
+}
+
+static void
+byte_strings_survive_json(void **state)
+{
+	static const char *const strings[] = {"", "plain", "\xc3\xa9", "\xff", "\xff\xfe", "\xff\xfe\xfd",
+		"a\xed\xa0\x80", "\xf4\x90\x80\x80", "\x01\x02\n\"\\", "\xc0\x80", "abc\x80"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++) {
+		cleanup_json_out struct json_out o = {0};
+		cleanup_json struct json *j = NULL;
+		cleanup_free char *back = NULL;
+		struct err e = {0};
+
+		json_out_bytes(&o, NULL, strings[i]);
+		assert_int_equal(o.error, 0);
+		if (json_parse(o.buf, o.len, 64, &j, &e))
+			fail_msg("%s: %s", o.buf, e.msg);
+		assert_int_equal(json_bytes_dup(j, 0, &back), 0);
+		assert_string_equal(back, strings[i]);
+	}
+}
+
+static void
+broken_base64_is_refused(void **state)
+{
+	static const char *const bad[] = {"{\"b64\":\"a\"}", "{\"b64\":\"ab=c\"}", "{\"b64\":\"====\"}",
+		"{\"b64\":\"=abc\"}", "{\"b64\":\"ab==cdef\"}", "{\"b64\":\"a b=\"}", "{\"b64\":\"AAAA\"}",
+		"{\"b64\":1}", "{\"b65\":\"YQ==\"}", "{\"b64\":\"YQ==\",\"x\":1}", "[]"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		cleanup_json struct json *j = NULL;
+		char *back = NULL;
+
+		assert_int_equal(json_parse(bad[i], strlen(bad[i]), 64, &j, NULL), 0);
+		if (json_bytes_dup(j, 0, &back) != -EINVAL)
+			fail_msg("%s was taken", bad[i]);
+	}
+}
+
+static void
+frames_are_taken_whole_or_refused_early(void **state)
+{
+	struct agent_frame_hdr h = agent_frame_hdr(AGENT_STDIN, 0, 5);
+	char buf[32];
+	struct agent_frame f;
+	size_t used;
+	struct err e = {0};
+
+	(void)state;
+	memcpy(buf, &h, sizeof(h));
+	memcpy(buf + sizeof(h), "hello", 5);
+	for (size_t n = 0; n < 13; n++)
+		assert_int_equal(agent_frame_next(buf, n, AGENT_FROM_HOST, &f, &used, &e), 0);
+	assert_int_equal(agent_frame_next(buf, 20, AGENT_FROM_HOST, &f, &used, &e), 1);
+	assert_int_equal(used, 13);
+	assert_memory_equal(f.payload, "hello", 5);
+	/* What the host may say the guest may not. */
+	assert_int_equal(agent_frame_next(buf, 20, AGENT_FROM_GUEST, &f, &used, &e), -EPROTO);
+	h.len = AGENT_FRAME_MAX + 1;
+	memcpy(buf, &h, sizeof(h));
+	assert_int_equal(agent_frame_next(buf, 8, AGENT_FROM_HOST, &f, &used, &e), -EPROTO);
+	assert_non_null(strstr(e.msg, "65537"));
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(users_are_found_by_name_and_number),
+		cmocka_unit_test(environment_file_is_read_as_pam_does),
+		cmocka_unit_test(journal_keeps_the_last_bytes_by_offset),
+		cmocka_unit_test(requests_keep_what_was_given),
+		cmocka_unit_test(byte_strings_survive_json),
+		cmocka_unit_test(broken_base64_is_refused),
+		cmocka_unit_test(frames_are_taken_whole_or_refused_early),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,384 @@
+/*
+ * Tar streams: made by us and by tar(1), read by us and by tar(1), and made by somebody who means harm.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/tar.h"
+#include "common/tar_format.h"
+
+static char folder[64];
+
+static int
+setup(void **state)
+{
+	(void)state;
+	strcpy(folder, "/tmp/pando-tar-test-XXXXXX");
+	return mkdtemp(folder) && !chdir(folder) ? 0 : -1;
+}
+
+static int
+teardown(void **state)
+{
+	(void)state;
+	return io_remove_tree(folder, NULL);
+}
+
+static void
+sh(const char *cmd)
+{
+	if (system(cmd))
+		fail_msg("%s", cmd);
+}
+
+/* A stream put together by hand. */
+struct stream {
+	char buf[64 * 1024];
+	size_t len;
+};
+
+static void
+add(struct stream *s, char type, const char *name, const char *link, const char *data)
+{
+	struct tar_header h = {.typeflag = type, .magic = "ustar", .version = {'0', '0'}};
+	size_t len = data ? strlen(data) : 0;
+
+	strncpy(h.name, name, sizeof(h.name) - 1);
+	if (link)
+		strncpy(h.linkname, link, sizeof(h.linkname) - 1);
+	snprintf(h.mode, sizeof(h.mode), "%07o", 06755);
+	snprintf(h.size, sizeof(h.size), "%011o", (unsigned)len);
+	snprintf(h.mtime, sizeof(h.mtime), "%011o", 1000000000);
+	snprintf(h.chksum, sizeof(h.chksum), "%06o", tar_checksum(&h));
+	h.chksum[7] = ' ';
+	memcpy(s->buf + s->len, &h, sizeof(h));
+	s->len += sizeof(h);
+	if (len)
+		memcpy(s->buf + s->len, data, len);
+	s->len += (len + TAR_BLOCK - 1) / TAR_BLOCK * TAR_BLOCK;
+}
+
+static void
+end(struct stream *s)
+{
+	memset(s->buf + s->len, 0, 2 * TAR_BLOCK);
+	s->len += 2 * TAR_BLOCK;
+}
+
+static int
+unpack(const struct stream *s, const char *dest, size_t cut, struct err *e)
+{
+	struct tar_unpack_opts opts = {.dest = dest};
+	struct tar_unpack *u = NULL;
+	int r = tar_unpack_open(&opts, &u, e);
+
+	for (size_t at = 0; !r && at < s->len; at += cut)
+		r = tar_unpack_feed(u, s->buf + at, s->len - at < cut ? s->len - at : cut, e);
+	if (!r)
+		r = tar_unpack_finish(u, e);
+	tar_unpack_close(u);
+	return r;
+}
+
+static void
+any_cut_of_the_stream_is_fine(void **state)
+{
+	static const size_t cuts[] = {1, 7, 511, 512, 513, 100000};
+	struct stream *s = calloc(1, sizeof(*s));
+
+	(void)state;
+	add(s, '5', "top/", NULL, NULL);
+	add(s, '0', "top/a", NULL, "hello");
+	add(s, '5', "top/d", NULL, NULL);
+	add(s, '2', "top/d/l", "../a", NULL);
+	add(s, '0', "top/d/b", NULL, "");
+	end(s);
+	for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
+		char name[32], cmd[200];
+		struct err e = {0};
+		struct stat st;
+
+		snprintf(name, sizeof(name), "cut%zu", cuts[i]);
+		if (unpack(s, name, cuts[i], &e))
+			fail_msg("%s", e.msg);
+		snprintf(cmd, sizeof(cmd), "test \"$(cat %s/d/l)\" = hello && test -f %s/d/b", name, name);
+		sh(cmd);
+		/* Without the right to set it, no set-user-id bit. */
+		snprintf(cmd, sizeof(cmd), "%s/a", name);
+		assert_int_equal(stat(cmd, &st), 0);
+		assert_int_equal(st.st_mode & 07777, 0755);
+		assert_int_equal(st.st_mtime, 1000000000);
+	}
+	free(s);
+}
+
+static void
+expect(struct stream *s, int want, const char *words)
+{
+	struct err e = {0};
+	int r;
+
+	sh("rm -rf box && mkdir -p box/in && echo precious > box/outside");
+	r = unpack(s, "box/in", 512, &e);
+	if (r != want || !strstr(e.msg, words))
+		fail_msg("%d (%s), not %d (%s)", r, e.msg, want, words);
+	sh("test \"$(cat box/outside)\" = precious && test \"$(ls box | wc -l)\" = 2");
+	s->len = 0;
+}
+
+static void
+nothing_is_written_outside(void **state)
+{
+	struct stream *s = calloc(1, sizeof(*s));
+
+	(void)state;
+	add(s, '0', "../outside", NULL, "evil");
+	expect(s, -EPROTO, "../outside");
+	add(s, '5', "t", NULL, NULL);
+	add(s, '0', "t/../../outside", NULL, "evil");
+	expect(s, -EPROTO, "outside");
+	add(s, '0', "/etc/evil", NULL, "evil");
+	expect(s, -EPROTO, "/etc/evil");
+	add(s, '5', "t", NULL, NULL);
+	add(s, '0', "/t/evil", NULL, "evil");
+	expect(s, -EPROTO, "/t/evil");
+	/* Through a link to elsewhere. */
+	add(s, '5', "t", NULL, NULL);
+	add(s, '2', "t/link", "../..", NULL);
+	add(s, '0', "t/link/outside", NULL, "evil");
+	expect(s, -ELOOP, "t/link");
+	add(s, '2', "link", "..", NULL);
+	add(s, '0', "link/outside", NULL, "evil");
+	expect(s, -ELOOP, "link");
+	/* A folder over a link is not the link's folder. */
+	add(s, '2', "link", "..", NULL);
+	add(s, '5', "link", NULL, NULL);
+	expect(s, -ENOTDIR, "link");
+	/* A file over a link replaces the link. */
+	add(s, '2', "link", "../outside", NULL);
+	add(s, '0', "link", NULL, "mine");
+	end(s);
+	struct err e = {0};
+	sh("rm -rf box && mkdir -p box/in && echo precious > box/outside");
+	if (unpack(s, "box/in", 512, &e))
+		fail_msg("%s", e.msg);
+	sh("test \"$(cat box/outside)\" = precious && test \"$(cat box/in/link)\" = mine && test ! -L box/in/link");
+	s->len = 0;
+	/* Hard links and devices are not unpacked at all. */
+	add(s, '1', "hard", "../outside", NULL);
+	expect(s, -EPROTO, "hard");
+	add(s, '3', "device", NULL, NULL);
+	expect(s, -EPROTO, "device");
+	free(s);
+}
+
+static void
+link_that_was_there_before_is_not_followed(void **state)
+{
+	struct stream *s = calloc(1, sizeof(*s));
+	struct err e = {0};
+
+	(void)state;
+	sh("rm -rf box && mkdir -p box/in box/target && ln -s ../target box/in/t");
+	add(s, '5', "t", NULL, NULL);
+	add(s, '0', "t/evil", NULL, "evil");
+	end(s);
+	assert_int_equal(unpack(s, "box/in", 512, &e), -ENOTDIR);
+	sh("test -z \"$(ls box/target)\"");
+	free(s);
+}
+
+static void
+broken_streams_get_a_sentence(void **state)
+{
+	struct stream *s = calloc(1, sizeof(*s));
+
+	(void)state;
+	memset(s->buf, 'x', 512);
+	s->len = 512;
+	expect(s, -EPROTO, "no tar stream");
+	add(s, '0', "a", NULL, "hello");
+	s->buf[150]++; /* in the checksum */
+	expect(s, -EPROTO, "header");
+	add(s, '0', "a", NULL, "hello");
+	expect(s, -EPIPE, "ended before");
+	add(s, '0', "a", NULL, "hello");
+	s->len -= 512;
+	expect(s, -EPIPE, "ended before");
+	expect(s, -EPIPE, "ended before");
+	add(s, '0', "", NULL, NULL);
+	expect(s, -EPROTO, "");
+	add(s, 'x', "pax", NULL, "9999 path=a\n");
+	expect(s, -EPROTO, "extended header");
+	add(s, 'x', "pax", NULL, "no number\n");
+	expect(s, -EPROTO, "extended header");
+	add(s, 'x', "pax", NULL, "12 size=abc\n");
+	expect(s, -EPROTO, "size");
+	add(s, 'x', "pax", NULL, "19 path=../outside\n");
+	add(s, '0', "a", NULL, "evil");
+	expect(s, -EPROTO, "../outside");
+	add(s, '5', "a", NULL, "data");
+	expect(s, -EPROTO, "contents");
+	free(s);
+}
+
+static size_t
+pack_into(const char *path, const char *file, size_t piece)
+{
+	struct tar_pack *p;
+	struct err e = {0};
+	char *buf = malloc(piece);
+	FILE *f = fopen(file, "w");
+	ssize_t n;
+	size_t total = 0;
+
+	if (tar_pack_open(path, &p, &e))
+		fail_msg("%s", e.msg);
+	while ((n = tar_pack_read(p, buf, piece, &e)) > 0) {
+		assert_int_equal(fwrite(buf, 1, (size_t)n, f), n);
+		total += (size_t)n;
+	}
+	if (n < 0)
+		fail_msg("%s", e.msg);
+	tar_pack_close(p);
+	fclose(f);
+	free(buf);
+	return total;
+}
+
+static void
+tar_reads_what_we_write(void **state)
+{
+	size_t a, b;
+
+	(void)state;
+	sh("rm -rf src back && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r && ln -s r src/l && : > src/z"
+	   " && touch \"src/$(printf '%0200d' 5)\" && ln -s \"$(printf '%0150d' 6)\" src/long && chmod 0751 src/d");
+	a = pack_into("src", "big.tar", 65536);
+	b = pack_into("./src///", "small.tar", 1);
+	assert_int_equal(a, b);
+	sh("cmp big.tar small.tar && mkdir back && tar -C back -xpf big.tar && diff -r --no-dereference src back/src"
+	   " && test \"$(stat -c %a back/src/d)\" = 751 && test \"$(stat -c %y src/r)\" = \"$(stat -c %y back/src/r)\"");
+	pack_into("src/.", "dot.tar", 4096);
+	sh("rm -rf back && mkdir back && tar -C back -xpf dot.tar && diff -r --no-dereference src back");
+}
+
+static void
+we_read_what_tar_writes(void **state)
+{
+	struct tar_unpack_opts opts = {.dest = "ours"};
+	struct tar_unpack *u;
+	struct err e = {0};
+	char *text;
+	size_t len;
+
+	(void)state;
+	sh("rm -rf src ours && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r && ln -s r src/l"
+	   " && touch \"src/$(printf '%0200d' 5)\" && tar --format=posix -cf theirs.tar src");
+	assert_int_equal(io_read_file("theirs.tar", 1 << 20, &text, &len, NULL), 0);
+	assert_int_equal(tar_unpack_open(&opts, &u, &e), 0);
+	if (tar_unpack_feed(u, text, len, &e) || tar_unpack_finish(u, &e))
+		fail_msg("%s", e.msg);
+	tar_unpack_close(u);
+	free(text);
+	sh("diff -r --no-dereference src ours");
+}
+
+static void
+depth_is_bounded(void **state)
+{
+	struct tar_pack *p;
+	struct err e = {0};
+	char buf[8192];
+	ssize_t n;
+
+	(void)state;
+	sh("rm -rf deep && p=deep; for i in $(seq 1 140); do p=$p/d; done; mkdir -p $p");
+	assert_int_equal(tar_pack_open("deep", &p, &e), 0);
+	while ((n = tar_pack_read(p, buf, sizeof(buf), &e)) > 0)
+		;
+	assert_int_equal(n, -ELOOP);
+	assert_non_null(strstr(e.msg, "128"));
+	tar_pack_close(p);
+}
+
+static void
+file_that_shrinks_is_an_error(void **state)
+{
+	struct tar_pack *p;
+	struct err e = {0};
+	char buf[512];
+	ssize_t n;
+
+	(void)state;
+	sh("head -c 5000 /dev/zero > shrinking");
+	assert_int_equal(tar_pack_open("shrinking", &p, &e), 0);
+	assert_int_equal(tar_pack_read(p, buf, sizeof(buf), &e), 512);
+	assert_int_equal(truncate("shrinking", 100), 0);
+	while ((n = tar_pack_read(p, buf, sizeof(buf), &e)) > 0)
+		;
+	assert_int_equal(n, -EIO);
+	assert_non_null(strstr(e.msg, "shrinking"));
+	tar_pack_close(p);
+}
+
+static void
+times_before_the_epoch_survive(void **state)
+{
+	struct stat a, b;
+
+	(void)state;
+	sh("rm -rf old back && mkdir old back && touch -d '1969-12-31 23:59:59.25 UTC' old/q"
+	   " && touch -d '1960-01-01 00:00:00.75 UTC' old/s && touch -d '1960-01-01 UTC' old/t");
+	pack_into("old", "old.tar", 4096);
+	struct tar_unpack_opts opts = {.dest = "back"};
+	struct tar_unpack *u;
+	struct err e = {0};
+	char *text;
+	size_t len;
+	assert_int_equal(io_read_file("old.tar", 1 << 20, &text, &len, NULL), 0);
+	assert_int_equal(tar_unpack_open(&opts, &u, &e), 0);
+	if (tar_unpack_feed(u, text, len, &e) || tar_unpack_finish(u, &e))
+		fail_msg("%s", e.msg);
+	tar_unpack_close(u);
+	free(text);
+	for (const char *c = "qst"; *c; c++) {
+		char x[16], y[32];
+
+		snprintf(x, sizeof(x), "old/%c", *c);
+		snprintf(y, sizeof(y), "back/old/%c", *c);
+		assert_int_equal(stat(x, &a) | stat(y, &b), 0);
+		assert_int_equal(a.st_mtim.tv_sec, b.st_mtim.tv_sec);
+		assert_int_equal(a.st_mtim.tv_nsec, b.st_mtim.tv_nsec);
+	}
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(any_cut_of_the_stream_is_fine),
+		cmocka_unit_test(nothing_is_written_outside),
+		cmocka_unit_test(link_that_was_there_before_is_not_followed),
+		cmocka_unit_test(broken_streams_get_a_sentence),
+		cmocka_unit_test(tar_reads_what_we_write),
+		cmocka_unit_test(we_read_what_tar_writes),
+		cmocka_unit_test(depth_is_bounded),
+		cmocka_unit_test(file_that_shrinks_is_an_error),
+		cmocka_unit_test(times_before_the_epoch_survive),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
