@@ -2,12 +2,16 @@
 #
 #   . "$(dirname "$0")/lib.sh"
 #   it "a sentence" function      runs function in a subshell with set -eu; prints TAP
+#   t a_sentence_as_function      likewise, the function's name being the sentence
 #   finish                        the plan; status 1 when anything failed
 #
 # In the environment: B, the build folder. PANDO_HOME is made here, and everything in it is ended and removed at exit. What
 # a function prints goes to its log and is shown when it fails.
 set -u
-: "${B:=$PWD/build/plain}"
+: "${B:=build/plain}"
+case $B in /*) ;; *) B=$PWD/$B ;; esac
+export B
+TINY=$B/tests/guest/tiny # the small guest of the KVM tests, which has no agent
 PATH=$B/bin:$PATH
 export PATH
 
@@ -18,6 +22,11 @@ mkdir -m 700 "$PANDO_HOME"
 it_number=0
 it_failed=0
 
+# Every command has an end: COMMAND_LIMIT seconds. A guest's boot under nested emulation takes minutes.
+pando() {
+	timeout -k 5 "${COMMAND_LIMIT:-900}" "$B/bin/pando" "$@"
+}
+
 # Ends all VMs and the daemon of this home, politely first.
 end_home() {
 	[ -S "$PANDO_HOME/pandod.sock" ] || return 0
@@ -25,7 +34,9 @@ end_home() {
 	pid=$(pandod_pid)
 	[ -z "$pid" ] || kill "$pid" 2>/dev/null
 	wait_until 10 "pandod ends" not kill -0 "$pid" 2>/dev/null
-	pkill -KILL -f "^pando-vmm.*$PANDO_HOME" 2>/dev/null
+	for p in $(vmm_pids); do
+		kill -KILL "$p" 2>/dev/null
+	done
 	return 0
 }
 
@@ -56,6 +67,10 @@ it() { # sentence, function [arguments…]
 		tail -n 30 "$work/$it_number.log" | sed 's/^/# /'
 		echo "not ok $it_number - $it_name"
 	fi
+}
+
+t() { # function whose name is the sentence
+	it "$(printf %s "$1" | tr _ ' ')" "$1"
 }
 
 finish() {
@@ -112,11 +127,69 @@ status_is() { # status, command…
 	wanted_status=$1
 	shift
 	got_status=0
-	timeout 120 "$@" >"$work/stdout" 2>"$work/stderr" || got_status=$?
+	(
+		COMMAND_LIMIT=120
+		"$@"
+	) >"$work/stdout" 2>"$work/stderr" || got_status=$?
 	stdout=$(cat "$work/stdout")
 	stderr=$(cat "$work/stderr")
 	[ "$got_status" = "$wanted_status" ] ||
 		fail "status $got_status, not $wanted_status, of: $* (stdout: $stdout) (stderr: $stderr)"
+}
+
+lacks() { # what, text, part
+	case $2 in
+	*"$3"*) fail "$1 says \"$3\": $2" ;;
+	esac
+}
+
+# One value out of JSON on stdin: a Python expression over j.
+json() {
+	python3 -c 'import json, sys
+j = json.load(sys.stdin)
+print(eval(sys.argv[1]))' "$1"
+}
+
+info() { # vm, expression over j
+	pando info "$1" --format json | json "$2"
+}
+
+# All VMs, as an expression over the list j.
+vms() {
+	pando status --format json | json "(lambda j: $1)(j['vms'] if isinstance(j, dict) else j)"
+}
+
+# No such process, or one that only waits to be reaped.
+gone() { # pid
+	! kill -0 "$1" 2>/dev/null || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null
+}
+
+console_says() { # vm, basic regular expression
+	pando logs "$1" 2>/dev/null | grep -q -- "$2"
+}
+
+# A small, real ext4 image that the small guest never looks at.
+small_image() {
+	[ -e "$work/small.ext4" ] || mke2fs -q -t ext4 -F "$work/small.ext4" 8M >/dev/null
+	echo "$work/small.ext4"
+}
+
+# Boots the small guest; options first, then its command line after --.
+run_small() {
+	run_options=
+	while [ $# -gt 0 ] && [ "$1" != -- ]; do
+		run_options="$run_options $1"
+		shift
+	done
+	[ $# -eq 0 ] || shift
+	# shellcheck disable=SC2086 # words
+	pando run --no-wait --kernel "$TINY" --rootfs "$(small_image)" --mem-size 32 --fs-size-vm 16 \
+		--cmdline "${*:-mode=work}" $run_options
+}
+
+needs_kvm() {
+	[ -r /dev/kvm ] && [ -w /dev/kvm ] || skip "/dev/kvm is not there or not ours"
+	[ -e "$TINY" ] || fail "$TINY is missing; make tests"
 }
 
 # One member of a VM's JSON, strings without their quotes.
@@ -132,13 +205,19 @@ pandod_pid() {
 		sed -n 's/.*"pid":\([0-9]*\).*/\1/p'
 }
 
-# The VMM processes of this home, by their open control sockets being below it: pid a line.
-vmm_pids() {
+# Processes that hold something of this home open, by the program's name: pid a line. (Their command lines and
+# environments say nothing of it.)
+home_pids() { # pando-vmm or pandod
 	for p in /proc/[0-9]*; do
-		[ "$(cat "$p/comm" 2>/dev/null)" = pando-vmm ] || continue
-		ls -l "$p/fd" 2>/dev/null | grep -q "$PANDO_HOME/" && echo "${p#/proc/}"
+		[ "$(cat "$p/comm" 2>/dev/null)" = "$1" ] || continue
+		# shellcheck disable=SC2010,SC2012 # the links' targets are looked at
+		ls -l "$p/fd" 2>/dev/null | grep -qF " $PANDO_HOME/" && echo "${p#/proc/}"
 	done
 	return 0
+}
+
+vmm_pids() {
+	home_pids pando-vmm
 }
 
 # What this home holds on the host: processes, files, sockets, namespaces. Two equal answers: nothing was left.
