@@ -1056,7 +1056,7 @@ connections_that_say_nothing_are_bounded(void **state)
  * Files.
  */
 
-static void
+static void __attribute__((format(printf, 1, 2)))
 sh(const char *fmt, ...)
 {
 	char cmd[2048];
@@ -1413,13 +1413,17 @@ nothing_leaks_over_many_commands(void **state)
 
 	(void)state;
 	for (int i = 0; i < 50; i++) {
-		cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+		struct agent_captured c = run(ARGV("true"));
+
+		agent_captured_done(&c);
 	}
 	usleep(50000);
 	before = open_descriptors();
 	kib = status_kib("RssAnon");
 	for (int i = 0; i < 300; i++) {
-		cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+		struct agent_captured c = run(ARGV("true"));
+
+		agent_captured_done(&c);
 	}
 	for (int i = 0; i < 100 && open_descriptors() > before; i++)
 		usleep(10000);
