@@ -95,7 +95,7 @@ read_header(int fd, struct setup_header *ret, uint64_t *ret_payload, uint64_t *r
 			"kernel is cut short: %llu bytes, but its setup part alone has %llu",
 			(unsigned long long)size, (unsigned long long)payload);
 	/* syssize counts 16-byte paragraphs of what follows the setup part. */
-	if (size - payload < (uint64_t)h.syssize * 16 / PAGE * PAGE)
+	if (size - payload < (uint64_t)h.syssize * 16)
 		return err_set(e, -EINVAL,
 			"kernel is cut short: %llu bytes follow its setup part, not %llu",
 			(unsigned long long)(size - payload),

@@ -181,7 +181,6 @@ static const struct rule rules[] = {
 	{SCMP_SYS(ftruncate), "the child's console file"},
 	{SCMP_SYS(fstat), "the child's segments are checked to be empty files"},
 	{SCMP_SYS(newfstatat), "what glibc 2.33 and newer make of fstat"},
-	{SCMP_SYS(lseek), "the size of a segment's file"},
 	{SCMP_SYS(close), "descriptors of connections, and of a parent in its child"},
 	{SCMP_SYS(dup3), "the child's log becomes its standard error"},
 	{SCMP_SYS(recvmsg), "control messages with descriptors"},

@@ -164,6 +164,7 @@ a_kernel_cut_short_is_refused(void **state)
 {
 	(void)state;
 	assert_refused(1024 + 4000, -EINVAL, "cut short");
+	assert_refused(sizeof(image) - 1, -EINVAL, "cut short");
 	hdr->setup_sects = 64;
 	assert_refused(sizeof(image), -EINVAL, "cut short");
 }
