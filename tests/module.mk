@@ -18,7 +18,7 @@ fuzz_toml_CORPUS := tests/fuzz/corpus/toml
 # Lists are complete only when every module.mk has been read, so they are expanded in recipes and by
 # secondary expansion.
 FUZZ_SECONDS ?= 10
-RUN_TESTS = B='$(B)' UNIT_TESTS='$(UNIT_TESTS)' KVM_TESTS='$(KVM_TESTS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
+RUN_TESTS = ONLY='$(ONLY)' VERBOSE='$(VERBOSE)' B='$(B)' UNIT_TESTS='$(UNIT_TESTS)' KVM_TESTS='$(KVM_TESTS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
 	FUZZERS='$(foreach f,$(FUZZERS),$(f):$($(f)_CORPUS))' tests/run
 
 .SECONDEXPANSION:
