@@ -56,6 +56,12 @@ copy_split(const char *word, char *vm, size_t cap, const char **ret_path)
 	return true;
 }
 
+static const char *
+plural(uint64_t n)
+{
+	return n == 1 ? "" : "s";
+}
+
 static int
 print(const struct agent_copy_stats *n, const struct opt_scan *s, uint64_t took_ns)
 {
@@ -77,9 +83,10 @@ print(const struct agent_copy_stats *n, const struct opt_scan *s, uint64_t took_
 	}
 	if (!s->quiet)
 		fprintf(stderr,
-			"pando: %llu files, %llu folders, %llu links, %s in %.1f s\n",
-			(unsigned long long)n->files, (unsigned long long)n->folders,
-			(unsigned long long)n->links,
+			"pando: %llu file%s, %llu folder%s, %llu link%s, %s in %.1f s\n",
+			(unsigned long long)n->files, plural(n->files),
+			(unsigned long long)n->folders, plural(n->folders),
+			(unsigned long long)n->links, plural(n->links),
 			out_bytes(bytes, sizeof(bytes), n->bytes), (double)took_ns / 1e9);
 	if (n->skipped && !s->quiet)
 		fprintf(stderr, "pando: %llu sockets and devices were left out\n",
