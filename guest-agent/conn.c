@@ -77,6 +77,16 @@ static unsigned n_conns;
 
 #define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
 
+/* Descriptors of a copy that is over are not held until the peer closes. */
+static void
+close_files(struct conn *c)
+{
+	tar_unpack_close(c->unpack);
+	tar_pack_close(c->pack);
+	c->unpack = NULL;
+	c->pack = NULL;
+}
+
 static void
 drop(struct conn *c)
 {
@@ -94,8 +104,7 @@ drop(struct conn *c)
 	source_close(&c->src);
 	timer_stop(&c->deadline);
 	chore_drop(&c->flush);
-	tar_unpack_close(c->unpack);
-	tar_pack_close(c->pack);
+	close_files(c);
 	free(c->rx);
 	free(c->tx);
 	loop_free(c);
@@ -207,6 +216,7 @@ fail(struct conn *c, const struct err *e)
 		drop(c);
 		return;
 	}
+	close_files(c);
 	put_error(c, e->code, e->msg);
 	if (c->dead)
 		return;
@@ -312,6 +322,7 @@ refill_get(struct conn *c)
 		const struct tar_stats *s = tar_pack_stats(c->pack);
 		struct agent_end end = {s->files, s->folders, s->links, s->skipped, s->bytes};
 
+		close_files(c);
 		put_frame(c, AGENT_END, 0, &end, sizeof(end));
 		c->role = DONE;
 		return;
@@ -605,6 +616,7 @@ take_frame(struct conn *c, const struct agent_frame *f, struct err *e)
 			if (r)
 				return r;
 			end = (struct agent_end){s->files, s->folders, s->links, s->skipped, s->bytes};
+			close_files(c);
 			put_frame(c, AGENT_END, 0, &end, sizeof(end));
 			if (!c->dead) {
 				c->role = DONE;
