@@ -290,8 +290,8 @@ nonsense_is_refused_with_a_sentence(void **state)
 	static const char *const bodies[] = {"", "not JSON", "[]", "{\"vms\":3}",
 		"{\"vms\":[3]}", "{\"vms\":[{}]}",
 		"{\"vms\":[{\"id\":\"x\",\"state\":7}]}",
-		"{\"vms\":[{\"id\":\"0123456789abcdef0123456789\",\"state\":\"running\"}]"
-		"}",
+		("{\"vms\":[{\"id\":\"0123456789abcdef0123456789\","
+		 "\"state\":\"running\"}]}"),
 		"{\"error\":{}}", "{\"error\":{\"code\":5,\"message\":\"positive\"}}"};
 
 	(void)state;
