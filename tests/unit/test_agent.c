@@ -819,6 +819,7 @@ finished_records_are_bounded(void **state)
 
 	(void)state;
 	assert_int_equal(agent_exec(sock, &q, NULL, &first, &e), 0);
+	wait_state(first.id, "exited");
 	for (int i = 0; i < AGENT_FINISHED_MAX + 8; i++)
 		assert_int_equal(agent_exec(sock, &q, NULL, &last, &e), 0);
 	/* All of them must have ended before the oldest goes. */
