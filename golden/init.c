@@ -27,7 +27,6 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -166,32 +165,55 @@ wait_for_root(const struct cmdline *c)
 		die("root=%s is no block device", c->root);
 }
 
-/* The image's file system is as small as its content allows; the disk is as large as its owner wanted. */
+/* The size in blocks that the ext4 on disk has now; 0 if there is none that we understand.
+ * Documentation/filesystems/ext4/super.rst: the superblock lies at byte 1024, little-endian as we are. */
+static uint64_t
+ext4_blocks(int disk, uint32_t *ret_block_size)
+{
+	uint8_t super[1024];
+	uint32_t lo, hi, shift, incompat;
+	uint16_t magic;
+
+	if (pread(disk, super, sizeof(super), 1024) != (ssize_t)sizeof(super))
+		return 0;
+	memcpy(&lo, super + 0x04, sizeof(lo));
+	memcpy(&shift, super + 0x18, sizeof(shift));
+	memcpy(&magic, super + 0x38, sizeof(magic));
+	memcpy(&incompat, super + 0x60, sizeof(incompat));
+	memcpy(&hi, super + 0x150, sizeof(hi));
+	if (magic != 0xef53 || shift > 6)
+		return 0;
+	*ret_block_size = 1024u << shift;
+	return incompat & 0x80 ? (uint64_t)hi << 32 | lo : lo; /* 0x80: 64bit */
+}
+
+/* The image's file system has one size; the disk is as large as its owner wanted. */
 static void
 grow_root(const struct cmdline *c)
 {
-	uint64_t disk_bytes = 0, blocks;
-	struct statfs fs;
+	uint64_t disk_bytes = 0, has, wants;
+	uint32_t block_size = 0;
 	int disk, dir;
 
 	disk = open(c->root, O_RDONLY | O_CLOEXEC);
-	if (disk < 0 || ioctl(disk, BLKGETSIZE64, &disk_bytes) < 0 || statfs(NEW_ROOT, &fs) < 0 || !fs.f_bsize) {
+	if (disk < 0 || ioctl(disk, BLKGETSIZE64, &disk_bytes) < 0) {
 		say("the size of %s cannot be read, its file system stays as it is: %s", c->root,
 			strerror(errno));
 		if (disk >= 0)
 			close(disk);
 		return;
 	}
+	has = ext4_blocks(disk, &block_size);
 	close(disk);
-	blocks = disk_bytes / (uint64_t)fs.f_bsize;
-	/* f_blocks leaves out the file system's own tables (minixdf is not set), so that an ext4 of
-	 * exactly the disk's size looks smaller, too; the call then changes nothing and costs little. */
-	if (blocks <= (uint64_t)fs.f_blocks)
+	if (!has)
+		return;
+	wants = disk_bytes / block_size;
+	if (wants <= has)
 		return;
 	dir = open(NEW_ROOT, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir < 0 || ioctl(dir, EXT4_IOC_RESIZE_FS, &blocks) < 0)
-		say("the file system on %s could not grow to %llu blocks: %s", c->root,
-			(unsigned long long)blocks, strerror(errno));
+	if (dir < 0 || ioctl(dir, EXT4_IOC_RESIZE_FS, &wants) < 0)
+		say("the file system on %s could not grow from %llu to %llu blocks: %s", c->root,
+			(unsigned long long)has, (unsigned long long)wants, strerror(errno));
 	if (dir >= 0)
 		close(dir);
 }

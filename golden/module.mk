@@ -1,1 +1,40 @@
-# golden
+# golden: what virtual machines boot from. The scripts and specs go into the build tree as they are.
+
+GOLDEN_FILES := $(patsubst golden/%,%,$(shell find golden/spec golden/files -type f | LC_ALL=C sort))
+
+DATA += libexec/pando/pando-golden \
+	$(addprefix share/pando/golden/,init initramfs.sh customize.sh scrub.sh pando-agent.service $(GOLDEN_FILES))
+
+$(B)/libexec/pando/pando-golden: golden/pando-golden
+	@mkdir -p $(@D)
+	install -m 0755 $< $@
+
+$(B)/share/pando/golden/%.sh: golden/%.sh
+	@mkdir -p $(@D)
+	install -m 0755 $< $@
+
+$(B)/share/pando/golden/scrub.sh: hygiene/scrub.sh
+	@mkdir -p $(@D)
+	install -m 0755 $< $@
+
+$(B)/share/pando/golden/pando-agent.service: guest-agent/pando-agent.service
+	@mkdir -p $(@D)
+	install -m 0644 $< $@
+
+$(addprefix $(B)/share/pando/golden/,$(GOLDEN_FILES)): $(B)/share/pando/golden/%: golden/%
+	@mkdir -p $(@D)
+	cp -p $< $@
+	@touch $@
+
+# Process 1 of an initramfs: alone there, so it is static, and never built with sanitizers.
+$(B)/share/pando/golden/init: golden/init.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -D_GNU_SOURCE -Os $(WARNINGS) $(if $(WERROR),-Werror) -static -s -Wl,--build-id=none -o $@ $<
+
+# Only what an image is made of: `make images` does not wait for the rest.
+GOLDEN_NEEDS = $(filter $(B)/libexec/pando/pando-golden $(B)/share/pando/golden/%,$(DATA:%=$(B)/%)) \
+	$(B)/libexec/pando/pando-agent
+SUITE ?=
+
+images: $(GOLDEN_NEEDS)
+	@$(B)/libexec/pando/pando-golden image $(if $(SUITE),--suite $(SUITE))
