@@ -92,6 +92,17 @@ room(const struct out_stream *o)
 	return o->x->reader ? ring_room(&o->ring, o->keep) : o->ring.cap;
 }
 
+static void
+at_end(struct out_stream *o)
+{
+	struct exec *x = o->x;
+
+	source_close(&o->src);
+	o->unread = 0;
+	if (x->taken && x->out[0].src.fd < 0 && x->out[1].src.fd < 0)
+		exec_taken(x);
+}
+
 /* One read. False when there is no more to be had now. */
 static bool
 read_some(struct out_stream *o)
@@ -121,10 +132,7 @@ read_some(struct out_stream *o)
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;
 	if (n <= 0) { /* EIO: the terminal's last holder is gone */
-		source_close(&o->src);
-		o->unread = 0;
-		if (x->taken && x->out[0].src.fd < 0 && x->out[1].src.fd < 0)
-			exec_taken(x);
+		at_end(o);
 		return false;
 	}
 	if (x->state == ENDED)
@@ -145,8 +153,11 @@ out_ready(struct source *s, uint32_t events)
 {
 	struct out_stream *o = container_of(s, struct out_stream, src);
 
-	(void)events;
-	read_some(o);
+	/* Only a hang-up: empty and closed, as most streams end. */
+	if (events & EPOLLIN)
+		read_some(o);
+	else
+		at_end(o);
 	check_end(o->x);
 }
 

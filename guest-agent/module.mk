@@ -23,8 +23,8 @@ test_agent_PKGS := cmocka
 $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_agent_parts
-test_agent_parts_SRCS := tests/unit/test_agent_parts.c guest-agent/request.c guest-agent/ring.c \
-	guest-agent/userdb.c
+test_agent_parts_SRCS := tests/unit/test_agent_parts.c guest-agent/reap.c guest-agent/request.c \
+	guest-agent/ring.c guest-agent/userdb.c
 test_agent_parts_LIBS := agentwire common
 test_agent_parts_PKGS := cmocka
 

@@ -1,7 +1,8 @@
 /*
  * Ends everything a command started. With control groups (v2) a command that has a time limit lives in a group of its own below
  * the agent's, and the kernel kills all of it at once, whatever it forked or which sessions it made. Without, the
- * process group, the session and all descendants that /proc shows are killed until none is left.
+ * process group, the session and all descendants that /proc shows are killed until none is left; a process that left the session and
+ * whose parent is gone already is not found then.
  */
 #ifndef PANDO_AGENT_REAP_H
 #define PANDO_AGENT_REAP_H

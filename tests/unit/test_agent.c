@@ -64,9 +64,10 @@ setup(void **state)
 		return -1;
 	snprintf(sock, sizeof(sock), "%s/agent.sock", folder);
 	start_agent();
-	for (int i = 0; i < 200 && access(sock, F_OK); i++)
+	/* Until it is bound, and until it listens. */
+	for (int i = 0; i < 1000 && agent_wait_ready(sock, 10000, NULL, NULL, &e); i++)
 		usleep(10000);
-	if (agent_wait_ready(sock, 10000, NULL, NULL, &e)) {
+	if (agent_ping(sock, 1000, NULL, &e)) {
 		fprintf(stderr, "%s\n", e.msg);
 		return -1;
 	}

@@ -9,11 +9,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "common/agent_frame.h"
 #include "common/cleanup.h"
 #include "common/json_bytes.h"
+#include "guest-agent/reap.h"
 #include "guest-agent/request.h"
 #include "guest-agent/ring.h"
 #include "guest-agent/userdb.h"
@@ -241,6 +244,67 @@ frames_are_taken_whole_or_refused_early(void **state)
 	assert_non_null(strstr(e.msg, "65537"));
 }
 
+/* Alive, and not only waiting to be reaped. */
+static bool
+alive(pid_t pid)
+{
+	char path[64], text[256] = {0};
+	FILE *f;
+	char *state;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	f = fopen(path, "r");
+	if (!f)
+		return false;
+	state = fgets(text, sizeof(text), f) ? strrchr(text, ')') : NULL;
+	fclose(f);
+	return state && state[2] != 'Z' && state[2] != 'X';
+}
+
+static void
+descendants_are_killed_without_control_groups(void **state)
+{
+	char line[128];
+	int p[2], pids[4];
+	pid_t pid;
+	ssize_t n;
+
+	(void)state;
+	assert_int_equal(pipe(p), 0);
+	pid = fork();
+	if (!pid) {
+		setsid();
+		dup2(p[1], 1);
+		close(p[0]);
+		close(p[1]);
+		/* One in the group, one with a session of its own and a child in it. */
+		execl("/bin/sh", "sh", "-c",
+			"sleep 7340 & a=$!; setsid sh -c 'sleep 7340 & echo $$ $!; wait' & sleep 0.2; echo $$ $a; wait",
+			(char *)NULL);
+		_exit(1);
+	}
+	close(p[1]);
+	for (size_t at = 0; at < sizeof(line) - 1; at += (size_t)n) {
+		n = read(p[0], line + at, sizeof(line) - 1 - at);
+		assert_true(n > 0);
+		line[at + (size_t)n] = 0;
+		if (sscanf(line, "%d %d\n%d %d", &pids[0], &pids[1], &pids[2], &pids[3]) == 4 &&
+			strchr(strchr(line, '\n') + 1, '\n'))
+			break;
+	}
+	close(p[0]);
+	for (int i = 0; i < 4; i++)
+		assert_true(alive(pids[i]));
+	/* reap_init() was not called: no control group is known. */
+	reap_kill(pid, -1);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	for (int i = 0; i < 4; i++) {
+		for (int k = 0; k < 200 && alive(pids[i]); k++)
+			usleep(10000);
+		assert_false(alive(pids[i]));
+	}
+}
+
 int
 main(void)
 {
@@ -252,6 +316,7 @@ main(void)
 		cmocka_unit_test(byte_strings_survive_json),
 		cmocka_unit_test(broken_base64_is_refused),
 		cmocka_unit_test(frames_are_taken_whole_or_refused_early),
+		cmocka_unit_test(descendants_are_killed_without_control_groups),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
