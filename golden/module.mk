@@ -3,7 +3,7 @@
 GOLDEN_FILES := $(patsubst golden/%,%,$(shell find golden/spec golden/files -type f | LC_ALL=C sort))
 
 DATA += libexec/pando/pando-golden \
-	$(addprefix share/pando/golden/,init initramfs.sh customize.sh scrub.sh pando-agent.service $(GOLDEN_FILES))
+	$(addprefix share/pando/golden/,init initramfs.sh customize.sh scrub.sh pando-agent pando-agent.service $(GOLDEN_FILES))
 
 $(B)/libexec/pando/pando-golden: golden/pando-golden
 	@mkdir -p $(@D)
@@ -31,9 +31,19 @@ $(B)/share/pando/golden/init: golden/init.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -D_GNU_SOURCE -Os $(WARNINGS) $(if $(WERROR),-Werror) -static -s -Wl,--build-id=none -o $@ $<
 
+# The agent as guests get it: without debugging information and build id, so that equal code gives equal
+# images; never with sanitizers, whose libraries no guest has.
+$(B)/share/pando/golden/pando-agent: $(B)/libexec/pando/pando-agent
+	@mkdir -p $(@D)
+ifeq ($(SAN),)
+	strip --remove-section=.note.gnu.build-id -o $@ $<
+else
+	$(MAKE) SAN= B=$(B)/unsanitized $(B)/unsanitized/share/pando/golden/pando-agent
+	cp -p $(B)/unsanitized/share/pando/golden/pando-agent $@
+endif
+
 # Only what an image is made of: `make images` does not wait for the rest.
-GOLDEN_NEEDS = $(filter $(B)/libexec/pando/pando-golden $(B)/share/pando/golden/%,$(DATA:%=$(B)/%)) \
-	$(B)/libexec/pando/pando-agent
+GOLDEN_NEEDS = $(filter $(B)/libexec/pando/pando-golden $(B)/share/pando/golden/%,$(DATA:%=$(B)/%))
 SUITE ?=
 
 images: $(GOLDEN_NEEDS)
