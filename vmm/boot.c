@@ -153,6 +153,20 @@ write_gdt(const struct guest_mem *m, struct boot_entry *entry)
 	return guest_write(m, (gpa_t){LAYOUT_GDT}, gdt, sizeof(gdt));
 }
 
+/*
+ * Linux takes a hardware-reduced machine for one with EFI, does not try ACPI's reset register, finds no EFI, and
+ * at last jumps to the BIOS's reset vector in real mode. There it finds this: mov $LAYOUT_RESET, %dx;
+ * mov $LAYOUT_RESET_VALUE, %al; out %al, %dx; cli; hlt; and again.
+ */
+static int
+write_reset_vector(const struct guest_mem *m)
+{
+	const uint8_t code[] = {0xba, LAYOUT_RESET & 0xff, LAYOUT_RESET >> 8, 0xb0,
+		LAYOUT_RESET_VALUE, 0xee, 0xfa, 0xf4, 0xeb, 0xfc};
+
+	return guest_write(m, (gpa_t){LAYOUT_RESET_VECTOR}, code, sizeof(code));
+}
+
 int
 boot_load(const struct guest_mem *m, int kernel_fd, int initrd_fd, const char *cmdline,
 	struct boot_entry *ret, struct err *e)
@@ -218,7 +232,8 @@ boot_load(const struct guest_mem *m, int kernel_fd, int initrd_fd, const char *c
 
 	if (guest_write(m, (gpa_t){LAYOUT_ZERO_PAGE}, &bp, sizeof(bp)) < 0 ||
 		guest_write(m, (gpa_t){LAYOUT_CMDLINE}, cmdline, cmdline_len + 1) < 0 ||
-		write_page_tables(m) < 0 || write_gdt(m, &entry) < 0)
+		write_page_tables(m) < 0 || write_gdt(m, &entry) < 0 ||
+		write_reset_vector(m) < 0)
 		return err_set(e, -EFAULT, "the guest's memory is too small to boot in");
 
 	entry.rip = LAYOUT_KERNEL + 0x200;

@@ -5,6 +5,7 @@
  *   0x00000500  GDT                        0x00020000  command line
  *   0x00007000  zero page                  0x000e0000  RSDP and ACPI tables (e820: reserved)
  *   0x00009000  page tables (6 pages)      0x000ff000  VM generation id (reserved)
+ *                                          0x000ffff0  reset vector (reserved)
  *   0x00100000  kernel; the initrd as high as it may be
  *   RAM up to 3 GiB | 0xd0000000 virtio-mmio | 0xfec00000 IOAPIC | 0xfee00000 LAPIC | RAM from 4 GiB
  */
@@ -20,6 +21,7 @@
 #define LAYOUT_ACPI 0xe0000ull
 #define LAYOUT_ACPI_MAX 0x10000ull
 #define LAYOUT_GENERATION 0xff000ull
+#define LAYOUT_RESET_VECTOR 0xffff0ull /* f000:fff0 in real mode */
 #define LAYOUT_KERNEL 0x100000ull
 
 #define LAYOUT_VIRTIO 0xd0000000ull
