@@ -383,6 +383,16 @@ wait_for(struct conn *c, bool out)
 	source_wait(&c->src, (c->read_eof ? EPOLLPRI : EPOLLIN) | (out ? EPOLLOUT : 0u));
 }
 
+/* The peer does not read any more. What it said before counts: a signal, its taking of the end. */
+static bool receive(struct conn *c);
+static void
+gone(struct conn *c)
+{
+	while (!c->dead && !c->read_eof && receive(c))
+		;
+	drop(c);
+}
+
 static void
 flush(struct chore *ch)
 {
@@ -425,7 +435,7 @@ flush(struct chore *ch)
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			break;
 		if (n < 0) {
-			drop(c);
+			gone(c);
 			return;
 		}
 		went(c, (size_t)n);
@@ -819,10 +829,7 @@ ready(struct source *s, uint32_t events)
 	if (c->dead)
 		return;
 	if (events & (EPOLLHUP | EPOLLERR)) {
-		/* Gone in both directions; what it said before counts. */
-		while (!c->dead && !c->read_eof && receive(c))
-			;
-		drop(c);
+		gone(c);
 		return;
 	}
 	if (events & EPOLLOUT)

@@ -339,9 +339,10 @@ take_frames(struct agent_session *s, struct err *e)
 	return 0;
 }
 
-/* Control frames still queued go out, within a second. */
+/* Control frames still queued go out, within a second. heard: and the agent is known to have read them; to close a socket with
+ * unread output in it would reset the connection, and what the agent has not read by then is lost. */
 static void
-last_words(struct agent_session *s)
+last_words(struct agent_session *s, bool heard)
 {
 	uint64_t deadline = io_now_ns() + LAST_WORDS_NS;
 	struct agent_link *l = &s->link;
@@ -350,9 +351,17 @@ last_words(struct agent_session *s)
 	/* Input not yet sent at all is dropped; a frame under way is finished. */
 	if (!s->tx_at)
 		s->tx_len = 0;
-	while (pending(s) && !push(s, NULL) && pending(s))
-		if (agent_link_wait(l, POLLOUT, deadline, NULL))
+	while (pending(s) && !push(s, NULL) && pending(s)) {
+		/* The agent may be waiting for us to read before it reads. */
+		l->at = l->len;
+		if (agent_link_wait(l, POLLOUT | POLLIN, deadline, NULL) || agent_link_fill(l, NULL))
 			return;
+	}
+	while (heard && !l->eof) {
+		l->at = l->len;
+		if (agent_link_wait(l, POLLIN, deadline, NULL) || agent_link_fill(l, NULL))
+			return;
+	}
 }
 
 static int
@@ -360,7 +369,7 @@ pump(struct agent_session *s, struct err *e)
 {
 	int r = take_frames(s, e);
 
-	while (!r) {
+	while (!r && !(s->detach && !pending(s))) {
 		struct pollfd p[4] = {
 			{.fd = s->link.fd, .events = 0},
 			{.fd = -1, .events = POLLIN},
@@ -398,25 +407,20 @@ pump(struct agent_session *s, struct err *e)
 			if (r < 0)
 				return err_set(e, r, "cancelled");
 			r = push(s, e);
-			if (!r && s->detach && !pending(s))
-				return 1;
 		}
 		if (!r && p[2].revents)
 			r = drain(s, e);
 		if (!r && p[2].revents)
 			r = take_frames(s, e);
-		if (!r && (p[0].revents & POLLOUT)) {
+		if (!r && (p[0].revents & POLLOUT))
 			r = push(s, e);
-			if (!r && s->detach && !pending(s))
-				return 1;
-		}
 		if (!r && p[1].revents && !pending(s))
 			r = pull(s, e);
 		if (!r && s->out_stream < 0 && (p[0].revents & (POLLIN | POLLHUP | POLLERR))) {
 			r = agent_link_fill(&s->link, e);
 			if (!r)
 				r = take_frames(s, e);
-			if (!r && s->link.eof && s->out_stream < 0)
+			if (!r && s->link.eof && s->out_stream < 0 && !s->detach)
 				return err_set(e, -EPIPE,
 					"the connection to the guest ended before the command's exit record");
 		}
@@ -523,8 +527,13 @@ call(const char *socket_path, struct json_out *request, const struct agent_exec_
 	r = run(s, socket_path, request, detached, e);
 	if (r == 1 && result.kind)
 		queue(s, AGENT_TAKEN, NULL, 0);
-	if (s->link.fd >= 0)
-		last_words(s);
+	if (s->link.fd >= 0 && result.id[0]) {
+		bool heard = r < 0 && s->ctl_at < s->ctl_len;
+
+		if (heard)
+			queue(s, AGENT_DETACH, NULL, 0); /* its answer is the end of the connection */
+		last_words(s, heard);
+	}
 
 	if (!was_pending)
 		while (sigtimedwait(&pipe, NULL, &none) < 0 && errno == EINTR)

@@ -8,6 +8,7 @@
 #include <libgen.h>
 #include <poll.h>
 #include <pthread.h>
+#include <pty.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,7 +21,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
+#include <utmp.h>
 
 #include <cmocka.h>
 
@@ -916,6 +919,121 @@ caller_may_cancel(void **state)
 	end_commands();
 }
 
+static int
+detach_wake(void *ctx, struct agent_session *s)
+{
+	char c;
+
+	assert_int_equal(read(*(int *)ctx, &c, 1), 1);
+	return agent_session_detach(s);
+}
+
+static void
+caller_may_detach_and_come_back(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("sleep 0.3; cat; exit 8")};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res, end;
+	struct script s = {.step = 1};
+	struct err e = {0};
+	int p[2], in[2];
+
+	(void)state;
+	assert_int_equal(pipe(p) | pipe(in), 0);
+	assert_int_equal(write(p[1], "x", 1), 1);
+	io.stdin_fd = in[0];
+	io.wake_fd = p[0];
+	io.wake = detach_wake;
+	io.ctx = &p[0];
+	if (agent_exec(sock, &q, &io, &res, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(res.kind, 0);
+	wait_state(res.id, "running");
+
+	/* Its input goes on where it was left. */
+	assert_int_equal(write(in[1], "later", 5), 5);
+	close(in[1]);
+	io.wake = NULL;
+	io.output = tty_output;
+	io.ctx = &s;
+	if (agent_attach(sock, res.id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(s.seen, "later");
+	assert_int_equal(end.value, 8);
+	close(p[0]);
+	close(p[1]);
+	close(in[0]);
+}
+
+static void
+terminal_of_our_own_is_raw_meanwhile_and_restored(void **state)
+{
+	struct winsize ws = {.ws_row = 21, .ws_col = 43};
+	struct termios before, after;
+	char seen[8192] = "";
+	size_t len = 0;
+	bool typed = false, interrupted = false;
+	int master, slave, status = 0;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(openpty(&master, &slave, NULL, NULL, &ws), 0);
+	assert_int_equal(tcgetattr(slave, &before), 0);
+	pid = fork();
+	if (!pid) {
+		struct agent_exec_req q = {.argv = ARGV("sh"), .env = ARGV("PS1=prompt> ", "ENV=")};
+		struct agent_exec_result r;
+		struct err e = {0};
+
+		close(master);
+		login_tty(slave);
+		if (agent_exec_terminal(sock, &q, &r, &e))
+			_exit(99);
+		_exit(agent_exit_status(&r));
+	}
+	for (int i = 0; i < 1000; i++) {
+		struct pollfd p = {.fd = master, .events = POLLIN};
+
+		const char *prompt = strstr(seen, "prompt>");
+
+		if (!interrupted && prompt) {
+			/* ^C is the guest's terminal's, not ours. */
+			assert_int_equal(write(master, "\003", 1), 1);
+			interrupted = true;
+		}
+		if (!typed && interrupted && strstr(prompt + 1, "prompt>")) {
+			const char *keys = "stty size; echo $((6*7))\rexit 5\r";
+
+			assert_int_equal(write(master, keys, strlen(keys)), strlen(keys));
+			typed = true;
+		}
+		if (poll(&p, 1, 20) > 0) {
+			ssize_t n = read(master, seen + len, sizeof(seen) - 1 - len);
+
+			if (n <= 0)
+				break;
+			len += (size_t)n;
+			seen[len] = 0;
+		}
+		if (waitpid(pid, &status, WNOHANG) == pid) {
+			pid = 0;
+			break;
+		}
+	}
+	if (pid)
+		waitpid(pid, &status, 0);
+	assert_true(typed);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 5);
+	assert_non_null(strstr(seen, "21 43"));
+	assert_non_null(strstr(seen, "\n42"));
+	assert_int_equal(tcgetattr(slave, &after), 0);
+	assert_int_equal(after.c_lflag, before.c_lflag);
+	assert_int_equal(after.c_iflag, before.c_iflag);
+	close(master);
+	close(slave);
+}
+
 static void
 expect_refusal(const char *request, const char *errno_name, const char *words)
 {
@@ -1475,6 +1593,8 @@ main(void)
 		cmocka_unit_test(one_command_too_many_is_refused),
 		cmocka_unit_test(signal_reaches_the_group_from_another_connection),
 		cmocka_unit_test(caller_may_cancel),
+		cmocka_unit_test(caller_may_detach_and_come_back),
+		cmocka_unit_test(terminal_of_our_own_is_raw_meanwhile_and_restored),
 		cmocka_unit_test(bad_requests_get_a_sentence),
 		cmocka_unit_test(request_without_end_is_refused),
 		cmocka_unit_test(request_too_long_is_refused_by_the_client_already),
