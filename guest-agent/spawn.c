@@ -11,15 +11,20 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
 
+/* Four descriptors a command, with connections and copies beside them. */
+#define FILES_WANTED 4096
+
 /* One word a slot: step << 16 | errno. Shared with the children. */
 static _Atomic uint32_t *slots;
 static bool reset_oom;
+static struct rlimit files_before; /* what commands get */
 
 int
 spawn_init(struct err *e)
@@ -31,6 +36,13 @@ spawn_init(struct err *e)
 	if (p == MAP_FAILED)
 		return err_sys(e, -errno, "memory shared with children");
 	slots = p;
+	if (!getrlimit(RLIMIT_NOFILE, &files_before) && files_before.rlim_cur < FILES_WANTED) {
+		struct rlimit more = files_before;
+
+		more.rlim_cur = more.rlim_max < FILES_WANTED ? more.rlim_max : FILES_WANTED;
+		/* Refused: then fewer commands at once, each refusal with its sentence. */
+		setrlimit(RLIMIT_NOFILE, &more);
+	}
 	/* The agent's unit guards it from the OOM killer; what it runs must not inherit that. */
 	if (!io_read_file("/proc/self/oom_score_adj", 64, &adj, NULL, NULL))
 		reset_oom = atoi(adj) != 0;
@@ -89,6 +101,8 @@ child(const struct spawn *s, unsigned slot)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();
+	if (files_before.rlim_max)
+		setrlimit(RLIMIT_NOFILE, &files_before);
 	/* First out of the way of 0, 1 and 2 (dup2 onto itself would keep close-on-exec, too). */
 	for (int i = 0; i < 3; i++) {
 		fd[i] = s->fd[i] > 2 ? s->fd[i] : fcntl(s->fd[i], F_DUPFD, 3);

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -230,6 +231,21 @@ program_that_is_not_there_is_127(void **state)
 	cleanup_agent_captured struct agent_captured f = run(SH("exit 127"));
 	assert_int_equal(f.result.kind, AGENT_EXITED);
 	assert_int_equal(f.result.value, 127);
+}
+
+static void
+limits_of_the_agent_are_not_the_commands(void **state)
+{
+	struct rlimit here;
+	long soft, hard;
+	cleanup_agent_captured struct agent_captured c =
+		run(SH("echo $(ulimit -Sn) $(ulimit -Hn)"));
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &here), 0);
+	assert_int_equal(sscanf(c.out, "%ld %ld", &soft, &hard), 2);
+	assert_int_equal(soft, here.rlim_cur);
+	assert_int_equal(hard, here.rlim_max);
 }
 
 static void
@@ -1571,6 +1587,7 @@ main(void)
 		cmocka_unit_test(path_of_the_given_environment_finds_the_program),
 		cmocka_unit_test(working_folder_is_taken),
 		cmocka_unit_test(program_that_is_not_there_is_127),
+		cmocka_unit_test(limits_of_the_agent_are_not_the_commands),
 		cmocka_unit_test(user_is_switched_to),
 		cmocka_unit_test(hundred_megabytes_through_stdin),
 		cmocka_unit_test(binary_output_of_any_size_on_both_streams),
