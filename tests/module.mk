@@ -36,6 +36,10 @@ check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS)) $$(addprefix $(B)/tests/,$$(
 # One after the other: a benchmark beside another measures the other.
 bench: all $$(addprefix $(B)/bench/,$$(BENCHES))
 	@for b in $(BENCHES); do $(B)/bench/$$b $(BENCH_FLAGS) || exit 1; done
+	@export B='$(abspath $(B))'; case $$(sh tests/system/lib_where.sh) in \
+	direct) sh tests/bench/guests.sh $(BENCH_FLAGS) ;; \
+	machine) sh tests/system/lib_in_machine.sh tests/bench/guests.sh $(BENCH_FLAGS) ;; \
+	*) echo "bench: no Debian guests here (see above)" >&2 ;; esac
 
 # All test programs, not run.
 .PHONY: tests
