@@ -12,6 +12,7 @@
 static char tag[80] = "pando";
 static enum log_level max_level = LOG_LEVEL_INFO;
 static int log_fd = STDERR_FILENO;
+static int stamps;
 
 void
 log_init(const char *new_tag, enum log_level max)
@@ -27,6 +28,34 @@ log_set_fd(int fd)
 }
 
 void
+log_set_stamps(int on)
+{
+	stamps = on;
+}
+
+/*
+ * "2026-01-02T03:04:05.678Z ". Not by gmtime_r(): glibc's takes a lock and, once, opens the time zone's
+ * file, which neither a forked child nor a sealed process may. Years start in March here, so that
+ * the leap day is the last one of a year.
+ */
+static int
+put_stamp(char *dst, size_t cap)
+{
+	uint64_t ms = io_wall_ms(), days = ms / 86400000, second = ms / 1000 % 86400;
+	uint64_t since_0000 = days + 719468; /* 1970-01-01, from 0000-03-01 */
+	uint64_t era = since_0000 / 146097, of_era = since_0000 % 146097;
+	uint64_t year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+	uint64_t of_year = of_era - (365 * year + year / 4 - year / 100);
+	uint64_t month = (5 * of_year + 2) / 153, day = of_year - (153 * month + 2) / 5 + 1;
+
+	year += era * 400 + (month >= 10);
+	month = month < 10 ? month + 3 : month - 9;
+	return snprintf(dst, cap, "%04u-%02u-%02uT%02u:%02u:%02u.%03uZ ", (unsigned)year,
+		(unsigned)month, (unsigned)day, (unsigned)(second / 3600),
+		(unsigned)(second / 60 % 60), (unsigned)(second % 60), (unsigned)(ms % 1000));
+}
+
+void
 log_line(enum log_level level, const char *fmt, ...)
 {
 	char line[1024];
@@ -35,7 +64,10 @@ log_line(enum log_level level, const char *fmt, ...)
 
 	if (level > max_level)
 		return;
-	len = snprintf(line, sizeof(line) - 1, "<%d>%s: ", level, tag);
+	len = snprintf(line, sizeof(line) - 1, "<%d>", level);
+	if (stamps)
+		len += put_stamp(line + len, sizeof(line) - 1 - (size_t)len);
+	len += snprintf(line + len, sizeof(line) - 1 - (size_t)len, "%s: ", tag);
 	va_start(ap, fmt);
 	len += vsnprintf(line + len, sizeof(line) - 1 - (size_t)len, fmt, ap);
 	va_end(ap);

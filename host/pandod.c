@@ -400,6 +400,7 @@ serve(struct options *o, struct err *e)
 	}
 	o->logging = true;
 	log_init("pandod", o->debug ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
+	log_set_stamps(1);
 	log_info("version " PANDO_VERSION ", pid %d, home %s", (int)getpid(), config->home);
 	raise_limits();
 

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static int log_file = -1;
@@ -50,6 +51,32 @@ close_log(void **state)
 	log_set_fd(2);
 	close(log_file);
 	return 0;
+}
+
+/* date(1) reads the stamp back: the same second as the clock, give or take the call. */
+static void
+a_stamp_is_the_time_in_utc(void **state)
+{
+	char command[128], answer[64] = "";
+	unsigned year, month, day, hour, minute;
+	float second;
+	time_t before = time(NULL);
+	FILE *f;
+
+	(void)state;
+	log_set_stamps(1);
+	log_info("x");
+	log_set_stamps(0);
+	assert_int_equal(sscanf(logged(), "<6>%4u-%2u-%2uT%2u:%2u:%6fZ vm/frontend: x", &year,
+				 &month, &day, &hour, &minute, &second),
+		6);
+	snprintf(command, sizeof(command), "date -u -d '%u-%u-%u %u:%u:%u' +%%s", year, month,
+		day, hour, minute, (unsigned)second);
+	f = popen(command, "r");
+	assert_non_null(f);
+	assert_non_null(fgets(answer, sizeof(answer), f));
+	pclose(f);
+	assert_in_range(atoll(answer), before, before + 5);
 }
 
 static void
@@ -133,6 +160,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_line_has_priority_tag_and_text),
+		cmocka_unit_test(a_stamp_is_the_time_in_utc),
 		cmocka_unit_test(lines_above_the_level_are_dropped),
 		cmocka_unit_test(a_message_is_one_line_whatever_is_in_it),
 		cmocka_unit_test(a_flood_is_held_back),
