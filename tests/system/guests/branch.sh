@@ -64,7 +64,7 @@ check_disk_after_a_power_cut() { # vm, marker, log at the branch
 	kill -9 "$(vm_field "$1" pid)"
 	wait_until 20 "$1 is seen to have failed" state_is "$1" failed
 	pando disk export -f "$1" "$work/disk.img"
-	e2fsck -E journal_only "$work/disk.img" >"$work/fsck.log" 2>&1 || [ $? -le 1 ] || {
+	e2fsck -y -E journal_only "$work/disk.img" >"$work/fsck.log" 2>&1 || [ $? -le 1 ] || {
 		cat "$work/fsck.log"
 		return 1
 	}
