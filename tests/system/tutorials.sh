@@ -5,11 +5,12 @@
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 
-# Splits a document into $2/<n>.sh, $2/<n>.output (if it has one) and $2/<n>.line.
+# Splits a document into $2/<n>.sh, $2/<n>.output (if it has one) and $2/<n>.place.
 extract() { # document, folder
 	awk -v dir="$2" '
-		/^```sh$/ { n++; file = dir "/" n ".sh"; printf "" >file; print NR + 1 >(dir "/" n ".line")
-			next }
+		/^#+ / && !file { heading = $0; sub(/^#+ /, "", heading) }
+		/^```sh$/ { n++; file = dir "/" n ".sh"; printf "" >file
+			print "line " NR + 1 " (" heading ")" >(dir "/" n ".place"); next }
 		/^```output$/ { if (!n) exit 1
 			file = dir "/" n ".output"; printf "" >file; next }
 		/^```/ { if (file) close(file); file = ""; next }
@@ -77,7 +78,7 @@ for document in "$here"/../../tutorials/[0-9]*.md; do
 	it "$name has commands to run" has_blocks
 	n=1
 	while [ "$n" -le "$blocks" ]; do
-		it "$name, line $(cat "$folder/$n.line"): $(head -n 1 "$folder/$n.sh" | cut -c1-60)" \
+		it "$name, $(cat "$folder/$n.place"): the commands work as the page says" \
 			block "$folder" "$n"
 		n=$((n + 1))
 	done
