@@ -12,6 +12,7 @@
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
+#include "host/cli/run.h"
 #include "host/config.h"
 #include "host/paths.h"
 
@@ -148,8 +149,9 @@ alias_is_free(struct client *c, const char *alias, struct err *e)
 	return 0;
 }
 
-static int
-prepare_image(struct client *c, const struct client_run *spec, bool quiet, struct err *e)
+int
+run_prepare_image(
+	struct client *c, const struct client_run *spec, bool quiet, struct err *e)
 {
 	struct err where = {0};
 	int r;
@@ -271,7 +273,7 @@ run(int argc, char **argv)
 	spec.rootfs = spec.rootfs ? spec.rootfs : config.rootfs;
 	if (absolute(&spec.kernel, &kernel_path, &e) < 0 ||
 		absolute(&spec.rootfs, &rootfs_path, &e) < 0 || pick_pandod(&c, &e) < 0 ||
-		prepare_image(c, &spec, s.quiet, &e) < 0)
+		run_prepare_image(c, &spec, s.quiet, &e) < 0)
 		return out_fail(&e);
 
 	out_progress_start(&progress, s.quiet);

@@ -18,6 +18,7 @@
 #include "host/agent_client.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
+#include "host/cli/run.h"
 #include "host/client.h"
 #include "swarm/ops.h"
 #include "swarm/record.h"
@@ -34,6 +35,7 @@
 struct host {
 	int cancel_fd;
 	struct out_progress *progress;
+	bool quiet;
 };
 
 /* Interrupts: the first one stops the run in order, the second one this program. */
@@ -120,6 +122,9 @@ op_boot(void *ctx, const struct swarm_machine *machine, const char *run,
 		return rc;
 	snprintf(label, sizeof(label), SWARM_LABEL "=%s", run);
 	client_cancel_fd(c, h->cancel_fd);
+	rc = run_prepare_image(c, &spec, h->quiet, e);
+	if (rc < 0)
+		return rc;
 	client_on_progress(c, out_progress_say, h->progress);
 	rc = client_run(c, &spec, &info, NULL, e);
 	out_progress_end(h->progress);
@@ -455,7 +460,7 @@ swarm_run_verb(const struct request *q, struct err *e)
 	cleanup_swarm_spec struct swarm_spec *spec = NULL;
 	cleanup_close int cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	struct out_progress progress;
-	struct host host = {cancel_fd, &progress};
+	struct host host = {cancel_fd, &progress, q->quiet};
 	struct swarm_summary sum;
 	char sha256[65];
 	struct swarm_options options = {

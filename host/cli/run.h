@@ -1,0 +1,16 @@
+/* What `pando run` and other verbs that boot a machine share. */
+#ifndef PANDO_CLI_RUN_H
+#define PANDO_CLI_RUN_H
+
+#include <stdbool.h>
+
+#include "common/err.h"
+#include "host/client.h"
+
+/* Builds the image "default" when spec needs it and it is missing: minutes, with progress
+ * on stderr, or in a log below the home when quiet. Refuses an alias that is taken before
+ * that. */
+int run_prepare_image(
+	struct client *c, const struct client_run *spec, bool quiet, struct err *e);
+
+#endif
