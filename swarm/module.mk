@@ -15,3 +15,8 @@ test_swarm_run_LDLIBS := -lm
 FUZZERS += fuzz_swarm_spec
 fuzz_swarm_spec_SRCS := tests/fuzz/fuzz_swarm_spec.c swarm/spec.c $(common_SRCS)
 fuzz_swarm_spec_CORPUS := tests/fuzz/corpus/swarm_spec
+
+DATA += share/man/man5/swarm.toml.5
+$(B)/share/man/man5/swarm.toml.5: swarm/swarm.toml.5
+	@mkdir -p $(@D)
+	cp $< $@
