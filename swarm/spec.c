@@ -480,11 +480,11 @@ read_base(struct reader *r, const struct toml *root)
 			"[setup] is for a machine that the swarm boots; it does not "
 			"change the VM named by \"from\"");
 	if (machine &&
-		(read_unsigned(r, machine, "mem_size_mib", 64, 1u << 20,
+		(read_unsigned(r, machine, "mem_size_mib", 16, 1u << 20,
 			 &s->machine.mem_mib) < 0 ||
 			read_unsigned(r, machine, "vcpu_count", 1, 8, &s->machine.vcpus) <
 				0 ||
-			read_unsigned(r, machine, "fs_size_vm_mib", 64, 1u << 24,
+			read_unsigned(r, machine, "fs_size_vm_mib", 1, 1u << 24,
 				&s->machine.disk_mib) < 0 ||
 			(rootfs && read_str(r, rootfs, "name", &s->machine.rootfs) < 0) ||
 			(kernel && read_str(r, kernel, "name", &s->machine.kernel) < 0)))
