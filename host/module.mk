@@ -10,6 +10,11 @@ pandodcore_PKGS := libmicrohttpd sqlite3
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c
 
+# The test machine; libssh is called only in ssh.c.
+LIBRARIES += machine
+machine_PKGS := libssh
+machine_SRCS := host/ssh.c host/machine.c host/machine_copy.c
+
 PROGRAMS += pandod
 pandod_SRCS := host/pandod.c
 pandod_LIBS := pandodcore agentclient agentwire pandohost common

@@ -10,12 +10,12 @@ LIBRARIES += pandocli
 pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c logs.c execute.c \
 	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
-	cmd_disk.c cmd_doctor.c cmd_swarm.c)
+	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c)
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
-pando_LIBS := pandocli swarm pandoclient agentclient agentwire pandohost vmmdisk common
-pando_PKGS := libcurl libsodium
+pando_LIBS := pandocli machine swarm pandoclient agentclient agentwire pandohost vmmdisk common
+pando_PKGS := libcurl libsodium libssh
 pando_LDLIBS := -lm
 
 UNIT_TESTS += test_cli test_config test_client

@@ -1,0 +1,67 @@
+/*
+ * Commands over SSH: libssh is called only in ssh.c.
+ *
+ * A link is one authenticated connection to one machine whose host key is known beforehand; an
+ * unknown key is refused, never learnt. Keys are ed25519 in OpenSSH's file format. One link carries one
+ * command at a time; nothing here is thread-safe.
+ */
+#ifndef PANDO_HOST_SSH_H
+#define PANDO_HOST_SSH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "common/err.h"
+
+struct ssh_target {
+	const char *address;	/* numeric or a name */
+	unsigned port;
+	const char *user;
+	const char *key_path;	/* our private key */
+	const char *host_key;	/* the server's public key as base64, without "ssh-ed25519 " */
+};
+
+struct ssh_link;
+
+/* timeout_ms bounds connecting and authenticating together. -EKEYREJECTED: the host key is another;
+ * -EACCES: our key is not taken; -ECONNREFUSED, -ETIMEDOUT: nobody answers (yet). */
+int ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret,
+	struct err *e);
+void ssh_link_close(struct ssh_link *l);
+static inline void
+ssh_link_close_fn(struct ssh_link **l)
+{
+	ssh_link_close(*l);
+}
+#define cleanup_ssh_link __attribute__((cleanup(ssh_link_close_fn)))
+
+struct ssh_command {
+	const char *text; /* for the user's login shell: ssh_quote() makes one of words */
+	int in_fd;	  /* borrowed; -1: the command reads an end of file at once */
+	int out_fd;	  /* borrowed, as err_fd; -1: thrown away */
+	int err_fd;
+	bool tty;	  /* a terminal of in_fd's size; there is no separate stderr then */
+	const char *term; /* its kind; NULL: "dumb" */
+	/* A signalfd(2) or -1. SIGWINCH sends the new size; the first of any other signal goes to
+	 * the command, the second one ends us with -ECANCELED. */
+	int signal_fd;
+	unsigned timeout_ms; /* 0: as long as it takes; else -ETIMEDOUT, and the command gets SIGTERM */
+};
+#define SSH_COMMAND_INIT {.in_fd = -1, .out_fd = -1, .err_fd = -1, .signal_fd = -1}
+
+/* Runs it to its end. *ret_status: the exit status, or 128 + the signal's number. A connection that ends
+ * without either is an error, never success. A closed out_fd (-EPIPE) ends the command. All of its output
+ * is written before this returns; a process that it leaves behind and that keeps its output open is not
+ * waited for once it is silent. */
+int ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e);
+
+/* One word as the POSIX shell reads back unchanged: '…', each ' as '\''. Appends to *text (malloc'd or
+ * NULL), with a blank between. -ENOMEM, or -E2BIG above SSH_COMMAND_MAX. */
+#define SSH_COMMAND_MAX (96u * 1024u)
+int ssh_quote(char **text, const char *word);
+
+/* Makes a key pair: the private half in a new file (0600), the public one as base64. */
+#define SSH_PUBLIC_MAX 128
+int ssh_make_key(const char *path, char ret_public[SSH_PUBLIC_MAX], struct err *e);
+
+#endif
