@@ -625,6 +625,9 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	add(a, "name=opt/pando/host_key,file=%s/host_key", home);
 	add(a, "-fw_cfg");
 	add(a, "name=opt/pando/authorized_keys,file=%s/client_key.pub", home);
+	/* The one folder that it sees (machine_copy.c). */
+	add(a, "-virtfs");
+	add(a, "local,path=%s/transfer,mount_tag=pando-transfer,security_model=none,readonly=on", home);
 	/* Not with -daemonize, which needs some of these calls. */
 	add(a, "-sandbox");
 	add(a, "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
@@ -691,8 +694,13 @@ static int
 launch(struct machine *m, struct err *e)
 {
 	__attribute__((cleanup(args_done))) struct args args = {0};
+	char transfer[PATHS_MAX];
 	int r = free_port(&m->port, e);
 
+	if (r == 0)
+		r = in_home(m, "transfer", transfer, e);
+	if (r == 0)
+		r = io_mkdir_p(transfer, 0700, e);
 	if (r == 0)
 		r = qemu_args(m, &args, e);
 	if (r == 0)
@@ -926,6 +934,11 @@ machine_delete(machine_say *say, void *ctx, struct err *e)
 	for (size_t i = 0; r == 0 && i < sizeof(files) / sizeof(files[0]); i++)
 		r = remove_file(&m, files[i], e);
 	if (r == 0)
+		if (r == 0)
 		r = in_home(&m, "copied", copied, e);
+	if (r == 0)
+		r = io_remove_tree(copied, e);
+	if (r == 0)
+		r = in_home(&m, "transfer", copied, e);
 	return r < 0 ? r : io_remove_tree(copied, e);
 }

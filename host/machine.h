@@ -13,11 +13,12 @@
  *	client_key[.pub]  what its sshd accepts
  *	running.json      process, its start time, port: while one runs
  *	copied/           what of the host's folders is in the machine (machine_copy.h)
+ *	transfer/         archives on their way into it: the one folder that it sees, read-only
  *	console.log, qemu.log
  *
  * QEMU runs with the user's rights, in a session of its own, and outlives us; it listens on one port
- * of 127.0.0.1, which leads to the machine's sshd. The machine reaches no network and sees no
- * folder of the host: what it should have is copied in. A QEMU is known by its number and start time
+ * of 127.0.0.1, which leads to the machine's sshd. The machine reaches no network, and no folder
+ * of the host but that one: what it should have is copied in. A QEMU is known by its number and start time
  * together and signalled through a pidfd: a process that was given an old number is never touched.
  */
 #ifndef PANDO_HOST_MACHINE_H

@@ -429,58 +429,82 @@ remove_there(struct ssh_link *link, const char *folder, const struct list *l, st
 	return r < 0 ? err_sys(e, r, "copying into the machine") : run_there(link, text, fd, e);
 }
 
-/* Starts tar, which reads the paths from paths_fd; *ret_out is its archive. */
+/* Packs the paths into the new file `archive`. A file that vanished or changed meanwhile is no failure
+ * (status 1, 2), only *ret_all is false then: the next call sees it. */
 static int
-start_tar(const char *folder, int from, pid_t *ret_pid, int *ret_out, struct err *e)
+pack(const char *folder, const struct list *l, const char *archive, bool *ret_all, struct err *e)
 {
 	/* The options are read in order: where the files are comes before their list. */
-	const char *argv[] = {"tar", "--create", "--file=-", "--format=gnu", "--sparse", "--no-recursion",
-		"--owner=0", "--group=0", "--warning=no-file-changed", "--null",
-		"--verbatim-files-from", "--directory", folder, "--files-from=-", NULL};
+	const char *argv[] = {"tar", "--create", "--file", archive, "--format=gnu", "--sparse",
+		"--no-recursion", "--owner=0", "--group=0", "--null", "--verbatim-files-from",
+		"--directory", folder, "--files-from=-", NULL};
 	posix_spawn_file_actions_t actions;
-	cleanup_close int in = -1, out = -1;
-	int fds[2], r;
-
-	if (pipe2(fds, O_CLOEXEC) < 0)
-		return err_sys(e, -errno, "pipe");
-	in = fds[0];
-	out = fds[1];
-	posix_spawn_file_actions_init(&actions);
-	posix_spawn_file_actions_adddup2(&actions, from, 0);
-	posix_spawn_file_actions_adddup2(&actions, out, 1);
-	r = posix_spawnp(ret_pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
-	posix_spawn_file_actions_destroy(&actions);
-	if (r)
-		return err_sys(e, -r, "tar");
-	*ret_out = TAKE_FD(in);
-	return 0;
-}
-
-/* A file that vanished or changed meanwhile is no failure (status 1, 2): the next call sees it. */
-static int
-send_there(struct ssh_link *link, const char *folder, const struct list *l, bool *ret_all,
-	struct err *e)
-{
-	cleanup_free char *text = NULL;
-	cleanup_close int paths = -1, archive = -1;
+	cleanup_close int paths = -1;
 	int status, r = paths_fd(l, &paths);
 	pid_t pid;
 
-	if (r == 0)
-		r = sentence(&text, "exec tar --extract --file=- --preserve-permissions --no-same-owner "
-				    "--delay-directory-restore --directory ",
-			folder, "");
 	if (r < 0)
 		return err_sys(e, r, "copying into the machine");
-	r = start_tar(folder, paths, &pid, &archive, e);
-	if (r < 0)
-		return r;
-	r = run_there(link, text, archive, e);
-	close(TAKE_FD(archive)); /* tar must not wait for us if the machine gave up */
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, paths, 0);
+	posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+	posix_spawn_file_actions_adddup2(&actions, 1, 2); /* what it says is in its status */
+	r = posix_spawnp(&pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	if (r)
+		return err_sys(e, -r, "tar");
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
 			return err_sys(e, -errno, "waiting for tar");
 	*ret_all = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+	return 0;
+}
+
+/* Whether all of an archive is there: tar ends it with two empty blocks. A full disk cuts it short. */
+static int
+check_archive(const char *archive, struct err *e)
+{
+	cleanup_close int fd = open(archive, O_RDONLY | O_CLOEXEC);
+	char end[1024];
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return err_sys(e, -errno, "%.200s", archive);
+	if (st.st_size >= (off_t)sizeof(end) &&
+		io_pread_full(fd, end, sizeof(end), (uint64_t)st.st_size - sizeof(end)) == 0) {
+		size_t i = 0;
+
+		while (i < sizeof(end) && end[i] == 0)
+			i++;
+		if (i == sizeof(end))
+			return 0;
+	}
+	return err_set(e, -EIO, "%.200s could not be written whole; is the disk full?", archive);
+}
+
+/* The archive goes through a file that the machine sees: emulated network is slow. One at a time: we
+ * hold the lock. */
+static int
+send_there(const struct machine *m, struct ssh_link *link, const char *folder,
+	const struct list *l, bool *ret_all, struct err *e)
+{
+	cleanup_free char *text = NULL;
+	char archive[PATHS_MAX];
+	int r = paths_format(archive, sizeof(archive), e, "%s/transfer/archive.tar", m->home);
+
+	if (r < 0)
+		return r;
+	if (sentence(&text,
+		    "exec tar --extract --file=/run/pando-machine/transfer/archive.tar "
+		    "--preserve-permissions --no-same-owner --delay-directory-restore --directory ",
+		    folder, "") < 0)
+		return err_sys(e, -ENOMEM, "copying into the machine");
+	r = pack(folder, l, archive, ret_all, e);
+	if (r == 0)
+		r = check_archive(archive, e);
+	if (r == 0)
+		r = run_there(link, text, -1, e);
+	unlink(archive);
 	return r;
 }
 
@@ -517,7 +541,7 @@ lock_copies(const struct machine *m, int *ret_fd, struct err *e)
 }
 
 static int
-apply(struct ssh_link *link, const struct machine_folder *f, const struct change *c, bool is_new,
+apply(const struct machine *m, struct ssh_link *link, const struct machine_folder *f, const struct change *c, bool is_new,
 	bool *ret_all, struct err *e)
 {
 	cleanup_free char *text = NULL;
@@ -531,7 +555,7 @@ apply(struct ssh_link *link, const struct machine_folder *f, const struct change
 	if (r == 0 && c->remove.n)
 		r = remove_there(link, f->path, &c->remove, e);
 	if (r == 0 && c->send.n)
-		r = send_there(link, f->path, &c->send, ret_all, e);
+		r = send_there(m, link, f->path, &c->send, ret_all, e);
 	return r;
 }
 
@@ -561,7 +585,7 @@ machine_copy(const struct machine *m, struct ssh_link *link, const struct machin
 		return 0;
 	r = write_list(path, f->path, &c.during, e);
 	if (r == 0)
-		r = apply(link, f, &c, is_new, &all, e);
+		r = apply(m, link, f, &c, is_new, &all, e);
 	if (r < 0)
 		return r;
 	if (all)

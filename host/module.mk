@@ -15,6 +15,12 @@ LIBRARIES += machine
 machine_PKGS := libssh
 machine_SRCS := host/ssh.c host/machine.c host/machine_copy.c
 
+UNIT_TESTS += test_machine
+test_machine_SRCS := tests/unit/test_machine.c
+test_machine_LIBS := machine pandohost common
+test_machine_PKGS := cmocka libssh
+test_machine_WRAP := ssh_link_run
+
 PROGRAMS += pandod
 pandod_SRCS := host/pandod.c
 pandod_LIBS := pandodcore agentclient agentwire pandohost common
