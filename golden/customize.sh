@@ -42,7 +42,7 @@ for generator in $MASK_GENERATORS; do
 done
 ln -sfn /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
 
-# No fstab: the kernel's command line names the root, and there is nothing else.
-: >"$root/etc/fstab"
+# The kernel's command line names the root, and there is nothing else.
+echo "# Empty on purpose: the kernel's command line names the root." >"$root/etc/fstab"
 
 exec "$scrub" "$root"

@@ -58,8 +58,10 @@ empty run
 rm -f "$root/etc/apt/sources.list" "$root"/etc/apt/sources.list.d/* \
 	"$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/resolv.conf" \
 	"$root/etc/.pwd.lock" "$root/.dockerenv"
-find "$root/etc" "$root/var/lib/dpkg" \( -name '*.dpkg-old' -o -name '*.dpkg-dist' -o -name '*-old' \) \
-	-type f -delete
+for folder in etc var/lib/dpkg; do
+	[ ! -d "$root/$folder" ] ||
+		find "$root/$folder" -type f \( -name '*.dpkg-old' -o -name '*.dpkg-dist' -o -name '*-old' \) -delete
+done
 chmod 1777 "$root/tmp" "$root/var/tmp"
 
 # Say so rather than hope so.

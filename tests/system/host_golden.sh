@@ -1,0 +1,186 @@
+#!/bin/sh
+# Images: what is in them, what must not be, and what a build leaves behind when things go wrong. Builds the default image
+# (it is needed anyway; the first time that fetches packages), and looks into it without mounting it.
+. "$(dirname "$0")/lib.sh"
+
+golden=$B/libexec/pando/pando-golden
+scrub=$B/share/pando/golden/scrub.sh
+PATH=$PATH:/usr/sbin:/sbin
+
+# A small system to scrub: as much of one as the rules are about.
+fake_root() {
+	mkdir -p "$1/etc/ssh" "$1/var/lib/systemd" "$1/var/log/journal" "$1/var/cache/apt" "$1/root/.ssh" "$1/tmp" "$1/var/tmp" \
+		"$1/var/lib/apt/lists" "$1/run" "$1/etc/apt"
+	echo key >"$1/etc/ssh/ssh_host_ed25519_key"
+	echo key >"$1/etc/ssh/ssh_host_rsa_key.pub"
+	echo moduli >"$1/etc/ssh/moduli"
+	echo 0123456789abcdef0123456789abcdef >"$1/etc/machine-id"
+	echo seed >"$1/var/lib/systemd/random-seed"
+	echo line >"$1/var/log/journal/system.journal"
+	echo list >"$1/var/lib/apt/lists/archive_Packages"
+	echo "deb http://mirror.invalid/debian trixie main" >"$1/etc/apt/sources.list"
+	echo key >"$1/root/.ssh/authorized_keys"
+	printf 'root::19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\n' >"$1/etc/shadow"
+}
+
+scrub_takes_out_who_a_machine_is_and_where_it_came_from() {
+	fake_root "$work/r1"
+	"$scrub" "$work/r1"
+	[ -z "$(ls "$work/r1/etc/ssh" | grep ssh_host)" ]
+	[ -e "$work/r1/etc/ssh/moduli" ]
+	[ -e "$work/r1/etc/machine-id" ]
+	[ ! -s "$work/r1/etc/machine-id" ]
+	for gone in var/lib/systemd/random-seed var/log/journal/system.journal var/lib/apt/lists/archive_Packages etc/apt/sources.list \
+		root/.ssh; do
+		[ ! -e "$work/r1/$gone" ] || { echo "$gone is still there"; return 1; }
+	done
+	grep -q '^root:\*:' "$work/r1/etc/shadow"
+	[ -d "$work/r1/var/log/journal" ]
+}
+
+scrub_refuses_the_running_system_and_what_is_no_system() {
+	not "$scrub" / 2>"$work/e"
+	grep -q 'running system' "$work/e"
+	mkdir "$work/empty"
+	not "$scrub" "$work/empty" 2>"$work/e"
+	grep -q 'no system' "$work/e"
+}
+
+scrub_tells_of_an_account_that_needs_no_password() {
+	fake_root "$work/r2"
+	echo 'guest::19000:0:99999:7:::' >>"$work/r2/etc/shadow"
+	not "$scrub" "$work/r2" 2>"$work/e"
+	grep -q '"guest"' "$work/e"
+}
+
+wrong_words_are_status_two_with_a_sentence() {
+	for words in "" "imag" "image --suite" "image --name .x" "image --name default" "image --suite Trixie!" "image extra"; do
+		status=0
+		# shellcheck disable=SC2086 # words
+		"$golden" $words >"$work/o" 2>"$work/e" || status=$?
+		[ $status -eq 2 ] && [ ! -s "$work/o" ] && [ "$(wc -l <"$work/e")" = 1 ] || { echo "\"$words\": $status"; cat "$work/e"; return 1; }
+	done
+}
+
+a_suite_that_is_none_is_named_and_leaves_nothing() {
+	status=0
+	XDG_CACHE_HOME=$work/cache PANDO_IMAGES=$work/images "$golden" image --suite nosuchsuite >"$work/o" 2>"$work/e" || status=$?
+	[ $status -eq 1 ]
+	grep -q '"nosuchsuite"' "$work/e"
+	[ -z "$(ls -A "$work/images")" ]
+	[ "$(ls -A "$work/cache/pando/golden")" = lock ]
+}
+
+the_default_image_is_built_and_then_only_looked_up() {
+	"$golden" image >"$work/folder"
+	began=$(date +%s%N)
+	[ "$("$golden" image 2>"$work/e")" = "$(cat "$work/folder")" ]
+	ms=$((($(date +%s%N) - began) / 1000000))
+	[ ! -s "$work/e" ]
+	echo "$ms ms"
+	# Generous: what is told apart is a look and a build, which takes seconds at its very least.
+	[ $ms -lt 1000 ]
+	[ "$(readlink -f "$(dirname "$(cat "$work/folder")")/default")" = "$(readlink -f "$(cat "$work/folder")")" ]
+}
+
+# A file's content from the image; fails when it is not there.
+inside() { # path
+	debugfs -R "cat $1" "$image/rootfs.ext4" 2>"$work/debugfs.err"
+	not grep -q 'File not found' "$work/debugfs.err"
+}
+absent() {
+	debugfs -R "stat $1" "$image/rootfs.ext4" 2>&1 | grep -q 'File not found'
+}
+
+its_file_system_is_sound_and_holds_the_agent_of_this_build() {
+	image=$(cat "$work/folder")
+	e2fsck -fn "$image/rootfs.ext4"
+	where=$(sed -n 's/^ExecStart=\([^ ]*\).*/\1/p' "$B/share/pando/golden/pando-agent.service")
+	inside "$where" >"$work/agent"
+	cmp "$work/agent" "$B/share/pando/golden/pando-agent"
+	debugfs -R "stat $where" "$image/rootfs.ext4" 2>/dev/null >"$work/stat"
+	grep -q 'Mode:  0755' "$work/stat"
+	grep -q 'User:     0   Group:     0 ' "$work/stat"
+	[ "$(stat -c %a "$image/rootfs.ext4")" = 444 ]
+}
+
+it_has_no_identity_no_password_and_no_trace_of_the_build() {
+	image=$(cat "$work/folder")
+	for gone in /etc/ssh/ssh_host_ed25519_key /etc/ssh/ssh_host_rsa_key /var/lib/systemd/random-seed /etc/apt/sources.list \
+		/etc/apt/apt.conf.d/99mmdebstrap /etc/resolv.conf /root/.ssh /var/lib/dbus/machine-id; do
+		absent "$gone" || { echo "$gone is in the image"; return 1; }
+	done
+	inside /etc/machine-id >"$work/id"
+	[ ! -s "$work/id" ]
+	inside /etc/shadow >"$work/shadow"
+	not grep -vE '^[^:]+:[*!]' "$work/shadow"
+	inside /etc/passwd | grep -q '^root:'
+}
+
+its_initramfs_loads_modules_after_what_they_need() {
+	image=$(cat "$work/folder")
+	mkdir "$work/initramfs"
+	(cd "$work/initramfs" && cpio -id --quiet --no-absolute-filenames <"$image/initrd")
+	[ -x "$work/initramfs/init" ]
+	: >"$work/loaded"
+	while read -r module; do
+		[ -s "$work/initramfs/modules/$module" ]
+		for dep in $(modinfo -F depends "$work/initramfs/modules/$module" | tr , ' '); do
+			grep -qx "$(echo "$dep" | tr - _)" "$work/loaded" || { echo "$module comes before $dep"; return 1; }
+		done
+		echo "${module%.ko}" | tr - _ >>"$work/loaded"
+	done <"$work/initramfs/modules/load"
+	grep -qx ext4 "$work/loaded"
+	grep -qx virtio_blk "$work/loaded"
+	grep -q '"cmdline":"[^"]* init_on_free=1 ' "$image/image.json"
+}
+
+init_is_no_command() {
+	status=0
+	"$B/share/pando/golden/init" 2>"$work/e" || status=$?
+	[ $status -eq 2 ]
+	grep -q 'first process' "$work/e"
+}
+
+two_builds_at_once_make_one_image() {
+	for i in 1 2; do
+		PANDO_IMAGES=$work/twice "$golden" image >"$work/twice.$i" 2>"$work/twice.$i.err" &
+		eval "pid$i=\$!"
+	done
+	# shellcheck disable=SC2154 # set by the eval
+	wait "$pid1"
+	# shellcheck disable=SC2154
+	wait "$pid2"
+	cmp "$work/twice.1" "$work/twice.2"
+	[ "$(find "$work/twice" -mindepth 1 -maxdepth 1 -type d | wc -l)" = 1 ]
+}
+
+a_killed_build_leaves_nothing_that_looks_like_an_image() {
+	for after in 0.2 0.6 1.2; do
+		PANDO_IMAGES=$work/killed setsid "$golden" image >/dev/null 2>&1 &
+		pid=$!
+		sleep $after
+		kill -KILL -- "-$pid" 2>/dev/null || true
+		wait $pid || true
+		for f in "$work/killed"/*; do
+			[ ! -e "$f" ] || [ -e "$f/image.json" ] || { echo "$f is half an image"; return 1; }
+		done
+	done
+	folder=$(PANDO_IMAGES=$work/killed "$golden" image)
+	e2fsck -fn "$folder/rootfs.ext4"
+	[ -z "$(find "$work/killed" -name '.new-*')" ]
+}
+
+t scrub_takes_out_who_a_machine_is_and_where_it_came_from
+t scrub_refuses_the_running_system_and_what_is_no_system
+t scrub_tells_of_an_account_that_needs_no_password
+t wrong_words_are_status_two_with_a_sentence
+t init_is_no_command
+t the_default_image_is_built_and_then_only_looked_up
+t its_file_system_is_sound_and_holds_the_agent_of_this_build
+t it_has_no_identity_no_password_and_no_trace_of_the_build
+t its_initramfs_loads_modules_after_what_they_need
+t two_builds_at_once_make_one_image
+t a_killed_build_leaves_nothing_that_looks_like_an_image
+t a_suite_that_is_none_is_named_and_leaves_nothing
+finish
