@@ -25,6 +25,7 @@ spec=$project/tutorials/wordfreq/swarm.toml
 result=$build/demo
 start=$(date +%s)
 
+cd "$project" || exit 1
 [ -x "$pando" ] || die "$pando is not built; run make"
 for tool in patch gcc make tar; do
 	command -v "$tool" >/dev/null || die "there is no $tool; run make deps"
@@ -38,16 +39,16 @@ if "$pando" doctor --can-boot-linux -q >/dev/null 2>&1; then
 else
 	say "this host's KVM boots no Linux, so guests run in the test machine (emulated: minutes, not seconds)"
 	"$pando" machine start >&2
-	"$pando" machine exec -- rm -rf /var/tmp/pando-demo
-	"$pando" machine exec -- "$pando" swarm run "$spec" --output /var/tmp/pando-demo \
-		>"$result/answer" || {
+	"$pando" machine exec -q -- rm -rf /var/tmp/pando-demo </dev/null
+	"$pando" machine exec -q -- "$pando" swarm run "$spec" --output /var/tmp/pando-demo \
+		</dev/null >"$result/answer" || {
 		status=$?
 		say "the swarm failed; its record is /var/tmp/pando-demo/record.jsonl in the machine"
 		exit $status
 	}
 	mkdir "$result/swarm"
-	"$pando" machine exec -- tar -C /var/tmp/pando-demo -cf - . | tar -C "$result/swarm" -xf -
-	"$pando" machine exec -- rm -rf /var/tmp/pando-demo
+	"$pando" machine exec -q -- tar -C /var/tmp/pando-demo -cf - . </dev/null | tar -C "$result/swarm" -xf -
+	"$pando" machine exec -q -- rm -rf /var/tmp/pando-demo </dev/null
 fi
 
 winner=$(sed -n 's/^winner  *//p' "$result/answer")
