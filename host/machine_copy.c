@@ -495,7 +495,8 @@ send_there(const struct machine *m, struct ssh_link *link, const char *folder,
 	if (r < 0)
 		return r;
 	if (sentence(&text,
-		    "exec tar --extract --file=/run/pando-machine/transfer/archive.tar "
+		    "exec tar --extract --blocking-factor=960 "
+		    "--file=/run/pando-machine/transfer/archive.tar "
 		    "--preserve-permissions --no-same-owner --delay-directory-restore --directory ",
 		    folder, "") < 0)
 		return err_sys(e, -ENOMEM, "copying into the machine");
