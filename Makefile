@@ -8,7 +8,7 @@
 #   make bench     benchmarks
 #   make install   DESTDIR and PREFIX are honoured
 #
-# SAN=address,undefined makes another variant; WERROR=1 is for CI.
+# SAN=address,undefined makes another variant; WERROR=1 is for CI; V=1 shows the commands.
 
 comma := ,
 VARIANT := $(if $(SAN),san-$(subst $(comma),-,$(SAN)),plain)
@@ -42,6 +42,12 @@ FUZZERS :=
 BENCHES :=
 DATA :=
 
+# A line a file; V=1 shows the commands.
+V ?=
+ifeq ($(V),)
+.SILENT:
+endif
+
 .DEFAULT_GOAL := all
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -60,6 +66,7 @@ define library_rule
 $(B)/obj/lib$(1).a: $(call objects_of,$(1))
 	@mkdir -p $$(@D)
 	@rm -f $$@
+	@echo "ar $$@"
 	$$(AR) rcs $$@ $$^
 $(call objects_of,$(1)): PKGS += $($(1)_PKGS)
 endef
@@ -69,6 +76,7 @@ define program_rule
 $(1)_TARGET := $(B)/$(2)/$(1)
 $(B)/$(2)/$(1): $(call objects_of,$(1)) $$($(1)_LIBS:%=$(B)/obj/lib%.a)
 	@mkdir -p $$(@D)
+	@echo "ld $$@"
 	$$(CC) $$(ALL_LDFLAGS) $$($(1)_WRAP:%=-Wl,--wrap=%) $$($(1)_LDFLAGS) -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) \
 		$$(if $$($(1)_PKGS),$$(shell pkg-config --libs $$($(1)_PKGS))) $$($(1)_LDLIBS)
 $(call objects_of,$(1)): PKGS += $($(1)_PKGS)
@@ -78,6 +86,7 @@ endef
 define fuzzer_rule
 $(B)/fuzz/$(1): $$($(1)_SRCS)
 	@mkdir -p $$(@D)
+	@echo "fuzz $$@"
 	$$(FUZZ_CC) -O1 -g -std=gnu11 -D_GNU_SOURCE -DPANDO_FUZZ -I. -I$(B)/gen -DPANDO_VERSION='"fuzz"' -fno-strict-aliasing \
 		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -pthread -MMD -MP -MF $$@.d \
 		$$(if $$($(1)_PKGS),$$(shell pkg-config --cflags $$($(1)_PKGS))) \
@@ -93,6 +102,7 @@ $(foreach f,$(FUZZERS),$(eval $(call fuzzer_rule,$(f))))
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
+	@echo "cc $<"
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 all: $(foreach p,$(PROGRAMS),$(B)/$(or $($(p)_DIR),bin)/$(p)) $(DATA:%=$(B)/%)
