@@ -88,7 +88,7 @@ main(void)
 			fprintf(stderr, "bench: out of memory\n");
 			return 1;
 		}
-		best_ref = ref < best_ref ? ref : best_ref;
+		best_ref = ref > 0 && ref < best_ref ? ref : best_ref;
 		if (own < ref / 3 && rounds < ROUNDS_MAX) {
 			/* Too quick for a clock that may be coarse: more of it at a time. */
 			rounds *= 2;
