@@ -302,12 +302,10 @@ take_signal(struct run *r, struct err *e)
 		send_size(r);
 		return 0;
 	}
-	if (r->n_signals++)
-		return err_set(e, -ECANCELED, "cancelled; the command may still run in the machine");
-	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
-		if ((uint32_t)signals[i].number == info.ssi_signo)
-			ssh_channel_request_send_signal(r->channel, signals[i].name);
-	return 0;
+	r->n_signals++;
+	if (r->c->on_signal)
+		r->c->on_signal(r->c->ctx, (int)info.ssi_signo, r->n_signals);
+	return r->n_signals > 1 ? err_set(e, -ECANCELED, "interrupted twice") : 0;
 }
 
 /* Our stdin to the channel, as much as its window takes, and only when nothing waits to go out. */
@@ -493,8 +491,6 @@ ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_status, s
 	}
 	if (r->channel) {
 		ssh_remove_channel_callbacks(r->channel, &callbacks);
-		if (rc < 0 && ssh_is_connected(r->session))
-			ssh_channel_request_send_signal(r->channel, "TERM");
 		ssh_channel_close(r->channel);
 		ssh_channel_free(r->channel);
 	}

@@ -42,10 +42,13 @@ struct ssh_command {
 	int err_fd;
 	bool tty;	  /* a terminal of in_fd's size; there is no separate stderr then */
 	const char *term; /* its kind; NULL: "dumb" */
-	/* A signalfd(2) or -1. SIGWINCH sends the new size; the first of any other signal goes to
-	 * the command, the second one ends us with -ECANCELED. */
+	/* A signalfd(2) or -1. SIGWINCH sends the new size; any other signal is given to on_signal,
+	 * the second one also ends us with -ECANCELED. (An SSH server does not deliver signals to
+	 * root's commands, so that the caller has to know another way.) */
 	int signal_fd;
-	unsigned timeout_ms; /* 0: as long as it takes; else -ETIMEDOUT, and the command gets SIGTERM */
+	void (*on_signal)(void *ctx, int number, unsigned nth); /* nth: 1, 2 */
+	void *ctx;
+	unsigned timeout_ms; /* 0: as long as it takes; else -ETIMEDOUT */
 };
 #define SSH_COMMAND_INIT {.in_fd = -1, .out_fd = -1, .err_fd = -1, .signal_fd = -1}
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <termios.h>
@@ -22,10 +23,13 @@
 
 /* One command's connection: the machine may be busy with all its VMs, under emulation. */
 #define CONNECT_MS 180000
+#define SIGNAL_MS 30000
 #define ENV_MAX 256
 #define CPUS_MAX 64
 /* Where VMs live in the machine: on its own disk, which the host's PANDO_HOME has no part in. */
 #define HOME_THERE "/var/lib/pando"
+/* In the environment of what a command runs, so that it can be found. */
+#define TOKEN "PANDO_MACHINE_EXEC"
 
 extern const struct verb verb_machine;
 
@@ -51,6 +55,7 @@ struct request {
 	size_t n_env;
 	const char *cwd;
 	bool tty, no_stdin, force, yes, json, quiet;
+	char token[33]; /* tells the command from all others in the machine */
 	struct machine_spec spec;
 };
 
@@ -307,6 +312,18 @@ append(char **text, const char *before, const char *word, const char *after)
 	return strlen(longer) > SSH_COMMAND_MAX ? -E2BIG : 0;
 }
 
+static int
+make_token(char token[static 33], struct err *e)
+{
+	unsigned char random[16];
+
+	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
+		return err_sys(e, -errno, "getrandom");
+	for (size_t i = 0; i < sizeof(random); i++)
+		snprintf(token + 2 * i, 3, "%02x", random[i]);
+	return 0;
+}
+
 /* What root's shell in the machine is to read. */
 static int
 compose(const struct request *q, const struct view *v, char **ret, struct err *e)
@@ -326,7 +343,9 @@ compose(const struct request *q, const struct view *v, char **ret, struct err *e
 		r = append(&text, " ", "PANDO_HOME=" HOME_THERE, "");
 	snprintf(path, sizeof(path), "PANDO_IMAGES=%s", v->images);
 	if (r == 0)
-		r = append(&text, " ", path, " LANG=C.UTF-8");
+		r = append(&text, " ", path, " LANG=C.UTF-8 " TOKEN "=");
+	if (r == 0)
+		r = append(&text, "", q->token, "");
 	for (size_t i = 0; r == 0 && i < q->n_env; i++)
 		r = append(&text, " ", q->env[i], "");
 	if (r == 0)
@@ -362,10 +381,45 @@ signal_fd(bool tty)
 	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-static int
-run_command(struct ssh_link *link, const struct request *q, const char *text, int *ret_status,
-	struct err *e)
+struct signals {
+	const struct machine *machine;
+	const char *token;
+};
+
+/*
+ * Over a connection of its own: to the process group of the one process that has our token and was started
+ * by sshd. What the command started as a daemon is init's child, and is left alone.
+ */
+static void
+pass_signal(void *ctx, int number, unsigned nth)
 {
+	static const char script[] =
+		"for e in $(grep -lszx " TOKEN "=%s /proc/[0-9]*/environ); do p=${e#/proc/} p=${p%%/environ}; "
+		"parent=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$p/status) && "
+		"[ \"$(cat /proc/$parent/comm)\" = sshd ] && "
+		"kill -%d -- \"-$p\"; done 2>/dev/null; exit 0";
+	const struct signals *s = ctx;
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	struct ssh_command c = SSH_COMMAND_INIT;
+	struct err e = {0};
+	char text[1024];
+	int status, r;
+
+	snprintf(text, sizeof(text), script, s->token, nth > 1 ? SIGKILL : number);
+	c.text = text;
+	c.timeout_ms = SIGNAL_MS;
+	r = machine_connect(s->machine, SIGNAL_MS, &link, &e);
+	if (r == 0)
+		r = ssh_link_run(link, &c, &status, &e);
+	if (r < 0)
+		out_complain("the command could not be told, and may still run: %s", e.msg);
+}
+
+static int
+run_command(const struct machine *m, struct ssh_link *link, const struct request *q,
+	const char *text, int *ret_status, struct err *e)
+{
+	struct signals passing = {m, q->token};
 	bool tty = q->tty || (!q->no_stdin && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO));
 	cleanup_close int signals = signal_fd(tty);
 	struct ssh_command c = {
@@ -376,6 +430,8 @@ run_command(struct ssh_link *link, const struct request *q, const char *text, in
 		.tty = tty,
 		.term = getenv("TERM"),
 		.signal_fd = signals,
+		.on_signal = pass_signal,
+		.ctx = &passing,
 	};
 	struct termios was, raw;
 	bool is_raw = tty && tcgetattr(STDIN_FILENO, &was) == 0;
@@ -393,7 +449,7 @@ run_command(struct ssh_link *link, const struct request *q, const char *text, in
 }
 
 static int
-exec_there(const struct request *q, int *ret_status, struct err *e)
+exec_there(struct request *q, int *ret_status, struct err *e)
 {
 	cleanup_free struct machine *m = calloc(1, sizeof(*m));
 	cleanup_free struct view *v = calloc(1, sizeof(*v));
@@ -406,7 +462,9 @@ exec_there(const struct request *q, int *ret_status, struct err *e)
 		return err_sys(e, -ENOMEM, "machine");
 	if (q->tty && !(isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)))
 		return err_set(e, -EINVAL, "--tty needs a terminal on standard input and output");
-	r = look_around(q, v, e);
+	r = make_token(q->token, e);
+	if (r == 0)
+		r = look_around(q, v, e);
 	if (r == 0)
 		r = compose(q, v, &text, e);
 	if (r == 0)
@@ -419,12 +477,12 @@ exec_there(const struct request *q, int *ret_status, struct err *e)
 	out_progress_say(&p, "copying what has changed into the machine");
 	r = bring_up_to_date(m, link, v, &p, e);
 	out_progress_end(&p);
-	return r < 0 ? r : run_command(link, q, text, ret_status, e);
+	return r < 0 ? r : run_command(m, link, q, text, ret_status, e);
 }
 
 /* What of ours fails must not be taken for the command's own end. */
 static int
-do_exec(const struct request *q)
+do_exec(struct request *q)
 {
 	struct err e = {0};
 	int status = 0, r;
