@@ -1,0 +1,203 @@
+#!/bin/sh
+# The test machine as a user has it: words, streams, statuses, what it sees of the host. Where this host's KVM boots
+# Linux nobody needs it, and only what needs no machine is run.
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+
+needs_machine() {
+	[ "$where" = machine ] || skip "$where"
+}
+
+# A project of its own, so that every test knows what is in it.
+project=$work/project
+mkdir "$project"
+: >"$project/pando.toml"
+
+inside() {
+	(cd "$project" && pando machine exec -q "$@")
+}
+
+wrong_words_are_answered_with_what_is_right() {
+	status_is 2 pando machine
+	contains stderr "$stderr" "start, status, exec, stop or delete"
+	status_is 2 pando machine dance
+	contains stderr "$stderr" dance
+	status_is 2 pando machine start now
+	status_is 2 pando machine exec
+	contains stderr "$stderr" "no command"
+	status_is 2 pando machine exec -e 1A=x -- true
+	status_is 2 pando machine start --mem-size 12
+	contains stderr "$stderr" --mem-size
+	status_is 2 pando machine start --cpus 0
+	status_is 2 pando machine exec --format json -- true
+	PANDO_MACHINE_HOME=relative
+	export PANDO_MACHINE_HOME
+	status_is 2 pando machine status
+	contains stderr "$stderr" PANDO_MACHINE_HOME
+}
+
+a_machine_that_is_not_there_is_said_to_be_absent() {
+	PANDO_MACHINE_HOME=$work/nobody
+	export PANDO_MACHINE_HOME
+	equal state "$(pando machine status -q)" absent
+	equal state "$(pando machine status --format json | json "j['state']")" absent
+	status_is 125 pando machine exec -- true
+	contains stderr "$stderr" "pando machine start"
+	status_is 0 pando machine stop
+	status_is 2 pando machine delete
+	contains stderr "$stderr" --yes
+	status_is 0 pando machine delete --yes
+	not test -e "$PANDO_MACHINE_HOME"
+}
+
+a_machine_that_cannot_start_says_why() {
+	PANDO_MACHINE_HOME=$work/small
+	export PANDO_MACHINE_HOME
+	status_is 1 pando machine start --mem-size 4T
+	contains stderr "$stderr" "--mem-size"
+	equal state "$(pando machine status -q)" absent
+}
+
+two_starts_at_once_are_one_machine() {
+	needs_machine
+	pando machine start --format json >"$work/first" 2>/dev/null &
+	pando machine start --format json >"$work/second" 2>/dev/null
+	wait $!
+	equal pid "$(json "j['pid']" <"$work/first")" "$(json "j['pid']" <"$work/second")"
+	equal state "$(pando machine status -q)" running
+}
+
+streams_and_status_are_the_commands() {
+	needs_machine
+	status_is 7 inside -- sh -c 'echo out; echo err >&2; exit 7'
+	equal stdout "$stdout" out
+	equal stderr "$stderr" err
+	status_is 137 inside -- sh -c 'kill -9 $$'
+	status_is 127 inside -- no-such-program
+	contains stderr "$stderr" no-such-program
+}
+
+input_arrives_whole() {
+	needs_machine
+	head -c 3000000 /dev/urandom >"$work/bytes"
+	equal sum "$(inside -- sha256sum <"$work/bytes")" "$(sha256sum <"$work/bytes")"
+	equal "bytes without input" "$(inside -n -- wc -c)" 0
+}
+
+output_arrives_whole() {
+	needs_machine
+	inside -- cat <"$work/bytes" >"$work/back"
+	cmp "$work/bytes" "$work/back"
+	equal "bytes of a reader that leaves" "$(inside -- yes | head -c 4096 | wc -c)" 4096
+}
+
+words_reach_the_command_as_they_are() {
+	needs_machine
+	inside -- printf '[%s]' "a b" "" "it's" '$HOME `x` \ "' "line
+line" -n >"$work/words"
+	equal words "$(cat "$work/words")" "[a b][][it's][\$HOME \`x\` \\ \"][line
+line][-n]"
+}
+
+environment_and_folder_are_as_asked() {
+	needs_machine
+	equal folder "$(inside -- pwd)" "$project"
+	equal variable "$(inside -e "NAME=a 'b'" -- sh -c 'echo "$NAME"')" "a 'b'"
+	equal folder "$(inside -w /var/lib -- pwd)" /var/lib
+	equal pando "$(inside -- sh -c 'command -v pando')" "$B/bin/pando"
+	lacks "PANDO_HOME in the machine" "$(inside -- sh -c 'echo "$PANDO_HOME"')" "$work"
+}
+
+each_command_sees_the_host_s_files_of_now() {
+	needs_machine
+	echo 1 >"$project/changes"
+	echo 1 >"$project/vanishes"
+	equal content "$(inside -- cat changes vanishes)" "1
+1"
+	echo 2 >"$project/changes"
+	rm "$project/vanishes"
+	mkdir "$project/new"
+	echo 3 >"$project/new/file"
+	equal content "$(inside -- sh -c 'cat changes new/file; test ! -e vanishes && echo gone')" "2
+3
+gone"
+}
+
+the_machine_does_not_write_to_the_host() {
+	needs_machine
+	inside -- sh -c 'echo machine >changes; echo machine >own'
+	equal content "$(cat "$project/changes")" 2
+	not test -e "$project/own"
+	equal "what it wrote" "$(inside -- cat own)" machine
+}
+
+a_program_that_runs_survives_its_replacement() {
+	needs_machine
+	cp /bin/sleep "$project/program"
+	inside -- sh -c './program 60 >/dev/null 2>&1 & echo $! >pid'
+	cp /bin/true "$project/program.new"
+	mv "$project/program.new" "$project/program"
+	inside -- sh -c './program && kill -0 "$(cat pid)" && kill "$(cat pid)"'
+}
+
+a_background_process_does_not_hold_the_caller() {
+	needs_machine
+	equal output "$(COMMAND_LIMIT=50 inside -- sh -c 'sleep 100 & echo $! >sleeper; echo done')" done
+	inside -- sh -c 'kill "$(cat sleeper)"'
+}
+
+a_signal_reaches_the_command() {
+	needs_machine
+	(cd "$project" && exec "$B/bin/pando" machine exec -q -n -- sh -c 'trap "echo told; exit 9" TERM; echo up; sleep 300 & wait') >"$work/told" &
+	caller=$!
+	wait_until 60 "the command runs" grep -q up "$work/told"
+	kill -TERM $caller
+	status=0
+	wait $caller || status=$?
+	equal status "$status" 9
+	contains output "$(cat "$work/told")" told
+}
+
+its_kvm_boots_linux() {
+	needs_machine
+	inside -- pando doctor --can-boot-linux -q
+}
+
+sweep_machine() {
+	needs_machine
+	inside -w / -- rm -rf "$project"
+}
+
+t wrong_words_are_answered_with_what_is_right
+t a_machine_that_is_not_there_is_said_to_be_absent
+t a_machine_that_cannot_start_says_why
+
+if "$B/bin/pando" doctor --can-boot-linux -q >/dev/null 2>&1; then
+	where="this host's KVM boots Linux; it needs no machine"
+else
+	where=$(sh "$here/lib_where.sh" 2>"$work/where.log")
+	case $where in
+	machine) ;;
+	none) where=$(tail -n 1 "$work/where.log") ;;
+	*)
+		cat "$work/where.log" >&2
+		it "the machine starts" false
+		finish
+		;;
+	esac
+fi
+
+t two_starts_at_once_are_one_machine
+t streams_and_status_are_the_commands
+t input_arrives_whole
+t output_arrives_whole
+t words_reach_the_command_as_they_are
+t environment_and_folder_are_as_asked
+t each_command_sees_the_host_s_files_of_now
+t the_machine_does_not_write_to_the_host
+t a_program_that_runs_survives_its_replacement
+t a_background_process_does_not_hold_the_caller
+t a_signal_reaches_the_command
+t its_kvm_boots_linux
+it "nothing of this test stays in the machine" sweep_machine
+finish
