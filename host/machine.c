@@ -327,12 +327,13 @@ read_program(char *const argv[], char *line, size_t cap, int *ret_status, struct
 	return 0;
 }
 
-/* Where the image lies; pando-golden makes it when it has to, and tells the user about it. */
+/* Where the image lies; pando-golden makes it when it has to, and tells the user about it. if_made:
+ * only if it need not; *folder is "" otherwise. */
 static int
-find_image(char folder[PATHS_MAX], struct err *e)
+find_image(bool if_made, char folder[PATHS_MAX], struct err *e)
 {
-	char program[PATHS_MAX], verb[] = "machine";
-	char *argv[] = {program, verb, NULL};
+	char program[PATHS_MAX], verb[] = "machine", option[] = "--if-made";
+	char *argv[] = {program, verb, if_made ? option : NULL, NULL};
 	int status = 0, r = paths_program("libexec/pando/pando-golden", program, sizeof(program), e);
 
 	if (r == 0 && access(program, X_OK) < 0)
@@ -344,7 +345,7 @@ find_image(char folder[PATHS_MAX], struct err *e)
 	if (status != 0)
 		return err_set(e, -EIO, "the machine's image could not be made (status %d): see above",
 			status);
-	if (folder[0] != '/')
+	if (folder[0] != '/' && !(if_made && !folder[0]))
 		return err_set(e, -EPROTO, "pando-golden did not say where the machine's image is");
 	return 0;
 }
@@ -454,7 +455,7 @@ make_machine(struct machine *m, uint64_t disk_mib, machine_say *say, void *ctx, 
 	int r;
 
 	say(ctx, "looking for the machine's image");
-	r = find_image(folder, e);
+	r = find_image(false, folder, e);
 	if (r < 0)
 		return r;
 	if (statvfs(m->home, &vfs) == 0 &&
@@ -482,6 +483,21 @@ make_machine(struct machine *m, uint64_t disk_mib, machine_say *say, void *ctx, 
 	if (r == 0)
 		r = write_text(m, "image", m->image, e);
 	return r < 0 ? r : copy_file(folder, "rootfs.ext4", m, "disk.raw", disk_mib, e);
+}
+
+/* A machine keeps its disk, and so what it was made from. Whoever changed that should know. */
+static void
+look_for_newer(const struct machine *m, machine_say *say, void *ctx)
+{
+	char folder[PATHS_MAX], note[256];
+
+	if (find_image(true, folder, NULL) < 0 || !folder[0] ||
+		strcmp(strrchr(folder, '/') + 1, m->image) == 0)
+		return;
+	snprintf(note, sizeof(note),
+		"the machine is of image %.60s, and there is %.60s: `pando machine delete` makes room for it",
+		m->image, strrchr(folder, '/') + 1);
+	say(ctx, note);
 }
 
 /* --- Starting it --------------------------------------------------------------------------- */
@@ -748,9 +764,10 @@ static int
 wait_for_machine(const struct machine *m, machine_say *say, void *ctx, struct err *e)
 {
 	cleanup_ssh_link struct ssh_link *link = NULL;
+	struct ssh_command c = SSH_COMMAND_INIT;
 	cleanup_close int pidfd = -1;
 	uint64_t end_ns = io_now_ns() + BOOT_MS * UINT64_C(1000000);
-	int r;
+	int status, r;
 
 	if (open_process(m->pid, m->start_ticks, &pidfd) < 0)
 		return died(m, e);
@@ -764,7 +781,15 @@ wait_for_machine(const struct machine *m, machine_say *say, void *ctx, struct er
 				m->home);
 		say(ctx, NULL);
 	}
+	c.text = "test -d /run/pando-machine/transfer";
+	c.timeout_ms = CONNECT_MS;
 	r = machine_connect(m, CONNECT_MS, &link, e);
+	if (r == 0)
+		r = ssh_link_run(link, &c, &status, e);
+	if (r == 0 && status != 0)
+		return err_set(e, -EPROTONOSUPPORT,
+			"the machine is of an older make than this pando: `pando machine delete`, then start "
+			"it again");
 	return r;
 }
 
@@ -793,6 +818,8 @@ machine_start(const struct machine_spec *spec, machine_say *say, void *ctx, stru
 				ctx, e);
 		if (r < 0)
 			return r;
+		if (m.state == MACHINE_STOPPED)
+			look_for_newer(&m, say, ctx);
 	}
 	for (int tries = 0;; tries++) {
 		if (m.state != MACHINE_RUNNING) {
