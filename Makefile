@@ -111,6 +111,6 @@ clean:
 	rm -rf build
 
 format:
-	clang-format -i $$(git ls-files '*.c' '*.h')
+	clang-format -i $$(git ls-files '*.c' '*.h' ':!tutorials')
 
 -include $(shell find $(B) -type f -name '*.d' 2>/dev/null)

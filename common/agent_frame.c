@@ -69,8 +69,8 @@ length_range(uint8_t type, enum agent_side from, uint32_t *min, uint32_t *max)
 }
 
 int
-agent_frame_next(const void *buf, size_t len, enum agent_side from, struct agent_frame *ret,
-	size_t *ret_used, struct err *e)
+agent_frame_next(const void *buf, size_t len, enum agent_side from,
+	struct agent_frame *ret, size_t *ret_used, struct err *e)
 {
 	struct agent_frame_hdr h;
 	uint32_t min, max;
@@ -81,12 +81,15 @@ agent_frame_next(const void *buf, size_t len, enum agent_side from, struct agent
 	if (!length_range(h.type, from, &min, &max))
 		return err_set(e, -EPROTO, "unknown frame type %u", h.type);
 	if (h.len < min || h.len > max)
-		return err_set(e, -EPROTO, "frame type %u with a length of %u; it has %u to %u",
-			h.type, h.len, min, max);
+		return err_set(e, -EPROTO,
+			"frame type %u with a length of %u; it has %u to %u", h.type,
+			h.len, min, max);
 	if (h.pad)
-		return err_set(e, -EPROTO, "frame type %u with padding that is not zero", h.type);
+		return err_set(e, -EPROTO, "frame type %u with padding that is not zero",
+			h.type);
 	if (h.type == AGENT_GAP ? (h.stream != 1 && h.stream != 2) : h.stream != 0)
-		return err_set(e, -EPROTO, "frame type %u for stream %u", h.type, h.stream);
+		return err_set(
+			e, -EPROTO, "frame type %u for stream %u", h.type, h.stream);
 	if (len - sizeof(h) < h.len)
 		return 0;
 	*ret = (struct agent_frame){

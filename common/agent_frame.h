@@ -1,6 +1,6 @@
 /*
- * Frames of the agent protocol (common/agent_wire.h), taken from and put into plain memory. Both sides use this one
- * reader, so that one fuzzer each covers it.
+ * Frames of the agent protocol (common/agent_wire.h), taken from and put into plain
+ * memory. Both sides use this one reader, so that one fuzzer each covers it.
  */
 #ifndef PANDO_AGENT_FRAME_H
 #define PANDO_AGENT_FRAME_H
@@ -23,9 +23,10 @@ struct agent_frame {
 /* The largest whole frame. */
 #define AGENT_FRAME_WHOLE (sizeof(struct agent_frame_hdr) + AGENT_FRAME_MAX)
 
-/* The frame at buf: 1 and *ret, *ret_used; 0 when it is not all there yet; -EPROTO with a sentence when it can never be
- * one: an unknown type for that direction, a length that the type does not have, padding that is not zero. A frame is
- * refused by its first 8 bytes, before any of its payload is waited for. */
+/* The frame at buf: 1 and *ret, *ret_used; 0 when it is not all there yet; -EPROTO with a
+ * sentence when it can never be one: an unknown type for that direction, a length that
+ * the type does not have, padding that is not zero. A frame is refused by its first 8
+ * bytes, before any of its payload is waited for. */
 int agent_frame_next(const void *buf, size_t len, enum agent_side from,
 	struct agent_frame *ret, size_t *ret_used, struct err *e);
 

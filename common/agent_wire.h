@@ -2,41 +2,49 @@
  * Host <-> pando-agent over vsock. The host dials; one connection a request.
  *
  * On the host: connect to the VM's agent.sock, send "CONNECT 1024\n", read "OK <n>\n".
- * Then: the host sends one JSON line (the request, <= AGENT_REQUEST_MAX bytes with its LF), the agent
- * answers one JSON line, {"ok":true,…} or {"ok":false,"error":"sentence","errno":"ENOENT","code":-2}; after an
- * ok, frames in both directions until the agent's terminal frame. A stream that ends before its
- * terminal frame (AGENT_EXIT, AGENT_END, AGENT_ERROR) is an error, never success. Unknown members of a request are
- * errors that name the member. The host closes first; the agent closes when it sees that.
+ * Then: the host sends one JSON line (the request, <= AGENT_REQUEST_MAX bytes with its
+ * LF), the agent answers one JSON line, {"ok":true,…} or
+ * {"ok":false,"error":"sentence","errno":"ENOENT","code":-2}; after an ok, frames in both
+ * directions until the agent's terminal frame. A stream that ends before its terminal
+ * frame (AGENT_EXIT, AGENT_END, AGENT_ERROR) is an error, never success. Unknown members
+ * of a request are errors that name the member. The host closes first; the agent closes
+ * when it sees that.
  *
- * Where a request or answer has bytes that are no UTF-8 (argv, env, paths, names), {"b64":"…"} (RFC 4648, padded)
- * stands in place of the string.
+ * Where a request or answer has bytes that are no UTF-8 (argv, env, paths, names),
+ * {"b64":"…"} (RFC 4648, padded) stands in place of the string.
  *
  * Requests ("op"):
- *  ping    {}                                          -> {"ok":true,"version":…,"uptime_ms":…,"boot_id":…}; no frames
- *  exec    {"argv":[…],"env":["NAME=value",…],"cwd":…,"user":…,"timeout_ms":…,
+ *  ping    {}                                          ->
+ * {"ok":true,"version":…,"uptime_ms":…,"boot_id":…}; no frames exec
+ * {"argv":[…],"env":["NAME=value",…],"cwd":…,"user":…,"timeout_ms":…,
  *           "tty":{"rows":…,"cols":…,"term":…},"stdin":bool,"detach":bool}
- *                                                       -> {"ok":true,"id":"e7"}; frames (none with detach)
- *  attach  {"id":"e7","stdout":offset,"stderr":offset,"stdin":bool}
- *                                                       -> {"ok":true,"id":"e7","stdin_bytes":…}; output from those byte offsets on
- *  list_execs {}                                        -> {"ok":true,"execs":[…]}; no frames
- *  signal  {"id":"e7","signal":15}                       -> {"ok":true}; to the process group
- *  put     {"path":…,"user":…}                           -> {"ok":true}; host sends DATA… END; agent ends with END or ERROR
- *  get     {"path":…}                                    -> {"ok":true}; agent sends DATA… then END or ERROR
- *  list    {"path":…}                                    -> {"ok":true,"entries":[…]}; no frames
- * put and get carry a POSIX ustar/pax stream (common/tar.h): modes, times, symlinks and names of any bytes are kept. The answers of
+ *                                                       -> {"ok":true,"id":"e7"}; frames
+ * (none with detach) attach  {"id":"e7","stdout":offset,"stderr":offset,"stdin":bool}
+ *                                                       ->
+ * {"ok":true,"id":"e7","stdin_bytes":…}; output from those byte offsets on list_execs {}
+ * -> {"ok":true,"execs":[…]}; no frames signal  {"id":"e7","signal":15} -> {"ok":true};
+ * to the process group put     {"path":…,"user":…}                           ->
+ * {"ok":true}; host sends DATA… END; agent ends with END or ERROR get     {"path":…} ->
+ * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
+ * {"ok":true,"entries":[…]}; no frames put and get carry a POSIX ustar/pax stream
+ * (common/tar.h): modes, times, symlinks and names of any bytes are kept. The answers of
  * list and list_execs are one line too, of at most AGENT_ANSWER_MAX bytes.
  *
  * Execute:
- *  - Output flows in step with the reader (a slow one slows the command, as on a pipe). When nobody is attached, the last bytes of
- *    each stream stay in a bounded journal and older ones are dropped: AGENT_GAP says which, on the next attach.
- *  - A connection that breaks, for whatever reason (the host's program died, the VM was branched), leaves the command running and
- *    its stdin open: input cut short must never look like its end. Its exit record is kept until somebody attaches and
- *    takes it (AGENT_TAKEN, after AGENT_EXIT); the last AGENT_FINISHED_MAX are.
+ *  - Output flows in step with the reader (a slow one slows the command, as on a pipe).
+ * When nobody is attached, the last bytes of each stream stay in a bounded journal and
+ * older ones are dropped: AGENT_GAP says which, on the next attach.
+ *  - A connection that breaks, for whatever reason (the host's program died, the VM was
+ * branched), leaves the command running and its stdin open: input cut short must never
+ * look like its end. Its exit record is kept until somebody attaches and takes it
+ * (AGENT_TAKEN, after AGENT_EXIT); the last AGENT_FINISHED_MAX are.
  *  - One reader at a time: attach ends whoever was attached before with AGENT_ERROR.
- *  - Stdin: at most AGENT_STDIN_WINDOW bytes may be under way beyond what the command has taken, so that signals never queue behind
- *    input. AGENT_STDIN_CREDIT raises the limit, AGENT_STDIN_CLOSED says that the command reads no more.
- *  - Exit comes when the command has ended and its output is drained. A background child that holds the pipes open does not delay it
- *    by more than a moment, and is not killed by it.
+ *  - Stdin: at most AGENT_STDIN_WINDOW bytes may be under way beyond what the command has
+ * taken, so that signals never queue behind input. AGENT_STDIN_CREDIT raises the limit,
+ * AGENT_STDIN_CLOSED says that the command reads no more.
+ *  - Exit comes when the command has ended and its output is drained. A background child
+ * that holds the pipes open does not delay it by more than a moment, and is not killed by
+ * it.
  */
 #ifndef PANDO_AGENT_WIRE_H
 #define PANDO_AGENT_WIRE_H
@@ -58,17 +66,19 @@ enum agent_frame_type {
 	AGENT_WINSIZE = 3, /* struct agent_winsize */
 	AGENT_SIGNAL = 4,  /* uint32_t signal number, to the process group */
 	AGENT_DETACH = 5,  /* leave it running; the agent closes */
-	AGENT_TAKEN = 6,   /* the exit record has arrived: the agent forgets the command */
+	AGENT_TAKEN = 6, /* the exit record has arrived: the agent forgets the command */
 	/* agent -> host, 32.. */
 	AGENT_STDOUT = 32, /* struct agent_output, then bytes */
 	AGENT_STDERR = 33,
 	AGENT_GAP = 34, /* struct agent_gap: output dropped while nobody took it */
-	AGENT_EXIT = 35, /* struct agent_exit, for AGENT_SPAWN_FAILED a sentence: terminal */
+	AGENT_EXIT =
+		35, /* struct agent_exit, for AGENT_SPAWN_FAILED a sentence: terminal */
 	AGENT_STDIN_CREDIT = 36, /* struct agent_stdin_credit */
 	AGENT_STDIN_CLOSED = 37, /* no payload: further input is discarded */
 	/* both, 64.. */
-	AGENT_DATA = 64,  /* bytes of a file stream */
-	AGENT_END = 65,	  /* from the host empty, from the agent struct agent_end: terminal */
+	AGENT_DATA = 64, /* bytes of a file stream */
+	AGENT_END =
+		65, /* from the host empty, from the agent struct agent_end: terminal */
 	AGENT_ERROR = 66, /* struct agent_error, then a UTF-8 sentence: terminal */
 };
 
@@ -97,12 +107,14 @@ struct agent_gap {
 _Static_assert(sizeof(struct agent_gap) == 16, "wire format");
 
 struct agent_stdin_credit {
-	uint64_t limit; /* bytes of input in all, since the command started, that may be sent */
+	uint64_t limit; /* bytes of input in all, since the command started, that may be
+			   sent */
 };
 _Static_assert(sizeof(struct agent_stdin_credit) == 8, "wire format");
 
 struct agent_end {
-	uint64_t files, folders, links, skipped, bytes; /* what was written (put) or sent (get) */
+	uint64_t files, folders, links, skipped,
+		bytes; /* what was written (put) or sent (get) */
 };
 _Static_assert(sizeof(struct agent_end) == 40, "wire format");
 

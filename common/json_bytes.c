@@ -109,7 +109,8 @@ json_bytes_dup(const struct json *j, int tok, char **ret)
 			char c = text[i + k];
 			const char *at = memchr(alphabet, c, 64);
 
-			if (c == '=' && i + 4 == len && (k == 3 || (k == 2 && text[i + 3] == '='))) {
+			if (c == '=' && i + 4 == len &&
+				(k == 3 || (k == 2 && text[i + 3] == '='))) {
 				if (bytes == 3)
 					bytes = k - 1;
 				v <<= 6;

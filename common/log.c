@@ -34,9 +34,9 @@ log_set_stamps(int on)
 }
 
 /*
- * "2026-01-02T03:04:05.678Z ". Not by gmtime_r(): glibc's takes a lock and, once, opens the time zone's
- * file, which neither a forked child nor a sealed process may. Years start in March here, so that
- * the leap day is the last one of a year.
+ * "2026-01-02T03:04:05.678Z ". Not by gmtime_r(): glibc's takes a lock and, once, opens
+ * the time zone's file, which neither a forked child nor a sealed process may. Years
+ * start in March here, so that the leap day is the last one of a year.
  */
 static int
 put_stamp(char *dst, size_t cap)
@@ -46,13 +46,15 @@ put_stamp(char *dst, size_t cap)
 	uint64_t era = since_0000 / 146097, of_era = since_0000 % 146097;
 	uint64_t year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
 	uint64_t of_year = of_era - (365 * year + year / 4 - year / 100);
-	uint64_t month = (5 * of_year + 2) / 153, day = of_year - (153 * month + 2) / 5 + 1;
+	uint64_t month = (5 * of_year + 2) / 153,
+		 day = of_year - (153 * month + 2) / 5 + 1;
 
 	year += era * 400 + (month >= 10);
 	month = month < 10 ? month + 3 : month - 9;
 	return snprintf(dst, cap, "%04u-%02u-%02uT%02u:%02u:%02u.%03uZ ", (unsigned)year,
 		(unsigned)month, (unsigned)day, (unsigned)(second / 3600),
-		(unsigned)(second / 60 % 60), (unsigned)(second % 60), (unsigned)(ms % 1000));
+		(unsigned)(second / 60 % 60), (unsigned)(second % 60),
+		(unsigned)(ms % 1000));
 }
 
 void

@@ -20,7 +20,8 @@ void log_init(const char *tag, enum log_level max);
 /* The descriptor lines go to; 2 until told otherwise. One write(2) a line; allocates
  * nothing. */
 void log_set_fd(int fd);
-/* Puts the time (UTC, milliseconds) into every line from here on: for logs that are files. */
+/* Puts the time (UTC, milliseconds) into every line from here on: for logs that are
+ * files. */
 void log_set_stamps(int on);
 
 void log_line(enum log_level level, const char *fmt, ...)

@@ -1,5 +1,6 @@
 /*
- * The ustar header block, for tar_pack.c and tar_unpack.c. IEEE 1003.1-2017, pax, "ustar Interchange Format".
+ * The ustar header block, for tar_pack.c and tar_unpack.c. IEEE 1003.1-2017, pax, "ustar
+ * Interchange Format".
  */
 #ifndef PANDO_TAR_FORMAT_H
 #define PANDO_TAR_FORMAT_H

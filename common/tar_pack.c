@@ -1,6 +1,6 @@
 /*
- * Packing: a stack of open folders, one for each level, and one member under way. The stack is what
- * tar_pack_read() resumes from.
+ * Packing: a stack of open folders, one for each level, and one member under way. The
+ * stack is what tar_pack_read() resumes from.
  */
 #include "common/tar.h"
 
@@ -38,7 +38,7 @@ struct level {
 };
 
 struct tar_pack {
-	char *source;	 /* owned; for the first member */
+	char *source;		 /* owned; for the first member */
 	char path[TAR_PATH_MAX]; /* of the member under way, in the stream */
 	size_t path_len;
 	struct level *levels[TAR_DEPTH_MAX]; /* owned */
@@ -80,8 +80,9 @@ octal(char *field, size_t size, uint64_t v)
 }
 
 static int
-put_block(struct tar_pack *p, char type, const char *name, size_t name_len, const char *link,
-	size_t link_len, mode_t mode, uint64_t size, int64_t mtime, struct err *e)
+put_block(struct tar_pack *p, char type, const char *name, size_t name_len,
+	const char *link, size_t link_len, mode_t mode, uint64_t size, int64_t mtime,
+	struct err *e)
 {
 	struct tar_header h = {.typeflag = type, .magic = "ustar", .version = {'0', '0'}};
 	char *at;
@@ -90,12 +91,14 @@ put_block(struct tar_pack *p, char type, const char *name, size_t name_len, cons
 	if (r)
 		return r;
 	memcpy(h.name, name, name_len < sizeof(h.name) ? name_len : sizeof(h.name));
-	memcpy(h.linkname, link, link_len < sizeof(h.linkname) ? link_len : sizeof(h.linkname));
+	memcpy(h.linkname, link,
+		link_len < sizeof(h.linkname) ? link_len : sizeof(h.linkname));
 	octal(h.mode, sizeof(h.mode), mode & 07777);
 	octal(h.uid, sizeof(h.uid), 0);
 	octal(h.gid, sizeof(h.gid), 0);
 	octal(h.size, sizeof(h.size), size < 1ull << 33 ? size : 0); /* else: pax */
-	octal(h.mtime, sizeof(h.mtime), mtime >= 0 && mtime < 1ll << 33 ? (uint64_t)mtime : 0);
+	octal(h.mtime, sizeof(h.mtime),
+		mtime >= 0 && mtime < 1ll << 33 ? (uint64_t)mtime : 0);
 	octal(h.devmajor, sizeof(h.devmajor), 0);
 	octal(h.devminor, sizeof(h.devminor), 0);
 	octal(h.chksum, sizeof(h.chksum) - 1, tar_checksum(&h));
@@ -141,8 +144,10 @@ put_member(struct tar_pack *p, char type, const struct stat *st, const char *lin
 	uint64_t bytes = type == '0' ? (uint64_t)st->st_size : 0;
 	int r;
 
-	/* Before the epoch the fraction counts down from the second, as seconds are floored. */
-	if (st->st_mtim.tv_nsec || st->st_mtim.tv_sec < 0 || st->st_mtim.tv_sec >= 1ll << 33) {
+	/* Before the epoch the fraction counts down from the second, as seconds are
+	 * floored. */
+	if (st->st_mtim.tv_nsec || st->st_mtim.tv_sec < 0 ||
+		st->st_mtim.tv_sec >= 1ll << 33) {
 		long long s = st->st_mtim.tv_sec;
 		long ns = st->st_mtim.tv_nsec;
 
@@ -155,7 +160,8 @@ put_member(struct tar_pack *p, char type, const struct stat *st, const char *lin
 		pax += pax_record_len("mtime", mtime_len);
 	}
 	if (bytes >= 1ull << 33) {
-		size_len = (size_t)snprintf(size, sizeof(size), "%llu", (unsigned long long)bytes);
+		size_len = (size_t)snprintf(
+			size, sizeof(size), "%llu", (unsigned long long)bytes);
 		pax += pax_record_len("size", size_len);
 	}
 	if (name_len > 100)
@@ -165,7 +171,8 @@ put_member(struct tar_pack *p, char type, const struct stat *st, const char *lin
 	if (pax) {
 		r = put_block(p, 'x', "pax", 3, "", 0, 0644, pax, 0, e);
 		if (!r)
-			r = head_room(p, (pax + TAR_BLOCK - 1) / TAR_BLOCK * TAR_BLOCK, &at, e);
+			r = head_room(
+				p, (pax + TAR_BLOCK - 1) / TAR_BLOCK * TAR_BLOCK, &at, e);
 		if (r)
 			return r;
 		if (mtime_len)
@@ -187,8 +194,9 @@ push_level(struct tar_pack *p, int fd, struct err *e)
 	struct level *l;
 
 	if (p->depth == TAR_DEPTH_MAX)
-		return err_set(e, -ELOOP, "\"%.200s…\": folders more than %d deep are not copied",
-			p->path, TAR_DEPTH_MAX);
+		return err_set(e, -ELOOP,
+			"\"%.200s…\": folders more than %d deep are not copied", p->path,
+			TAR_DEPTH_MAX);
 	l = malloc(sizeof(*l));
 	if (!l)
 		return err_sys(e, -ENOMEM, "\"%.200s\"", p->path);
@@ -199,7 +207,8 @@ push_level(struct tar_pack *p, int fd, struct err *e)
 	return 0;
 }
 
-/* Starts the member p->path, which is `name` in the folder dir. Leaves it out (0, nothing queued) when it is gone. */
+/* Starts the member p->path, which is `name` in the folder dir. Leaves it out (0, nothing
+ * queued) when it is gone. */
 static int
 start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct err *e)
 {
@@ -221,10 +230,13 @@ start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct 
 		n = readlinkat(dir, name, link, sizeof(link));
 		if (n < 0) {
 			r = -errno;
-			return r == -ENOENT && p->depth ? 0 : err_sys(e, r, "\"%s\"", p->path);
+			return r == -ENOENT && p->depth
+				       ? 0
+				       : err_sys(e, r, "\"%s\"", p->path);
 		}
 		if (n == sizeof(link))
-			return err_set(e, -ENAMETOOLONG, "\"%s\": the link's target is too long", p->path);
+			return err_set(e, -ENAMETOOLONG,
+				"\"%s\": the link's target is too long", p->path);
 		p->stats.links++;
 		return put_member(p, '2', &st, link, (size_t)n, e);
 	case S_IFIFO:
@@ -243,18 +255,22 @@ start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct 
 		O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW));
 	if (fd < 0) {
 		r = -errno;
-		return r == -ENOENT && p->depth ? 0 : err_sys(e, r, "\"%s\"", p->depth ? p->path : name);
+		return r == -ENOENT && p->depth
+			       ? 0
+			       : err_sys(e, r, "\"%s\"", p->depth ? p->path : name);
 	}
 	mode_t was = st.st_mode & S_IFMT;
 	if (fstat(fd, &st))
 		return err_sys(e, -errno, "\"%s\"", p->path);
 	if ((st.st_mode & S_IFMT) != was)
-		return err_set(e, -EBUSY, "\"%s\" became something else while it was copied", p->path);
+		return err_set(e, -EBUSY,
+			"\"%s\" became something else while it was copied", p->path);
 	if (S_ISDIR(was)) {
 		size_t len = p->path_len;
 
 		if (len + 2 > sizeof(p->path))
-			return err_set(e, -ENAMETOOLONG, "\"%.200s…\": longer than %d bytes", p->path,
+			return err_set(e, -ENAMETOOLONG,
+				"\"%.200s…\": longer than %d bytes", p->path,
 				TAR_PATH_MAX);
 		p->path[p->path_len++] = '/';
 		r = put_member(p, '5', &st, "", 0, e);
@@ -272,7 +288,9 @@ start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct 
 	if (!st.st_blocks && !fstatfs(fd, &fs) &&
 		(fs.f_type == PROC_SUPER_MAGIC || fs.f_type == SYSFS_MAGIC))
 		return err_set(e, -EINVAL,
-			"\"%s\": files of /proc and /sys have no size of their own; read it with cat", p->path);
+			"\"%s\": files of /proc and /sys have no size of their own; read "
+			"it with cat",
+			p->path);
 	r = put_member(p, '0', &st, "", 0, e);
 	if (r)
 		return r;
@@ -300,7 +318,8 @@ next_member(struct tar_pack *p, struct err *e)
 		size_t name_len;
 
 		if (l->at == l->have) {
-			long n = syscall(SYS_getdents64, l->fd, l->dents, sizeof(l->dents));
+			long n = syscall(
+				SYS_getdents64, l->fd, l->dents, sizeof(l->dents));
 
 			p->path_len = l->path_len;
 			p->path[p->path_len] = 0;
@@ -323,7 +342,8 @@ next_member(struct tar_pack *p, struct err *e)
 		p->path_len = l->path_len;
 		if (p->path_len + 1 + name_len + 1 > sizeof(p->path)) {
 			p->path[p->path_len] = 0;
-			return err_set(e, -ENAMETOOLONG, "\"%.200s…\": a path in it is longer than %d bytes",
+			return err_set(e, -ENAMETOOLONG,
+				"\"%.200s…\": a path in it is longer than %d bytes",
 				p->path, TAR_PATH_MAX - 1);
 		}
 		p->path[p->path_len++] = '/';
@@ -350,8 +370,8 @@ tar_pack_open(const char *path, struct tar_pack **ret, struct err *e)
 	while (start && path[start - 1] != '/')
 		start--;
 	if (end - start > NAME_MAX)
-		return err_set(e, -ENAMETOOLONG, "\"%.200s…\": the name is longer than %d bytes", path,
-			NAME_MAX);
+		return err_set(e, -ENAMETOOLONG,
+			"\"%.200s…\": the name is longer than %d bytes", path, NAME_MAX);
 	p = calloc(1, sizeof(*p));
 	if (!p)
 		return err_sys(e, -ENOMEM, "\"%s\"", path);
@@ -363,7 +383,8 @@ tar_pack_open(const char *path, struct tar_pack **ret, struct err *e)
 	}
 	memcpy(p->path, path + start, end - start);
 	p->path_len = end - start;
-	if (!p->path_len || !strcmp(p->path, "/") || !strcmp(p->path, ".") || !strcmp(p->path, "..")) {
+	if (!p->path_len || !strcmp(p->path, "/") || !strcmp(p->path, ".") ||
+		!strcmp(p->path, "..")) {
 		memcpy(p->path, ".", 2);
 		p->path_len = 1;
 	}
@@ -402,7 +423,8 @@ tar_pack_read(struct tar_pack *p, void *buf, size_t cap, struct err *e)
 			if (got < 0)
 				return err_sys(e, -errno, "\"%s\"", p->path);
 			if (!got)
-				return err_set(e, -EIO, "\"%s\" shrank while it was copied", p->path);
+				return err_set(e, -EIO,
+					"\"%s\" shrank while it was copied", p->path);
 			n += (size_t)got;
 			p->left -= (uint64_t)got;
 			p->stats.bytes += (uint64_t)got;

@@ -1,6 +1,7 @@
 /*
- * Unpacking. The stack holds the folders this stream made and that the current member lies in, each open: their mode and
- * time are set when the stream leaves them, since a folder must stay writable, and its time still, while it is filled.
+ * Unpacking. The stack holds the folders this stream made and that the current member
+ * lies in, each open: their mode and time are set when the stream leaves them, since a
+ * folder must stay writable, and its time still, while it is filled.
  */
 #include "common/tar.h"
 
@@ -22,9 +23,10 @@
 #define NSEC 1000000000
 
 struct made {
-	int fd;	      /* owned */
-	size_t len;   /* of u->stack_path, of this folder */
-	bool set;     /* made by us: mode and time are to be set; else it was there and stays as it was */
+	int fd;	    /* owned */
+	size_t len; /* of u->stack_path, of this folder */
+	bool set; /* made by us: mode and time are to be set; else it was there and stays
+		     as it was */
 	mode_t mode;
 	struct timespec mtime;
 };
@@ -33,16 +35,16 @@ enum state { AT_HEADER, IN_PAX, IN_FILE, IN_PADDING, AT_END };
 
 struct tar_unpack {
 	struct tar_unpack_opts opts;
-	char *dest;   /* owned */
-	int base;     /* owned: what every member is beneath; -1 before the first */
-	char *rename; /* owned: what the first component becomes, or NULL */
-	char *top;    /* owned: the first component of the first member, with rename */
+	char *dest;    /* owned */
+	int base;      /* owned: what every member is beneath; -1 before the first */
+	char *rename;  /* owned: what the first component becomes, or NULL */
+	char *top;     /* owned: the first component of the first member, with rename */
 	bool contents; /* the stream is a folder's contents: its top is "." */
 	bool base_is_new;
 
 	enum state state;
 	char block[TAR_BLOCK];
-	size_t have; /* in block or pax */
+	size_t have;   /* in block or pax */
 	uint64_t left; /* of the file or its padding */
 	size_t padding;
 	unsigned zero_blocks;
@@ -89,8 +91,8 @@ allowed_mode(const struct tar_unpack *u, mode_t mode)
 
 /* Mode and time of an open file or folder. The owner first: chown clears set-user-id. */
 static int
-set_meta(struct tar_unpack *u, int fd, mode_t mode, struct timespec mtime, const char *what,
-	struct err *e)
+set_meta(struct tar_unpack *u, int fd, mode_t mode, struct timespec mtime,
+	const char *what, struct err *e)
 {
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, mtime};
 
@@ -130,19 +132,20 @@ pop_to(struct tar_unpack *u, const char *path, struct err *e)
 }
 
 static int
-push(struct tar_unpack *u, int fd, const char *path, bool set, mode_t mode, struct timespec mtime,
-	struct err *e)
+push(struct tar_unpack *u, int fd, const char *path, bool set, mode_t mode,
+	struct timespec mtime, struct err *e)
 {
 	size_t len = strlen(path);
 
 	if (u->depth == sizeof(u->stack) / sizeof(u->stack[0])) {
 		close(fd);
-		return err_set(e, -ELOOP, "\"%.200s…\": folders more than %d deep are not copied", path,
+		return err_set(e, -ELOOP,
+			"\"%.200s…\": folders more than %d deep are not copied", path,
 			TAR_DEPTH_MAX);
 	}
 	memcpy(u->stack_path, path, len + 1);
-	u->stack[u->depth++] =
-		(struct made){.fd = fd, .len = len, .set = set, .mode = mode, .mtime = mtime};
+	u->stack[u->depth++] = (struct made){
+		.fd = fd, .len = len, .set = set, .mode = mode, .mtime = mtime};
 	return 0;
 }
 
@@ -162,7 +165,8 @@ settle(struct tar_unpack *u, const char *member, struct err *e)
 	}
 	if (u->contents) {
 		if (mkdir(u->dest, 0700))
-			return err_sys(e, errno == EEXIST ? -ENOTDIR : -errno, "\"%s\"", u->dest);
+			return err_sys(e, errno == EEXIST ? -ENOTDIR : -errno, "\"%s\"",
+				u->dest);
 		u->base_is_new = true;
 		u->base = open(u->dest, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 		return u->base < 0 ? err_sys(e, -errno, "\"%s\"", u->dest) : 0;
@@ -195,7 +199,8 @@ settle(struct tar_unpack *u, const char *member, struct err *e)
 	return 0;
 }
 
-/* Checks a member's name and puts its place beneath base into u->path: "" is base itself. */
+/* Checks a member's name and puts its place beneath base into u->path: "" is base itself.
+ */
 static int
 place(struct tar_unpack *u, const char *name, struct err *e)
 {
@@ -205,7 +210,8 @@ place(struct tar_unpack *u, const char *name, struct err *e)
 
 	if (u->base < 0) {
 		if (!*name || *name == '/')
-			return err_set(e, -EPROTO, "the stream names \"%s\": not a relative name", name);
+			return err_set(e, -EPROTO,
+				"the stream names \"%s\": not a relative name", name);
 		r = settle(u, name, e);
 		if (r)
 			return r;
@@ -217,22 +223,27 @@ place(struct tar_unpack *u, const char *name, struct err *e)
 
 		if (!len || (len == 2 && !memcmp(s, "..", 2)) ||
 			(len == 1 && *s == '.' && depth) || len > NAME_MAX)
-			return err_set(e, -EPROTO, "the stream names \"%s\": not a name of a file", name);
+			return err_set(e, -EPROTO,
+				"the stream names \"%s\": not a name of a file", name);
 		if (!depth) {
 			if ((len == 1 && *s == '.') != u->contents)
-				return err_set(e, -EPROTO, "the stream names \"%s\" outside of its top",
+				return err_set(e, -EPROTO,
+					"the stream names \"%s\" outside of its top",
 					name);
 			if (u->rename) {
 				if (len != strlen(u->top) || memcmp(s, u->top, len))
 					return err_set(e, -EPROTO,
-						"the stream names \"%s\" outside of its top", name);
+						"the stream names \"%s\" outside of its "
+						"top",
+						name);
 				part = u->rename;
 				part_len = strlen(part);
 			}
 		}
 		if (depth || !u->contents) {
 			if (n + part_len + 2 > sizeof(u->path))
-				return err_set(e, -ENAMETOOLONG, "\"%.200s…\": longer than %d bytes", name,
+				return err_set(e, -ENAMETOOLONG,
+					"\"%.200s…\": longer than %d bytes", name,
 					TAR_PATH_MAX);
 			if (n)
 				u->path[n++] = '/';
@@ -271,7 +282,8 @@ parent_of(struct tar_unpack *u, int *ret_fd, const char **ret_name, struct err *
 	*slash = 0;
 	fd = open_beneath(u->base, u->path, O_RDONLY | O_DIRECTORY);
 	if (fd == -ELOOP)
-		r = err_set(e, -ELOOP, "\"%s\": a symbolic link stands where a folder should", u->path);
+		r = err_set(e, -ELOOP,
+			"\"%s\": a symbolic link stands where a folder should", u->path);
 	else if (fd < 0)
 		r = err_sys(e, fd, "\"%s\"", u->path);
 	else
@@ -290,8 +302,8 @@ make_way(const struct tar_unpack *u, int dir, const char *name, struct err *e)
 	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW))
 		return errno == ENOENT ? 0 : err_sys(e, -errno, "\"%s\"", u->path);
 	if (S_ISDIR(st.st_mode))
-		return err_set(e, -EISDIR, "\"%s\" is a folder there; a file does not replace it",
-			u->path);
+		return err_set(e, -EISDIR,
+			"\"%s\" is a folder there; a file does not replace it", u->path);
 	if (unlinkat(dir, name, 0) && errno != ENOENT)
 		return err_sys(e, -errno, "\"%s\": replacing it", u->path);
 	return 0;
@@ -318,7 +330,8 @@ make_folder(struct tar_unpack *u, mode_t mode, struct timespec mtime, struct err
 		return err_sys(e, -errno, "\"%s\"", u->path);
 	fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
-		return err_set(e, -ENOTDIR, "\"%s\" is not a folder there; a folder does not replace it",
+		return err_set(e, -ENOTDIR,
+			"\"%s\" is not a folder there; a folder does not replace it",
 			u->path);
 	if (fd < 0)
 		return err_sys(e, -errno, "\"%s\"", u->path);
@@ -350,7 +363,8 @@ make_file(struct tar_unpack *u, mode_t mode, struct timespec mtime, struct err *
 		return r;
 	for (int tries = 0; tries < 2; tries++) {
 		u->file = openat(dir, name,
-			O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, 0600);
+			O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY,
+			0600);
 		if (u->file >= 0 || errno != EEXIST)
 			break;
 		r = make_way(u, dir, name, e);
@@ -366,8 +380,8 @@ make_file(struct tar_unpack *u, mode_t mode, struct timespec mtime, struct err *
 }
 
 static int
-make_special(struct tar_unpack *u, char type, const char *link, mode_t mode, struct timespec mtime,
-	struct err *e)
+make_special(struct tar_unpack *u, char type, const char *link, mode_t mode,
+	struct timespec mtime, struct err *e)
 {
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, mtime};
 	const char *name;
@@ -392,9 +406,11 @@ make_special(struct tar_unpack *u, char type, const char *link, mode_t mode, str
 	}
 	if (r)
 		return err_sys(e, -errno, "\"%s\"", u->path);
-	if (u->opts.chown && fchownat(dir, name, u->opts.uid, u->opts.gid, AT_SYMLINK_NOFOLLOW))
+	if (u->opts.chown &&
+		fchownat(dir, name, u->opts.uid, u->opts.gid, AT_SYMLINK_NOFOLLOW))
 		return err_sys(e, -errno, "\"%s\": setting its owner", u->path);
-	if (type == '6' && fchmodat(dir, name, allowed_mode(u, mode), AT_SYMLINK_NOFOLLOW))
+	if (type == '6' &&
+		fchmodat(dir, name, allowed_mode(u, mode), AT_SYMLINK_NOFOLLOW))
 		return err_sys(e, -errno, "\"%s\": setting its mode", u->path);
 	if (utimensat(dir, name, times, AT_SYMLINK_NOFOLLOW))
 		return err_sys(e, -errno, "\"%s\": setting its time", u->path);
@@ -466,12 +482,15 @@ take_pax(struct tar_unpack *u, struct err *e)
 
 		for (; i < left && rec[i] >= '0' && rec[i] <= '9' && len < PAX_MAX; i++)
 			len = len * 10 + (size_t)(rec[i] - '0');
-		if (!i || i >= left || rec[i] != ' ' || len > left || len < i + 4 || rec[len - 1] != '\n')
-			return err_set(e, -EPROTO, "the stream has a broken extended header");
+		if (!i || i >= left || rec[i] != ' ' || len > left || len < i + 4 ||
+			rec[len - 1] != '\n')
+			return err_set(
+				e, -EPROTO, "the stream has a broken extended header");
 		key = rec + i + 1;
 		value = memchr(key, '=', len - i - 2);
 		if (!value)
-			return err_set(e, -EPROTO, "the stream has a broken extended header");
+			return err_set(
+				e, -EPROTO, "the stream has a broken extended header");
 		key_len = (size_t)(value - key);
 		value++;
 		value_len = len - (size_t)(value - rec) - 1;
@@ -480,21 +499,24 @@ take_pax(struct tar_unpack *u, struct err *e)
 
 			for (size_t k = 0; k < value_len; k++) {
 				if (value[k] < '0' || value[k] > '9' || v > 1ull << 59)
-					return err_set(e, -EPROTO, "the stream has a broken size");
+					return err_set(e, -EPROTO,
+						"the stream has a broken size");
 				v = v * 10 + (uint64_t)(value[k] - '0');
 			}
 			u->pax_size = v;
 			u->has_size = true;
 		} else if (key_len == 5 && !memcmp(key, "mtime", 5)) {
 			if (read_time(value, value_len, &u->pax_mtime))
-				return err_set(e, -EPROTO, "the stream has a broken time");
+				return err_set(
+					e, -EPROTO, "the stream has a broken time");
 			u->has_mtime = true;
 		} else if ((key_len == 4 && !memcmp(key, "path", 4)) ||
-			(key_len == 8 && !memcmp(key, "linkpath", 8))) {
+			   (key_len == 8 && !memcmp(key, "linkpath", 8))) {
 			char **to = key_len == 4 ? &u->pax_path : &u->pax_link;
 
 			if (memchr(value, 0, value_len) || value_len >= TAR_PATH_MAX)
-				return err_set(e, -EPROTO, "the stream has a name that is none");
+				return err_set(
+					e, -EPROTO, "the stream has a name that is none");
 			free(*to);
 			*to = strndup(value, value_len);
 			if (!*to)
@@ -506,7 +528,8 @@ take_pax(struct tar_unpack *u, struct err *e)
 }
 
 static int
-take_member(struct tar_unpack *u, const struct tar_header *h, uint64_t size, struct err *e)
+take_member(
+	struct tar_unpack *u, const struct tar_header *h, uint64_t size, struct err *e)
 {
 	char name[sizeof(h->prefix) + sizeof(h->name) + 2], link[sizeof(h->linkname) + 1];
 	const char *path = u->pax_path ? u->pax_path : name;
@@ -554,7 +577,8 @@ take_member(struct tar_unpack *u, const struct tar_header *h, uint64_t size, str
 	case '6':
 		return make_special(u, h->typeflag, target, (mode_t)mode, mtime, e);
 	default:
-		return err_set(e, -EPROTO, "\"%s\": the stream has it as type %d, which is not unpacked",
+		return err_set(e, -EPROTO,
+			"\"%s\": the stream has it as type %d, which is not unpacked",
 			path, h->typeflag);
 	}
 }
@@ -570,7 +594,8 @@ take_header(struct tar_unpack *u, struct err *e)
 	if (u->block[0] == 0) {
 		for (size_t i = 0; i < TAR_BLOCK; i++)
 			if (u->block[i])
-				return err_set(e, -EPROTO, "the stream has a member without a name");
+				return err_set(e, -EPROTO,
+					"the stream has a member without a name");
 		if (++u->zero_blocks == 2)
 			u->state = AT_END;
 		return 0;
@@ -579,10 +604,12 @@ take_header(struct tar_unpack *u, struct err *e)
 		return err_set(e, -EPROTO, "the stream goes on after its end");
 	if (memcmp(h.magic, "ustar", 5) || read_octal(h.chksum, sizeof(h.chksum), &sum) ||
 		sum != tar_checksum(&h) || read_octal(h.size, sizeof(h.size), &size))
-		return err_set(e, -EPROTO, "the stream is no tar stream here (bad header)");
+		return err_set(
+			e, -EPROTO, "the stream is no tar stream here (bad header)");
 	if (h.typeflag == 'x') {
 		if (!size || size > PAX_MAX)
-			return err_set(e, -EPROTO, "the stream has an extended header of %llu bytes",
+			return err_set(e, -EPROTO,
+				"the stream has an extended header of %llu bytes",
 				(unsigned long long)size);
 		free(u->pax);
 		u->pax = malloc(size);
@@ -607,15 +634,16 @@ take_header(struct tar_unpack *u, struct err *e)
 }
 
 int
-tar_unpack_open(const struct tar_unpack_opts *opts, struct tar_unpack **ret, struct err *e)
+tar_unpack_open(
+	const struct tar_unpack_opts *opts, struct tar_unpack **ret, struct err *e)
 {
 	struct tar_unpack *u;
 
 	if (!*opts->dest)
 		return err_set(e, -ENOENT, "an empty path names no file");
 	if (strlen(opts->dest) >= TAR_PATH_MAX)
-		return err_set(e, -ENAMETOOLONG, "\"%.200s…\": longer than %d bytes", opts->dest,
-			TAR_PATH_MAX - 1);
+		return err_set(e, -ENAMETOOLONG, "\"%.200s…\": longer than %d bytes",
+			opts->dest, TAR_PATH_MAX - 1);
 	u = calloc(1, sizeof(*u));
 	if (u)
 		u->dest = strdup(opts->dest);

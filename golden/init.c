@@ -1,17 +1,18 @@
 /*
  * init: process 1 of the initramfs, in guests and in the test machine.
  *
- * Runs as root, alone, with nothing but the kernel's own files: statically linked, no shell, no
- * other program. It loads the modules that /modules/load lists (in that order, which the image
- * build computed from modules.dep), waits for the root disk, mounts it, grows an ext4 that is
- * smaller than its disk, empties the initramfs, makes the disk the root and becomes its
- * /sbin/init. Arguments the kernel gave us are handed on.
+ * Runs as root, alone, with nothing but the kernel's own files: statically linked, no
+ * shell, no other program. It loads the modules that /modules/load lists (in that order,
+ * which the image build computed from modules.dep), waits for the root disk, mounts it,
+ * grows an ext4 that is smaller than its disk, empties the initramfs, makes the disk the
+ * root and becomes its /sbin/init. Arguments the kernel gave us are handed on.
  *
- * From the kernel command line it takes root=/dev/NAME (or PARTUUID-less device paths only),
- * rootfstype= (default ext4), rootflags=, ro or rw, init=.
+ * From the kernel command line it takes root=/dev/NAME (or PARTUUID-less device paths
+ * only), rootfstype= (default ext4), rootflags=, ro or rw, init=.
  *
- * Whatever goes wrong is one sentence on the console. Where no system can come of it, process 1
- * ends, the kernel panics and `panic=-1` makes that a reset that the VMM reports.
+ * Whatever goes wrong is one sentence on the console. Where no system can come of it,
+ * process 1 ends, the kernel panics and `panic=-1` makes that a reset that the VMM
+ * reports.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -30,7 +31,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* fs/ext4/ext4.h; not in the exported kernel headers. Takes the new size in file system blocks. */
+/* fs/ext4/ext4.h; not in the exported kernel headers. Takes the new size in file system
+ * blocks. */
 #define EXT4_IOC_RESIZE_FS _IOW('f', 16, uint64_t)
 
 #define NEW_ROOT "/root"
@@ -89,7 +91,8 @@ slurp(const char *path, char *buf, size_t cap)
 	return (ssize_t)len;
 }
 
-/* Splits the command line in place. The last of two equal keys wins, as in the kernel. Text after
+/* Splits the command line in place. The last of two equal keys wins, as in the kernel.
+ * Text after
  * "--" is for the system's own init and came to us as arguments. */
 static void
 read_cmdline(struct cmdline *c)
@@ -129,23 +132,27 @@ load_modules(void)
 
 	if (slurp("/modules/load", list, sizeof(list)) < 0)
 		return; /* a kernel that has everything built in */
-	for (line = strtok_r(list, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+	for (line = strtok_r(list, "\n", &save); line;
+		line = strtok_r(NULL, "\n", &save)) {
 		args = strchr(line, ' ');
 		if (args)
 			*args++ = '\0';
 		snprintf(path, sizeof(path), "/modules/%s", line);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 		if (fd < 0) {
-			say("module %s is listed but not in the initramfs: %s", line, strerror(errno));
+			say("module %s is listed but not in the initramfs: %s", line,
+				strerror(errno));
 			continue;
 		}
-		if (syscall(SYS_finit_module, fd, args ? args : "", 0) < 0 && errno != EEXIST)
+		if (syscall(SYS_finit_module, fd, args ? args : "", 0) < 0 &&
+			errno != EEXIST)
 			say("module %s did not load: %s", line, strerror(errno));
 		close(fd);
 	}
 }
 
-/* virtio disks are probed while their driver's module loads, so that the first look mostly succeeds. */
+/* virtio disks are probed while their driver's module loads, so that the first look
+ * mostly succeeds. */
 static void
 wait_for_root(const struct cmdline *c)
 {
@@ -156,17 +163,19 @@ wait_for_root(const struct cmdline *c)
 		die("root=%s is no device path; say root=/dev/vda or the like", c->root);
 	for (waited_ms = 0; stat(c->root, &st) < 0; waited_ms++) {
 		if (waited_ms == ROOT_WAIT_MS)
-			die("root disk %s did not appear in %d s: is a disk attached, and is its driver's "
+			die("root disk %s did not appear in %d s: is a disk attached, "
+			    "and is its driver's "
 			    "module in /modules/load?",
 				c->root, ROOT_WAIT_MS / 1000);
-		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	}
 	if (!S_ISBLK(st.st_mode))
 		die("root=%s is no block device", c->root);
 }
 
-/* The size in blocks that the ext4 on disk has now; 0 if there is none that we understand.
- * Documentation/filesystems/ext4/super.rst: the superblock lies at byte 1024, little-endian as we are. */
+/* The size in blocks that the ext4 on disk has now; 0 if there is none that we
+ * understand. Documentation/filesystems/ext4/super.rst: the superblock lies at byte 1024,
+ * little-endian as we are. */
 static uint64_t
 ext4_blocks(int disk, uint32_t *ret_block_size)
 {
@@ -197,8 +206,8 @@ grow_root(const struct cmdline *c)
 
 	disk = open(c->root, O_RDONLY | O_CLOEXEC);
 	if (disk < 0 || ioctl(disk, BLKGETSIZE64, &disk_bytes) < 0) {
-		say("the size of %s cannot be read, its file system stays as it is: %s", c->root,
-			strerror(errno));
+		say("the size of %s cannot be read, its file system stays as it is: %s",
+			c->root, strerror(errno));
 		if (disk >= 0)
 			close(disk);
 		return;
@@ -212,8 +221,9 @@ grow_root(const struct cmdline *c)
 		return;
 	dir = open(NEW_ROOT, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (dir < 0 || ioctl(dir, EXT4_IOC_RESIZE_FS, &wants) < 0)
-		say("the file system on %s could not grow from %llu to %llu blocks: %s", c->root,
-			(unsigned long long)has, (unsigned long long)wants, strerror(errno));
+		say("the file system on %s could not grow from %llu to %llu blocks: %s",
+			c->root, (unsigned long long)has, (unsigned long long)wants,
+			strerror(errno));
 	if (dir >= 0)
 		close(dir);
 }
@@ -234,10 +244,12 @@ empty_folder(int dirfd, dev_t dev)
 	while ((d = readdir(dir))) {
 		if (!strcmp(d->d_name, ".") || !strcmp(d->d_name, ".."))
 			continue;
-		if (fstatat(dirfd, d->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || st.st_dev != dev)
+		if (fstatat(dirfd, d->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+			st.st_dev != dev)
 			continue;
 		if (S_ISDIR(st.st_mode)) {
-			fd = openat(dirfd, d->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+			fd = openat(dirfd, d->d_name,
+				O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 			if (fd >= 0)
 				empty_folder(fd, dev);
 			unlinkat(dirfd, d->d_name, AT_REMOVEDIR);
@@ -268,8 +280,8 @@ switch_root(void)
 	old = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	carry_mount("/dev");
 	carry_mount("/proc");
-	if (chdir(NEW_ROOT) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 ||
-		chdir("/") < 0)
+	if (chdir(NEW_ROOT) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 ||
+		chroot(".") < 0 || chdir("/") < 0)
 		die("the root disk cannot become the root: %s", strerror(errno));
 	if (old >= 0 && fstat(old, &st) == 0)
 		empty_folder(old, st.st_dev);
@@ -286,26 +298,31 @@ switch_root(void)
 int
 main(int argc, char **argv)
 {
-	struct cmdline c = { .ro = false };
+	struct cmdline c = {.ro = false};
 	char *no_arguments[2];
 
 	if (getpid() != 1) {
-		fprintf(stderr, "pando-init: I am the first process of a virtual machine, not a command\n");
+		fprintf(stderr, "pando-init: I am the first process of a virtual "
+				"machine, not a command\n");
 		return 2;
 	}
 	mkdir("/dev", 0755);
 	mkdir("/proc", 0555);
 	mkdir(NEW_ROOT, 0700);
-	if (mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755") < 0 && errno != EBUSY)
+	if (mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755") <
+			0 &&
+		errno != EBUSY)
 		die("devtmpfs cannot be mounted: %s", strerror(errno));
 	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL) < 0)
-		say("proc cannot be mounted, so the command line's root= is not seen: %s", strerror(errno));
+		say("proc cannot be mounted, so the command line's root= is not seen: %s",
+			strerror(errno));
 	read_cmdline(&c);
 	load_modules();
 	wait_for_root(&c);
-	if (mount(c.root, NEW_ROOT, c.fstype, MS_NOATIME | (c.ro ? MS_RDONLY : 0), c.flags) < 0)
-		die("%s cannot be mounted as %s (%s): %s", c.root, c.fstype, c.ro ? "read-only" : "writable",
-			strerror(errno));
+	if (mount(c.root, NEW_ROOT, c.fstype, MS_NOATIME | (c.ro ? MS_RDONLY : 0),
+		    c.flags) < 0)
+		die("%s cannot be mounted as %s (%s): %s", c.root, c.fstype,
+			c.ro ? "read-only" : "writable", strerror(errno));
 	if (!c.ro && !strcmp(c.fstype, "ext4"))
 		grow_root(&c);
 	switch_root();

@@ -63,7 +63,7 @@ struct conn {
 	struct out_frame frame[3];
 	unsigned n_frames, frame_at;
 
-	struct exec *exec; /* weak: the table's, told by detach and taken */
+	struct exec *exec;   /* weak: the table's, told by detach and taken */
 	uint64_t claimed[2]; /* of each stream, what frames were made of */
 	bool with_stdin, closed_told, exit_told;
 	uint64_t credit_told;
@@ -75,7 +75,8 @@ struct conn {
 static struct conn *conns;
 static unsigned n_conns;
 
-#define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
+#define container_of(p, type, member) \
+	((type *)(void *)((char *)(p)-offsetof(type, member)))
 
 /* Descriptors of a copy that is over are not held until the peer closes. */
 static void
@@ -203,7 +204,8 @@ fail(struct conn *c, const struct err *e)
 		answer(c, &o);
 		return;
 	}
-	/* A frame half sent is finished first: refill() turns this into the error frame. */
+	/* A frame half sent is finished first: refill() turns this into the error frame.
+	 */
 	if (c->exec) {
 		exec_detach(c->exec, c);
 		c->exec = NULL;
@@ -236,7 +238,8 @@ claim(struct conn *c, int i, const struct ring *r)
 		return;
 	if (len > AGENT_FRAME_MAX - sizeof(o))
 		len = AGENT_FRAME_MAX - sizeof(o);
-	h = agent_frame_hdr(i ? AGENT_STDERR : AGENT_STDOUT, 0, (uint32_t)(sizeof(o) + len));
+	h = agent_frame_hdr(
+		i ? AGENT_STDERR : AGENT_STDOUT, 0, (uint32_t)(sizeof(o) + len));
 	memcpy(f->head, &h, sizeof(h));
 	memcpy(f->head + sizeof(h), &o, sizeof(o));
 	f->head_len = sizeof(h) + sizeof(o);
@@ -253,7 +256,8 @@ claim_exit(struct conn *c, const struct agent_exit *x, const char *message)
 {
 	struct out_frame *f = &c->frame[c->n_frames++];
 	size_t len = strnlen(message, 255);
-	struct agent_frame_hdr h = agent_frame_hdr(AGENT_EXIT, 0, (uint32_t)(sizeof(*x) + len));
+	struct agent_frame_hdr h =
+		agent_frame_hdr(AGENT_EXIT, 0, (uint32_t)(sizeof(*x) + len));
 
 	memcpy(f->head, &h, sizeof(h));
 	memcpy(f->head + sizeof(h), x, sizeof(*x));
@@ -276,7 +280,7 @@ refill_exec(struct conn *c)
 		c->closed_told = true;
 		put_frame(c, AGENT_STDIN_CLOSED, 0, NULL, 0);
 	} else if (c->with_stdin && !in.closed &&
-		in.limit - c->credit_told >= AGENT_STDIN_WINDOW / 4) {
+		   in.limit - c->credit_told >= AGENT_STDIN_WINDOW / 4) {
 		struct agent_stdin_credit credit = {.limit = in.limit};
 
 		c->credit_told = in.limit;
@@ -320,7 +324,8 @@ refill_get(struct conn *c)
 	}
 	if (!n) {
 		const struct tar_stats *s = tar_pack_stats(c->pack);
-		struct agent_end end = {s->files, s->folders, s->links, s->skipped, s->bytes};
+		struct agent_end end = {
+			s->files, s->folders, s->links, s->skipped, s->bytes};
 
 		close_files(c);
 		put_frame(c, AGENT_END, 0, &end, sizeof(end));
@@ -383,7 +388,8 @@ wait_for(struct conn *c, bool out)
 	source_wait(&c->src, (c->read_eof ? EPOLLPRI : EPOLLIN) | (out ? EPOLLOUT : 0u));
 }
 
-/* The peer does not read any more. What it said before counts: a signal, its taking of the end. */
+/* The peer does not read any more. What it said before counts: a signal, its taking of
+ * the end. */
 static bool receive(struct conn *c);
 static void
 gone(struct conn *c)
@@ -416,7 +422,8 @@ flush(struct chore *ch)
 				iov[msg.msg_iovlen++] = (struct iovec){
 					f->head + f->head_at, f->head_len - f->head_at};
 			if (f->from < f->to)
-				msg.msg_iovlen += (size_t)ring_at(exec_output(c->exec, f->stream), f->from,
+				msg.msg_iovlen += (size_t)ring_at(
+					exec_output(c->exec, f->stream), f->from,
 					(size_t)(f->to - f->from), iov + msg.msg_iovlen);
 		}
 		if (!msg.msg_iovlen) {
@@ -499,13 +506,16 @@ attach(struct conn *c, const struct request *q, struct err *e)
 	struct exec *x = exec_find(q->id);
 
 	if (!x)
-		return err_set(e, -ESRCH, "no command e%llu: it never was, or its end was taken",
+		return err_set(e, -ESRCH,
+			"no command e%llu: it never was, or its end was taken",
 			(unsigned long long)q->id);
 	for (int i = 0; i < 2; i++)
 		if (q->offset[i] > exec_output(x, i)->end)
-			return err_set(e, -EINVAL, "command e%llu has written %llu bytes to %s, not %llu",
+			return err_set(e, -EINVAL,
+				"command e%llu has written %llu bytes to %s, not %llu",
 				(unsigned long long)q->id,
-				(unsigned long long)exec_output(x, i)->end, i ? "stderr" : "stdout",
+				(unsigned long long)exec_output(x, i)->end,
+				i ? "stderr" : "stdout",
 				(unsigned long long)q->offset[i]);
 	answer_exec(c, x, q);
 	return 0;
@@ -577,7 +587,8 @@ begin(struct conn *c, const struct request *q, struct err *e)
 	case REQUEST_SIGNAL:
 		x = exec_find(q->id);
 		if (!x)
-			return err_set(e, -ESRCH, "no command e%llu", (unsigned long long)q->id);
+			return err_set(
+				e, -ESRCH, "no command e%llu", (unsigned long long)q->id);
 		r = exec_signal(x, q->signal, e);
 		if (!r) {
 			c->role = DONE;
@@ -625,7 +636,8 @@ take_frame(struct conn *c, const struct agent_frame *f, struct err *e)
 
 			if (r)
 				return r;
-			end = (struct agent_end){s->files, s->folders, s->links, s->skipped, s->bytes};
+			end = (struct agent_end){
+				s->files, s->folders, s->links, s->skipped, s->bytes};
 			close_files(c);
 			put_frame(c, AGENT_END, 0, &end, sizeof(end));
 			if (!c->dead) {
@@ -639,7 +651,8 @@ take_frame(struct conn *c, const struct agent_frame *f, struct err *e)
 	switch (f->type) {
 	case AGENT_STDIN:
 		if (!c->with_stdin)
-			return err_set(e, -EPROTO, "input for a command that was started without");
+			return err_set(e, -EPROTO,
+				"input for a command that was started without");
 		return exec_stdin(c->exec, f->payload, f->len, e);
 	case AGENT_STDIN_EOF:
 		if (c->with_stdin)
@@ -658,7 +671,8 @@ take_frame(struct conn *c, const struct agent_frame *f, struct err *e)
 		return 0;
 	case AGENT_TAKEN:
 		if (!c->exit_told || c->frame_at < c->n_frames)
-			return err_set(e, -EPROTO, "the end was taken before it was there");
+			return err_set(
+				e, -EPROTO, "the end was taken before it was there");
 		exec_taken(c->exec);
 		c->exec = NULL;
 		c->role = DONE;
@@ -714,12 +728,14 @@ process(struct conn *c, struct err *e)
 		size_t used;
 
 		if (c->role == AT_CONNECT || c->role == AT_REQUEST) {
-			size_t max = c->role == AT_CONNECT ? CONNECT_LINE_MAX : AGENT_REQUEST_MAX;
+			size_t max = c->role == AT_CONNECT ? CONNECT_LINE_MAX
+							   : AGENT_REQUEST_MAX;
 			size_t have = c->rx_len - at;
 			char *lf = memchr(c->rx + at, '\n', have < max ? have : max);
 
 			if (!lf && have >= max)
-				return err_set(e, -E2BIG, "the request is longer than %zu bytes", max);
+				return err_set(e, -E2BIG,
+					"the request is longer than %zu bytes", max);
 			if (!lf)
 				break;
 			r = take_line(c, c->rx + at, (size_t)(lf - c->rx) - at, e);
@@ -736,7 +752,8 @@ process(struct conn *c, struct err *e)
 			at = c->rx_len; /* nothing it could say matters */
 			break;
 		}
-		r = agent_frame_next(c->rx + at, c->rx_len - at, AGENT_FROM_HOST, &f, &used, e);
+		r = agent_frame_next(
+			c->rx + at, c->rx_len - at, AGENT_FROM_HOST, &f, &used, e);
 		if (r < 0)
 			return r;
 		if (!r)
@@ -788,7 +805,8 @@ receive(struct conn *c)
 	int r = rx_room(c, &e);
 
 	if (!r) {
-		n = recv(c->src.fd, c->rx + c->rx_len, c->rx_cap - c->rx_len, MSG_DONTWAIT);
+		n = recv(c->src.fd, c->rx + c->rx_len, c->rx_cap - c->rx_len,
+			MSG_DONTWAIT);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			return false;
 		if (n < 0) {
@@ -796,11 +814,14 @@ receive(struct conn *c)
 			return false;
 		}
 		if (!n) {
-			/* Half closed: it may still read. A command or an answer goes on; a request or put cut short does not. */
+			/* Half closed: it may still read. A command or an answer goes on;
+			 * a request or put cut short does not. */
 			c->read_eof = true;
-			if (c->role != IN_EXEC && c->role != IN_GET && c->tx_at == c->tx_len)
+			if (c->role != IN_EXEC && c->role != IN_GET &&
+				c->tx_at == c->tx_len)
 				drop(c);
-			else if (c->role == IN_PUT || c->role == AT_REQUEST || c->role == AT_CONNECT)
+			else if (c->role == IN_PUT || c->role == AT_REQUEST ||
+				 c->role == AT_CONNECT)
 				drop(c);
 			else
 				chore_queue(&c->flush);
@@ -862,13 +883,14 @@ conn_accept(int fd, bool connect_line)
 		c->rx = malloc(FIRST_RX);
 	if (!c || !c->rx) {
 		static const char ok[] = OK_LINE;
-		static const char busy[] =
-			OK_LINE "{\"ok\":false,\"error\":\"the agent has too many connections\","
-				"\"errno\":\"EAGAIN\",\"code\":-11}\n";
+		static const char busy[] = OK_LINE
+			"{\"ok\":false,\"error\":\"the agent has too many connections\","
+			"\"errno\":\"EAGAIN\",\"code\":-11}\n";
 		size_t skip = connect_line ? 0 : sizeof(ok) - 1;
 
 		/* Told as far as its socket takes it. */
-		(void)!send(fd, busy + skip, sizeof(busy) - 1 - skip, MSG_NOSIGNAL | MSG_DONTWAIT);
+		(void)!send(fd, busy + skip, sizeof(busy) - 1 - skip,
+			MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (log_allowed(&limit))
 			log_warn("a connection refused: %u are open", n_conns);
 		free(c);

@@ -1,7 +1,8 @@
 /*
- * A connection: one request and what follows it (common/agent_wire.h). Nothing here waits: what cannot be sent now waits in the
- * command's journal or in the file system, never in a growing buffer. A peer that breaks the protocol gets a sentence and
- * is closed; a peer that vanishes leaves its command running.
+ * A connection: one request and what follows it (common/agent_wire.h). Nothing here
+ * waits: what cannot be sent now waits in the command's journal or in the file system,
+ * never in a growing buffer. A peer that breaks the protocol gets a sentence and is
+ * closed; a peer that vanishes leaves its command running.
  */
 #ifndef PANDO_AGENT_CONN_H
 #define PANDO_AGENT_CONN_H
@@ -12,7 +13,8 @@
 
 struct conn;
 
-/* fd is taken over and must be non-blocking. connect_line: the peer says "CONNECT <port>\n" first, as to a VMM's socket. */
+/* fd is taken over and must be non-blocking. connect_line: the peer says "CONNECT
+ * <port>\n" first, as to a VMM's socket. */
 void conn_accept(int fd, bool connect_line);
 
 /* For exec.c: there is something to send; somebody else reads this command now. */

@@ -24,11 +24,13 @@
 #include "guest-agent/userdb.h"
 
 #define READ_MAX (64u * 1024u)
-/* A background child may hold the pipes for ever: after the command has ended and what it wrote is read, this
- * long without a byte, or that long in all, is the end of its output. */
+/* A background child may hold the pipes for ever: after the command has ended and what it
+ * wrote is read, this long without a byte, or that long in all, is the end of its output.
+ */
 #define QUIET_NS 100000000ull
 #define QUIET_MAX_NS 1000000000ull
-/* Commands that ended, whose pipes somebody still holds: read and thrown away, so that nobody gets a SIGPIPE. */
+/* Commands that ended, whose pipes somebody still holds: read and thrown away, so that
+ * nobody gets a SIGPIPE. */
 #define LINGERING_MAX 64
 
 enum exec_state { RUNNING, DRAINING, ENDED };
@@ -37,8 +39,10 @@ struct out_stream {
 	struct source src;
 	struct exec *x;
 	struct ring ring;
-	uint64_t keep;	/* what the reader has yet to get starts here; only while attached */
-	uint64_t unread; /* bytes that were in the pipe when the command ended, still there */
+	uint64_t keep; /* what the reader has yet to get starts here; only while attached
+			*/
+	uint64_t unread; /* bytes that were in the pipe when the command ended, still
+			    there */
 };
 
 struct exec {
@@ -71,7 +75,8 @@ static unsigned n_running, n_finished, n_lingering;
 static uint64_t last_id;
 static uint64_t slots_used[SPAWN_SLOTS / 64];
 
-#define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
+#define container_of(p, type, member) \
+	((type *)(void *)((char *)(p)-offsetof(type, member)))
 
 static void check_end(struct exec *x);
 
@@ -268,7 +273,8 @@ check_end(struct exec *x)
 	reap_group_drop(x->id, x->group_fd);
 	x->group_fd = -1;
 	slots_used[x->slot / 64] &= ~(1ull << x->slot % 64);
-	/* Read on and throw away: a background child must not be hurt by the end of its parent's call. */
+	/* Read on and throw away: a background child must not be hurt by the end of its
+	 * parent's call. */
 	for (int i = 0; i < 2; i++)
 		source_wait(&x->out[i].src, EPOLLIN);
 	notice(x);
@@ -328,10 +334,12 @@ ended(struct source *s, uint32_t events)
 	} else if (info.si_code != CLD_EXITED) {
 		x->exit.kind = AGENT_SIGNALLED;
 		x->exit.value = (uint32_t)info.si_status;
-	} else if (info.si_status == 127 && (step = spawn_failure(x->slot, &code)) != SPAWN_OK) {
+	} else if (info.si_status == 127 &&
+		   (step = spawn_failure(x->slot, &code)) != SPAWN_OK) {
 		x->exit.kind = AGENT_SPAWN_FAILED;
 		x->exit.value = (uint32_t)code;
-		snprintf(x->message, sizeof(x->message), "%s: %s", step_sentence(step), strerror(code));
+		snprintf(x->message, sizeof(x->message), "%s: %s", step_sentence(step),
+			strerror(code));
 	} else {
 		x->exit.kind = AGENT_EXITED;
 		x->exit.value = (uint32_t)info.si_status;
@@ -544,7 +552,8 @@ exec_signal(struct exec *x, int signo, struct err *e)
 {
 	/* Once it is reaped its number may be another's. */
 	if (x->state != RUNNING)
-		return err_set(e, -ESRCH, "command e%llu has ended", (unsigned long long)x->id);
+		return err_set(
+			e, -ESRCH, "command e%llu has ended", (unsigned long long)x->id);
 	if (kill(-x->pid, signo) && kill(x->pid, signo))
 		return err_sys(e, -errno, "signal %d to command e%llu", signo,
 			(unsigned long long)x->id);
@@ -610,7 +619,8 @@ open_tty(const struct request *q, const struct user *u, bool chown_it, int *ret_
 	*ret_slave = ioctl(*ret_master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (*ret_slave < 0)
 		return err_sys(e, -errno, "opening a terminal");
-	if (chown_it && (fchown(*ret_slave, u->uid, (gid_t)-1) || fchmod(*ret_slave, 0620)))
+	if (chown_it &&
+		(fchown(*ret_slave, u->uid, (gid_t)-1) || fchmod(*ret_slave, 0620)))
 		return err_sys(e, -errno, "giving the terminal to \"%s\"", u->name);
 	if ((q->rows || q->cols) && ioctl(*ret_master, TIOCSWINSZ, &ws))
 		return err_sys(e, -errno, "the terminal's size");
@@ -670,14 +680,16 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	bool switch_user;
 
 	if (n_running >= AGENT_EXECS_MAX)
-		return err_set(e, -EAGAIN, "%d commands run in this guest already; wait for one to end",
+		return err_set(e, -EAGAIN,
+			"%d commands run in this guest already; wait for one to end",
 			AGENT_EXECS_MAX);
 	r = user_find(q->user, q->user != NULL, &user, e);
 	if (r)
 		return r;
 	switch_user = q->user && (user.uid != geteuid() || user.gid != getegid());
 	if (switch_user && geteuid())
-		return err_set(e, -EPERM, "the agent does not run as root and cannot become \"%s\"",
+		return err_set(e, -EPERM,
+			"the agent does not run as root and cannot become \"%s\"",
 			user.name);
 	r = environment_build(&env, &user,
 		q->tty ? (q->term ? q->term : "xterm-256color") : NULL, q->env, e);
@@ -752,7 +764,8 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	x->quiet.fire = quiet_over;
 	if (q->timeout_ms)
 		timer_set(&x->timeout, io_now_ns() + q->timeout_ms * 1000000);
-	/* epoll_ctl fails for want of memory only; the command runs, and must then not be left alone. */
+	/* epoll_ctl fails for want of memory only; the command runs, and must then not be
+	 * left alone. */
 	if (source_wait(&x->pidfd, EPOLLIN) || source_wait(&x->out[0].src, EPOLLIN) ||
 		source_wait(&x->out[1].src, EPOLLIN)) {
 		reap_kill(x->pid, x->group_fd);
@@ -777,7 +790,8 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 void
 exec_list(struct json_out *o)
 {
-	static const char *const kinds[] = {"", "exited", "signalled", "timed_out", "spawn_failed"};
+	static const char *const kinds[] = {
+		"", "exited", "signalled", "timed_out", "spawn_failed"};
 
 	for (struct exec *x = table; x; x = x->next) {
 		char id[24];
@@ -788,7 +802,8 @@ exec_list(struct json_out *o)
 		json_out_object(o, NULL);
 		json_out_str(o, "id", id);
 		json_out_raw(o, "argv", x->argv_json, strlen(x->argv_json));
-		json_out_str(o, "state", x->state == ENDED ? kinds[x->exit.kind] : "running");
+		json_out_str(
+			o, "state", x->state == ENDED ? kinds[x->exit.kind] : "running");
 		json_out_u64(o, "pid", (uint64_t)x->pid);
 		json_out_u64(o, "started_ms", x->started_ms);
 		if (x->state == ENDED)

@@ -1,13 +1,14 @@
 /*
  * Commands: the process, its pipes or terminal, its journal, its end.
  *
- * An exec belongs to the table, not to the connection that asked for it. At most one connection is attached
- * (exec_attach, exec_detach); while one is, output waits for it (nothing is lost, the command blocks as on any pipe);
- * while none is, the journal keeps the last bytes. The reader learns of news through conn_notice(). After the end the record stays until exec_taken(), or until
- * AGENT_FINISHED_MAX younger ones are there.
+ * An exec belongs to the table, not to the connection that asked for it. At most one
+ * connection is attached (exec_attach, exec_detach); while one is, output waits for it
+ * (nothing is lost, the command blocks as on any pipe); while none is, the journal keeps
+ * the last bytes. The reader learns of news through conn_notice(). After the end the
+ * record stays until exec_taken(), or until AGENT_FINISHED_MAX younger ones are there.
  *
- * Pointers are good until the end of the loop's round; the table forgets a command only through exec_taken() and
- * exec_start() (which drops the oldest finished one).
+ * Pointers are good until the end of the loop's round; the table forgets a command only
+ * through exec_taken() and exec_start() (which drops the oldest finished one).
  */
 #ifndef PANDO_AGENT_EXEC_H
 #define PANDO_AGENT_EXEC_H
@@ -39,7 +40,8 @@ void exec_sent(struct exec *x, int stream, uint64_t offset);
 bool exec_ended(const struct exec *x, struct agent_exit *ret, const char **ret_message);
 void exec_taken(struct exec *x);
 
-/* Input. -EPROTO beyond the window. What it cannot take at once is kept; exec_stdin_state says what to tell the host. */
+/* Input. -EPROTO beyond the window. What it cannot take at once is kept; exec_stdin_state
+ * says what to tell the host. */
 int exec_stdin(struct exec *x, const void *buf, size_t len, struct err *e);
 void exec_stdin_eof(struct exec *x);
 struct exec_stdin_state {

@@ -78,7 +78,8 @@ type_char(mode_t mode)
 }
 
 static void
-put_entry(struct json_out *o, int dir, const char *at, const char *name, const struct stat *st)
+put_entry(struct json_out *o, int dir, const char *at, const char *name,
+	const struct stat *st)
 {
 	char type[2] = {type_char(st->st_mode), 0}, target[PATH_MAX];
 
@@ -89,7 +90,8 @@ put_entry(struct json_out *o, int dir, const char *at, const char *name, const s
 	json_out_u64(o, "uid", st->st_uid);
 	json_out_u64(o, "gid", st->st_gid);
 	json_out_u64(o, "size", (uint64_t)st->st_size);
-	json_out_i64(o, "mtime_ns", (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec);
+	json_out_i64(o, "mtime_ns",
+		(int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec);
 	if (S_ISLNK(st->st_mode)) {
 		ssize_t n = readlinkat(dir, at, target, sizeof(target) - 1);
 
@@ -118,11 +120,13 @@ read_names(DIR *d, const char *path, char ***ret, size_t *ret_n, struct err *e)
 		if (!strcmp(de->d_name, ".") || !strcmp(de->d_name, ".."))
 			continue;
 		if (n == FILES_LIST_MAX) {
-			r = err_set(e, -EFBIG, "\"%s\" has more than %d entries", path, FILES_LIST_MAX);
+			r = err_set(e, -EFBIG, "\"%s\" has more than %d entries", path,
+				FILES_LIST_MAX);
 			break;
 		}
 		if (!(n & (n - 1))) {
-			char **bigger = reallocarray(names, n ? 2 * n : 1, sizeof(*names));
+			char **bigger =
+				reallocarray(names, n ? 2 * n : 1, sizeof(*names));
 
 			if (!bigger) {
 				r = err_sys(e, -ENOMEM, "\"%s\"", path);

@@ -51,7 +51,8 @@ source_close(struct source *s)
 {
 	if (s->fd < 0)
 		return;
-	/* Explicitly: a child between clone and exec may hold a copy, which would keep it in the set. */
+	/* Explicitly: a child between clone and exec may hold a copy, which would keep it
+	 * in the set. */
 	source_wait(s, 0);
 	close(s->fd);
 	s->fd = -1;
@@ -116,7 +117,8 @@ loop_free(void *p)
 
 	if (!g)
 		return;
-	/* The first word of every object given here is not looked at again, its sources are: see loop.h. */
+	/* The first word of every object given here is not looked at again, its sources
+	 * are: see loop.h. */
 	g->next = garbage;
 	garbage = g;
 }
@@ -171,7 +173,8 @@ loop_round(int max_ms, struct err *e)
 	for (int i = 0; i < n; i++) {
 		struct source *s = ev[i].data.ptr;
 
-		/* Waited for no more since it was fetched: another callback of this round saw to it. */
+		/* Waited for no more since it was fetched: another callback of this round
+		 * saw to it. */
 		if (s->fd >= 0 && s->events)
 			s->ready(s, ev[i].events);
 	}

@@ -1,8 +1,10 @@
 /*
- * The agent's event loop: descriptors, timers, and work put off to the end of a round. One thread; callbacks never block.
+ * The agent's event loop: descriptors, timers, and work put off to the end of a round.
+ * One thread; callbacks never block.
  *
- * Level-triggered epoll. A callback may close any source and free any object: memory goes through loop_free(), which waits for the
- * end of the round, so that an event already fetched for it finds a closed source and not freed memory.
+ * Level-triggered epoll. A callback may close any source and free any object: memory goes
+ * through loop_free(), which waits for the end of the round, so that an event already
+ * fetched for it finds a closed source and not freed memory.
  */
 #ifndef PANDO_AGENT_LOOP_H
 #define PANDO_AGENT_LOOP_H
@@ -14,14 +16,14 @@
 #include "common/err.h"
 
 struct source {
-	int fd; /* owned; -1 when closed */
+	int fd;		 /* owned; -1 when closed */
 	uint32_t events; /* what is waited for; 0: not in the epoll set */
 	void (*ready)(struct source *s, uint32_t events);
 };
 
 struct timer {
 	struct timer *next, **link; /* link NULL: not armed */
-	uint64_t at_ns;             /* io_now_ns() */
+	uint64_t at_ns;		    /* io_now_ns() */
 	void (*fire)(struct timer *t);
 };
 
@@ -33,7 +35,8 @@ struct chore {
 };
 
 int loop_init(struct err *e);
-/* One round: waits at most max_ms (negative: until something happens). The count of events. */
+/* One round: waits at most max_ms (negative: until something happens). The count of
+ * events. */
 int loop_round(int max_ms, struct err *e);
 /* Never returns but on an error of epoll itself. */
 int loop_run(struct err *e);

@@ -1,11 +1,13 @@
 /*
- * pando-agent: runs in the guest, as root, under systemd (pando-agent.service), and does what the host asks: execute, files.
+ * pando-agent: runs in the guest, as root, under systemd (pando-agent.service), and does
+ * what the host asks: execute, files.
  *
- * It listens on vsock port AGENT_PORT and talks to context id 2, the host, only; the host owns this machine's memory and disk, so
- * there is nothing to protect from it. It trusts no process of the guest: none can reach the socket, and what they do to their own
- * pipes, terminals and folders costs the agent at most a bounded buffer. One thread, no blocking call but on the file
- * system. After a live fork of the machine its listening socket lives, its connections are reset, and the commands behind
- * them go on detached.
+ * It listens on vsock port AGENT_PORT and talks to context id 2, the host, only; the host
+ * owns this machine's memory and disk, so there is nothing to protect from it. It trusts
+ * no process of the guest: none can reach the socket, and what they do to their own
+ * pipes, terminals and folders costs the agent at most a bounded buffer. One thread, no
+ * blocking call but on the file system. After a live fork of the machine its listening
+ * socket lives, its connections are reset, and the commands behind them go on detached.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -44,13 +46,16 @@ incoming(struct source *s, uint32_t events)
 
 	(void)events;
 	if (fd < 0) {
-		if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED && log_allowed(&limit))
+		if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED &&
+			log_allowed(&limit))
 			log_warn("accepting a connection: %s", strerror(errno));
 		return;
 	}
 	if (is_vsock && peer.svm_cid != HOST_CID) {
 		if (log_allowed(&limit))
-			log_warn("a connection from context id %u refused: only the host may", peer.svm_cid);
+			log_warn("a connection from context id %u refused: only the host "
+				 "may",
+				peer.svm_cid);
 		close(fd);
 		return;
 	}
@@ -92,7 +97,8 @@ set_up(const char *where, struct err *e)
 	} else if (!strncmp(where, "unix:", 5)) {
 		r = io_unix_listen(where + 5, SOCK_STREAM, 128, &fd, e);
 	} else {
-		r = err_set(e, -EINVAL, "--listen \"%s\": vsock:PORT or unix:PATH", where);
+		r = err_set(
+			e, -EINVAL, "--listen \"%s\": vsock:PORT or unix:PATH", where);
 	}
 	if (r)
 		return r;
@@ -138,14 +144,16 @@ main(int argc, char **argv)
 			puts(PANDO_VERSION);
 			return 0;
 		case 'h':
-			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] [--connect-line]");
+			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] "
+			     "[--connect-line]");
 			return 0;
 		default:
 			return EXIT_USAGE;
 		}
 	}
 	if (optind < argc) {
-		fprintf(stderr, "pando-agent: unexpected argument \"%s\"\n", argv[optind]);
+		fprintf(stderr, "pando-agent: unexpected argument \"%s\"\n",
+			argv[optind]);
 		return EXIT_USAGE;
 	}
 	log_init("agent", LOG_LEVEL_INFO);

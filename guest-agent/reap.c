@@ -21,7 +21,8 @@
 static int own_group = -1;
 static bool leftovers;
 
-/* Where the v2 hierarchy is mounted: field 5 of the mountinfo line whose type is cgroup2 (proc_pid_mountinfo(5)). */
+/* Where the v2 hierarchy is mounted: field 5 of the mountinfo line whose type is cgroup2
+ * (proc_pid_mountinfo(5)). */
 static bool
 find_mount(char *dst, size_t cap)
 {
@@ -115,7 +116,8 @@ group_kill(int group_fd)
 	return fd >= 0 && write(fd, "1", 1) == 1; /* Linux 5.14 */
 }
 
-/* pid, parent, session from /proc/<pid>/stat; the name in it may hold anything, so from its last ")" on. */
+/* pid, parent, session from /proc/<pid>/stat; the name in it may hold anything, so from
+ * its last ")" on. */
 static bool
 read_stat(int proc, const char *name, pid_t *parent, pid_t *session)
 {
@@ -130,8 +132,9 @@ read_stat(int proc, const char *name, pid_t *parent, pid_t *session)
 		return false;
 	text[n] = 0;
 	at = strrchr(text, ')');
-	return at && sscanf(at + 1, " %c %d %d %d", &state, parent, &pgrp, session) == 4 &&
-		state != 'Z' && state != 'X';
+	return at &&
+	       sscanf(at + 1, " %c %d %d %d", &state, parent, &pgrp, session) == 4 &&
+	       state != 'Z' && state != 'X';
 }
 
 /* Kills what descends from pid or is in its session; the count. */
@@ -179,7 +182,8 @@ reap_kill(pid_t pid, int group_fd)
 {
 	if (group_fd >= 0 && group_kill(group_fd))
 		return;
-	/* Stopped first, so that nobody forks or is re-parented between the look and the kill. */
+	/* Stopped first, so that nobody forks or is re-parented between the look and the
+	 * kill. */
 	kill(-pid, SIGSTOP);
 	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid); round++)
 		;

@@ -124,7 +124,8 @@ read_tty(const struct json *j, int tok, struct request *q, struct err *e)
 		char name[64];
 
 		if (json_str(j, key, name, sizeof(name)))
-			return err_set(e, -EINVAL, "\"tty\" has a member it does not know");
+			return err_set(
+				e, -EINVAL, "\"tty\" has a member it does not know");
 		if (strcmp(name, "rows") && strcmp(name, "cols") && strcmp(name, "term"))
 			return err_set(e, -EINVAL, "\"tty\" has no member \"%s\"", name);
 	}
@@ -142,7 +143,8 @@ read_id(const struct json *j, int tok, struct request *q, struct err *e)
 {
 	char text[24], *end;
 
-	if (json_str(j, tok, text, sizeof(text)) || text[0] != 'e' || text[1] < '1' || text[1] > '9')
+	if (json_str(j, tok, text, sizeof(text)) || text[0] != 'e' || text[1] < '1' ||
+		text[1] > '9')
 		return wrong(e, "id", "a command's id, like \"e7\"");
 	errno = 0;
 	q->id = strtoull(text + 1, &end, 10);
@@ -152,8 +154,8 @@ read_id(const struct json *j, int tok, struct request *q, struct err *e)
 }
 
 static int
-read_member(const struct json *j, int tok, const char *name, unsigned member, struct request *q,
-	struct err *e)
+read_member(const struct json *j, int tok, const char *name, unsigned member,
+	struct request *q, struct err *e)
 {
 	uint64_t v;
 	bool *flag = NULL;
@@ -207,7 +209,8 @@ check(const struct request *q, struct err *e)
 			return err_set(e, -EINVAL, "\"argv\" must name a program");
 		for (char **v = q->env; v && *v; v++)
 			if (**v == '=' || !strchr(*v, '='))
-				return err_set(e, -EINVAL, "\"env\" has \"%.64s\", which is not NAME=value",
+				return err_set(e, -EINVAL,
+					"\"env\" has \"%.64s\", which is not NAME=value",
 					*v);
 	}
 	if (q->path && !*q->path)
@@ -244,13 +247,16 @@ request_read(const char *line, size_t len, struct request *ret, struct err *e)
 		size_t m;
 
 		if (json_str(j, key, name, sizeof(name)))
-			return err_set(e, -EINVAL, "\"%s\" has a member it does not know", ops[op].name);
+			return err_set(e, -EINVAL, "\"%s\" has a member it does not know",
+				ops[op].name);
 		if (!strcmp(name, "op"))
 			continue;
 		for (m = 0; m < N(members) && strcmp(members[m].name, name); m++)
 			;
-		if (m == N(members) || !(members[m].member & (ops[op].need | ops[op].may)))
-			return err_set(e, -EINVAL, "\"%s\" has no member \"%s\"", ops[op].name, name);
+		if (m == N(members) ||
+			!(members[m].member & (ops[op].need | ops[op].may)))
+			return err_set(e, -EINVAL, "\"%s\" has no member \"%s\"",
+				ops[op].name, name);
 		r = read_member(j, value, name, members[m].member, &q, e);
 		if (r)
 			return r;
@@ -258,7 +264,8 @@ request_read(const char *line, size_t len, struct request *ret, struct err *e)
 	}
 	for (size_t m = 0; m < N(members); m++)
 		if (members[m].member & ops[op].need & ~seen)
-			return err_set(e, -EINVAL, "\"%s\" needs \"%s\"", ops[op].name, members[m].name);
+			return err_set(e, -EINVAL, "\"%s\" needs \"%s\"", ops[op].name,
+				members[m].name);
 	r = check(&q, e);
 	if (r)
 		return r;

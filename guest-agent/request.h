@@ -23,7 +23,7 @@ enum request_op {
 
 struct request {
 	enum request_op op;
-	char **argv, **env;	       /* owned, NULL-terminated; env may be NULL */
+	char **argv, **env;		/* owned, NULL-terminated; env may be NULL */
 	char *cwd, *user, *path, *term; /* owned; NULL when absent */
 	uint64_t timeout_ms;
 	bool tty, want_stdin, detach;

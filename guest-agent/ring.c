@@ -39,8 +39,8 @@ int
 ring_space(struct ring *r, size_t max, struct iovec iov[2])
 {
 	if (!r->buf) {
-		void *p = mmap(NULL, r->cap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-			-1, 0);
+		void *p = mmap(NULL, r->cap, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 		if (p == MAP_FAILED)
 			return -ENOMEM;

@@ -1,7 +1,8 @@
 /*
- * The last bytes of a stream, by offset since its start. Memory is mapped on the first byte and touched only as far as the
- * stream goes, so a command with little output costs a page. Old bytes give way to new ones; ring_room()
- * lets a caller that must lose nothing ask first.
+ * The last bytes of a stream, by offset since its start. Memory is mapped on the first
+ * byte and touched only as far as the stream goes, so a command with little output costs
+ * a page. Old bytes give way to new ones; ring_room() lets a caller that must lose
+ * nothing ask first.
  */
 #ifndef PANDO_AGENT_RING_H
 #define PANDO_AGENT_RING_H
@@ -21,7 +22,8 @@ void ring_done(struct ring *r);
 
 /* How much fits without dropping a byte at or after `keep` (start <= keep <= end). */
 size_t ring_room(const struct ring *r, uint64_t keep);
-/* Where the next bytes go: one or two pieces, at most max bytes (and cap). -ENOMEM. The count of pieces. */
+/* Where the next bytes go: one or two pieces, at most max bytes (and cap). -ENOMEM. The
+ * count of pieces. */
 int ring_space(struct ring *r, size_t max, struct iovec iov[2]);
 /* n bytes are there now; what they overwrote is gone. */
 void ring_added(struct ring *r, size_t n);

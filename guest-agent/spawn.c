@@ -36,14 +36,18 @@ spawn_init(struct err *e)
 	if (p == MAP_FAILED)
 		return err_sys(e, -errno, "memory shared with children");
 	slots = p;
-	if (!getrlimit(RLIMIT_NOFILE, &files_before) && files_before.rlim_cur < FILES_WANTED) {
+	if (!getrlimit(RLIMIT_NOFILE, &files_before) &&
+		files_before.rlim_cur < FILES_WANTED) {
 		struct rlimit more = files_before;
 
-		more.rlim_cur = more.rlim_max < FILES_WANTED ? more.rlim_max : FILES_WANTED;
-		/* Refused: then fewer commands at once, each refusal with its sentence. */
+		more.rlim_cur =
+			more.rlim_max < FILES_WANTED ? more.rlim_max : FILES_WANTED;
+		/* Refused: then fewer commands at once, each refusal with its sentence.
+		 */
 		setrlimit(RLIMIT_NOFILE, &more);
 	}
-	/* The agent's unit guards it from the OOM killer; what it runs must not inherit that. */
+	/* The agent's unit guards it from the OOM killer; what it runs must not inherit
+	 * that. */
 	if (!io_read_file("/proc/self/oom_score_adj", 64, &adj, NULL, NULL))
 		reset_oom = atoi(adj) != 0;
 	return 0;
@@ -56,7 +60,8 @@ fail(unsigned slot, enum spawn_step step, int code)
 	_exit(127);
 }
 
-/* As execvpe(3), but with the new environment's PATH: the caller's is none of the command's business. */
+/* As execvpe(3), but with the new environment's PATH: the caller's is none of the
+ * command's business. */
 static int
 exec_path(const struct spawn *s)
 {
@@ -103,7 +108,8 @@ child(const struct spawn *s, unsigned slot)
 	setsid();
 	if (files_before.rlim_max)
 		setrlimit(RLIMIT_NOFILE, &files_before);
-	/* First out of the way of 0, 1 and 2 (dup2 onto itself would keep close-on-exec, too). */
+	/* First out of the way of 0, 1 and 2 (dup2 onto itself would keep close-on-exec,
+	 * too). */
 	for (int i = 0; i < 3; i++) {
 		fd[i] = s->fd[i] > 2 ? s->fd[i] : fcntl(s->fd[i], F_DUPFD, 3);
 		if (fd[i] < 0)
@@ -123,8 +129,8 @@ child(const struct spawn *s, unsigned slot)
 		}
 	}
 	if (s->switch_user) {
-		if (setgroups(s->user->n_groups, s->user->groups) || setgid(s->user->gid) ||
-			setuid(s->user->uid))
+		if (setgroups(s->user->n_groups, s->user->groups) ||
+			setgid(s->user->gid) || setuid(s->user->uid))
 			fail(slot, SPAWN_USER, errno);
 	}
 	if (s->cwd) {
@@ -140,13 +146,15 @@ child(const struct spawn *s, unsigned slot)
 }
 
 int
-spawn_start(const struct spawn *s, unsigned slot, pid_t *ret_pid, int *ret_pidfd, struct err *e)
+spawn_start(const struct spawn *s, unsigned slot, pid_t *ret_pid, int *ret_pidfd,
+	struct err *e)
 {
 	int pidfd = -1;
 	struct clone_args args = {
-		/* Dispositions the agent changed go back to their defaults; it ignores none. */
+		/* Dispositions the agent changed go back to their defaults; it ignores
+		   none. */
 		.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND |
-			(s->cgroup_fd >= 0 ? CLONE_INTO_CGROUP : 0),
+			 (s->cgroup_fd >= 0 ? CLONE_INTO_CGROUP : 0),
 		.pidfd = (uint64_t)(uintptr_t)&pidfd,
 		.exit_signal = SIGCHLD,
 		.cgroup = s->cgroup_fd >= 0 ? (uint64_t)s->cgroup_fd : 0,

@@ -1,7 +1,8 @@
 /*
- * Starts a process. fork-like (its own memory at once): a child that hangs in chdir or execve, on a file system that does not
- * answer or stopped by its new user, must not hold the agent, so the agent does not wait for it. What failed in the
- * child is read from shared memory after it has ended.
+ * Starts a process. fork-like (its own memory at once): a child that hangs in chdir or
+ * execve, on a file system that does not answer or stopped by its new user, must not hold
+ * the agent, so the agent does not wait for it. What failed in the child is read from
+ * shared memory after it has ended.
  */
 #ifndef PANDO_AGENT_SPAWN_H
 #define PANDO_AGENT_SPAWN_H
@@ -29,11 +30,13 @@ struct spawn {
 
 /* Once, before the first. */
 int spawn_init(struct err *e);
-/* slot (0..SPAWN_SLOTS-1) is the caller's until it has called spawn_failure(). The child leads a session of its own. */
+/* slot (0..SPAWN_SLOTS-1) is the caller's until it has called spawn_failure(). The child
+ * leads a session of its own. */
 #define SPAWN_SLOTS 512
 int spawn_start(const struct spawn *s, unsigned slot, pid_t *ret_pid, int *ret_pidfd,
 	struct err *e);
-/* After it has exited with 127: which step failed, and *ret_errno; SPAWN_OK when it was the program's own 127. */
+/* After it has exited with 127: which step failed, and *ret_errno; SPAWN_OK when it was
+ * the program's own 127. */
 enum spawn_step spawn_failure(unsigned slot, int *ret_errno);
 
 #endif

@@ -91,7 +91,8 @@ find_groups(const char *text, struct user *u)
 		size_t n;
 		unsigned gid;
 
-		if (!field_number(line, len, 2, &gid) || gid == u->gid || !field(line, len, 3, &f, &n))
+		if (!field_number(line, len, 2, &gid) || gid == u->gid ||
+			!field(line, len, 3, &f, &n))
 			continue;
 		while (n) {
 			const char *comma = memchr(f, ',', n);
@@ -121,7 +122,8 @@ user_parse(const char *passwd, const char *group, const char *who, struct user *
 		unsigned uid, gid;
 
 		if (!field_copy(line, len, 0, u.name, sizeof(u.name)) ||
-			!field_number(line, len, 2, &uid) || !field_number(line, len, 3, &gid))
+			!field_number(line, len, 2, &uid) ||
+			!field_number(line, len, 3, &gid))
 			continue;
 		if (number ? uid != wanted : strcmp(u.name, who) != 0)
 			continue;
@@ -158,7 +160,8 @@ user_find(const char *who, bool with_groups, struct user *ret, struct err *e)
 	r = user_parse(passwd ? passwd : "", group, who ? who : own, ret, who ? e : NULL);
 	if (!r || who)
 		return r;
-	*ret = (struct user){.uid = geteuid(), .gid = getegid(), .shell = "/bin/sh", .home = "/"};
+	*ret = (struct user){
+		.uid = geteuid(), .gid = getegid(), .shell = "/bin/sh", .home = "/"};
 	strcpy(ret->name, geteuid() ? own : "root");
 	return 0;
 }
@@ -244,8 +247,9 @@ environment_get(const struct environment *env, const char *name)
 	return slot ? *slot + strlen(name) + 1 : NULL;
 }
 
-/* One line, as pam_env takes /etc/environment: "export" is skipped, # starts a comment anywhere, the name is letters,
- * digits and _, one pair of quotes around the value goes, a name without "=" is unset. */
+/* One line, as pam_env takes /etc/environment: "export" is skipped, # starts a comment
+ * anywhere, the name is letters, digits and _, one pair of quotes around the value goes,
+ * a name without "=" is unset. */
 static void
 parse_line(struct environment *env, char *s)
 {

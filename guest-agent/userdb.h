@@ -1,6 +1,7 @@
 /*
- * Who a command runs as: /etc/passwd and /etc/group, read directly. The name service switch is not asked, because its modules may
- * wait for other daemons, and the agent never waits. /etc/environment is read as PAM does (pam_env).
+ * Who a command runs as: /etc/passwd and /etc/group, read directly. The name service
+ * switch is not asked, because its modules may wait for other daemons, and the agent
+ * never waits. /etc/environment is read as PAM does (pam_env).
  */
 #ifndef PANDO_AGENT_USERDB_H
 #define PANDO_AGENT_USERDB_H
@@ -21,7 +22,8 @@ struct user {
 	char name[64], home[256], shell[256];
 };
 
-/* By name or number; NULL: the agent's own user, who need not be listed. -ENOENT. Groups are looked up when with_groups. */
+/* By name or number; NULL: the agent's own user, who need not be listed. -ENOENT. Groups
+ * are looked up when with_groups. */
 int user_find(const char *who, bool with_groups, struct user *ret, struct err *e);
 /* The same from text, for tests. group may be NULL. */
 int user_parse(const char *passwd, const char *group, const char *who, struct user *ret,
@@ -44,7 +46,8 @@ void environment_parse(struct environment *env, const char *text);
 void environment_done(struct environment *env);
 #define cleanup_environment __attribute__((cleanup(environment_done)))
 
-/* Defaults for the user, then /etc/environment, then given (NULL-terminated, may be NULL). term: with a terminal, else NULL. */
+/* Defaults for the user, then /etc/environment, then given (NULL-terminated, may be
+ * NULL). term: with a terminal, else NULL. */
 int environment_build(struct environment *env, const struct user *u, const char *term,
 	char *const *given, struct err *e);
 

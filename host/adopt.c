@@ -1,6 +1,7 @@
 /*
- * What the next pandod does with what the last one left. VMs that run are adopted through their
- * control sockets; VMs that ended meanwhile become failed; what was half-made is removed.
+ * What the next pandod does with what the last one left. VMs that run are adopted through
+ * their control sockets; VMs that ended meanwhile become failed; what was half-made is
+ * removed.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -45,19 +46,21 @@ link_parents(struct tree *t)
 }
 
 /*
- * Connects to <home>/vms/<id>/control.sock and asks who is there. The process is the one that sent the
- * answer, by the kernel's word; the socket's other end stays open, so it lives and its number
- * is its own. *ret_ctl is the caller's once there is a connection, also on failure.
+ * Connects to <home>/vms/<id>/control.sock and asks who is there. The process is the one
+ * that sent the answer, by the kernel's word; the socket's other end stays open, so it
+ * lives and its number is its own. *ret_ctl is the caller's once there is a connection,
+ * also on failure.
  */
 static int
-meet(struct tree *t, const char *id, int timeout_ms, struct vmmctl **ret_ctl, int *ret_pidfd,
-	pid_t *ret_pid, struct vmm_stats_answer *ret_stats, struct err *e)
+meet(struct tree *t, const char *id, int timeout_ms, struct vmmctl **ret_ctl,
+	int *ret_pidfd, pid_t *ret_pid, struct vmm_stats_answer *ret_stats, struct err *e)
 {
 	cleanup_close int pidfd = -1;
 	char path[PATHS_MAX];
 	int fd, r;
 
-	r = paths_format(path, sizeof(path), e, "%s/vms/%s/control.sock", t->config.home, id);
+	r = paths_format(
+		path, sizeof(path), e, "%s/vms/%s/control.sock", t->config.home, id);
 	if (r == 0)
 		r = io_unix_connect(path, SOCK_SEQPACKET, &fd, e);
 	if (r == 0)
@@ -80,17 +83,21 @@ meet(struct tree *t, const char *id, int timeout_ms, struct vmmctl **ret_ctl, in
 
 /* Finds the VM's process: vm->ctl and vm->pidfd, or why not. */
 static int
-find_process(struct tree *t, struct vm *vm, struct vmm_stats_answer *ret_stats, struct err *e)
+find_process(
+	struct tree *t, struct vm *vm, struct vmm_stats_answer *ret_stats, struct err *e)
 {
 	uint64_t start;
 	pid_t pid, ppid;
-	int r = meet(t, vm->row.id, ADOPT_TIMEOUT_MS, &vm->ctl, &vm->pidfd, &pid, ret_stats, e);
+	int r = meet(t, vm->row.id, ADOPT_TIMEOUT_MS, &vm->ctl, &vm->pidfd, &pid,
+		ret_stats, e);
 
 	if (r == 0) {
 		r = process_look(pid, &ppid, &start);
 		if (r == 0 && pid == vm->row.pid && start == vm->row.pid_start)
 			return 0;
-		r = err_set(e, -EPROTO, "process %d answers on its control socket, and it was process %lld",
+		r = err_set(e, -EPROTO,
+			"process %d answers on its control socket, and it was process "
+			"%lld",
 			(int)pid, (long long)vm->row.pid);
 		process_end(vm->pidfd);
 		return r;
@@ -100,10 +107,11 @@ find_process(struct tree *t, struct vm *vm, struct vmm_stats_answer *ret_stats, 
 		return r;
 	if (r == -ETIMEDOUT) {
 		/* Slow, or stopped by somebody: no reason to end it. */
-		log_warn("vm %s (%s): its process %lld does not answer yet", vm->row.id, vm_name(vm),
-			(long long)vm->row.pid);
+		log_warn("vm %s (%s): its process %lld does not answer yet", vm->row.id,
+			vm_name(vm), (long long)vm->row.pid);
 		r = vmmctl_set_pidfd(vm->ctl, vm->pidfd);
-		return r < 0 ? err_sys(e, r, "a descriptor for process %lld", (long long)vm->row.pid)
+		return r < 0 ? err_sys(e, r, "a descriptor for process %lld",
+				       (long long)vm->row.pid)
 			     : 0;
 	}
 	/* It lives and cannot be spoken to, and never will be again. */
@@ -133,8 +141,10 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 				"its VMM ended while no pandod was running");
 		else
 			snprintf(vm->row.reason, sizeof(vm->row.reason),
-				"its VMM could not be taken over by a new pandod: %.300s", why.msg);
-		log_info("vm %s (%s): failed: %s", vm->row.id, vm_name(vm), vm->row.reason);
+				"its VMM could not be taken over by a new pandod: %.300s",
+				why.msg);
+		log_info("vm %s (%s): failed: %s", vm->row.id, vm_name(vm),
+			vm->row.reason);
 		r = db_update(t->db, &vm->row, e);
 		pthread_mutex_unlock(&t->lock);
 		return r;
@@ -152,7 +162,8 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 	return r;
 }
 
-/* Guests may keep every CPU busy, and then each answer takes its while: they are asked in parallel. */
+/* Guests may keep every CPU busy, and then each answer takes its while: they are asked in
+ * parallel. */
 struct adopters {
 	struct tree *t;
 	unsigned next; /* under the tree's lock, as the rest */
@@ -247,7 +258,9 @@ clean_vms(struct tree *t, struct err *e)
 			i++;
 			continue;
 		}
-		log_info("vm %s (%s): half-made or half-deleted when pandod ended; removed", vm->row.id, vm_name(vm));
+		log_info("vm %s (%s): half-made or half-deleted when pandod ended; "
+			 "removed",
+			vm->row.id, vm_name(vm));
 		r = db_delete(t->db, vm->row.id, e);
 		if (r < 0)
 			return r;
@@ -288,7 +301,8 @@ clean_segments(struct tree *t, struct err *e)
 		const char *end = strrchr(d->d_name, '.');
 		size_t len = end ? (size_t)(end - d->d_name) : 0;
 
-		if (len <= VM_ID_LEN + 1 || len >= sizeof(name) || d->d_name[VM_ID_LEN] != '.' ||
+		if (len <= VM_ID_LEN + 1 || len >= sizeof(name) ||
+			d->d_name[VM_ID_LEN] != '.' ||
 			strspn(d->d_name, "0123456789abcdef") != VM_ID_LEN ||
 			(strcmp(end, ".data") != 0 && strcmp(end, ".index") != 0))
 			continue;

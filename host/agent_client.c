@@ -66,8 +66,9 @@ dial(const char *path, uint64_t deadline_ns, int *ret_fd, struct err *e)
 	int ms = left_ms(deadline_ns);
 
 	if (strlen(path) >= sizeof(a.sun_path))
-		return err_set(e, -ENAMETOOLONG, "%s: longer than the %zu bytes a socket's path may have",
-			path, sizeof(a.sun_path) - 1);
+		return err_set(e, -ENAMETOOLONG,
+			"%s: longer than the %zu bytes a socket's path may have", path,
+			sizeof(a.sun_path) - 1);
 	strcpy(a.sun_path, path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
@@ -82,11 +83,14 @@ dial(const char *path, uint64_t deadline_ns, int *ret_fd, struct err *e)
 		if (errno == EINTR)
 			continue;
 		if (errno == ENOENT)
-			return err_set(e, -ENOENT, "%s: no such socket; the VM is gone", path);
+			return err_set(
+				e, -ENOENT, "%s: no such socket; the VM is gone", path);
 		if (errno == ECONNREFUSED)
-			return err_set(e, -ENOTCONN, "%s: nobody listens; the VM does not run", path);
+			return err_set(e, -ENOTCONN,
+				"%s: nobody listens; the VM does not run", path);
 		if (errno == EAGAIN)
-			return err_set(e, -ETIMEDOUT, "%s: the VM does not take connections", path);
+			return err_set(e, -ETIMEDOUT,
+				"%s: the VM does not take connections", path);
 		return err_sys(e, -errno, "%s", path);
 	}
 	if (ms >= 0) {
@@ -120,11 +124,13 @@ agent_link_wait(struct agent_link *l, short events, uint64_t deadline_ns, struct
 		if (n > 0 && p[0].revents)
 			return 0;
 		if (n >= 0 && deadline_ns && io_now_ns() >= deadline_ns)
-			return err_set(e, -ETIMEDOUT, "the guest's agent did not answer in time");
+			return err_set(e, -ETIMEDOUT,
+				"the guest's agent did not answer in time");
 	}
 }
 
-/* "CONNECT <port>\n" and its answer, of which not a byte more is read than its line: what follows is another's. */
+/* "CONNECT <port>\n" and its answer, of which not a byte more is read than its line: what
+ * follows is another's. */
 static int
 say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t deadline_ns,
 	struct err *e)
@@ -146,13 +152,16 @@ say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t dead
 		}
 		if (n <= 0)
 			return err_set(e, -ECONNREFUSED,
-				"nothing in the guest listens on port %u yet; it boots, or has no agent", port);
+				"nothing in the guest listens on port %u yet; it boots, "
+				"or has no agent",
+				port);
 		line[n] = 0;
 		lf = memchr(line, '\n', (size_t)n);
 		/* vmm/vsock.h: what cannot be is "ERR <sentence>", and a close. */
 		if (lf && !strncmp(line, "ERR ", 4))
-			return err_set(e, -ECONNREFUSED, "nothing in the guest listens on port %u yet: %.*s",
-				port, (int)(lf - line) - 4, line + 4);
+			return err_set(e, -ECONNREFUSED,
+				"nothing in the guest listens on port %u yet: %.*s", port,
+				(int)(lf - line) - 4, line + 4);
 		if (!lf && n < OK_LINE_MAX) {
 			/* Half a line: poll would report it again at once. */
 			struct timespec ms = {.tv_nsec = 1000000};
@@ -163,7 +172,8 @@ say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t dead
 			continue;
 		}
 		if (!lf || strncmp(line, "OK ", 3))
-			return err_set(e, -EPROTO, "%s: an answer that is not \"OK\"", path);
+			return err_set(
+				e, -EPROTO, "%s: an answer that is not \"OK\"", path);
 		n = recv(l->fd, line, (size_t)(lf - line) + 1, 0);
 		return n < 0 ? err_sys(e, -errno, "%s", path) : 0;
 	}
@@ -249,7 +259,8 @@ agent_link_frame(struct agent_link *l, struct agent_frame *ret, struct err *e)
 
 	if (!l->buf)
 		return 0;
-	r = agent_frame_next(l->buf + l->at, l->len - l->at, AGENT_FROM_GUEST, ret, &used, e);
+	r = agent_frame_next(
+		l->buf + l->at, l->len - l->at, AGENT_FROM_GUEST, ret, &used, e);
 
 	if (r == 1)
 		l->at += used;
@@ -266,7 +277,8 @@ agent_link_error(const struct agent_frame *f, struct err *e)
 
 	memcpy(&h, f->payload, sizeof(h));
 	agent_text(text, sizeof(text), f->payload + sizeof(h), f->len - sizeof(h));
-	return err_set(e, h.code < 0 && h.code > -4096 ? h.code : -EPROTO, "in the guest: %s", text);
+	return err_set(e, h.code < 0 && h.code > -4096 ? h.code : -EPROTO,
+		"in the guest: %s", text);
 }
 
 static int
@@ -284,7 +296,8 @@ refusal(const struct json *j, struct err *e)
 }
 
 static int
-send_all(struct agent_link *l, const char *buf, size_t len, uint64_t deadline_ns, struct err *e)
+send_all(struct agent_link *l, const char *buf, size_t len, uint64_t deadline_ns,
+	struct err *e)
 {
 	while (len) {
 		ssize_t n = send(l->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -299,8 +312,8 @@ send_all(struct agent_link *l, const char *buf, size_t len, uint64_t deadline_ns
 		/* It may have said why before it hung up: the reader finds out. */
 		if (n < 0)
 			return errno == EPIPE || errno == ECONNRESET
-				? 0
-				: err_sys(e, -errno, "sending to the guest");
+				       ? 0
+				       : err_sys(e, -errno, "sending to the guest");
 		buf += n;
 		len -= (size_t)n;
 	}
@@ -322,14 +335,16 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 		return err_sys(e, request->error, "the request");
 	if (request->len + 1 > AGENT_REQUEST_MAX)
 		return err_set(e, -E2BIG,
-			"arguments and environment make a request of %zu bytes, more than %u; put them into a file",
+			"arguments and environment make a request of %zu bytes, more "
+			"than %u; put them into a file",
 			request->len + 1, AGENT_REQUEST_MAX);
 	r = dial(socket_path, deadline_ns, &l->fd, e);
 	if (!r)
 		r = say_connect(l, socket_path, AGENT_PORT, deadline_ns, e);
 	if (r)
 		return r;
-	request->buf[request->len] = '\n'; /* the writer terminates its text: there is room */
+	request->buf[request->len] =
+		'\n'; /* the writer terminates its text: there is room */
 	r = send_all(l, request->buf, request->len + 1, deadline_ns, e);
 	request->buf[request->len] = 0;
 	if (r)
@@ -344,9 +359,11 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 		lf = memchr(l->buf + seen, '\n', l->len - seen);
 		seen = l->len;
 		if (!lf && l->eof)
-			return err_set(e, -EPIPE, "the guest's agent hung up before it answered");
+			return err_set(e, -EPIPE,
+				"the guest's agent hung up before it answered");
 		if (!lf && l->len > AGENT_ANSWER_MAX)
-			return err_set(e, -EPROTO, "the guest's agent answered without end");
+			return err_set(
+				e, -EPROTO, "the guest's agent answered without end");
 	}
 	text = strndup(l->buf, (size_t)(lf - l->buf));
 	if (!text)
@@ -358,7 +375,8 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 		return e ? (e->code = -EPROTO) : -EPROTO;
 	}
 	if (json_bool(j, json_get(j, 0, "ok"), &ok))
-		return err_set(e, -EPROTO, "the guest's agent answered neither yes nor no");
+		return err_set(
+			e, -EPROTO, "the guest's agent answered neither yes nor no");
 	if (!ok)
 		return refusal(j, e);
 	if (ret_json) {
@@ -373,12 +391,13 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
  */
 
 static int
-ask(const char *socket_path, struct json_out *request, int timeout_ms, struct json **ret_json,
-	char **ret_text, struct err *e)
+ask(const char *socket_path, struct json_out *request, int timeout_ms,
+	struct json **ret_json, char **ret_text, struct err *e)
 {
 	cleanup_agent_link struct agent_link l = AGENT_LINK_INIT;
 
-	return agent_link_open(&l, socket_path, request, deadline_of(timeout_ms), ret_json, ret_text, e);
+	return agent_link_open(
+		&l, socket_path, request, deadline_of(timeout_ms), ret_json, ret_text, e);
 }
 
 static void
@@ -389,8 +408,8 @@ start_request(struct json_out *o, const char *op)
 }
 
 static int
-ping(struct agent_link *l, const char *socket_path, uint64_t deadline_ns, struct agent_pong *ret,
-	struct err *e)
+ping(struct agent_link *l, const char *socket_path, uint64_t deadline_ns,
+	struct agent_pong *ret, struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};
 	cleanup_json struct json *j = NULL;
@@ -406,7 +425,8 @@ ping(struct agent_link *l, const char *socket_path, uint64_t deadline_ns, struct
 	if (json_str(j, json_get(j, 0, "version"), p.version, sizeof(p.version)) ||
 		json_str(j, json_get(j, 0, "boot_id"), p.boot_id, sizeof(p.boot_id)) ||
 		json_u64(j, json_get(j, 0, "uptime_ms"), &p.uptime_ms))
-		return err_set(e, -EPROTO, "the guest's agent answered a ping with something else");
+		return err_set(e, -EPROTO,
+			"the guest's agent answered a ping with something else");
 	if (ret)
 		*ret = p;
 	return 0;
@@ -421,15 +441,16 @@ agent_ping(const char *socket_path, int timeout_ms, struct agent_pong *ret, stru
 }
 
 int
-agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void *ctx), void *ctx,
-	struct err *e)
+agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void *ctx),
+	void *ctx, struct err *e)
 {
 	uint64_t deadline = deadline_of(timeout_ms), pause_ns = 2000000;
 
 	while (1) {
 		cleanup_agent_link struct agent_link l = AGENT_LINK_INIT;
 		struct err why = {0};
-		/* A guest that boots may swallow a connection: none is waited on for long. */
+		/* A guest that boots may swallow a connection: none is waited on for
+		 * long. */
 		uint64_t now = io_now_ns(), attempt = now + 2000000000ull;
 		struct timespec ts = {.tv_nsec = (long)pause_ns};
 		int r;
@@ -444,9 +465,11 @@ agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void *ct
 		if (r != -ECONNREFUSED && r != -ETIMEDOUT && r != -EPIPE && r != -EAGAIN)
 			return err_set(e, r, "%s", why.msg);
 		if (cancel && (r = cancel(ctx)) < 0)
-			return err_set(e, r, "cancelled while waiting for the guest's agent");
+			return err_set(
+				e, r, "cancelled while waiting for the guest's agent");
 		if (deadline && io_now_ns() >= deadline)
-			return err_set(e, -ETIMEDOUT, "the guest's agent did not answer in %d ms (last: %s)",
+			return err_set(e, -ETIMEDOUT,
+				"the guest's agent did not answer in %d ms (last: %s)",
 				timeout_ms, why.msg);
 		nanosleep(&ts, NULL);
 		if (pause_ns < 50000000)
@@ -506,8 +529,10 @@ read_entry(const struct json *j, int tok, struct agent_entry *x)
 	uint64_t mode, uid, gid;
 
 	if (json_bytes_dup(j, json_get(j, tok, "name"), &x->name) || !*x->name ||
-		strchr(x->name, '/') || json_str(j, json_get(j, tok, "type"), type, sizeof(type)) ||
-		!*type || !strchr("fdlpscb", *type) || json_u64(j, json_get(j, tok, "mode"), &mode) ||
+		strchr(x->name, '/') ||
+		json_str(j, json_get(j, tok, "type"), type, sizeof(type)) || !*type ||
+		!strchr("fdlpscb", *type) ||
+		json_u64(j, json_get(j, tok, "mode"), &mode) ||
 		json_u64(j, json_get(j, tok, "uid"), &uid) ||
 		json_u64(j, json_get(j, tok, "gid"), &gid) ||
 		json_u64(j, json_get(j, tok, "size"), &x->size) ||
@@ -524,8 +549,8 @@ read_entry(const struct json *j, int tok, struct agent_entry *x)
 }
 
 int
-agent_list(const char *socket_path, const char *remote, struct agent_entry **ret, size_t *ret_n,
-	struct err *e)
+agent_list(const char *socket_path, const char *remote, struct agent_entry **ret,
+	size_t *ret_n, struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};
 	cleanup_json struct json *j = NULL;
@@ -549,7 +574,8 @@ agent_list(const char *socket_path, const char *remote, struct agent_entry **ret
 	while (json_next(j, list, &it, &key, &tok)) {
 		if (read_entry(j, tok, &entries[n++])) {
 			agent_entries_free(entries, n);
-			return err_set(e, -EPROTO, "the guest's agent listed something that is no file");
+			return err_set(e, -EPROTO,
+				"the guest's agent listed something that is no file");
 		}
 	}
 	*ret = entries;

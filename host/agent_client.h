@@ -1,24 +1,24 @@
 /*
- * The host's side of the agent protocol (common/agent_wire.h): ping, execute, attach, copy.
+ * The host's side of the agent protocol (common/agent_wire.h): ping, execute, attach,
+ * copy.
  *
- * Blocking calls for one thread each; a process may run many at once. socket_path is the VM's
- * agent.sock: every call dials it, says "CONNECT 1024\n", and closes it before it returns. A guest may be
- * hostile: everything that comes back is checked and bounded, and a stream that ends before its terminal record
- * is -EPIPE, never success.
+ * Blocking calls for one thread each; a process may run many at once. socket_path is the
+ * VM's agent.sock: every call dials it, says "CONNECT 1024\n", and closes it before it
+ * returns. A guest may be hostile: everything that comes back is checked and bounded, and
+ * a stream that ends before its terminal record is -EPIPE, never success.
  *
  * Errors that mean something to a caller, in every call:
  *   -ENOENT        no such socket: the VM is gone
  *   -ENOTCONN      the socket is there, no VMM listens on it: the VM does not run
- *   -ECONNREFUSED  the VM runs, nothing in the guest listens yet (booting, or no agent in the image)
- *   -ETIMEDOUT     no answer in time
- *   -ECANCELED     the caller's own callback said so
- *   -EPIPE         the connection ended before the terminal record
- *   -EPROTO        the guest sent what the protocol does not have
- * What the guest's agent itself refuses comes with the agent's errno and sentence (-ENOENT for a path or user
- * that does not exist, -EAGAIN for too many commands at once, -EINVAL, …).
+ *   -ECONNREFUSED  the VM runs, nothing in the guest listens yet (booting, or no agent in
+ * the image) -ETIMEDOUT     no answer in time -ECANCELED     the caller's own callback
+ * said so -EPIPE         the connection ended before the terminal record -EPROTO the
+ * guest sent what the protocol does not have What the guest's agent itself refuses comes
+ * with the agent's errno and sentence (-ENOENT for a path or user that does not exist,
+ * -EAGAIN for too many commands at once, -EINVAL, …).
  *
- * SIGPIPE is not raised by any call here for the socket; output descriptors are the caller's own affair (the CLI ignores
- * SIGPIPE or dies of it, as it likes).
+ * SIGPIPE is not raised by any call here for the socket; output descriptors are the
+ * caller's own affair (the CLI ignores SIGPIPE or dies of it, as it likes).
  */
 #ifndef PANDO_AGENT_CLIENT_H
 #define PANDO_AGENT_CLIENT_H
@@ -30,12 +30,12 @@
 #include "common/agent_wire.h"
 #include "common/err.h"
 
-/* Dials the guest's port 1024. timeout_ms covers all of it; negative: for ever. The descriptor is the caller's,
- * blocking, O_CLOEXEC. */
+/* Dials the guest's port 1024. timeout_ms covers all of it; negative: for ever. The
+ * descriptor is the caller's, blocking, O_CLOEXEC. */
 int agent_connect(const char *socket_path, int timeout_ms, int *ret_fd, struct err *e);
 /* The same for any guest port (22 for sshd -i, …). */
-int agent_connect_port(const char *socket_path, uint32_t port, int timeout_ms, int *ret_fd,
-	struct err *e);
+int agent_connect_port(const char *socket_path, uint32_t port, int timeout_ms,
+	int *ret_fd, struct err *e);
 
 struct agent_pong {
 	char version[32];
@@ -43,10 +43,13 @@ struct agent_pong {
 	uint64_t uptime_ms; /* of the guest */
 };
 /* ret may be NULL. */
-int agent_ping(const char *socket_path, int timeout_ms, struct agent_pong *ret, struct err *e);
+int agent_ping(
+	const char *socket_path, int timeout_ms, struct agent_pong *ret, struct err *e);
 
-/* Pings until the agent answers. cancel (may be NULL) is asked at least every 100 ms; a negative return ends the wait
- * with that code. Only -ECONNREFUSED, a busy agent, -ETIMEDOUT of one attempt and a broken connection are tried again; the rest is final. */
+/* Pings until the agent answers. cancel (may be NULL) is asked at least every 100 ms; a
+ * negative return ends the wait with that code. Only -ECONNREFUSED, a busy agent,
+ * -ETIMEDOUT of one attempt and a broken connection are tried again; the rest is final.
+ */
 int agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void *ctx),
 	void *ctx, struct err *e);
 
@@ -54,30 +57,37 @@ int agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void
  * Execute.
  */
 struct agent_exec_req {
-	const char *const *argv; /* NULL-terminated; passed as it is, any bytes, never through a shell */
-	const char *const *env;  /* "NAME=value", NULL-terminated; over the guest's default environment; NULL: none */
-	const char *cwd;         /* NULL: the user's home */
-	const char *user;        /* name or number; NULL: root (the agent's own) */
-	uint64_t timeout_ms;     /* 0: none. At the limit everything the command started is killed */
-	bool detach;             /* start it and return; output is kept in a bounded journal, see agent_attach */
-	bool tty;                /* a terminal: stdout only, rows and cols its first size */
+	const char *const *argv; /* NULL-terminated; passed as it is, any bytes, never
+				    through a shell */
+	const char *const *env; /* "NAME=value", NULL-terminated; over the guest's default
+				   environment; NULL: none */
+	const char *cwd;	/* NULL: the user's home */
+	const char *user;	/* name or number; NULL: root (the agent's own) */
+	uint64_t timeout_ms;	/* 0: none. At the limit everything the command started is
+				   killed */
+	bool detach; /* start it and return; output is kept in a bounded journal, see
+			agent_attach */
+	bool tty;    /* a terminal: stdout only, rows and cols its first size */
 	uint16_t rows, cols;
-	const char *term;        /* TERM with tty; NULL: "xterm-256color" */
+	const char *term; /* TERM with tty; NULL: "xterm-256color" */
 };
 
 struct agent_session; /* a running call, only inside the wake callback */
 
 struct agent_exec_io {
-	/* Where stdin comes from; -1: /dev/null in the guest. Regular files, pipes, sockets, terminals. */
+	/* Where stdin comes from; -1: /dev/null in the guest. Regular files, pipes,
+	 * sockets, terminals. */
 	int stdin_fd;
-	/* Where output goes. -1: to output(), or nowhere when that is NULL. Written in step with the reader: a slow one slows
-	 * the command, as on a pipe. A write error is final (EPIPE: the reader is gone). */
+	/* Where output goes. -1: to output(), or nowhere when that is NULL. Written in
+	 * step with the reader: a slow one slows the command, as on a pipe. A write error
+	 * is final (EPIPE: the reader is gone). */
 	int stdout_fd, stderr_fd;
 	/* stream is 1 or 2. Negative: end the call with that code. */
 	int (*output)(void *ctx, int stream, const void *buf, size_t len);
-	/* Called when wake_fd (-1: none; a signalfd, pipe, eventfd) is readable. It must read it, may call agent_session_*, and
-	 * a negative return ends the call with that code: the command itself goes on, detached (send it a signal
-	 * first where that is not wanted). */
+	/* Called when wake_fd (-1: none; a signalfd, pipe, eventfd) is readable. It must
+	 * read it, may call agent_session_*, and a negative return ends the call with
+	 * that code: the command itself goes on, detached (send it a signal first where
+	 * that is not wanted). */
 	int wake_fd;
 	int (*wake)(void *ctx, struct agent_session *s);
 	/* Told once, when the guest has accepted the command; may be NULL. */
@@ -86,37 +96,41 @@ struct agent_exec_io {
 	void (*gap)(void *ctx, int stream, uint64_t offset, uint64_t len);
 	void *ctx;
 };
-#define AGENT_EXEC_IO_INIT                                                               \
-	{                                                                                \
-		.stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .wake_fd = -1          \
+#define AGENT_EXEC_IO_INIT \
+	{ \
+		.stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .wake_fd = -1 \
 	}
 
 struct agent_exec_result {
 	char id[24];
 	enum agent_exit_kind kind; /* 0 for detach */
-	uint32_t value;            /* exit status, signal number, or errno: see enum agent_exit_kind */
+	uint32_t value; /* exit status, signal number, or errno: see enum agent_exit_kind
+			 */
 	uint64_t stdout_bytes, stderr_bytes; /* that the command wrote */
-	uint64_t stdout_lost, stderr_lost;   /* of these, dropped by the journal before they were read */
-	char message[256];         /* AGENT_SPAWN_FAILED: why */
+	uint64_t stdout_lost,
+		stderr_lost; /* of these, dropped by the journal before they were read */
+	char message[256];   /* AGENT_SPAWN_FAILED: why */
 };
 
 /* Runs it and pumps until the exit record. 0 when there is one, whatever it says. */
 int agent_exec(const char *socket_path, const struct agent_exec_req *req,
 	const struct agent_exec_io *io, struct agent_exec_result *ret, struct err *e);
 
-/* As agent_exec with this process's own stdin and stdout, which must be terminals: sets raw mode and restores it on every
- * way out, follows SIGWINCH. req->tty, rows and cols are filled in. */
+/* As agent_exec with this process's own stdin and stdout, which must be terminals: sets
+ * raw mode and restores it on every way out, follows SIGWINCH. req->tty, rows and cols
+ * are filled in. */
 int agent_exec_terminal(const char *socket_path, const struct agent_exec_req *req,
 	struct agent_exec_result *ret, struct err *e);
 
-/* Takes up a command from those byte offsets on (0, 0: all that the journal still has). Whoever was attached before is
- * put off. io as for agent_exec; with stdin_fd >= 0 its stdin goes on. */
+/* Takes up a command from those byte offsets on (0, 0: all that the journal still has).
+ * Whoever was attached before is put off. io as for agent_exec; with stdin_fd >= 0 its
+ * stdin goes on. */
 int agent_attach(const char *socket_path, const char *id, uint64_t stdout_offset,
-	uint64_t stderr_offset, const struct agent_exec_io *io, struct agent_exec_result *ret,
-	struct err *e);
+	uint64_t stderr_offset, const struct agent_exec_io *io,
+	struct agent_exec_result *ret, struct err *e);
 
-/* What the CLI exits with: the status; 128 + signal; EXIT_TIMED_OUT; 127 when the program is not there, 126 when it could
- * not be started for another reason. */
+/* What the CLI exits with: the status; 128 + signal; EXIT_TIMED_OUT; 127 when the program
+ * is not there, 126 when it could not be started for another reason. */
 int agent_exit_status(const struct agent_exec_result *r);
 
 /* Inside wake(): queued, sent by the running call. */
@@ -125,8 +139,9 @@ int agent_session_winsize(struct agent_session *s, uint16_t rows, uint16_t cols)
 /* The command goes on without us; the call returns 0 with kind 0. */
 int agent_session_detach(struct agent_session *s);
 
-/* A short command whose output is wanted in memory. input may be NULL. Outputs are malloc'd, NUL-terminated, owned by the
- * caller (agent_captured_done); at most max bytes each are kept, the first ones, the rest is counted in result. */
+/* A short command whose output is wanted in memory. input may be NULL. Outputs are
+ * malloc'd, NUL-terminated, owned by the caller (agent_captured_done); at most max bytes
+ * each are kept, the first ones, the rest is counted in result. */
 struct agent_captured {
 	char *out, *err;
 	size_t out_len, err_len;
@@ -145,19 +160,22 @@ int agent_signal(const char *socket_path, const char *id, int signo, struct err 
 int agent_list_execs(const char *socket_path, char **ret_json, struct err *e);
 
 /*
- * Files. Semantics of `cp -r`: when the destination is an existing folder, the source goes inside it under its own
- * name; otherwise the destination is the new name, and its parent must exist. A source that ends in "/." means the folder's
- * contents. Regular files, folders, symbolic links and FIFOs, with modes and times; sockets and devices are
- * left out and counted. A file or link of the same name is replaced; a folder never is by a file, nor the other way round.
- * Remote relative paths are relative to the home of root. Nothing is ever written outside the destination, whatever
- * the other side sends; set-user-id and set-group-id bits do not come from a guest to the host.
- * A copy that fails or is cancelled half way leaves what it has written so far.
+ * Files. Semantics of `cp -r`: when the destination is an existing folder, the source
+ * goes inside it under its own name; otherwise the destination is the new name, and its
+ * parent must exist. A source that ends in "/." means the folder's contents. Regular
+ * files, folders, symbolic links and FIFOs, with modes and times; sockets and devices are
+ * left out and counted. A file or link of the same name is replaced; a folder never is by
+ * a file, nor the other way round. Remote relative paths are relative to the home of
+ * root. Nothing is ever written outside the destination, whatever the other side sends;
+ * set-user-id and set-group-id bits do not come from a guest to the host. A copy that
+ * fails or is cancelled half way leaves what it has written so far.
  */
 struct agent_copy_stats {
 	uint64_t files, folders, links, skipped; /* skipped: sockets and devices */
-	uint64_t bytes;                          /* of file contents */
+	uint64_t bytes;				 /* of file contents */
 };
-/* progress: may be NULL; called now and then and at the end; negative cancels with that code. */
+/* progress: may be NULL; called now and then and at the end; negative cancels with that
+ * code. */
 int agent_put(const char *socket_path, const char *local, const char *remote,
 	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
 	struct agent_copy_stats *ret, struct err *e);
@@ -173,7 +191,8 @@ struct agent_entry {
 	uint64_t size;
 	int64_t mtime_ns;
 };
-/* A folder's entries sorted by name, or the one file itself. At most 16384; a larger folder is -EFBIG. */
+/* A folder's entries sorted by name, or the one file itself. At most 16384; a larger
+ * folder is -EFBIG. */
 int agent_list(const char *socket_path, const char *remote, struct agent_entry **ret,
 	size_t *ret_n, struct err *e);
 void agent_entries_free(struct agent_entry *entries, size_t n);

@@ -41,9 +41,11 @@ copy_done(struct copy *c)
 static struct agent_copy_stats
 stats_of(const struct copy *c)
 {
-	const struct tar_stats *s = c->pack ? tar_pack_stats(c->pack) : tar_unpack_stats(c->unpack);
+	const struct tar_stats *s =
+		c->pack ? tar_pack_stats(c->pack) : tar_unpack_stats(c->unpack);
 
-	return (struct agent_copy_stats){s->files, s->folders, s->links, s->skipped, s->bytes};
+	return (struct agent_copy_stats){
+		s->files, s->folders, s->links, s->skipped, s->bytes};
 }
 
 static int
@@ -71,7 +73,8 @@ tell_sometimes(struct copy *c, struct err *e)
 }
 
 static int
-start(struct copy *c, const char *socket_path, const char *op, const char *remote, struct err *e)
+start(struct copy *c, const char *socket_path, const char *op, const char *remote,
+	struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};
 
@@ -83,8 +86,8 @@ start(struct copy *c, const char *socket_path, const char *op, const char *remot
 	json_out_str(&o, "op", op);
 	json_out_bytes(&o, "path", remote);
 	json_out_end_object(&o);
-	return agent_link_open(&c->link, socket_path, &o, io_now_ns() + AGENT_ANSWER_MS * 1000000ull,
-		NULL, NULL, e);
+	return agent_link_open(&c->link, socket_path, &o,
+		io_now_ns() + AGENT_ANSWER_MS * 1000000ull, NULL, NULL, e);
 }
 
 /* The agent speaks during a put only to end it. 1: it has, well. */
@@ -99,14 +102,16 @@ take_word(struct copy *c, bool may_end, struct err *e)
 	if (r < 0)
 		return r;
 	if (!r)
-		return c->link.eof
-			? err_set(e, -EPIPE, "the connection to the guest ended before the copy did")
-			: 0;
+		return c->link.eof ? err_set(e, -EPIPE,
+					     "the connection to the guest ended before "
+					     "the copy did")
+				   : 0;
 	if (f.type == AGENT_ERROR)
 		return agent_link_error(&f, e);
 	if (f.type == AGENT_END && may_end)
 		return 1;
-	return err_set(e, -EPROTO, "the guest's agent sent frame type %u during a copy", f.type);
+	return err_set(
+		e, -EPROTO, "the guest's agent sent frame type %u during a copy", f.type);
 }
 
 static int
@@ -131,7 +136,8 @@ send_frame(struct copy *c, const char *at, size_t len, struct err *e)
 			if (r)
 				return r;
 		}
-		/* An error of the agent ends the copy at once, and says more than a broken pipe does. */
+		/* An error of the agent ends the copy at once, and says more than a
+		 * broken pipe does. */
 		if (poll(&p, 1, 0) > 0) {
 			r = take_word(c, false, e);
 			if (r)
@@ -146,7 +152,8 @@ agent_put(const char *socket_path, const char *local, const char *remote,
 	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
 	struct agent_copy_stats *ret, struct err *e)
 {
-	cleanup_copy struct copy c = {.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
+	cleanup_copy struct copy c = {
+		.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
 	struct agent_frame_hdr h;
 	struct stat st;
 	ssize_t n = 1;
@@ -192,7 +199,8 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
 	struct agent_copy_stats *ret, struct err *e)
 {
-	cleanup_copy struct copy c = {.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
+	cleanup_copy struct copy c = {
+		.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
 	struct tar_unpack_opts opts = {.dest = local};
 	struct agent_copy_stats done;
 	struct agent_end end = {0};
@@ -219,7 +227,9 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 				break;
 			default:
 				r = err_set(e, -EPROTO,
-					"the guest's agent sent frame type %u during a copy", f.type);
+					"the guest's agent sent frame type %u during a "
+					"copy",
+					f.type);
 			}
 			if (r)
 				return r;
@@ -227,7 +237,8 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 		if (r < 0 || ended)
 			break;
 		if (c.link.eof)
-			return err_set(e, -EPIPE, "the connection to the guest ended before the copy did");
+			return err_set(e, -EPIPE,
+				"the connection to the guest ended before the copy did");
 		r = tell_sometimes(&c, e);
 		if (!r)
 			r = agent_link_wait(&c.link, POLLIN, 0, e);

@@ -1,6 +1,7 @@
 /*
- * Execute and attach: one loop that moves stdin in, output out, and obeys the caller's wake. Output that cannot be written now
- * stops the reading of the link, and with it, in the guest, the command.
+ * Execute and attach: one loop that moves stdin in, output out, and obeys the caller's
+ * wake. Output that cannot be written now stops the reading of the link, and with it, in
+ * the guest, the command.
  */
 #include "host/agent_client.h"
 
@@ -24,7 +25,8 @@
 #include "common/json_bytes.h"
 #include "host/agent_link.h"
 
-/* A command with a time limit must be reported this long after it, else the guest is stuck. */
+/* A command with a time limit must be reported this long after it, else the guest is
+ * stuck. */
 #define GRACE_MS 15000
 /* Words to the guest when the call is given up. */
 #define LAST_WORDS_NS 1000000000ull
@@ -189,7 +191,8 @@ pull(struct agent_session *s, struct err *e)
  * Out.
  */
 
-/* The reader of our output is gone: the command hears of it as it would on a pipe of its own. */
+/* The reader of our output is gone: the command hears of it as it would on a pipe of its
+ * own. */
 static int
 write_failed(struct agent_session *s, int stream, int code, struct err *e)
 {
@@ -240,7 +243,8 @@ take_output(struct agent_session *s, const struct agent_frame *f, struct err *e)
 
 	memcpy(&o, f->payload, sizeof(o));
 	if (o.offset != s->expected[i])
-		return err_set(e, -EPROTO, "the guest's agent sent output from %llu on, not %llu",
+		return err_set(e, -EPROTO,
+			"the guest's agent sent output from %llu on, not %llu",
 			(unsigned long long)o.offset, (unsigned long long)s->expected[i]);
 	s->expected[i] += len;
 	if (out_fd(s, i) >= 0) {
@@ -263,7 +267,8 @@ take_gap(struct agent_session *s, const struct agent_frame *f, struct err *e)
 
 	memcpy(&g, f->payload, sizeof(g));
 	if (g.offset != s->expected[i] || !g.len || g.offset + g.len < g.offset)
-		return err_set(e, -EPROTO, "the guest's agent sent a gap that does not fit");
+		return err_set(
+			e, -EPROTO, "the guest's agent sent a gap that does not fit");
 	s->expected[i] += g.len;
 	*(i ? &s->result->stderr_lost : &s->result->stdout_lost) += g.len;
 	if (s->io->gap)
@@ -279,11 +284,16 @@ take_exit(struct agent_session *s, const struct agent_frame *f, struct err *e)
 
 	memcpy(&x, f->payload, sizeof(x));
 	if (x.kind < AGENT_EXITED || x.kind > AGENT_SPAWN_FAILED)
-		return err_set(e, -EPROTO, "the guest's agent reported an end of kind %u", x.kind);
+		return err_set(e, -EPROTO, "the guest's agent reported an end of kind %u",
+			x.kind);
 	if (x.stdout_bytes != s->expected[0] || x.stderr_bytes != s->expected[1])
-		return err_set(e, -EPIPE, "output is missing: the command wrote %llu and %llu bytes, %llu and %llu came",
-			(unsigned long long)x.stdout_bytes, (unsigned long long)x.stderr_bytes,
-			(unsigned long long)s->expected[0], (unsigned long long)s->expected[1]);
+		return err_set(e, -EPIPE,
+			"output is missing: the command wrote %llu and %llu bytes, %llu "
+			"and %llu came",
+			(unsigned long long)x.stdout_bytes,
+			(unsigned long long)x.stderr_bytes,
+			(unsigned long long)s->expected[0],
+			(unsigned long long)s->expected[1]);
 	s->result->kind = (enum agent_exit_kind)x.kind;
 	s->result->value = x.value;
 	s->result->stdout_bytes = x.stdout_bytes;
@@ -317,7 +327,8 @@ take_frame(struct agent_session *s, const struct agent_frame *f, struct err *e)
 	case AGENT_ERROR:
 		return agent_link_error(f, e);
 	default:
-		return err_set(e, -EPROTO, "the guest's agent sent frame type %u during a command", f->type);
+		return err_set(e, -EPROTO,
+			"the guest's agent sent frame type %u during a command", f->type);
 	}
 }
 
@@ -339,8 +350,9 @@ take_frames(struct agent_session *s, struct err *e)
 	return 0;
 }
 
-/* Control frames still queued go out, within a second. heard: and the agent is known to have read them; to close a socket with
- * unread output in it would reset the connection, and what the agent has not read by then is lost. */
+/* Control frames still queued go out, within a second. heard: and the agent is known to
+ * have read them; to close a socket with unread output in it would reset the connection,
+ * and what the agent has not read by then is lost. */
 static void
 last_words(struct agent_session *s, bool heard)
 {
@@ -354,12 +366,14 @@ last_words(struct agent_session *s, bool heard)
 	while (pending(s) && !push(s, NULL) && pending(s)) {
 		/* The agent may be waiting for us to read before it reads. */
 		l->at = l->len;
-		if (agent_link_wait(l, POLLOUT | POLLIN, deadline, NULL) || agent_link_fill(l, NULL))
+		if (agent_link_wait(l, POLLOUT | POLLIN, deadline, NULL) ||
+			agent_link_fill(l, NULL))
 			return;
 	}
 	while (heard && !l->eof) {
 		l->at = l->len;
-		if (agent_link_wait(l, POLLIN, deadline, NULL) || agent_link_fill(l, NULL))
+		if (agent_link_wait(l, POLLIN, deadline, NULL) ||
+			agent_link_fill(l, NULL))
 			return;
 	}
 }
@@ -386,7 +400,8 @@ pump(struct agent_session *s, struct err *e)
 			p[0].events |= POLLOUT;
 		else if (s->stdin_open && s->stdin_sent < s->stdin_limit)
 			p[1].fd = s->io->stdin_fd;
-		/* Hang-ups are reported unasked: while output waits, they would be all poll says. */
+		/* Hang-ups are reported unasked: while output waits, they would be all
+		 * poll says. */
 		if (!p[0].events)
 			p[0].fd = -1;
 		if (s->deadline_ns) {
@@ -394,7 +409,8 @@ pump(struct agent_session *s, struct err *e)
 
 			if (now >= s->deadline_ns)
 				return err_set(e, -ETIMEDOUT,
-					"the guest has not reported the command's end in time; it is stuck or paused");
+					"the guest has not reported the command's end in "
+					"time; it is stuck or paused");
 			ms = (int)((s->deadline_ns - now + 999999) / 1000000);
 		}
 		n = poll(p, 4, ms);
@@ -416,13 +432,15 @@ pump(struct agent_session *s, struct err *e)
 			r = push(s, e);
 		if (!r && p[1].revents && !pending(s))
 			r = pull(s, e);
-		if (!r && s->out_stream < 0 && (p[0].revents & (POLLIN | POLLHUP | POLLERR))) {
+		if (!r && s->out_stream < 0 &&
+			(p[0].revents & (POLLIN | POLLHUP | POLLERR))) {
 			r = agent_link_fill(&s->link, e);
 			if (!r)
 				r = take_frames(s, e);
 			if (!r && s->link.eof && s->out_stream < 0 && !s->detach)
 				return err_set(e, -EPIPE,
-					"the connection to the guest ended before the command's exit record");
+					"the connection to the guest ended before the "
+					"command's exit record");
 		}
 	}
 	return r;
@@ -450,8 +468,8 @@ is_regular(int fd)
 }
 
 static int
-run(struct agent_session *s, const char *socket_path, struct json_out *request, bool detached,
-	struct err *e)
+run(struct agent_session *s, const char *socket_path, struct json_out *request,
+	bool detached, struct err *e)
 {
 	cleanup_json struct json *j = NULL;
 	cleanup_free char *text = NULL;
@@ -475,10 +493,13 @@ run(struct agent_session *s, const char *socket_path, struct json_out *request, 
 		s->result->id[0] != 'e' ||
 		strspn(s->result->id + 1, "0123456789") + 1 != strlen(s->result->id))
 		return err_set(e, -EPROTO, "the guest's agent answered without an id");
-	if (json_get(j, 0, "stdin_bytes") >= 0 && json_u64(j, json_get(j, 0, "stdin_bytes"), &in))
-		return err_set(e, -EPROTO, "the guest's agent answered with a broken \"stdin_bytes\"");
+	if (json_get(j, 0, "stdin_bytes") >= 0 &&
+		json_u64(j, json_get(j, 0, "stdin_bytes"), &in))
+		return err_set(e, -EPROTO,
+			"the guest's agent answered with a broken \"stdin_bytes\"");
 	s->stdin_sent = in;
-	s->stdin_limit = in + (json_get(j, 0, "stdin_bytes") >= 0 ? 0 : AGENT_STDIN_WINDOW);
+	s->stdin_limit =
+		in + (json_get(j, 0, "stdin_bytes") >= 0 ? 0 : AGENT_STDIN_WINDOW);
 	if (s->io->started)
 		s->io->started(s->io->ctx, s->result->id);
 	if (detached)
@@ -497,8 +518,8 @@ run(struct agent_session *s, const char *socket_path, struct json_out *request, 
 
 static int
 call(const char *socket_path, struct json_out *request, const struct agent_exec_io *io,
-	bool detached, const uint64_t from[2], uint64_t timeout_ms, struct agent_exec_result *ret,
-	struct err *e)
+	bool detached, const uint64_t from[2], uint64_t timeout_ms,
+	struct agent_exec_result *ret, struct err *e)
 {
 	static const struct agent_exec_io no_io = AGENT_EXEC_IO_INIT;
 	struct agent_session *s = calloc(1, sizeof(*s));
@@ -517,7 +538,8 @@ call(const char *socket_path, struct json_out *request, const struct agent_exec_
 	if (timeout_ms)
 		s->deadline_ns = io_now_ns() + (timeout_ms + GRACE_MS) * 1000000;
 
-	/* A SIGPIPE of our own making is kept from the process: the error says it, and the guest must hear of it first. */
+	/* A SIGPIPE of our own making is kept from the process: the error says it, and
+	 * the guest must hear of it first. */
 	sigemptyset(&pipe);
 	sigaddset(&pipe, SIGPIPE);
 	sigpending(&waiting);
@@ -531,7 +553,8 @@ call(const char *socket_path, struct json_out *request, const struct agent_exec_
 		bool heard = r < 0 && s->ctl_at < s->ctl_len;
 
 		if (heard)
-			queue(s, AGENT_DETACH, NULL, 0); /* its answer is the end of the connection */
+			queue(s, AGENT_DETACH, NULL,
+				0); /* its answer is the end of the connection */
 		last_words(s, heard);
 	}
 
@@ -585,8 +608,8 @@ agent_exec(const char *socket_path, const struct agent_exec_req *req,
 
 int
 agent_attach(const char *socket_path, const char *id, uint64_t stdout_offset,
-	uint64_t stderr_offset, const struct agent_exec_io *io, struct agent_exec_result *ret,
-	struct err *e)
+	uint64_t stderr_offset, const struct agent_exec_io *io,
+	struct agent_exec_result *ret, struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};
 	uint64_t from[2] = {stdout_offset, stderr_offset};
@@ -713,8 +736,10 @@ agent_exec_terminal(const char *socket_path, const struct agent_exec_req *req,
 	sigset_t set, old;
 	int r;
 
-	if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO) || tcgetattr(STDIN_FILENO, &before))
-		return err_set(e, -ENOTTY, "stdin and stdout must be a terminal for an interactive command");
+	if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO) ||
+		tcgetattr(STDIN_FILENO, &before))
+		return err_set(e, -ENOTTY,
+			"stdin and stdout must be a terminal for an interactive command");
 	sigemptyset(&set);
 	sigaddset(&set, SIGWINCH);
 	sigaddset(&set, SIGHUP);

@@ -14,11 +14,12 @@
 #include "common/io.h"
 #include "common/log.h"
 
-/* Progress lines that wait for a client who does not read: more are dropped, the result never is. */
+/* Progress lines that wait for a client who does not read: more are dropped, the result
+ * never is. */
 #define STREAM_QUEUE_MAX (256u * 1024u)
 
 struct api {
-	struct tree *tree; /* borrowed */
+	struct tree *tree;	   /* borrowed */
 	struct MHD_Daemon *daemon; /* owned */
 	void (*shutdown)(void *ctx);
 	void *ctx; /* weak */
@@ -166,7 +167,8 @@ respond(struct MHD_Connection *c, unsigned status, struct json_out *out)
 
 	if (out->error || !out->buf)
 		return MHD_NO;
-	response = MHD_create_response_from_buffer(out->len, out->buf, MHD_RESPMEM_MUST_COPY);
+	response = MHD_create_response_from_buffer(
+		out->len, out->buf, MHD_RESPMEM_MUST_COPY);
 	if (!response)
 		return MHD_NO;
 	MHD_add_response_header(response, "Content-Type", "application/json");
@@ -285,13 +287,15 @@ stream_read(void *stream, uint64_t pos, char *buf, size_t max)
 		s->queued -= take;
 		n = (ssize_t)take;
 	} else {
-		n = s->failed ? MHD_CONTENT_READER_END_WITH_ERROR : MHD_CONTENT_READER_END_OF_STREAM;
+		n = s->failed ? MHD_CONTENT_READER_END_WITH_ERROR
+			      : MHD_CONTENT_READER_END_OF_STREAM;
 	}
 	pthread_mutex_unlock(&s->lock);
 	return n;
 }
 
-/* The connection is over, perhaps before the call is: a call that has begun is carried through. */
+/* The connection is over, perhaps before the call is: a call that has begun is carried
+ * through. */
 static void
 stream_free(void *stream)
 {
@@ -353,8 +357,8 @@ peer_is_us(struct MHD_Connection *c)
 	socklen_t len = sizeof(cred);
 
 	return info &&
-		getsockopt(info->connect_fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 &&
-		cred.uid == geteuid();
+	       getsockopt(info->connect_fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 &&
+	       cred.uid == geteuid();
 }
 
 static bool
@@ -427,7 +431,8 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	int r;
 
 	if (q->too_long) {
-		err_set(&e, -E2BIG, "the request's body is longer than %u bytes", REQUEST_BODY_MAX);
+		err_set(&e, -E2BIG, "the request's body is longer than %u bytes",
+			REQUEST_BODY_MAX);
 		return respond_error(c, 413, &e);
 	}
 	r = request_route(method, q->target, &route, &e);
@@ -486,7 +491,8 @@ on_log(void *ctx, const char *fmt, va_list ap)
 	vsnprintf(line, sizeof(line), fmt, ap);
 	line[strcspn(line, "\n")] = '\0';
 	if (log_allowed(&limit))
-		log_debug("http: %s", log_escape(shown, sizeof(shown), line, strlen(line)));
+		log_debug(
+			"http: %s", log_escape(shown, sizeof(shown), line, strlen(line)));
 }
 
 int
@@ -503,15 +509,16 @@ api_start(struct tree *t, int listen_fd, void (*shutdown)(void *ctx), void *ctx,
 	a->tree = t;
 	a->shutdown = shutdown;
 	a->ctx = ctx;
-	a->daemon = MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD |
-			MHD_USE_THREAD_PER_CONNECTION | MHD_USE_POLL | MHD_USE_ITC |
-			MHD_USE_ERROR_LOG,
+	a->daemon = MHD_start_daemon(
+		MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION |
+			MHD_USE_POLL | MHD_USE_ITC | MHD_USE_ERROR_LOG,
 		0, NULL, NULL, on_request, a, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
 		MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT,
-		(unsigned)API_CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)API_IDLE_S,
-		MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(32 * 1024),
-		MHD_OPTION_THREAD_STACK_SIZE, (size_t)(1024 * 1024), MHD_OPTION_URI_LOG_CALLBACK,
-		on_target, a, MHD_OPTION_NOTIFY_COMPLETED, on_completed, a, MHD_OPTION_END);
+		(unsigned)API_CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
+		(unsigned)API_IDLE_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+		(size_t)(32 * 1024), MHD_OPTION_THREAD_STACK_SIZE, (size_t)(1024 * 1024),
+		MHD_OPTION_URI_LOG_CALLBACK, on_target, a, MHD_OPTION_NOTIFY_COMPLETED,
+		on_completed, a, MHD_OPTION_END);
 	if (!a->daemon) {
 		r = err_set(e, -EIO, "the HTTP server cannot be started");
 		close(listen_fd);

@@ -1,9 +1,10 @@
 /*
- * pandod's API (host/API.md) over HTTP on a listening Unix socket. The only file that calls libmicrohttpd.
+ * pandod's API (host/API.md) over HTTP on a listening Unix socket. The only file that
+ * calls libmicrohttpd.
  *
- * Each connection has a thread of its own, at most API_CONNECTIONS_MAX of them; the rest wait in the
- * socket's queue. A request that is slow to come is dropped after API_IDLE_S; one that is
- * being worked on may take as long as it takes. The peer's uid must be ours.
+ * Each connection has a thread of its own, at most API_CONNECTIONS_MAX of them; the rest
+ * wait in the socket's queue. A request that is slow to come is dropped after API_IDLE_S;
+ * one that is being worked on may take as long as it takes. The peer's uid must be ours.
  */
 #ifndef PANDO_HOST_API_H
 #define PANDO_HOST_API_H
@@ -16,7 +17,8 @@
 
 struct api;
 
-/* listen_fd: taken over, also on failure. shutdown: called, from any thread, for POST /v1/shutdown. */
+/* listen_fd: taken over, also on failure. shutdown: called, from any thread, for POST
+ * /v1/shutdown. */
 int api_start(struct tree *t, int listen_fd, void (*shutdown)(void *ctx), void *ctx,
 	struct api **ret, struct err *e);
 /* Waits for the calls that are under way; tree_stop() first shortens them. */

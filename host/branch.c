@@ -1,15 +1,16 @@
 /*
  * POST /v1/vms/{vm}/branch: live forks.
  *
- * One child: VMM_FORK. More: one fork that parks, holding the picture of one instant, and all
- * children from it, then it quits. Either way the running parent is stopped once.
+ * One child: VMM_FORK. More: one fork that parks, holding the picture of one instant, and
+ * all children from it, then it quits. Either way the running parent is stopped once.
  *
- * The disk. Before the fork the parent's chain is [… s], its VMM writing s. The fork gives the parent a
- * new segment p and the child a new one c, and s is read-only to both. The database is
- * written *before* the fork, as [… s p] and [… s c], with s counted whole: that is true whether the
- * fork then happens or not (until it does, p is empty and s still grows; once it has, nobody
- * appends to s any more). So a pandod that is killed in between leaves chains that are right. The
- * number of records at the cut, which the VMM reports, is written afterwards as a check.
+ * The disk. Before the fork the parent's chain is [… s], its VMM writing s. The fork
+ * gives the parent a new segment p and the child a new one c, and s is read-only to both.
+ * The database is written *before* the fork, as [… s p] and [… s c], with s counted
+ * whole: that is true whether the fork then happens or not (until it does, p is empty and
+ * s still grows; once it has, nobody appends to s any more). So a pandod that is killed
+ * in between leaves chains that are right. The number of records at the cut, which the
+ * VMM reports, is written afterwards as a check.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,12 +28,12 @@
 /* Threads that wait for agents. */
 #define WAITERS_MAX 32
 
-/* The process that holds the picture while its children are made. In no table: when pandod is killed
- * the next one finds its folder without a row (adopt.c). */
+/* The process that holds the picture while its children are made. In no table: when
+ * pandod is killed the next one finds its folder without a row (adopt.c). */
 struct parked {
 	char id[VM_ID_LEN + 1];
 	struct vmmctl *ctl; /* owned */
-	int pidfd;          /* owned */
+	int pidfd;	    /* owned */
 	pid_t pid;
 };
 
@@ -41,20 +42,21 @@ struct branch {
 	const struct branch_request *q;
 	const struct progress *p;
 	struct vm *parent; /* reference */
-	bool claimed;      /* parent->op is ours */
+	bool claimed;	   /* parent->op is ours */
 	char parent_old_segment[DB_SEGMENT_MAX];
 	char parent_segment[DB_SEGMENT_MAX];
 	int parent_data, parent_index; /* owned */
-	int null;                      /* owned */
+	int null;		       /* owned */
 	uint8_t parent_generation[16];
-	struct vm **children; /* references, claimed; q->count of them */
-	unsigned n_children;  /* listed so far */
-	bool forked;          /* the parent's segment was cut, or may have been */
+	struct vm **children;  /* references, claimed; q->count of them */
+	unsigned n_children;   /* listed so far */
+	bool forked;	       /* the parent's segment was cut, or may have been */
 	struct vmm_forked cut; /* what the parent said of it */
 };
 
-/* A pidfd of a fork of `parent`, from the number its VMM gave: believed only so far as the kernel says
- * that this process is a child of that VMM. Only for killing it when it does not come to life. */
+/* A pidfd of a fork of `parent`, from the number its VMM gave: believed only so far as
+ * the kernel says that this process is a child of that VMM. Only for killing it when it
+ * does not come to life. */
 static int
 open_hinted(pid_t parent, uint32_t hint)
 {
@@ -71,8 +73,9 @@ open_hinted(pid_t parent, uint32_t hint)
 	return TAKE_FD(pidfd);
 }
 
-/* The pidfd of whoever sent VMM_STARTED. The number may have been reused since; but only the sender
- * holds the other end of this socket, so if that is still open, what we opened is the sender. */
+/* The pidfd of whoever sent VMM_STARTED. The number may have been reused since; but only
+ * the sender holds the other end of this socket, so if that is still open, what we opened
+ * is the sender. */
 static int
 open_sender(struct vmmctl *ctl, pid_t pid, int *ret_pidfd, struct err *e)
 {
@@ -85,18 +88,19 @@ open_sender(struct vmmctl *ctl, pid_t pid, int *ret_pidfd, struct err *e)
 	if (r < 0)
 		return r;
 	if (!process_lives(pidfd))
-		return err_set(e, -ESRCH, "the fork's process %d ended at once", (int)pid);
+		return err_set(
+			e, -ESRCH, "the fork's process %d ended at once", (int)pid);
 	*ret_pidfd = TAKE_FD(pidfd);
 	return 0;
 }
 
-/* One VMM_FORK to ctl (the VMM of process `from`). *ret_ctl, *ret_pidfd: the child's, kept also on failure, for
- * the caller to end it. */
+/* One VMM_FORK to ctl (the VMM of process `from`). *ret_ctl, *ret_pidfd: the child's,
+ * kept also on failure, for the caller to end it. */
 static int
 fork_vmm(struct branch *b, struct vmmctl *ctl, pid_t from, struct vmm_fork *msg,
-	const struct vm_files *files, int data, int index, int parent_data, int parent_index,
-	struct vmmctl **ret_ctl, int *ret_pidfd, struct vmm_forked *ret, bool *ret_uncertain,
-	struct err *e)
+	const struct vm_files *files, int data, int index, int parent_data,
+	int parent_index, struct vmmctl **ret_ctl, int *ret_pidfd, struct vmm_forked *ret,
+	bool *ret_uncertain, struct err *e)
 {
 	cleanup_close int ours = -1, theirs = -1;
 	int r = launch_control_pair(&ours, &theirs, e);
@@ -118,7 +122,8 @@ fork_vmm(struct branch *b, struct vmmctl *ctl, pid_t from, struct vmm_fork *msg,
 		[VMM_FORK_FD_PARENT_SEG_INDEX] = parent_index,
 	};
 
-	r = vmmctl_fork(ctl, msg, fds, b->t->config.start_timeout_ms, ret, ret_uncertain, e);
+	r = vmmctl_fork(
+		ctl, msg, fds, b->t->config.start_timeout_ms, ret, ret_uncertain, e);
 	if (r < 0)
 		return r;
 	*ret_pidfd = open_hinted(from, ret->child_pid);
@@ -138,8 +143,9 @@ wait_child(struct branch *b, struct vmmctl *ctl, bool parked, int *pidfd, pid_t 
 	if (r < 0)
 		return r;
 	if ((ret->parked != 0) != parked)
-		return err_set(e, -EPROTO, parked ? "the fork runs and should be parked"
-						  : "the fork is parked and should run");
+		return err_set(e, -EPROTO,
+			parked ? "the fork runs and should be parked"
+			       : "the fork is parked and should run");
 	r = open_sender(ctl, *ret_pid, &sure, e);
 	if (r < 0)
 		return r;
@@ -192,10 +198,13 @@ park(struct branch *b, struct parked *k, struct err *e)
 	r = launch_segment(b->t->config.home, segment, &data, &index, e);
 	if (r < 0)
 		return r;
-	memcpy(msg.parent_generation, b->parent_generation, sizeof(msg.parent_generation));
-	snprintf(msg.child_name, sizeof(msg.child_name), "%.40s-parked", vm_name(b->parent));
-	r = fork_vmm(b, b->parent->ctl, (pid_t)b->parent->row.pid, &msg, &files, data, index,
-		b->parent_data, b->parent_index, &k->ctl, &k->pidfd, &b->cut, &uncertain, e);
+	memcpy(msg.parent_generation, b->parent_generation,
+		sizeof(msg.parent_generation));
+	snprintf(msg.child_name, sizeof(msg.child_name), "%.40s-parked",
+		vm_name(b->parent));
+	r = fork_vmm(b, b->parent->ctl, (pid_t)b->parent->row.pid, &msg, &files, data,
+		index, b->parent_data, b->parent_index, &k->ctl, &k->pidfd, &b->cut,
+		&uncertain, e);
 	b->forked = r == 0 || uncertain;
 	if (r < 0)
 		return r;
@@ -220,18 +229,21 @@ fork_child(struct branch *b, struct vm *child, struct parked *k, struct err *e)
 	if (r < 0)
 		return r;
 	memcpy(msg.child_generation, child->row.generation, sizeof(msg.child_generation));
-	memcpy(msg.parent_generation, b->parent_generation, sizeof(msg.parent_generation));
+	memcpy(msg.parent_generation, b->parent_generation,
+		sizeof(msg.parent_generation));
 	snprintf(msg.child_name, sizeof(msg.child_name), "%s", vm_name(child));
 	if (k)
-		return fork_vmm(b, k->ctl, k->pid, &msg, &files, data, index, b->null, b->null,
-			&child->ctl, &child->pidfd, &forked, &uncertain, e);
-	r = fork_vmm(b, b->parent->ctl, (pid_t)b->parent->row.pid, &msg, &files, data, index,
-		b->parent_data, b->parent_index, &child->ctl, &child->pidfd, &b->cut, &uncertain, e);
+		return fork_vmm(b, k->ctl, k->pid, &msg, &files, data, index, b->null,
+			b->null, &child->ctl, &child->pidfd, &forked, &uncertain, e);
+	r = fork_vmm(b, b->parent->ctl, (pid_t)b->parent->row.pid, &msg, &files, data,
+		index, b->parent_data, b->parent_index, &child->ctl, &child->pidfd,
+		&b->cut, &uncertain, e);
 	b->forked = r == 0 || uncertain;
 	return r;
 }
 
-/* A child's row, in the table. Called with the lock, inside the database's transaction. */
+/* A child's row, in the table. Called with the lock, inside the database's transaction.
+ */
 static int
 enter_child(struct branch *b, unsigned i, struct err *e)
 {
@@ -258,7 +270,8 @@ enter_child(struct branch *b, unsigned i, struct err *e)
 	vm->row.labels = b->q->labels;
 	r = tree_new_id(vm->row.id, e);
 	if (r == 0 && b->q->alias[0] && b->q->count > 1)
-		r = paths_format(vm->row.alias, sizeof(vm->row.alias), e, "%s-%u", b->q->alias, i);
+		r = paths_format(
+			vm->row.alias, sizeof(vm->row.alias), e, "%s-%u", b->q->alias, i);
 	if (r == 0)
 		r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
 	if (r == 0)
@@ -292,11 +305,13 @@ enter(struct branch *b, struct err *e)
 	if (t->stopping)
 		return err_set(e, -ECANCELED, "pandod is stopping");
 	if (parent->row.state != VM_RUNNING && parent->row.state != VM_STARTING)
-		return err_set(e, -EBUSY, "vm \"%s\" is %s: only a running VM can be branched%s",
+		return err_set(e, -EBUSY,
+			"vm \"%s\" is %s: only a running VM can be branched%s",
 			vm_name(parent), vm_state_name(parent->row.state),
 			parent->row.state == VM_PAUSED ? ", so resume it first" : "");
 	if (!parent->ctl || parent->dead)
-		return err_set(e, -ESRCH, "vm \"%s\": its VMM does not listen to pandod", vm_name(parent));
+		return err_set(e, -ESRCH, "vm \"%s\": its VMM does not listen to pandod",
+			vm_name(parent));
 	r = tree_random(b->parent_generation, sizeof(b->parent_generation), e);
 	if (r == 0)
 		r = db_begin(t->db, e);
@@ -304,14 +319,15 @@ enter(struct branch *b, struct err *e)
 		return r;
 	r = db_chain(t->db, parent->row.id, &links, &n_links, e);
 	if (r == 0 && n_links == 0)
-		r = err_set(e, -EINVAL, "state.db: vm \"%s\" has no disk chain", vm_name(parent));
+		r = err_set(e, -EINVAL, "state.db: vm \"%s\" has no disk chain",
+			vm_name(parent));
 	if (r == 0)
 		memcpy(b->parent_old_segment, links[n_links - 1].segment, DB_SEGMENT_MAX);
 	for (unsigned i = 0; r == 0 && i < b->q->count; i++)
 		r = enter_child(b, i, e);
 	if (r == 0) {
-		snprintf(b->parent_segment, sizeof(b->parent_segment), "%s.%u", parent->row.id,
-			parent->row.next_segment);
+		snprintf(b->parent_segment, sizeof(b->parent_segment), "%s.%u",
+			parent->row.id, parent->row.next_segment);
 		r = db_chain_append(t->db, parent->row.id, b->parent_segment, e);
 	}
 	if (r == 0) {
@@ -343,8 +359,8 @@ note_cut(struct branch *b)
 	if (!b->parent->dead && db_update(t->db, &b->parent->row, &e) < 0)
 		log_err("vm %s: %s", b->parent->row.id, e.msg);
 	/* 0 with an uncertain fork: then the count stays "all", which is right. */
-	if (b->cut.hdr.type == VMM_FORKED &&
-		db_chain_cut(t->db, b->parent_old_segment, b->cut.cut_index_records, &e) < 0)
+	if (b->cut.hdr.type == VMM_FORKED && db_chain_cut(t->db, b->parent_old_segment,
+						     b->cut.cut_index_records, &e) < 0)
 		log_err("segment %s: %s", b->parent_old_segment, e.msg);
 	pthread_mutex_unlock(&t->lock);
 }
@@ -363,7 +379,8 @@ drop_parent_segment(struct branch *b)
 	pthread_mutex_unlock(&t->lock);
 }
 
-/* From entered rows to running, watched, recorded children. On failure the caller undoes them. */
+/* From entered rows to running, watched, recorded children. On failure the caller undoes
+ * them. */
 static int
 make(struct branch *b, struct err *e)
 {
@@ -398,7 +415,8 @@ make(struct branch *b, struct err *e)
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
 		r = vm_made(b->t, b->children[i], e);
 	if (r == 0)
-		log_info("vm %s (%s): branched into %u, paused for %llu us, of which fork %llu us; "
+		log_info("vm %s (%s): branched into %u, paused for %llu us, of which "
+			 "fork %llu us; "
 			 "slowest child ran after %llu us",
 			b->parent->row.id, vm_name(b->parent), b->n_children,
 			(unsigned long long)(b->cut.pause_ns / 1000),
@@ -412,7 +430,7 @@ make(struct branch *b, struct err *e)
  */
 struct waiters {
 	struct branch *b;
-	unsigned next;     /* under the tree's lock, as the rest */
+	unsigned next; /* under the tree's lock, as the rest */
 	unsigned answered;
 	bool give_up;
 	int result;
@@ -432,7 +450,9 @@ waiter_main(void *arg)
 		int r;
 
 		pthread_mutex_lock(&t->lock);
-		child = w->give_up || w->next == w->b->n_children ? NULL : w->b->children[w->next++];
+		child = w->give_up || w->next == w->b->n_children
+				? NULL
+				: w->b->children[w->next++];
 		pthread_mutex_unlock(&t->lock);
 		if (!child)
 			return NULL;
@@ -446,7 +466,8 @@ waiter_main(void *arg)
 		answered = r == 0 ? ++w->answered : 0;
 		pthread_mutex_unlock(&t->lock);
 		if (answered && w->b->n_children > 1)
-			say(w->b->p, "%u of %u branches answer", answered, w->b->n_children);
+			say(w->b->p, "%u of %u branches answer", answered,
+				w->b->n_children);
 	}
 }
 
@@ -468,7 +489,8 @@ wait_agents(struct branch *b, struct err *e)
 	return 0;
 }
 
-/* Children that are watched go as deleted ones do; the rest were never more than half made. */
+/* Children that are watched go as deleted ones do; the rest were never more than half
+ * made. */
 static void
 undo(struct branch *b)
 {
@@ -502,7 +524,8 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	r = make(b, e);
 	if (r < 0)
 		err_wrap(e, r, "branching vm \"%s\"", vm_name(b->parent));
-	/* The parent may be branched or paused again while the children's agents are waited for. */
+	/* The parent may be branched or paused again while the children's agents are
+	 * waited for. */
 	pthread_mutex_lock(&t->lock);
 	b->parent->op = NULL;
 	b->claimed = false;
@@ -511,13 +534,14 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	if (r == 0 && b->q->wait) {
 		say(b->p, "%u branch%s run%s; waiting for %s agent%s", b->n_children,
 			b->n_children == 1 ? "" : "es", b->n_children == 1 ? "s" : "",
-			b->n_children == 1 ? "its" : "their", b->n_children == 1 ? "" : "s");
+			b->n_children == 1 ? "its" : "their",
+			b->n_children == 1 ? "" : "s");
 		r = wait_agents(b, e);
 	}
 	if (r < 0) {
 		if (e)
-			log_info("vm %s (%s): not branched: %s", b->parent->row.id, vm_name(b->parent),
-				e->msg);
+			log_info("vm %s (%s): not branched: %s", b->parent->row.id,
+				vm_name(b->parent), e->msg);
 		undo(b);
 		return r;
 	}

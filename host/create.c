@@ -82,20 +82,22 @@ admit(const struct create_request *q, struct err *e)
 	uint64_t ram_mib;
 
 	if (cpus > 0 && q->vcpus > (uint32_t)cpus)
-		return err_set(e, -EINVAL, "\"vcpus\" is %u, and this host has %ld CPU%s online",
-			q->vcpus, cpus, cpus == 1 ? "" : "s");
+		return err_set(e, -EINVAL,
+			"\"vcpus\" is %u, and this host has %ld CPU%s online", q->vcpus,
+			cpus, cpus == 1 ? "" : "s");
 	if (sysinfo(&si) < 0)
 		return err_sys(e, -errno, "sysinfo");
 	ram_mib = ((uint64_t)si.totalram * si.mem_unit) >> 20;
 	if (q->mem_mib > ram_mib)
-		return err_set(e, -EINVAL, "\"mem_mib\" is %llu, and this host has %llu MiB of memory",
+		return err_set(e, -EINVAL,
+			"\"mem_mib\" is %llu, and this host has %llu MiB of memory",
 			(unsigned long long)q->mem_mib, (unsigned long long)ram_mib);
 	return 0;
 }
 
 static int
-boot_message(const struct vm *vm, const struct create_request *q, const struct image *image,
-	struct vmm_boot *ret, struct err *e)
+boot_message(const struct vm *vm, const struct create_request *q,
+	const struct image *image, struct vmm_boot *ret, struct err *e)
 {
 	int n;
 
@@ -104,19 +106,21 @@ boot_message(const struct vm *vm, const struct create_request *q, const struct i
 	ret->vcpus = vm->row.vcpus;
 	ret->guest_cid = GUEST_CID;
 	ret->flags = (image->initrd_fd >= 0 ? VMM_BOOT_HAS_INITRD : 0) |
-		(image->base_fd >= 0 ? VMM_BOOT_HAS_BASE : 0);
+		     (image->base_fd >= 0 ? VMM_BOOT_HAS_BASE : 0);
 	memcpy(ret->generation, vm->row.generation, sizeof(ret->generation));
 	snprintf(ret->name, sizeof(ret->name), "%s", vm_name(vm));
 	n = snprintf(ret->cmdline, sizeof(ret->cmdline), "%s%s%s", image->cmdline,
 		image->cmdline[0] && q->cmdline[0] ? " " : "", q->cmdline);
 	if (n < 0 || (size_t)n >= sizeof(ret->cmdline))
 		return err_set(e, -EINVAL,
-			"\"cmdline\" is too long: with the image's own it has %d bytes, at most %zu fit", n,
-			sizeof(ret->cmdline) - 1);
+			"\"cmdline\" is too long: with the image's own it has %d bytes, "
+			"at most %zu fit",
+			n, sizeof(ret->cmdline) - 1);
 	return 0;
 }
 
-/* Files, segment, process, VMM_BOOT, VMM_STARTED. Whatever is made is vm_undo's to remove. */
+/* Files, segment, process, VMM_BOOT, VMM_STARTED. Whatever is made is vm_undo's to
+ * remove. */
 static int
 launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot *boot,
 	struct err *e)
@@ -130,7 +134,8 @@ launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot
 
 	kvm = open(t->config.kvm_path, O_RDWR | O_CLOEXEC);
 	if (kvm < 0)
-		return err_sys(e, -errno, "%s (`pando doctor` says what to do)", t->config.kvm_path);
+		return err_sys(e, -errno, "%s (`pando doctor` says what to do)",
+			t->config.kvm_path);
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0)
 		return err_sys(e, -errno, "/dev/null");
@@ -139,7 +144,8 @@ launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot
 	if (r == 0)
 		r = launch_segment(t->config.home, segment, &data, &index, e);
 	if (r == 0)
-		r = launch_spawn(t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
+		r = launch_spawn(
+			t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
 	if (r < 0)
 		return r;
 	r = vmmctl_create(TAKE_FD(control), &vm->ctl, e);
@@ -163,16 +169,17 @@ launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot
 
 	r = vmmctl_boot(vm->ctl, boot, fds, e);
 	if (r == 0)
-		r = vmmctl_wait_started(vm->ctl, t->config.start_timeout_ms, &started, &sender, e);
+		r = vmmctl_wait_started(
+			vm->ctl, t->config.start_timeout_ms, &started, &sender, e);
 	if (r < 0)
 		return r;
 	if (sender != pid)
-		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d", (int)sender,
-			(int)pid);
+		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d",
+			(int)sender, (int)pid);
 	vm->row.pid = pid;
-	log_info("vm %s (%s): started, pid %d, %llu MiB, %u vCPU, set up in %llu us", vm->row.id,
-		vm_name(vm), (int)pid, (unsigned long long)vm->row.mem_mib, vm->row.vcpus,
-		(unsigned long long)(started.setup_ns / 1000));
+	log_info("vm %s (%s): started, pid %d, %llu MiB, %u vCPU, set up in %llu us",
+		vm->row.id, vm_name(vm), (int)pid, (unsigned long long)vm->row.mem_mib,
+		vm->row.vcpus, (unsigned long long)(started.setup_ns / 1000));
 	return 0;
 }
 
@@ -198,8 +205,8 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 	vm->row.vcpus = q->vcpus;
 	vm->row.disk_mib = q->disk_mib;
 	if (!vm->row.disk_mib)
-		vm->row.disk_mib =
-			image->base_mib > DISK_DEFAULT_MIB ? image->base_mib : DISK_DEFAULT_MIB;
+		vm->row.disk_mib = image->base_mib > DISK_DEFAULT_MIB ? image->base_mib
+								      : DISK_DEFAULT_MIB;
 	memcpy(vm->row.kernel, q->kernel, sizeof(vm->row.kernel));
 	memcpy(vm->row.rootfs, q->rootfs, sizeof(vm->row.rootfs));
 	memcpy(vm->row.base_path, image->base_path, sizeof(vm->row.base_path));
@@ -254,8 +261,10 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 		return r;
 	if (q->disk_mib && q->disk_mib < image.base_mib)
 		return err_set(e, -EINVAL,
-			"\"disk_mib\" is %llu, less than the %llu MiB of the disk image \"%.200s\"",
-			(unsigned long long)q->disk_mib, (unsigned long long)image.base_mib, q->rootfs);
+			"\"disk_mib\" is %llu, less than the %llu MiB of the disk image "
+			"\"%.200s\"",
+			(unsigned long long)q->disk_mib,
+			(unsigned long long)image.base_mib, q->rootfs);
 
 	pthread_mutex_lock(&t->lock);
 	vm = enter(t, q, &image, &r, e);
@@ -270,7 +279,8 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 		r = vm_made(t, vm, e);
 	if (r < 0) {
 		if (e)
-			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm), e->msg);
+			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm),
+				e->msg);
 		vm_undo(t, vm);
 		goto out;
 	}
@@ -278,7 +288,8 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 		say(p, "VM %s runs; waiting for its agent", vm->row.id);
 		r = vm_wait_agent(t, vm, NULL, e);
 		if (r == -ETIMEDOUT) {
-			/* It stays in the tree, as failed, with its console for who wants to know why. */
+			/* It stays in the tree, as failed, with its console for who wants
+			 * to know why. */
 			pthread_mutex_lock(&t->lock);
 			snprintf(vm->kill_reason, sizeof(vm->kill_reason),
 				"ended by pandod: its agent did not answer within %d s",

@@ -8,8 +8,8 @@
 
 #include "common/cleanup.h"
 
-/* A record of what the tables are, and how an older file becomes a newer one: step n leads to
- * schema version n + 1. */
+/* A record of what the tables are, and how an older file becomes a newer one: step n
+ * leads to schema version n + 1. */
 static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"CREATE TABLE vms ("
 	"  seq INTEGER PRIMARY KEY AUTOINCREMENT,"
@@ -71,18 +71,23 @@ enum stmt {
 static const char *const sql[STMT_COUNT] = {
 	[STMT_BEGIN] = "BEGIN IMMEDIATE",
 	[STMT_COMMIT] = "COMMIT",
-	[STMT_LOAD] =
-		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, vcpus, disk_mib, kernel,"
-		" rootfs, base_path, generation, pid, pid_start, answered, made, next_segment"
-		" FROM vms ORDER BY seq",
+	[STMT_LOAD] = "SELECT id, alias, state, reason, parent, created_ms, mem_mib, "
+		      "vcpus, disk_mib, kernel,"
+		      " rootfs, base_path, generation, pid, pid_start, answered, made, "
+		      "next_segment"
+		      " FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_INSERT] =
-		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, vcpus,"
-		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made,"
-		" next_segment) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)",
+		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, "
+		"vcpus,"
+		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, "
+		"answered, made,"
+		" next_segment) VALUES "
+		"(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
-		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, generation=?13, pid=?14,"
+		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, "
+		"generation=?13, pid=?14,"
 		" pid_start=?15, answered=?16, made=?17, next_segment=?18 WHERE id=?1",
 	[STMT_DELETE] = "DELETE FROM vms WHERE id = ?1",
 	[STMT_SEGMENT] = "INSERT INTO segments (name) VALUES (?1)",
@@ -92,18 +97,19 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_CHAIN_COPY] = "INSERT INTO chain (vm, pos, segment, records)"
 			    " SELECT ?2, pos, segment, records FROM chain WHERE vm = ?1",
 	[STMT_CHAIN_REMOVE] = "DELETE FROM chain WHERE vm = ?1 AND segment = ?2",
-	[STMT_CHAIN_CUT] =
-		"UPDATE chain SET records = ?2 WHERE segment = ?1"
-		" AND EXISTS (SELECT 1 FROM chain c WHERE c.vm = chain.vm AND c.pos > chain.pos)",
+	[STMT_CHAIN_CUT] = "UPDATE chain SET records = ?2 WHERE segment = ?1"
+			   " AND EXISTS (SELECT 1 FROM chain c WHERE c.vm = chain.vm AND "
+			   "c.pos > chain.pos)",
 	[STMT_CHAIN] = "SELECT segment, records FROM chain WHERE vm = ?1 ORDER BY pos",
-	[STMT_UNUSED] = "SELECT name FROM segments WHERE name NOT IN (SELECT segment FROM chain)",
+	[STMT_UNUSED] =
+		"SELECT name FROM segments WHERE name NOT IN (SELECT segment FROM chain)",
 	[STMT_DROP_UNUSED] =
 		"DELETE FROM segments WHERE name NOT IN (SELECT segment FROM chain)",
 	[STMT_KNOWN] = "SELECT 1 FROM segments WHERE name = ?1",
 };
 
 struct db {
-	sqlite3 *h;                     /* owned */
+	sqlite3 *h;			/* owned */
 	sqlite3_stmt *stmt[STMT_COUNT]; /* owned */
 };
 
@@ -159,8 +165,9 @@ failed(struct db *db, const char *doing, struct err *e)
 static int
 exec_sql(struct db *db, const char *text, const char *doing, struct err *e)
 {
-	return sqlite3_exec(db->h, text, NULL, NULL, NULL) == SQLITE_OK ? 0
-									: failed(db, doing, e);
+	return sqlite3_exec(db->h, text, NULL, NULL, NULL) == SQLITE_OK
+		       ? 0
+		       : failed(db, doing, e);
 }
 
 static int
@@ -179,7 +186,8 @@ migrate(struct db *db, const char *path, struct err *e)
 	sqlite3_finalize(s);
 	if (version > DB_SCHEMA_VERSION)
 		return err_set(e, -EINVAL,
-			"%.200s was written by a newer pandod (schema %d, this one knows %d): use that "
+			"%.200s was written by a newer pandod (schema %d, this one knows "
+			"%d): use that "
 			"pandod, or another PANDO_HOME",
 			path, version, DB_SCHEMA_VERSION);
 	while (version < DB_SCHEMA_VERSION) {
@@ -222,13 +230,14 @@ db_open(const char *path, struct db **ret, struct err *e)
 	sqlite3_extended_result_codes(db->h, 1);
 	sqlite3_busy_timeout(db->h, 5000); /* somebody's sqlite3 shell */
 	r = exec_sql(db,
-		"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON",
+		"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA "
+		"foreign_keys = ON",
 		"opening", e);
 	if (r == 0)
 		r = migrate(db, path, e);
 	for (int i = 0; r == 0 && i < STMT_COUNT; i++)
-		if (sqlite3_prepare_v3(db->h, sql[i], -1, SQLITE_PREPARE_PERSISTENT, &db->stmt[i],
-			    NULL) != SQLITE_OK)
+		if (sqlite3_prepare_v3(db->h, sql[i], -1, SQLITE_PREPARE_PERSISTENT,
+			    &db->stmt[i], NULL) != SQLITE_OK)
 			r = failed(db, "preparing a statement", e);
 	if (r < 0) {
 		db_close(db);
@@ -322,7 +331,8 @@ load_labels(struct db *db, struct vm_row *row, struct err *e)
 		if (row->labels.n == VM_LABELS_MAX ||
 			column_text(s, 0, l->key, sizeof(l->key)) < 0 ||
 			column_text(s, 1, l->value, sizeof(l->value)) < 0) {
-			r = err_set(e, -EINVAL, "state.db: the labels of VM %s are damaged", row->id);
+			r = err_set(e, -EINVAL,
+				"state.db: the labels of VM %s are damaged", row->id);
 			break;
 		}
 		row->labels.n++;
@@ -342,7 +352,8 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 	memset(row, 0, sizeof(*row));
 	if (column_text(s, 0, row->id, sizeof(row->id)) < 0 || !request_is_id(row->id) ||
 		column_text(s, 1, row->alias, sizeof(row->alias)) < 0 ||
-		column_text(s, 2, state, sizeof(state)) < 0 || !vm_state_parse(state, &row->state) ||
+		column_text(s, 2, state, sizeof(state)) < 0 ||
+		!vm_state_parse(state, &row->state) ||
 		column_text(s, 3, row->reason, sizeof(row->reason)) < 0 ||
 		column_text(s, 4, row->parent, sizeof(row->parent)) < 0 ||
 		column_text(s, 9, row->kernel, sizeof(row->kernel)) < 0 ||
@@ -376,7 +387,8 @@ db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struct er
 	while ((step = sqlite3_step(s)) == SQLITE_ROW) {
 		r = load_row(s, v);
 		if (r < 0) {
-			r = err_set(e, r, "state.db: the row of VM \"%.12s\" is damaged", v->id);
+			r = err_set(e, r, "state.db: the row of VM \"%.12s\" is damaged",
+				v->id);
 			break;
 		}
 		r = load_labels(db, v, e);
@@ -485,7 +497,8 @@ db_chain_copy(struct db *db, const char *from, const char *to, struct err *e)
 int
 db_chain_remove(struct db *db, const char *vm, const char *segment, struct err *e)
 {
-	return run_texts(db, STMT_CHAIN_REMOVE, vm, segment, "shortening a disk chain", e);
+	return run_texts(
+		db, STMT_CHAIN_REMOVE, vm, segment, "shortening a disk chain", e);
 }
 
 int
@@ -530,11 +543,13 @@ db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 		}
 		links = more;
 		if (column_text(s, 0, links[n].segment, sizeof(links[n].segment)) < 0) {
-			r = err_set(e, -EINVAL, "state.db: the disk chain of VM %s is damaged", vm);
+			r = err_set(e, -EINVAL,
+				"state.db: the disk chain of VM %s is damaged", vm);
 			break;
 		}
-		links[n].records =
-			sqlite3_column_type(s, 1) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, 1);
+		links[n].records = sqlite3_column_type(s, 1) == SQLITE_NULL
+					   ? -1
+					   : sqlite3_column_int64(s, 1);
 		n++;
 	}
 	if (r == 0 && step != SQLITE_DONE)
@@ -551,7 +566,8 @@ db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 }
 
 int
-db_sweep_segments(struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n, struct err *e)
+db_sweep_segments(
+	struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n, struct err *e)
 {
 	sqlite3_stmt *s = db->stmt[STMT_UNUSED];
 	char(*names)[DB_SEGMENT_MAX] = NULL;
@@ -591,7 +607,9 @@ db_segment_known(struct db *db, const char *segment, struct err *e)
 
 	sqlite3_bind_text(s, 1, segment, -1, SQLITE_STATIC);
 	step = sqlite3_step(s);
-	r = step == SQLITE_ROW ? 1 : step == SQLITE_DONE ? 0 : failed(db, "looking up a segment", e);
+	r = step == SQLITE_ROW	  ? 1
+	    : step == SQLITE_DONE ? 0
+				  : failed(db, "looking up a segment", e);
 	sqlite3_reset(s);
 	sqlite3_clear_bindings(s);
 	return r;

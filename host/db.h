@@ -1,12 +1,13 @@
 /*
- * The tree on disk: SQLite in <home>/state.db (WAL, foreign keys). The only file that calls SQLite.
+ * The tree on disk: SQLite in <home>/state.db (WAL, foreign keys). The only file that
+ * calls SQLite.
  *
- * pandod reads it once, at its start, and writes through from then on. Not thread-safe: the caller
- * (host/tree.c) holds its lock around every call.
+ * pandod reads it once, at its start, and writes through from then on. Not thread-safe:
+ * the caller (host/tree.c) holds its lock around every call.
  *
- * A row of `vms` with made = 0 is half-made, or half-deleted: whoever did it was killed in between; the
- * next start removes it. synchronous=NORMAL: a killed pandod loses nothing; a power cut may lose the last
- * moments, which the VMs do not survive either.
+ * A row of `vms` with made = 0 is half-made, or half-deleted: whoever did it was killed
+ * in between; the next start removes it. synchronous=NORMAL: a killed pandod loses
+ * nothing; a power cut may lose the last moments, which the VMs do not survive either.
  */
 #ifndef PANDO_HOST_DB_H
 #define PANDO_HOST_DB_H
@@ -53,11 +54,11 @@ struct vm_row {
 	char rootfs[VM_IMAGE_MAX];
 	char base_path[PATHS_MAX];
 	uint8_t generation[16];
-	int64_t pid;             /* 0: none */
-	uint64_t pid_start;      /* field 22 of /proc/<pid>/stat: tells a reused pid */
-	bool answered;           /* the agent did, once */
+	int64_t pid;	    /* 0: none */
+	uint64_t pid_start; /* field 22 of /proc/<pid>/stat: tells a reused pid */
+	bool answered;	    /* the agent did, once */
 	bool made;
-	uint32_t next_segment;   /* <id>.<n> of the next one */
+	uint32_t next_segment; /* <id>.<n> of the next one */
 	struct labels labels;
 };
 
@@ -83,8 +84,8 @@ int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struc
 	void *ctx, struct err *e);
 /* -EEXIST: the alias is taken. */
 int db_insert(struct db *db, const struct vm_row *row, struct err *e);
-/* All that can change but labels: alias, state, reason, parent, generation, pid, answered, made,
- * next_segment. */
+/* All that can change but labels: alias, state, reason, parent, generation, pid,
+ * answered, made, next_segment. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
@@ -99,10 +100,10 @@ int db_chain_cut(struct db *db, const char *segment, uint64_t records, struct er
 /* malloc'd array, oldest first. */
 int db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 	struct err *e);
-/* Forgets segments that no chain names; *ret: malloc'd array of their names, whose files the caller
- * removes after the commit. */
-int db_sweep_segments(struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n,
-	struct err *e);
+/* Forgets segments that no chain names; *ret: malloc'd array of their names, whose files
+ * the caller removes after the commit. */
+int db_sweep_segments(
+	struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n, struct err *e);
 /* 1 known, 0 not. */
 int db_segment_known(struct db *db, const char *segment, struct err *e);
 

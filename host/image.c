@@ -37,7 +37,8 @@ image_done(struct image *i)
 
 /* Opens a regular file; what: "kernel", for the sentence. */
 static int
-open_file(const char *what, const char *path, int *ret_fd, uint64_t *ret_size, struct err *e)
+open_file(const char *what, const char *path, int *ret_fd, uint64_t *ret_size,
+	struct err *e)
 {
 	/* Not blocking: the path is the user's, and may be a FIFO. */
 	cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -71,13 +72,15 @@ check_kernel(int fd, const char *path, uint64_t size, struct err *e)
 		return err_sys(e, r, "reading kernel %.200s", path);
 	if (memcmp(head, "\177ELF", 4) == 0)
 		return err_set(e, -EINVAL,
-			"kernel %.200s is an ELF file; a bzImage (arch/x86/boot/bzImage, /boot/vmlinuz-…) "
+			"kernel %.200s is an ELF file; a bzImage (arch/x86/boot/bzImage, "
+			"/boot/vmlinuz-…) "
 			"is needed",
 			path);
 	if (head[BOOT_FLAG_AT] != 0x55 || head[BOOT_FLAG_AT + 1] != 0xaa ||
 		memcmp(head + BOOT_MAGIC_AT, "HdrS", 4) != 0)
 		return err_set(e, -EINVAL,
-			"kernel %.200s is no Linux kernel: it has no bzImage header", path);
+			"kernel %.200s is no Linux kernel: it has no bzImage header",
+			path);
 	return 0;
 }
 
@@ -100,24 +103,29 @@ check_base(int fd, const char *path, uint64_t size, struct err *e)
 
 	if (size % SEGMENT_BLOCK != 0)
 		return err_set(e, -EINVAL,
-			"disk image %.200s is truncated: its %llu bytes are no multiple of %u", path,
-			(unsigned long long)size, SEGMENT_BLOCK);
+			"disk image %.200s is truncated: its %llu bytes are no multiple "
+			"of %u",
+			path, (unsigned long long)size, SEGMENT_BLOCK);
 	r = io_pread_full(fd, super, sizeof(super), EXT4_SUPER_AT);
 	if (r < 0)
 		return err_sys(e, r, "reading disk image %.200s", path);
 	if (super[EXT4_MAGIC_AT] != 0x53 || super[EXT4_MAGIC_AT + 1] != 0xef)
-		return 0; /* another file system, or a partition table: the guest's business */
+		return 0; /* another file system, or a partition table: the guest's
+			     business */
 	shift = le32_at(super + EXT4_LOG_BLOCK_SIZE);
 	if (shift > 6)
-		return err_set(e, -EINVAL, "disk image %.200s has a damaged ext4 superblock", path);
+		return err_set(e, -EINVAL,
+			"disk image %.200s has a damaged ext4 superblock", path);
 	blocks = le32_at(super + EXT4_BLOCKS_LO);
 	if (le32_at(super + EXT4_INCOMPAT) & EXT4_INCOMPAT_64BIT)
 		blocks |= (uint64_t)le32_at(super + EXT4_BLOCKS_HI) << 32;
 	if (__builtin_mul_overflow(blocks, (uint64_t)1024 << shift, &need) || need > size)
 		return err_set(e, -EINVAL,
-			"disk image %.200s is truncated: its ext4 file system has %llu blocks of %u "
+			"disk image %.200s is truncated: its ext4 file system has %llu "
+			"blocks of %u "
 			"bytes, the file only %llu bytes; fetch or build it again",
-			path, (unsigned long long)blocks, 1024u << shift, (unsigned long long)size);
+			path, (unsigned long long)blocks, 1024u << shift,
+			(unsigned long long)size);
 	return 0;
 }
 
@@ -145,19 +153,22 @@ find_image(const char *images, const char *what, const char *name, char *ret_pat
 	}
 	if (name[0] == '.' || strchr(name, '/'))
 		return err_set(e, -EINVAL,
-			"%s \"%s\" is neither an image's name nor an absolute path", what, shown);
+			"%s \"%s\" is neither an image's name nor an absolute path", what,
+			shown);
 	r = paths_format(ret_path, PATHS_MAX, e, "%s/%s", images, name);
 	if (r < 0)
 		return r;
 	if (!is_folder(ret_path))
 		return err_set(e, -ENOENT,
-			"no image named \"%s\" below %.200s: `make images` builds the default one",
+			"no image named \"%s\" below %.200s: `make images` builds the "
+			"default one",
 			shown, images);
 	*ret_folder = true;
 	return 0;
 }
 
-/* The command line in image.json; an image without the file, or without the member, has none. */
+/* The command line in image.json; an image without the file, or without the member, has
+ * none. */
 static int
 read_cmdline(const char *folder, char *dst, size_t cap, struct err *e)
 {
@@ -184,8 +195,9 @@ read_cmdline(const char *folder, char *dst, size_t cap, struct err *e)
 		return 0;
 	r = json_str(j, tok, dst, cap);
 	if (r < 0)
-		return err_set(e, -EINVAL, "%.200s: \"cmdline\" is not a string of at most %zu bytes",
-			path, cap - 1);
+		return err_set(e, -EINVAL,
+			"%.200s: \"cmdline\" is not a string of at most %zu bytes", path,
+			cap - 1);
 	return 0;
 }
 
@@ -230,14 +242,16 @@ open_base(const char *images, const char *rootfs, struct image *i, struct err *e
 	r = find_image(images, "rootfs", rootfs, path, &folder, e);
 	if (r < 0)
 		return r;
-	r = paths_format(file, sizeof(file), e, "%s%s", path, folder ? "/rootfs.ext4" : "");
+	r = paths_format(
+		file, sizeof(file), e, "%s%s", path, folder ? "/rootfs.ext4" : "");
 	if (r == 0)
 		r = open_file("disk image", file, &i->base_fd, &size, e);
 	if (r == 0)
 		r = check_base(i->base_fd, file, size, e);
 	if (r < 0)
 		return r;
-	/* The name may be a symbolic link that tomorrow leads elsewhere; this VM's disk stays. */
+	/* The name may be a symbolic link that tomorrow leads elsewhere; this VM's disk
+	 * stays. */
 	if (!realpath(file, i->base_path))
 		return err_sys(e, -errno, "%.200s", file);
 	i->base_mib = (size + (1u << 20) - 1) >> 20;

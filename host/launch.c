@@ -32,7 +32,8 @@ vm_files_done(struct vm_files *f)
 static int
 open_new(const char *path, int flags, int *ret_fd, struct err *e)
 {
-	int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+	int fd = open(
+		path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
 
 	if (fd < 0)
 		return err_sys(e, -errno, "making %.300s", path);
@@ -81,14 +82,15 @@ launch_remove_files(const char *home, const char *id, struct err *e)
 }
 
 static int
-segment_path(const char *home, const char *name, const char *suffix, char *dst, struct err *e)
+segment_path(
+	const char *home, const char *name, const char *suffix, char *dst, struct err *e)
 {
 	return paths_format(dst, PATHS_MAX, e, "%s/segments/%s.%s", home, name, suffix);
 }
 
 int
-launch_segment(const char *home, const char *name, int *ret_data, int *ret_index,
-	struct err *e)
+launch_segment(
+	const char *home, const char *name, int *ret_data, int *ret_index, struct err *e)
 {
 	cleanup_close int data = -1, index = -1;
 	char path[PATHS_MAX];
@@ -134,8 +136,9 @@ launch_control_pair(int *ret_ours, int *ret_theirs, struct err *e)
 }
 
 /*
- * The user's environment holds keys and tokens; a VMM that a guest has taken over must not find
- * them. Only what a sanitizer's runtime reads goes along, in a build that has one.
+ * The user's environment holds keys and tokens; a VMM that a guest has taken over must
+ * not find them. Only what a sanitizer's runtime reads goes along, in a build that has
+ * one.
  */
 static char **
 vmm_environment(char *env[4])
@@ -144,7 +147,8 @@ vmm_environment(char *env[4])
 
 #ifdef PANDO_SAN
 	extern char **environ;
-	static const char *const names[] = {"ASAN_OPTIONS=", "UBSAN_OPTIONS=", "LSAN_OPTIONS="};
+	static const char *const names[] = {
+		"ASAN_OPTIONS=", "UBSAN_OPTIONS=", "LSAN_OPTIONS="};
 
 	for (char **v = environ; *v && n < 3; v++)
 		for (size_t i = 0; i < 3; i++)
@@ -180,26 +184,30 @@ launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
 		posix_spawn_file_actions_destroy(&actions);
 		return err_set(e, -ENOMEM, "out of memory");
 	}
-	/* log_fd and theirs are above 3: pandod keeps 0 to 3 occupied (pandod.c), so that none of
-	 * these steps overwrites what a later one copies. */
+	/* log_fd and theirs are above 3: pandod keeps 0 to 3 occupied (pandod.c), so that
+	 * none of these steps overwrites what a later one copies. */
 	r = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
 	if (r == 0)
-		r = posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+		r = posix_spawn_file_actions_addopen(
+			&actions, 1, "/dev/null", O_WRONLY, 0);
 	if (r == 0)
 		r = posix_spawn_file_actions_adddup2(&actions, log_fd, 2);
 	if (r == 0)
 		r = posix_spawn_file_actions_adddup2(&actions, theirs, VMM_CONTROL_FD);
 	if (r == 0)
-		r = posix_spawn_file_actions_addclosefrom_np(&actions, VMM_CONTROL_FD + 1);
+		r = posix_spawn_file_actions_addclosefrom_np(
+			&actions, VMM_CONTROL_FD + 1);
 	if (r == 0)
 		r = posix_spawnattr_setsigmask(&attr, &none);
 	if (r == 0)
 		r = posix_spawnattr_setsigdefault(&attr, &all);
 	if (r == 0)
-		r = posix_spawnattr_setflags(&attr,
-			POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
+		r = posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK |
+							    POSIX_SPAWN_SETSIGDEF |
+							    POSIX_SPAWN_SETSID);
 	if (r == 0)
-		r = posix_spawn(&pid, vmm_path, &actions, &attr, argv, vmm_environment(env));
+		r = posix_spawn(
+			&pid, vmm_path, &actions, &attr, argv, vmm_environment(env));
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attr);
 	if (r != 0)
@@ -236,13 +244,15 @@ process_look(pid_t pid, pid_t *ret_ppid, uint64_t *ret_start)
 	if (n <= 0)
 		return n < 0 ? (int)n : -ESRCH;
 	buf[n] = '\0';
-	/* The second field is the program's name in parentheses, which may hold any byte. */
+	/* The second field is the program's name in parentheses, which may hold any byte.
+	 */
 	p = strrchr(buf, ')');
 	if (!p)
 		return -EPROTO;
 	/* Fields 3 state, 4 ppid, 5 to 21, 22 starttime. */
 	if (sscanf(p + 1,
-		    " %c %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
+		    " %c %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+		    "%*s %*s %llu",
 		    &state, &ppid, &start) != 3)
 		return -EPROTO;
 	if (state == 'Z' || state == 'X')
@@ -262,8 +272,9 @@ process_open(pid_t pid, uint64_t start, int *ret_pidfd)
 
 	if (pidfd < 0)
 		return -errno;
-	/* Looked at after the opening: a start time that agrees belongs to what was opened, or to
-	 * one that took the number within the same clock tick after this one's death. */
+	/* Looked at after the opening: a start time that agrees belongs to what was
+	 * opened, or to one that took the number within the same clock tick after this
+	 * one's death. */
 	r = process_look(pid, &ppid, &now_start);
 	if (r < 0)
 		return r;

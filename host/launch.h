@@ -1,6 +1,6 @@
 /*
- * What a VMM is handed: its folder with sockets, console and log, its disk segment, and the process
- * itself. pandod opens everything; the VMM opens nothing.
+ * What a VMM is handed: its folder with sockets, console and log, its disk segment, and
+ * the process itself. pandod opens everything; the VMM opens nothing.
  */
 #ifndef PANDO_HOST_LAUNCH_H
 #define PANDO_HOST_LAUNCH_H
@@ -13,12 +13,15 @@
 
 /* A VM's folder <home>/vms/<id>, opened. All owned, -1: none. */
 struct vm_files {
-	int listen_fd;  /* control.sock, SOCK_SEQPACKET, listening */
-	int vsock_fd;   /* agent.sock, SOCK_STREAM, listening */
+	int listen_fd;	/* control.sock, SOCK_SEQPACKET, listening */
+	int vsock_fd;	/* agent.sock, SOCK_STREAM, listening */
 	int console_fd; /* empty */
-	int log_fd;     /* append */
+	int log_fd;	/* append */
 };
-#define VM_FILES_INIT {.listen_fd = -1, .vsock_fd = -1, .console_fd = -1, .log_fd = -1}
+#define VM_FILES_INIT \
+	{ \
+		.listen_fd = -1, .vsock_fd = -1, .console_fd = -1, .log_fd = -1 \
+	}
 
 void vm_files_done(struct vm_files *f);
 #define cleanup_vm_files __attribute__((cleanup(vm_files_done)))
@@ -29,14 +32,15 @@ int launch_files(const char *home, const char *id, struct vm_files *ret, struct 
 int launch_remove_files(const char *home, const char *id, struct err *e);
 
 /* <home>/segments/<name>.{data,index}, new and empty, read-write. */
-int launch_segment(const char *home, const char *name, int *ret_data, int *ret_index,
-	struct err *e);
+int launch_segment(
+	const char *home, const char *name, int *ret_data, int *ret_index, struct err *e);
 void launch_remove_segment(const char *home, const char *name);
 
 /*
- * Starts vmm_path with a control socket as descriptor 3, /dev/null as 0 and 1, log_fd as 2, nothing
- * else open, no environment, a session of its own. *ret_control: our end (SOCK_SEQPACKET).
- * The process is our child: its pid is not reused before somebody waits for *ret_pidfd.
+ * Starts vmm_path with a control socket as descriptor 3, /dev/null as 0 and 1, log_fd as
+ * 2, nothing else open, no environment, a session of its own. *ret_control: our end
+ * (SOCK_SEQPACKET). The process is our child: its pid is not reused before somebody waits
+ * for *ret_pidfd.
  */
 int launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
 	int *ret_pidfd, struct err *e);

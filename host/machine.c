@@ -28,18 +28,21 @@
 #include "common/log.h"
 
 #define QEMU "qemu-system-x86_64"
-/* A busy host under emulation is slow; a machine that is broken has mostly ended before. */
+/* A busy host under emulation is slow; a machine that is broken has mostly ended before.
+ */
 #define BOOT_MS 600000
 #define CONNECT_MS 120000
 #define ASK_MS 15000
 #define POWER_OFF_MS 45000
 #define TERM_MS 5000
-/* Room on the host's disk to make a machine: the copy of its image and something to work with. */
+/* Room on the host's disk to make a machine: the copy of its image and something to work
+ * with. */
 #define FREE_MIN_MIB 4096
 
 extern char **environ;
 
-/* --- Small things that are tested by themselves ------------------------------------------- */
+/* --- Small things that are tested by themselves
+ * ------------------------------------------- */
 
 int
 machine_memory(uint64_t wanted_mib, uint64_t available_mib, uint64_t *ret, struct err *e)
@@ -52,9 +55,11 @@ machine_memory(uint64_t wanted_mib, uint64_t available_mib, uint64_t *ret, struc
 			MACHINE_MEM_MIN_MIB);
 	if ((wanted_mib ? wanted_mib : MACHINE_MEM_MIN_MIB) > spare_mib)
 		return err_set(e, -ENOMEM,
-			"the machine needs %llu MiB of memory and this host can spare %llu: end something, "
+			"the machine needs %llu MiB of memory and this host can spare "
+			"%llu: end something, "
 			"or ask for less with --mem-size",
-			(unsigned long long)(wanted_mib ? wanted_mib : MACHINE_MEM_MIN_MIB),
+			(unsigned long long)(wanted_mib ? wanted_mib
+							: MACHINE_MEM_MIN_MIB),
 			(unsigned long long)spare_mib);
 	if (!wanted_mib)
 		wanted_mib = spare_mib < MACHINE_MEM_MIB ? spare_mib : MACHINE_MEM_MIB;
@@ -81,7 +86,8 @@ machine_qemu_value(char *dst, size_t cap, const char *text, struct err *e)
 int
 machine_start_ticks(const char *stat_text, uint64_t *ret)
 {
-	/* The second field is the program's name in parentheses, which may hold anything. */
+	/* The second field is the program's name in parentheses, which may hold anything.
+	 */
 	const char *p = strrchr(stat_text, ')');
 	char *end;
 
@@ -98,7 +104,8 @@ machine_start_ticks(const char *stat_text, uint64_t *ret)
 	return errno || end == p ? -EINVAL : 0;
 }
 
-/* --- Where things are ---------------------------------------------------------------------- */
+/* --- Where things are
+ * ---------------------------------------------------------------------- */
 
 static int
 find_home(char *dst, size_t cap, struct err *e)
@@ -109,14 +116,16 @@ find_home(char *dst, size_t cap, struct err *e)
 	if (own && *own) {
 		if (own[0] != '/')
 			return err_set(e, -EINVAL,
-				"PANDO_MACHINE_HOME=\"%.80s\" is not an absolute path", own);
+				"PANDO_MACHINE_HOME=\"%.80s\" is not an absolute path",
+				own);
 		return paths_format(dst, cap, e, "%s", own);
 	}
 	if (xdg && xdg[0] == '/')
 		return paths_format(dst, cap, e, "%s/pando/machine", xdg);
 	if (!home || home[0] != '/')
 		return err_set(e, -EINVAL,
-			"HOME is not set: set it, or PANDO_MACHINE_HOME, to an absolute path");
+			"HOME is not set: set it, or PANDO_MACHINE_HOME, to an absolute "
+			"path");
 	return paths_format(dst, cap, e, "%s/.local/share/pando/machine", home);
 }
 
@@ -135,7 +144,8 @@ exists(const struct machine *m, const char *name)
 }
 
 static int
-take_lock(const struct machine *m, machine_say *say, void *ctx, int *ret_fd, struct err *e)
+take_lock(
+	const struct machine *m, machine_say *say, void *ctx, int *ret_fd, struct err *e)
 {
 	cleanup_close int fd = -1;
 	char path[PATHS_MAX];
@@ -175,8 +185,11 @@ last_line(const struct machine *m, const char *name, char *dst, size_t cap)
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return dst;
 	n = pread(fd, tail, sizeof(tail) - 1,
-		st.st_size > (off_t)sizeof(tail) - 1 ? st.st_size - (off_t)sizeof(tail) + 1 : 0);
-	while (n > 0 && (tail[n - 1] == '\n' || tail[n - 1] == '\r' || tail[n - 1] == ' '))
+		st.st_size > (off_t)sizeof(tail) - 1
+			? st.st_size - (off_t)sizeof(tail) + 1
+			: 0);
+	while (n > 0 &&
+		(tail[n - 1] == '\n' || tail[n - 1] == '\r' || tail[n - 1] == ' '))
 		n--;
 	if (n <= 0)
 		return dst;
@@ -186,9 +199,11 @@ last_line(const struct machine *m, const char *name, char *dst, size_t cap)
 	return log_escape(dst, cap, line, strlen(line));
 }
 
-/* --- The process --------------------------------------------------------------------------- */
+/* --- The process
+ * --------------------------------------------------------------------------- */
 
-/* A descriptor of that very process; -ESRCH when it is gone, though its number may be another's. */
+/* A descriptor of that very process; -ESRCH when it is gone, though its number may be
+ * another's. */
 static int
 open_process(pid_t pid, uint64_t start_ticks, int *ret_pidfd)
 {
@@ -219,7 +234,8 @@ wait_process(int pidfd, uint64_t timeout_ms)
 
 	do {
 		now_ns = io_now_ns();
-		if (poll(&p, 1, now_ns < end_ns ? (int)((end_ns - now_ns) / 1000000) : 0) > 0)
+		if (poll(&p, 1,
+			    now_ns < end_ns ? (int)((end_ns - now_ns) / 1000000) : 0) > 0)
 			return true;
 	} while (now_ns < end_ns);
 	return false;
@@ -253,9 +269,11 @@ read_running(struct machine *m, struct err *e)
 		json_u64(j, json_get(j, 0, "started_ms"), &m->started_ms) < 0 || !pid ||
 		pid > INT32_MAX || port > UINT16_MAX)
 		return err_set(e, -EINVAL,
-			"%.200s is damaged; end the process %s by hand if it runs, and remove the file",
+			"%.200s is damaged; end the process %s by hand if it runs, and "
+			"remove the file",
 			path, QEMU);
-	if (open_process((pid_t)pid, m->start_ticks, &pidfd) < 0 || wait_process(pidfd, 0))
+	if (open_process((pid_t)pid, m->start_ticks, &pidfd) < 0 ||
+		wait_process(pidfd, 0))
 		return 0; /* it ended; the record stays until the next start */
 	m->pid = (pid_t)pid;
 	m->port = (uint16_t)port;
@@ -280,7 +298,8 @@ machine_look(struct machine *ret, struct err *e)
 		if (r == 0)
 			r = io_read_file(path, sizeof(m.image) - 1, &image, &len, e);
 		if (r == 0)
-			snprintf(m.image, sizeof(m.image), "%.*s", (int)strcspn(image, "\n"), image);
+			snprintf(m.image, sizeof(m.image), "%.*s",
+				(int)strcspn(image, "\n"), image);
 		if (r == 0)
 			r = read_running(&m, e);
 	}
@@ -290,7 +309,8 @@ machine_look(struct machine *ret, struct err *e)
 	return 0;
 }
 
-/* --- Making one ---------------------------------------------------------------------------- */
+/* --- Making one
+ * ---------------------------------------------------------------------------- */
 
 /* Runs a program and takes one line of its stdout; its stderr is ours. */
 static int
@@ -327,14 +347,15 @@ read_program(char *const argv[], char *line, size_t cap, int *ret_status, struct
 	return 0;
 }
 
-/* Where the image lies; pando-golden makes it when it has to, and tells the user about it. if_made:
- * only if it need not; *folder is "" otherwise. */
+/* Where the image lies; pando-golden makes it when it has to, and tells the user about
+ * it. if_made: only if it need not; *folder is "" otherwise. */
 static int
 find_image(bool if_made, char folder[PATHS_MAX], struct err *e)
 {
 	char program[PATHS_MAX], verb[] = "machine", option[] = "--if-made";
 	char *argv[] = {program, verb, if_made ? option : NULL, NULL};
-	int status = 0, r = paths_program("libexec/pando/pando-golden", program, sizeof(program), e);
+	int status = 0,
+	    r = paths_program("libexec/pando/pando-golden", program, sizeof(program), e);
 
 	if (r == 0 && access(program, X_OK) < 0)
 		return err_sys(e, -errno, "%.200s", program);
@@ -343,10 +364,12 @@ find_image(bool if_made, char folder[PATHS_MAX], struct err *e)
 	if (r < 0)
 		return r;
 	if (status != 0)
-		return err_set(e, -EIO, "the machine's image could not be made (status %d): see above",
+		return err_set(e, -EIO,
+			"the machine's image could not be made (status %d): see above",
 			status);
 	if (folder[0] != '/' && !(if_made && !folder[0]))
-		return err_set(e, -EPROTO, "pando-golden did not say where the machine's image is");
+		return err_set(e, -EPROTO,
+			"pando-golden did not say where the machine's image is");
 	return 0;
 }
 
@@ -434,7 +457,8 @@ write_text(const struct machine *m, const char *name, const char *text, struct e
 static int
 make_key(const struct machine *m, const char *name, struct err *e)
 {
-	char path[PATHS_MAX], public_name[32], public[SSH_PUBLIC_MAX], line[SSH_PUBLIC_MAX + 32];
+	char path[PATHS_MAX], public_name[32], public[SSH_PUBLIC_MAX],
+		line[SSH_PUBLIC_MAX + 32];
 	int r = in_home(m, name, path, e);
 
 	if (r == 0)
@@ -448,7 +472,8 @@ make_key(const struct machine *m, const char *name, struct err *e)
 
 /* The disk is put in place last: with it, a machine exists. */
 static int
-make_machine(struct machine *m, uint64_t disk_mib, machine_say *say, void *ctx, struct err *e)
+make_machine(
+	struct machine *m, uint64_t disk_mib, machine_say *say, void *ctx, struct err *e)
 {
 	char folder[PATHS_MAX], copied[PATHS_MAX];
 	struct statvfs vfs;
@@ -461,9 +486,11 @@ make_machine(struct machine *m, uint64_t disk_mib, machine_say *say, void *ctx, 
 	if (statvfs(m->home, &vfs) == 0 &&
 		(uint64_t)vfs.f_bavail * vfs.f_frsize >> 20 < FREE_MIN_MIB)
 		return err_set(e, -ENOSPC,
-			"the disk of %.200s has %llu MiB free and a machine needs %u: free some, or point "
+			"the disk of %.200s has %llu MiB free and a machine needs %u: "
+			"free some, or point "
 			"PANDO_MACHINE_HOME elsewhere",
-			m->home, (unsigned long long)((uint64_t)vfs.f_bavail * vfs.f_frsize >> 20),
+			m->home,
+			(unsigned long long)((uint64_t)vfs.f_bavail * vfs.f_frsize >> 20),
 			FREE_MIN_MIB);
 	say(ctx, "making the machine's disk");
 	snprintf(m->image, sizeof(m->image), "%.120s", strrchr(folder, '/') + 1);
@@ -485,7 +512,8 @@ make_machine(struct machine *m, uint64_t disk_mib, machine_say *say, void *ctx, 
 	return r < 0 ? r : copy_file(folder, "rootfs.ext4", m, "disk.raw", disk_mib, e);
 }
 
-/* A machine keeps its disk, and so what it was made from. Whoever changed that should know. */
+/* A machine keeps its disk, and so what it was made from. Whoever changed that should
+ * know. */
 static void
 look_for_newer(const struct machine *m, machine_say *say, void *ctx)
 {
@@ -495,12 +523,14 @@ look_for_newer(const struct machine *m, machine_say *say, void *ctx)
 		strcmp(strrchr(folder, '/') + 1, m->image) == 0)
 		return;
 	snprintf(note, sizeof(note),
-		"the machine is of image %.60s, and there is %.60s: `pando machine delete` makes room for it",
+		"the machine is of image %.60s, and there is %.60s: `pando machine "
+		"delete` makes room for it",
 		m->image, strrchr(folder, '/') + 1);
 	say(ctx, note);
 }
 
-/* --- Starting it --------------------------------------------------------------------------- */
+/* --- Starting it
+ * --------------------------------------------------------------------------- */
 
 static int
 available_mib(uint64_t *ret, struct err *e)
@@ -519,8 +549,8 @@ available_mib(uint64_t *ret, struct err *e)
 	return 0;
 }
 
-/* A port of 127.0.0.1 that nobody has. Somebody may take it before QEMU does; then QEMU says so
- * and the caller tries another. */
+/* A port of 127.0.0.1 that nobody has. Somebody may take it before QEMU does; then QEMU
+ * says so and the caller tries another. */
 static int
 free_port(uint16_t *ret, struct err *e)
 {
@@ -587,7 +617,8 @@ read_cmdline(const struct machine *m, char *dst, size_t cap, struct err *e)
 	if (r < 0)
 		return r;
 	r = json_str(j, json_get(j, 0, "cmdline"), dst, cap);
-	return r < 0 ? err_set(e, -EINVAL, "%.200s names no kernel command line", path) : 0;
+	return r < 0 ? err_set(e, -EINVAL, "%.200s names no kernel command line", path)
+		     : 0;
 }
 
 static int
@@ -626,10 +657,13 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	add(a, "%s", cmdline);
 	add(a, "-serial");
 	add(a, "file:%s/console.log", m->home);
-	/* Killed with the plug pulled, the disk still has what the machine wrote: the host's page
-	 * cache outlives QEMU. */
+	/* Killed with the plug pulled, the disk still has what the machine wrote: the
+	 * host's page cache outlives QEMU. */
 	add(a, "-drive");
-	add(a, "file=%s/disk.raw,format=raw,if=virtio,cache=unsafe,discard=unmap,detect-zeroes=unmap",
+	add(a,
+		"file=%s/"
+		"disk.raw,format=raw,if=virtio,cache=unsafe,discard=unmap,detect-zeroes="
+		"unmap",
 		home);
 	add(a, "-device");
 	add(a, "virtio-rng-pci");
@@ -643,7 +677,10 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	add(a, "name=opt/pando/authorized_keys,file=%s/client_key.pub", home);
 	/* The one folder that it sees (machine_copy.c). */
 	add(a, "-virtfs");
-	add(a, "local,path=%s/transfer,mount_tag=pando-transfer,security_model=none,readonly=on", home);
+	add(a,
+		"local,path=%s/"
+		"transfer,mount_tag=pando-transfer,security_model=none,readonly=on",
+		home);
 	/* Not with -daemonize, which needs some of these calls. */
 	add(a, "-sandbox");
 	add(a, "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
@@ -668,14 +705,16 @@ spawn_qemu(const struct machine *m, char *const argv[], pid_t *ret_pid, struct e
 	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-	posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	posix_spawn_file_actions_addopen(
+		&actions, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 	posix_spawn_file_actions_adddup2(&actions, 1, 2);
 	r = posix_spawnp(ret_pid, QEMU, &actions, &attr, argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attr);
 	if (r == ENOENT)
 		return err_set(e, -ENOENT,
-			"there is no %s on this host (Debian package qemu-system-x86); `make deps` "
+			"there is no %s on this host (Debian package qemu-system-x86); "
+			"`make deps` "
 			"installs it",
 			QEMU);
 	return r ? err_sys(e, -r, "%s", QEMU) : 0;
@@ -689,7 +728,8 @@ record(struct machine *m, struct err *e)
 	char path[64];
 	size_t len;
 
-	/* It is our child: even if it has ended, its number is its own until we take note. */
+	/* It is our child: even if it has ended, its number is its own until we take
+	 * note. */
 	snprintf(path, sizeof(path), "/proc/%d/stat", (int)m->pid);
 	if (io_read_file(path, 4096, &stat_text, &len, NULL) < 0 ||
 		machine_start_ticks(stat_text, &m->start_ticks) < 0)
@@ -703,7 +743,8 @@ record(struct machine *m, struct err *e)
 	json_out_u64(&o, "cpus", m->cpus);
 	json_out_u64(&o, "started_ms", m->started_ms);
 	json_out_end_object(&o);
-	return o.error ? err_sys(e, o.error, "running.json") : write_text(m, "running.json", o.buf, e);
+	return o.error ? err_sys(e, o.error, "running.json")
+		       : write_text(m, "running.json", o.buf, e);
 }
 
 static int
@@ -725,14 +766,15 @@ launch(struct machine *m, struct err *e)
 		return r;
 	r = record(m, e);
 	if (r < 0)
-		kill(m->pid, SIGKILL); /* our child, not waited for: the number is its own */
+		kill(m->pid,
+			SIGKILL); /* our child, not waited for: the number is its own */
 	else
 		m->state = MACHINE_RUNNING;
 	return r;
 }
 
-/* Whether somebody at the port speaks SSH. QEMU itself takes every connection at once, whatever
- * goes on in the machine. */
+/* Whether somebody at the port speaks SSH. QEMU itself takes every connection at once,
+ * whatever goes on in the machine. */
 static bool
 speaks_ssh(uint16_t port)
 {
@@ -744,7 +786,8 @@ speaks_ssh(uint16_t port)
 	char greeting[4];
 
 	return fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0 &&
-	       poll(&p, 1, 2000) > 0 && io_read_full(fd, greeting, sizeof(greeting)) == 0 &&
+	       poll(&p, 1, 2000) > 0 &&
+	       io_read_full(fd, greeting, sizeof(greeting)) == 0 &&
 	       memcmp(greeting, "SSH-", 4) == 0;
 }
 
@@ -756,8 +799,12 @@ died(const struct machine *m, struct err *e)
 	last_line(m, "console.log", console, sizeof(console));
 	last_line(m, "qemu.log", qemu, sizeof(qemu));
 	return err_set(e, strstr(qemu, "forwarding") ? -EADDRINUSE : -ECHILD,
-		"the machine ended while it started%s%s (all it said is in %.150s/{qemu,console}.log)",
-		*qemu ? ": " : *console ? ": " : "", *qemu ? qemu : console, m->home);
+		"the machine ended while it started%s%s (all it said is in "
+		"%.150s/{qemu,console}.log)",
+		*qemu	   ? ": "
+		: *console ? ": "
+			   : "",
+		*qemu ? qemu : console, m->home);
 }
 
 static int
@@ -776,7 +823,8 @@ wait_for_machine(const struct machine *m, machine_say *say, void *ctx, struct er
 			return died(m, e);
 		if (io_now_ns() > end_ns)
 			return err_set(e, -ETIMEDOUT,
-				"the machine does not answer; its console is in %.150s/console.log, "
+				"the machine does not answer; its console is in "
+				"%.150s/console.log, "
 				"`pando machine stop --force` ends it",
 				m->home);
 		say(ctx, NULL);
@@ -788,14 +836,15 @@ wait_for_machine(const struct machine *m, machine_say *say, void *ctx, struct er
 		r = ssh_link_run(link, &c, &status, e);
 	if (r == 0 && status != 0)
 		return err_set(e, -EPROTONOSUPPORT,
-			"the machine is of an older make than this pando: `pando machine delete`, then start "
+			"the machine is of an older make than this pando: `pando machine "
+			"delete`, then start "
 			"it again");
 	return r;
 }
 
 int
-machine_start(const struct machine_spec *spec, machine_say *say, void *ctx, struct machine *ret,
-	struct err *e)
+machine_start(const struct machine_spec *spec, machine_say *say, void *ctx,
+	struct machine *ret, struct err *e)
 {
 	cleanup_close int lock = -1;
 	struct machine m;
@@ -814,7 +863,8 @@ machine_start(const struct machine_spec *spec, machine_say *say, void *ctx, stru
 			r = machine_memory(spec->mem_mib, spare_mib, &m.mem_mib, e);
 		m.cpus = spec->cpus ? spec->cpus : MACHINE_CPUS;
 		if (r == 0 && m.state == MACHINE_ABSENT)
-			r = make_machine(&m, spec->disk_mib ? spec->disk_mib : MACHINE_DISK_MIB, say,
+			r = make_machine(&m,
+				spec->disk_mib ? spec->disk_mib : MACHINE_DISK_MIB, say,
 				ctx, e);
 		if (r < 0)
 			return r;
@@ -840,17 +890,21 @@ machine_start(const struct machine_spec *spec, machine_say *say, void *ctx, stru
 }
 
 int
-machine_connect(const struct machine *m, unsigned timeout_ms, struct ssh_link **ret, struct err *e)
+machine_connect(const struct machine *m, unsigned timeout_ms, struct ssh_link **ret,
+	struct err *e)
 {
 	cleanup_free char *public = NULL;
 	char path[PATHS_MAX], *host_key;
-	struct ssh_target t = {
-		.address = "127.0.0.1", .port = m->port, .user = "root", .key_path = path};
+	struct ssh_target t = {.address = "127.0.0.1",
+		.port = m->port,
+		.user = "root",
+		.key_path = path};
 	size_t len;
 	int r;
 
 	if (m->state != MACHINE_RUNNING)
-		return err_set(e, -ESHUTDOWN, "the machine does not run: `pando machine start`");
+		return err_set(
+			e, -ESHUTDOWN, "the machine does not run: `pando machine start`");
 	r = in_home(m, "host_key.pub", path, e);
 	if (r == 0)
 		r = io_read_file(path, 1024, &public, &len, e);
@@ -865,7 +919,8 @@ machine_connect(const struct machine *m, unsigned timeout_ms, struct ssh_link **
 	return r < 0 ? r : ssh_link_open(&t, timeout_ms, ret, e);
 }
 
-/* --- Stopping it --------------------------------------------------------------------------- */
+/* --- Stopping it
+ * --------------------------------------------------------------------------- */
 
 static int
 remove_file(const struct machine *m, const char *name, struct err *e)
@@ -887,13 +942,15 @@ ask_to_power_off(const struct machine *m)
 
 	c.text = "exec systemctl poweroff --no-block";
 	c.timeout_ms = ASK_MS;
-	/* The connection may break before the command's end is told; the process tells. */
+	/* The connection may break before the command's end is told; the process tells.
+	 */
 	if (machine_connect(m, ASK_MS, &link, NULL) == 0)
 		(void)ssh_link_run(link, &c, &status, NULL);
 }
 
 static int
-end_process(const struct machine *m, bool force, machine_say *say, void *ctx, struct err *e)
+end_process(
+	const struct machine *m, bool force, machine_say *say, void *ctx, struct err *e)
 {
 	cleanup_close int pidfd = -1;
 
@@ -945,9 +1002,10 @@ int
 machine_delete(machine_say *say, void *ctx, struct err *e)
 {
 	/* The disk first: without it there is no machine, whatever is left. */
-	static const char *const files[] = {"disk.raw", "disk.raw.new", "kernel", "kernel.new", "initrd",
-		"initrd.new", "image", "image.json", "image.json.new", "host_key", "host_key.pub",
-		"client_key", "client_key.pub", "console.log", "qemu.log"};
+	static const char *const files[] = {"disk.raw", "disk.raw.new", "kernel",
+		"kernel.new", "initrd", "initrd.new", "image", "image.json",
+		"image.json.new", "host_key", "host_key.pub", "client_key",
+		"client_key.pub", "console.log", "qemu.log"};
 	cleanup_close int lock = -1;
 	char copied[PATHS_MAX];
 	struct machine m;
@@ -962,7 +1020,7 @@ machine_delete(machine_say *say, void *ctx, struct err *e)
 		r = remove_file(&m, files[i], e);
 	if (r == 0)
 		if (r == 0)
-		r = in_home(&m, "copied", copied, e);
+			r = in_home(&m, "copied", copied, e);
 	if (r == 0)
 		r = io_remove_tree(copied, e);
 	if (r == 0)

@@ -1,25 +1,26 @@
 /*
- * The test machine: a Debian in QEMU, emulated, whose own /dev/kvm boots Linux. For hosts whose
- * KVM does not.
+ * The test machine: a Debian in QEMU, emulated, whose own /dev/kvm boots Linux. For hosts
+ *whose KVM does not.
  *
- * There is one a user. It lives in PANDO_MACHINE_HOME (default $XDG_DATA_HOME/pando/machine, mode
- * 0700), which does not depend on PANDO_HOME:
+ * There is one a user. It lives in PANDO_MACHINE_HOME (default
+ *$XDG_DATA_HOME/pando/machine, mode 0700), which does not depend on PANDO_HOME:
  *
  *	lock              flock'd while somebody starts, stops or deletes it
  *	kernel, initrd    copies: it starts without the image that it was made from
  *	disk.raw          its disk; what is in it stays until the machine is deleted
- *	image, image.json the folder name of the image it was made from, and its description
- *	host_key[.pub]    what its sshd shows; nothing else is accepted
+ *	image, image.json the folder name of the image it was made from, and its
+ *description host_key[.pub]    what its sshd shows; nothing else is accepted
  *	client_key[.pub]  what its sshd accepts
  *	running.json      process, its start time, port: while one runs
  *	copied/           what of the host's folders is in the machine (machine_copy.h)
- *	transfer/         archives on their way into it: the one folder that it sees, read-only
- *	console.log, qemu.log
+ *	transfer/         archives on their way into it: the one folder that it sees,
+ *read-only console.log, qemu.log
  *
- * QEMU runs with the user's rights, in a session of its own, and outlives us; it listens on one port
- * of 127.0.0.1, which leads to the machine's sshd. The machine reaches no network, and no folder
- * of the host but that one: what it should have is copied in. A QEMU is known by its number and start time
- * together and signalled through a pidfd: a process that was given an old number is never touched.
+ * QEMU runs with the user's rights, in a session of its own, and outlives us; it listens
+ *on one port of 127.0.0.1, which leads to the machine's sshd. The machine reaches no
+ *network, and no folder of the host but that one: what it should have is copied in. A
+ *QEMU is known by its number and start time together and signalled through a pidfd: a
+ *process that was given an old number is never touched.
  */
 #ifndef PANDO_HOST_MACHINE_H
 #define PANDO_HOST_MACHINE_H
@@ -32,7 +33,8 @@
 #include "host/paths.h"
 #include "host/ssh.h"
 
-#define MACHINE_MEM_MIB 10240u	  /* of the host's, when it has that; only what is used is taken */
+#define MACHINE_MEM_MIB \
+	10240u /* of the host's, when it has that; only what is used is taken */
 #define MACHINE_MEM_MIN_MIB 1024u /* less does not carry the machine and one VM */
 #define MACHINE_DISK_MIB 24576u	  /* sparse */
 #define MACHINE_CPUS 2u
@@ -67,14 +69,14 @@ typedef void machine_say(void *ctx, const char *sentence);
 int machine_look(struct machine *ret, struct err *e);
 
 /*
- * Makes what is missing (the image too, which takes minutes), starts QEMU and waits until the
- * machine answers. A machine that runs is left as it is.
+ * Makes what is missing (the image too, which takes minutes), starts QEMU and waits until
+ * the machine answers. A machine that runs is left as it is.
  */
 int machine_start(const struct machine_spec *spec, machine_say *say, void *ctx,
 	struct machine *ret, struct err *e);
 
-/* Powers off in order, and pulls the plug when that takes too long; force: at once. A machine that
- * does not run: nothing to do. */
+/* Powers off in order, and pulls the plug when that takes too long; force: at once. A
+ * machine that does not run: nothing to do. */
 int machine_stop(bool force, machine_say *say, void *ctx, struct err *e);
 
 /* Ends it and removes all of it. */
@@ -84,9 +86,10 @@ int machine_delete(machine_say *say, void *ctx, struct err *e);
 int machine_connect(const struct machine *m, unsigned timeout_ms, struct ssh_link **ret,
 	struct err *e);
 
-/* Memory for a machine: wanted_mib (0: the default, cut to what the host can spare). -ENOMEM
- * with a sentence when available_mib does not do. */
-int machine_memory(uint64_t wanted_mib, uint64_t available_mib, uint64_t *ret, struct err *e);
+/* Memory for a machine: wanted_mib (0: the default, cut to what the host can spare).
+ * -ENOMEM with a sentence when available_mib does not do. */
+int machine_memory(
+	uint64_t wanted_mib, uint64_t available_mib, uint64_t *ret, struct err *e);
 
 /* `text` as a value in one of QEMU's comma-separated options. -ENAMETOOLONG. */
 int machine_qemu_value(char *dst, size_t cap, const char *text, struct err *e);

@@ -22,8 +22,8 @@
 
 extern char **environ;
 
-/* What tells one state of a file from another. A folder's times change with what is in it, so only
- * its mode counts. All 0: not known to be in the machine. */
+/* What tells one state of a file from another. A folder's times change with what is in
+ * it, so only its mode counts. All 0: not known to be in the machine. */
 struct stamp {
 	uint64_t mode, size, mtime_ns, ctime_ns, inode;
 };
@@ -73,7 +73,8 @@ by_path(const void *a, const void *b)
 	return strcmp(((const struct file *)a)->path, ((const struct file *)b)->path);
 }
 
-/* --- What the host has ---------------------------------------------------------------------- */
+/* --- What the host has
+ * ---------------------------------------------------------------------- */
 
 struct scan {
 	const struct machine_folder *folder;
@@ -90,8 +91,10 @@ stamp_of(const struct stat *st)
 	if (S_ISDIR(st->st_mode))
 		return s;
 	s.size = (uint64_t)st->st_size;
-	s.mtime_ns = (uint64_t)st->st_mtim.tv_sec * 1000000000u + (uint64_t)st->st_mtim.tv_nsec;
-	s.ctime_ns = (uint64_t)st->st_ctim.tv_sec * 1000000000u + (uint64_t)st->st_ctim.tv_nsec;
+	s.mtime_ns = (uint64_t)st->st_mtim.tv_sec * 1000000000u +
+		     (uint64_t)st->st_mtim.tv_nsec;
+	s.ctime_ns = (uint64_t)st->st_ctim.tv_sec * 1000000000u +
+		     (uint64_t)st->st_ctim.tv_nsec;
 	s.inode = st->st_ino;
 	return s;
 }
@@ -109,7 +112,8 @@ is_left_out(const struct scan *s)
 	return false;
 }
 
-static int scan_entry(struct scan *s, int parent, const char *name, size_t len, unsigned depth);
+static int scan_entry(
+	struct scan *s, int parent, const char *name, size_t len, unsigned depth);
 
 static int
 scan_folder(struct scan *s, int fd, size_t len, unsigned depth)
@@ -129,8 +133,8 @@ scan_folder(struct scan *s, int fd, size_t len, unsigned depth)
 		if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
 			continue;
 		if (len + n + 2 > sizeof(s->path))
-			return err_set(s->e, -ENAMETOOLONG, "a path below %.200s is too long",
-				s->folder->path);
+			return err_set(s->e, -ENAMETOOLONG,
+				"a path below %.200s is too long", s->folder->path);
 		if (len)
 			s->path[len] = '/';
 		memcpy(s->path + len + (len > 0), d->d_name, n + 1);
@@ -156,7 +160,8 @@ scan_entry(struct scan *s, int parent, const char *name, size_t len, unsigned de
 	if (!S_ISLNK(st.st_mode) && faccessat(parent, name, R_OK, 0) < 0)
 		return 0;
 	if (S_ISDIR(st.st_mode)) {
-		fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		fd = openat(
+			parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 		if (fd < 0)
 			return 0;
 		if (faccessat(fd, "CACHEDIR.TAG", F_OK, 0) == 0 || depth == DEPTH_MAX) {
@@ -171,10 +176,13 @@ scan_entry(struct scan *s, int parent, const char *name, size_t len, unsigned de
 	r = list_add(s->list, s->path, len, &stamp);
 	if (r < 0)
 		err_sys(s->e, r, "%.200s", s->folder->path);
-	else if (s->list->n > MACHINE_COPY_FILES_MAX || s->list->bytes > MACHINE_COPY_BYTES_MAX)
+	else if (s->list->n > MACHINE_COPY_FILES_MAX ||
+		 s->list->bytes > MACHINE_COPY_BYTES_MAX)
 		r = err_set(s->e, -EFBIG,
-			"%.200s is too large to be copied into the machine (more than %u files or %u GiB): "
-			"run this in a project's own folder; a folder that holds a CACHEDIR.TAG is left out",
+			"%.200s is too large to be copied into the machine (more than %u "
+			"files or %u GiB): "
+			"run this in a project's own folder; a folder that holds a "
+			"CACHEDIR.TAG is left out",
 			s->folder->path, MACHINE_COPY_FILES_MAX,
 			(unsigned)(MACHINE_COPY_BYTES_MAX >> 30));
 	if (r < 0) {
@@ -191,7 +199,8 @@ scan_entry(struct scan *s, int parent, const char *name, size_t len, unsigned de
 static int
 scan_parents(struct scan *s, int root, const char *name)
 {
-	for (const char *slash = strchr(name, '/'); slash; slash = strchr(slash + 1, '/')) {
+	for (const char *slash = strchr(name, '/'); slash;
+		slash = strchr(slash + 1, '/')) {
 		size_t len = (size_t)(slash - name);
 		struct stamp stamp;
 		struct stat st;
@@ -214,8 +223,7 @@ static int
 scan(const struct machine_folder *folder, struct list *list, struct err *e)
 {
 	cleanup_free struct scan *s = calloc(1, sizeof(*s));
-	cleanup_close int root =
-		open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_close int root = open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	int r = 0;
 
 	if (!s)
@@ -227,8 +235,8 @@ scan(const struct machine_folder *folder, struct list *list, struct err *e)
 		r = scan_folder(s, TAKE_FD(root), 0, 0);
 	for (const char *const *o = folder->only; r == 0 && o && *o; o++) {
 		if (strlen(*o) >= sizeof(s->path))
-			return err_set(e, -ENAMETOOLONG, "a path below %.200s is too long",
-				folder->path);
+			return err_set(e, -ENAMETOOLONG,
+				"a path below %.200s is too long", folder->path);
 		r = scan_parents(s, root, *o);
 		strcpy(s->path, *o);
 		if (r == 0)
@@ -239,27 +247,33 @@ scan(const struct machine_folder *folder, struct list *list, struct err *e)
 	return r;
 }
 
-/* --- What the machine has ------------------------------------------------------------------- */
+/* --- What the machine has
+ * ------------------------------------------------------------------- */
 
-/* "mode size mtime ctime inode path", each ended by a NUL: a path may hold anything else. The first
- * one is the folder itself, because two names could share a hash. */
+/* "mode size mtime ctime inode path", each ended by a NUL: a path may hold anything else.
+ * The first one is the folder itself, because two names could share a hash. */
 static int
 read_list(const char *path, const char *folder, struct list *ret)
 {
 	cleanup_free char *text = NULL;
 	size_t len;
-	int r = access(path, F_OK) < 0 ? -ENOENT : io_read_file(path, LIST_MAX, &text, &len, NULL);
+	int r = access(path, F_OK) < 0 ? -ENOENT
+				       : io_read_file(path, LIST_MAX, &text, &len, NULL);
 
 	if (r < 0)
 		return r;
 	if (len < strlen(folder) + 1 || strcmp(text, folder) != 0)
 		return -ENOENT;
-	for (const char *p = text + strlen(folder) + 1; p < text + len; p += strlen(p) + 1) {
+	for (const char *p = text + strlen(folder) + 1; p < text + len;
+		p += strlen(p) + 1) {
 		struct stamp s;
 		int at = 0;
 
-		if (sscanf(p, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %n", &s.mode,
-			    &s.size, &s.mtime_ns, &s.ctime_ns, &s.inode, &at) != 5 ||
+		if (sscanf(p,
+			    "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64
+			    " %n",
+			    &s.mode, &s.size, &s.mtime_ns, &s.ctime_ns, &s.inode,
+			    &at) != 5 ||
 			!at)
 			return -EINVAL;
 		r = list_add(ret, p + at, strlen(p + at), &s);
@@ -283,8 +297,11 @@ write_list(const char *path, const char *folder, const struct list *l, struct er
 	for (size_t i = 0; i < l->n; i++) {
 		const struct stamp *s = &l->v[i].stamp;
 
-		fprintf(f, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %s%c", s->mode,
-			s->size, s->mtime_ns, s->ctime_ns, s->inode, l->v[i].path, 0);
+		fprintf(f,
+			"%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64
+			" %s%c",
+			s->mode, s->size, s->mtime_ns, s->ctime_ns, s->inode,
+			l->v[i].path, 0);
 	}
 	r = ferror(f);
 	if (fclose(f) != 0 || r)
@@ -292,11 +309,13 @@ write_list(const char *path, const char *folder, const struct list *l, struct er
 	return io_write_file_atomic(path, text, len, 0600, e);
 }
 
-/* --- The difference ------------------------------------------------------------------------- */
+/* --- The difference
+ * ------------------------------------------------------------------------- */
 
 struct change {
 	struct list send;   /* what the host has and the machine has not, or not so */
-	struct list remove; /* what the machine has and the host has not, or as another kind */
+	struct list remove; /* what the machine has and the host has not, or as another
+			       kind */
 	struct list during; /* what may be in the machine if we are cut short */
 };
 
@@ -325,7 +344,9 @@ compare(const struct list *host, const struct list *machine, bool keep, struct c
 	while (r == 0 && (h < host->n || m < machine->n)) {
 		const struct file *on_host = h < host->n ? &host->v[h] : NULL;
 		const struct file *there = m < machine->n ? &machine->v[m] : NULL;
-		int order = !on_host ? 1 : !there ? -1 : strcmp(on_host->path, there->path);
+		int order = !on_host ? 1
+			    : !there ? -1
+				     : strcmp(on_host->path, there->path);
 
 		if (order > 0) { /* only there */
 			if (!keep)
@@ -338,12 +359,15 @@ compare(const struct list *host, const struct list *machine, bool keep, struct c
 		h++;
 		if (order == 0)
 			m++;
-		if (order == 0 && memcmp(&on_host->stamp, &there->stamp, sizeof(struct stamp)) == 0) {
+		if (order == 0 && memcmp(&on_host->stamp, &there->stamp,
+					  sizeof(struct stamp)) == 0) {
 			r = note(&c->during, on_host, false);
 			continue;
 		}
-		/* tar replaces a file by a file, but not a folder by a file or a file by a folder. */
-		if (order == 0 && (on_host->stamp.mode & S_IFMT) != (there->stamp.mode & S_IFMT))
+		/* tar replaces a file by a file, but not a folder by a file or a file by
+		 * a folder. */
+		if (order == 0 &&
+			(on_host->stamp.mode & S_IFMT) != (there->stamp.mode & S_IFMT))
 			r = note(&c->remove, there, true);
 		if (r == 0)
 			r = note(&c->send, on_host, false);
@@ -354,7 +378,8 @@ compare(const struct list *host, const struct list *machine, bool keep, struct c
 	return r;
 }
 
-/* --- Sending -------------------------------------------------------------------------------- */
+/* --- Sending
+ * -------------------------------------------------------------------------------- */
 
 /* The paths, each ended by a NUL, in memory, to be read from the start. */
 static int
@@ -380,7 +405,8 @@ paths_fd(const struct list *l, int *ret_fd)
 	return 0;
 }
 
-/* Runs text in the machine with in_fd as its input; what it complains about is the sentence. */
+/* Runs text in the machine with in_fd as its input; what it complains about is the
+ * sentence. */
 static int
 run_there(struct ssh_link *link, const char *text, int in_fd, struct err *e)
 {
@@ -418,7 +444,8 @@ sentence(char **ret, const char *before, const char *folder, const char *after)
 }
 
 static int
-remove_there(struct ssh_link *link, const char *folder, const struct list *l, struct err *e)
+remove_there(
+	struct ssh_link *link, const char *folder, const struct list *l, struct err *e)
 {
 	cleanup_free char *text = NULL;
 	cleanup_close int fd = -1;
@@ -426,18 +453,20 @@ remove_there(struct ssh_link *link, const char *folder, const struct list *l, st
 
 	if (r == 0)
 		r = sentence(&text, "cd ", folder, " && exec xargs -0 -r rm -rf --");
-	return r < 0 ? err_sys(e, r, "copying into the machine") : run_there(link, text, fd, e);
+	return r < 0 ? err_sys(e, r, "copying into the machine")
+		     : run_there(link, text, fd, e);
 }
 
-/* Packs the paths into the new file `archive`. A file that vanished or changed meanwhile is no failure
- * (status 1, 2), only *ret_all is false then: the next call sees it. */
+/* Packs the paths into the new file `archive`. A file that vanished or changed meanwhile
+ * is no failure (status 1, 2), only *ret_all is false then: the next call sees it. */
 static int
-pack(const char *folder, const struct list *l, const char *archive, bool *ret_all, struct err *e)
+pack(const char *folder, const struct list *l, const char *archive, bool *ret_all,
+	struct err *e)
 {
 	/* The options are read in order: where the files are comes before their list. */
-	const char *argv[] = {"tar", "--create", "--file", archive, "--format=gnu", "--sparse",
-		"--no-recursion", "--owner=0", "--group=0", "--null", "--verbatim-files-from",
-		"--directory", folder, "--files-from=-", NULL};
+	const char *argv[] = {"tar", "--create", "--file", archive, "--format=gnu",
+		"--sparse", "--no-recursion", "--owner=0", "--group=0", "--null",
+		"--verbatim-files-from", "--directory", folder, "--files-from=-", NULL};
 	posix_spawn_file_actions_t actions;
 	cleanup_close int paths = -1;
 	int status, r = paths_fd(l, &paths);
@@ -448,8 +477,10 @@ pack(const char *folder, const struct list *l, const char *archive, bool *ret_al
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_adddup2(&actions, paths, 0);
 	posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
-	posix_spawn_file_actions_adddup2(&actions, 1, 2); /* what it says is in its status */
-	r = posix_spawnp(&pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
+	posix_spawn_file_actions_adddup2(
+		&actions, 1, 2); /* what it says is in its status */
+	r = posix_spawnp(
+		&pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
 	if (r)
 		return err_sys(e, -r, "tar");
@@ -460,7 +491,8 @@ pack(const char *folder, const struct list *l, const char *archive, bool *ret_al
 	return 0;
 }
 
-/* Whether all of an archive is there: tar ends it with two empty blocks. A full disk cuts it short. */
+/* Whether all of an archive is there: tar ends it with two empty blocks. A full disk cuts
+ * it short. */
 static int
 check_archive(const char *archive, struct err *e)
 {
@@ -471,7 +503,8 @@ check_archive(const char *archive, struct err *e)
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return err_sys(e, -errno, "%.200s", archive);
 	if (st.st_size >= (off_t)sizeof(end) &&
-		io_pread_full(fd, end, sizeof(end), (uint64_t)st.st_size - sizeof(end)) == 0) {
+		io_pread_full(fd, end, sizeof(end), (uint64_t)st.st_size - sizeof(end)) ==
+			0) {
 		size_t i = 0;
 
 		while (i < sizeof(end) && end[i] == 0)
@@ -479,25 +512,28 @@ check_archive(const char *archive, struct err *e)
 		if (i == sizeof(end))
 			return 0;
 	}
-	return err_set(e, -EIO, "%.200s could not be written whole; is the disk full?", archive);
+	return err_set(
+		e, -EIO, "%.200s could not be written whole; is the disk full?", archive);
 }
 
-/* The archive goes through a file that the machine sees: emulated network is slow. One at a time: we
- * hold the lock. */
+/* The archive goes through a file that the machine sees: emulated network is slow. One at
+ * a time: we hold the lock. */
 static int
 send_there(const struct machine *m, struct ssh_link *link, const char *folder,
 	const struct list *l, bool *ret_all, struct err *e)
 {
 	cleanup_free char *text = NULL;
 	char archive[PATHS_MAX];
-	int r = paths_format(archive, sizeof(archive), e, "%s/transfer/archive.tar", m->home);
+	int r = paths_format(
+		archive, sizeof(archive), e, "%s/transfer/archive.tar", m->home);
 
 	if (r < 0)
 		return r;
 	if (sentence(&text,
 		    "exec tar --extract --blocking-factor=960 "
 		    "--file=/run/pando-machine/transfer/archive.tar "
-		    "--preserve-permissions --no-same-owner --delay-directory-restore --directory ",
+		    "--preserve-permissions --no-same-owner --delay-directory-restore "
+		    "--directory ",
 		    folder, "") < 0)
 		return err_sys(e, -ENOMEM, "copying into the machine");
 	r = pack(folder, l, archive, ret_all, e);
@@ -542,8 +578,8 @@ lock_copies(const struct machine *m, int *ret_fd, struct err *e)
 }
 
 static int
-apply(const struct machine *m, struct ssh_link *link, const struct machine_folder *f, const struct change *c, bool is_new,
-	bool *ret_all, struct err *e)
+apply(const struct machine *m, struct ssh_link *link, const struct machine_folder *f,
+	const struct change *c, bool is_new, bool *ret_all, struct err *e)
 {
 	cleanup_free char *text = NULL;
 	int r = 0;
@@ -551,7 +587,8 @@ apply(const struct machine *m, struct ssh_link *link, const struct machine_folde
 	*ret_all = true;
 	if (is_new) {
 		r = sentence(&text, "exec mkdir -p ", f->path, "");
-		r = r < 0 ? err_sys(e, r, "%.200s", f->path) : run_there(link, text, -1, e);
+		r = r < 0 ? err_sys(e, r, "%.200s", f->path)
+			  : run_there(link, text, -1, e);
 	}
 	if (r == 0 && c->remove.n)
 		r = remove_there(link, f->path, &c->remove, e);
@@ -561,8 +598,8 @@ apply(const struct machine *m, struct ssh_link *link, const struct machine_folde
 }
 
 int
-machine_copy(const struct machine *m, struct ssh_link *link, const struct machine_folder *f,
-	struct machine_copy_stats *ret, struct err *e)
+machine_copy(const struct machine *m, struct ssh_link *link,
+	const struct machine_folder *f, struct machine_copy_stats *ret, struct err *e)
 {
 	__attribute__((cleanup(change_done))) struct change c = {0};
 	cleanup_list struct list host = {0}, there = {0}, after = {0};
@@ -591,7 +628,8 @@ machine_copy(const struct machine *m, struct ssh_link *link, const struct machin
 		return r;
 	if (all)
 		return write_list(path, f->path, &host, e);
-	/* Something moved under tar's hands: what looks the same before and after has arrived. */
+	/* Something moved under tar's hands: what looks the same before and after has
+	 * arrived. */
 	r = scan(f, &after, e);
 	if (r < 0)
 		return r;
@@ -602,7 +640,8 @@ machine_copy(const struct machine *m, struct ssh_link *link, const struct machin
 	return write_list(path, f->path, &c.during, e);
 }
 
-/* --- Which folders -------------------------------------------------------------------------- */
+/* --- Which folders
+ * -------------------------------------------------------------------------- */
 
 static bool
 has(const char *folder, const char *name)
@@ -619,7 +658,8 @@ holds(const char *a, const char *b)
 {
 	size_t n = strlen(a);
 
-	return strcmp(a, "/") == 0 || (strncmp(a, b, n) == 0 && (b[n] == '\0' || b[n] == '/'));
+	return strcmp(a, "/") == 0 ||
+	       (strncmp(a, b, n) == 0 && (b[n] == '\0' || b[n] == '/'));
 }
 
 /* Whether a folder of that name in the machine is the machine's own. */
@@ -627,14 +667,16 @@ static bool
 is_the_systems(const char *folder)
 {
 	/* With everything below, and only themselves. */
-	static const char *const trees[] = {"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64",
-		"/libx32", "/lost+found", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib/dpkg",
-		"/var/lib/pando", NULL};
-	static const char *const alone[] = {"/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp",
-		"/usr", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp", NULL};
+	static const char *const trees[] = {"/bin", "/boot", "/dev", "/etc", "/lib",
+		"/lib32", "/lib64", "/libx32", "/lost+found", "/proc", "/run", "/sbin",
+		"/sys", "/usr", "/var/lib/dpkg", "/var/lib/pando", NULL};
+	static const char *const alone[] = {"/home", "/media", "/mnt", "/opt", "/root",
+		"/srv", "/tmp", "/usr", "/var", "/var/cache", "/var/lib", "/var/log",
+		"/var/tmp", NULL};
 
 	for (const char *const *t = trees; *t; t++)
-		if (holds(*t, folder) && !holds("/usr/src", folder) && !holds("/usr/local", folder))
+		if (holds(*t, folder) && !holds("/usr/src", folder) &&
+			!holds("/usr/local", folder))
 			return true;
 	for (const char *const *a = alone; *a; a++)
 		if (strcmp(*a, folder) == 0)

@@ -1,10 +1,11 @@
 /*
  * pandod: the host daemon, one per user and PANDO_HOME.
  *
- * Runs as the user. Handed: nothing but, perhaps, --ready-fd. Opens: its folder's files, /dev/kvm, images; starts
- * pando-vmm processes and hands them what they need. Peers: clients of pandod.sock (the same
- * uid, by the kernel's word; anything they send is checked by request.c), VMMs (which a hostile guest
- * may own; vmmctl.c checks, and a VMM that lies is ended), agents in guests (agent_client.c).
+ * Runs as the user. Handed: nothing but, perhaps, --ready-fd. Opens: its folder's files,
+ * /dev/kvm, images; starts pando-vmm processes and hands them what they need. Peers:
+ * clients of pandod.sock (the same uid, by the kernel's word; anything they send is
+ * checked by request.c), VMMs (which a hostile guest may own; vmmctl.c checks, and a VMM
+ * that lies is ended), agents in guests (agent_client.c).
  *
  * It holds no VM's life: killed, it loses nothing; the next one adopts the VMs.
  */
@@ -35,7 +36,8 @@
 
 #define LOG_MAX_BYTES (16 << 20)
 #define LOG_LOOK_MS (60 * 1000)
-/* How long to wait for another pandod of this home: one that stops, or one that is about to answer. */
+/* How long to wait for another pandod of this home: one that stops, or one that is about
+ * to answer. */
 #define OTHER_TIMEOUT_MS 10000
 
 struct options {
@@ -45,13 +47,14 @@ struct options {
 	bool logging; /* stderr is the log by now */
 };
 
-static const char usage[] =
-	"usage: pandod [--foreground] [--debug] [--ready-fd N]\n"
-	"\n"
-	"The host daemon of pando; the first `pando` command starts it. State is in $PANDO_HOME.\n"
-	"  --foreground   stay, and log to stderr\n"
-	"  --debug        log more\n"
-	"  --ready-fd N   write \"ready\\n\" there when the socket answers, or a sentence why not\n";
+static const char usage[] = "usage: pandod [--foreground] [--debug] [--ready-fd N]\n"
+			    "\n"
+			    "The host daemon of pando; the first `pando` command starts "
+			    "it. State is in $PANDO_HOME.\n"
+			    "  --foreground   stay, and log to stderr\n"
+			    "  --debug        log more\n"
+			    "  --ready-fd N   write \"ready\\n\" there when the socket "
+			    "answers, or a sentence why not\n";
 
 static int
 parse_options(int argc, char **argv, struct options *o)
@@ -80,7 +83,9 @@ parse_options(int argc, char **argv, struct options *o)
 			n = strtol(optarg, &end, 10);
 			if (*end || end == optarg || n < 0 || n > 1 << 20 ||
 				fcntl((int)n, F_GETFD) < 0) {
-				fprintf(stderr, "pandod: --ready-fd %s is no open descriptor\n", optarg);
+				fprintf(stderr,
+					"pandod: --ready-fd %s is no open descriptor\n",
+					optarg);
 				return EXIT_USAGE;
 			}
 			o->ready_fd = (int)n;
@@ -120,8 +125,8 @@ tell(int *fd, const char *sentence)
 }
 
 /*
- * The daemon is a child in a session of its own; the parent waits for its word, hands it on, and
- * exits with it. Returns in the child only.
+ * The daemon is a child in a session of its own; the parent waits for its word, hands it
+ * on, and exits with it. Returns in the child only.
  */
 static int
 detach(struct options *o, struct err *e)
@@ -185,9 +190,9 @@ open_log(const char *home, struct err *e)
 	return r;
 }
 
-/* Descriptors 0 to 3 are occupied ever after, so that what pandod opens lies above those that a VMM is
- * given (launch_spawn). Others that were inherited are closed: a pipe of the shell must not be
- * held open by a daemon. */
+/* Descriptors 0 to 3 are occupied ever after, so that what pandod opens lies above those
+ * that a VMM is given (launch_spawn). Others that were inherited are closed: a pipe of
+ * the shell must not be held open by a daemon. */
 static int
 settle_descriptors(struct options *o, struct err *e)
 {
@@ -240,8 +245,9 @@ make_home(char *home, size_t cap, struct err *e)
 	if (stat(home, &st) < 0)
 		return err_sys(e, -errno, "%.300s", home);
 	if (st.st_uid != geteuid())
-		return err_set(e, -EPERM, "%.300s belongs to user %u, not to user %u: set PANDO_HOME",
-			home, st.st_uid, geteuid());
+		return err_set(e, -EPERM,
+			"%.300s belongs to user %u, not to user %u: set PANDO_HOME", home,
+			st.st_uid, geteuid());
 	/* Sockets, disks and consoles of all VMs lie in it. */
 	if ((st.st_mode & 077) && chmod(home, 0700) < 0)
 		return err_sys(e, -errno, "chmod 0700 %.300s", home);
@@ -277,7 +283,8 @@ take_lock(const char *home, const char *socket, int *ret_fd, struct err *e)
 			return 0;
 		if (io_now_ns() > until)
 			return err_set(e, -EBUSY,
-				"another pandod holds %.300s and does not answer within %d s: see "
+				"another pandod holds %.300s and does not answer within "
+				"%d s: see "
 				"pandod.log beside it",
 				path, OTHER_TIMEOUT_MS / 1000);
 		poll(NULL, 0, 20);
@@ -314,7 +321,8 @@ raise_limits(void)
 		l.rlim_cur = l.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &l);
 	}
-	/* Forks of VMMs whose parents have ended fall to us, so that they are waited for. */
+	/* Forks of VMMs whose parents have ended fall to us, so that they are waited for.
+	 */
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 }
 
@@ -345,7 +353,8 @@ loop(struct tree *t, int signals, int stop, const struct options *o, const char 
 			struct signalfd_siginfo si;
 
 			if (io_read_full(signals, &si, sizeof(si)) == 0)
-				log_info("signal %u from process %u: stopping", si.ssi_signo, si.ssi_pid);
+				log_info("signal %u from process %u: stopping",
+					si.ssi_signo, si.ssi_pid);
 			return;
 		}
 		if (n > 0 && p[2].revents)
@@ -390,7 +399,8 @@ serve(struct options *o, struct err *e)
 	if (r < 0)
 		return r;
 	if (r == 0) {
-		tell(&o->ready_fd, NULL); /* somebody else was faster; all the same to who waits */
+		tell(&o->ready_fd,
+			NULL); /* somebody else was faster; all the same to who waits */
 		return 0;
 	}
 	if (!o->foreground) {
@@ -401,7 +411,8 @@ serve(struct options *o, struct err *e)
 	o->logging = true;
 	log_init("pandod", o->debug ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
 	log_set_stamps(1);
-	log_info("version " PANDO_VERSION ", pid %d, home %s", (int)getpid(), config->home);
+	log_info("version " PANDO_VERSION ", pid %d, home %s", (int)getpid(),
+		config->home);
 	raise_limits();
 
 	/* Before any thread, so that all of them have these blocked. */

@@ -16,8 +16,8 @@ paths_format(char *dst, size_t cap, struct err *e, const char *fmt, ...)
 	int n = vsnprintf(dst, cap, fmt, ap);
 	va_end(ap);
 	if (n < 0 || (size_t)n >= cap)
-		return err_set(e, -ENAMETOOLONG, "path \"%.60s…\" is too long (at most %zu bytes)", dst,
-			cap - 1);
+		return err_set(e, -ENAMETOOLONG,
+			"path \"%.60s…\" is too long (at most %zu bytes)", dst, cap - 1);
 	return 0;
 }
 
@@ -40,10 +40,12 @@ home_folder(char *dst, size_t cap, struct err *e)
 	if (getpwuid_r(getuid(), &pw, buf, sizeof(buf), &found) == 0 && found &&
 		found->pw_dir && found->pw_dir[0] == '/')
 		return paths_format(dst, cap, e, "%s", found->pw_dir);
-	return err_set(e, -EINVAL, "HOME is not set: set it, or PANDO_HOME, to an absolute path");
+	return err_set(e, -EINVAL,
+		"HOME is not set: set it, or PANDO_HOME, to an absolute path");
 }
 
-/* The variable itself, else an XDG base (or its place below the home folder) with a suffix. */
+/* The variable itself, else an XDG base (or its place below the home folder) with a
+ * suffix. */
 static int
 find_folder(const char *own, const char *xdg, const char *below_home, const char *suffix,
 	char *dst, size_t cap, struct err *e)
@@ -53,7 +55,8 @@ find_folder(const char *own, const char *xdg, const char *below_home, const char
 	const char *v = getenv(own);
 	if (v && *v) {
 		if (v[0] != '/')
-			return err_set(e, -EINVAL, "%s=\"%.80s\" is not an absolute path", own, v);
+			return err_set(e, -EINVAL, "%s=\"%.80s\" is not an absolute path",
+				own, v);
 		r = paths_format(dst, cap, e, "%s", v);
 		if (r == 0)
 			trim_slashes(dst);
@@ -72,13 +75,14 @@ int
 paths_home(char *dst, size_t cap, struct err *e)
 {
 	char path[PATHS_MAX];
-	int r = find_folder(
-		"PANDO_HOME", "XDG_DATA_HOME", ".local/share", "pando", path, sizeof(path), e);
+	int r = find_folder("PANDO_HOME", "XDG_DATA_HOME", ".local/share", "pando", path,
+		sizeof(path), e);
 	if (r < 0)
 		return r;
 	if (strlen(path) > PATHS_HOME_MAX)
 		return err_set(e, -ENAMETOOLONG,
-			"PANDO_HOME \"%.100s\" has %zu bytes; sockets below it allow at most %d: set "
+			"PANDO_HOME \"%.100s\" has %zu bytes; sockets below it allow at "
+			"most %d: set "
 			"PANDO_HOME to a shorter path",
 			path, strlen(path), PATHS_HOME_MAX);
 	return paths_format(dst, cap, e, "%s", path);
@@ -112,7 +116,8 @@ paths_program(const char *relative, char *dst, size_t cap, struct err *e)
 	for (int i = 0; i < 2; i++) {
 		char *slash = strrchr(exe, '/');
 		if (!slash)
-			return err_set(e, -ENOENT, "cannot tell where this program is installed");
+			return err_set(e, -ENOENT,
+				"cannot tell where this program is installed");
 		*slash = '\0';
 	}
 	return paths_format(dst, cap, e, "%s/%s", exe, relative);

@@ -17,7 +17,8 @@
 #define PATHS_HOME_MAX (108 - 1 - 30)
 
 /* $PANDO_HOME, else $XDG_DATA_HOME/pando, else ~/.local/share/pando: absolute, without a
- * trailing slash. A relative, unset-able or too long one is refused with a sentence. cap: PATHS_MAX. */
+ * trailing slash. A relative, unset-able or too long one is refused with a sentence. cap:
+ * PATHS_MAX. */
 int paths_home(char *dst, size_t cap, struct err *e);
 /* $PANDO_IMAGES, else $XDG_CACHE_HOME/pando/images, else ~/.cache/pando/images. */
 int paths_images(char *dst, size_t cap, struct err *e);

@@ -39,12 +39,15 @@ request_check_alias(const char *alias, struct err *e)
 		ok = is_word(alias[i]);
 	if (!ok)
 		return err_set(e, -EINVAL,
-			"alias \"%s\": an alias starts with a letter and has at most %d letters, "
+			"alias \"%s\": an alias starts with a letter and has at most %d "
+			"letters, "
 			"digits, '.', '_' and '-'",
 			log_escape(shown, sizeof(shown), alias, len), VM_ALIAS_MAX);
 	if (request_is_id(alias))
 		return err_set(e, -EINVAL,
-			"alias \"%s\" looks like a VM's id: choose one that is not 12 hex digits", alias);
+			"alias \"%s\" looks like a VM's id: choose one that is not 12 "
+			"hex digits",
+			alias);
 	return 0;
 }
 
@@ -65,11 +68,13 @@ read_body(const char *what, const struct member *members, const char *body, size
 	if (len == 0)
 		return 0;
 	if (len > REQUEST_BODY_MAX)
-		return err_set(e, -E2BIG, "the request's body has %zu bytes; at most %u are taken", len,
+		return err_set(e, -E2BIG,
+			"the request's body has %zu bytes; at most %u are taken", len,
 			REQUEST_BODY_MAX);
 	r = json_parse(body, len, BODY_TOKENS, &j, &why);
 	if (r < 0)
-		return err_set(e, r == -ENOMEM ? r : -EINVAL, "the request's body: %.400s", why.msg);
+		return err_set(e, r == -ENOMEM ? r : -EINVAL,
+			"the request's body: %.400s", why.msg);
 	if (json_type(j, 0) != JSON_OBJECT)
 		return err_set(e, -EINVAL, "the request's body is not a JSON object");
 	while (json_next(j, 0, &it, &key, &value)) {
@@ -87,7 +92,8 @@ read_body(const char *what, const struct member *members, const char *body, size
 			m++;
 		if (!m->name)
 			return err_set(e, -EINVAL, "unknown member \"%s\" in %s",
-				log_escape(shown, sizeof(shown), name, strlen(name)), what);
+				log_escape(shown, sizeof(shown), name, strlen(name)),
+				what);
 		r = m->read(j, value, request, e);
 		if (r < 0)
 			return r;
@@ -107,9 +113,10 @@ read_number(const struct json *j, int tok, const char *name, uint64_t min, uint6
 	if (json_type(j, tok) != JSON_NUMBER)
 		return err_set(e, -EINVAL, "\"%s\" is not a number", name);
 	if (json_u64(j, tok, &v) < 0 || v < min || v > max)
-		return err_set(e, -EINVAL, "\"%s\" is %s; it must be a whole number from %llu to %llu%s",
-			name, log_escape(shown, sizeof(shown), raw, len), (unsigned long long)min,
-			(unsigned long long)max, unit);
+		return err_set(e, -EINVAL,
+			"\"%s\" is %s; it must be a whole number from %llu to %llu%s",
+			name, log_escape(shown, sizeof(shown), raw, len),
+			(unsigned long long)min, (unsigned long long)max, unit);
 	*ret = v;
 	return 0;
 }
@@ -121,12 +128,14 @@ read_text(const struct json *j, int tok, const char *name, char *dst, size_t cap
 	int r = json_type(j, tok) == JSON_STRING ? json_str(j, tok, dst, cap) : -EINVAL;
 
 	if (r == -ENAMETOOLONG)
-		return err_set(e, -EINVAL, "\"%s\" is longer than %zu bytes", name, cap - 1);
+		return err_set(
+			e, -EINVAL, "\"%s\" is longer than %zu bytes", name, cap - 1);
 	if (r < 0)
 		return err_set(e, -EINVAL, "\"%s\" is not a string", name);
 	for (const char *p = dst; *p; p++)
 		if ((unsigned char)*p < 0x20 || *p == 0x7f)
-			return err_set(e, -EINVAL, "\"%s\" holds a control character", name);
+			return err_set(
+				e, -EINVAL, "\"%s\" holds a control character", name);
 	return 0;
 }
 
@@ -168,7 +177,8 @@ check_label_key(const char *key, struct err *e)
 	if (ok)
 		return 0;
 	return err_set(e, -EINVAL,
-		"label \"%s\": a label's name has 1 to %d letters, digits, '.', '_', '-' and '/'",
+		"label \"%s\": a label's name has 1 to %d letters, digits, '.', '_', '-' "
+		"and '/'",
 		log_escape(shown, sizeof(shown), key, len), VM_LABEL_KEY_MAX);
 }
 
@@ -180,7 +190,8 @@ read_labels(const struct json *j, int tok, struct labels *ret, struct err *e)
 	if (json_type(j, tok) != JSON_OBJECT)
 		return err_set(e, -EINVAL, "\"labels\" is not an object of strings");
 	if (json_size(j, tok) > VM_LABELS_MAX)
-		return err_set(e, -EINVAL, "\"labels\" has %d members; at most %d are taken",
+		return err_set(e, -EINVAL,
+			"\"labels\" has %d members; at most %d are taken",
 			json_size(j, tok), VM_LABELS_MAX);
 	ret->n = 0;
 	while (json_next(j, tok, &it, &key, &value)) {
@@ -190,7 +201,8 @@ read_labels(const struct json *j, int tok, struct labels *ret, struct err *e)
 
 		if (r < 0)
 			return err_set(e, -EINVAL,
-				"\"labels\": a label's name has 1 to %d letters, digits, '.', '_', '-' "
+				"\"labels\": a label's name has 1 to %d letters, digits, "
+				"'.', '_', '-' "
 				"and '/'",
 				VM_LABEL_KEY_MAX);
 		r = check_label_key(name, e);
@@ -218,8 +230,8 @@ create_mem(const struct json *j, int tok, void *request, struct err *e)
 {
 	struct create_request *q = request;
 
-	return read_number(
-		j, tok, "mem_mib", VMM_MEM_MIN_MIB, VMM_MEM_MAX_MIB, " (MiB)", &q->mem_mib, e);
+	return read_number(j, tok, "mem_mib", VMM_MEM_MIN_MIB, VMM_MEM_MAX_MIB, " (MiB)",
+		&q->mem_mib, e);
 }
 
 static int
@@ -239,7 +251,8 @@ create_disk(const struct json *j, int tok, void *request, struct err *e)
 {
 	struct create_request *q = request;
 
-	return read_number(j, tok, "disk_mib", 1, VM_DISK_MAX_MIB, " (MiB)", &q->disk_mib, e);
+	return read_number(
+		j, tok, "disk_mib", 1, VM_DISK_MAX_MIB, " (MiB)", &q->disk_mib, e);
 }
 
 static int
@@ -255,13 +268,15 @@ read_image(const struct json *j, int tok, const char *name, char *dst, struct er
 static int
 create_kernel(const struct json *j, int tok, void *request, struct err *e)
 {
-	return read_image(j, tok, "kernel", ((struct create_request *)request)->kernel, e);
+	return read_image(
+		j, tok, "kernel", ((struct create_request *)request)->kernel, e);
 }
 
 static int
 create_rootfs(const struct json *j, int tok, void *request, struct err *e)
 {
-	return read_image(j, tok, "rootfs", ((struct create_request *)request)->rootfs, e);
+	return read_image(
+		j, tok, "rootfs", ((struct create_request *)request)->rootfs, e);
 }
 
 static int
@@ -401,7 +416,8 @@ request_alias(const char *body, size_t len, struct alias_request *ret, struct er
 	if (r < 0)
 		return r;
 	if (!b.given)
-		return err_set(e, -EINVAL, "\"alias\" is missing: a name, or null for none");
+		return err_set(
+			e, -EINVAL, "\"alias\" is missing: a name, or null for none");
 	*ret = b.q;
 	return 0;
 }
@@ -426,7 +442,8 @@ hex_digit(char c)
 	return -1;
 }
 
-/* Percent-decodes len bytes. Control characters, decoded or not, are refused: nothing we name has any. */
+/* Percent-decodes len bytes. Control characters, decoded or not, are refused: nothing we
+ * name has any. */
 static int
 decode(const char *src, size_t len, char *dst, size_t cap)
 {
@@ -467,7 +484,8 @@ read_query(const char *query, struct route *route, struct err *e)
 			continue;
 		}
 		if (decode(query, len, item, sizeof(item)) < 0)
-			return err_set(e, -EINVAL, "the query \"%s\" is too long or badly encoded",
+			return err_set(e, -EINVAL,
+				"the query \"%s\" is too long or badly encoded",
 				log_escape(shown, sizeof(shown), query, len));
 		query += len;
 		eq = strchr(item, '=');
@@ -475,15 +493,18 @@ read_query(const char *query, struct route *route, struct err *e)
 		if (eq)
 			*eq = '\0';
 		if (strcmp(item, "recursive") == 0 && route->call == CALL_DELETE) {
-			if (!value || (strcmp(value, "1") != 0 && strcmp(value, "0") != 0))
-				return err_set(e, -EINVAL, "\"recursive\" must be 0 or 1");
+			if (!value ||
+				(strcmp(value, "1") != 0 && strcmp(value, "0") != 0))
+				return err_set(
+					e, -EINVAL, "\"recursive\" must be 0 or 1");
 			route->recursive = value[0] == '1';
 		} else if (strcmp(item, "label") == 0 && route->call == CALL_LIST) {
 			char *label_eq = value ? strchr(value, '=') : NULL;
 			int r;
 
 			if (!label_eq)
-				return err_set(e, -EINVAL, "\"label\" must be name=value");
+				return err_set(
+					e, -EINVAL, "\"label\" must be name=value");
 			if (route->has_label)
 				return err_set(e, -EINVAL, "\"label\" is given twice");
 			*label_eq = '\0';
@@ -491,10 +512,12 @@ read_query(const char *query, struct route *route, struct err *e)
 			if (r < 0)
 				return r;
 			if (strlen(label_eq + 1) > VM_LABEL_VALUE_MAX)
-				return err_set(e, -EINVAL, "label \"%s\": the value is longer than %d bytes",
+				return err_set(e, -EINVAL,
+					"label \"%s\": the value is longer than %d bytes",
 					value, VM_LABEL_VALUE_MAX);
 			memcpy(route->label.key, value, strlen(value) + 1);
-			memcpy(route->label.value, label_eq + 1, strlen(label_eq + 1) + 1);
+			memcpy(route->label.value, label_eq + 1,
+				strlen(label_eq + 1) + 1);
 			route->has_label = true;
 		} else {
 			return err_set(e, -EINVAL, "unknown query parameter \"%s\"",
@@ -574,8 +597,10 @@ request_route(const char *method, const char *target, struct route *ret, struct 
 			if (r < 0)
 				return err_set(e, r == -ENAMETOOLONG ? -ENOENT : -EINVAL,
 					"\"%s\" names no VM: it is %s",
-					log_escape(shown, sizeof(shown), vm, vm_len > 60 ? 60 : vm_len),
-					r == -ENAMETOOLONG ? "too long" : "badly encoded");
+					log_escape(shown, sizeof(shown), vm,
+						vm_len > 60 ? 60 : vm_len),
+					r == -ENAMETOOLONG ? "too long"
+							   : "badly encoded");
 		}
 		r = target[path_len] ? read_query(target + path_len + 1, &route, e) : 0;
 		if (r == 0)

@@ -1,7 +1,7 @@
 /*
- * What a client may ask: the request line and the bodies of host/API.md, turned into structs with
- * every number in range and every string bounded. No HTTP library here, so that a fuzzer can
- * drive exactly what stands between the socket and the tree.
+ * What a client may ask: the request line and the bodies of host/API.md, turned into
+ * structs with every number in range and every string bounded. No HTTP library here, so
+ * that a fuzzer can drive exactly what stands between the socket and the tree.
  */
 #ifndef PANDO_HOST_REQUEST_H
 #define PANDO_HOST_REQUEST_H
@@ -78,25 +78,29 @@ enum call {
 
 struct route {
 	enum call call;
-	char vm[VM_ALIAS_MAX + 1]; /* {vm}, decoded; what it names is the tree's business */
+	char vm[VM_ALIAS_MAX +
+		1]; /* {vm}, decoded; what it names is the tree's business */
 	bool recursive;
 	bool has_label;
 	struct label label; /* ?label=k=v */
 };
 
-/* method and target ("/v1/vms/x?recursive=1") as they came, target not yet percent-decoded.
- * -ENOENT no such call, -EINVAL bad target or query, -EOPNOTSUPP the path exists but not with
- * that method. */
-int request_route(const char *method, const char *target, struct route *ret, struct err *e);
+/* method and target ("/v1/vms/x?recursive=1") as they came, target not yet
+ * percent-decoded. -ENOENT no such call, -EINVAL bad target or query, -EOPNOTSUPP the
+ * path exists but not with that method. */
+int request_route(
+	const char *method, const char *target, struct route *ret, struct err *e);
 
 /* An empty body counts as {}. Unknown members are errors that name the member. */
-int request_create(const char *body, size_t len, struct create_request *ret, struct err *e);
-int request_branch(const char *body, size_t len, struct branch_request *ret, struct err *e);
+int request_create(
+	const char *body, size_t len, struct create_request *ret, struct err *e);
+int request_branch(
+	const char *body, size_t len, struct branch_request *ret, struct err *e);
 int request_alias(const char *body, size_t len, struct alias_request *ret, struct err *e);
 /* For calls that take no body: anything but nothing or {} is an error. */
 int request_empty(const char *body, size_t len, struct err *e);
 
-bool request_is_id(const char *s);                   /* exactly 12 lower-case hex digits */
+bool request_is_id(const char *s); /* exactly 12 lower-case hex digits */
 int request_check_alias(const char *alias, struct err *e);
 
 #endif

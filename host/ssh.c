@@ -16,7 +16,8 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 
-/* How long the output may be silent, after the command's end, while somebody else holds it open. */
+/* How long the output may be silent, after the command's end, while somebody else holds
+ * it open. */
 #define LINGER_MS 2000
 
 struct ssh_link {
@@ -110,13 +111,16 @@ check_host_key(ssh_session session, const struct ssh_target *t, struct err *e)
 	ssh_key theirs = NULL, known = NULL;
 	int r = 0;
 
-	if (ssh_pki_import_pubkey_base64(t->host_key, SSH_KEYTYPE_ED25519, &known) != SSH_OK)
-		r = err_set(e, -EINVAL, "the known host key of port %u is no ed25519 key", t->port);
+	if (ssh_pki_import_pubkey_base64(t->host_key, SSH_KEYTYPE_ED25519, &known) !=
+		SSH_OK)
+		r = err_set(e, -EINVAL, "the known host key of port %u is no ed25519 key",
+			t->port);
 	else if (ssh_get_server_publickey(session, &theirs) != SSH_OK)
 		r = fail(e, -EPROTO, "the server's host key", session);
 	else if (ssh_key_cmp(theirs, known, SSH_KEY_CMP_PUBLIC) != 0)
 		r = err_set(e, -EKEYREJECTED,
-			"port %u of %.100s has another host key than the machine we made: something else "
+			"port %u of %.100s has another host key than the machine we "
+			"made: something else "
 			"listens there",
 			t->port, t->address);
 	ssh_key_free(theirs);
@@ -136,8 +140,8 @@ authenticate(ssh_session session, const struct ssh_target *t, struct err *e)
 	ssh_key_free(key);
 	if (r == SSH_AUTH_SUCCESS)
 		return 0;
-	return fail(e, r == SSH_AUTH_DENIED ? -EACCES : -EPROTO, "the machine does not take our key",
-		session);
+	return fail(e, r == SSH_AUTH_DENIED ? -EACCES : -EPROTO,
+		"the machine does not take our key", session);
 }
 
 static int
@@ -149,20 +153,26 @@ configure(ssh_session session, const struct ssh_target *t, unsigned timeout_ms)
 
 	/* A user's ~/.ssh/config is about other machines. */
 	return ssh_options_set(session, SSH_OPTIONS_PROCESS_CONFIG, &no) < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_LOG_VERBOSITY, &quiet) < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_HOST, t->address) < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_PORT, &t->port) < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_USER, t->user) < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_HOSTKEYS, "ssh-ed25519") < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_NODELAY, &yes) < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_TIMEOUT, &timeout_s) < 0 ||
-		       ssh_options_set(session, SSH_OPTIONS_TIMEOUT_USEC, &timeout_us) < 0
+			       ssh_options_set(
+				       session, SSH_OPTIONS_LOG_VERBOSITY, &quiet) < 0 ||
+			       ssh_options_set(session, SSH_OPTIONS_HOST, t->address) <
+				       0 ||
+			       ssh_options_set(session, SSH_OPTIONS_PORT, &t->port) < 0 ||
+			       ssh_options_set(session, SSH_OPTIONS_USER, t->user) < 0 ||
+			       ssh_options_set(session, SSH_OPTIONS_HOSTKEYS,
+				       "ssh-ed25519") < 0 ||
+			       ssh_options_set(session, SSH_OPTIONS_NODELAY, &yes) < 0 ||
+			       ssh_options_set(session, SSH_OPTIONS_TIMEOUT, &timeout_s) <
+				       0 ||
+			       ssh_options_set(
+				       session, SSH_OPTIONS_TIMEOUT_USEC, &timeout_us) < 0
 		       ? -EINVAL
 		       : 0;
 }
 
 int
-ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret, struct err *e)
+ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret,
+	struct err *e)
 {
 	cleanup_ssh_link struct ssh_link *l = calloc(1, sizeof(*l));
 	int r;
@@ -203,9 +213,19 @@ static const struct {
 	const char *name;
 	int number;
 } signals[] = {
-	{"ABRT", SIGABRT}, {"ALRM", SIGALRM}, {"FPE", SIGFPE}, {"HUP", SIGHUP}, {"ILL", SIGILL},
-	{"INT", SIGINT}, {"KILL", SIGKILL}, {"PIPE", SIGPIPE}, {"QUIT", SIGQUIT}, {"SEGV", SIGSEGV},
-	{"TERM", SIGTERM}, {"USR1", SIGUSR1}, {"USR2", SIGUSR2},
+	{"ABRT", SIGABRT},
+	{"ALRM", SIGALRM},
+	{"FPE", SIGFPE},
+	{"HUP", SIGHUP},
+	{"ILL", SIGILL},
+	{"INT", SIGINT},
+	{"KILL", SIGKILL},
+	{"PIPE", SIGPIPE},
+	{"QUIT", SIGQUIT},
+	{"SEGV", SIGSEGV},
+	{"TERM", SIGTERM},
+	{"USR1", SIGUSR1},
+	{"USR2", SIGUSR2},
 };
 
 /* What waits to be written to one of our descriptors. */
@@ -218,13 +238,13 @@ struct outlet {
 struct run {
 	ssh_session session; /* borrowed */
 	ssh_channel channel; /* owned */
-	ssh_event event;     /* owned; takes packets off the socket and sends what waits */
+	ssh_event event; /* owned; takes packets off the socket and sends what waits */
 	const struct ssh_command *c;
 	bool in_done;
 	bool has_status;
 	int status;
 	unsigned n_signals;
-	uint64_t heard_ns; /* when something last came, or the command ended */
+	uint64_t heard_ns;    /* when something last came, or the command ended */
 	uint64_t deadline_ns; /* 0: none */
 	struct outlet out[2]; /* stdout, stderr */
 };
@@ -281,12 +301,14 @@ start(struct run *r, ssh_channel_callbacks callbacks, struct err *e)
 		return fail(e, -EIO, "the machine opens no session", r->session);
 	if (r->c->tty) {
 		ioctl(r->c->in_fd, TIOCGWINSZ, &w);
-		if (ssh_channel_request_pty_size(r->channel, r->c->term ? r->c->term : "dumb",
-			    w.ws_col ? w.ws_col : 80, w.ws_row ? w.ws_row : 24) != SSH_OK)
+		if (ssh_channel_request_pty_size(r->channel,
+			    r->c->term ? r->c->term : "dumb", w.ws_col ? w.ws_col : 80,
+			    w.ws_row ? w.ws_row : 24) != SSH_OK)
 			return fail(e, -EIO, "the machine gives no terminal", r->session);
 	}
 	if (ssh_channel_request_exec(r->channel, r->c->text) != SSH_OK)
-		return fail(e, -EIO, "the machine does not start the command", r->session);
+		return fail(
+			e, -EIO, "the machine does not start the command", r->session);
 	return 0;
 }
 
@@ -308,7 +330,8 @@ take_signal(struct run *r, struct err *e)
 	return r->n_signals > 1 ? err_set(e, -ECANCELED, "interrupted twice") : 0;
 }
 
-/* Our stdin to the channel, as much as its window takes, and only when nothing waits to go out. */
+/* Our stdin to the channel, as much as its window takes, and only when nothing waits to
+ * go out. */
 static int
 feed(struct run *r, struct err *e)
 {
@@ -334,13 +357,15 @@ feed(struct run *r, struct err *e)
 				r->in_done = true;
 				return 0;
 			}
-			return fail(e, -EPIPE, "the connection to the machine ended", r->session);
+			return fail(e, -EPIPE, "the connection to the machine ended",
+				r->session);
 		}
 	}
 	return 0;
 }
 
-/* Fills an empty outlet from the channel. Returns 1 if there was anything, 0 if not, -errno. */
+/* Fills an empty outlet from the channel. Returns 1 if there was anything, 0 if not,
+ * -errno. */
 static int
 fetch(struct run *r, int which, struct err *e)
 {
@@ -360,7 +385,8 @@ fetch(struct run *r, int which, struct err *e)
 	return 1;
 }
 
-/* At most PIPE_BUF bytes: after POLLOUT these do not block, though the descriptor is a blocking one. */
+/* At most PIPE_BUF bytes: after POLLOUT these do not block, though the descriptor is a
+ * blocking one. */
 static int
 drain(struct outlet *o, struct err *e)
 {
@@ -373,7 +399,8 @@ drain(struct outlet *o, struct err *e)
 	if (done < 0 && errno == EAGAIN)
 		return 0;
 	if (done < 0 && errno == EPIPE)
-		return err_set(e, -EPIPE, "nobody reads what the command prints any more");
+		return err_set(
+			e, -EPIPE, "nobody reads what the command prints any more");
 	if (done < 0)
 		return err_sys(e, -errno, "writing what the command printed");
 	o->at += (size_t)done;
@@ -411,7 +438,8 @@ is_over(const struct run *r)
 {
 	if (r->out[0].at < r->out[0].len || r->out[1].at < r->out[1].len)
 		return false;
-	if (ssh_channel_is_closed(r->channel) || (r->has_status && ssh_channel_is_eof(r->channel)))
+	if (ssh_channel_is_closed(r->channel) ||
+		(r->has_status && ssh_channel_is_eof(r->channel)))
 		return true;
 	return r->has_status && io_now_ns() - r->heard_ns > LINGER_MS * UINT64_C(1000000);
 }
@@ -423,8 +451,8 @@ turn(struct run *r, struct err *e)
 	struct pollfd p[AT_COUNT];
 	int got = 0, n, i, rc;
 
-	/* Reading from the channel alone would not: after its end of file nothing looks at the socket,
-	 * and the command's status mostly comes after that. */
+	/* Reading from the channel alone would not: after its end of file nothing looks
+	 * at the socket, and the command's status mostly comes after that. */
 	if (ssh_event_dopoll(r->event, 0) == SSH_ERROR && !ssh_is_connected(r->session) &&
 		!r->has_status)
 		return fail(e, -EPIPE, "the connection to the machine ended", r->session);
@@ -437,12 +465,14 @@ turn(struct run *r, struct err *e)
 	if (!got && is_over(r))
 		return 1;
 	if (r->deadline_ns && io_now_ns() > r->deadline_ns)
-		return err_set(e, -ETIMEDOUT, "the command did not end in %u ms", r->c->timeout_ms);
+		return err_set(e, -ETIMEDOUT, "the command did not end in %u ms",
+			r->c->timeout_ms);
 	if (!got && !ssh_is_connected(r->session))
-		return err_set(e, -EPIPE, "the connection to the machine ended before the command did");
+		return err_set(e, -EPIPE,
+			"the connection to the machine ended before the command did");
 	prepare_poll(r, p);
-	/* libssh may have taken a packet off the socket that it gives us in the next round: after
-	 * something came, only look. */
+	/* libssh may have taken a packet off the socket that it gives us in the next
+	 * round: after something came, only look. */
 	if (poll(p, AT_COUNT, got ? 0 : r->has_status ? 100 : 1000) < 0)
 		return errno == EINTR ? 0 : err_sys(e, -errno, "poll");
 	if (p[AT_SIGNAL].revents && (rc = take_signal(r, e)) < 0)
@@ -456,7 +486,8 @@ turn(struct run *r, struct err *e)
 }
 
 int
-ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e)
+ssh_link_run(
+	struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e)
 {
 	cleanup_free struct run *r = calloc(1, sizeof(*r));
 	struct ssh_channel_callbacks_struct callbacks = {
@@ -472,7 +503,8 @@ ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_status, s
 	r->c = c;
 	r->out[0].fd = c->out_fd;
 	r->out[1].fd = c->err_fd;
-	r->deadline_ns = c->timeout_ms ? io_now_ns() + c->timeout_ms * UINT64_C(1000000) : 0;
+	r->deadline_ns =
+		c->timeout_ms ? io_now_ns() + c->timeout_ms * UINT64_C(1000000) : 0;
 	ssh_callbacks_init(&callbacks);
 	ssh_set_blocking(r->session, 1);
 	rc = start(r, &callbacks, e);

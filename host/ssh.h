@@ -1,9 +1,9 @@
 /*
  * Commands over SSH: libssh is called only in ssh.c.
  *
- * A link is one authenticated connection to one machine whose host key is known beforehand; an
- * unknown key is refused, never learnt. Keys are ed25519 in OpenSSH's file format. One link carries one
- * command at a time; nothing here is thread-safe.
+ * A link is one authenticated connection to one machine whose host key is known
+ * beforehand; an unknown key is refused, never learnt. Keys are ed25519 in OpenSSH's file
+ * format. One link carries one command at a time; nothing here is thread-safe.
  */
 #ifndef PANDO_HOST_SSH_H
 #define PANDO_HOST_SSH_H
@@ -14,17 +14,19 @@
 #include "common/err.h"
 
 struct ssh_target {
-	const char *address;	/* numeric or a name */
+	const char *address; /* numeric or a name */
 	unsigned port;
 	const char *user;
-	const char *key_path;	/* our private key */
-	const char *host_key;	/* the server's public key as base64, without "ssh-ed25519 " */
+	const char *key_path; /* our private key */
+	const char
+		*host_key; /* the server's public key as base64, without "ssh-ed25519 " */
 };
 
 struct ssh_link;
 
-/* timeout_ms bounds connecting and authenticating together. -EKEYREJECTED: the host key is another;
- * -EACCES: our key is not taken; -ECONNREFUSED, -ETIMEDOUT: nobody answers (yet). */
+/* timeout_ms bounds connecting and authenticating together. -EKEYREJECTED: the host key
+ * is another; -EACCES: our key is not taken; -ECONNREFUSED, -ETIMEDOUT: nobody answers
+ * (yet). */
 int ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret,
 	struct err *e);
 void ssh_link_close(struct ssh_link *l);
@@ -40,26 +42,32 @@ struct ssh_command {
 	int in_fd;	  /* borrowed; -1: the command reads an end of file at once */
 	int out_fd;	  /* borrowed, as err_fd; -1: thrown away */
 	int err_fd;
-	bool tty;	  /* a terminal of in_fd's size; there is no separate stderr then */
+	bool tty; /* a terminal of in_fd's size; there is no separate stderr then */
 	const char *term; /* its kind; NULL: "dumb" */
-	/* A signalfd(2) or -1. SIGWINCH sends the new size; any other signal is given to on_signal,
-	 * the second one also ends us with -ECANCELED. (An SSH server does not deliver signals to
-	 * root's commands, so that the caller has to know another way.) */
+	/* A signalfd(2) or -1. SIGWINCH sends the new size; any other signal is given to
+	 * on_signal, the second one also ends us with -ECANCELED. (An SSH server does not
+	 * deliver signals to root's commands, so that the caller has to know another
+	 * way.) */
 	int signal_fd;
 	void (*on_signal)(void *ctx, int number, unsigned nth); /* nth: 1, 2 */
 	void *ctx;
 	unsigned timeout_ms; /* 0: as long as it takes; else -ETIMEDOUT */
 };
-#define SSH_COMMAND_INIT {.in_fd = -1, .out_fd = -1, .err_fd = -1, .signal_fd = -1}
+#define SSH_COMMAND_INIT \
+	{ \
+		.in_fd = -1, .out_fd = -1, .err_fd = -1, .signal_fd = -1 \
+	}
 
-/* Runs it to its end. *ret_status: the exit status, or 128 + the signal's number. A connection that ends
- * without either is an error, never success. A closed out_fd (-EPIPE) ends the command. All of its output
- * is written before this returns; a process that it leaves behind and that keeps its output open is not
- * waited for once it is silent. */
-int ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e);
+/* Runs it to its end. *ret_status: the exit status, or 128 + the signal's number. A
+ * connection that ends without either is an error, never success. A closed out_fd
+ * (-EPIPE) ends the command. All of its output is written before this returns; a process
+ * that it leaves behind and that keeps its output open is not waited for once it is
+ * silent. */
+int ssh_link_run(
+	struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e);
 
-/* One word as the POSIX shell reads back unchanged: '…', each ' as '\''. Appends to *text (malloc'd or
- * NULL), with a blank between. -ENOMEM, or -E2BIG above SSH_COMMAND_MAX. */
+/* One word as the POSIX shell reads back unchanged: '…', each ' as '\''. Appends to *text
+ * (malloc'd or NULL), with a blank between. -ENOMEM, or -E2BIG above SSH_COMMAND_MAX. */
 #define SSH_COMMAND_MAX (96u * 1024u)
 int ssh_quote(char **text, const char *word);
 

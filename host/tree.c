@@ -20,7 +20,8 @@
 
 #define NS_PER_MS 1000000ull
 
-/* Between the end of a control socket and that of its process, when the process is ending. */
+/* Between the end of a control socket and that of its process, when the process is
+ * ending. */
 #define CLOSED_GRACE_NS (2000 * NS_PER_MS)
 #define KILL_TIMEOUT_MS 20000
 #define STATS_TIMEOUT_MS 1000
@@ -90,8 +91,9 @@ int
 tree_list_vm(struct tree *t, struct vm *vm, struct err *e)
 {
 	if (t->n_vms == TREE_VMS_MAX)
-		return err_set(e, -EBUSY, "there are %d VMs already, which is the most there can be: "
-					  "delete some",
+		return err_set(e, -EBUSY,
+			"there are %d VMs already, which is the most there can be: "
+			"delete some",
 			TREE_VMS_MAX);
 	t->vms[t->n_vms++] = vm;
 	vm->listed = true;
@@ -114,7 +116,8 @@ tree_unlist_vm(struct tree *t, struct vm *vm)
 	for (unsigned i = 0; i < t->n_vms; i++)
 		if (t->vms[i]->parent_handle == vm->handle) {
 			t->vms[i]->parent_handle = 0;
-			t->vms[i]->row.parent[0] = '\0'; /* the database does so by itself */
+			t->vms[i]->row.parent[0] =
+				'\0'; /* the database does so by itself */
 		}
 	vm->listed = false;
 	vm_unref(vm);
@@ -148,13 +151,15 @@ tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e)
 				continue;
 			if (found)
 				return err_set(e, -EINVAL,
-					"\"%s\" is the beginning of several VMs' ids, among them %s and %s: "
+					"\"%s\" is the beginning of several VMs' ids, "
+					"among them %s and %s: "
 					"give more digits",
 					name, found->row.id, t->vms[i]->row.id);
 			found = t->vms[i];
 		}
 	if (!found)
-		return err_set(e, -ENOENT, "no VM named \"%s\"; `pando status` lists them",
+		return err_set(e, -ENOENT,
+			"no VM named \"%s\"; `pando status` lists them",
 			log_escape(shown, sizeof(shown), name, len));
 	found->refs++;
 	*ret = found;
@@ -171,8 +176,8 @@ tree_claim(
 	if (r < 0)
 		return r;
 	if (vm->op) {
-		r = err_set(e, -EBUSY, "vm \"%s\" is %s: try again when that is done", vm_name(vm),
-			vm->op);
+		r = err_set(e, -EBUSY, "vm \"%s\" is %s: try again when that is done",
+			vm_name(vm), vm->op);
 		vm_unref(vm);
 		return r;
 	}
@@ -187,8 +192,10 @@ tree_check_alias_free(struct tree *t, const char *alias, struct err *e)
 	for (unsigned i = 0; alias[0] && i < t->n_vms; i++)
 		if (strcmp(t->vms[i]->row.alias, alias) == 0)
 			return err_set(e, -EEXIST,
-				"alias \"%s\" is taken by VM %s (%s): choose another, or delete that VM",
-				alias, t->vms[i]->row.id, vm_state_name(t->vms[i]->row.state));
+				"alias \"%s\" is taken by VM %s (%s): choose another, or "
+				"delete that VM",
+				alias, t->vms[i]->row.id,
+				vm_state_name(t->vms[i]->row.state));
 	return 0;
 }
 
@@ -230,7 +237,8 @@ end_liar(struct vm *vm, const char *why)
 	process_kill(vm->pidfd);
 }
 
-/* vmmctl's callback: an exchange is over, the one-shot watch of the socket is armed again. */
+/* vmmctl's callback: an exchange is over, the one-shot watch of the socket is armed
+ * again. */
 static void
 arm_control(void *ctx, uint64_t handle)
 {
@@ -254,8 +262,7 @@ arm_control(void *ctx, uint64_t handle)
 int
 tree_watch(struct tree *t, struct vm *vm, struct err *e)
 {
-	struct epoll_event ev = {
-		.events = EPOLLIN, .data.u64 = EVENT_OF(vm->handle, 0)};
+	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = EVENT_OF(vm->handle, 0)};
 
 	if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, vm->pidfd, &ev) < 0)
 		return err_sys(e, -errno, "watching the process of VM %s", vm->row.id);
@@ -273,7 +280,8 @@ tree_watch(struct tree *t, struct vm *vm, struct err *e)
 	return 0;
 }
 
-/* Why it ended, in a sentence, from its last words, what pandod did, and what the kernel says. */
+/* Why it ended, in a sentence, from its last words, what pandod did, and what the kernel
+ * says. */
 static enum vm_state
 explain_end(struct vm *vm, const siginfo_t *si, char *dst, size_t cap)
 {
@@ -311,10 +319,13 @@ explain_end(struct vm *vm, const siginfo_t *si, char *dst, size_t cap)
 		snprintf(dst, cap, "the VMM was killed by signal %d (%s)", si->si_status,
 			sigabbrev_np(si->si_status) ? sigabbrev_np(si->si_status) : "?");
 	else if (si->si_pid)
-		snprintf(dst, cap, "the VMM exited with status %d; its vmm.log may say why",
+		snprintf(dst, cap,
+			"the VMM exited with status %d; its vmm.log may say why",
 			si->si_status);
 	else
-		snprintf(dst, cap, "the VMM was killed, or ended without a word; its vmm.log may say why");
+		snprintf(dst, cap,
+			"the VMM was killed, or ended without a word; its vmm.log may "
+			"say why");
 	return VM_FAILED;
 }
 
@@ -324,9 +335,11 @@ process_ended(struct tree *t, struct vm *vm)
 	siginfo_t si = {0};
 	struct err e;
 
-	/* A child of ours (started by us, or fallen to us as the subreaper); else its parent VMM
-	 * or init has waited for it: ECHILD, and nobody can tell its status. */
-	while (waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG) < 0 && errno == EINTR)
+	/* A child of ours (started by us, or fallen to us as the subreaper); else its
+	 * parent VMM or init has waited for it: ECHILD, and nobody can tell its status.
+	 */
+	while (waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG) < 0 &&
+		errno == EINTR)
 		;
 	/* The process is gone, so whoever holds the connection is about to let go. */
 	if (vm->ctl)
@@ -340,13 +353,14 @@ process_ended(struct tree *t, struct vm *vm)
 	vm->pidfd = -1;
 	vm->dead = true;
 	if (vm_state_lives(vm->row.state) && !vm->removing) {
-		vm->row.state = explain_end(vm, &si, vm->row.reason, sizeof(vm->row.reason));
+		vm->row.state =
+			explain_end(vm, &si, vm->row.reason, sizeof(vm->row.reason));
 		vm->row.pid = 0;
 		vm->row.pid_start = 0;
 		if (db_update(t->db, &vm->row, &e) < 0)
 			log_err("vm %s: %s", vm->row.id, e.msg);
-		log_info("vm %s (%s): %s: %s", vm->row.id, vm_name(vm), vm_state_name(vm->row.state),
-			vm->row.reason);
+		log_info("vm %s (%s): %s: %s", vm->row.id, vm_name(vm),
+			vm_state_name(vm->row.state), vm->row.reason);
 	}
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
@@ -359,7 +373,8 @@ control_readable(struct tree *t, struct vm *vm)
 	int r = vmmctl_drain(vm->ctl, false, &e);
 
 	if (r == -EAGAIN)
-		return; /* a call is under way; it takes the message and arms the watch again */
+		return; /* a call is under way; it takes the message and arms the watch
+			   again */
 	if (r == 0) {
 		arm_control(t, vm->handle);
 		return;
@@ -417,7 +432,8 @@ deadline_in(uint64_t ms)
 {
 	uint64_t ns = io_now_ns() + ms * NS_PER_MS;
 
-	return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+	return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u),
+		.tv_nsec = (long)(ns % 1000000000u)};
 }
 
 int
@@ -432,8 +448,8 @@ tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms)
 }
 
 /*
- * The tender: asks the agents of VMs that nobody waits for, and ends a VMM that has closed its
- * control socket and lives on, which no sound one does.
+ * The tender: asks the agents of VMs that nobody waits for, and ends a VMM that has
+ * closed its control socket and lives on, which no sound one does.
  */
 
 static void
@@ -477,10 +493,12 @@ tender_main(void *tree)
 		for (unsigned i = 0; i < t->n_vms; i++) {
 			struct vm *vm = t->vms[i];
 
-			if (vm->closed_ns && !vm->dead && vm->pidfd >= 0 && !vm->kill_reason[0]) {
+			if (vm->closed_ns && !vm->dead && vm->pidfd >= 0 &&
+				!vm->kill_reason[0]) {
 				if (now >= vm->closed_ns + CLOSED_GRACE_NS) {
 					snprintf(vm->kill_reason, sizeof(vm->kill_reason),
-						"ended by pandod: its VMM closed the control socket");
+						"ended by pandod: its VMM closed the "
+						"control socket");
 					process_kill(vm->pidfd);
 				} else if (vm->closed_ns + CLOSED_GRACE_NS < next) {
 					next = vm->closed_ns + CLOSED_GRACE_NS;
@@ -532,22 +550,26 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
 	int r = vm_socket_path(t, vm, path);
 
 	if (r == 0)
-		r = agent_wait_ready(path, t->config.agent_timeout_ms, agent_wait_cancel, &w, &why);
+		r = agent_wait_ready(
+			path, t->config.agent_timeout_ms, agent_wait_cancel, &w, &why);
 	/* A VMM that dies takes its socket along; the pidfd says so a moment later. */
 	pthread_mutex_lock(&t->lock);
 	if (r == -ENOTCONN || r == -ENOENT)
 		tree_wait_dead(t, vm, 2000);
 	if (vm->dead) {
-		r = err_set(e, -ESRCH, "vm \"%s\" ended before its agent answered: %.350s",
-			vm_name(vm), vm->row.reason);
+		r = err_set(e, -ESRCH,
+			"vm \"%s\" ended before its agent answered: %.350s", vm_name(vm),
+			vm->row.reason);
 	} else if (r == -ETIMEDOUT) {
-		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s", vm_name(vm),
-			t->config.agent_timeout_ms / 1000);
+		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s",
+			vm_name(vm), t->config.agent_timeout_ms / 1000);
 	} else if (r == -ECANCELED) {
-		r = err_set(e, r, "pandod stops; vm \"%s\" goes on, its agent has not answered yet",
+		r = err_set(e, r,
+			"pandod stops; vm \"%s\" goes on, its agent has not answered yet",
 			vm_name(vm));
 	} else if (r < 0) {
-		r = err_set(e, r, "vm \"%s\": its agent does not answer: %.350s", vm_name(vm), why.msg);
+		r = err_set(e, r, "vm \"%s\": its agent does not answer: %.350s",
+			vm_name(vm), why.msg);
 	} else {
 		vm->row.answered = true;
 		if (vm->row.state == VM_STARTING)
@@ -687,7 +709,8 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 		json_out_null(out, "pid");
 	hex(text, row->generation, sizeof(row->generation));
 	json_out_str(out, "generation", text);
-	snprintf(text, sizeof(text), "%.4000s/vms/%s/agent.sock", t->config.home, row->id);
+	snprintf(
+		text, sizeof(text), "%.4000s/vms/%s/agent.sock", t->config.home, row->id);
 	json_out_str(out, "agent_socket", text);
 	snprintf(text, sizeof(text), "%.4000s/vms/%s/console", t->config.home, row->id);
 	json_out_str(out, "console", text);
@@ -734,8 +757,8 @@ tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e)
 	if (r == 0) {
 		if (vm->ctl && !vm->dead && vm_state_lives(vm->row.state) && !vm->op) {
 			pthread_mutex_unlock(&t->lock);
-			has_stats = vmmctl_stats(vm->ctl, STATS_TIMEOUT_MS, true, &stats, NULL,
-					    NULL) == 0;
+			has_stats = vmmctl_stats(vm->ctl, STATS_TIMEOUT_MS, true, &stats,
+					    NULL, NULL) == 0;
 			pthread_mutex_lock(&t->lock);
 		}
 		vm_json(t, vm, NULL, out, has_stats ? &stats : NULL);
@@ -767,7 +790,8 @@ tree_alias(struct tree *t, const char *name, const struct alias_request *q,
 				memcpy(vm->row.alias, old, sizeof(old));
 		}
 		if (r == 0)
-			log_info("vm %s: alias \"%s\", before \"%s\"", vm->row.id, vm->row.alias, old);
+			log_info("vm %s: alias \"%s\", before \"%s\"", vm->row.id,
+				vm->row.alias, old);
 	}
 	if (r == 0)
 		vm_json(t, vm, NULL, out, NULL);
@@ -778,8 +802,8 @@ unlock:
 }
 
 static int
-pause_or_resume(struct tree *t, const char *name, bool pause, struct json_out *out,
-	struct err *e)
+pause_or_resume(
+	struct tree *t, const char *name, bool pause, struct json_out *out, struct err *e)
 {
 	struct vm *vm;
 	int r;
@@ -791,8 +815,9 @@ pause_or_resume(struct tree *t, const char *name, bool pause, struct json_out *o
 		return r;
 	}
 	if (!vm_state_lives(vm->row.state) || !vm->ctl) {
-		r = err_set(e, -EBUSY, "vm \"%s\" is %s: there is nothing to %s", vm_name(vm),
-			vm_state_name(vm->row.state), pause ? "pause" : "resume");
+		r = err_set(e, -EBUSY, "vm \"%s\" is %s: there is nothing to %s",
+			vm_name(vm), vm_state_name(vm->row.state),
+			pause ? "pause" : "resume");
 	} else if ((vm->row.state == VM_PAUSED) != pause) {
 		pthread_mutex_unlock(&t->lock);
 		r = vmmctl_command(vm->ctl, pause ? VMM_PAUSE : VMM_RESUME,
@@ -801,11 +826,12 @@ pause_or_resume(struct tree *t, const char *name, bool pause, struct json_out *o
 		if (r < 0) {
 			err_wrap(e, r, "vm \"%s\"", vm_name(vm));
 		} else if (!vm->dead) {
-			vm->row.state = pause ? VM_PAUSED
-				: vm->row.answered ? VM_RUNNING
-						   : VM_STARTING;
+			vm->row.state = pause		   ? VM_PAUSED
+					: vm->row.answered ? VM_RUNNING
+							   : VM_STARTING;
 			r = db_update(t->db, &vm->row, e);
-			log_info("vm %s (%s): %s", vm->row.id, vm_name(vm), pause ? "paused" : "resumed");
+			log_info("vm %s (%s): %s", vm->row.id, vm_name(vm),
+				pause ? "paused" : "resumed");
 		}
 	}
 	vm->op = NULL;
@@ -845,7 +871,8 @@ tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e)
 		if (r == 0) {
 			json_out_object(out, NULL);
 			json_out_u64(out, "disk_mib", vm->row.disk_mib);
-			json_out_str(out, "base", vm->row.base_path[0] ? vm->row.base_path : NULL);
+			json_out_str(out, "base",
+				vm->row.base_path[0] ? vm->row.base_path : NULL);
 			json_out_array(out, "chain");
 		}
 		vm_unref(vm);
@@ -889,7 +916,8 @@ tree_sweep(struct tree *t, struct err *e)
 	return r;
 }
 
-/* From now on the next pandod would finish the removal, should this one be killed. Called with the lock. */
+/* From now on the next pandod would finish the removal, should this one be killed. Called
+ * with the lock. */
 static int
 mark_going(struct tree *t, struct vm **vms, unsigned n, bool going, struct err *e)
 {
@@ -910,8 +938,8 @@ mark_going(struct tree *t, struct vm **vms, unsigned n, bool going, struct err *
 static int
 kill_all(struct tree *t, struct vm **vms, unsigned n, struct err *e)
 {
-	/* SIGKILL, not VMM_QUIT: nothing of these VMs is to remain, and what they shared with others was
-	 * cut, and not written since, long ago. */
+	/* SIGKILL, not VMM_QUIT: nothing of these VMs is to remain, and what they shared
+	 * with others was cut, and not written since, long ago. */
 	for (unsigned i = 0; i < n; i++) {
 		vms[i]->removing = true;
 		if (vms[i]->pidfd >= 0)
@@ -922,7 +950,8 @@ kill_all(struct tree *t, struct vm **vms, unsigned n, struct err *e)
 	for (unsigned i = 0; i < n; i++)
 		if (tree_wait_dead(t, vms[i], KILL_TIMEOUT_MS) < 0)
 			return err_set(e, -ETIMEDOUT,
-				"vm \"%s\": its process %lld was killed and does not end; nothing was "
+				"vm \"%s\": its process %lld was killed and does not "
+				"end; nothing was "
 				"removed",
 				vm_name(vms[i]), (long long)vms[i]->row.pid);
 	return 0;
@@ -985,8 +1014,10 @@ claim_descendants(struct tree *t, struct vm **vms, unsigned *n, struct err *e)
 			if (vm->parent_handle != vms[done]->handle)
 				continue;
 			if (vm->op)
-				return err_set(e, -EBUSY, "vm \"%s\", a branch of it, is %s: try again when "
-							  "that is done",
+				return err_set(e, -EBUSY,
+					"vm \"%s\", a branch of it, is %s: try again "
+					"when "
+					"that is done",
 					vm_name(vm), vm->op);
 			vm->op = "being deleted";
 			vm->refs++;
@@ -1005,25 +1036,28 @@ refuse_children(struct tree *t, struct vm *vm, struct err *e)
 		struct vm *child = t->vms[i];
 		size_t len = strlen(names);
 
-		if (child->parent_handle != vm->handle || !vm_state_lives(child->row.state))
+		if (child->parent_handle != vm->handle ||
+			!vm_state_lives(child->row.state))
 			continue;
 		children++;
 		if (len < 200)
-			snprintf(names + len, sizeof(names) - len, "%s%s", len ? ", " : "", vm_name(child));
+			snprintf(names + len, sizeof(names) - len, "%s%s",
+				len ? ", " : "", vm_name(child));
 		else if (names[len - 1] != '.')
 			snprintf(names + len, sizeof(names) - len, ", ….");
 	}
 	if (!children)
 		return 0;
 	return err_set(e, -ENOTEMPTY,
-		"vm \"%s\" has %u living branch%s (%s): delete %s first, or all with `pando delete -r`",
+		"vm \"%s\" has %u living branch%s (%s): delete %s first, or all with "
+		"`pando delete -r`",
 		vm_name(vm), children, children == 1 ? "" : "es", names,
 		children == 1 ? "it" : "them");
 }
 
 int
-tree_delete(
-	struct tree *t, const char *name, bool recursive, struct json_out *out, struct err *e)
+tree_delete(struct tree *t, const char *name, bool recursive, struct json_out *out,
+	struct err *e)
 {
 	cleanup_free struct vm **vms = calloc(TREE_VMS_MAX, sizeof(*vms));
 	unsigned n = 0;
@@ -1035,7 +1069,8 @@ tree_delete(
 	r = tree_claim(t, name, "being deleted", &vms[0], e);
 	if (r == 0) {
 		n = 1;
-		r = recursive ? claim_descendants(t, vms, &n, e) : refuse_children(t, vms[0], e);
+		r = recursive ? claim_descendants(t, vms, &n, e)
+			      : refuse_children(t, vms[0], e);
 	}
 	pthread_mutex_unlock(&t->lock);
 	if (r == 0)

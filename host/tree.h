@@ -1,11 +1,12 @@
 /*
- * The tree of VMs: what pandod knows, and everything it can do to a VM. Thread-safe: each call of
- * host/API.md is one function here, called from whatever thread serves the request; answers are
- * written as JSON.
+ * The tree of VMs: what pandod knows, and everything it can do to a VM. Thread-safe: each
+ * call of host/API.md is one function here, called from whatever thread serves the
+ * request; answers are written as JSON.
  *
- * Every VM is in the table (at most TREE_VMS_MAX) and in the database, written through. A VM has at most
- * one operation under way; a second one is -EBUSY with a sentence that says what the first
- * is. The processes' ends and last words come in through tree_dispatch(), one thread's business.
+ * Every VM is in the table (at most TREE_VMS_MAX) and in the database, written through. A
+ * VM has at most one operation under way; a second one is -EBUSY with a sentence that
+ * says what the first is. The processes' ends and last words come in through
+ * tree_dispatch(), one thread's business.
  */
 #ifndef PANDO_HOST_TREE_H
 #define PANDO_HOST_TREE_H
@@ -34,8 +35,8 @@ struct tree_config {
 
 struct tree;
 
-/* Opens the database, adopts the VMs that run, removes what an earlier pandod left half-made.
- * The caller holds <home>/pandod.lock. */
+/* Opens the database, adopts the VMs that run, removes what an earlier pandod left
+ * half-made. The caller holds <home>/pandod.lock. */
 int tree_open(const struct tree_config *config, struct tree **ret, struct err *e);
 /* The VMs go on. Nobody may be inside a call. */
 void tree_close(struct tree *t);
@@ -54,14 +55,15 @@ struct progress {
 	void *ctx;
 };
 
-int tree_list(struct tree *t, const struct label *filter, struct json_out *out, struct err *e);
+int tree_list(
+	struct tree *t, const struct label *filter, struct json_out *out, struct err *e);
 int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);
 int tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
 	struct json_out *out, struct err *e);
 int tree_branch(struct tree *t, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
-int tree_delete(
-	struct tree *t, const char *name, bool recursive, struct json_out *out, struct err *e);
+int tree_delete(struct tree *t, const char *name, bool recursive, struct json_out *out,
+	struct err *e);
 int tree_alias(struct tree *t, const char *name, const struct alias_request *q,
 	struct json_out *out, struct err *e);
 int tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e);

@@ -1,9 +1,10 @@
 /*
  * What tree.c, create.c, branch.c and adopt.c share. Nobody else includes this.
  *
- * Locks: tree.lock covers the table, every struct vm's fields and the database. It is never held while
- * waiting for a VMM, an agent or a process. A control connection has its own lock (vmmctl.c); order: control
- * connection, then tree; nobody waits for a control connection with the tree's lock held.
+ * Locks: tree.lock covers the table, every struct vm's fields and the database. It is
+ * never held while waiting for a VMM, an agent or a process. A control connection has its
+ * own lock (vmmctl.c); order: control connection, then tree; nobody waits for a control
+ * connection with the tree's lock held.
  */
 #ifndef PANDO_HOST_TREE_PRIV_H
 #define PANDO_HOST_TREE_PRIV_H
@@ -19,18 +20,18 @@
 
 struct vm {
 	struct vm_row row;
-	uint64_t handle;        /* names this struct in the event loop; never reused */
+	uint64_t handle;	/* names this struct in the event loop; never reused */
 	uint64_t parent_handle; /* 0: none */
-	struct vmmctl *ctl;     /* owned; NULL: no VMM */
-	int pidfd;              /* owned; -1: no process */
-	unsigned refs;          /* the table's and each caller's */
-	bool listed;            /* in the table */
-	bool dead;              /* its process has ended */
-	bool removing;          /* it is killed because its row goes, too */
-	const char *op;         /* static text: "being branched"; NULL: idle */
+	struct vmmctl *ctl;	/* owned; NULL: no VMM */
+	int pidfd;		/* owned; -1: no process */
+	unsigned refs;		/* the table's and each caller's */
+	bool listed;		/* in the table */
+	bool dead;		/* its process has ended */
+	bool removing;		/* it is killed because its row goes, too */
+	const char *op;		/* static text: "being branched"; NULL: idle */
 	char kill_reason[DB_REASON_MAX]; /* why pandod ended it, if it did */
-	uint64_t closed_ns;     /* when its control socket closed; 0: it is open */
-	uint64_t probe_at_ns;   /* when the agent is asked next */
+	uint64_t closed_ns;   /* when its control socket closed; 0: it is open */
+	uint64_t probe_at_ns; /* when the agent is asked next */
 	unsigned probes;
 };
 
@@ -38,7 +39,7 @@ struct tree {
 	struct tree_config config;
 	struct db *db; /* owned */
 	pthread_mutex_t lock;
-	pthread_cond_t changed; /* some VM died, or stopping */
+	pthread_cond_t changed;	      /* some VM died, or stopping */
 	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
 	unsigned n_vms;
 	uint64_t next_handle;
@@ -71,7 +72,8 @@ int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
 int tree_watch(struct tree *t, struct vm *vm, struct err *e);
 /* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
 int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
-/* The names of segments no chain has any more: removed from the database now, the files too. */
+/* The names of segments no chain has any more: removed from the database now, the files
+ * too. */
 int tree_sweep(struct tree *t, struct err *e);
 void vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
 	const struct vmm_stats_answer *stats);
@@ -93,17 +95,18 @@ struct agent_wait {
 };
 int agent_wait_cancel(void *agent_wait);
 /* Waits for the agent of a watched VM, and notes that it answered. */
-int vm_wait_agent(
-	struct tree *t, struct vm *vm, const bool *give_up, struct err *e);
-/* Kills watched VMs, all claimed by the caller, removes their rows, files and segments, and takes them out of
- * the table. */
+int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e);
+/* Kills watched VMs, all claimed by the caller, removes their rows, files and segments,
+ * and takes them out of the table. */
 int tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e);
 void say(const struct progress *p, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
-/* create.c, for branch.c too: undoes a VM that is listed but not watched: its process, files, row. */
+/* create.c, for branch.c too: undoes a VM that is listed but not watched: its process,
+ * files, row. */
 void vm_undo(struct tree *t, struct vm *vm);
-/* A listed row's VM, its process known: made, watched, in the database. Without the lock. */
+/* A listed row's VM, its process known: made, watched, in the database. Without the lock.
+ */
 int vm_made(struct tree *t, struct vm *vm, struct err *e);
 
 /* adopt.c: at the start. */

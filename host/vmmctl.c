@@ -29,7 +29,7 @@ union message {
 };
 
 struct vmmctl {
-	int fd;    /* owned */
+	int fd;	   /* owned */
 	int pidfd; /* owned; -1: not known yet */
 	uint64_t seq;
 	bool has_started, has_exiting;
@@ -39,7 +39,8 @@ struct vmmctl {
 	void (*idle)(void *ctx, uint64_t handle);
 	void *idle_ctx; /* weak */
 	uint64_t idle_handle;
-	pthread_mutex_t lock; /* one exchange at a time; covers all of the above but exiting */
+	pthread_mutex_t
+		lock; /* one exchange at a time; covers all of the above but exiting */
 	/* What others ask while an exchange is under way. */
 	pthread_mutex_t exiting_lock; /* has_exiting, exiting, broken, broken_why */
 	bool broken;
@@ -63,7 +64,8 @@ vmmctl_create(int fd, struct vmmctl **ret, struct err *e)
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_mutex_init(&c->exiting_lock, NULL);
 	if (setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) < 0 ||
-		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &send_limit, sizeof(send_limit)) < 0) {
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &send_limit, sizeof(send_limit)) <
+			0) {
 		int r = err_sys(e, -errno, "options of a control socket");
 
 		vmmctl_free(c);
@@ -116,7 +118,8 @@ vmmctl_set_pidfd(struct vmmctl *c, int pidfd)
 	return 0;
 }
 
-/* Ends an exchange. The watch is armed after the unlock: what arrived in between is seen then. */
+/* Ends an exchange. The watch is armed after the unlock: what arrived in between is seen
+ * then. */
 static void
 unlock(struct vmmctl *c)
 {
@@ -181,15 +184,19 @@ vmmctl_check(const void *msg, size_t len, struct err *e)
 		return err_set(e, -EPROTO, "the VMM sent a message of %zu bytes", len);
 	memcpy(&h, msg, sizeof(h));
 	if (h.version != VMM_WIRE_VERSION)
-		return err_set(e, -EPROTO, "the VMM speaks version %u of the control protocol, not %u",
+		return err_set(e, -EPROTO,
+			"the VMM speaks version %u of the control protocol, not %u",
 			h.version, VMM_WIRE_VERSION);
 	if (!length_of(h.type))
-		return err_set(e, -EPROTO, "the VMM sent a message of unknown type %u", h.type);
+		return err_set(
+			e, -EPROTO, "the VMM sent a message of unknown type %u", h.type);
 	if (h.len != len || len != length_of(h.type))
-		return err_set(e, -EPROTO, "the VMM sent a message of type %u with %zu bytes, not %zu",
+		return err_set(e, -EPROTO,
+			"the VMM sent a message of type %u with %zu bytes, not %zu",
 			h.type, len, length_of(h.type));
 	if ((h.type == VMM_STARTED || h.type == VMM_EXITING) != (h.seq == 0))
-		return err_set(e, -EPROTO, "the VMM sent a message of type %u with number %llu", h.type,
+		return err_set(e, -EPROTO,
+			"the VMM sent a message of type %u with number %llu", h.type,
 			(unsigned long long)h.seq);
 	return 0;
 }
@@ -210,7 +217,8 @@ static int
 receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 {
 	union {
-		char buf[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int) * IO_FDS_MAX)];
+		char buf[CMSG_SPACE(sizeof(struct ucred)) +
+			 CMSG_SPACE(sizeof(int) * IO_FDS_MAX)];
 		struct cmsghdr align;
 	} control;
 	struct iovec iov = {.iov_base = m, .iov_len = sizeof(*m)};
@@ -234,8 +242,8 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 		return 0;
 	if (n < 0)
 		return errno == ECONNRESET
-			? err_set(e, -EPIPE, "the VMM closed its control socket")
-			: err_sys(e, -errno, "receiving from a VMM");
+			       ? err_set(e, -EPIPE, "the VMM closed its control socket")
+			       : err_sys(e, -errno, "receiving from a VMM");
 	for (struct cmsghdr *h = CMSG_FIRSTHDR(&mh); h; h = CMSG_NXTHDR(&mh, h)) {
 		if (h->cmsg_level != SOL_SOCKET)
 			continue;
@@ -264,7 +272,8 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 	else if (mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
 		r = err_set(&bad, -EPROTO, "the VMM sent a message that is too long");
 	else if (!has_cred || cred.pid <= 0)
-		r = err_set(&bad, -EPROTO, "the kernel does not say who sent a VMM's message");
+		r = err_set(&bad, -EPROTO,
+			"the kernel does not say who sent a VMM's message");
 	else if (cred.uid != geteuid() && cred.uid != getuid())
 		r = err_set(&bad, -EPROTO, "a VMM's message came from user %u", cred.uid);
 	else
@@ -323,8 +332,8 @@ ended(struct vmmctl *c, struct err *e)
 }
 
 /*
- * Receives until the answer of that type and number, or, type VMM_STARTED, until that has come.
- * Called with the lock.
+ * Receives until the answer of that type and number, or, type VMM_STARTED, until that has
+ * come. Called with the lock.
  */
 static int
 wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int timeout_ms,
@@ -335,7 +344,8 @@ wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int ti
 	struct err bad;
 
 	for (;;) {
-		struct pollfd p[2] = {{.fd = c->fd, .events = POLLIN}, {.fd = c->pidfd, .events = POLLIN}};
+		struct pollfd p[2] = {{.fd = c->fd, .events = POLLIN},
+			{.fd = c->pidfd, .events = POLLIN}};
 		uint64_t now;
 		int r = receive(c, ret, ret_pid, e);
 
@@ -360,8 +370,8 @@ wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int ti
 		}
 		now = io_now_ns();
 		if (now >= deadline)
-			return err_set(e, -ETIMEDOUT, "the VMM did not %s within %d s", what,
-				(timeout_ms + 999) / 1000);
+			return err_set(e, -ETIMEDOUT, "the VMM did not %s within %d s",
+				what, (timeout_ms + 999) / 1000);
 		r = poll(p, 2, (int)((deadline - now) / 1000000u) + 1);
 		if (r < 0 && errno != EINTR)
 			return err_sys(e, -errno, "waiting for a VMM");
@@ -369,7 +379,8 @@ wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int ti
 		if (r > 0 && !p[0].revents && p[1].revents)
 			return ended(c, e);
 	}
-	err_set(&bad, -EPROTO, "the VMM sent a message of type %u, number %llu, that nobody asked for",
+	err_set(&bad, -EPROTO,
+		"the VMM sent a message of type %u, number %llu, that nobody asked for",
 		ret->hdr.type, (unsigned long long)ret->hdr.seq);
 	broke(c, bad.msg);
 	return err_set(e, -EPROTO, "%s", bad.msg);
@@ -405,8 +416,8 @@ send_message(struct vmmctl *c, void *msg, uint16_t type, size_t len, const int *
 }
 
 int
-vmmctl_boot(struct vmmctl *c, struct vmm_boot *msg, const int fds[static VMM_BOOT_FD_COUNT],
-	struct err *e)
+vmmctl_boot(struct vmmctl *c, struct vmm_boot *msg,
+	const int fds[static VMM_BOOT_FD_COUNT], struct err *e)
 {
 	int r;
 
@@ -417,8 +428,9 @@ vmmctl_boot(struct vmmctl *c, struct vmm_boot *msg, const int fds[static VMM_BOO
 }
 
 int
-vmmctl_fork(struct vmmctl *c, struct vmm_fork *msg, const int fds[static VMM_FORK_FD_COUNT],
-	int timeout_ms, struct vmm_forked *ret, bool *ret_uncertain, struct err *e)
+vmmctl_fork(struct vmmctl *c, struct vmm_fork *msg,
+	const int fds[static VMM_FORK_FD_COUNT], int timeout_ms, struct vmm_forked *ret,
+	bool *ret_uncertain, struct err *e)
 {
 	union message m;
 	pid_t pid;
@@ -428,7 +440,8 @@ vmmctl_fork(struct vmmctl *c, struct vmm_fork *msg, const int fds[static VMM_FOR
 	pthread_mutex_lock(&c->lock);
 	r = send_message(c, msg, VMM_FORK, sizeof(*msg), fds, VMM_FORK_FD_COUNT, e);
 	if (r == 0) {
-		r = wait_for(c, "answer to a fork", VMM_FORKED, c->seq, timeout_ms, &m, &pid, e);
+		r = wait_for(c, "answer to a fork", VMM_FORKED, c->seq, timeout_ms, &m,
+			&pid, e);
 		uncertain = r < 0;
 	}
 	unlock(c);
@@ -437,7 +450,9 @@ vmmctl_fork(struct vmmctl *c, struct vmm_fork *msg, const int fds[static VMM_FOR
 	if (r < 0)
 		return r;
 	if (m.forked.error)
-		return err_set(e, m.forked.error < 0 && m.forked.error >= -4095 ? m.forked.error : -EIO,
+		return err_set(e,
+			m.forked.error < 0 && m.forked.error >= -4095 ? m.forked.error
+								      : -EIO,
 			"%s", m.forked.msg[0] ? m.forked.msg : "the VMM refused to fork");
 	*ret = m.forked;
 	return 0;
@@ -484,14 +499,15 @@ vmmctl_command(struct vmmctl *c, enum vmm_msg_type type, int timeout_ms, struct 
 	if (r < 0)
 		return r;
 	if (m.done.error)
-		return err_set(e, m.done.error < 0 && m.done.error >= -4095 ? m.done.error : -EIO, "%s",
-			m.done.msg[0] ? m.done.msg : "the VMM refused");
+		return err_set(e,
+			m.done.error < 0 && m.done.error >= -4095 ? m.done.error : -EIO,
+			"%s", m.done.msg[0] ? m.done.msg : "the VMM refused");
 	return 0;
 }
 
 int
-vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only, struct vmm_stats_answer *ret,
-	pid_t *ret_pid, struct err *e)
+vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only,
+	struct vmm_stats_answer *ret, pid_t *ret_pid, struct err *e)
 {
 	struct vmm_hdr h = {0};
 	union message m;
@@ -504,7 +520,8 @@ vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only, struct vmm_stats_a
 		return err_set(e, -EAGAIN, "another request is under way");
 	r = send_message(c, &h, VMM_STATS, sizeof(h), NULL, 0, e);
 	if (r == 0)
-		r = wait_for(c, "answer", VMM_STATS_ANSWER, h.seq, timeout_ms, &m, &pid, e);
+		r = wait_for(
+			c, "answer", VMM_STATS_ANSWER, h.seq, timeout_ms, &m, &pid, e);
 	unlock(c);
 	if (r < 0)
 		return r;

@@ -48,7 +48,8 @@ _Static_assert(sizeof(struct acpi_address) == 12, "ACPI 6.5, 5.2.3.2");
 
 struct acpi_fadt {
 	struct acpi_header header;
-	uint8_t zero1[73]; /* FIRMWARE_CTRL to the fixed hardware's lengths: there is none */
+	uint8_t zero1[73]; /* FIRMWARE_CTRL to the fixed hardware's lengths: there is none
+			    */
 	uint16_t boot_arch;
 	uint8_t reserved;
 	uint32_t flags;
@@ -64,10 +65,10 @@ struct acpi_fadt {
 	uint64_t hypervisor;
 } PACKED;
 _Static_assert(offsetof(struct acpi_fadt, boot_arch) == 109 &&
-		offsetof(struct acpi_fadt, flags) == 112 &&
-		offsetof(struct acpi_fadt, x_dsdt) == 140 &&
-		offsetof(struct acpi_fadt, sleep_control) == 244 &&
-		sizeof(struct acpi_fadt) == 276,
+		       offsetof(struct acpi_fadt, flags) == 112 &&
+		       offsetof(struct acpi_fadt, x_dsdt) == 140 &&
+		       offsetof(struct acpi_fadt, sleep_control) == 244 &&
+		       sizeof(struct acpi_fadt) == 276,
 	"ACPI 6.5, 5.2.9");
 
 #define FADT_WBINVD (1u << 0)
@@ -114,7 +115,9 @@ checksum(const void *p, size_t len)
 static struct acpi_header
 header(const char *signature, uint8_t revision, uint32_t length)
 {
-	struct acpi_header h = {.length = length, .revision = revision, .oem_revision = 1,
+	struct acpi_header h = {.length = length,
+		.revision = revision,
+		.oem_revision = 1,
 		.creator_revision = 1};
 
 	memcpy(h.signature, signature, 4);
@@ -157,7 +160,7 @@ put_fadt(struct place *p, uint64_t dsdt)
 		.header = header("FACP", 6, sizeof(f)),
 		.boot_arch = FADT_NO_VGA | FADT_NO_RTC,
 		.flags = FADT_WBINVD | FADT_PWR_BUTTON | FADT_SLP_BUTTON |
-			FADT_RESET_SUPPORTED | FADT_HW_REDUCED,
+			 FADT_RESET_SUPPORTED | FADT_HW_REDUCED,
 		.reset_register = io_byte(LAYOUT_RESET),
 		.reset_value = LAYOUT_RESET_VALUE,
 		.minor_version = 5,
@@ -186,7 +189,8 @@ put_madt(struct place *p, unsigned vcpus)
 	};
 	struct acpi_header *h = &t.head.header;
 
-	/* All entries are there; those of absent CPUs are neither enabled nor online capable. */
+	/* All entries are there; those of absent CPUs are neither enabled nor online
+	 * capable. */
 	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
 		t.head.lapics[i].length = sizeof(t.head.lapics[i]);
 		t.head.lapics[i].processor = i;

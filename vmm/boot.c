@@ -44,7 +44,8 @@ load(const struct guest_mem *m, int fd, uint64_t offset, uint64_t len, uint64_t 
 
 	if (!p)
 		return err_set(e, -ENOMEM,
-			"%s of %llu KiB does not fit into the guest's memory; give it more",
+			"%s of %llu KiB does not fit into the guest's memory; give it "
+			"more",
 			what, (unsigned long long)(len >> 10));
 	r = io_pread_full(fd, p, len, offset);
 	if (r < 0)
@@ -76,23 +77,28 @@ read_header(int fd, struct setup_header *ret, uint64_t *ret_payload, uint64_t *r
 	memcpy(&h, raw + SETUP_HEADER_OFFSET, sizeof(h));
 	if (h.boot_flag != BOOT_FLAG)
 		return err_set(e, -EINVAL,
-			"kernel is not a bzImage: no boot signature (0x%04x at 0x1fe, not 0xaa55)",
+			"kernel is not a bzImage: no boot signature (0x%04x at 0x1fe, "
+			"not 0xaa55)",
 			h.boot_flag);
 	if (h.header != HEADER_MAGIC)
-		return err_set(e, -EINVAL, "kernel is not a bzImage: no \"HdrS\" at 0x202");
+		return err_set(
+			e, -EINVAL, "kernel is not a bzImage: no \"HdrS\" at 0x202");
 	if (h.version < PROTOCOL_MIN)
 		return err_set(e, -EINVAL,
-			"kernel speaks boot protocol %u.%02u; 2.12 (Linux 3.8) or newer is needed",
+			"kernel speaks boot protocol %u.%02u; 2.12 (Linux 3.8) or newer "
+			"is needed",
 			h.version >> 8, h.version & 0xff);
 	if (!(h.loadflags & LOADED_HIGH))
 		return err_set(e, -EINVAL, "kernel is a zImage; a bzImage is needed");
 	if (!(h.xloadflags & XLF_KERNEL_64))
-		return err_set(e, -EINVAL, "kernel has no 64-bit entry point; it must be an "
-					   "x86-64 kernel");
+		return err_set(e, -EINVAL,
+			"kernel has no 64-bit entry point; it must be an "
+			"x86-64 kernel");
 	payload = ((h.setup_sects ? h.setup_sects : 4u) + 1) * SECTOR;
 	if (size < payload + 2 * SECTOR)
 		return err_set(e, -EINVAL,
-			"kernel is cut short: %llu bytes, but its setup part alone has %llu",
+			"kernel is cut short: %llu bytes, but its setup part alone has "
+			"%llu",
 			(unsigned long long)size, (unsigned long long)payload);
 	/* syssize counts 16-byte paragraphs of what follows the setup part. */
 	if (size - payload < (uint64_t)h.syssize * 16)
@@ -119,7 +125,8 @@ add_e820(struct boot_params *bp, uint64_t from, uint64_t to, uint32_t type)
 		(struct boot_e820_entry){.addr = from, .size = to - from, .type = type};
 }
 
-/* One identity map of the first 4 GiB in 2 MiB pages: PML4, PDPT, four page directories. */
+/* One identity map of the first 4 GiB in 2 MiB pages: PML4, PDPT, four page directories.
+ */
 static int
 write_page_tables(const struct guest_mem *m)
 {
@@ -135,7 +142,8 @@ write_page_tables(const struct guest_mem *m)
 		return -EFAULT;
 	for (unsigned dir = 0; dir < 4; dir++) {
 		for (uint64_t i = 0; i < 512; i++)
-			table[i] = (dir * 512 + i) << 21 | 0x83; /* present, write, 2 MiB */
+			table[i] =
+				(dir * 512 + i) << 21 | 0x83; /* present, write, 2 MiB */
 		if (guest_write(m, (gpa_t){base + (2 + dir) * PAGE}, table, PAGE) < 0)
 			return -EFAULT;
 	}
@@ -154,9 +162,10 @@ write_gdt(const struct guest_mem *m, struct boot_entry *entry)
 }
 
 /*
- * Linux takes a hardware-reduced machine for one with EFI, does not try ACPI's reset register, finds no EFI, and
- * at last jumps to the BIOS's reset vector in real mode. There it finds this: mov $LAYOUT_RESET, %dx;
- * mov $LAYOUT_RESET_VALUE, %al; out %al, %dx; cli; hlt; and again.
+ * Linux takes a hardware-reduced machine for one with EFI, does not try ACPI's reset
+ * register, finds no EFI, and at last jumps to the BIOS's reset vector in real mode.
+ * There it finds this: mov $LAYOUT_RESET, %dx; mov $LAYOUT_RESET_VALUE, %al; out %al,
+ * %dx; cli; hlt; and again.
  */
 static int
 write_reset_vector(const struct guest_mem *m)
@@ -182,7 +191,8 @@ boot_load(const struct guest_mem *m, int kernel_fd, int initrd_fd, const char *c
 		return r;
 	if (cmdline_len > bp.hdr.cmdline_size)
 		return err_set(e, -E2BIG,
-			"kernel takes a command line of at most %u bytes; this one has %zu",
+			"kernel takes a command line of at most %u bytes; this one has "
+			"%zu",
 			bp.hdr.cmdline_size, cmdline_len);
 
 	r = load(m, kernel_fd, payload, size - payload, LAYOUT_KERNEL, "kernel", e);
@@ -209,7 +219,8 @@ boot_load(const struct guest_mem *m, int kernel_fd, int initrd_fd, const char *c
 		if (initrd_size > UINT32_MAX || initrd_size > top ||
 			((top - initrd_size) & ~(PAGE - 1)) < end)
 			return err_set(e, -ENOMEM,
-				"initrd of %llu MiB does not fit beside the kernel in %llu MiB of "
+				"initrd of %llu MiB does not fit beside the kernel in "
+				"%llu MiB of "
 				"guest memory; give it more",
 				(unsigned long long)(initrd_size >> 20),
 				(unsigned long long)((m->low_len + m->high_len) >> 20));
@@ -245,13 +256,23 @@ boot_load(const struct guest_mem *m, int kernel_fd, int initrd_fd, const char *c
 }
 
 void
-boot_registers(const struct boot_entry *entry, struct kvm_regs *regs,
-	struct kvm_sregs *sregs)
+boot_registers(
+	const struct boot_entry *entry, struct kvm_regs *regs, struct kvm_sregs *sregs)
 {
-	struct kvm_segment code = {
-		.limit = 0xffffffff, .selector = 0x10, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
-	struct kvm_segment data = {
-		.limit = 0xffffffff, .selector = 0x18, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+	struct kvm_segment code = {.limit = 0xffffffff,
+		.selector = 0x10,
+		.type = 11,
+		.present = 1,
+		.s = 1,
+		.l = 1,
+		.g = 1};
+	struct kvm_segment data = {.limit = 0xffffffff,
+		.selector = 0x18,
+		.type = 3,
+		.present = 1,
+		.s = 1,
+		.db = 1,
+		.g = 1};
 	struct kvm_segment tss = {.limit = 0x67, .type = 11, .present = 1};
 
 	*regs = (struct kvm_regs){
@@ -268,7 +289,7 @@ boot_registers(const struct boot_entry *entry, struct kvm_regs *regs,
 	sregs->idt.base = 0;
 	sregs->idt.limit = 0;
 	sregs->cr3 = entry->cr3;
-	sregs->cr4 = 0x20;                   /* PAE */
-	sregs->cr0 = 0x80000000 | 0x31;      /* PG, NE, ET, PE */
-	sregs->efer = 0x500;                 /* LMA, LME */
+	sregs->cr4 = 0x20;		/* PAE */
+	sregs->cr0 = 0x80000000 | 0x31; /* PG, NE, ET, PE */
+	sregs->efer = 0x500;		/* LMA, LME */
 }

@@ -1,12 +1,14 @@
 /*
  * The console ring: what the guest wrote to its serial port, in a file of fixed size. The
- * header counts every byte ever written, so an offset stays true after the ring has wrapped.
+ * header counts every byte ever written, so an offset stays true after the ring has
+ * wrapped.
  *
- * The VMM makes the file's content: it is handed an empty file and sizes it. Readers (pandod, `pando
- * logs`) open it read-only and read `written`, then the bytes, then `written` again: bytes below
- * written - CONSOLE_RING_BYTES of the second reading were overwritten meanwhile and are dropped.
- * Byte n of the stream lies at file offset CONSOLE_HDR_BYTES + n % CONSOLE_RING_BYTES. The guest
- * chooses the bytes: a reader escapes them where they meet a terminal.
+ * The VMM makes the file's content: it is handed an empty file and sizes it. Readers
+ * (pandod, `pando logs`) open it read-only and read `written`, then the bytes, then
+ * `written` again: bytes below written - CONSOLE_RING_BYTES of the second reading were
+ * overwritten meanwhile and are dropped. Byte n of the stream lies at file offset
+ * CONSOLE_HDR_BYTES + n % CONSOLE_RING_BYTES. The guest chooses the bytes: a reader
+ * escapes them where they meet a terminal.
  *
  * A branch starts with an empty ring of its own.
  */
@@ -35,11 +37,11 @@ _Static_assert(sizeof(struct console_hdr) == 24, "disk format");
 
 struct console {
 	struct console_hdr *hdr; /* owned mapping of the file; NULL: output is dropped */
-	uint8_t *ring;           /* behind the header, same mapping */
+	uint8_t *ring;		 /* behind the header, same mapping */
 };
 
-/* Sizes the file and maps it (kept out of forked children). fd stays the caller's and may be closed
- * afterwards. */
+/* Sizes the file and maps it (kept out of forked children). fd stays the caller's and may
+ * be closed afterwards. */
 int console_open(struct console *c, int fd, struct err *e);
 /* One writer at a time; vmm/serial.c holds its lock. */
 void console_write(struct console *c, const void *buf, size_t len);

@@ -22,7 +22,8 @@ enum token { TOKEN_CONTROL = 1, TOKEN_LISTEN, TOKEN_EVENT, TOKEN_VSOCK_KICK };
 union request {
 	struct vmm_hdr hdr;
 	struct vmm_fork fork;
-	uint8_t bytes[sizeof(struct vmm_fork) + 1]; /* one more: a longer message is seen as such */
+	uint8_t bytes[sizeof(struct vmm_fork) +
+		      1]; /* one more: a longer message is seen as such */
 };
 
 static int
@@ -78,7 +79,8 @@ control_make_loop(struct vm *vm, struct err *e)
 	if ((r = loop_ctl(vm, EPOLL_CTL_ADD, vm->event_fd, EPOLLIN, TOKEN_EVENT)) < 0 ||
 		(r = loop_ctl(vm, EPOLL_CTL_ADD, vm->vsock_kick_fd, EPOLLIN,
 			 TOKEN_VSOCK_KICK)) < 0 ||
-		(r = loop_ctl(vm, EPOLL_CTL_ADD, vm->control_fd, EPOLLIN, TOKEN_CONTROL)) < 0)
+		(r = loop_ctl(
+			 vm, EPOLL_CTL_ADD, vm->control_fd, EPOLLIN, TOKEN_CONTROL)) < 0)
 		return err_sys(e, r, "epoll_ctl");
 	return 0;
 }
@@ -90,8 +92,8 @@ control_use_log(struct vm *vm, int fd)
 
 	snprintf(tag, sizeof(tag), "vm/%s", vm->name);
 	log_init(tag, vm->log_level);
-	/* Whoever started us may wait for the end of its pipes; sanitizers and the C library
-	 * write to descriptor 2. */
+	/* Whoever started us may wait for the end of its pipes; sanitizers and the C
+	 * library write to descriptor 2. */
 	for (int i = 0; i <= 2; i++)
 		dup3(fd, i, 0);
 	close(fd);
@@ -115,8 +117,10 @@ control_send(struct vm *vm, struct vmm_hdr *hdr, enum vmm_msg_type type, size_t 
 
 	if (vm->control_fd < 0)
 		return;
-	*hdr = (struct vmm_hdr){
-		.version = VMM_WIRE_VERSION, .type = type, .len = (uint32_t)len, .seq = seq};
+	*hdr = (struct vmm_hdr){.version = VMM_WIRE_VERSION,
+		.type = type,
+		.len = (uint32_t)len,
+		.seq = seq};
 	r = io_send_fds(vm->control_fd, hdr, len, NULL, 0);
 	if (r < 0)
 		drop_control(vm, r == -EAGAIN ? "its peer does not read" : strerror(-r));
@@ -156,8 +160,8 @@ send_stats(struct vm *vm, uint64_t seq)
 		.disk_segment_bytes = atomic_load(&vm->blk.stats.segment_bytes),
 		.vsock_connections = atomic_load(&vm->vsock.connections),
 		.doorbells = atomic_load(&vm->blk.dev.doorbells) +
-			atomic_load(&vm->vsock.dev.doorbells) +
-			atomic_load(&vm->rng.dev.doorbells),
+			     atomic_load(&vm->vsock.dev.doorbells) +
+			     atomic_load(&vm->rng.dev.doorbells),
 		.paused = vm->is_parked ? 2 : vm->is_paused,
 	};
 
@@ -170,7 +174,8 @@ static void
 pause_vm(struct vm *vm, uint64_t seq)
 {
 	if (vm->is_parked) {
-		send_done(vm, seq, -EINVAL, "a parked picture runs nothing that could be paused");
+		send_done(vm, seq, -EINVAL,
+			"a parked picture runs nothing that could be paused");
 		return;
 	}
 	vm_stop(vm);
@@ -250,7 +255,8 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_POWER_BUTTON:
 		if (vm->is_parked) {
-			send_done(vm, req.hdr.seq, -EINVAL, "a parked picture has no power button");
+			send_done(vm, req.hdr.seq, -EINVAL,
+				"a parked picture has no power button");
 			break;
 		}
 		ged_notify(&vm->ged, GED_EVENT_POWER_BUTTON);
@@ -271,11 +277,13 @@ adopt(struct vm *vm)
 {
 	struct ucred peer;
 	socklen_t len = sizeof(peer);
-	cleanup_close int fd = accept4(vm->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	cleanup_close int fd =
+		accept4(vm->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0)
 		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || peer.uid != getuid()) {
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ||
+		peer.uid != getuid()) {
 		log_warn("a control connection of another user was refused");
 		return;
 	}
@@ -324,7 +332,7 @@ finish(struct vm *vm)
 {
 	struct vmm_exiting m = {.reason = vm->end_reason};
 	bool is_fault = vm->end_reason == VMM_EXIT_GUEST_FAULT ||
-		vm->end_reason == VMM_EXIT_HOST_FAULT;
+			vm->end_reason == VMM_EXIT_HOST_FAULT;
 	struct err e;
 
 	if (!vm->is_parked)
@@ -347,7 +355,8 @@ control_run(struct vm *vm)
 
 		n = epoll_wait(vm->epoll_fd, events, EVENTS_MAX, timeout);
 		if (n < 0 && errno != EINTR)
-			vm_end(vm, VMM_EXIT_HOST_FAULT, "epoll_wait: %s", strerror(errno));
+			vm_end(vm, VMM_EXIT_HOST_FAULT, "epoll_wait: %s",
+				strerror(errno));
 		/* After a fork the rest of the batch is the parent's. */
 		for (int i = 0; i < n; i++)
 			if (dispatch(vm, &events[i]))

@@ -1,9 +1,10 @@
 /*
  * Topology: one package, one core a vCPU, no hyper-threads; APIC ids count from 0.
  *
- * Taken away: nested virtualization (its state is not saved), the performance counters (their
- * registers would be half of all MSRs saved at a fork), machine checks (a VM has none), and KVM's
- * asynchronous page faults (a fork could come between "page not present" and "page ready").
+ * Taken away: nested virtualization (its state is not saved), the performance counters
+ * (their registers would be half of all MSRs saved at a fork), machine checks (a VM has
+ * none), and KVM's asynchronous page faults (a fork could come between "page not present"
+ * and "page ready").
  */
 #include "vmm/cpuid.h"
 
@@ -92,7 +93,7 @@ adjust_entry(struct kvm_cpuid_entry2 *e, unsigned id, unsigned n_vcpus,
 		break;
 	case 0x80000001:
 		e->ecx &= ~(EXT1_ECX_CMP_LEGACY | EXT1_ECX_SVM | EXT1_ECX_PERFCTR_CORE |
-			EXT1_ECX_PERFCTR_NB);
+			    EXT1_ECX_PERFCTR_NB);
 		if (n_vcpus > 1)
 			e->ecx |= EXT1_ECX_CMP_LEGACY;
 		break;

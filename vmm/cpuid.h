@@ -1,6 +1,6 @@
 /*
- * What the guest's CPUs say they are: the host's, as KVM can virtualize them, less what a branch could
- * not carry over.
+ * What the guest's CPUs say they are: the host's, as KVM can virtualize them, less what a
+ * branch could not carry over.
  */
 #ifndef PANDO_VMM_CPUID_H
 #define PANDO_VMM_CPUID_H

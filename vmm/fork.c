@@ -1,26 +1,29 @@
 /*
  * How a VM forks.
  *
- * Parent: vCPUs park, so no device lock is held and no I/O is under way; what KVM holds is read into
- * plain memory (vmm/state.c); fork(2). Memory, devices and the disk's block map are plain memory:
- * the kernel copies them lazily. The parent then goes on in a new disk segment and with a new
- * VM generation (the child knows what its random number generator held).
+ * Parent: vCPUs park, so no device lock is held and no I/O is under way; what KVM holds
+ * is read into plain memory (vmm/state.c); fork(2). Memory, devices and the disk's block
+ * map are plain memory: the kernel copies them lazily. The parent then goes on in a new
+ * disk segment and with a new VM generation (the child knows what its random number
+ * generator held).
  *
- * Child: KVM's descriptors belong to the mm that made them and are good for nothing here. It closes
- * them, makes a VM of its own around the same mappings, loads the state, takes the descriptors that came with the
- * request, and runs.
+ * Child: KVM's descriptors belong to the mm that made them and are good for nothing here.
+ * It closes them, makes a VM of its own around the same mappings, loads the state, takes
+ * the descriptors that came with the request, and runs.
  *
- * It is glibc's fork(), not clone(CLONE_PARENT): only then does glibc in the child know that the
- * vCPU threads are gone, and takes their stacks back for the child's own. Without it every generation
- * would leave its parent's stacks and thread descriptors behind. So a child's parent is the VMM it came from, not
- * pandod; SIGCHLD is ignored, which makes the kernel reap it, and pandod follows it by a pidfd taken
- * from the peer credentials of its control socket. A child outlives its parent.
+ * It is glibc's fork(), not clone(CLONE_PARENT): only then does glibc in the child know
+ * that the vCPU threads are gone, and takes their stacks back for the child's own.
+ * Without it every generation would leave its parent's stacks and thread descriptors
+ * behind. So a child's parent is the VMM it came from, not pandod; SIGCHLD is ignored,
+ * which makes the kernel reap it, and pandod follows it by a pidfd taken from the peer
+ * credentials of its control socket. A child outlives its parent.
  *
- * A parked child (VMM_FORK_PARK) stops after taking its descriptors: it is a picture, holds no KVM
- * VM, and forks children of its own from the state it carries.
+ * A parked child (VMM_FORK_PARK) stops after taking its descriptors: it is a picture,
+ * holds no KVM VM, and forks children of its own from the state it carries.
  *
- * Order in the child: what can fail for want of descriptors or memory before what the world can see; KVM's
- * calls in the order that costs least (vm_make_kvm: split interrupt controller, slots, vCPUs).
+ * Order in the child: what can fail for want of descriptors or memory before what the
+ * world can see; KVM's calls in the order that costs least (vm_make_kvm: split interrupt
+ * controller, slots, vCPUs).
  */
 #include "vmm/fork.h"
 
@@ -114,9 +117,11 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	if (r < 0)
 		return r;
 	fds[VMM_FORK_FD_SEG_DATA] = fds[VMM_FORK_FD_SEG_INDEX] = -1;
-	/* A picture serves nobody: its Unix socket is closed, so that a client is refused and not kept waiting. */
+	/* A picture serves nobody: its Unix socket is closed, so that a client is refused
+	 * and not kept waiting. */
 	r = vsock_reset_child(&vm->vsock, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
-		park ? -1 : fds[VMM_FORK_FD_VSOCK], vm->vsock_kick_fd, park ? NULL : &loop, e);
+		park ? -1 : fds[VMM_FORK_FD_VSOCK], vm->vsock_kick_fd,
+		park ? NULL : &loop, e);
 	if (r < 0)
 		return r;
 	if (!park)
@@ -138,8 +143,8 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	ioapic_resume(&vm->ioapic);
 	serial_resume(&vm->serial);
 	vm_set_generation(vm, msg->child_generation);
-	/* Sizing and first touching a file costs a quarter of a millisecond: the vCPUs run meanwhile, and one
-	 * that prints waits for it. */
+	/* Sizing and first touching a file costs a quarter of a millisecond: the vCPUs
+	 * run meanwhile, and one that prints waits for it. */
 	serial_hold(&vm->serial);
 	r = vm_start_vcpus(vm, e);
 	step(steps, "start");
@@ -253,7 +258,8 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 		struct err cut;
 
 		if (part_from_child(vm, msg, fds, &answer, &cut) < 0) {
-			/* The child reads the segment that this VM would go on writing: it must not run on. */
+			/* The child reads the segment that this VM would go on writing:
+			 * it must not run on. */
 			vm_end(vm, VMM_EXIT_HOST_FAULT, "after a fork: %s", cut.msg);
 		} else if (!vm->is_paused) {
 			vm_run(vm);

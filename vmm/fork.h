@@ -8,8 +8,10 @@
 #include "vmm/vm.h"
 
 enum fork_side {
-	FORK_PARENT, /* the answer was sent (also where there is no child: then it says why) */
-	FORK_CHILD,  /* this is the new VM: whatever the caller knew of descriptors is history */
+	FORK_PARENT, /* the answer was sent (also where there is no child: then it says
+			why) */
+	FORK_CHILD,  /* this is the new VM: whatever the caller knew of descriptors is
+			history */
 };
 
 /* fds: VMM_FORK_FD_COUNT of them, taken over. Main thread only. */

@@ -8,8 +8,8 @@
 #define SLEEP_TYPE(v) ((v) >> 2 & 7u)
 
 void
-ged_init(struct ged *g, struct irq_line irq, void (*power_off)(void *), void (*reset)(void *),
-	void *ctx)
+ged_init(struct ged *g, struct irq_line irq, void (*power_off)(void *),
+	void (*reset)(void *), void *ctx)
 {
 	*g = (struct ged){.irq = irq, .power_off = power_off, .reset = reset, .ctx = ctx};
 	pthread_mutex_init(&g->lock, NULL);
@@ -52,7 +52,7 @@ ged_read(struct ged *g, unsigned offset, void *data, unsigned len)
 		pthread_mutex_unlock(&g->lock);
 		memcpy(data, &events, 4);
 	} else if (offset == LAYOUT_SLEEP_CONTROL - LAYOUT_GED_EVENTS ||
-		offset == LAYOUT_SLEEP_STATUS - LAYOUT_GED_EVENTS) {
+		   offset == LAYOUT_SLEEP_STATUS - LAYOUT_GED_EVENTS) {
 		memset(data, 0, len);
 	}
 }

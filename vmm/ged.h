@@ -1,7 +1,7 @@
 /*
- * The Generic Event Device (ACPI 6.5, 5.6.9) and the few registers that hardware-reduced ACPI has:
- * a 32-bit register of pending events that reading empties, sleep control, and reset. The
- * VM generation id's change and the power button come to the guest through it.
+ * The Generic Event Device (ACPI 6.5, 5.6.9) and the few registers that hardware-reduced
+ * ACPI has: a 32-bit register of pending events that reading empties, sleep control, and
+ * reset. The VM generation id's change and the power button come to the guest through it.
  *
  * Any thread may call; there is a lock inside.
  */

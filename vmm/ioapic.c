@@ -19,8 +19,9 @@
 #define ENTRY_MASKED (1ull << 16)
 #define ENTRY_READ_ONLY (ENTRY_REMOTE_IRR | 1ull << 12)
 /* Vector, modes, polarity, trigger, mask, destination; the rest is reserved. */
-#define ENTRY_WRITABLE (0xff000000000000ffull | 0x700ull | 1ull << 11 | 1ull << 13 | \
-	ENTRY_LEVEL | ENTRY_MASKED)
+#define ENTRY_WRITABLE \
+	(0xff000000000000ffull | 0x700ull | 1ull << 11 | 1ull << 13 | ENTRY_LEVEL | \
+		ENTRY_MASKED)
 
 static uint64_t
 message_address(uint64_t entry)
@@ -48,8 +49,8 @@ deliver(struct ioapic *io, unsigned pin)
 		return;
 	if ((entry & ENTRY_LEVEL) && (entry & ENTRY_REMOTE_IRR))
 		return; /* at the EOI */
-	if (!io->sink.message ||
-		io->sink.message(io->sink.ctx, message_address(entry), message_data(entry)) < 0)
+	if (!io->sink.message || io->sink.message(io->sink.ctx, message_address(entry),
+					 message_data(entry)) < 0)
 		return;
 	io->pending &= ~(1u << pin);
 	if (entry & ENTRY_LEVEL)
@@ -179,7 +180,8 @@ write_index(struct ioapic *io, uint32_t index, uint32_t value)
 		entry = (entry & ~0xffffffffull) | value;
 	entry = (entry & ENTRY_WRITABLE) | (old & ENTRY_READ_ONLY);
 	if (!(entry & ENTRY_LEVEL))
-		entry &= ~ENTRY_REMOTE_IRR; /* as the chip does; Linux clears a stuck IRR so */
+		entry &= ~ENTRY_REMOTE_IRR; /* as the chip does; Linux clears a stuck IRR
+					       so */
 	io->entry[pin] = entry;
 	if (entry != old && (is_live_level(old) || is_live_level(entry)))
 		tell_levels(io);

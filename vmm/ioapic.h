@@ -1,11 +1,12 @@
 /*
- * The IOAPIC (Intel 82093AA), ours because KVM's own would cost every fork a grace period (vmm/kvm.h).
- * 24 pins at IOAPIC_BASE; an interrupt that it delivers becomes a message to the in-kernel LAPICs.
+ * The IOAPIC (Intel 82093AA), ours because KVM's own would cost every fork a grace period
+ * (vmm/kvm.h). 24 pins at IOAPIC_BASE; an interrupt that it delivers becomes a message to
+ * the in-kernel LAPICs.
  *
- * All our lines are edges. An edge that comes while its pin is masked is remembered and delivered
- * when the guest unmasks it: the real chip loses it, but a fork may fall between the
- * two. A pin that the guest programs as level-triggered works too: it is delivered once, and once more
- * at the guest's EOI if another edge came meanwhile.
+ * All our lines are edges. An edge that comes while its pin is masked is remembered and
+ * delivered when the guest unmasks it: the real chip loses it, but a fork may fall
+ * between the two. A pin that the guest programs as level-triggered works too: it is
+ * delivered once, and once more at the guest's EOI if another edge came meanwhile.
  *
  * Any thread may call; there is a lock inside, held during the delivery.
  */
@@ -23,10 +24,10 @@
 struct ioapic_sink {
 	/* 0, or negative: not delivered, ask again with ioapic_resume(). */
 	int (*message)(void *ctx, uint64_t address, uint32_t data);
-	/* The set of level-triggered, unmasked pins or their messages changed: KVM must know them to report
-	 * their EOIs. n entries; may be NULL. */
-	void (*levels)(void *ctx, unsigned n, const unsigned *pins, const uint64_t *addresses,
-		const uint32_t *data);
+	/* The set of level-triggered, unmasked pins or their messages changed: KVM must
+	 * know them to report their EOIs. n entries; may be NULL. */
+	void (*levels)(void *ctx, unsigned n, const unsigned *pins,
+		const uint64_t *addresses, const uint32_t *data);
 	void *ctx; /* borrowed */
 };
 
@@ -50,7 +51,8 @@ void ioapic_raise(void *ioapic, unsigned gsi);
 /* KVM_EXIT_IOAPIC_EOI. */
 void ioapic_eoi(struct ioapic *io, uint8_t vector);
 
-/* Guest accesses: offset below IOAPIC_SIZE, any len (other than 4 reads zero, writes nothing). */
+/* Guest accesses: offset below IOAPIC_SIZE, any len (other than 4 reads zero, writes
+ * nothing). */
 void ioapic_read(struct ioapic *io, uint64_t offset, void *data, unsigned len);
 void ioapic_write(struct ioapic *io, uint64_t offset, const void *data, unsigned len);
 

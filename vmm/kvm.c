@@ -5,20 +5,52 @@
 #include <sys/mman.h>
 
 const unsigned long kvm_ioctl_numbers[] = {
-	KVM_GET_API_VERSION, KVM_CHECK_EXTENSION, KVM_GET_VCPU_MMAP_SIZE,
-	KVM_GET_SUPPORTED_CPUID, KVM_GET_MSR_INDEX_LIST, KVM_CREATE_VM, KVM_SET_TSS_ADDR,
-	KVM_SET_IDENTITY_MAP_ADDR, KVM_ENABLE_CAP, KVM_SET_USER_MEMORY_REGION,
-	KVM_CREATE_VCPU, KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING, KVM_GET_CLOCK, KVM_SET_CLOCK,
-	KVM_RUN, KVM_SET_CPUID2, KVM_GET_MP_STATE, KVM_SET_MP_STATE, KVM_GET_REGS,
-	KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_XSAVE, KVM_GET_XSAVE2,
-	KVM_SET_XSAVE, KVM_GET_XCRS, KVM_SET_XCRS, KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS,
-	KVM_GET_LAPIC, KVM_SET_LAPIC, KVM_GET_MSRS, KVM_SET_MSRS, KVM_GET_VCPU_EVENTS,
-	KVM_SET_VCPU_EVENTS, KVM_GET_TSC_KHZ, KVM_SET_TSC_KHZ, KVM_GET_DEVICE_ATTR,
-	KVM_SET_DEVICE_ATTR, KVM_KVMCLOCK_CTRL,
+	KVM_GET_API_VERSION,
+	KVM_CHECK_EXTENSION,
+	KVM_GET_VCPU_MMAP_SIZE,
+	KVM_GET_SUPPORTED_CPUID,
+	KVM_GET_MSR_INDEX_LIST,
+	KVM_CREATE_VM,
+	KVM_SET_TSS_ADDR,
+	KVM_SET_IDENTITY_MAP_ADDR,
+	KVM_ENABLE_CAP,
+	KVM_SET_USER_MEMORY_REGION,
+	KVM_CREATE_VCPU,
+	KVM_SIGNAL_MSI,
+	KVM_SET_GSI_ROUTING,
+	KVM_GET_CLOCK,
+	KVM_SET_CLOCK,
+	KVM_RUN,
+	KVM_SET_CPUID2,
+	KVM_GET_MP_STATE,
+	KVM_SET_MP_STATE,
+	KVM_GET_REGS,
+	KVM_SET_REGS,
+	KVM_GET_SREGS,
+	KVM_SET_SREGS,
+	KVM_GET_XSAVE,
+	KVM_GET_XSAVE2,
+	KVM_SET_XSAVE,
+	KVM_GET_XCRS,
+	KVM_SET_XCRS,
+	KVM_GET_DEBUGREGS,
+	KVM_SET_DEBUGREGS,
+	KVM_GET_LAPIC,
+	KVM_SET_LAPIC,
+	KVM_GET_MSRS,
+	KVM_SET_MSRS,
+	KVM_GET_VCPU_EVENTS,
+	KVM_SET_VCPU_EVENTS,
+	KVM_GET_TSC_KHZ,
+	KVM_SET_TSC_KHZ,
+	KVM_GET_DEVICE_ATTR,
+	KVM_SET_DEVICE_ATTR,
+	KVM_KVMCLOCK_CTRL,
 };
 const size_t kvm_n_ioctl_numbers = sizeof(kvm_ioctl_numbers) / sizeof(*kvm_ioctl_numbers);
 
-/* The one place where an ioctl is made; EINTR is the caller's business (only KVM_RUN sees it). */
+/* The one place where an ioctl is made; EINTR is the caller's business (only KVM_RUN sees
+ * it). */
 static int
 call(int fd, unsigned long request, const void *arg)
 {
@@ -85,21 +117,25 @@ int
 kvm_check_caps(const struct kvm_caps *caps, struct err *e)
 {
 	if (caps->api_version != KVM_API_VERSION)
-		return err_set(e, -ENOTSUP, "KVM speaks API version %d, not %d: it needs a newer kernel",
+		return err_set(e, -ENOTSUP,
+			"KVM speaks API version %d, not %d: it needs a newer kernel",
 			caps->api_version, KVM_API_VERSION);
 	if (!caps->split_irqchip || !caps->signal_msi || !caps->immediate_exit ||
 		!caps->user_memory)
 		return err_set(e, -ENOTSUP,
-			"this kernel's KVM lacks %s: Linux 4.12 or newer on x86-64 has it",
-			!caps->split_irqchip    ? "the split interrupt controller"
-			: !caps->signal_msi     ? "KVM_SIGNAL_MSI"
+			"this kernel's KVM lacks %s: Linux 4.12 or newer on x86-64 has "
+			"it",
+			!caps->split_irqchip	? "the split interrupt controller"
+			: !caps->signal_msi	? "KVM_SIGNAL_MSI"
 			: !caps->immediate_exit ? "immediate_exit"
 						: "KVM_CAP_USER_MEMORY");
 	if (caps->xsave_size > KVM_XSAVE_MAX)
-		return err_set(e, -ENOTSUP, "this CPU's XSAVE area is %zu bytes; %d are supported",
+		return err_set(e, -ENOTSUP,
+			"this CPU's XSAVE area is %zu bytes; %d are supported",
 			caps->xsave_size, KVM_XSAVE_MAX);
 	if (caps->run_size < sizeof(struct kvm_run))
-		return err_set(e, -ENOTSUP, "KVM's run area is %zu bytes, too small", caps->run_size);
+		return err_set(e, -ENOTSUP, "KVM's run area is %zu bytes, too small",
+			caps->run_size);
 	return 0;
 }
 
@@ -137,7 +173,8 @@ kvm_set_tss_addr(int vm_fd, uint64_t gpa, struct err *e)
 {
 	int r = call_value(vm_fd, KVM_SET_TSS_ADDR, gpa);
 
-	return r < 0 ? err_sys(e, r, "KVM_SET_TSS_ADDR 0x%llx", (unsigned long long)gpa) : 0;
+	return r < 0 ? err_sys(e, r, "KVM_SET_TSS_ADDR 0x%llx", (unsigned long long)gpa)
+		     : 0;
 }
 
 int
@@ -156,12 +193,13 @@ kvm_create_split_irqchip(int vm_fd, unsigned pins, struct err *e)
 	struct kvm_enable_cap cap = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {pins}};
 	int r = call(vm_fd, KVM_ENABLE_CAP, &cap);
 
-	return r < 0 ? err_sys(e, r, "KVM_ENABLE_CAP KVM_CAP_SPLIT_IRQCHIP %u pins", pins) : 0;
+	return r < 0 ? err_sys(e, r, "KVM_ENABLE_CAP KVM_CAP_SPLIT_IRQCHIP %u pins", pins)
+		     : 0;
 }
 
 int
-kvm_set_memory(int vm_fd, unsigned slot, uint64_t gpa, void *host, uint64_t len,
-	struct err *e)
+kvm_set_memory(
+	int vm_fd, unsigned slot, uint64_t gpa, void *host, uint64_t len, struct err *e)
 {
 	struct kvm_userspace_memory_region region = {
 		.slot = slot,
@@ -171,7 +209,9 @@ kvm_set_memory(int vm_fd, unsigned slot, uint64_t gpa, void *host, uint64_t len,
 	};
 	int r = call(vm_fd, KVM_SET_USER_MEMORY_REGION, &region);
 
-	return r < 0 ? err_sys(e, r, "KVM_SET_USER_MEMORY_REGION slot %u gpa 0x%llx size 0x%llx",
+	return r < 0 ? err_sys(e, r,
+			       "KVM_SET_USER_MEMORY_REGION slot %u gpa 0x%llx size "
+			       "0x%llx",
 			       slot, (unsigned long long)gpa, (unsigned long long)len)
 		     : 0;
 }
@@ -233,7 +273,8 @@ kvm_map_run(int vcpu_fd, size_t run_size, struct kvm_run **ret, struct err *e)
 	void *p = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
 
 	if (p == MAP_FAILED)
-		return err_sys(e, -errno, "mapping a vCPU's run area of %zu bytes", run_size);
+		return err_sys(
+			e, -errno, "mapping a vCPU's run area of %zu bytes", run_size);
 	/* A child has vCPUs of its own and no use for this one's pages. */
 	madvise(p, run_size, MADV_DONTFORK);
 	*ret = p;
@@ -291,7 +332,9 @@ kvm_set_sregs(int vcpu_fd, const struct kvm_sregs *s, struct err *e)
 {
 	int r = call(vcpu_fd, KVM_SET_SREGS, s);
 
-	return r < 0 ? err_sys(e, r, "KVM_SET_SREGS cr0 0x%llx cr3 0x%llx cr4 0x%llx efer 0x%llx",
+	return r < 0 ? err_sys(e, r,
+			       "KVM_SET_SREGS cr0 0x%llx cr3 0x%llx cr4 0x%llx efer "
+			       "0x%llx",
 			       s->cr0, s->cr3, s->cr4, s->efer)
 		     : 0;
 }
@@ -361,8 +404,8 @@ kvm_get_msrs(int vcpu_fd, struct kvm_msr_table *msrs, unsigned *ret_done, struct
 }
 
 int
-kvm_set_msrs(int vcpu_fd, const struct kvm_msr_table *msrs, unsigned *ret_done,
-	struct err *e)
+kvm_set_msrs(
+	int vcpu_fd, const struct kvm_msr_table *msrs, unsigned *ret_done, struct err *e)
 {
 	int r = call(vcpu_fd, KVM_SET_MSRS, msrs);
 
@@ -411,7 +454,8 @@ kvm_get_tsc_offset(int vcpu_fd, uint64_t *ret, struct err *e)
 		.addr = (uintptr_t)ret,
 	};
 
-	return plain(vcpu_fd, KVM_GET_DEVICE_ATTR, &attr, "KVM_GET_DEVICE_ATTR tsc offset", e);
+	return plain(
+		vcpu_fd, KVM_GET_DEVICE_ATTR, &attr, "KVM_GET_DEVICE_ATTR tsc offset", e);
 }
 
 int

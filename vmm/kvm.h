@@ -1,13 +1,15 @@
 /*
- * KVM, and nothing else: this is the only file that calls its ioctls, one small function each.
- * A failure comes back as a negative errno and a sentence that names the call and its arguments.
+ * KVM, and nothing else: this is the only file that calls its ioctls, one small function
+ * each. A failure comes back as a negative errno and a sentence that names the call and
+ * its arguments.
  *
  * Facts the callers rely on (Linux 6.x; Documentation/virt/kvm/api.rst):
- * - VM and vCPU descriptors belong to the mm that made them; after fork() they are good for
- *   nothing but close().
- * - Whatever registers on KVM's in-kernel I/O bus (PIC, IOAPIC, PIT, ioeventfd) makes the next memory
- *   slot wait for a whole SRCU grace period (milliseconds). Hence the split interrupt controller:
- *   LAPICs in the kernel, the IOAPIC in vmm/ioapic.c, doorbells as MMIO exits.
+ * - VM and vCPU descriptors belong to the mm that made them; after fork() they are good
+ * for nothing but close().
+ * - Whatever registers on KVM's in-kernel I/O bus (PIC, IOAPIC, PIT, ioeventfd) makes the
+ * next memory slot wait for a whole SRCU grace period (milliseconds). Hence the split
+ * interrupt controller: LAPICs in the kernel, the IOAPIC in vmm/ioapic.c, doorbells as
+ * MMIO exits.
  * - kvm_create_split_irqchip() comes before the first vCPU.
  */
 #ifndef PANDO_VMM_KVM_H
@@ -41,9 +43,11 @@ struct kvm_msr_index_table { /* struct kvm_msr_list */
 	uint32_t n;
 	uint32_t indices[KVM_MSRS_MAX];
 };
-_Static_assert(offsetof(struct kvm_cpuid_table, entries) == sizeof(struct kvm_cpuid2) &&
+_Static_assert(
+	offsetof(struct kvm_cpuid_table, entries) == sizeof(struct kvm_cpuid2) &&
 		offsetof(struct kvm_msr_table, entries) == sizeof(struct kvm_msrs) &&
-		offsetof(struct kvm_msr_index_table, indices) == sizeof(struct kvm_msr_list),
+		offsetof(struct kvm_msr_index_table, indices) ==
+			sizeof(struct kvm_msr_list),
 	"kernel ABI");
 
 union kvm_xsave_area {
@@ -79,8 +83,8 @@ int kvm_create_vm(int kvm_fd, int *ret_vm_fd, struct err *e);
 int kvm_set_tss_addr(int vm_fd, uint64_t gpa, struct err *e);
 int kvm_set_identity_map_addr(int vm_fd, uint64_t gpa, struct err *e);
 int kvm_create_split_irqchip(int vm_fd, unsigned pins, struct err *e);
-int kvm_set_memory(int vm_fd, unsigned slot, uint64_t gpa, void *host, uint64_t len,
-	struct err *e);
+int kvm_set_memory(
+	int vm_fd, unsigned slot, uint64_t gpa, void *host, uint64_t len, struct err *e);
 int kvm_create_vcpu(int vm_fd, unsigned id, int *ret_vcpu_fd, struct err *e);
 int kvm_signal_msi(int vm_fd, uint64_t address, uint32_t data, struct err *e);
 int kvm_set_gsi_routing(int vm_fd, const struct kvm_irq_routing *routes, struct err *e);
@@ -89,7 +93,8 @@ int kvm_set_clock(int vm_fd, const struct kvm_clock_data *clock, struct err *e);
 
 /* Maps the vCPU's shared pages; they are kept out of forked children. */
 int kvm_map_run(int vcpu_fd, size_t run_size, struct kvm_run **ret, struct err *e);
-/* Raw: 0 or -errno, -EINTR and -EAGAIN among the usual ones; the sentence is the caller's. */
+/* Raw: 0 or -errno, -EINTR and -EAGAIN among the usual ones; the sentence is the
+ * caller's. */
 int kvm_run(int vcpu_fd);
 int kvm_set_cpuid(int vcpu_fd, const struct kvm_cpuid_table *cpuid, struct err *e);
 int kvm_get_mp_state(int vcpu_fd, struct kvm_mp_state *ret, struct err *e);
@@ -109,10 +114,10 @@ int kvm_get_lapic(int vcpu_fd, struct kvm_lapic_state *ret, struct err *e);
 int kvm_set_lapic(int vcpu_fd, const struct kvm_lapic_state *s, struct err *e);
 /* n entries from first on. The count done may be short: *ret_done says where it stopped,
  * and then the result is 0 all the same (the caller knows what may be missing). */
-int kvm_get_msrs(int vcpu_fd, struct kvm_msr_table *msrs, unsigned *ret_done,
-	struct err *e);
-int kvm_set_msrs(int vcpu_fd, const struct kvm_msr_table *msrs, unsigned *ret_done,
-	struct err *e);
+int kvm_get_msrs(
+	int vcpu_fd, struct kvm_msr_table *msrs, unsigned *ret_done, struct err *e);
+int kvm_set_msrs(
+	int vcpu_fd, const struct kvm_msr_table *msrs, unsigned *ret_done, struct err *e);
 int kvm_get_vcpu_events(int vcpu_fd, struct kvm_vcpu_events *ret, struct err *e);
 int kvm_set_vcpu_events(int vcpu_fd, const struct kvm_vcpu_events *s, struct err *e);
 int kvm_get_tsc_khz(int vcpu_fd, struct err *e); /* kHz, or negative errno */

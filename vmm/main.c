@@ -1,16 +1,17 @@
 /*
  * pando-vmm: one process, one virtual machine.
  *
- * Runs as: the user whose VM it is; from the first instruction of the guest on with no privileges, in
- * namespaces of its own, behind a system call filter (vmm/seal.c).
- * Is handed: one end of a SOCK_SEQPACKET pair as descriptor VMM_CONTROL_FD, and over it every other descriptor
- * (common/vmm_wire.h). It opens nothing.
- * Peers: pandod on the control socket (trusted with this one VM; a message that is none closes the connection),
- * clients on the vsock socket (bytes for the guest; bounded), and the guest, which may be hostile: whatever it
- * does, the worst outcome is the end of this process, with a sentence in its log.
+ * Runs as: the user whose VM it is; from the first instruction of the guest on with no
+ * privileges, in namespaces of its own, behind a system call filter (vmm/seal.c). Is
+ * handed: one end of a SOCK_SEQPACKET pair as descriptor VMM_CONTROL_FD, and over it
+ * every other descriptor (common/vmm_wire.h). It opens nothing. Peers: pandod on the
+ * control socket (trusted with this one VM; a message that is none closes the
+ * connection), clients on the vsock socket (bytes for the guest; bounded), and the guest,
+ * which may be hostile: whatever it does, the worst outcome is the end of this process,
+ * with a sentence in its log.
  *
- * main: limits and namespaces; one message; build the VM; seal; run. `--probe` instead tells what
- * this host's KVM can do (vmm/probe.h).
+ * main: limits and namespaces; one message; build the VM; seal; run. `--probe` instead
+ * tells what this host's KVM can do (vmm/probe.h).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -44,11 +45,12 @@ check_message(struct vmm_boot *m, size_t len, size_t n_fds, struct err *e)
 {
 	if (len < sizeof(m->hdr) || m->hdr.version != VMM_WIRE_VERSION ||
 		m->hdr.type != VMM_BOOT || m->hdr.len != len || len != sizeof(*m))
-		return err_set(e, -EPROTO, "the first message is no VMM_BOOT of version %d",
+		return err_set(e, -EPROTO,
+			"the first message is no VMM_BOOT of version %d",
 			VMM_WIRE_VERSION);
 	if (n_fds != VMM_BOOT_FD_COUNT)
-		return err_set(e, -EPROTO, "VMM_BOOT came with %zu descriptors, not %d", n_fds,
-			VMM_BOOT_FD_COUNT);
+		return err_set(e, -EPROTO, "VMM_BOOT came with %zu descriptors, not %d",
+			n_fds, VMM_BOOT_FD_COUNT);
 	if (m->mem_mib < VMM_MEM_MIN_MIB || m->mem_mib > VMM_MEM_MAX_MIB)
 		return err_set(e, -EINVAL, "memory of %llu MiB: it must be %d to %d",
 			(unsigned long long)m->mem_mib, VMM_MEM_MIN_MIB, VMM_MEM_MAX_MIB);
@@ -56,11 +58,13 @@ check_message(struct vmm_boot *m, size_t len, size_t n_fds, struct err *e)
 		return err_set(e, -EINVAL, "%u vCPUs: it must be 1 to %d", m->vcpus,
 			VMM_VCPUS_MAX);
 	if (m->guest_cid < 3)
-		return err_set(e, -EINVAL, "vsock context id %u is reserved: it must be 3 or more",
+		return err_set(e, -EINVAL,
+			"vsock context id %u is reserved: it must be 3 or more",
 			m->guest_cid);
 	if (m->flags & ~(VMM_BOOT_HAS_INITRD | VMM_BOOT_HAS_BASE))
 		return err_set(e, -EINVAL, "unknown flags 0x%x", m->flags);
-	if (!memchr(m->name, 0, sizeof(m->name)) || !memchr(m->cmdline, 0, sizeof(m->cmdline)))
+	if (!memchr(m->name, 0, sizeof(m->name)) ||
+		!memchr(m->cmdline, 0, sizeof(m->cmdline)))
 		return err_set(e, -EINVAL, "name or command line is not terminated");
 	return 0;
 }
@@ -75,8 +79,8 @@ init_devices(const struct vmm_boot *m, int fds[], struct err *e)
 	serial_init(&vm.serial, &vm.console, vm_irq(&vm, SERIAL_GSI));
 	vm_init_ged(&vm);
 	rng_init(&vm.rng, &vm.mem, vm_irq(&vm, LAYOUT_VIRTIO_GSI + LAYOUT_RNG));
-	r = blk_init(&vm.blk, &vm.mem, vm_irq(&vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK), m->disk_mib,
-		m->flags & VMM_BOOT_HAS_BASE ? fds[VMM_BOOT_FD_BASE] : -1,
+	r = blk_init(&vm.blk, &vm.mem, vm_irq(&vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK),
+		m->disk_mib, m->flags & VMM_BOOT_HAS_BASE ? fds[VMM_BOOT_FD_BASE] : -1,
 		fds[VMM_BOOT_FD_SEG_DATA], fds[VMM_BOOT_FD_SEG_INDEX], e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
@@ -99,8 +103,10 @@ init_msrs(void)
 	for (unsigned i = 0; i < vm.n_vcpus; i++) {
 		struct kvm_msr_table t = {
 			.n = 2,
-			.entries = {{.index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLED_WRITE_BACK},
-				{.index = MSR_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING}},
+			.entries = {{.index = MSR_MTRR_DEF_TYPE,
+					    .data = MTRR_ENABLED_WRITE_BACK},
+				{.index = MSR_MISC_ENABLE,
+					.data = MISC_ENABLE_FAST_STRING}},
 		};
 		unsigned done = 0;
 
@@ -138,12 +144,14 @@ build(const struct vmm_boot *m, int fds[], struct err *e)
 		(r = kvm_get_supported_cpuid(vm.kvm_fd, &vm.cpuid, e)) < 0)
 		return r;
 	if (vm.n_vcpus > vm.caps.max_vcpus)
-		return err_set(e, -EINVAL, "%u vCPUs: this host's KVM allows %u", vm.n_vcpus,
-			vm.caps.max_vcpus);
-	if ((r = control_make_loop(&vm, e)) < 0 || (r = guest_mem_create(&vm.mem, m->mem_mib, e)) < 0)
+		return err_set(e, -EINVAL, "%u vCPUs: this host's KVM allows %u",
+			vm.n_vcpus, vm.caps.max_vcpus);
+	if ((r = control_make_loop(&vm, e)) < 0 ||
+		(r = guest_mem_create(&vm.mem, m->mem_mib, e)) < 0)
 		return r;
 	r = boot_load(&vm.mem, fds[VMM_BOOT_FD_KERNEL],
-		m->flags & VMM_BOOT_HAS_INITRD ? fds[VMM_BOOT_FD_INITRD] : -1, m->cmdline, &entry, e);
+		m->flags & VMM_BOOT_HAS_INITRD ? fds[VMM_BOOT_FD_INITRD] : -1, m->cmdline,
+		&entry, e);
 	if (r < 0)
 		return r;
 	if ((r = acpi_write_tables(&vm.mem, vm.n_vcpus, e)) < 0 ||
@@ -188,8 +196,9 @@ boot(struct err *e)
 			close(fds[i]);
 	if (r < 0)
 		return r;
-	log_info("%llu MiB, %u vCPU%s, %llu MiB disk; pid %d", (unsigned long long)m.mem_mib,
-		m.vcpus, m.vcpus == 1 ? "" : "s", (unsigned long long)m.disk_mib, (int)getpid());
+	log_info("%llu MiB, %u vCPU%s, %llu MiB disk; pid %d",
+		(unsigned long long)m.mem_mib, m.vcpus, m.vcpus == 1 ? "" : "s",
+		(unsigned long long)m.disk_mib, (int)getpid());
 	if ((r = vcpu_install_signal(e)) < 0 || (r = seal_calls(e)) < 0)
 		return r;
 	return vm_start_vcpus(&vm, e);
@@ -226,13 +235,16 @@ main(int argc, char **argv)
 		return 0;
 	}
 	if (argc != 1 || fstat(VMM_CONTROL_FD, &st) < 0 || !S_ISSOCK(st.st_mode)) {
-		fputs("pando-vmm: pandod starts this program, with a socket as descriptor 3; "
-		      "by hand only `pando-vmm --probe [DEVICE]` and `--version` are of use\n",
+		fputs("pando-vmm: pandod starts this program, with a socket as "
+		      "descriptor 3; "
+		      "by hand only `pando-vmm --probe [DEVICE]` and `--version` are of "
+		      "use\n",
 			stderr);
 		return EXIT_USAGE;
 	}
 	vm_init(&vm);
-	vm.log_level = level && strcmp(level, "debug") == 0 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
+	vm.log_level =
+		level && strcmp(level, "debug") == 0 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
 	log_init("vm", vm.log_level);
 	/* Only what is handed over: whatever else the starter had open is not ours. */
 	syscall(SYS_close_range, VMM_CONTROL_FD + 1, ~0u, 0);

@@ -24,7 +24,8 @@ guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e)
 		return err_sys(e, -errno, "mapping %llu MiB of guest memory",
 			(unsigned long long)mem_mib);
 
-	/* Trim to a 2 MiB boundary at the front; the slack at the end is given back too. */
+	/* Trim to a 2 MiB boundary at the front; the slack at the end is given back too.
+	 */
 	head = -(uintptr_t)p % HUGE;
 	if (head)
 		munmap(p, head);
@@ -33,7 +34,8 @@ guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e)
 	if (map_len > len)
 		munmap(p + len, map_len - len);
 
-	/* Huge pages make fork() of a VM 10 to 30 times cheaper. A host that has none still works. */
+	/* Huge pages make fork() of a VM 10 to 30 times cheaper. A host that has none
+	 * still works. */
 	madvise(p, len, MADV_HUGEPAGE);
 	/* Guest memory holds other people's secrets: it stays out of core dumps. */
 	madvise(p, len, MADV_DONTDUMP);

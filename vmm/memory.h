@@ -1,6 +1,6 @@
 /*
- * Guest memory: one private anonymous mapping of ours, seen by the guest as RAM from 0 and,
- * above 3 GiB of it, as a second piece from 4 GiB (the hole between is for devices).
+ * Guest memory: one private anonymous mapping of ours, seen by the guest as RAM from 0
+ * and, above 3 GiB of it, as a second piece from 4 GiB (the hole between is for devices).
  *
  * A guest address is a gpa_t, an integer that host code cannot dereference by accident.
  * guest_read() and guest_write() are the way in: they copy and check for overflow and
@@ -23,13 +23,13 @@ typedef struct {
 	uint64_t v;
 } gpa_t;
 
-#define GUEST_LOW_MAX (3ull << 30)  /* RAM below the device hole ends here at most */
+#define GUEST_LOW_MAX (3ull << 30)   /* RAM below the device hole ends here at most */
 #define GUEST_HIGH_BASE (4ull << 30) /* and goes on here */
 
 struct guest_mem {
-	uint8_t *host;      /* owned: low_len + high_len bytes, 2 MiB aligned */
-	uint64_t low_len;   /* guest [0, low_len) is host[0…] */
-	uint64_t high_len;  /* guest [4 GiB, 4 GiB + high_len) is host[low_len…] */
+	uint8_t *host;	   /* owned: low_len + high_len bytes, 2 MiB aligned */
+	uint64_t low_len;  /* guest [0, low_len) is host[0…] */
+	uint64_t high_len; /* guest [4 GiB, 4 GiB + high_len) is host[low_len…] */
 };
 
 /* mem_mib: 1 and up. -ENOMEM with a sentence when the host refuses. */

@@ -23,14 +23,14 @@ __asm__(".pushsection .rodata\n"
 	"probe_code:\n"
 	"	movw $0x510, %dx\n"
 	"	xorl %eax, %eax\n"
-	"	outb %al, %dx\n"          /* 0: runs at all */
+	"	outb %al, %dx\n" /* 0: runs at all */
 	"	xorl %ebx, %ebx\n"
 	"	xorl %ecx, %ecx\n"
 	"	xorl %edx, %edx\n"
 	"	lock cmpxchg16b (%rdi)\n"
 	"	movw $0x510, %dx\n"
 	"	movb $1, %al\n"
-	"	outb %al, %dx\n"          /* 1 */
+	"	outb %al, %dx\n" /* 1 */
 	"	xorl %edx, %edx\n"
 	"	movl $1, %eax\n"
 	"	xsave 64(%rdi)\n"
@@ -39,26 +39,25 @@ __asm__(".pushsection .rodata\n"
 	"	xrstor 64(%rdi)\n"
 	"	movw $0x510, %dx\n"
 	"	movb $2, %al\n"
-	"	outb %al, %dx\n"          /* 2 */
+	"	outb %al, %dx\n" /* 2 */
 	"	int3\n"
 	"	movw $0x510, %dx\n"
 	"	movb $4, %al\n"
-	"	outb %al, %dx\n"          /* 4: back from the handler */
+	"	outb %al, %dx\n" /* 4: back from the handler */
 	"1:	hlt\n"
 	"	jmp 1b\n"
 	"probe_handler:\n"
 	"	movw $0x510, %dx\n"
 	"	movb $3, %al\n"
-	"	outb %al, %dx\n"          /* 3: in the handler */
+	"	outb %al, %dx\n" /* 3: in the handler */
 	"	iretq\n"
 	"probe_code_end:\n"
 	".popsection\n");
 extern const uint8_t probe_code[], probe_handler[], probe_code_end[];
 
 enum { STEP_RUNS, STEP_CMPXCHG16B, STEP_XSAVE, STEP_INT3, STEP_IRET, STEP_COUNT };
-static const char *const step_names[STEP_COUNT] = {
-	"a first instruction in long mode", "cmpxchg16b", "xsave and xrstor",
-	"int3 through an IDT", "iretq"};
+static const char *const step_names[STEP_COUNT] = {"a first instruction in long mode",
+	"cmpxchg16b", "xsave and xrstor", "int3 through an IDT", "iretq"};
 
 struct probe {
 	struct vm vm;
@@ -76,12 +75,15 @@ write_guest(struct probe *p, struct boot_entry *ret)
 	const uint64_t gdt[4] = {0, 0, 0x00af9b000000ffffull, 0x00cf93000000ffffull};
 	uint64_t handler = PROBE_CODE + (uint64_t)(probe_handler - probe_code);
 	uint64_t gate[2] = {(handler & 0xffff) | 0x10ull << 16 | 0x8eull << 40 |
-			(handler >> 16 & 0xffff) << 48,
+				    (handler >> 16 & 0xffff) << 48,
 		handler >> 32};
 	uint64_t dirs[512] = {0x83}; /* one page of 2 MiB is the whole guest */
 
-	*ret = (struct boot_entry){.rip = PROBE_CODE, .rsp = PROBE_STACK, .cr3 = 0x1000,
-		.gdt_base = 0x500, .gdt_limit = sizeof(gdt) - 1};
+	*ret = (struct boot_entry){.rip = PROBE_CODE,
+		.rsp = PROBE_STACK,
+		.cr3 = 0x1000,
+		.gdt_base = 0x500,
+		.gdt_limit = sizeof(gdt) - 1};
 	if (guest_write(m, (gpa_t){0x1000}, &pml4_entry, 8) < 0 ||
 		guest_write(m, (gpa_t){0x2000}, &pdpt_entry, 8) < 0 ||
 		guest_write(m, (gpa_t){0x3000}, dirs, sizeof(dirs)) < 0 ||
@@ -152,7 +154,8 @@ run(struct probe *p)
 			continue;
 		}
 		if (v->run->exit_reason == KVM_EXIT_INTERNAL_ERROR)
-			err_set(&p->e, -EIO, "KVM internal error %u", v->run->internal.suberror);
+			err_set(&p->e, -EIO, "KVM internal error %u",
+				v->run->internal.suberror);
 		else
 			err_set(&p->e, -EIO, "exit reason %u", v->run->exit_reason);
 		break;
@@ -214,7 +217,8 @@ probe_main(int kvm_fd)
 	if (p.steps == STEP_COUNT)
 		return print(&p, "linux", "KVM runs the instructions that Linux needs");
 	snprintf(detail, sizeof(detail),
-		"KVM runs small guests but not Linux: it fails at %s (%s); it works without "
+		"KVM runs small guests but not Linux: it fails at %s (%s); it works "
+		"without "
 		"hardware virtualization",
 		step_names[p.steps], p.e.msg);
 	return print(&p, p.steps > STEP_RUNS ? "small" : "none", detail);

@@ -23,7 +23,8 @@
 #include "vmm/kvm.h"
 #include "vmm/vsock.h"
 
-/* Two for each disk segment, one for each vsock connection, and the few of the VM itself. */
+/* Two for each disk segment, one for each vsock connection, and the few of the VM itself.
+ */
 #define DESCRIPTORS_MAX (2 * BLK_SEGMENTS_MAX + VSOCK_CONNS_MAX + 128)
 
 #ifdef PANDO_SAN
@@ -42,13 +43,16 @@ set_limits(struct err *e)
 	files.rlim_cur = files.rlim_max =
 		files.rlim_max < DESCRIPTORS_MAX ? files.rlim_max : DESCRIPTORS_MAX;
 	if (files.rlim_cur < DESCRIPTORS_MAX)
-		log_info("only %llu descriptors are allowed here: a VM of many branches may run "
+		log_info("only %llu descriptors are allowed here: a VM of many branches "
+			 "may run "
 			 "out of disk segments",
 			(unsigned long long)files.rlim_cur);
-	/* No RLIMIT_NPROC: it counts all of the user's processes, so it would refuse a branch for what
-	 * others do. No RLIMIT_FSIZE: the disk's size bounds the segments (vmm/blk.h). */
+	/* No RLIMIT_NPROC: it counts all of the user's processes, so it would refuse a
+	 * branch for what others do. No RLIMIT_FSIZE: the disk's size bounds the segments
+	 * (vmm/blk.h). */
 	if (setrlimit(RLIMIT_NOFILE, &files) < 0 || setrlimit(RLIMIT_CORE, &none) < 0 ||
-		setrlimit(RLIMIT_MSGQUEUE, &none) < 0 || setrlimit(RLIMIT_MEMLOCK, &none) < 0)
+		setrlimit(RLIMIT_MSGQUEUE, &none) < 0 ||
+		setrlimit(RLIMIT_MEMLOCK, &none) < 0)
 		return err_sys(e, -errno, "setrlimit");
 	return 0;
 }
@@ -74,8 +78,8 @@ write_proc(const char *path, const char *text)
 	return io_write_full(fd, text, strlen(text));
 }
 
-/* The new user namespace knows one user and one group: our own, by the same numbers, so that peer
- * credentials keep their meaning. */
+/* The new user namespace knows one user and one group: our own, by the same numbers, so
+ * that peer credentials keep their meaning. */
 static int
 map_user(uid_t uid, gid_t gid, struct err *e)
 {
@@ -94,12 +98,14 @@ map_user(uid_t uid, gid_t gid, struct err *e)
 	return r < 0 ? err_sys(e, r, "writing the user namespace's gid_map") : 0;
 }
 
-/* An empty, read-only root: even a call that slipped through the filter would find no file. */
+/* An empty, read-only root: even a call that slipped through the filter would find no
+ * file. */
 static int
 empty_root(void)
 {
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-		mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,mode=0500") < 0 ||
+		mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+			"size=4k,mode=0500") < 0 ||
 		chdir("/tmp") < 0)
 		return -errno;
 	/* The old root is stacked on the new one's mount point and taken away. */
@@ -107,7 +113,8 @@ empty_root(void)
 		chdir("/") < 0)
 		return -errno;
 	if (mount(NULL, "/", NULL,
-		    MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+		    MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
+		    NULL) < 0)
 		return -errno;
 	return 0;
 }
@@ -141,23 +148,27 @@ seal_surroundings(struct err *e)
 		if ((r = map_user(uid, gid, e)) < 0)
 			return r;
 	} else if (unshare(others) < 0) {
-		log_info("this host allows no namespaces to this user (%s): the VM shares the "
+		log_info("this host allows no namespaces to this user (%s): the VM "
+			 "shares the "
 			 "host's; the system call filter still holds",
 			strerror(errno));
 		goto out;
 	} else {
-		log_info("this host allows no user namespace: mount, network, IPC and UTS "
-			 "namespaces only");
+		log_info(
+			"this host allows no user namespace: mount, network, IPC and UTS "
+			"namespaces only");
 	}
 	if (!UNDER_SANITIZER) { /* whose reports want /proc */
 		r = empty_root();
 		if (r < 0)
-			log_info("the root folder could not be emptied: %s", strerror(-r));
+			log_info(
+				"the root folder could not be emptied: %s", strerror(-r));
 	}
 out:
 	if ((r = drop_capabilities(e)) < 0)
 		return r;
-	/* Nobody of this user may trace the process or read its memory: that is guest memory. */
+	/* Nobody of this user may trace the process or read its memory: that is guest
+	 * memory. */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		return err_sys(e, -errno, "PR_SET_DUMPABLE");
 	return 0;
@@ -207,7 +218,8 @@ static const struct rule rules[] = {
 	{SCMP_SYS(getpid), "pthread_kill, fork"},
 	{SCMP_SYS(gettid), "fork"},
 	{SCMP_SYS(sched_yield), "the C library's locks"},
-	{SCMP_SYS(restart_syscall), "a call that a stopped and continued process goes on with"},
+	{SCMP_SYS(restart_syscall),
+		"a call that a stopped and continued process goes on with"},
 	{SCMP_SYS(exit), "a thread's end"},
 	{SCMP_SYS(exit_group), "the VM's end"},
 #ifdef PANDO_SAN
@@ -256,10 +268,11 @@ add_arg_rules(scmp_filter_ctx ctx)
 	/* What glibc's fork() and pthread_create() ask of clone, exactly. */
 	const uint64_t fork_flags = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD;
 	const uint64_t thread_flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM |
-		CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS | CLONE_PARENT_SETTID |
-		CLONE_CHILD_CLEARTID;
+				      CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS |
+				      CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
 	const struct arg_rule arg_rules[] = {
-		/* Branches and vCPU threads; no namespaces, no sharing of anything else. */
+		/* Branches and vCPU threads; no namespaces, no sharing of anything else.
+		 */
 		{SCMP_SYS(clone), equals(0, fork_flags)},
 		{SCMP_SYS(clone), equals(0, thread_flags)},
 		/* The first thread: glibc's handler for its own signal SIGSETXID. */
@@ -275,7 +288,8 @@ add_arg_rules(scmp_filter_ctx ctx)
 #ifdef PANDO_SAN
 		{SCMP_SYS(rt_sigaction), masked(0, 0, 0)},
 #else
-		/* Thread stacks, consoles, run pages, the stack's guard page: nothing that can be executed. */
+		/* Thread stacks, consoles, run pages, the stack's guard page: nothing
+		   that can be executed. */
 		{SCMP_SYS(mmap), masked(2, PROT_EXEC, 0)},
 		{SCMP_SYS(mprotect), masked(2, PROT_EXEC, 0)},
 		/* Pages that children do not get; rings and stacks given back. */
@@ -287,11 +301,13 @@ add_arg_rules(scmp_filter_ctx ctx)
 	int r = 0;
 
 	for (size_t i = 0; i < sizeof(arg_rules) / sizeof(*arg_rules) && r == 0; i++)
-		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, arg_rules[i].call, 1, arg_rules[i].arg);
+		r = seccomp_rule_add(
+			ctx, SCMP_ACT_ALLOW, arg_rules[i].call, 1, arg_rules[i].arg);
 	for (size_t i = 0; i < kvm_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
 			masked(1, 0xffffffffu, kvm_ioctl_numbers[i]));
-	/* clone3's flags lie in memory, where a filter cannot look: glibc falls back to clone. */
+	/* clone3's flags lie in memory, where a filter cannot look: glibc falls back to
+	 * clone. */
 	if (r == 0 && !UNDER_SANITIZER)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
 	return r;

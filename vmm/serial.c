@@ -78,7 +78,7 @@ modem_status(const struct serial *s)
 		return MSR_CTS | MSR_DSR | MSR_DCD;
 	/* Loop-back: the outputs drive the inputs. */
 	return (s->mcr & 0x02 ? MSR_CTS : 0) | (s->mcr & 0x01 ? MSR_DSR : 0) |
-		(s->mcr & 0x04 ? MSR_RI : 0) | (s->mcr & MCR_OUT2 ? MSR_DCD : 0);
+	       (s->mcr & 0x04 ? MSR_RI : 0) | (s->mcr & MCR_OUT2 ? MSR_DCD : 0);
 }
 
 uint8_t

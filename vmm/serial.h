@@ -1,6 +1,7 @@
 /*
- * COM1: a 16550A (National Semiconductor PC16550D) whose transmitter is never busy and whose receiver never
- * gets anything. What the guest sends goes to the console ring. Edge interrupts.
+ * COM1: a 16550A (National Semiconductor PC16550D) whose transmitter is never busy and
+ * whose receiver never gets anything. What the guest sends goes to the console ring. Edge
+ * interrupts.
  *
  * Called by vCPU threads; there is a lock inside.
  */
@@ -23,8 +24,9 @@ struct serial {
 	struct irq_line irq;
 	struct console *console; /* borrowed */
 	uint8_t ier, lcr, mcr, scr, dll, dlm;
-	bool fifo;       /* FCR bit 0 */
-	bool thr_empty_pending; /* the transmitter-empty interrupt was not yet seen in IIR */
+	bool fifo;		/* FCR bit 0 */
+	bool thr_empty_pending; /* the transmitter-empty interrupt was not yet seen in IIR
+				 */
 	/* What a loop-back test (MCR bit 4) sent and has not read yet. */
 	uint8_t loop_byte;
 	bool loop_full;
@@ -33,10 +35,11 @@ struct serial {
 void serial_init(struct serial *s, struct console *console, struct irq_line irq);
 /* After fork(), in the child. */
 void serial_fork_child(struct serial *s, struct irq_line irq);
-/* vCPUs are about to run again: raises a pending interrupt once more, so that a driver that waits for it
- * in the middle of a transmission does not wait for ever. */
+/* vCPUs are about to run again: raises a pending interrupt once more, so that a driver
+ * that waits for it in the middle of a transmission does not wait for ever. */
 void serial_resume(struct serial *s);
-/* Between the two a guest that uses the port waits: for whoever changes the console under it. */
+/* Between the two a guest that uses the port waits: for whoever changes the console under
+ * it. */
 void serial_hold(struct serial *s);
 void serial_release(struct serial *s);
 

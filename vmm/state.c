@@ -10,11 +10,37 @@
 #define MSR_TSC 0x10u
 #define MSR_TSC_DEADLINE 0x6e0u
 
-/* Registers with state that older kernels support but leave out of their list: the MTRRs. */
+/* Registers with state that older kernels support but leave out of their list: the MTRRs.
+ */
 static const uint32_t unlisted_msrs[] = {
-	0x2ff, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
-	0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207,
-	0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e, 0x20f,
+	0x2ff,
+	0x250,
+	0x258,
+	0x259,
+	0x268,
+	0x269,
+	0x26a,
+	0x26b,
+	0x26c,
+	0x26d,
+	0x26e,
+	0x26f,
+	0x200,
+	0x201,
+	0x202,
+	0x203,
+	0x204,
+	0x205,
+	0x206,
+	0x207,
+	0x208,
+	0x209,
+	0x20a,
+	0x20b,
+	0x20c,
+	0x20d,
+	0x20e,
+	0x20f,
 };
 
 static bool
@@ -39,8 +65,8 @@ takes_back(int vcpu_fd, uint32_t index)
 }
 
 int
-state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps, struct state_plan *ret,
-	struct err *e)
+state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
+	struct state_plan *ret, struct err *e)
 {
 	struct kvm_msr_index_table all;
 	struct state_plan plan = {0};
@@ -55,15 +81,17 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps, struct sta
 			all.indices[all.n++] = unlisted_msrs[i];
 
 	plan.tsc_offset = caps->vcpu_attributes &&
-		kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
-		kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
+			  kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
+			  kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
 	for (unsigned i = 0; i < all.n; i++) {
 		uint32_t index = all.indices[i];
 
 		if (index == MSR_TSC && plan.tsc_offset)
-			continue; /* the offset says it exactly; writing the TSC makes KVM guess */
+			continue; /* the offset says it exactly; writing the TSC makes KVM
+				     guess */
 		if (!takes_back(vcpu_fd, index)) {
-			log_debug("MSR 0x%x is not saved: it does not take back what it reads as",
+			log_debug("MSR 0x%x is not saved: it does not take back what it "
+				  "reads as",
 				index);
 			continue;
 		}
@@ -72,7 +100,8 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps, struct sta
 		else
 			plan.msrs.indices[plan.msrs.n++] = index;
 	}
-	/* The deadline last: the timer mode (LAPIC) and the TSC must be there before it is armed. */
+	/* The deadline last: the timer mode (LAPIC) and the TSC must be there before it
+	 * is armed. */
 	if (deadline)
 		plan.msrs.indices[plan.msrs.n++] = MSR_TSC_DEADLINE;
 	*ret = plan;
@@ -80,8 +109,8 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps, struct sta
 }
 
 int
-state_save_clock(int vm_fd, const struct kvm_caps *caps, struct state_clock *ret,
-	struct err *e)
+state_save_clock(
+	int vm_fd, const struct kvm_caps *caps, struct state_clock *ret, struct err *e)
 {
 	int r;
 
@@ -104,7 +133,8 @@ state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_cloc
 	if (!c->valid || !caps->adjust_clock)
 		return 0;
 	if (c->clock.flags & KVM_CLOCK_REALTIME) {
-		/* The kernel adds what has passed since, at the instant it sets the clock. */
+		/* The kernel adds what has passed since, at the instant it sets the
+		 * clock. */
 		now.flags = KVM_CLOCK_REALTIME;
 		now.realtime = c->clock.realtime;
 	} else {
@@ -120,7 +150,8 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 	unsigned done = 0;
 	int r;
 
-	/* The run state first: reading it makes KVM take pending INIT and SIPI, which changes the rest. */
+	/* The run state first: reading it makes KVM take pending INIT and SIPI, which
+	 * changes the rest. */
 	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0 ||
 		(r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
 		(r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0 ||
@@ -133,7 +164,8 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 	ret->tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
 	if (ret->tsc_khz < 0)
 		ret->tsc_khz = 0;
-	if (plan->tsc_offset && (r = kvm_get_tsc_offset(vcpu_fd, &ret->tsc_offset, e)) < 0)
+	if (plan->tsc_offset &&
+		(r = kvm_get_tsc_offset(vcpu_fd, &ret->tsc_offset, e)) < 0)
 		return r;
 	ret->msrs.n = plan->msrs.n;
 	for (unsigned i = 0; i < plan->msrs.n; i++)
@@ -160,8 +192,9 @@ bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
 			m->data += passed;
 			tsc_then = m->data;
 		} else if (m->index == MSR_TSC_DEADLINE && m->data == 0) {
-			/* Zero may mean that the timer fired and its interrupt is not yet in the LAPIC: a deadline
-			 * in the past fires at once; the guest takes one tick too many for none too few. */
+			/* Zero may mean that the timer fired and its interrupt is not yet
+			 * in the LAPIC: a deadline in the past fires at once; the guest
+			 * takes one tick too many for none too few. */
 			m->data = tsc_then ? tsc_then : clock->taken_tsc + s->tsc_offset;
 		}
 	}
@@ -182,8 +215,8 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 	}
 	if (plan->tsc_offset && (r = kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e)) < 0)
 		return r;
-	/* LAPIC after SREGS (the APIC base is there), before the MSRs (the deadline needs its mode).
-	 * Events last: REGS clears pending exceptions. */
+	/* LAPIC after SREGS (the APIC base is there), before the MSRs (the deadline needs
+	 * its mode). Events last: REGS clears pending exceptions. */
 	if ((r = kvm_set_mp_state(vcpu_fd, &s->mp, e)) < 0 ||
 		(r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
 		(r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0 ||

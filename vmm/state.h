@@ -1,13 +1,14 @@
 /*
- * The state of a VM that KVM holds: read into plain memory at a fork, written into the child's own KVM VM.
- * Memory and devices are plain memory already (the IOAPIC is ours).
+ * The state of a VM that KVM holds: read into plain memory at a fork, written into the
+ * child's own KVM VM. Memory and devices are plain memory already (the IOAPIC is ours).
  *
- * The order of both is what makes it right (Documentation/virt/kvm/api.rst and the kernel's own
- * side effects); state.c says why at each step. Everything is preallocated.
+ * The order of both is what makes it right (Documentation/virt/kvm/api.rst and the
+ * kernel's own side effects); state.c says why at each step. Everything is preallocated.
  *
- * Clocks: a child's TSC has the same offset to the host's as the picture's, and kvm-clock is set forward by the
- * time that passed since the picture was taken. So wall-clock time is right in every branch
- * without anybody's help, and no monotonic clock jumps by more than that branch's own pause.
+ * Clocks: a child's TSC has the same offset to the host's as the picture's, and kvm-clock
+ * is set forward by the time that passed since the picture was taken. So wall-clock time
+ * is right in every branch without anybody's help, and no monotonic clock jumps by more
+ * than that branch's own pause.
  */
 #ifndef PANDO_VMM_STATE_H
 #define PANDO_VMM_STATE_H
@@ -30,8 +31,9 @@ struct vcpu_state {
 
 /* What there is to save on this host; found by trying, once, before the first fork. */
 struct state_plan {
-	struct kvm_msr_index_table msrs; /* every one reads, and takes back what it gave */
-	bool tsc_offset;                 /* the vCPU attribute works */
+	struct kvm_msr_index_table
+		msrs;	 /* every one reads, and takes back what it gave */
+	bool tsc_offset; /* the vCPU attribute works */
 };
 
 struct state_clock {
@@ -45,17 +47,18 @@ struct state_clock {
 int state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 	struct state_plan *ret, struct err *e);
 
-int state_save_clock(int vm_fd, const struct kvm_caps *caps, struct state_clock *ret,
-	struct err *e);
+int state_save_clock(
+	int vm_fd, const struct kvm_caps *caps, struct state_clock *ret, struct err *e);
 /* After every vCPU was loaded, before the first runs. */
 int state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_clock *c,
 	struct err *e);
 
 /* The vCPU does not run, and no other of its VM does. */
-int state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
-	struct vcpu_state *ret, struct err *e);
+int state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps,
+	const struct state_plan *plan, struct vcpu_state *ret, struct err *e);
 /* fd: a fresh vCPU with its CPUID set. clock: when s was taken. */
-int state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
-	const struct state_clock *clock, struct vcpu_state *s, struct err *e);
+int state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps,
+	const struct state_plan *plan, const struct state_clock *clock,
+	struct vcpu_state *s, struct err *e);
 
 #endif

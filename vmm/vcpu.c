@@ -21,7 +21,8 @@ on_signal(int number)
 int
 vcpu_install_signal(struct err *e)
 {
-	struct sigaction sa = {.sa_handler = on_signal}; /* no SA_RESTART: KVM_RUN must return */
+	struct sigaction sa = {
+		.sa_handler = on_signal}; /* no SA_RESTART: KVM_RUN must return */
 
 	sigemptyset(&sa.sa_mask);
 	if (sigaction(VCPU_SIGNAL, &sa, NULL) < 0)
@@ -83,13 +84,16 @@ port_io(struct vm *vm, struct kvm_run *run)
 	if (port >= LAYOUT_GED_EVENTS && port < LAYOUT_GED_EVENTS + GED_PORTS) {
 		for (unsigned i = 0; i < count; i++) {
 			if (out)
-				ged_write(&vm->ged, port - LAYOUT_GED_EVENTS, data + i * size, size);
+				ged_write(&vm->ged, port - LAYOUT_GED_EVENTS,
+					data + i * size, size);
 			else
-				ged_read(&vm->ged, port - LAYOUT_GED_EVENTS, data + i * size, size);
+				ged_read(&vm->ged, port - LAYOUT_GED_EVENTS,
+					data + i * size, size);
 		}
 		return;
 	}
-	/* Nobody is there: what a bus without a device reads as. Linux probes many ports so. */
+	/* Nobody is there: what a bus without a device reads as. Linux probes many ports
+	 * so. */
 	if (!out)
 		memset(data, 0xff, (size_t)size * count);
 }
@@ -107,7 +111,8 @@ virtio_at(struct vm *vm, uint64_t gpa, uint64_t *ret_offset)
 	if (gpa < LAYOUT_VIRTIO || offset >= LAYOUT_VIRTIO_COUNT * LAYOUT_VIRTIO_STRIDE)
 		return NULL;
 	*ret_offset = offset % LAYOUT_VIRTIO_STRIDE;
-	return *ret_offset < VIRTIO_MMIO_SIZE ? devs[offset / LAYOUT_VIRTIO_STRIDE] : NULL;
+	return *ret_offset < VIRTIO_MMIO_SIZE ? devs[offset / LAYOUT_VIRTIO_STRIDE]
+					      : NULL;
 }
 
 static void
@@ -139,10 +144,13 @@ describe_place(struct vcpu *v, char *dst, size_t cap)
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 
-	if (kvm_get_regs(v->fd, &regs, NULL) < 0 || kvm_get_sregs(v->fd, &sregs, NULL) < 0)
+	if (kvm_get_regs(v->fd, &regs, NULL) < 0 ||
+		kvm_get_sregs(v->fd, &sregs, NULL) < 0)
 		snprintf(dst, cap, "vCPU %u", v->id);
 	else
-		snprintf(dst, cap, "vCPU %u at rip 0x%llx, cr0 0x%llx, cr2 0x%llx, cr3 0x%llx, efer 0x%llx",
+		snprintf(dst, cap,
+			"vCPU %u at rip 0x%llx, cr0 0x%llx, cr2 0x%llx, cr3 0x%llx, efer "
+			"0x%llx",
 			v->id, regs.rip, sregs.cr0, sregs.cr2, sregs.cr3, sregs.efer);
 }
 
@@ -159,9 +167,10 @@ internal_error(struct vcpu *v, const char *place)
 		(run->emulation_failure.flags &
 			KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)) {
 		n = run->emulation_failure.insn_size;
-		for (unsigned i = 0; i < n && i < sizeof(run->emulation_failure.insn_bytes); i++)
-			snprintf(bytes + strlen(bytes), sizeof(bytes) - strlen(bytes), " %02x",
-				run->emulation_failure.insn_bytes[i]);
+		for (unsigned i = 0;
+			i < n && i < sizeof(run->emulation_failure.insn_bytes); i++)
+			snprintf(bytes + strlen(bytes), sizeof(bytes) - strlen(bytes),
+				" %02x", run->emulation_failure.insn_bytes[i]);
 	}
 	vm_end(v->vm, VMM_EXIT_GUEST_FAULT,
 		"KVM cannot go on with the guest (internal error %u%s%s): %s",
@@ -191,8 +200,8 @@ handle_exit(struct vcpu *v)
 		return true;
 	case KVM_EXIT_SHUTDOWN:
 		describe_place(v, place, sizeof(place));
-		vm_end(vm, VMM_EXIT_GUEST_FAULT, "the guest shut down by a triple fault: %s",
-			place);
+		vm_end(vm, VMM_EXIT_GUEST_FAULT,
+			"the guest shut down by a triple fault: %s", place);
 		return false;
 	case KVM_EXIT_INTERNAL_ERROR:
 		describe_place(v, place, sizeof(place));
@@ -208,13 +217,15 @@ handle_exit(struct vcpu *v)
 		if (run->system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN)
 			vm_end(vm, VMM_EXIT_POWER_OFF, "the guest powered off");
 		else
-			vm_end(vm, VMM_EXIT_RESET, "the guest asked for a reset (system event %u)",
+			vm_end(vm, VMM_EXIT_RESET,
+				"the guest asked for a reset (system event %u)",
 				run->system_event.type);
 		return false;
 	default:
 		describe_place(v, place, sizeof(place));
-		vm_end(vm, VMM_EXIT_GUEST_FAULT, "KVM left the guest for a reason (%u) that "
-						 "this VMM does not serve: %s",
+		vm_end(vm, VMM_EXIT_GUEST_FAULT,
+			"KVM left the guest for a reason (%u) that "
+			"this VMM does not serve: %s",
 			run->exit_reason, place);
 		return false;
 	}
@@ -243,20 +254,24 @@ vcpu_thread(void *arg)
 			if (!handle_exit(v))
 				park_for_good(vm);
 		} else if (r == -EINTR) {
-			/* KVM_RUN completes a pending access before it looks at signals and at
-			 * immediate_exit: nothing is half done, and the vCPU may be saved. */
+			/* KVM_RUN completes a pending access before it looks at signals
+			 * and at immediate_exit: nothing is half done, and the vCPU may
+			 * be saved. */
 			epoch = atomic_load(&vm->epoch);
 			if (epoch & 1)
 				park(vm, epoch);
 		} else if (r == -EAGAIN) {
-			continue; /* an AP was woken by something other than its start-up message */
+			continue; /* an AP was woken by something other than its start-up
+				     message */
 		} else if (r == -ENOMEM && enomem++ < 8) {
-			continue; /* a signal before a vCPU's very first run can look like this */
+			continue; /* a signal before a vCPU's very first run can look like
+				     this */
 		} else {
 			char place[200];
 
 			describe_place(v, place, sizeof(place));
-			vm_end(vm, VMM_EXIT_HOST_FAULT, "KVM_RUN: %s: %s", strerror(-r), place);
+			vm_end(vm, VMM_EXIT_HOST_FAULT, "KVM_RUN: %s: %s", strerror(-r),
+				place);
 			park_for_good(vm);
 		}
 	}

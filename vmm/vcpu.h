@@ -1,6 +1,6 @@
 /*
- * A vCPU's thread: runs the guest, and hands what KVM cannot do itself (MMIO, port I/O, level-triggered
- * EOIs) to the devices. See vm.h for how it stops.
+ * A vCPU's thread: runs the guest, and hands what KVM cannot do itself (MMIO, port I/O,
+ * level-triggered EOIs) to the devices. See vm.h for how it stops.
  */
 #ifndef PANDO_VMM_VCPU_H
 #define PANDO_VMM_VCPU_H

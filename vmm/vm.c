@@ -113,7 +113,8 @@ sink_message(void *ctx, uint64_t address, uint32_t data)
 	r = kvm_signal_msi(vm->vm_fd, address, data, &e);
 	if (r < 0 && log_allowed(&limit))
 		log_warn("interrupt not delivered: %s", e.msg);
-	/* A message that no LAPIC takes (the guest programmed nonsense) is lost, as on a real bus. */
+	/* A message that no LAPIC takes (the guest programmed nonsense) is lost, as on a
+	 * real bus. */
 	return 0;
 }
 
@@ -127,7 +128,7 @@ sink_levels(void *ctx, unsigned n, const unsigned *pins, const uint64_t *address
 	union {
 		struct kvm_irq_routing head;
 		uint8_t room[sizeof(struct kvm_irq_routing) +
-			IOAPIC_PINS * sizeof(struct kvm_irq_routing_entry)];
+			     IOAPIC_PINS * sizeof(struct kvm_irq_routing_entry)];
 	} routes = {.head = {.nr = n}};
 
 	if (vm->vm_fd < 0)
@@ -173,7 +174,8 @@ guest_resets(void *ctx)
 void
 vm_init_ged(struct vm *vm)
 {
-	ged_init(&vm->ged, vm_irq(vm, LAYOUT_GED_GSI), guest_powers_off, guest_resets, vm);
+	ged_init(
+		&vm->ged, vm_irq(vm, LAYOUT_GED_GSI), guest_powers_off, guest_resets, vm);
 }
 
 int
@@ -214,7 +216,8 @@ vm_stop(struct vm *vm)
 	atomic_store(&vm->parked, 0);
 	atomic_fetch_add(&vm->epoch, 1);
 	set_immediate_exit(vm, 1);
-	vcpu_futex_wake(&vm->epoch); /* those that sleep for good must count themselves in */
+	vcpu_futex_wake(
+		&vm->epoch); /* those that sleep for good must count themselves in */
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if (vm->vcpus[i].has_thread)
 			pthread_kill(vm->vcpus[i].thread, VCPU_SIGNAL);
@@ -231,7 +234,8 @@ vm_run(struct vm *vm)
 	set_immediate_exit(vm, 0);
 	atomic_fetch_add(&vm->epoch, 1);
 	vcpu_futex_wake(&vm->epoch);
-	/* Work that a device left when it saw `stop`, and interrupts that a driver may wait for. */
+	/* Work that a device left when it saw `stop`, and interrupts that a driver may
+	 * wait for. */
 	virtio_dev_resume(&vm->blk.dev);
 	virtio_dev_resume(&vm->vsock.dev);
 	virtio_dev_resume(&vm->rng.dev);
@@ -244,7 +248,8 @@ vm_save(struct vm *vm, struct err *e)
 
 	r = state_save_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
-		r = state_save_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->vcpus[i].state, e);
+		r = state_save_vcpu(
+			vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->vcpus[i].state, e);
 	return r;
 }
 

@@ -1,13 +1,15 @@
 /*
  * One virtual machine: all of it, in one struct, in one process.
  *
- * Threads: the main thread (control socket, vsock, forks) and one a vCPU. The main thread is the only
- * one that stops, starts, saves, loads and forks. Devices have a lock each; when all vCPUs are parked and the
- * main thread is not inside a device, no lock is held and no I/O is under way.
+ * Threads: the main thread (control socket, vsock, forks) and one a vCPU. The main thread
+ * is the only one that stops, starts, saves, loads and forks. Devices have a lock each;
+ * when all vCPUs are parked and the main thread is not inside a device, no lock is held
+ * and no I/O is under way.
  *
- * Stopping: the main thread makes `epoch` odd, sets immediate_exit in every vCPU's run page and sends
- * SIGUSR1; each vCPU thread finishes the exit it is in, lets KVM complete the pending access, counts
- * itself in `parked` and sleeps on `epoch`. `stop` tells devices in the middle of a long queue.
+ * Stopping: the main thread makes `epoch` odd, sets immediate_exit in every vCPU's run
+ * page and sends SIGUSR1; each vCPU thread finishes the exit it is in, lets KVM complete
+ * the pending access, counts itself in `parked` and sleeps on `epoch`. `stop` tells
+ * devices in the middle of a long queue.
  */
 #ifndef PANDO_VMM_VM_H
 #define PANDO_VMM_VM_H
@@ -38,7 +40,7 @@ struct vm;
 struct vcpu {
 	struct vm *vm; /* borrowed */
 	unsigned id;
-	int fd;              /* owned; -1: none */
+	int fd;		     /* owned; -1: none */
 	struct kvm_run *run; /* owned mapping, not in forked children */
 	pthread_t thread;
 	bool has_thread;
@@ -49,7 +51,7 @@ struct vcpu {
 struct vm {
 	char name[VMM_NAME_MAX];
 	enum log_level log_level; /* PANDO_LOG=debug in the environment at the start */
-	uint64_t born_ns; /* message received, or the fork; CLOCK_MONOTONIC */
+	uint64_t born_ns;	  /* message received, or the fork; CLOCK_MONOTONIC */
 	uint8_t generation[16];
 
 	struct guest_mem mem;
@@ -75,25 +77,26 @@ struct vm {
 	struct vsock vsock;
 	struct rng rng;
 
-	/* How it ends. The first to call vm_end() writes the note; the main thread carries it out. */
+	/* How it ends. The first to call vm_end() writes the note; the main thread
+	 * carries it out. */
 	atomic_int ending; /* 0 no, 1 being written, 2 written */
 	uint32_t end_reason;
 	char end_msg[512];
 
 	/* Main thread. */
 	int control_fd, listen_fd, epoll_fd; /* owned; -1: none */
-	int event_fd;      /* owned: vCPU threads wake the main thread (end, first run) */
+	int event_fd;	   /* owned: vCPU threads wake the main thread (end, first run) */
 	int vsock_kick_fd; /* owned: doorbells of the vsock device */
-	bool is_parked;    /* a picture: no KVM VM, no threads */
-	bool is_paused;    /* by VMM_PAUSE */
+	bool is_parked;	   /* a picture: no KVM VM, no threads */
+	bool is_paused;	   /* by VMM_PAUSE */
 	bool started_sent;
 };
 
 /* An empty struct: descriptors -1, name set. */
 void vm_init(struct vm *vm);
 
-/* Makes the KVM VM around vm->mem: interrupt controller, memory slots, vCPUs with their CPUID. On failure
- * what was made is closed again. */
+/* Makes the KVM VM around vm->mem: interrupt controller, memory slots, vCPUs with their
+ * CPUID. On failure what was made is closed again. */
 int vm_make_kvm(struct vm *vm, struct err *e);
 /* Closes the vCPUs and the VM. In a forked child (run pages are not mapped there) too. */
 void vm_drop_kvm(struct vm *vm, bool in_forked_child);
@@ -119,8 +122,8 @@ int vm_load(struct vm *vm, struct err *e);
 /* Writes a new VM generation id to where the guest looks for it, and notifies it. */
 void vm_set_generation(struct vm *vm, const uint8_t generation[static 16]);
 
-/* The VM ends: kept from the first call, carried out by the main thread. Any thread; a vCPU thread goes on to
- * park by itself. */
+/* The VM ends: kept from the first call, carried out by the main thread. Any thread; a
+ * vCPU thread goes on to park by itself. */
 void vm_end(struct vm *vm, enum vmm_exit_reason reason, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 

@@ -1,5 +1,6 @@
 /*
- * `pando machine`: the test machine of hosts whose own KVM boots no Linux (host/machine.h).
+ * `pando machine`: the test machine of hosts whose own KVM boots no Linux
+ * (host/machine.h).
  */
 #include <errno.h>
 #include <limits.h>
@@ -26,7 +27,8 @@
 #define SIGNAL_MS 30000
 #define ENV_MAX 256
 #define CPUS_MAX 64
-/* Where VMs live in the machine: on its own disk, which the host's PANDO_HOME has no part in. */
+/* Where VMs live in the machine: on its own disk, which the host's PANDO_HOME has no part
+ * in. */
 #define HOME_THERE "/var/lib/pando"
 /* In the environment of what a command runs, so that it can be found. */
 #define TOKEN "PANDO_MACHINE_EXEC"
@@ -34,15 +36,21 @@
 extern const struct verb verb_machine;
 
 static const struct opt options[] = {
-	{'m', "mem-size", "MIB", "start: its memory; 10 GiB, or what the host can spare", COMPLETE_NOTHING},
+	{'m', "mem-size", "MIB", "start: its memory; 10 GiB, or what the host can spare",
+		COMPLETE_NOTHING},
 	{'c', "cpus", "N", "start: its processors; 2 if not said", COMPLETE_NOTHING},
-	{'d', "disk-size", "MIB", "start: its disk, when it is made; 24 GiB, taken as it fills",
+	{'d', "disk-size", "MIB",
+		"start: its disk, when it is made; 24 GiB, taken as it fills",
 		COMPLETE_NOTHING},
-	{'e', "env", "NAME=VALUE", "exec: in the command's environment; may be given several times",
+	{'e', "env", "NAME=VALUE",
+		"exec: in the command's environment; may be given several times",
 		COMPLETE_NOTHING},
-	{'w', "cwd", "FOLDER", "exec: where it runs; this folder if not said", COMPLETE_FOLDER},
-	{'T', "tty", NULL, "exec: with a terminal; so if both ends of ours are one", COMPLETE_NOTHING},
-	{'n', "no-stdin", NULL, "exec: pass no standard input on, and give no terminal", COMPLETE_NOTHING},
+	{'w', "cwd", "FOLDER", "exec: where it runs; this folder if not said",
+		COMPLETE_FOLDER},
+	{'T', "tty", NULL, "exec: with a terminal; so if both ends of ours are one",
+		COMPLETE_NOTHING},
+	{'n', "no-stdin", NULL, "exec: pass no standard input on, and give no terminal",
+		COMPLETE_NOTHING},
 	{'f', "force", NULL, "stop: pull the plug", COMPLETE_NOTHING},
 	{'y', "yes", NULL, "delete: do not ask", COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
@@ -59,7 +67,8 @@ struct request {
 	struct machine_spec spec;
 };
 
-/* --- status --------------------------------------------------------------------------------- */
+/* --- status
+ * --------------------------------------------------------------------------------- */
 
 static const char *
 state_name(const struct machine *m)
@@ -138,7 +147,8 @@ do_status(const struct request *q, struct err *e)
 	return print_state(m, q);
 }
 
-/* --- start, stop, delete --------------------------------------------------------------------- */
+/* --- start, stop, delete
+ * --------------------------------------------------------------------- */
 
 static int
 do_start(const struct request *q, struct err *e)
@@ -181,7 +191,8 @@ do_delete(const struct request *q, struct err *e)
 
 	if (!q->yes && !out_can_ask())
 		return err_set(e, -EINVAL,
-			"the machine, and every VM in it, would be lost: --yes says that is meant");
+			"the machine, and every VM in it, would be lost: --yes says that "
+			"is meant");
 	if (!q->yes && !out_confirm("Delete the machine and every VM in it?"))
 		return err_set(e, -ECANCELED, "the machine stays");
 	out_progress_start(&p, q->quiet);
@@ -190,7 +201,8 @@ do_delete(const struct request *q, struct err *e)
 	return r;
 }
 
-/* --- exec ----------------------------------------------------------------------------------- */
+/* --- exec
+ * ----------------------------------------------------------------------------------- */
 
 /* What of the host the command is to find in the machine. */
 struct view {
@@ -198,7 +210,7 @@ struct view {
 	char project[PATHS_MAX]; /* "": the folder is in none */
 	char prefix[PATHS_MAX];	 /* where this program is installed, or was built */
 	char images[PATHS_MAX];
-	bool is_build;		 /* the prefix is a build folder */
+	bool is_build; /* the prefix is a build folder */
 	char objects[4][PATHS_MAX];
 };
 
@@ -222,7 +234,8 @@ look_around(const struct request *q, struct view *v, struct err *e)
 		/* A folder that only the machine has. */
 		if (!q->cwd || q->cwd[0] != '/' ||
 			paths_format(v->cwd, sizeof(v->cwd), e, "%s", q->cwd) < 0)
-			return err_sys(e, -errno, "%.200s", q->cwd ? q->cwd : "this folder");
+			return err_sys(
+				e, -errno, "%.200s", q->cwd ? q->cwd : "this folder");
 	if (home_is && *home_is && !realpath(home_is, home))
 		home[0] = '\0';
 	v->project[0] = '\0';
@@ -245,15 +258,15 @@ look_around(const struct request *q, struct view *v, struct err *e)
 					   ? v->prefix + strlen(v->project) + 1
 					   : "";
 
-		r = paths_format(v->objects[i], PATHS_MAX, e, "%s%s%s", from, *from ? "/" : "",
-			objects[i]);
+		r = paths_format(v->objects[i], PATHS_MAX, e, "%s%s%s", from,
+			*from ? "/" : "", objects[i]);
 	}
 	return r;
 }
 
 static int
-copy_folder(const struct machine *m, struct ssh_link *link, const struct machine_folder *f,
-	struct out_progress *p, struct err *e)
+copy_folder(const struct machine *m, struct ssh_link *link,
+	const struct machine_folder *f, struct out_progress *p, struct err *e)
 {
 	struct machine_copy_stats stats;
 	int r = machine_copy(m, link, f, &stats, e);
@@ -289,7 +302,8 @@ bring_up_to_date(const struct machine *m, struct ssh_link *link, const struct vi
 	if (r == 0)
 		r = machine_image_names(v->images, &names, e);
 	if (r == 0 && names[0]) {
-		struct machine_folder f = {.path = v->images, .only = names, .keep = true};
+		struct machine_folder f = {
+			.path = v->images, .only = names, .keep = true};
 
 		r = copy_folder(m, link, &f, p, e);
 	}
@@ -334,7 +348,8 @@ compose(const struct request *q, const struct view *v, char **ret, struct err *e
 
 	/* Programs of a distribution's own prefix come after the machine's. */
 	if (strcmp(v->prefix, "/usr") == 0)
-		snprintf(path, sizeof(path), "PATH=%s", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
+		snprintf(path, sizeof(path), "PATH=%s",
+			"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
 	else
 		snprintf(path, sizeof(path), "PATH=%s/bin:%s", v->prefix,
 			"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -356,7 +371,8 @@ compose(const struct request *q, const struct view *v, char **ret, struct err *e
 		r = append(&text, " ", *w, "");
 	if (r == -E2BIG)
 		return err_set(e, r,
-			"the command, its folder and environment are longer than %u bytes: put long texts "
+			"the command, its folder and environment are longer than %u "
+			"bytes: put long texts "
 			"into a file or standard input",
 			SSH_COMMAND_MAX);
 	if (r < 0)
@@ -387,14 +403,16 @@ struct signals {
 };
 
 /*
- * Over a connection of its own: to the process group of the one process that has our token and was started
- * by sshd. What the command started as a daemon is init's child, and is left alone.
+ * Over a connection of its own: to the process group of the one process that has our
+ * token and was started by sshd. What the command started as a daemon is init's child,
+ * and is left alone.
  */
 static void
 pass_signal(void *ctx, int number, unsigned nth)
 {
 	static const char script[] =
-		"for e in $(grep -lszx " TOKEN "=%s /proc/[0-9]*/environ); do p=${e#/proc/} p=${p%%/environ}; "
+		"for e in $(grep -lszx " TOKEN
+		"=%s /proc/[0-9]*/environ); do p=${e#/proc/} p=${p%%/environ}; "
 		"parent=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$p/status) && "
 		"[ \"$(cat /proc/$parent/comm)\" = sshd ] && "
 		"kill -%d -- \"-$p\"; done 2>/dev/null; exit 0";
@@ -412,7 +430,8 @@ pass_signal(void *ctx, int number, unsigned nth)
 	if (r == 0)
 		r = ssh_link_run(link, &c, &status, &e);
 	if (r < 0)
-		out_complain("the command could not be told, and may still run: %s", e.msg);
+		out_complain(
+			"the command could not be told, and may still run: %s", e.msg);
 }
 
 static int
@@ -420,7 +439,8 @@ run_command(const struct machine *m, struct ssh_link *link, const struct request
 	const char *text, int *ret_status, struct err *e)
 {
 	struct signals passing = {m, q->token};
-	bool tty = q->tty || (!q->no_stdin && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO));
+	bool tty =
+		q->tty || (!q->no_stdin && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO));
 	cleanup_close int signals = signal_fd(tty);
 	struct ssh_command c = {
 		.text = text,
@@ -461,7 +481,8 @@ exec_there(struct request *q, int *ret_status, struct err *e)
 	if (!m || !v)
 		return err_sys(e, -ENOMEM, "machine");
 	if (q->tty && !(isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)))
-		return err_set(e, -EINVAL, "--tty needs a terminal on standard input and output");
+		return err_set(e, -EINVAL,
+			"--tty needs a terminal on standard input and output");
 	r = make_token(q->token, e);
 	if (r == 0)
 		r = look_around(q, v, e);
@@ -497,19 +518,21 @@ do_exec(struct request *q)
 	return status == EXIT_USAGE || status == EXIT_CANCELLED ? status : EXIT_HOST_SIDE;
 }
 
-/* --- words ----------------------------------------------------------------------------------- */
+/* --- words
+ * ----------------------------------------------------------------------------------- */
 
 static int
 take_option(struct request *q, int key, const struct opt_scan *s, struct err *e)
 {
 	switch (key) {
 	case 'm':
-		return opt_mib(s->arg, "--mem-size", MACHINE_MEM_MIN_MIB, UINT64_C(1) << 22,
-			&q->spec.mem_mib, e);
+		return opt_mib(s->arg, "--mem-size", MACHINE_MEM_MIN_MIB,
+			UINT64_C(1) << 22, &q->spec.mem_mib, e);
 	case 'c':
 		return opt_u64(s->arg, "--cpus", 1, CPUS_MAX, &q->spec.cpus, e);
 	case 'd':
-		return opt_mib(s->arg, "--disk-size", 4096, UINT64_C(1) << 24, &q->spec.disk_mib, e);
+		return opt_mib(s->arg, "--disk-size", 4096, UINT64_C(1) << 24,
+			&q->spec.disk_mib, e);
 	case 'e':
 		if (opt_env(s->arg, "--env", e) < 0)
 			return e->code;
@@ -541,17 +564,20 @@ check(const struct request *q, struct err *e)
 	bool is_exec = q->action && strcmp(q->action, "exec") == 0;
 
 	if (!q->action)
-		return err_set(e, -EINVAL, "machine needs a word: start, status, exec, stop or delete");
+		return err_set(e, -EINVAL,
+			"machine needs a word: start, status, exec, stop or delete");
 	if (is_exec && (!q->command || !q->command[0] || !q->command[0][0]))
-		return err_set(e, -EINVAL, "no command: pando machine exec -- command arguments…");
+		return err_set(e, -EINVAL,
+			"no command: pando machine exec -- command arguments…");
 	if (is_exec && q->json)
 		return err_set(e, -EINVAL,
-			"the output of machine exec is the command's: --format json says nothing there");
+			"the output of machine exec is the command's: --format json says "
+			"nothing there");
 	if (is_exec && q->tty && q->no_stdin)
 		return err_set(e, -EINVAL, "--tty does not go with --no-stdin");
 	if (!is_exec && q->command)
-		return err_set(e, -EINVAL, "machine %s takes no words: \"%.60s\"", q->action,
-			q->command[0]);
+		return err_set(e, -EINVAL, "machine %s takes no words: \"%.60s\"",
+			q->action, q->command[0]);
 	return 0;
 }
 
@@ -561,8 +587,8 @@ run(int argc, char **argv)
 	static const struct {
 		const char *name;
 		int (*run)(const struct request *q, struct err *e);
-	} actions[] = {
-		{"start", do_start}, {"status", do_status}, {"stop", do_stop}, {"delete", do_delete}};
+	} actions[] = {{"start", do_start}, {"status", do_status}, {"stop", do_stop},
+		{"delete", do_delete}};
 	struct opt_scan s = opt_scan(&verb_machine, argc, argv);
 	struct request q = {0};
 	struct err e = {0};
@@ -589,7 +615,8 @@ run(int argc, char **argv)
 			r = actions[i].run(&q, &e);
 			return r < 0 ? out_fail(&e) : r;
 		}
-	err_set(&e, -EINVAL, "machine knows start, status, exec, stop and delete, not \"%.60s\"",
+	err_set(&e, -EINVAL,
+		"machine knows start, status, exec, stop and delete, not \"%.60s\"",
 		q.action);
 	return opt_leave(&s, OPT_ERROR, &e);
 }
@@ -598,22 +625,29 @@ const struct verb verb_machine = {
 	.name = "machine",
 	.summary = "The test machine, for hosts whose KVM boots no Linux",
 	.run = run,
-	.usage = "start [options]\nstatus\nexec [options] [--] <command> [arguments…]\nstop [--force]\n"
+	.usage = "start [options]\nstatus\nexec [options] [--] <command> "
+		 "[arguments…]\nstop [--force]\n"
 		 "delete [--yes]",
 	.options = options,
-	.text = "A Debian that QEMU emulates, whose own /dev/kvm boots Linux: what does not work on this "
+	.text = "A Debian that QEMU emulates, whose own /dev/kvm boots Linux: what does "
+		"not work on this "
 		"host works in it.\n"
-		"start makes it, which takes minutes the first time and seconds later; one that runs "
+		"start makes it, which takes minutes the first time and seconds later; "
+		"one that runs "
 		"is left as it is.\n"
-		"exec runs a command in it as root, in the folder of the same name as this one. Before that, "
+		"exec runs a command in it as root, in the folder of the same name as "
+		"this one. Before that, "
 		"the project\n"
-		"this folder belongs to (up to .git or pando.toml), this pando and the images are copied "
+		"this folder belongs to (up to .git or pando.toml), this pando and the "
+		"images are copied "
 		"into it, as far as\n"
-		"they have changed. What the command writes stays in the machine. Exit status: the "
+		"they have changed. What the command writes stays in the machine. Exit "
+		"status: the "
 		"command's own, 128 + n\n"
 		"when signal n ended it, 125 when our side failed.\n"
 		"\n"
-		"It lives in PANDO_MACHINE_HOME, ~/.local/share/pando/machine if not said, whatever "
+		"It lives in PANDO_MACHINE_HOME, ~/.local/share/pando/machine if not "
+		"said, whatever "
 		"PANDO_HOME is.",
 	.subverbs = "start status exec stop delete",
 };

@@ -8,7 +8,8 @@
 
 extern const struct verb verb_run, verb_status, verb_info, verb_execute, verb_branch,
 	verb_tree, verb_copy, verb_logs, verb_alias, verb_pause, verb_resume, verb_delete,
-	verb_disk, verb_doctor, verb_machine, verb_version, verb_completion, verb_help, verb_swarm;
+	verb_disk, verb_doctor, verb_machine, verb_version, verb_completion, verb_help,
+	verb_swarm;
 
 const struct verb *const verbs[] = {
 	&verb_run,

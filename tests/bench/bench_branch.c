@@ -85,8 +85,9 @@ yardsticks(uint64_t pages)
 	sample_report(&bare_children, NULL, out);
 }
 
-/* Waits for a VM's first byte. In small sleeps (main() asks for timers without slack): spinning would take a CPU
- * from the very VMs that are measured. Adds at most some 20 µs. */
+/* Waits for a VM's first byte. In small sleeps (main() asks for timers without slack):
+ * spinning would take a CPU from the very VMs that are measured. Adds at most some 20 µs.
+ */
 static int
 first_byte(const struct vm *vm, uint64_t deadline_ns)
 {

@@ -1,7 +1,8 @@
 /*
- * Frames as the agent takes them from the host: into a command (one that lives across inputs, taken up by attach) and into a
- * put. The first byte chooses, the second how the bytes are cut. The agent's own loop, connections and table are what runs.
- * Nothing may be written beside the put's folder, and the agent must answer a ping after each input.
+ * Frames as the agent takes them from the host: into a command (one that lives across
+ * inputs, taken up by attach) and into a put. The first byte chooses, the second how the
+ * bytes are cut. The agent's own loop, connections and table are what runs. Nothing may
+ * be written beside the put's folder, and the agent must answer a ping after each input.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -37,7 +38,8 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 	sigemptyset(&set);
 	sigaddset(&set, SIGPIPE);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	/* Made and removed for each input: libFuzzer ends without a chance to clean up. */
+	/* Made and removed for each input: libFuzzer ends without a chance to clean up.
+	 */
 	snprintf(folder, sizeof(folder), "/tmp/pando-fuzz-agent-%d", (int)getpid());
 	if (loop_init(&e) || spawn_init(&e))
 		abort();
@@ -71,7 +73,8 @@ dial(void)
 {
 	int fd[2];
 
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) || io_set_nonblock(fd[1], 1))
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) ||
+		io_set_nonblock(fd[1], 1))
 		abort();
 	conn_accept(fd[1], false);
 	return fd[0];
@@ -156,10 +159,12 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	mkdir(put_folder, 0700);
 	if (data[0] & 1) {
 		command();
-		snprintf(line, sizeof(line), "{\"op\":\"attach\",\"id\":\"e%llu\",\"stdin\":true}\n",
+		snprintf(line, sizeof(line),
+			"{\"op\":\"attach\",\"id\":\"e%llu\",\"stdin\":true}\n",
 			(unsigned long long)id);
 	} else {
-		snprintf(line, sizeof(line), "{\"op\":\"put\",\"path\":\"%s\"}\n", put_folder);
+		snprintf(line, sizeof(line), "{\"op\":\"put\",\"path\":\"%s\"}\n",
+			put_folder);
 	}
 	fd = dial();
 	ask(fd, line);

@@ -1,7 +1,8 @@
 /*
- * Frames as the host takes them from a guest, which may be hostile: during a command and during a get. The first byte
- * chooses (the second is kept for the guest's side, so that both corpora are alike). Success needs an exit record; nothing may be written beside the get's
- * folder; output may not exceed what came.
+ * Frames as the host takes them from a guest, which may be hostile: during a command and
+ * during a get. The first byte chooses (the second is kept for the guest's side, so that
+ * both corpora are alike). Success needs an exit record; nothing may be written beside
+ * the get's folder; output may not exceed what came.
  */
 #include <dirent.h>
 #include <stdint.h>
@@ -26,7 +27,8 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc;
 	(void)argv;
-	/* Made and removed for each input: libFuzzer ends without a chance to clean up. */
+	/* Made and removed for each input: libFuzzer ends without a chance to clean up.
+	 */
 	snprintf(folder, sizeof(folder), "/tmp/pando-fuzz-client-%d", (int)getpid());
 	snprintf(get_folder, sizeof(get_folder), "%s/get", folder);
 	return 0;
@@ -64,7 +66,9 @@ in_command(int fd, size_t size)
 	s->link.fd = fd;
 	s->out_stream = -1;
 	r = pump(s, &e);
-	if (r == 0 || (r == 1 && (result.kind < AGENT_EXITED || result.kind > AGENT_SPAWN_FAILED)) ||
+	if (r == 0 ||
+		(r == 1 && (result.kind < AGENT_EXITED ||
+				   result.kind > AGENT_SPAWN_FAILED)) ||
 		(r < 0 && (e.code != r || !*e.msg)) || total > size)
 		abort();
 	agent_link_done(&s->link);
@@ -93,7 +97,8 @@ in_get(int fd)
 		if (agent_link_fill(&l, &e))
 			break;
 		while ((r = agent_link_frame(&l, &f, &e)) == 1) {
-			if (f.type == AGENT_DATA && (r = tar_unpack_feed(u, f.payload, f.len, &e)) < 0)
+			if (f.type == AGENT_DATA &&
+				(r = tar_unpack_feed(u, f.payload, f.len, &e)) < 0)
 				break;
 			if (f.type == AGENT_ERROR && agent_link_error(&f, &e) >= 0)
 				abort();
@@ -128,7 +133,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd))
 		abort();
 	setsockopt(fd[0], SOL_SOCKET, SO_SNDBUF, &big, sizeof(big));
-	if (send(fd[0], data + 2, size - 2, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)size - 2) {
+	if (send(fd[0], data + 2, size - 2, MSG_NOSIGNAL | MSG_DONTWAIT) !=
+		(ssize_t)size - 2) {
 		close(fd[0]);
 		close(fd[1]);
 		return 0;

@@ -1,5 +1,6 @@
 /*
- * The request line the agent reads. What is taken must be whole: a program to run, an environment of NAME=value.
+ * The request line the agent reads. What is taken must be whole: a program to run, an
+ * environment of NAME=value.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -29,7 +30,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			if (!strchr(*v, '='))
 				abort();
 	}
-	if ((q.op == REQUEST_PUT || q.op == REQUEST_GET || q.op == REQUEST_LIST) && !q.path)
+	if ((q.op == REQUEST_PUT || q.op == REQUEST_GET || q.op == REQUEST_LIST) &&
+		!q.path)
 		abort();
 	request_done(&q);
 	return 0;

@@ -1,7 +1,8 @@
 /*
- * What a client's bytes meet before the tree: request line, query and bodies (host/request.c), and the
- * same for a VMM's messages (host/vmmctl.c). First byte: which decoder. Oracle: no crash, no sanitizer finding,
- * and what is accepted keeps the promises of host/request.h.
+ * What a client's bytes meet before the tree: request line, query and bodies
+ * (host/request.c), and the same for a VMM's messages (host/vmmctl.c). First byte: which
+ * decoder. Oracle: no crash, no sanitizer finding, and what is accepted keeps the
+ * promises of host/request.h.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -110,7 +111,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check_text(create.kernel, sizeof(create.kernel));
 		check_text(create.rootfs, sizeof(create.rootfs));
 		check_text(create.cmdline, sizeof(create.cmdline));
-		must(create.mem_mib >= VMM_MEM_MIN_MIB && create.mem_mib <= VMM_MEM_MAX_MIB);
+		must(create.mem_mib >= VMM_MEM_MIN_MIB &&
+			create.mem_mib <= VMM_MEM_MAX_MIB);
 		must(create.vcpus >= 1 && create.vcpus <= VMM_VCPUS_MAX);
 		must(create.disk_mib <= VM_DISK_MAX_MIB);
 		break;

@@ -12,7 +12,8 @@
 #include "vmm/virtio_mmio.h"
 
 #define FAKE_MEM_MIB 16u
-#define FAKE_RINGS 0x10000u /* queue i: descriptors here + i * 64 KiB, available, used \
+#define FAKE_RINGS \
+	0x10000u	    /* queue i: descriptors here + i * 64 KiB, available, used \
 			     */
 #define FAKE_HEAP 0x100000u /* for the test's buffers */
 

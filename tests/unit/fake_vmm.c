@@ -159,7 +159,8 @@ on_fork(const struct vmm_fork *f, const int *fds)
 		return;
 	}
 	if (!vm.parked && fstat(vm.index, &st) == 0)
-		a.cut_index_records = (uint64_t)st.st_size / sizeof(struct segment_record);
+		a.cut_index_records =
+			(uint64_t)st.st_size / sizeof(struct segment_record);
 	a.child_pid = (uint32_t)pid;
 	for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
 		if (vm.parked || i != VMM_FORK_FD_PARENT_SEG_INDEX)
@@ -272,7 +273,8 @@ fake_vmm_main(void)
 	signal(SIGPIPE, SIG_IGN);
 	for (;;) {
 		struct pollfd p[2] = {
-			{.fd = vm.control >= 0 ? vm.control : vm.listen, .events = POLLIN},
+			{.fd = vm.control >= 0 ? vm.control : vm.listen,
+				.events = POLLIN},
 			{.fd = vm.vsock, .events = POLLIN},
 		};
 

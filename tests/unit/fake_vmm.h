@@ -1,18 +1,19 @@
 /*
- * A process that speaks common/vmm_wire.h and runs no guest: what pandod's tests start in place of
- * pando-vmm, and tell to misbehave at each step.
+ * A process that speaks common/vmm_wire.h and runs no guest: what pandod's tests start in
+ * place of pando-vmm, and tell to misbehave at each step.
  *
  * Words in the kernel's command line (they hold for all its forks, too):
  *   agent          connections to agent.sock are answered with 'A'; else they are closed
  *   boot=exit      ends before VMM_STARTED;       boot=refuse  VMM_STARTED with an error
- *   boot=silent    never answers;                 boot=nonsense  a message of an unknown type
- *   boot=fd        VMM_STARTED with a descriptor attached
- *   fork=refuse fork=exit fork=silent fork=nonsense   what it does with VMM_FORK
- * Words in a fork's name (its alias):
- *   stillborn (VMM_STARTED with an error), vanish (ends before it), mute (never sends it)
+ *   boot=silent    never answers;                 boot=nonsense  a message of an unknown
+ * type boot=fd        VMM_STARTED with a descriptor attached fork=refuse fork=exit
+ * fork=silent fork=nonsense   what it does with VMM_FORK Words in a fork's name (its
+ * alias): stillborn (VMM_STARTED with an error), vanish (ends before it), mute (never
+ * sends it)
  *
- * A byte sent to agent.sock is an order to the "guest": P power off, R reset, X exit(9), G a message of
- * nonsense to pandod, C close the control socket and go on, F flood pandod with messages.
+ * A byte sent to agent.sock is an order to the "guest": P power off, R reset, X exit(9),
+ * G a message of nonsense to pandod, C close the control socket and go on, F flood pandod
+ * with messages.
  */
 #ifndef PANDO_TESTS_FAKE_VMM_H
 #define PANDO_TESTS_FAKE_VMM_H

@@ -1,6 +1,6 @@
 /*
- * The agent and its client, for real: pando-agent runs on a Unix socket with the CONNECT line of a VM's agent.sock, and
- * every call goes through host/agent_client.h.
+ * The agent and its client, for real: pando-agent runs on a Unix socket with the CONNECT
+ * line of a VM's agent.sock, and every call goes through host/agent_client.h.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -44,13 +44,15 @@ start_agent(void)
 
 	assert_true(n > 0);
 	self[n] = 0;
-	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent", dirname(self));
+	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent",
+		dirname(self));
 	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
 	unlink(sock);
 	agent_pid = fork();
 	if (!agent_pid) {
 		setenv("PANDO_TEST_OF_AGENT", "must not reach commands", 1);
-		execl(program, "pando-agent", "--listen", listen_on, "--connect-line", (char *)NULL);
+		execl(program, "pando-agent", "--listen", listen_on, "--connect-line",
+			(char *)NULL);
 		perror(program);
 		_exit(1);
 	}
@@ -125,7 +127,8 @@ ping_tells_who_answers(void **state)
 static void
 streams_and_status_are_kept_apart(void **state)
 {
-	cleanup_agent_captured struct agent_captured c = run(SH("echo out; echo err >&2; exit 7"));
+	cleanup_agent_captured struct agent_captured c =
+		run(SH("echo out; echo err >&2; exit 7"));
 
 	(void)state;
 	assert_string_equal(c.out, "out\n");
@@ -173,7 +176,8 @@ static void
 environment_is_a_sane_default_with_ours_over_it(void **state)
 {
 	struct agent_exec_req q = {
-		.argv = SH("echo $A; echo $HOME; echo $USER; echo $PATH; echo [$PANDO_TEST_OF_AGENT]"),
+		.argv = SH("echo $A; echo $HOME; echo $USER; echo $PATH; echo "
+			   "[$PANDO_TEST_OF_AGENT]"),
 		.env = ARGV("A=1=2", "HOME=/elsewhere"),
 	};
 	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
@@ -187,7 +191,8 @@ environment_is_a_sane_default_with_ours_over_it(void **state)
 static void
 path_of_the_given_environment_finds_the_program(void **state)
 {
-	struct agent_exec_req q = {.argv = ARGV("hello"), .env = (const char *[]){NULL, NULL}};
+	struct agent_exec_req q = {
+		.argv = ARGV("hello"), .env = (const char *[]){NULL, NULL}};
 	char path[128], file[128];
 	const char *env[] = {path, NULL};
 
@@ -196,7 +201,8 @@ path_of_the_given_environment_finds_the_program(void **state)
 	snprintf(file, sizeof(file), "%s/bin", folder);
 	mkdir(file, 0755);
 	snprintf(file, sizeof(file), "%s/bin/hello", folder);
-	assert_int_equal(io_write_file_atomic(file, "#!/bin/sh\necho hello\n", 21, 0755, NULL), 0);
+	assert_int_equal(
+		io_write_file_atomic(file, "#!/bin/sh\necho hello\n", 21, 0755, NULL), 0);
 	q.env = env;
 	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
 	assert_string_equal(c.out, "hello\n");
@@ -251,7 +257,8 @@ limits_of_the_agent_are_not_the_commands(void **state)
 static void
 user_is_switched_to(void **state)
 {
-	struct agent_exec_req q = {.argv = SH("id -un; id -gn; echo $HOME $USER"), .user = "daemon"};
+	struct agent_exec_req q = {
+		.argv = SH("id -un; id -gn; echo $HOME $USER"), .user = "daemon"};
 	struct agent_captured none;
 	struct err e = {0};
 
@@ -327,9 +334,11 @@ static void
 binary_output_of_any_size_on_both_streams(void **state)
 {
 	/* Every byte value, many times, on both streams at once; stderr twice as much. */
-	struct agent_exec_req q = {.argv = SH("b=$(printf '\\\\%03o' $(seq 0 255)); printf \"$b\" > f;"
-					      "i=0; while [ $i -lt 12 ]; do cat f f > g; mv g f; i=$((i+1)); done;"
-					      "cat f >&2 & cat f; cat f >&2; wait")};
+	struct agent_exec_req q = {
+		.argv = SH("b=$(printf '\\\\%03o' $(seq 0 255)); printf \"$b\" > f;"
+			   "i=0; while [ $i -lt 12 ]; do cat f f > g; mv g f; "
+			   "i=$((i+1)); done;"
+			   "cat f >&2 & cat f; cat f >&2; wait")};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	struct sums s = {{14695981039346656037ull, 14695981039346656037ull}, {0, 0}};
@@ -381,9 +390,11 @@ processes_of(const char *mark)
 static void
 time_limit_kills_all_that_was_started(void **state)
 {
-	/* A plain child, one in the background, one in a session of its own whose parent is gone. */
+	/* A plain child, one in the background, one in a session of its own whose parent
+	 * is gone. */
 	struct agent_exec_req q = {
-		.argv = SH("echo started; sleep 7331 & (setsid sh -c 'sleep 7331; sleep 7331' &); sleep 7331"),
+		.argv = SH("echo started; sleep 7331 & (setsid sh -c 'sleep 7331; sleep "
+			   "7331' &); sleep 7331"),
 		.timeout_ms = 500,
 	};
 	uint64_t start = io_now_ns(), took;
@@ -416,8 +427,9 @@ static void
 background_child_that_holds_stdout_does_not_hang_the_call(void **state)
 {
 	uint64_t start = io_now_ns();
-	cleanup_agent_captured struct agent_captured c = run(
-		SH("(trap '' PIPE; sleep 1; echo late; echo alive > $0.mark; sleep 20) & echo now; exit 5"));
+	cleanup_agent_captured struct agent_captured c =
+		run(SH("(trap '' PIPE; sleep 1; echo late; echo alive > $0.mark; sleep "
+		       "20) & echo now; exit 5"));
 
 	(void)state;
 	assert_true(io_now_ns() - start < 900000000ull);
@@ -433,7 +445,8 @@ background_child_lives_on_and_may_write(void **state)
 	(void)state;
 	snprintf(mark, sizeof(mark), "%s/mark", folder);
 	/* No trap: a SIGPIPE would kill it before the mark is made. */
-	snprintf(script, sizeof(script), "(sleep 0.5; echo late; echo later; touch %s) & exit 0", mark);
+	snprintf(script, sizeof(script),
+		"(sleep 0.5; echo late; echo later; touch %s) & exit 0", mark);
 	cleanup_agent_captured struct agent_captured c = run(SH(script));
 	assert_int_equal(c.result.value, 0);
 	for (int i = 0; i < 300 && access(mark, F_OK); i++)
@@ -444,7 +457,8 @@ background_child_lives_on_and_may_write(void **state)
 static void
 output_before_the_end_is_all_there(void **state)
 {
-	struct agent_exec_req q = {.argv = SH("head -c 300000 /dev/zero; head -c 300001 /dev/zero >&2")};
+	struct agent_exec_req q = {
+		.argv = SH("head -c 300000 /dev/zero; head -c 300001 /dev/zero >&2")};
 
 	(void)state;
 	for (int i = 0; i < 20; i++) {
@@ -514,7 +528,8 @@ static void
 terminal_gets_a_new_size_while_it_runs(void **state)
 {
 	struct agent_exec_req q = {
-		.argv = SH("trap 'stty size; exit 9' WINCH; echo ready; while :; do sleep 0.05; done"),
+		.argv = SH("trap 'stty size; exit 9' WINCH; echo ready; while :; do "
+			   "sleep 0.05; done"),
 		.tty = true,
 		.rows = 1,
 		.cols = 1,
@@ -554,7 +569,8 @@ static void
 signals_pass_input_that_nobody_reads(void **state)
 {
 	struct agent_exec_req q = {
-		.argv = SH("trap 'exit 42' INT; echo ready; while :; do sleep 0.05; done"),
+		.argv = SH(
+			"trap 'exit 42' INT; echo ready; while :; do sleep 0.05; done"),
 		.timeout_ms = 10000,
 	};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
@@ -581,7 +597,8 @@ signals_pass_input_that_nobody_reads(void **state)
 static void
 input_that_is_closed_early_stops_nothing(void **state)
 {
-	struct agent_exec_req q = {.argv = SH("head -c 5; exec <&-; sleep 0.3; echo; echo end")};
+	struct agent_exec_req q = {
+		.argv = SH("head -c 5; exec <&-; sleep 0.3; echo; echo end")};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	struct script s = {.step = 1};
@@ -613,11 +630,13 @@ list_has(const char *id, char *state, size_t cap)
 	while (json_next(j, 0, &it, &key, &tok)) {
 		char have[24];
 
-		assert_int_equal(json_str(j, json_get(j, tok, "id"), have, sizeof(have)), 0);
+		assert_int_equal(
+			json_str(j, json_get(j, tok, "id"), have, sizeof(have)), 0);
 		if (strcmp(have, id))
 			continue;
 		if (state)
-			assert_int_equal(json_str(j, json_get(j, tok, "state"), state, cap), 0);
+			assert_int_equal(
+				json_str(j, json_get(j, tok, "state"), state, cap), 0);
 		return true;
 	}
 	return false;
@@ -640,7 +659,8 @@ wait_state(const char *id, const char *want)
 static void
 detached_command_is_taken_up_by_cursor(void **state)
 {
-	struct agent_exec_req q = {.argv = SH("echo one; echo two >&2; sleep 0.3; echo three; exit 4"),
+	struct agent_exec_req q = {
+		.argv = SH("echo one; echo two >&2; sleep 0.3; echo three; exit 4"),
 		.detach = true};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res, end;
@@ -734,7 +754,8 @@ connection_that_breaks_leaves_the_command_running(void **state)
 	struct agent_exec_result end;
 	struct script s = {.step = 1};
 	struct err e = {0};
-	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.4; cat; echo done; exit 6\"],\"stdin\":true}\n");
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.4; cat; echo "
+		      "done; exit 6\"],\"stdin\":true}\n");
 
 	(void)state;
 	read_line(fd, line, sizeof(line));
@@ -756,7 +777,8 @@ connection_that_breaks_leaves_the_command_running(void **state)
 static void
 slow_reader_slows_the_command_and_nothing_else(void **state)
 {
-	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 20000000 /dev/zero; echo x >&2\"]}\n");
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 20000000 "
+		      "/dev/zero; echo x >&2\"]}\n");
 	uint64_t total = 0;
 	char line[256];
 	struct agent_frame_hdr h;
@@ -794,7 +816,8 @@ static void
 reader_that_died_in_the_middle_wedges_nothing(void **state)
 {
 	char line[256], id[24];
-	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 5000000 /dev/zero; exit 3\"]}\n");
+	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 5000000 "
+		      "/dev/zero; exit 3\"]}\n");
 	struct agent_exec_result end;
 	struct err e = {0};
 
@@ -814,7 +837,8 @@ static void
 second_reader_puts_the_first_off(void **state)
 {
 	char line[256], id[24];
-	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.3; echo late\"]}\n");
+	int fd = dial(
+		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.3; echo late\"]}\n");
 	struct agent_exec_result end;
 	struct agent_frame_hdr h;
 	struct err e = {0};
@@ -997,7 +1021,8 @@ terminal_of_our_own_is_raw_meanwhile_and_restored(void **state)
 	assert_int_equal(tcgetattr(slave, &before), 0);
 	pid = fork();
 	if (!pid) {
-		struct agent_exec_req q = {.argv = ARGV("sh"), .env = ARGV("PS1=prompt> ", "ENV=")};
+		struct agent_exec_req q = {
+			.argv = ARGV("sh"), .env = ARGV("PS1=prompt> ", "ENV=")};
 		struct agent_exec_result r;
 		struct err e = {0};
 
@@ -1057,7 +1082,8 @@ expect_refusal(const char *request, const char *errno_name, const char *words)
 	int fd = dial(request);
 
 	read_line(fd, line, sizeof(line));
-	if (strncmp(line, "{\"ok\":false,", 12) || !strstr(line, errno_name) || !strstr(line, words))
+	if (strncmp(line, "{\"ok\":false,", 12) || !strstr(line, errno_name) ||
+		!strstr(line, words))
 		fail_msg("%s got %s", request, line);
 	close(fd);
 }
@@ -1075,14 +1101,20 @@ bad_requests_get_a_sentence(void **state)
 	expect_refusal("{\"op\":\"exec\",\"argv\":\"ls -la\"}\n", "EINVAL", "argv");
 	expect_refusal("{\"op\":\"exec\",\"argv\":[1]}\n", "EINVAL", "argv");
 	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\\u0000b\"]}\n", "EINVAL", "argv");
-	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"shell\":true}\n", "EINVAL", "shell");
-	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"env\":[\"A\"]}\n", "EINVAL", "NAME=value");
-	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"timeout_ms\":-1}\n", "EINVAL", "timeout_ms");
-	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"tty\":{\"rows\":70000}}\n", "EINVAL", "rows");
-	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"tty\":{\"color\":1}}\n", "EINVAL", "color");
+	expect_refusal(
+		"{\"op\":\"exec\",\"argv\":[\"a\"],\"shell\":true}\n", "EINVAL", "shell");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"env\":[\"A\"]}\n", "EINVAL",
+		"NAME=value");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"timeout_ms\":-1}\n", "EINVAL",
+		"timeout_ms");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"tty\":{\"rows\":70000}}\n",
+		"EINVAL", "rows");
+	expect_refusal("{\"op\":\"exec\",\"argv\":[\"a\"],\"tty\":{\"color\":1}}\n",
+		"EINVAL", "color");
 	expect_refusal("{\"op\":\"attach\",\"id\":\"e999999\"}\n", "ESRCH", "e999999");
 	expect_refusal("{\"op\":\"attach\",\"id\":\"7\"}\n", "EINVAL", "id");
-	expect_refusal("{\"op\":\"signal\",\"id\":\"e1\",\"signal\":99}\n", "EINVAL", "signal");
+	expect_refusal(
+		"{\"op\":\"signal\",\"id\":\"e1\",\"signal\":99}\n", "EINVAL", "signal");
 	expect_refusal("{\"op\":\"get\",\"path\":\"/no/such\"}\n", "ENOENT", "/no/such");
 	expect_refusal("{\"op\":\"list\",\"path\":\"/no/such\"}\n", "ENOENT", "/no/such");
 	expect_refusal("{\"op\":\"ping\",\"path\":\"x\"}\n", "EINVAL", "path");
@@ -1135,14 +1167,16 @@ frame_of_absurd_length_closes_with_a_sentence(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-		int fd = dial("{\"op\":\"exec\",\"argv\":[\"sleep\",\"7335\"],\"stdin\":true}\n");
+		int fd = dial("{\"op\":\"exec\",\"argv\":[\"sleep\",\"7335\"],\"stdin\":"
+			      "true}\n");
 
 		read_line(fd, line, sizeof(line));
 		assert_int_equal(strncmp(line, "{\"ok\":true", 10), 0);
 		assert_int_equal(io_write_full(fd, &bad[i], sizeof(bad[i])), 0);
 		assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
 		assert_int_equal(h.type, AGENT_ERROR);
-		assert_true(h.len > sizeof(struct agent_error) && h.len < sizeof(payload));
+		assert_true(
+			h.len > sizeof(struct agent_error) && h.len < sizeof(payload));
 		assert_int_equal(io_read_full(fd, payload, h.len), 0);
 		close(fd);
 	}
@@ -1195,8 +1229,7 @@ connections_that_say_nothing_are_bounded(void **state)
  * Files.
  */
 
-static void __attribute__((format(printf, 1, 2)))
-sh(const char *fmt, ...)
+static void __attribute__((format(printf, 1, 2))) sh(const char *fmt, ...)
 {
 	char cmd[2048];
 	va_list ap;
@@ -1211,17 +1244,23 @@ sh(const char *fmt, ...)
 static void
 make_tree(const char *name)
 {
-	sh("mkdir -p %s/%s/deep/er && cd %s/%s && echo hello > plain && chmod 0640 plain && echo x > run"
-	   " && chmod 0755 run && : > empty && ln -s plain link && ln -s /nowhere dangling && mkfifo -m 0600 fifo"
-	   " && mkdir -m 0555 readonly && mkdir -m 1777 sticky && echo 1 > \"$(printf 'odd \\n\\t\\\\name\\377')\""
+	sh("mkdir -p %s/%s/deep/er && cd %s/%s && echo hello > plain && chmod 0640 plain "
+	   "&& echo x > run"
+	   " && chmod 0755 run && : > empty && ln -s plain link && ln -s /nowhere "
+	   "dangling && mkfifo -m 0600 fifo"
+	   " && mkdir -m 0555 readonly && mkdir -m 1777 sticky && echo 1 > \"$(printf "
+	   "'odd \\n\\t\\\\name\\377')\""
 	   " && echo 2 > ./-dash && echo 3 > ' space ' && echo 4 > deep/er/%0120d"
-	   " && head -c 3000001 /dev/urandom > big && touch -d '2001-02-03 04:05:06.789' plain"
-	   " && touch -h -d '1969-12-31 23:59:58.25 UTC' link && touch -d '1999-01-01' deep",
+	   " && head -c 3000001 /dev/urandom > big && touch -d '2001-02-03 04:05:06.789' "
+	   "plain"
+	   " && touch -h -d '1969-12-31 23:59:58.25 UTC' link && touch -d '1999-01-01' "
+	   "deep",
 		folder, name, folder, name, 7);
 }
 
-#define DESCRIBE                                                                         \
-	"cd %s/%s && find . -mindepth 1 -printf '%%p %%y %%m %%T@ %%l\\n' | LC_ALL=C sort > %s/%s.txt && "  \
+#define DESCRIBE \
+	"cd %s/%s && find . -mindepth 1 -printf '%%p %%y %%m %%T@ %%l\\n' | LC_ALL=C " \
+	"sort > %s/%s.txt && " \
 	"find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum >> %s/%s.txt"
 
 static void
@@ -1243,7 +1282,8 @@ trees_go_there_and_back_identical(void **state)
 	sh(DESCRIBE, folder, "tree", folder, "a", folder, "a");
 	sh(DESCRIBE, folder, "remote", folder, "b", folder, "b");
 	sh(DESCRIBE, folder, "again", folder, "c", folder, "c");
-	sh("cmp %s/a.txt %s/b.txt && cmp %s/a.txt %s/c.txt", folder, folder, folder, folder);
+	sh("cmp %s/a.txt %s/b.txt && cmp %s/a.txt %s/c.txt", folder, folder, folder,
+		folder);
 	assert_memory_equal(&there, &back, sizeof(there));
 	assert_int_equal(there.links, 2);
 	assert_int_equal(there.folders, 5);
@@ -1252,13 +1292,15 @@ trees_go_there_and_back_identical(void **state)
 	/* Again: into it, under its own name; and its contents over what is there. */
 	if (agent_put(sock, local, remote, NULL, NULL, NULL, &e))
 		fail_msg("%s", e.msg);
-	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote/tree", folder, folder);
+	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote/tree", folder,
+		folder);
 	sh("rm -r %s/remote/tree", folder);
 	snprintf(local, sizeof(local), "%s/tree/.", folder);
 	if (agent_put(sock, local, remote, NULL, NULL, NULL, &e))
 		fail_msg("%s", e.msg);
-	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote && test ! -e %s/remote/tree", folder, folder,
-		folder);
+	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote && test ! -e "
+	   "%s/remote/tree",
+		folder, folder, folder);
 }
 
 static void
@@ -1285,8 +1327,10 @@ one_file_goes_into_a_folder_or_to_a_name(void **state)
 	snprintf(remote, sizeof(remote), "%s/not/there", folder);
 	assert_int_equal(agent_put(sock, local, remote, NULL, NULL, NULL, &e), -ENOENT);
 	assert_non_null(strstr(e.msg, "/not"));
-	assert_int_equal(agent_put(sock, "/no/such/file", remote, NULL, NULL, NULL, &e), -ENOENT);
-	assert_int_equal(agent_get(sock, "/no/such/file", local, NULL, NULL, NULL, &e), -ENOENT);
+	assert_int_equal(
+		agent_put(sock, "/no/such/file", remote, NULL, NULL, NULL, &e), -ENOENT);
+	assert_int_equal(
+		agent_get(sock, "/no/such/file", local, NULL, NULL, NULL, &e), -ENOENT);
 	/* A file never replaces a folder, nor the other way round. */
 	sh("mkdir -p %s/into/dir/one %s/src", folder, folder);
 	snprintf(remote, sizeof(remote), "%s/into/dir", folder);
@@ -1304,7 +1348,8 @@ files_of_proc_are_refused_not_copied_empty(void **state)
 
 	(void)state;
 	snprintf(local, sizeof(local), "%s/cpuinfo", folder);
-	assert_int_equal(agent_get(sock, "/proc/cpuinfo", local, NULL, NULL, NULL, &e), -EINVAL);
+	assert_int_equal(
+		agent_get(sock, "/proc/cpuinfo", local, NULL, NULL, NULL, &e), -EINVAL);
 	assert_non_null(strstr(e.msg, "cat"));
 }
 
@@ -1326,7 +1371,8 @@ copy_can_be_cancelled(void **state)
 	sh("head -c 400000000 /dev/zero > %s/long", folder);
 	char remote[128];
 	snprintf(remote, sizeof(remote), "%s/long", folder);
-	assert_int_equal(agent_get(sock, remote, local, give_up, NULL, NULL, &e), -ECANCELED);
+	assert_int_equal(
+		agent_get(sock, remote, local, give_up, NULL, NULL, &e), -ECANCELED);
 	sh("rm %s/long %s/cancelled", folder, folder);
 	assert_int_equal(agent_ping(sock, 1000, NULL, &e), 0);
 }
@@ -1439,9 +1485,17 @@ stream_without_an_exit_record_is_an_error(void **state)
 	(void)state;
 	assert_int_equal(lied_to("", 0, &e), -EPIPE);
 	assert_int_equal(lied_to(say, n, &e), -EPIPE);
-	assert_int_equal(lied_to("{\"ok\":true,\"id\":\"../../x\"}\n", strlen("{\"ok\":true,\"id\":\"../../x\"}\n"), &e), -EPROTO);
-	assert_int_equal(lied_to("{\"ok\":false}\n", strlen("{\"ok\":false}\n"), &e), -EPROTO);
-	assert_int_equal(lied_to("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}\n", strlen("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}\n"), &e), -EACCES);
+	assert_int_equal(lied_to("{\"ok\":true,\"id\":\"../../x\"}\n",
+				 strlen("{\"ok\":true,\"id\":\"../../x\"}\n"), &e),
+		-EPROTO);
+	assert_int_equal(
+		lied_to("{\"ok\":false}\n", strlen("{\"ok\":false}\n"), &e), -EPROTO);
+	assert_int_equal(
+		lied_to("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}\n",
+			strlen("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}"
+			       "\n"),
+			&e),
+		-EACCES);
 	assert_null(strchr(e.msg, 27));
 	memcpy(say + n, "\x20\0\0\0\xff\xff\xff\xff", 8);
 	assert_int_equal(lied_to(say, n + 8, &e), -EPROTO);
@@ -1520,9 +1574,11 @@ agent_stays_below_two_mebibytes(void **state)
 #ifdef PANDO_SAN
 	skip();
 #else
-	/* After all of the above. The journals of commands nobody took are the guest's own choice: taken first. */
+	/* After all of the above. The journals of commands nobody took are the guest's
+	 * own choice: taken first. */
 	end_commands();
-	print_message("resident: %ld KiB (anonymous %ld)\n", status_kib("VmRSS"), status_kib("RssAnon"));
+	print_message("resident: %ld KiB (anonymous %ld)\n", status_kib("VmRSS"),
+		status_kib("RssAnon"));
 	assert_true(status_kib("VmRSS") > 0);
 	assert_true(status_kib("VmRSS") < 2048);
 #endif
@@ -1593,7 +1649,8 @@ main(void)
 		cmocka_unit_test(binary_output_of_any_size_on_both_streams),
 		cmocka_unit_test(time_limit_kills_all_that_was_started),
 		cmocka_unit_test(command_that_ends_in_time_is_not_touched_by_its_limit),
-		cmocka_unit_test(background_child_that_holds_stdout_does_not_hang_the_call),
+		cmocka_unit_test(
+			background_child_that_holds_stdout_does_not_hang_the_call),
 		cmocka_unit_test(background_child_lives_on_and_may_write),
 		cmocka_unit_test(output_before_the_end_is_all_there),
 		cmocka_unit_test(terminal_has_its_size_and_follows_it),
@@ -1626,7 +1683,8 @@ main(void)
 		cmocka_unit_test(folders_are_listed),
 		cmocka_unit_test(stream_without_an_exit_record_is_an_error),
 		cmocka_unit_test(sockets_without_a_guest_are_told_apart),
-		cmocka_unit_test(output_reader_that_is_gone_ends_the_call_and_the_command),
+		cmocka_unit_test(
+			output_reader_that_is_gone_ends_the_call_and_the_command),
 		cmocka_unit_test(agent_stays_below_two_mebibytes),
 		cmocka_unit_test(nothing_leaks_over_many_commands),
 	};

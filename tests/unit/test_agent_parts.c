@@ -1,5 +1,6 @@
 /*
- * The agent's and the protocol's parts, each by itself: users and environment, journal, requests, frames, byte strings.
+ * The agent's and the protocol's parts, each by itself: users and environment, journal,
+ * requests, frames, byte strings.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -27,8 +28,9 @@ static const char passwd[] = "root:x:0:0:root:/root:/bin/bash\n"
 			     "dev:x:1000:1001:,,,:/home/dev:/bin/zsh\n"
 			     "bare:x:1002:1002:::\n"
 			     "last:x:1003:1003::/home/last:/bin/sh";
-static const char group[] = "root:x:0:\naudio:x:29:pulse,dev\ndevs:x:1001:dev\nnodev:x:30:devel,xdev\n"
-			    "video:x:44:dev,other\nx:y\n";
+static const char group[] =
+	"root:x:0:\naudio:x:29:pulse,dev\ndevs:x:1001:dev\nnodev:x:30:devel,xdev\n"
+	"video:x:44:dev,other\nx:y\n";
 
 static void
 users_are_found_by_name_and_number(void **state)
@@ -121,7 +123,9 @@ journal_keeps_the_last_bytes_by_offset(void **state)
 	ring_init(&r, 4096);
 	/* A stream in which byte i is a function of i, in pieces of odd sizes. */
 	while (written < 100000) {
-		size_t n = (size_t)(x = x * 6364136223846793005ull + 1442695040888963407ull) >> 53;
+		size_t n = (size_t)(x = x * 6364136223846793005ull +
+					1442695040888963407ull) >>
+			   53;
 
 		if (n > 4000)
 			n = 4000;
@@ -137,7 +141,8 @@ journal_keeps_the_last_bytes_by_offset(void **state)
 		uint64_t at = r.start;
 		for (int p = 0; p < pieces; p++)
 			for (size_t i = 0; i < iov[p].iov_len; i++, at++)
-				assert_int_equal(((char *)iov[p].iov_base)[i], (char)(at * 31 >> 3));
+				assert_int_equal(((char *)iov[p].iov_base)[i],
+					(char)(at * 31 >> 3));
 		assert_true(at == r.end);
 	}
 	assert_int_equal(ring_room(&r, r.end), 4096);
@@ -153,10 +158,12 @@ journal_keeps_the_last_bytes_by_offset(void **state)
 static void
 requests_keep_what_was_given(void **state)
 {
-	static const char line[] = "{\"op\":\"exec\",\"argv\":[\"ls\",\"\",{\"b64\":\"/w==\"},\"\\u00e9\"],"
-				   "\"env\":[\"A=\",\"B=x=y\"],\"cwd\":\"/tmp\",\"user\":\"dev\","
-				   "\"timeout_ms\":1500,\"tty\":{\"rows\":24,\"cols\":80,\"term\":\"xterm\"},"
-				   "\"stdin\":true,\"detach\":false}";
+	static const char line[] =
+		"{\"op\":\"exec\",\"argv\":[\"ls\",\"\",{\"b64\":\"/w==\"},\"\\u00e9\"],"
+		"\"env\":[\"A=\",\"B=x=y\"],\"cwd\":\"/tmp\",\"user\":\"dev\","
+		"\"timeout_ms\":1500,\"tty\":{\"rows\":24,\"cols\":80,\"term\":\"xterm\"}"
+		","
+		"\"stdin\":true,\"detach\":false}";
 	struct request q;
 	struct err e = {0};
 
@@ -175,15 +182,18 @@ requests_keep_what_was_given(void **state)
 	assert_int_equal(q.rows, 24);
 	assert_string_equal(q.term, "xterm");
 	request_done(&q);
-	assert_int_equal(request_read("{\"op\":\"attach\",\"id\":\"e18446744073709551616\"}", 44, &q, &e),
+	assert_int_equal(
+		request_read("{\"op\":\"attach\",\"id\":\"e18446744073709551616\"}", 44,
+			&q, &e),
 		-EINVAL);
 }
 
 static void
 byte_strings_survive_json(void **state)
 {
-	static const char *const strings[] = {"", "plain", "\xc3\xa9", "\xff", "\xff\xfe", "\xff\xfe\xfd",
-		"a\xed\xa0\x80", "\xf4\x90\x80\x80", "\x01\x02\n\"\\", "\xc0\x80", "abc\x80"};
+	static const char *const strings[] = {"", "plain", "\xc3\xa9", "\xff", "\xff\xfe",
+		"\xff\xfe\xfd", "a\xed\xa0\x80", "\xf4\x90\x80\x80", "\x01\x02\n\"\\",
+		"\xc0\x80", "abc\x80"};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++) {
@@ -204,9 +214,10 @@ byte_strings_survive_json(void **state)
 static void
 broken_base64_is_refused(void **state)
 {
-	static const char *const bad[] = {"{\"b64\":\"a\"}", "{\"b64\":\"ab=c\"}", "{\"b64\":\"====\"}",
-		"{\"b64\":\"=abc\"}", "{\"b64\":\"ab==cdef\"}", "{\"b64\":\"a b=\"}", "{\"b64\":\"AAAA\"}",
-		"{\"b64\":1}", "{\"b65\":\"YQ==\"}", "{\"b64\":\"YQ==\",\"x\":1}", "[]"};
+	static const char *const bad[] = {"{\"b64\":\"a\"}", "{\"b64\":\"ab=c\"}",
+		"{\"b64\":\"====\"}", "{\"b64\":\"=abc\"}", "{\"b64\":\"ab==cdef\"}",
+		"{\"b64\":\"a b=\"}", "{\"b64\":\"AAAA\"}", "{\"b64\":1}",
+		"{\"b65\":\"YQ==\"}", "{\"b64\":\"YQ==\",\"x\":1}", "[]"};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -232,15 +243,18 @@ frames_are_taken_whole_or_refused_early(void **state)
 	memcpy(buf, &h, sizeof(h));
 	memcpy(buf + sizeof(h), "hello", 5);
 	for (size_t n = 0; n < 13; n++)
-		assert_int_equal(agent_frame_next(buf, n, AGENT_FROM_HOST, &f, &used, &e), 0);
+		assert_int_equal(
+			agent_frame_next(buf, n, AGENT_FROM_HOST, &f, &used, &e), 0);
 	assert_int_equal(agent_frame_next(buf, 20, AGENT_FROM_HOST, &f, &used, &e), 1);
 	assert_int_equal(used, 13);
 	assert_memory_equal(f.payload, "hello", 5);
 	/* What the host may say the guest may not. */
-	assert_int_equal(agent_frame_next(buf, 20, AGENT_FROM_GUEST, &f, &used, &e), -EPROTO);
+	assert_int_equal(
+		agent_frame_next(buf, 20, AGENT_FROM_GUEST, &f, &used, &e), -EPROTO);
 	h.len = AGENT_FRAME_MAX + 1;
 	memcpy(buf, &h, sizeof(h));
-	assert_int_equal(agent_frame_next(buf, 8, AGENT_FROM_HOST, &f, &used, &e), -EPROTO);
+	assert_int_equal(
+		agent_frame_next(buf, 8, AGENT_FROM_HOST, &f, &used, &e), -EPROTO);
 	assert_non_null(strstr(e.msg, "65537"));
 }
 
@@ -279,7 +293,8 @@ descendants_are_killed_without_control_groups(void **state)
 		close(p[1]);
 		/* One in the group, one with a session of its own and a child in it. */
 		execl("/bin/sh", "sh", "-c",
-			"sleep 7340 & a=$!; setsid sh -c 'sleep 7340 & echo $$ $!; wait' & sleep 0.2; echo $$ $a; wait",
+			"sleep 7340 & a=$!; setsid sh -c 'sleep 7340 & echo $$ $!; wait' "
+			"& sleep 0.2; echo $$ $a; wait",
 			(char *)NULL);
 		_exit(1);
 	}
@@ -288,7 +303,8 @@ descendants_are_killed_without_control_groups(void **state)
 		n = read(p[0], line + at, sizeof(line) - 1 - at);
 		assert_true(n > 0);
 		line[at + (size_t)n] = 0;
-		if (sscanf(line, "%d %d\n%d %d", &pids[0], &pids[1], &pids[2], &pids[3]) == 4 &&
+		if (sscanf(line, "%d %d\n%d %d", &pids[0], &pids[1], &pids[2],
+			    &pids[3]) == 4 &&
 			strchr(strchr(line, '\n') + 1, '\n'))
 			break;
 	}

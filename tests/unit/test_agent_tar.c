@@ -1,5 +1,6 @@
 /*
- * Tar streams: made by us and by tar(1), read by us and by tar(1), and made by somebody who means harm.
+ * Tar streams: made by us and by tar(1), read by us and by tar(1), and made by somebody
+ * who means harm.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -85,7 +86,8 @@ unpack(const struct stream *s, const char *dest, size_t cut, struct err *e)
 	int r = tar_unpack_open(&opts, &u, e);
 
 	for (size_t at = 0; !r && at < s->len; at += cut)
-		r = tar_unpack_feed(u, s->buf + at, s->len - at < cut ? s->len - at : cut, e);
+		r = tar_unpack_feed(
+			u, s->buf + at, s->len - at < cut ? s->len - at : cut, e);
 	if (!r)
 		r = tar_unpack_finish(u, e);
 	tar_unpack_close(u);
@@ -113,7 +115,8 @@ any_cut_of_the_stream_is_fine(void **state)
 		snprintf(name, sizeof(name), "cut%zu", cuts[i]);
 		if (unpack(s, name, cuts[i], &e))
 			fail_msg("%s", e.msg);
-		snprintf(cmd, sizeof(cmd), "test \"$(cat %s/d/l)\" = hello && test -f %s/d/b", name, name);
+		snprintf(cmd, sizeof(cmd),
+			"test \"$(cat %s/d/l)\" = hello && test -f %s/d/b", name, name);
 		sh(cmd);
 		/* Without the right to set it, no set-user-id bit. */
 		snprintf(cmd, sizeof(cmd), "%s/a", name);
@@ -174,7 +177,8 @@ nothing_is_written_outside(void **state)
 	sh("rm -rf box && mkdir -p box/in && echo precious > box/outside");
 	if (unpack(s, "box/in", 512, &e))
 		fail_msg("%s", e.msg);
-	sh("test \"$(cat box/outside)\" = precious && test \"$(cat box/in/link)\" = mine && test ! -L box/in/link");
+	sh("test \"$(cat box/outside)\" = precious && test \"$(cat box/in/link)\" = mine "
+	   "&& test ! -L box/in/link");
 	s->len = 0;
 	/* Hard links and devices are not unpacked at all. */
 	add(s, '1', "hard", "../outside", NULL);
@@ -264,15 +268,20 @@ tar_reads_what_we_write(void **state)
 	size_t a, b;
 
 	(void)state;
-	sh("rm -rf src back && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r && ln -s r src/l && : > src/z"
-	   " && touch \"src/$(printf '%0200d' 5)\" && ln -s \"$(printf '%0150d' 6)\" src/long && chmod 0751 src/d");
+	sh("rm -rf src back && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r "
+	   "&& ln -s r src/l && : > src/z"
+	   " && touch \"src/$(printf '%0200d' 5)\" && ln -s \"$(printf '%0150d' 6)\" "
+	   "src/long && chmod 0751 src/d");
 	a = pack_into("src", "big.tar", 65536);
 	b = pack_into("./src///", "small.tar", 1);
 	assert_int_equal(a, b);
-	sh("cmp big.tar small.tar && mkdir back && tar -C back -xpf big.tar && diff -r --no-dereference src back/src"
-	   " && test \"$(stat -c %a back/src/d)\" = 751 && test \"$(stat -c %y src/r)\" = \"$(stat -c %y back/src/r)\"");
+	sh("cmp big.tar small.tar && mkdir back && tar -C back -xpf big.tar && diff -r "
+	   "--no-dereference src back/src"
+	   " && test \"$(stat -c %a back/src/d)\" = 751 && test \"$(stat -c %y src/r)\" "
+	   "= \"$(stat -c %y back/src/r)\"");
 	pack_into("src/.", "dot.tar", 4096);
-	sh("rm -rf back && mkdir back && tar -C back -xpf dot.tar && diff -r --no-dereference src back");
+	sh("rm -rf back && mkdir back && tar -C back -xpf dot.tar && diff -r "
+	   "--no-dereference src back");
 }
 
 static void
@@ -285,8 +294,10 @@ we_read_what_tar_writes(void **state)
 	size_t len;
 
 	(void)state;
-	sh("rm -rf src ours && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r && ln -s r src/l"
-	   " && touch \"src/$(printf '%0200d' 5)\" && tar --format=posix -cf theirs.tar src");
+	sh("rm -rf src ours && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r "
+	   "&& ln -s r src/l"
+	   " && touch \"src/$(printf '%0200d' 5)\" && tar --format=posix -cf theirs.tar "
+	   "src");
 	assert_int_equal(io_read_file("theirs.tar", 1 << 20, &text, &len, NULL), 0);
 	assert_int_equal(tar_unpack_open(&opts, &u, &e), 0);
 	if (tar_unpack_feed(u, text, len, &e) || tar_unpack_finish(u, &e))
@@ -340,8 +351,10 @@ times_before_the_epoch_survive(void **state)
 	struct stat a, b;
 
 	(void)state;
-	sh("rm -rf old back && mkdir old back && touch -d '1969-12-31 23:59:59.25 UTC' old/q"
-	   " && touch -d '1960-01-01 00:00:00.75 UTC' old/s && touch -d '1960-01-01 UTC' old/t");
+	sh("rm -rf old back && mkdir old back && touch -d '1969-12-31 23:59:59.25 UTC' "
+	   "old/q"
+	   " && touch -d '1960-01-01 00:00:00.75 UTC' old/s && touch -d '1960-01-01 UTC' "
+	   "old/t");
 	pack_into("old", "old.tar", 4096);
 	struct tar_unpack_opts opts = {.dest = "back"};
 	struct tar_unpack *u;

@@ -1,6 +1,7 @@
 /*
- * pandod's HTTP side on a real socket (host/api.c): statuses, bounds, streams, and what happens to
- * bytes that are no HTTP. No VM runs: the VMM that the tree is told to start does not exist.
+ * pandod's HTTP side on a real socket (host/api.c): statuses, bounds, streams, and what
+ * happens to bytes that are no HTTP. No VM runs: the VMM that the tree is told to start
+ * does not exist.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -55,7 +56,8 @@ setup(void **state)
 	snprintf(config.images, sizeof(config.images), "%s/images", home);
 	snprintf(config.vmm_path, sizeof(config.vmm_path), "/nonexistent/pando-vmm");
 	config.kvm_path = "/dev/null";
-	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms = 1000;
+	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms =
+		1000;
 	if (tree_open(&config, &tree, &e) < 0)
 		fail_msg("%s", e.msg);
 	snprintf(sock, sizeof(sock), "%s/pandod.sock", home);
@@ -115,8 +117,9 @@ call(const char *method, const char *target, const char *headers, const char *bo
 	int status = 0;
 
 	snprintf(head, sizeof(head),
-		"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %zu\r\n%s\r\n", method,
-		target, strlen(body), headers);
+		"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+		"%zu\r\n%s\r\n",
+		method, target, strlen(body), headers);
 	assert_int_equal(io_write_full(fd, head, strlen(head)), 0);
 	assert_int_equal(io_write_full(fd, body, strlen(body)), 0);
 	read_all(fd);
@@ -143,7 +146,8 @@ calls_have_their_statuses(void **state)
 	assert_int_equal(call("GET", "/v1/vms", "", ""), 200);
 	assert_answer("{\"vms\":[]}");
 	assert_int_equal(call("GET", "/v1/vms/x", "", ""), 404);
-	assert_answer("\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named \\\"x\\\"");
+	assert_answer(
+		"\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named \\\"x\\\"");
 	assert_int_equal(call("GET", "/v1/nothing", "", ""), 404);
 	assert_int_equal(call("PATCH", "/v1/vms", "", ""), 405);
 	assert_int_equal(call("POST", "/v1/vms", "", "{\"mem_mib\":0}"), 400);
@@ -154,7 +158,8 @@ calls_have_their_statuses(void **state)
 	assert_int_equal(call("POST", "/v1/vms/x/branch", "", ""), 404);
 	assert_int_equal(call("DELETE", "/v1/vms/x?recursive=7", "", ""), 400);
 	assert_int_equal(call("GET", "/v1/vms/%00", "", ""), 400);
-	snprintf(body, sizeof(body), "{\"kernel\":\"%s/kernel\",\"rootfs\":\"none\"}", home);
+	snprintf(body, sizeof(body), "{\"kernel\":\"%s/kernel\",\"rootfs\":\"none\"}",
+		home);
 	assert_int_equal(call("POST", "/v1/vms", "", body), 404);
 	assert_answer("starting /nonexistent/pando-vmm: No such file or directory");
 	assert_int_equal(call("GET", "/v1/vms", "", ""), 200);
@@ -167,14 +172,16 @@ a_stream_ends_with_a_result_or_an_error(void **state)
 	char body[256];
 
 	(void)state;
-	snprintf(body, sizeof(body), "{\"kernel\":\"%s/kernel\",\"rootfs\":\"none\",\"alias\":\"a\"}",
-		home);
-	assert_int_equal(call("POST", "/v1/vms", "Accept: application/x-ndjson\r\n", body), 200);
+	snprintf(body, sizeof(body),
+		"{\"kernel\":\"%s/kernel\",\"rootfs\":\"none\",\"alias\":\"a\"}", home);
+	assert_int_equal(
+		call("POST", "/v1/vms", "Accept: application/x-ndjson\r\n", body), 200);
 	assert_answer("application/x-ndjson");
 	assert_answer("{\"progress\":\"starting VM ");
 	assert_answer("{\"error\":{\"errno\":\"ENOENT\"");
 	/* A body that is wrong is told the same way. */
-	assert_int_equal(call("POST", "/v1/vms", "Accept: application/x-ndjson\r\n", "{"), 200);
+	assert_int_equal(
+		call("POST", "/v1/vms", "Accept: application/x-ndjson\r\n", "{"), 200);
 	assert_answer("{\"error\":{\"errno\":\"EINVAL\"");
 }
 
@@ -189,7 +196,8 @@ a_body_that_is_too_long_is_refused(void **state)
 	(void)state;
 	memset(block, ' ', sizeof(block));
 	snprintf(head, sizeof(head),
-		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n",
+		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nConnection: "
+		"close\r\nContent-Length: %d\r\n\r\n",
 		64 << 20);
 	assert_int_equal(io_write_full(fd, head, strlen(head)), 0);
 	while (sent < 64u << 20 && send(fd, block, sizeof(block), MSG_NOSIGNAL) > 0)
@@ -209,8 +217,10 @@ garbage_hurts_nobody(void **state)
 		"GET / HTTP/9.9\r\n\r\n",
 		"GET /v1/vms HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
 		"GET /v1/vms HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
-		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n",
-		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+		"chunked\r\n\r\nzzz\r\n",
+		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+		"chunked\r\n\r\nffffffffffffffff\r\n",
 		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 		"GET /v1/vms HTTP/1.1\r\nHost: x\r\n: : :\r\n\r\n",
 	};
@@ -262,8 +272,9 @@ many_silent_connections_do_not_shut_others_out_for_long(void **state)
 static void
 one_connection_takes_many_calls(void **state)
 {
-	static const char two[] = "GET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n"
-				  "GET /v1/vms HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+	static const char two[] =
+		"GET /v1/version HTTP/1.1\r\nHost: x\r\n\r\n"
+		"GET /v1/vms HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 	cleanup_close int fd = dial();
 
 	(void)state;

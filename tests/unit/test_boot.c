@@ -65,7 +65,8 @@ file_of(const void *bytes, size_t len)
 }
 
 static int
-load(size_t len, int initrd_fd, const char *cmdline, struct boot_entry *entry, struct err *e)
+load(size_t len, int initrd_fd, const char *cmdline, struct boot_entry *entry,
+	struct err *e)
 {
 	int fd = file_of(image, len);
 	int r = boot_load(&mem, fd, initrd_fd, cmdline, entry, e);
@@ -130,9 +131,15 @@ the_first_4_gib_are_mapped_to_themselves(void **state)
 		uint64_t table = entry.cr3;
 
 		assert_int_equal(guest_read(&mem, (gpa_t){table}, &pml4, 8), 0);
-		assert_int_equal(guest_read(&mem, (gpa_t){(pml4 & ~0xfffull) + (at >> 30) * 8}, &pdpt, 8), 0);
-		assert_int_equal(guest_read(&mem,
-					 (gpa_t){(pdpt & ~0xfffull) + (at >> 21 & 511) * 8}, &pd, 8), 0);
+		assert_int_equal(
+			guest_read(&mem, (gpa_t){(pml4 & ~0xfffull) + (at >> 30) * 8},
+				&pdpt, 8),
+			0);
+		assert_int_equal(
+			guest_read(&mem,
+				(gpa_t){(pdpt & ~0xfffull) + (at >> 21 & 511) * 8}, &pd,
+				8),
+			0);
 		assert_int_equal(pd & ~0x1fffffull, at & ~0x1fffffull);
 		assert_int_equal(pd & 0x83, 0x83);
 	}
@@ -248,10 +255,13 @@ acpi_tables_hang_together(void **state)
 		assert_int_equal(guest_read(&mem, (gpa_t){table + 4}, &table_len, 4), 0);
 		assert_int_equal(sum(table, table_len), 0);
 		if (memcmp(signature, "FACP", 4) == 0) {
-			assert_int_equal(guest_read(&mem, (gpa_t){table + 140}, &table, 8), 0);
-			assert_int_equal(guest_read(&mem, (gpa_t){table}, signature, 4), 0);
+			assert_int_equal(
+				guest_read(&mem, (gpa_t){table + 140}, &table, 8), 0);
+			assert_int_equal(
+				guest_read(&mem, (gpa_t){table}, signature, 4), 0);
 			assert_memory_equal(signature, "DSDT", 4);
-			assert_int_equal(guest_read(&mem, (gpa_t){table + 4}, &table_len, 4), 0);
+			assert_int_equal(
+				guest_read(&mem, (gpa_t){table + 4}, &table_len, 4), 0);
 			assert_int_equal(sum(table, table_len), 0);
 			seen |= 1;
 		} else if (memcmp(signature, "APIC", 4) == 0) {
@@ -265,18 +275,22 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(a_good_kernel_is_told_all, setup, teardown),
-		cmocka_unit_test_setup_teardown(the_first_4_gib_are_mapped_to_themselves, setup,
-			teardown),
-		cmocka_unit_test_setup_teardown(what_is_no_kernel_is_refused_with_its_reason, setup,
-			teardown),
-		cmocka_unit_test_setup_teardown(a_kernel_cut_short_is_refused, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_kernel_too_big_for_the_memory_is_refused, setup,
-			teardown),
-		cmocka_unit_test_setup_teardown(an_initrd_that_does_not_fit_is_refused, setup,
-			teardown),
-		cmocka_unit_test_setup_teardown(a_command_line_too_long_is_refused, setup, teardown),
-		cmocka_unit_test_setup_teardown(acpi_tables_hang_together, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			a_good_kernel_is_told_all, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			the_first_4_gib_are_mapped_to_themselves, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			what_is_no_kernel_is_refused_with_its_reason, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			a_kernel_cut_short_is_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			a_kernel_too_big_for_the_memory_is_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			an_initrd_that_does_not_fit_is_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			a_command_line_too_long_is_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			acpi_tables_hang_together, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

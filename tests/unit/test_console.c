@@ -84,11 +84,14 @@ offsets_stay_true_when_the_ring_wraps(void **state)
 	assert_int_equal(hdr.written, 2500001);
 	assert_int_equal(lseek(fd, 0, SEEK_END), CONSOLE_FILE_BYTES);
 	last = hdr.written - 1;
-	assert_int_equal(io_pread_full(fd, &byte, 1, CONSOLE_HDR_BYTES + last % CONSOLE_RING_BYTES), 0);
+	assert_int_equal(io_pread_full(fd, &byte, 1,
+				 CONSOLE_HDR_BYTES + last % CONSOLE_RING_BYTES),
+		0);
 	assert_int_equal(byte, 'z');
 	for (uint64_t at = last - CONSOLE_RING_BYTES + 1; at < last; at += 4099) {
 		assert_int_equal(io_pread_full(fd, &byte, 1,
-					 CONSOLE_HDR_BYTES + at % CONSOLE_RING_BYTES), 0);
+					 CONSOLE_HDR_BYTES + at % CONSOLE_RING_BYTES),
+			0);
 		assert_int_equal(byte, at / sizeof(block));
 	}
 }
@@ -197,15 +200,18 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(what_is_sent_is_in_the_file, setup, teardown),
-		cmocka_unit_test_setup_teardown(offsets_stay_true_when_the_ring_wraps, setup,
-			teardown),
-		cmocka_unit_test_setup_teardown(the_transmitter_interrupts_when_asked, setup,
-			teardown),
+		cmocka_unit_test_setup_teardown(
+			what_is_sent_is_in_the_file, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			offsets_stay_true_when_the_ring_wraps, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			the_transmitter_interrupts_when_asked, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_divisor_is_not_sent, setup, teardown),
 		cmocka_unit_test_setup_teardown(loop_back_stays_inside, setup, teardown),
-		cmocka_unit_test_setup_teardown(events_are_taken_by_reading, setup, teardown),
-		cmocka_unit_test_setup_teardown(only_the_right_values_end_the_vm, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			events_are_taken_by_reading, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			only_the_right_values_end_the_vm, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -41,9 +41,18 @@ teardown(void **state)
 static struct vm_row
 row(const char *id, const char *alias, const char *parent)
 {
-	struct vm_row r = {.state = VM_RUNNING, .created_ms = 5, .mem_mib = 512, .vcpus = 2,
-		.disk_mib = 1024, .kernel = "default", .rootfs = "none", .generation = {1, 2, 3},
-		.pid = 77, .pid_start = 1ull << 40, .answered = true, .made = true,
+	struct vm_row r = {.state = VM_RUNNING,
+		.created_ms = 5,
+		.mem_mib = 512,
+		.vcpus = 2,
+		.disk_mib = 1024,
+		.kernel = "default",
+		.rootfs = "none",
+		.generation = {1, 2, 3},
+		.pid = 77,
+		.pid_start = 1ull << 40,
+		.answered = true,
+		.made = true,
 		.next_segment = 1};
 
 	snprintf(r.id, sizeof(r.id), "%s", id);
@@ -76,7 +85,8 @@ reload(void)
 static void
 what_was_written_is_read_back_in_order(void **state)
 {
-	struct vm_row a = row("aaaaaaaaaaaa", "first", ""), b = row("111111111111", "", a.id);
+	struct vm_row a = row("aaaaaaaaaaaa", "first", ""),
+		      b = row("111111111111", "", a.id);
 
 	(void)state;
 	a.labels.n = 2;
@@ -209,7 +219,8 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	db = NULL;
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
-	assert_non_null(strstr(e.msg, "written by a newer pandod (schema 99, this one knows 1)"));
+	assert_non_null(
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 1)"));
 }
 
 static void
@@ -218,7 +229,8 @@ a_file_that_is_no_database_is_refused(void **state)
 	(void)state;
 	db_close(db);
 	db = NULL;
-	assert_int_equal(io_write_file_atomic(path, "hello, I am a text of some length", 33, 0600, NULL),
+	assert_int_equal(io_write_file_atomic(path, "hello, I am a text of some length",
+				 33, 0600, NULL),
 		0);
 	assert_int_equal(db_open(path, &db, &e), -EIO);
 	assert_non_null(strstr(e.msg, "not a database"));

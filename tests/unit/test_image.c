@@ -127,7 +127,8 @@ an_image_that_is_not_there_is_named(void **state)
 	(void)state;
 	refused("nothing", "default", -ENOENT, "no image named \"nothing\"");
 	refused("default", "nothing", -ENOENT, "`make images`");
-	refused("../x", "default", -EINVAL, "neither an image's name nor an absolute path");
+	refused("../x", "default", -EINVAL,
+		"neither an image's name nor an absolute path");
 	refused(".", "default", -EINVAL, "neither an image's name nor an absolute path");
 	refused("/nonexistent/kernel", "default", -ENOENT, "kernel /nonexistent/kernel");
 }

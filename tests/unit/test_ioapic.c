@@ -54,7 +54,8 @@ setup(void **state)
 {
 	(void)state;
 	bus = (struct bus){0};
-	ioapic_init(&io, (struct ioapic_sink){.message = message, .levels = levels, .ctx = &bus});
+	ioapic_init(&io,
+		(struct ioapic_sink){.message = message, .levels = levels, .ctx = &bus});
 	return 0;
 }
 

@@ -67,11 +67,11 @@ a_stamp_is_the_time_in_utc(void **state)
 	log_set_stamps(1);
 	log_info("x");
 	log_set_stamps(0);
-	assert_int_equal(sscanf(logged(), "<6>%4u-%2u-%2uT%2u:%2u:%6fZ vm/frontend: x", &year,
-				 &month, &day, &hour, &minute, &second),
+	assert_int_equal(sscanf(logged(), "<6>%4u-%2u-%2uT%2u:%2u:%6fZ vm/frontend: x",
+				 &year, &month, &day, &hour, &minute, &second),
 		6);
-	snprintf(command, sizeof(command), "date -u -d '%u-%u-%u %u:%u:%u' +%%s", year, month,
-		day, hour, minute, (unsigned)second);
+	snprintf(command, sizeof(command), "date -u -d '%u-%u-%u %u:%u:%u' +%%s", year,
+		month, day, hour, minute, (unsigned)second);
 	f = popen(command, "r");
 	assert_non_null(f);
 	assert_non_null(fgets(answer, sizeof(answer), f));

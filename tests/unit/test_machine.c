@@ -1,6 +1,7 @@
 /*
- * The test machine without a machine: its arithmetic, its words, which folders are copied; and the copying
- * itself, with tar and rm as they are, into a folder that stands for the machine.
+ * The test machine without a machine: its arithmetic, its words, which folders are
+ * copied; and the copying itself, with tar and rm as they are, into a folder that stands
+ * for the machine.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,9 +28,11 @@ static bool machine_refuses;
 static unsigned commands;
 static struct machine machine;
 
-/* --- stands for the connection: the shell runs here, in the folder that stands for the machine --------- */
+/* --- stands for the connection: the shell runs here, in the folder that stands for the
+ * machine --------- */
 
-int __wrap_ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e);
+int __wrap_ssh_link_run(
+	struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e);
 
 static void
 replace(char *text, size_t cap, const char *what, const char *by)
@@ -42,7 +45,8 @@ replace(char *text, size_t cap, const char *what, const char *by)
 }
 
 int
-__wrap_ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e)
+__wrap_ssh_link_run(
+	struct ssh_link *l, const struct ssh_command *c, int *ret_status, struct err *e)
 {
 	char text[8192], from[128], to[128];
 	int status;
@@ -77,7 +81,9 @@ __wrap_ssh_link_run(struct ssh_link *l, const struct ssh_command *c, int *ret_st
 	return 0;
 }
 
-/* --- folders ---------------------------------------------------------------------------------------- */
+/* --- folders
+ * ----------------------------------------------------------------------------------------
+ */
 
 static int
 setup(void **state)
@@ -123,7 +129,8 @@ put(const char *relative, const char *text, mode_t mode)
 	snprintf(path, sizeof(path), "%s", at(relative));
 	*strrchr(path, '/') = '\0';
 	assert_int_equal(io_mkdir_p(path, 0755, NULL), 0);
-	assert_int_equal(io_write_file_atomic(at(relative), text, strlen(text), mode, NULL), 0);
+	assert_int_equal(
+		io_write_file_atomic(at(relative), text, strlen(text), mode, NULL), 0);
 }
 
 static void
@@ -383,7 +390,9 @@ a_list_of_another_folder_or_a_damaged_one_is_not_believed(void **state)
 	assert_int_equal(copy(NULL).sent, 1);
 }
 
-/* --- which folder ------------------------------------------------------------------------------------- */
+/* --- which folder
+ * -------------------------------------------------------------------------------------
+ */
 
 static void
 a_project_is_found_from_below(void **state)
@@ -403,8 +412,9 @@ a_project_is_found_from_below(void **state)
 static void
 homes_and_the_systems_folders_are_never_copied(void **state)
 {
-	static const char *const never[] = {"/", "/usr", "/usr/lib", "/etc", "/etc/ssh", "/tmp", "/var",
-		"/home", "/home/me", "/proc/1", "/dev", "/usr/local", "/var/lib/pando/vms"};
+	static const char *const never[] = {"/", "/usr", "/usr/lib", "/etc", "/etc/ssh",
+		"/tmp", "/var", "/home", "/home/me", "/proc/1", "/dev", "/usr/local",
+		"/var/lib/pando/vms"};
 	char dst[PATHS_MAX];
 
 	(void)state;
@@ -419,13 +429,14 @@ homes_and_the_systems_folders_are_never_copied(void **state)
 	assert_int_equal(machine_project("/usr/src/linux", "/home/me", dst, NULL), 1);
 }
 
-/* --- words and numbers ------------------------------------------------------------------------------- */
+/* --- words and numbers
+ * ------------------------------------------------------------------------------- */
 
 static void
 a_quoted_word_is_read_back_by_the_shell(void **state)
 {
-	static const char *const words[] = {"", "a", "a b", "it's", "''", "$HOME `x` \\ \"q\" *", "-n",
-		"line\nline", "tab\t!", "\xc3\xa4\xff"};
+	static const char *const words[] = {"", "a", "a b", "it's", "''",
+		"$HOME `x` \\ \"q\" *", "-n", "line\nline", "tab\t!", "\xc3\xa4\xff"};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
@@ -506,7 +517,9 @@ a_start_time_is_found_behind_any_name(void **state)
 	assert_int_equal(machine_start_ticks(text, &ticks), 0);
 	assert_int_equal(ticks, 4711);
 	assert_int_equal(machine_start_ticks("", &ticks), -EINVAL);
-	assert_int_equal(machine_start_ticks("1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 ", &ticks),
+	assert_int_equal(
+		machine_start_ticks(
+			"1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 ", &ticks),
 		-EINVAL);
 }
 
@@ -524,7 +537,8 @@ a_process_that_has_the_number_now_is_not_the_machine(void **state)
 	put("home/disk.raw", "", 0600);
 	put("home/image", "an-image\n", 0600);
 	snprintf(text, sizeof(text),
-		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,\"started_ms\":1}",
+		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,"
+		"\"started_ms\":1}",
 		(int)getpid());
 	put("home/running.json", text, 0600);
 	assert_int_equal(machine_look(&m, &e), 0);
@@ -561,7 +575,8 @@ deleting_a_stopped_machine_leaves_its_folder_empty_but_for_the_lock(void **state
 	put("home/image", "an-image\n", 0600);
 	put("home/copied/x", "", 0600);
 	snprintf(text, sizeof(text),
-		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,\"started_ms\":1}",
+		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,"
+		"\"started_ms\":1}",
 		(int)getpid());
 	put("home/running.json", text, 0600);
 	assert_int_equal(machine_delete(says_nothing, NULL, &e), 0);

@@ -68,7 +68,8 @@ the_device_hole_is_no_memory(void **state)
 	uint32_t v = 7;
 
 	(void)state;
-	assert_int_equal(guest_mem_create(&m, 5 * 1024, NULL), 0); /* only reserved, not touched */
+	assert_int_equal(
+		guest_mem_create(&m, 5 * 1024, NULL), 0); /* only reserved, not touched */
 	assert_int_equal(m.low_len, 3 * GIB);
 	assert_int_equal(m.high_len, 2 * GIB);
 	assert_int_equal(guest_write(&m, (gpa_t){3 * GIB - 2}, &v, 4), -EFAULT);

@@ -49,9 +49,12 @@ a_whole_body_is_read(void **state)
 {
 	(void)state;
 	assert_int_equal(
-		parse_create("{\"alias\":\"front.end_1-x\",\"mem_mib\":1024,\"vcpus\":2,\"disk_mib\":4096,"
-			     "\"kernel\":\"/k\",\"rootfs\":\"trixie\",\"cmdline\":\"quiet\",\"wait\":false,"
-			     "\"labels\":{\"swarm\":\"r1\",\"a/b\":\"\"}}"),
+		parse_create(
+			"{\"alias\":\"front.end_1-x\",\"mem_mib\":1024,\"vcpus\":2,"
+			"\"disk_mib\":4096,"
+			"\"kernel\":\"/"
+			"k\",\"rootfs\":\"trixie\",\"cmdline\":\"quiet\",\"wait\":false,"
+			"\"labels\":{\"swarm\":\"r1\",\"a/b\":\"\"}}"),
 		0);
 	assert_string_equal(create.alias, "front.end_1-x");
 	assert_int_equal(create.mem_mib, 1024);
@@ -124,8 +127,8 @@ too_many_labels_are_refused(void **state)
 
 	(void)state;
 	for (int i = 0; i <= VM_LABELS_MAX; i++)
-		snprintf(body + strlen(body), sizeof(body) - strlen(body), "%s\"k%d\":\"v\"",
-			i ? "," : "", i);
+		snprintf(body + strlen(body), sizeof(body) - strlen(body),
+			"%s\"k%d\":\"v\"", i ? "," : "", i);
 	strcat(body, "}}");
 	assert_int_equal(parse_create(body), -EINVAL);
 	assert_non_null(strstr(e.msg, "at most 32"));
@@ -190,10 +193,12 @@ every_call_is_routed(void **state)
 			request_route(cases[i].method, cases[i].target, &route, &e), 0);
 		assert_int_equal(route.call, cases[i].call);
 	}
-	assert_int_equal(request_route("DELETE", "/v1/vms/a%2Db?recursive=1", &route, &e), 0);
+	assert_int_equal(
+		request_route("DELETE", "/v1/vms/a%2Db?recursive=1", &route, &e), 0);
 	assert_string_equal(route.vm, "a-b");
 	assert_true(route.recursive);
-	assert_int_equal(request_route("GET", "/v1/vms?label=swarm=a%3Db", &route, &e), 0);
+	assert_int_equal(
+		request_route("GET", "/v1/vms?label=swarm=a%3Db", &route, &e), 0);
 	assert_true(route.has_label);
 	assert_string_equal(route.label.key, "swarm");
 	assert_string_equal(route.label.value, "a=b");
@@ -226,7 +231,10 @@ wrong_targets_are_refused(void **state)
 		{"GET", "/v1/vms?label=a=b&label=a=b", -EINVAL},
 		{"GET", "/v1/vms?label=a%20=b", -EINVAL},
 		{"GET", "/v1/vms?recursive=1", -EINVAL},
-		{"GET", "/v1/vms/0123456789012345678901234567890123456789012345678901234567890123456789",
+		{"GET",
+			"/v1/vms/"
+			"0123456789012345678901234567890123456789012345678901234567890123"
+			"456789",
 			-ENOENT},
 	};
 	struct route route;
@@ -237,7 +245,8 @@ wrong_targets_are_refused(void **state)
 		int r = request_route(cases[i].method, cases[i].target, &route, &e);
 
 		if (r != cases[i].code)
-			fail_msg("%s %s: %d (%s)", cases[i].method, cases[i].target, r, e.msg);
+			fail_msg("%s %s: %d (%s)", cases[i].method, cases[i].target, r,
+				e.msg);
 	}
 	memset(target + 8, '&', REQUEST_TARGET_MAX);
 	assert_int_equal(request_route("GET", target, &route, &e), -EINVAL);

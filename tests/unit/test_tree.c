@@ -1,7 +1,8 @@
 /*
  * pandod's tree against processes that speak the VMMs' protocol and misbehave on demand
- * (fake_vmm.h). Everything else is real: the database, the sockets, the processes. The agent's side is
- * one byte on agent.sock: the two functions of host/agent_client.h that the tree calls are here.
+ * (fake_vmm.h). Everything else is real: the database, the sockets, the processes. The
+ * agent's side is one byte on agent.sock: the two functions of host/agent_client.h that
+ * the tree calls are here.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -136,7 +137,8 @@ setup(void **state)
 	memset(&config, 0, sizeof(config));
 	snprintf(config.home, sizeof(config.home), "%s", home);
 	snprintf(config.images, sizeof(config.images), "%s/images", home);
-	assert_true(readlink("/proc/self/exe", config.vmm_path, sizeof(config.vmm_path) - 1) > 0);
+	assert_true(readlink("/proc/self/exe", config.vmm_path,
+			    sizeof(config.vmm_path) - 1) > 0);
 	config.kvm_path = "/dev/null";
 	config.start_timeout_ms = 700;
 	config.answer_timeout_ms = 700;
@@ -204,7 +206,8 @@ take(int r, struct json_out *out)
 static int
 create(const char *alias, const char *cmdline, bool wait)
 {
-	struct create_request q = {.mem_mib = 64, .vcpus = 1, .wait = wait, .rootfs = "none"};
+	struct create_request q = {
+		.mem_mib = 64, .vcpus = 1, .wait = wait, .rootfs = "none"};
 	struct json_out out = {0};
 
 	why = (struct err){0};
@@ -225,8 +228,7 @@ branch(const char *vm, const char *alias, unsigned count, bool wait)
 	return take(tree_branch(tree, vm, &q, NULL, &out, &why), &out);
 }
 
-static int
-delete(const char *vm, bool recursive)
+static int delete (const char *vm, bool recursive)
 {
 	struct json_out out = {0};
 
@@ -290,7 +292,8 @@ order(const char *vm, char what)
 	cleanup_close int fd = -1;
 
 	assert_int_equal(info(vm), 0);
-	assert_int_equal(io_unix_connect(text("agent_socket"), SOCK_STREAM, &fd, NULL), 0);
+	assert_int_equal(
+		io_unix_connect(text("agent_socket"), SOCK_STREAM, &fd, NULL), 0);
 	assert_int_equal(io_write_full(fd, &what, 1), 0);
 }
 
@@ -488,18 +491,23 @@ a_branch_has_a_chain_cut_where_the_parent_was(void **state)
 	int64_t records = 0;
 
 	assert_int_equal(
-		json_i64(parsed, json_get(parsed, json_at(parsed, chain, 0), "records"), &records), 0);
+		json_i64(parsed, json_get(parsed, json_at(parsed, chain, 0), "records"),
+			&records),
+		0);
 	assert_int_equal(records, 1);
-	json_str(parsed, json_get(parsed, json_at(parsed, chain, 0), "data"), first, sizeof(first));
+	json_str(parsed, json_get(parsed, json_at(parsed, chain, 0), "data"), first,
+		sizeof(first));
 	assert_int_equal(
-		json_type(parsed, json_get(parsed, json_at(parsed, chain, 1), "records")), JSON_NULL);
+		json_type(parsed, json_get(parsed, json_at(parsed, chain, 1), "records")),
+		JSON_NULL);
 
 	assert_int_equal(disk("a"), 0);
 	chain = json_get(parsed, 0, "chain");
 	assert_int_equal(json_size(parsed, chain), 2);
 	char shared[4096];
 
-	json_str(parsed, json_get(parsed, json_at(parsed, chain, 0), "data"), shared, sizeof(shared));
+	json_str(parsed, json_get(parsed, json_at(parsed, chain, 0), "data"), shared,
+		sizeof(shared));
 	assert_string_equal(shared, first);
 
 	/* The shared segment lives as long as either of them. */
@@ -577,15 +585,18 @@ a_branch_that_fails_leaves_the_parent_as_it_was(void **state)
 		unsigned segments;
 
 		assert_int_equal(create("a", cases[i].parent_does, false), 0);
-		assert_int_equal(
-			branch("a", cases[i].alias, cases[i].count, false), cases[i].code);
-		if (!strstr(why.msg, cases[i].sentence) || !strstr(why.msg, "branching vm \"a\""))
+		assert_int_equal(branch("a", cases[i].alias, cases[i].count, false),
+			cases[i].code);
+		if (!strstr(why.msg, cases[i].sentence) ||
+			!strstr(why.msg, "branching vm \"a\""))
 			fail_msg("case %zu: %s", i, why.msg);
 		assert_int_equal(count_vms(), 1);
 		assert_int_equal(entries("vms"), 1);
-		/* After a fork that came about, or may have, the parent's second segment stays. */
+		/* After a fork that came about, or may have, the parent's second segment
+		 * stays. */
 		segments = entries("segments");
-		assert_int_equal(segments, strcmp(cases[i].parent_does, "fork=refuse") == 0 ? 2 : 4);
+		assert_int_equal(segments,
+			strcmp(cases[i].parent_does, "fork=refuse") == 0 ? 2 : 4);
 		assert_int_equal(info("a"), 0);
 		assert_string_equal(text("state"), "starting");
 		assert_int_equal(delete ("a", false), 0);
@@ -600,7 +611,8 @@ a_parent_that_dies_in_a_fork_is_failed_and_leaves_no_child(void **state)
 	assert_int_equal(create("a", "fork=exit", false), 0);
 	assert_int_equal(branch("a", "b", 2, false), -ESRCH);
 	wait_state("a", "failed");
-	assert_string_equal(text("reason"), "the VMM exited with status 5; its vmm.log may say why");
+	assert_string_equal(
+		text("reason"), "the VMM exited with status 5; its vmm.log may say why");
 	assert_int_equal(count_vms(), 1);
 	assert_int_equal(branch("a", "b", 1, false), -EBUSY);
 	assert_non_null(strstr(why.msg, "is failed"));
@@ -638,13 +650,16 @@ how_a_vm_ended_is_told_in_a_sentence(void **state)
 	} cases[] = {
 		{'P', "stopped", "the guest powered off"},
 		{'R', "failed",
-			"the guest reset itself (a reboot, or a panic): reset \\x1b[31m register"},
+			"the guest reset itself (a reboot, or a panic): reset \\x1b[31m "
+			"register"},
 		{'X', "failed", "the VMM exited with status 9; its vmm.log may say why"},
 		{'G', "failed",
-			"ended by pandod: its VMM broke the control protocol: the VMM sent a message of "
+			"ended by pandod: its VMM broke the control protocol: the VMM "
+			"sent a message of "
 			"unknown type 99"},
 		{'F', "failed",
-			"ended by pandod: its VMM broke the control protocol: the VMM floods its control "
+			"ended by pandod: its VMM broke the control protocol: the VMM "
+			"floods its control "
 			"socket"},
 		{'C', "failed", "ended by pandod: its VMM closed the control socket"},
 	};
@@ -655,7 +670,8 @@ how_a_vm_ended_is_told_in_a_sentence(void **state)
 		order("a", cases[i].what);
 		wait_state("a", cases[i].state);
 		assert_string_equal(text("reason"), cases[i].reason);
-		assert_int_equal(json_type(parsed, json_get(parsed, 0, "pid")), JSON_NULL);
+		assert_int_equal(
+			json_type(parsed, json_get(parsed, 0, "pid")), JSON_NULL);
 		assert_int_equal(delete ("a", false), 0);
 		assert_nothing_left();
 	}
@@ -722,7 +738,8 @@ a_second_operation_on_a_vm_is_busy(void **state)
 	}
 	pthread_join(thread, NULL);
 	assert_int_equal(r, -EBUSY);
-	assert_string_equal(e.msg, "vm \"slow\" is being made: try again when that is done");
+	assert_string_equal(
+		e.msg, "vm \"slow\" is being made: try again when that is done");
 	assert_int_equal(result, -ETIMEDOUT);
 	assert_nothing_left();
 }
@@ -813,7 +830,8 @@ unmake(const char *path, const char *id)
 	sqlite3 *db;
 	char sql[128];
 
-	snprintf(sql, sizeof(sql), "UPDATE vms SET made = 0, pid = 0 WHERE id = '%s'", id);
+	snprintf(
+		sql, sizeof(sql), "UPDATE vms SET made = 0, pid = 0 WHERE id = '%s'", id);
 	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
 	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
 	assert_int_equal(sqlite3_changes(db), 1);
@@ -927,7 +945,8 @@ main(int argc, char **argv)
 	(void)argc;
 	if (strcmp(argv[0], "pando-vmm") == 0)
 		return fake_vmm_main();
-	/* As pandod does: descriptors 0 to 3 occupied, forks of forks are ours to wait for. */
+	/* As pandod does: descriptors 0 to 3 occupied, forks of forks are ours to wait
+	 * for. */
 	while (open("/dev/null", O_RDWR) < 3)
 		;
 	fcntl(3, F_SETFD, FD_CLOEXEC);
