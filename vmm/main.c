@@ -246,6 +246,7 @@ main(int argc, char **argv)
 	vm.log_level =
 		level && strcmp(level, "debug") == 0 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
 	log_init("vm", vm.log_level);
+	log_set_stamps(1);
 	/* Only what is handed over: whatever else the starter had open is not ours. */
 	syscall(SYS_close_range, VMM_CONTROL_FD + 1, ~0u, 0);
 	fcntl(VMM_CONTROL_FD, F_SETFD, FD_CLOEXEC);
