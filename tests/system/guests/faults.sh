@@ -7,7 +7,7 @@ one_vmm_is_killed() {
 	contains "the reason" "$(vm_field victim-0 reason)" kill
 	status_is 0 pando execute victim-1 -- true
 	status_is 0 pando execute g -- true
-	status_is 4 pando execute victim-0 -- true
+	status_is 125 pando execute victim-0 -- true
 	contains "the error" "$stderr" victim-0
 	pando delete -y -q victim-0 victim-1
 }
