@@ -164,6 +164,10 @@ gone() { # pid
 	! kill -0 "$1" 2>/dev/null || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null
 }
 
+state_is() { # vm, state
+	[ "$(vm_field "$1" state)" = "$2" ]
+}
+
 console_says() { # vm, basic regular expression
 	pando logs "$1" 2>/dev/null | grep -q -- "$2"
 }

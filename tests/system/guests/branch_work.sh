@@ -83,10 +83,6 @@ check_disk_after_a_power_cut() { # vm, marker, log at the branch
 	rm -f "$work/disk.img" "$work/log.disk" "$work/log.durable" "$work/markers.disk"
 }
 
-state_is() { # vm, state
-	[ "$(vm_field "$1" state)" = "$2" ]
-}
-
 mark() { # vm, marker
 	pando execute "$1" -- sh -c "echo '$2' >>/root/markers && sync"
 }
