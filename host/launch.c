@@ -18,6 +18,7 @@
 #include "common/io.h"
 #include "common/vmm_wire.h"
 #include "host/paths.h"
+#include "vmm/console.h"
 
 void
 vm_files_done(struct vm_files *f)
@@ -60,6 +61,13 @@ launch_files(const char *home, const char *id, struct vm_files *ret, struct err 
 	if (r == 0) {
 		snprintf(path, sizeof(path), "%s/console", folder);
 		r = open_new(path, 0, &ret->console_fd, e);
+	}
+	if (r == 0) {
+		/* The VMM maps it, and a page that the disk has no room for would kill the VMM when the
+		 * guest prints: room for all of it is taken now, where its lack can be said. */
+		r = -posix_fallocate(ret->console_fd, 0, CONSOLE_FILE_BYTES);
+		if (r < 0)
+			r = err_sys(e, r, "making room for %s", path);
 	}
 	if (r == 0) {
 		snprintf(path, sizeof(path), "%s/vmm.log", folder);
