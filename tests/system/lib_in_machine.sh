@@ -3,7 +3,7 @@
 # the images are there by the same paths (pando machine).
 #
 # The machine is an emulated computer, and its own kernel has been seen to panic in the middle of a long run ("corrupted
-# stack end", no fault that a process could cause). When the machine itself died under a script, that script is run once
+# stack end"; the cause is not known). When the machine itself died under a script, that script is run once
 # more in a new one, and says so; whatever else fails has failed.
 : "${B:?}"
 folder=$(cd "$(dirname "$0")/../.." && pwd) || exit 2
