@@ -43,7 +43,7 @@ eight_children_of_one_instant() {
 	status_is 0 pando branch a --count 8 -n c --no-wait
 	equal "the number of ids" "$(printf '%s\n' "$stdout" | grep -Ecx '[0-9a-f]{12}')" 8
 	for i in 0 1 2 3 4 5 6 7; do
-		wait_until 120 "what "c-$i" says" console_says "c-$i" 'fork n=3 .*memory=ok.*history=.*,.*,'
+		wait_until 120 "what "c-$i" says" console_says "c-$i" 'fork n=3 .*memory=ok.*history=.*,.*,[0-9a-f]\{16\}'
 	done
 	# One past, eight presents. The picture may have been taken in the middle of the line before: its rest is in
 	# each child's console too.
