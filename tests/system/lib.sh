@@ -64,9 +64,24 @@ it() { # sentence, function [arguments…]
 		echo "ok $it_number - $it_name"
 	else
 		it_failed=$((it_failed + 1))
-		tail -n 30 "$work/$it_number.log" | sed 's/^/# /'
+		{
+			tail -n 30 "$work/$it_number.log"
+			tell_failed
+		} | sed 's/^/# /'
 		echo "not ok $it_number - $it_name"
 	fi
+}
+
+# What is known of the VMs that have failed: why, and what their VMM and their console said last.
+tell_failed() {
+	[ -S "$PANDO_HOME/pandod.sock" ] || return 0
+	for v in $(vms '" ".join(v["id"] for v in j if v["state"] == "failed")' 2>/dev/null); do
+		echo "VM $v ($(vm_field "$v" alias)) has failed: $(vm_field "$v" reason)"
+		echo "its VMM's last lines:"
+		pando logs "$v" --vmm --tail 10 2>&1
+		echo "its console's last lines:"
+		pando logs "$v" --tail 50 2>&1 | tr -cd '\11\12\40-\176'
+	done
 }
 
 t() { # function whose name is the sentence
