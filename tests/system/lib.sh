@@ -46,7 +46,7 @@ cleanup_work() {
 	rm -rf "$work"
 }
 trap cleanup_work EXIT
-trap 'exit 130' INT TERM HUP
+trap 'exit 130' INT TERM HUP PIPE # PIPE: a reader that has enough, as head does
 
 it() { # sentence, function [arguments…]
 	it_number=$((it_number + 1))
