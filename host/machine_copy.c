@@ -431,6 +431,10 @@ run_there(struct ssh_link *link, const char *text, int in_fd, struct err *e)
 		log_escape(shown, sizeof(shown), said, strlen(said)));
 }
 
+/* What is written down as sent must outlive the machine, which may be ended at any
+ * moment. */
+#define ON_ITS_DISK " && exec sync"
+
 /* "<before><folder, quoted><after>" */
 static int
 sentence(char **ret, const char *before, const char *folder, const char *after)
@@ -452,7 +456,8 @@ remove_there(
 	int r = paths_fd(l, &fd);
 
 	if (r == 0)
-		r = sentence(&text, "cd ", folder, " && exec xargs -0 -r rm -rf --");
+		r = sentence(
+			&text, "cd ", folder, " && xargs -0 -r rm -rf --" ON_ITS_DISK);
 	return r < 0 ? err_sys(e, r, "copying into the machine")
 		     : run_there(link, text, fd, e);
 }
@@ -530,11 +535,11 @@ send_there(const struct machine *m, struct ssh_link *link, const char *folder,
 	if (r < 0)
 		return r;
 	if (sentence(&text,
-		    "exec tar --extract --blocking-factor=960 "
+		    "tar --extract --blocking-factor=960 "
 		    "--file=/run/pando-machine/transfer/archive.tar "
 		    "--preserve-permissions --no-same-owner --delay-directory-restore "
 		    "--directory ",
-		    folder, "") < 0)
+		    folder, ON_ITS_DISK) < 0)
 		return err_sys(e, -ENOMEM, "copying into the machine");
 	r = pack(folder, l, archive, ret_all, e);
 	if (r == 0)

@@ -163,6 +163,16 @@ its_kvm_boots_linux() {
 	inside -- pando doctor --can-boot-linux -q
 }
 
+# What was sent was written down as sent, and lay in the machine's memory only.
+what_was_copied_survives_the_machine_s_end() {
+	needs_machine
+	echo kept >"$project/kept"
+	equal content "$(inside -- cat kept)" kept
+	pando machine stop -q --force
+	pando machine start -q
+	equal "content after its end" "$(inside -- cat kept)" kept
+}
+
 sweep_machine() {
 	needs_machine
 	inside -w / -- rm -rf "$project"
@@ -199,5 +209,6 @@ t a_program_that_runs_survives_its_replacement
 t a_background_process_does_not_hold_the_caller
 t a_signal_reaches_the_command
 t its_kvm_boots_linux
+t what_was_copied_survives_the_machine_s_end
 it "nothing of this test stays in the machine" sweep_machine
 finish
