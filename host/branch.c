@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
 #include "host/tree_priv.h"
@@ -198,6 +199,7 @@ park(struct branch *b, struct parked *k, struct err *e)
 	r = launch_segment(b->t->config.home, segment, &data, &index, e);
 	if (r < 0)
 		return r;
+	fault_point("branch-park-files");
 	memcpy(msg.parent_generation, b->parent_generation,
 		sizeof(msg.parent_generation));
 	snprintf(msg.child_name, sizeof(msg.child_name), "%.40s-parked",
@@ -304,14 +306,19 @@ enter(struct branch *b, struct err *e)
 
 	if (t->stopping)
 		return err_set(e, -ECANCELED, "pandod is stopping");
-	if (parent->row.state != VM_RUNNING && parent->row.state != VM_STARTING)
+	if (!vm_state_lives(parent->row.state))
 		return err_set(e, -EBUSY,
-			"vm \"%s\" is %s: only a running VM can be branched%s",
-			vm_name(parent), vm_state_name(parent->row.state),
-			parent->row.state == VM_PAUSED ? ", so resume it first" : "");
-	if (!parent->ctl || parent->dead)
-		return err_set(e, -ESRCH, "vm \"%s\": its VMM does not listen to pandod",
+			"vm \"%s\" is %s: only a VM that runs or is paused can be "
+			"branched, so `pando start` it first",
+			vm_name(parent), vm_state_name(parent->row.state));
+	if (!parent->ctl || parent->dead || parent->closed_ns)
+		return err_set(e, -EBUSY,
+			"vm \"%s\" is ending: `pando status` will say why, and then "
+			"`pando start` boots it again",
 			vm_name(parent));
+	r = host_has_room(t, parent, b->q->count, e);
+	if (r < 0)
+		return r;
 	r = tree_random(b->parent_generation, sizeof(b->parent_generation), e);
 	if (r == 0)
 		r = db_begin(t->db, e);
@@ -393,10 +400,16 @@ make(struct branch *b, struct err *e)
 
 	if (r == 0 && (b->null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
 		r = err_sys(e, -errno, "/dev/null");
+	if (r == 0)
+		fault_point("branch-segment");
 	if (r == 0 && b->q->count > 1)
 		r = park(b, &k, e);
+	if (r == 0 && b->q->count > 1)
+		fault_point("branch-parked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
 		r = fork_child(b, b->children[i], b->q->count > 1 ? &k : NULL, e);
+	if (r == 0)
+		fault_point("branch-forked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++) {
 		struct vm *child = b->children[i];
 
@@ -407,13 +420,22 @@ make(struct branch *b, struct err *e)
 				slowest_ns = started.setup_ns;
 		}
 	}
+	if (r == 0)
+		fault_point("branch-started");
 	end_parked(b, &k);
 	if (b->forked)
 		note_cut(b);
 	else
 		drop_parent_segment(b);
-	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
+	if (r == 0)
+		fault_point("branch-cut");
+	for (unsigned i = 0; r == 0 && i < b->n_children; i++) {
 		r = vm_made(b->t, b->children[i], e);
+		if (r == 0 && i == 0)
+			fault_point("branch-first-made");
+	}
+	if (r == 0)
+		fault_point("branch-made");
 	if (r == 0)
 		log_info("vm %s (%s): branched into %u, paused for %llu us, of which "
 			 "fork %llu us; "
@@ -510,6 +532,7 @@ static int
 branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 {
 	struct tree *t = b->t;
+	char called[VM_CALLED_MAX];
 	int r;
 
 	pthread_mutex_lock(&t->lock);
@@ -520,7 +543,9 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	pthread_mutex_unlock(&t->lock);
 	if (r < 0)
 		return r;
-	say(b->p, "branching VM %s into %u", b->parent->row.id, b->q->count);
+	fault_point("branch-entered");
+	say(b->p, "branching VM %s into %u", vm_called(b->parent, called, sizeof(called)),
+		b->q->count);
 	r = make(b, e);
 	if (r < 0)
 		err_wrap(e, r, "branching vm \"%s\"", vm_name(b->parent));
@@ -549,7 +574,7 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	json_out_object(out, NULL);
 	json_out_array(out, "vms");
 	for (unsigned i = 0; i < b->n_children; i++)
-		vm_json(t, b->children[i], NULL, out, NULL);
+		vm_json(t, b->children[i], NULL, out, NULL, NULL);
 	json_out_end_array(out);
 	json_out_u64(out, "pause_us", b->cut.pause_ns / 1000);
 	json_out_end_object(out);
