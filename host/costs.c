@@ -2,9 +2,9 @@
  * What VMs take of the host.
  *
  * Memory. A branch shares its parent's pages until either side writes one; the kernel
- * counts them as shared as long as two processes map them. What is a VM's alone, and comes
- * back when it goes, is Private_* of /proc/<pid>/smaps_rollup. When a parent dies, what it
- * shared with one branch becomes that branch's own.
+ * counts them as shared as long as two processes map them. What is a VM's alone, and
+ * comes back when it goes, is Private_* of /proc/<pid>/smaps_rollup. When a parent dies,
+ * what it shared with one branch becomes that branch's own.
  *
  * Disk. The blocks allocated in segments, and in a base, that no other VM's chain has.
  */
@@ -83,7 +83,8 @@ read_small(const char *path, char *dst, size_t cap)
 	size_t len = 0;
 	ssize_t n = 0;
 
-	while (fd >= 0 && len < cap - 1 && (n = io_read(fd, dst + len, cap - 1 - len)) > 0)
+	while (fd >= 0 && len < cap - 1 &&
+		(n = io_read(fd, dst + len, cap - 1 - len)) > 0)
 		len += (size_t)n;
 	dst[len] = '\0';
 	return fd >= 0 && n >= 0 && len > 0;
@@ -170,8 +171,10 @@ host_has_room(
 	if (need_mib <= has_mib)
 		return 0;
 	return err_set(e, -ENOMEM,
-		"vm \"%s\": %u branch%s need at least %llu MiB of memory (%llu MiB each, %u "
-		"for the host), and %llu MiB are available: ask for fewer, or stop other VMs",
+		"vm \"%s\": %u branch%s need at least %llu MiB of memory (%llu MiB each, "
+		"%u "
+		"for the host), and %llu MiB are available: ask for fewer, or stop other "
+		"VMs",
 		vm_name(parent), count, count == 1 ? "" : "es",
 		(unsigned long long)need_mib, (unsigned long long)each_mib, ROOM_LEFT_MIB,
 		(unsigned long long)has_mib);

@@ -627,8 +627,7 @@ db_chain_own(struct db *db, const char *vm, char (**ret)[DB_SEGMENT_MAX], size_t
 	struct err *e)
 {
 	sqlite3_bind_text(db->stmt[STMT_CHAIN_OWN], 1, vm, -1, SQLITE_STATIC);
-	return segment_names(
-		db, STMT_CHAIN_OWN, "reading a disk chain", ret, ret_n, e);
+	return segment_names(db, STMT_CHAIN_OWN, "reading a disk chain", ret, ret_n, e);
 }
 
 int

@@ -52,10 +52,11 @@ struct vm_row {
 	uint64_t disk_mib;
 	char kernel[VM_IMAGE_MAX];
 	char rootfs[VM_IMAGE_MAX];
-	char kernel_path[PATHS_MAX]; /* what `kernel` was when it first booted */
+	char kernel_path[PATHS_MAX];  /* what `kernel` was when it first booted */
 	char cmdline[VM_CMDLINE_MAX]; /* what its request added to the kernel's */
 	char base_path[PATHS_MAX];
-	uint64_t resize_mib; /* a resize under way; 0: none. The disk may have that size */
+	uint64_t
+		resize_mib; /* a resize under way; 0: none. The disk may have that size */
 	uint8_t generation[16];
 	int64_t pid;	    /* 0: none */
 	uint64_t pid_start; /* field 22 of /proc/<pid>/stat: tells a reused pid */

@@ -43,8 +43,8 @@ tree_sweep_bases(struct tree *t, bool unfinished)
 		if (strspn(d->d_name, "0123456789abcdef") != VM_ID_LEN ||
 			d->d_name[VM_ID_LEN] != '.' ||
 			(!unfinished && strstr(d->d_name, ".part")) ||
-			paths_format(path, sizeof(path), NULL, "%s/%s", folder,
-				d->d_name) < 0)
+			paths_format(
+				path, sizeof(path), NULL, "%s/%s", folder, d->d_name) < 0)
 			continue;
 		for (unsigned i = 0; i < t->n_vms && !used; i++)
 			used = strcmp(t->vms[i]->row.base_path, path) == 0;

@@ -52,9 +52,10 @@ static int
 run(const char *socket, const char *const *argv, int timeout_ms, struct said *said,
 	struct agent_exec_result *ret, struct err *e)
 {
-	cleanup_close int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	struct itimerspec at = {.it_value = {timeout_ms / 1000,
-					(long)(timeout_ms % 1000) * 1000000}};
+	cleanup_close int timer =
+		timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	struct itimerspec at = {
+		.it_value = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000}};
 	struct agent_exec_req req = {.argv = argv, .timeout_ms = (uint64_t)timeout_ms};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 
@@ -81,11 +82,13 @@ guest_script(const char *agent_socket, const char *script, int timeout_ms, struc
 	status = agent_exit_status(&result);
 	if (status == 0)
 		return 0;
-	while (said.len && (said.text[said.len - 1] == '\n' || said.text[said.len - 1] == ' '))
+	while (said.len &&
+		(said.text[said.len - 1] == '\n' || said.text[said.len - 1] == ' '))
 		said.len--;
 	log_escape(shown, sizeof(shown), said.text, said.len);
 	if (result.kind != AGENT_EXITED || !said.len)
-		return err_set(e, -EIO, "the guest's command ended with status %d", status);
+		return err_set(
+			e, -EIO, "the guest's command ended with status %d", status);
 	return err_set(e, -EIO, "the guest says: %s", shown);
 }
 
@@ -102,11 +105,13 @@ guest_power_off(const char *agent_socket, int timeout_ms, struct err *e)
 }
 
 int
-guest_grow_root(const char *agent_socket, uint64_t disk_mib, int timeout_ms, struct err *e)
+guest_grow_root(
+	const char *agent_socket, uint64_t disk_mib, int timeout_ms, struct err *e)
 {
 	char script[640];
 
-	/* The guest hears of the new size by an interrupt, a moment after the VMM has it. */
+	/* The guest hears of the new size by an interrupt, a moment after the VMM has it.
+	 */
 	snprintf(script, sizeof(script),
 		"PATH=$PATH:/usr/sbin:/sbin\n"
 		"d=$(findmnt -nro SOURCE /) && d=$(readlink -f \"$d\") || exit 1\n"
@@ -114,7 +119,8 @@ guest_grow_root(const char *agent_socket, uint64_t disk_mib, int timeout_ms, str
 		"while [ \"$(cat \"$s\")\" -lt %llu ] && [ $i -lt 50 ]; do\n"
 		"  sleep 0.1; i=$((i + 1))\n"
 		"done\n"
-		"said=$(resize2fs \"$d\" 2>&1) || { echo \"$said\" | tail -n 1 >&2; exit 1; }\n",
+		"said=$(resize2fs \"$d\" 2>&1) || { echo \"$said\" | tail -n 1 >&2; exit "
+		"1; }\n",
 		(unsigned long long)disk_mib * 2048);
 	return guest_script(agent_socket, script, timeout_ms, e);
 }

@@ -60,8 +60,9 @@ fill_folder(const char *folder, struct vm_files *ret, struct err *e)
 		r = open_new(path, 0, &ret->console_fd, e);
 	}
 	if (r == 0) {
-		/* The VMM maps it, and a page that the disk has no room for would kill the VMM when the
-		 * guest prints: room for all of it is taken now, where its lack can be said. */
+		/* The VMM maps it, and a page that the disk has no room for would kill
+		 * the VMM when the guest prints: room for all of it is taken now, where
+		 * its lack can be said. */
 		r = -posix_fallocate(ret->console_fd, 0, CONSOLE_FILE_BYTES);
 		if (r < 0)
 			r = err_sys(e, r, "making room for %s", path);

@@ -2,21 +2,22 @@
  * POST /v1/vms/{vm}/stop, /start and /resize: a VM's ends and its new beginnings.
  *
  * Stop. The guest is asked to power off: by its power button, then, where its agent has
- * ever answered, by the agent. By force, its VMM flushes the disk and ends at once. What is
- * left is a row, a disk chain and two logs.
+ * ever answered, by the agent. By force, its VMM flushes the disk and ends at once. What
+ * is left is a row, a disk chain and two logs.
  *
- * Start. A VMM boots from a base and one empty segment, so the chain is written out as one
- * flat, sparse image below bases/, which becomes the base; from then on the chain is one
- * segment long. Branches that share the old segments keep them: a segment goes with the
- * last chain that names it, a base with the last row. Base and chain change in one
+ * Start. A VMM boots from a base and one empty segment, so the chain is written out as
+ * one flat, sparse image below bases/, which becomes the base; from then on the chain is
+ * one segment long. Branches that share the old segments keep them: a segment goes with
+ * the last chain that names it, a base with the last row. Base and chain change in one
  * transaction, in which the VM also becomes `starting`: a pandod that is killed before it
- * leaves the VM as it was (and a .part file that the next one removes), one that is killed
- * after it leaves a VM on its new base, which the next one adopts, or finds without a
- * process: failed, to be started again.
+ * leaves the VM as it was (and a .part file that the next one removes), one that is
+ * killed after it leaves a VM on its new base, which the next one adopts, or finds
+ * without a process: failed, to be started again.
  *
- * Resize. `resize_mib` is written before the VMM is asked, `disk_mib` once it has done it,
- * and `resize_mib` goes when the filesystem has grown, too. A pandod that finds one larger
- * than the other asks the VMM again (adopt.c). Reading a chain always goes by the larger.
+ * Resize. `resize_mib` is written before the VMM is asked, `disk_mib` once it has done
+ * it, and `resize_mib` goes when the filesystem has grown, too. A pandod that finds one
+ * larger than the other asks the VMM again (adopt.c). Reading a chain always goes by the
+ * larger.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,8 +35,9 @@
 #include "host/tree_priv.h"
 #include "vmm/blockmap.h"
 
-/* How long a power button is given before the agent is asked, where there is one. */
-#define BUTTON_MS 20000
+/* How long a power button is given before the agent is asked, where there is one. A guest
+ * without logind never heeds it; one that does takes the second request as the first. */
+#define BUTTON_MS 3000
 #define AGENT_ASK_MS 15000
 /* A VMM that flushes its disk. */
 #define QUIT_MS 10000
@@ -84,7 +86,8 @@ power_off(struct tree *t, struct vm *vm, uint32_t timeout_ms, const struct progr
 	int r;
 
 	pthread_mutex_unlock(&t->lock);
-	say(p, "pressing the power button of VM %s", vm_called(vm, called, sizeof(called)));
+	say(p, "pressing the power button of VM %s",
+		vm_called(vm, called, sizeof(called)));
 	r = vmmctl_command(vm->ctl, VMM_POWER_BUTTON, t->config.answer_timeout_ms, &why);
 	pthread_mutex_lock(&t->lock);
 	if (r < 0 && !vm->dead && r != -ESRCH)
@@ -98,7 +101,8 @@ power_off(struct tree *t, struct vm *vm, uint32_t timeout_ms, const struct progr
 		uint64_t left_ms = timeout_ms - button_ms;
 
 		pthread_mutex_unlock(&t->lock);
-		say(p, "VM %s does not answer its power button; asking its agent", called);
+		say(p, "VM %s does not answer its power button; asking its agent",
+			called);
 		if (lives && guest_power_off(path,
 				     left_ms < AGENT_ASK_MS ? (int)left_ms : AGENT_ASK_MS,
 				     &why) < 0)
@@ -113,12 +117,14 @@ power_off(struct tree *t, struct vm *vm, uint32_t timeout_ms, const struct progr
 			vm_name(vm));
 	if (r < 0)
 		return err_set(e, r,
-			"vm \"%s\" did not power off within %u s: it goes on; `pando stop "
+			"vm \"%s\" did not power off within %u s: it goes on; `pando "
+			"stop "
 			"--force` ends it at once",
 			vm_name(vm), (timeout_ms + 999) / 1000);
 	if (vm->row.state != VM_STOPPED)
-		return err_set(e, -EIO, "vm \"%s\" ended, but not by powering off: %.350s",
-			vm_name(vm), vm->row.reason);
+		return err_set(e, -EIO,
+			"vm \"%s\" ended, but not by powering off: %.350s", vm_name(vm),
+			vm->row.reason);
 	return 0;
 }
 
@@ -137,7 +143,8 @@ end_by_force(struct tree *t, struct vm *vm, struct err *e)
 	}
 	if ((!vm->ctl || tree_wait_dead(t, vm, QUIT_MS) < 0) && !vm->dead) {
 		snprintf(vm->kill_reason, sizeof(vm->kill_reason),
-			"stopped by force; its VMM did not answer, so what it had not yet "
+			"stopped by force; its VMM did not answer, so what it had not "
+			"yet "
 			"written is lost");
 		if (vm->pidfd >= 0)
 			process_kill(vm->pidfd);
@@ -158,19 +165,22 @@ stop_claimed(struct tree *t, struct vm *vm, const struct stop_request *q,
 		return 0;
 	if (!vm_state_lives(vm->row.state))
 		return err_set(e, -EBUSY,
-			"vm \"%s\" is %s: there is nothing to stop; `pando start` boots it "
+			"vm \"%s\" is %s: there is nothing to stop; `pando start` boots "
+			"it "
 			"again, `pando delete` removes it",
 			vm_name(vm), vm_state_name(vm->row.state));
 	if (q->force)
 		return end_by_force(t, vm, e);
 	if (vm->row.state == VM_PAUSED)
 		return err_set(e, -EBUSY,
-			"vm \"%s\" is paused and cannot power off: `pando resume` it first, "
+			"vm \"%s\" is paused and cannot power off: `pando resume` it "
+			"first, "
 			"or end it with `pando stop --force`",
 			vm_name(vm));
 	if (!vm->ctl)
 		return err_set(e, -EBUSY,
-			"vm \"%s\": its VMM does not listen to pandod; `pando stop --force` "
+			"vm \"%s\": its VMM does not listen to pandod; `pando stop "
+			"--force` "
 			"ends it",
 			vm_name(vm));
 	return power_off(t, vm, q->timeout_ms, p, e);
@@ -487,7 +497,8 @@ tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
 	}
 	runs = vm_state_lives(s.old->row.state);
 	if (s.old->row.state == VM_PAUSED)
-		r = err_set(e, -EBUSY, "vm \"%s\" is paused: `pando resume` lets it go on",
+		r = err_set(e, -EBUSY,
+			"vm \"%s\" is paused: `pando resume` lets it go on",
 			vm_name(s.old));
 	pthread_mutex_unlock(&t->lock);
 	if (r == 0 && !runs)
@@ -520,8 +531,8 @@ grow_disk(struct tree *t, struct vm *vm, uint64_t mib, struct err *e)
 	int r;
 
 	if (!vm->ctl || vm->dead)
-		return err_set(e, -EBUSY, "vm \"%s\" is ending: resize it when it is stopped",
-			vm_name(vm));
+		return err_set(e, -EBUSY,
+			"vm \"%s\" is ending: resize it when it is stopped", vm_name(vm));
 	vm->row.resize_mib = mib;
 	r = db_update(t->db, &vm->row, e);
 	if (r < 0) {
@@ -590,7 +601,8 @@ resize(struct tree *t, struct vm *vm, uint64_t mib, const struct progress *p,
 		vm->row.resize_mib = mib;
 		db_update(t->db, &vm->row, NULL);
 		return err_set(e, r,
-			"vm \"%s\": its disk has %llu MiB now, but its filesystem did not "
+			"vm \"%s\": its disk has %llu MiB now, but its filesystem did "
+			"not "
 			"grow: %.300s",
 			vm_name(vm), (unsigned long long)mib, why.msg);
 	}

@@ -503,7 +503,8 @@ request_resize(const char *body, size_t len, struct resize_request *ret, struct 
 	if (r < 0)
 		return r;
 	if (!q.disk_mib)
-		return err_set(e, -EINVAL, "\"disk_mib\" is missing: the new size in MiB");
+		return err_set(
+			e, -EINVAL, "\"disk_mib\" is missing: the new size in MiB");
 	*ret = q;
 	return 0;
 }
@@ -576,8 +577,8 @@ query_label(char *value, struct labels *labels, struct err *e)
 	if (!eq)
 		return err_set(e, -EINVAL, "\"label\" must be name=value");
 	if (labels->n == VM_LABELS_MAX)
-		return err_set(e, -EINVAL, "more than %d labels are asked for",
-			VM_LABELS_MAX);
+		return err_set(
+			e, -EINVAL, "more than %d labels are asked for", VM_LABELS_MAX);
 	*eq = '\0';
 	r = check_label_key(value, e);
 	if (r < 0)

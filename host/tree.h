@@ -24,11 +24,11 @@ struct tree_config {
 	char home[PATHS_MAX];
 	char images[PATHS_MAX];
 	char vmm_path[PATHS_MAX];
-	const char *kvm_path;  /* "/dev/kvm", but in tests; borrowed */
+	const char *kvm_path;	  /* "/dev/kvm", but in tests; borrowed */
 	const char *meminfo_path; /* NULL: "/proc/meminfo"; borrowed */
-	int start_timeout_ms;  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
-	int answer_timeout_ms; /* other requests to a VMM */
-	int agent_timeout_ms;  /* started -> the agent answers a ping */
+	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
+	int answer_timeout_ms;	  /* other requests to a VMM */
+	int agent_timeout_ms;	  /* started -> the agent answers a ping */
 };
 #define TREE_START_TIMEOUT_MS 60000
 #define TREE_ANSWER_TIMEOUT_MS 20000
@@ -56,8 +56,8 @@ struct progress {
 	void *ctx;
 };
 
-/* filter (may be NULL): the VMs that have all of these. memory: with what each takes of the
- * host, which costs a walk over each one's page tables. */
+/* filter (may be NULL): the VMs that have all of these. memory: with what each takes of
+ * the host, which costs a walk over each one's page tables. */
 int tree_list(struct tree *t, const struct labels *filter, bool memory,
 	struct json_out *out, struct err *e);
 int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);

@@ -79,8 +79,8 @@ int tree_sweep(struct tree *t, struct err *e);
 /* Files below bases/ that are no VM's base any more are removed; unfinished: also those
  * that somebody was writing. */
 void tree_sweep_bases(struct tree *t, bool unfinished);
-/* vm takes old's place in the table and towards its children; a struct vm is one life of a
- * VM, so a VM that is started again gets a new one. */
+/* vm takes old's place in the table and towards its children; a struct vm is one life of
+ * a VM, so a VM that is started again gets a new one. */
 void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
 /* stats, costs: may be NULL. */
 struct vm_costs;
@@ -99,16 +99,16 @@ vm_disk_mib(const struct vm_row *row)
 }
 
 /*
- * costs.c: what a VM takes of the host. begin with the lock: notes which process and files
- * (false: no memory, nothing to count); count without it; done always.
+ * costs.c: what a VM takes of the host. begin with the lock: notes which process and
+ * files (false: no memory, nothing to count); count without it; done always.
  */
 struct vm_costs {
 	int pidfd; /* owned; -1: no process */
 	int64_t pid;
 	char (*segments)[DB_SEGMENT_MAX]; /* owned: those of no other VM */
 	size_t n_segments;
-	char base[PATHS_MAX]; /* a base of this VM alone; empty: none */
-	bool has_memory;      /* the kernel lets us see it */
+	char base[PATHS_MAX];		     /* a base of this VM alone; empty: none */
+	bool has_memory;		     /* the kernel lets us see it */
 	uint64_t unique_bytes, shared_bytes; /* resident, its own and with others */
 	uint64_t disk_bytes;		     /* allocated, in files of no other VM */
 };
@@ -117,8 +117,8 @@ void vm_costs_count(struct tree *t, struct vm_costs *c);
 void vm_costs_json(const struct vm_costs *c, struct json_out *out);
 void vm_costs_done(struct vm_costs *c);
 /* Whether `count` branches of a VM of mem_mib fit; -ENOMEM with the figures. */
-int host_has_room(const struct tree *t, const struct vm *parent, uint32_t count,
-	struct err *e);
+int host_has_room(
+	const struct tree *t, const struct vm *parent, uint32_t count, struct err *e);
 
 /* Without the lock. */
 
