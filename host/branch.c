@@ -335,6 +335,13 @@ enter(struct branch *b, struct err *e)
 	if (r == 0) {
 		snprintf(b->parent_segment, sizeof(b->parent_segment), "%s.%u",
 			parent->row.id, parent->row.next_segment);
+		/* The files come first: no chain of a VM that stays ever names a segment
+		 * that is not there. */
+		r = launch_segment(t->config.home, b->parent_segment, &b->parent_data,
+			&b->parent_index, e);
+	}
+	if (r == 0) {
+		fault_point("branch-segment");
 		r = db_chain_append(t->db, parent->row.id, b->parent_segment, e);
 	}
 	if (r == 0) {
@@ -346,6 +353,8 @@ enter(struct branch *b, struct err *e)
 	if (r == 0)
 		return 0;
 	db_rollback(t->db);
+	if (b->parent_data >= 0)
+		launch_remove_segment(t->config.home, b->parent_segment);
 	for (unsigned i = 0; i < b->n_children; i++) {
 		tree_unlist_vm(t, b->children[i]);
 		vm_unref(b->children[i]);
@@ -395,13 +404,10 @@ make(struct branch *b, struct err *e)
 	struct vmm_started started;
 	uint64_t slowest_ns = 0;
 	pid_t pid;
-	int r = launch_segment(b->t->config.home, b->parent_segment, &b->parent_data,
-		&b->parent_index, e);
+	int r = 0;
 
-	if (r == 0 && (b->null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
+	if ((b->null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
 		r = err_sys(e, -errno, "/dev/null");
-	if (r == 0)
-		fault_point("branch-segment");
 	if (r == 0 && b->q->count > 1)
 		r = park(b, &k, e);
 	if (r == 0 && b->q->count > 1)

@@ -121,12 +121,13 @@ vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot 
 }
 
 int
-vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot *boot,
-	bool again, struct err *e)
+vm_launch(struct tree *t, struct vm *vm, const struct image *image,
+	struct vmm_boot *boot, const int segment[2], struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_close int data = -1, index = -1, control = -1, kvm = -1, null = -1;
-	char segment[DB_SEGMENT_MAX];
+	char name[DB_SEGMENT_MAX];
+	bool again = segment != NULL;
 	struct vmm_started started;
 	pid_t pid, sender;
 	int r;
@@ -138,11 +139,11 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0)
 		return err_sys(e, -errno, "/dev/null");
-	snprintf(segment, sizeof(segment), "%s.%u", vm->row.id, vm->row.next_segment - 1);
+	snprintf(name, sizeof(name), "%s.0", vm->row.id);
 	r = again ? launch_files_again(t->config.home, vm->row.id, &files, e)
 		  : launch_files(t->config.home, vm->row.id, &files, e);
-	if (r == 0)
-		r = launch_segment(t->config.home, segment, &data, &index, e);
+	if (r == 0 && !again)
+		r = launch_segment(t->config.home, name, &data, &index, e);
 	if (r == 0)
 		r = launch_spawn(
 			t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
@@ -164,8 +165,8 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 		[VMM_BOOT_FD_KERNEL] = image->kernel_fd,
 		[VMM_BOOT_FD_INITRD] = image->initrd_fd >= 0 ? image->initrd_fd : null,
 		[VMM_BOOT_FD_BASE] = image->base_fd >= 0 ? image->base_fd : null,
-		[VMM_BOOT_FD_SEG_DATA] = data,
-		[VMM_BOOT_FD_SEG_INDEX] = index,
+		[VMM_BOOT_FD_SEG_DATA] = again ? segment[0] : data,
+		[VMM_BOOT_FD_SEG_INDEX] = again ? segment[1] : index,
 	};
 
 	r = vmmctl_boot(vm->ctl, boot, fds, e);
@@ -301,7 +302,7 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 	say(p, "starting VM %s", vm_called(vm, called, sizeof(called)));
 	r = vm_boot_message(vm, &image, boot, e);
 	if (r == 0)
-		r = vm_launch(t, vm, &image, boot, false, e);
+		r = vm_launch(t, vm, &image, boot, NULL, e);
 	if (r == 0)
 		r = vm_made(t, vm, e);
 	if (r == 0)

@@ -54,6 +54,9 @@ prepare() {
 	wait_until 60 "what p says" console_says p tick
 	pando branch p -n old --no-wait >/dev/null
 	wait_until 60 "what old says" console_says old tick
+	# as the next daemon has them: through their control sockets
+	end_daemon
+	pando status -q >/dev/null
 }
 
 # All or nothing: nothing.
