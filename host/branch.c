@@ -9,7 +9,8 @@
  * The database is written *before* the fork, as [… s p] and [… s c], with s counted
  * whole: that is true whether the fork then happens or not (until it does, p is empty and
  * s still grows; once it has, nobody appends to s any more). So a pandod that is killed
- * in between leaves chains that are right. The number of records at the cut, which the
+ * in between leaves chains that are right: the files of p are made before the database
+ * names it. The number of records at the cut, which the
  * VMM reports, is written afterwards as a check.
  */
 #include <errno.h>
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -24,6 +26,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/segment_wire.h"
 #include "host/tree_priv.h"
 
 /* Threads that wait for agents. */
@@ -363,11 +366,31 @@ enter(struct branch *b, struct err *e)
 	return r;
 }
 
+/*
+ * Whether the parent's old segment has as many records as the cut says. It has fewer when it
+ * is not the one that the VMM wrote: a pandod that was killed between writing a chain and the
+ * fork leaves a last segment that nobody ever writes. The one before it, counted whole, is
+ * then right, and so is an empty one counted whole.
+ */
+static bool
+cut_fits(struct branch *b)
+{
+	char path[PATHS_MAX];
+	struct stat st;
+
+	return paths_format(path, sizeof(path), NULL, "%s/segments/%s.index",
+		       b->t->config.home, b->parent_old_segment) == 0 &&
+	       stat(path, &st) == 0 &&
+	       (uint64_t)st.st_size / sizeof(struct segment_record) >=
+		       b->cut.cut_index_records;
+}
+
 /* After the fork, whatever became of the children. */
 static void
 note_cut(struct branch *b)
 {
 	struct tree *t = b->t;
+	bool fits = b->cut.hdr.type == VMM_FORKED && cut_fits(b);
 	struct err e;
 
 	pthread_mutex_lock(&t->lock);
@@ -375,7 +398,7 @@ note_cut(struct branch *b)
 	if (!b->parent->dead && db_update(t->db, &b->parent->row, &e) < 0)
 		log_err("vm %s: %s", b->parent->row.id, e.msg);
 	/* 0 with an uncertain fork: then the count stays "all", which is right. */
-	if (b->cut.hdr.type == VMM_FORKED && db_chain_cut(t->db, b->parent_old_segment,
+	if (fits && db_chain_cut(t->db, b->parent_old_segment,
 						     b->cut.cut_index_records, &e) < 0)
 		log_err("segment %s: %s", b->parent_old_segment, e.msg);
 	pthread_mutex_unlock(&t->lock);

@@ -50,7 +50,7 @@ settled() { # the parked and the half-made end a moment after their socket did
 # A fresh pair of parent and branch, so that the tree is more than one VM.
 prepare() {
 	pando delete --all -y -q >/dev/null 2>&1 || true
-	run_small -N p -- mode=work tick=20000 >/dev/null
+	run_small -N p -- mode=work tick=20000 disk=1 >/dev/null
 	wait_until 60 "what p says" console_says p tick
 	pando branch p -n old --no-wait >/dev/null
 	wait_until 60 "what old says" console_says old tick
@@ -140,7 +140,7 @@ start_is_whole_or_not_at_all() {
 	needs_kvm
 	for point in start-part start-flattened start-entered start-spawned start-booted start-started start-made; do
 		pando delete --all -y -q >/dev/null
-		run_small -N s -- mode=work tick=20000 >/dev/null
+		run_small -N s -- mode=work tick=20000 disk=1 >/dev/null
 		wait_until 60 "what s says" console_says s tick
 		pando branch s -n kin --no-wait >/dev/null
 		pando stop s --force >/dev/null

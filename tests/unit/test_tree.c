@@ -858,6 +858,43 @@ a_new_pandod_adopts_what_runs_and_buries_what_does_not(void **state)
 	assert_nothing_left();
 }
 
+static void
+a_branch_after_one_cut_short_has_a_chain_that_can_be_read(void **state)
+{
+	char id[16], path[128], sql[300];
+	sqlite3 *db;
+	int chain, link;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	snprintf(path, sizeof(path), "%s/state.db", home);
+	stop();
+	/* As a pandod killed before its VMM_FORK leaves it. */
+	snprintf(sql, sizeof(sql),
+		"INSERT INTO segments VALUES ('%s.1');"
+		"INSERT INTO chain (vm, pos, segment) VALUES ('%s', 1, '%s.1');"
+		"UPDATE vms SET next_segment = 2",
+		id, id, id);
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+	snprintf(path, sizeof(path), "%s/segments/%s.1.data", home, id);
+	assert_int_equal(io_write_file_atomic(path, "", 0, 0600, NULL), 0);
+	snprintf(path, sizeof(path), "%s/segments/%s.1.index", home, id);
+	assert_int_equal(io_write_file_atomic(path, "", 0, 0600, NULL), 0);
+	start();
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(disk("b"), 0);
+	chain = json_get(parsed, 0, "chain");
+	assert_int_equal(json_size(parsed, chain), 3);
+	for (int i = 0; i < 2; i++) {
+		link = json_at(parsed, chain, i);
+		assert_int_equal(json_type(parsed, json_get(parsed, link, "records")),
+			JSON_NULL);
+	}
+}
+
 static int
 stop_vm(const char *vm, bool force, unsigned timeout_ms)
 {
@@ -1369,6 +1406,7 @@ main(int argc, char **argv)
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
 		T(a_vmm_that_answers_late_is_adopted_all_the_same),
 		T(what_was_half_made_is_removed_by_the_next_pandod),
+		T(a_branch_after_one_cut_short_has_a_chain_that_can_be_read),
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
 		T(force_cuts_a_stop_short_and_nothing_else_does),
