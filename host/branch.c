@@ -367,10 +367,10 @@ enter(struct branch *b, struct err *e)
 }
 
 /*
- * Whether the parent's old segment has as many records as the cut says. It has fewer when it
- * is not the one that the VMM wrote: a pandod that was killed between writing a chain and the
- * fork leaves a last segment that nobody ever writes. The one before it, counted whole, is
- * then right, and so is an empty one counted whole.
+ * Whether the parent's old segment has as many records as the cut says. It has fewer when
+ * it is not the one that the VMM wrote: a pandod that was killed between writing a chain
+ * and the fork leaves a last segment that nobody ever writes. The one before it, counted
+ * whole, is then right, and so is an empty one counted whole.
  */
 static bool
 cut_fits(struct branch *b)
@@ -398,8 +398,8 @@ note_cut(struct branch *b)
 	if (!b->parent->dead && db_update(t->db, &b->parent->row, &e) < 0)
 		log_err("vm %s: %s", b->parent->row.id, e.msg);
 	/* 0 with an uncertain fork: then the count stays "all", which is right. */
-	if (fits && db_chain_cut(t->db, b->parent_old_segment,
-						     b->cut.cut_index_records, &e) < 0)
+	if (fits && db_chain_cut(t->db, b->parent_old_segment, b->cut.cut_index_records,
+			    &e) < 0)
 		log_err("segment %s: %s", b->parent_old_segment, e.msg);
 	pthread_mutex_unlock(&t->lock);
 }

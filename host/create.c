@@ -121,8 +121,8 @@ vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot 
 }
 
 int
-vm_launch(struct tree *t, struct vm *vm, const struct image *image,
-	struct vmm_boot *boot, const int segment[2], struct err *e)
+vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot *boot,
+	const int segment[2], struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_close int data = -1, index = -1, control = -1, kvm = -1, null = -1;

@@ -318,7 +318,8 @@ enter(struct start *s, struct err *e)
 	r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
 	if (r == 0 && rename(s->part, s->base) < 0)
 		r = err_sys(e, -errno, "%.300s", s->base);
-	/* Before a row names it, so that no chain ever has a segment that is not there. */
+	/* Before a row names it, so that no chain ever has a segment that is not there.
+	 */
 	if (r == 0)
 		r = launch_segment(
 			t->config.home, segment, &s->segment[0], &s->segment[1], e);

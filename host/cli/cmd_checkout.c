@@ -70,7 +70,8 @@ run_checkout(int argc, char **argv)
 	if (none == (name != NULL)) {
 		err_set(&e, -EINVAL,
 			none ? "--none and a VM do not go together"
-			     : "which VM? `pando status` lists them; `pando head` says which "
+			     : "which VM? `pando status` lists them; `pando head` says "
+			       "which "
 			       "one is checked out");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
@@ -79,7 +80,8 @@ run_checkout(int argc, char **argv)
 			return out_fail(&e);
 		if (!h.previous[0]) {
 			err_set(&e, -ENOENT,
-				"no VM was checked out in %.300s before: name one", h.folder);
+				"no VM was checked out in %.300s before: name one",
+				h.folder);
 			return out_fail(&e);
 		}
 		name = h.previous;
@@ -110,7 +112,8 @@ run_head(int argc, char **argv)
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key == OPT_WORD)
 			key = (err_set(&e, -EINVAL,
-				       "head takes no VM; `pando checkout %.64s` changes it",
+				       "head takes no VM; `pando checkout %.64s` changes "
+				       "it",
 				       s.arg),
 				OPT_ERROR);
 		return opt_leave(&s, key, &e);
@@ -139,7 +142,8 @@ const struct verb verb_checkout = {
 	.options = options,
 	.text = "Kept in .pando/head of the project's folder: the nearest one from here "
 		"upwards with pando.toml,\n"
-		"vers.toml or .pando, else this one. \"-\" is the one checked out before.",
+		"vers.toml or .pando, else this one. \"-\" is the one checked out "
+		"before.",
 	.words = COMPLETE_VM,
 };
 

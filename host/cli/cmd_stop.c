@@ -125,7 +125,8 @@ const struct verb verb_stop = {
 	.run = run_stop,
 	.usage = "[vm] [options]",
 	.options = stop_options,
-	.text = "The guest is asked by its power button, then by its agent. Memory is lost. "
+	.text = "The guest is asked by its power button, then by its agent. Memory is "
+		"lost. "
 		"Branches are VMs of their own and\n"
 		"go on.",
 	.words = COMPLETE_VM,
@@ -137,7 +138,8 @@ const struct verb verb_start = {
 	.run = run_start,
 	.usage = "[vm] [options]",
 	.options = start_options,
-	.text = "Its id, name and labels stay; what it said before is in console.old of its "
+	.text = "Its id, name and labels stay; what it said before is in console.old of "
+		"its "
 		"folder.",
 	.words = COMPLETE_VM,
 };

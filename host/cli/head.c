@@ -100,7 +100,8 @@ head_read(const char *from, struct head *ret, struct err *e)
 	/* Whoever may write it says what our commands are done to. */
 	if (st.st_uid != geteuid() && st.st_uid != 0)
 		return err_set(e, -EPERM,
-			"%.300s belongs to another user, so the VM in it is not taken: name "
+			"%.300s belongs to another user, so the VM in it is not taken: "
+			"name "
 			"the VM, or set PANDO_VM",
 			h.path);
 	r = S_ISREG(st.st_mode) ? io_read_file(h.path, HEAD_FILE_MAX, &text, &len, NULL)
@@ -130,7 +131,8 @@ head_write(struct head *h, const char *id, struct err *e)
 	if (access(folder, F_OK) < 0) {
 		r = io_mkdir_p(folder, 0755, e);
 		if (r == 0)
-			r = paths_format(ignore, sizeof(ignore), e, "%s/.gitignore", folder);
+			r = paths_format(
+				ignore, sizeof(ignore), e, "%s/.gitignore", folder);
 		if (r == 0)
 			r = io_write_file_atomic(ignore, "*\n", 2, 0644, e);
 		if (r < 0)

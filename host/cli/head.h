@@ -19,13 +19,13 @@ struct head {
 	char previous[HEAD_NAME_MAX]; /* "": none */
 };
 
-/* from: an absolute path of a folder, or NULL: the current one. No file is no error. -EINVAL
- * the file is not one of ours, -EPERM another user's; both with the mend. */
+/* from: an absolute path of a folder, or NULL: the current one. No file is no error.
+ * -EINVAL the file is not one of ours, -EPERM another user's; both with the mend. */
 int head_read(const char *from, struct head *ret, struct err *e);
 /* Only where the file would be; for one who is going to replace a broken one. */
 int head_find(const char *from, struct head *ret, struct err *e);
-/* id NULL: none is checked out from now on. What was becomes the previous one, unless it is
- * the same. Makes .pando where there is none, with a .gitignore. */
+/* id NULL: none is checked out from now on. What was becomes the previous one, unless it
+ * is the same. Makes .pando where there is none, with a .gitignore. */
 int head_write(struct head *h, const char *id, struct err *e);
 
 #endif

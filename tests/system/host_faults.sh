@@ -81,7 +81,6 @@ undone_at() { # point, count
 	status_is 0 pando branch p --count "$2" -n new --no-wait
 	equal "the number of VMs" "$(pando status -q | wc -l)" $(($2 + 2))
 	pando disk export -f p "$work/p.raw" >/dev/null
-	e2fsck -fn "$work/p.raw" >&2
 }
 
 branch_undone() {
@@ -155,7 +154,10 @@ start_is_whole_or_not_at_all() {
 		wait_until 10 "only what is in the tree runs ($point)" settled
 		equal "unfinished bases after $point" "$(find "$PANDO_HOME/bases" -name '*.part')" ""
 		pando disk export -f s "$work/s2.raw" >/dev/null
-		cmp "$work/s.raw" "$work/s2.raw"
+		case $point in
+		start-booted | start-started | start-made) ;; # the guest has written since
+		*) cmp "$work/s.raw" "$work/s2.raw" ;;
+		esac
 		counts_on kin
 		status_is 0 pando start s --no-wait
 		wait_until 60 "s ticks" console_says s tick

@@ -228,7 +228,8 @@ an_older_schema_becomes_this_one(void **state)
 	assert_int_equal(db_insert(db, &a, &e), 0);
 	db_close(db);
 	db = NULL;
-	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN cmdline;"
+	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN "
+	       "cmdline;"
 	       "ALTER TABLE vms DROP COLUMN resize_mib; PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);

@@ -203,15 +203,15 @@ every_call_is_routed(void **state)
 	assert_string_equal(route.labels.items[0].key, "swarm");
 	assert_string_equal(route.labels.items[0].value, "a=b");
 	assert_false(route.memory);
-	assert_int_equal(request_route("GET", "/v1/vms?label=a=1&memory=1&label=b=", &route,
-				 &e),
+	assert_int_equal(
+		request_route("GET", "/v1/vms?label=a=1&memory=1&label=b=", &route, &e),
 		0);
 	assert_int_equal(route.labels.n, 2);
 	assert_string_equal(route.labels.items[1].key, "b");
 	assert_string_equal(route.labels.items[1].value, "");
 	assert_true(route.memory);
-	assert_int_equal(request_route("DELETE", "/v1/vms/a?dry_run=1&recursive=0", &route,
-				 &e),
+	assert_int_equal(
+		request_route("DELETE", "/v1/vms/a?dry_run=1&recursive=0", &route, &e),
 		0);
 	assert_true(route.dry_run);
 	assert_false(route.recursive);
@@ -237,21 +237,23 @@ ends_and_beginnings_are_read(void **state)
 {
 	static const struct {
 		const char *body, *says;
-	} wrong_stops[] = {
-		{"{\"force\":1}", "\"force\" is neither"},
-		{"{\"timeout_ms\":0}", "\"timeout_ms\" is 0"},
-		{"{\"timeout_ms\":3600001}", "\"timeout_ms\" is 3600001"},
-		{"{\"timeout\":1}", "unknown member \"timeout\""},
-		{"[]", "not a JSON object"},
-	}, wrong_resizes[] = {
-		{"{}", "\"disk_mib\" is missing"},
-		{"", "\"disk_mib\" is missing"},
-		{"{\"disk_mib\":0}", "\"disk_mib\" is 0"},
-		{"{\"disk_mib\":-1}", "\"disk_mib\" is -1"},
-		{"{\"disk_mib\":1048577}", "\"disk_mib\" is 1048577"},
-		{"{\"disk_mib\":\"2G\"}", "\"disk_mib\" is not a number"},
-		{"{\"mem_mib\":64}", "unknown member \"mem_mib\""},
-	};
+	} wrong_stops[] =
+		{
+			{"{\"force\":1}", "\"force\" is neither"},
+			{"{\"timeout_ms\":0}", "\"timeout_ms\" is 0"},
+			{"{\"timeout_ms\":3600001}", "\"timeout_ms\" is 3600001"},
+			{"{\"timeout\":1}", "unknown member \"timeout\""},
+			{"[]", "not a JSON object"},
+		},
+	  wrong_resizes[] = {
+		  {"{}", "\"disk_mib\" is missing"},
+		  {"", "\"disk_mib\" is missing"},
+		  {"{\"disk_mib\":0}", "\"disk_mib\" is 0"},
+		  {"{\"disk_mib\":-1}", "\"disk_mib\" is -1"},
+		  {"{\"disk_mib\":1048577}", "\"disk_mib\" is 1048577"},
+		  {"{\"disk_mib\":\"2G\"}", "\"disk_mib\" is not a number"},
+		  {"{\"mem_mib\":64}", "unknown member \"mem_mib\""},
+	  };
 	struct resize_request resize;
 	struct start_request start;
 	struct stop_request stop;
@@ -281,7 +283,8 @@ ends_and_beginnings_are_read(void **state)
 	for (size_t i = 0; i < sizeof(wrong_resizes) / sizeof(wrong_resizes[0]); i++) {
 		const char *body = wrong_resizes[i].body;
 
-		assert_int_equal(request_resize(body, strlen(body), &resize, &e), -EINVAL);
+		assert_int_equal(
+			request_resize(body, strlen(body), &resize, &e), -EINVAL);
 		if (!strstr(e.msg, wrong_resizes[i].says))
 			fail_msg("%s: %s", body, e.msg);
 	}

@@ -890,8 +890,8 @@ a_branch_after_one_cut_short_has_a_chain_that_can_be_read(void **state)
 	assert_int_equal(json_size(parsed, chain), 3);
 	for (int i = 0; i < 2; i++) {
 		link = json_at(parsed, chain, i);
-		assert_int_equal(json_type(parsed, json_get(parsed, link, "records")),
-			JSON_NULL);
+		assert_int_equal(
+			json_type(parsed, json_get(parsed, link, "records")), JSON_NULL);
 	}
 }
 
@@ -1183,8 +1183,8 @@ a_resize_cut_short_is_finished_by_the_next_pandod(void **state)
 	snprintf(path, sizeof(path), "%s/state.db", home);
 	stop();
 	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-	assert_int_equal(sqlite3_exec(db, "UPDATE vms SET resize_mib = 2048", NULL, NULL,
-				 NULL),
+	assert_int_equal(
+		sqlite3_exec(db, "UPDATE vms SET resize_mib = 2048", NULL, NULL, NULL),
 		SQLITE_OK);
 	assert_int_equal(sqlite3_close(db), SQLITE_OK);
 	start();
@@ -1247,8 +1247,8 @@ branches_that_do_not_fit_are_refused_before_anything_is_made(void **state)
 static void
 only_vms_with_all_labels_are_listed(void **state)
 {
-	struct branch_request q = {.count = 1,
-		.labels = {2, {{"team", "red"}, {"run", "1"}}}};
+	struct branch_request q = {
+		.count = 1, .labels = {2, {{"team", "red"}, {"run", "1"}}}};
 	struct labels wanted = {2, {{"run", "1"}, {"team", "red"}}};
 	struct json_out out = {0};
 
@@ -1275,8 +1275,8 @@ what_a_vm_takes_of_the_host_is_told(void **state)
 	assert_int_equal(info("a"), 0);
 	costs = json_get(parsed, 0, "costs");
 	assert_true(costs >= 0);
-	assert_int_equal(json_u64(parsed, json_get(parsed, costs, "memory_unique_bytes"),
-				 &bytes),
+	assert_int_equal(
+		json_u64(parsed, json_get(parsed, costs, "memory_unique_bytes"), &bytes),
 		0);
 	assert_in_range(bytes, 4096, 1u << 30);
 	assert_int_equal(
