@@ -408,13 +408,14 @@ delete_ids(struct client *c, const char *vm, const char *query, const char *memb
 {
 	cleanup_client_reply struct client_reply reply = {0};
 	char path[1024], **ids;
-	int r = client_vm_path(path, sizeof(path), vm, query, e);
+	int r = client_vm_path(path, sizeof(path), vm, query, e), tok;
 
 	if (r == 0)
 		r = client_call(c, "DELETE", path, NULL, &reply, e);
 	if (r < 0)
 		return r;
-	r = read_ids(reply.json, json_get(reply.json, 0, member), &ids);
+	tok = json_get(reply.json, 0, member);
+	r = tok < 0 ? tok : read_ids(reply.json, tok, &ids);
 	if (r < 0)
 		return err_set(e, -EPROTO,
 			"pandod's answer about deleting \"%s\" is not understood", vm);
