@@ -202,7 +202,7 @@ park(struct branch *b, struct parked *k, struct err *e)
 	r = launch_segment(b->t->config.home, segment, &data, &index, e);
 	if (r < 0)
 		return r;
-	fault_point("branch-park-files");
+	fault_point("branch.park-files");
 	memcpy(msg.parent_generation, b->parent_generation,
 		sizeof(msg.parent_generation));
 	snprintf(msg.child_name, sizeof(msg.child_name), "%.40s-parked",
@@ -344,7 +344,7 @@ enter(struct branch *b, struct err *e)
 			&b->parent_index, e);
 	}
 	if (r == 0) {
-		fault_point("branch-segment");
+		fault_point("branch.segment");
 		r = db_chain_append(t->db, parent->row.id, b->parent_segment, e);
 	}
 	if (r == 0) {
@@ -434,11 +434,11 @@ make(struct branch *b, struct err *e)
 	if (r == 0 && b->q->count > 1)
 		r = park(b, &k, e);
 	if (r == 0 && b->q->count > 1)
-		fault_point("branch-parked");
+		fault_point("branch.parked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
 		r = fork_child(b, b->children[i], b->q->count > 1 ? &k : NULL, e);
 	if (r == 0)
-		fault_point("branch-forked");
+		fault_point("branch.forked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++) {
 		struct vm *child = b->children[i];
 
@@ -450,21 +450,21 @@ make(struct branch *b, struct err *e)
 		}
 	}
 	if (r == 0)
-		fault_point("branch-started");
+		fault_point("branch.started");
 	end_parked(b, &k);
 	if (b->forked)
 		note_cut(b);
 	else
 		drop_parent_segment(b);
 	if (r == 0)
-		fault_point("branch-cut");
+		fault_point("branch.cut");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++) {
 		r = vm_made(b->t, b->children[i], e);
 		if (r == 0 && i == 0)
-			fault_point("branch-first-made");
+			fault_point("branch.first-made");
 	}
 	if (r == 0)
-		fault_point("branch-made");
+		fault_point("branch.made");
 	if (r == 0)
 		log_info("vm %s (%s): branched into %u, paused for %llu us, of which "
 			 "fork %llu us; "
@@ -572,7 +572,7 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	pthread_mutex_unlock(&t->lock);
 	if (r < 0)
 		return r;
-	fault_point("branch-entered");
+	fault_point("branch.entered");
 	say(b->p, "branching VM %s into %u", vm_called(b->parent, called, sizeof(called)),
 		b->q->count);
 	r = make(b, e);

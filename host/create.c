@@ -149,7 +149,7 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 			t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
 	if (r < 0)
 		return r;
-	fault_point(again ? "start-spawned" : "create-spawned");
+	fault_point(again ? "start.spawned" : "create.spawned");
 	r = vmmctl_create(TAKE_FD(control), &vm->ctl, e);
 	if (r == 0)
 		r = vmmctl_set_pidfd(vm->ctl, vm->pidfd);
@@ -171,7 +171,7 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 
 	r = vmmctl_boot(vm->ctl, boot, fds, e);
 	if (r == 0)
-		fault_point(again ? "start-booted" : "create-booted");
+		fault_point(again ? "start.booted" : "create.booted");
 	if (r == 0)
 		r = vmmctl_wait_started(
 			vm->ctl, t->config.start_timeout_ms, &started, &sender, e);
@@ -181,7 +181,7 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d",
 			(int)sender, (int)pid);
 	vm->row.pid = pid;
-	fault_point(again ? "start-started" : "create-started");
+	fault_point(again ? "start.started" : "create.started");
 	log_info("vm %s (%s): started, pid %d, %llu MiB, %u vCPU, set up in %llu us",
 		vm->row.id, vm_name(vm), (int)pid, (unsigned long long)vm->row.mem_mib,
 		vm->row.vcpus, (unsigned long long)(started.setup_ns / 1000));
@@ -298,7 +298,7 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 	pthread_mutex_unlock(&t->lock);
 	if (!vm)
 		return r;
-	fault_point("create-entered");
+	fault_point("create.entered");
 	say(p, "starting VM %s", vm_called(vm, called, sizeof(called)));
 	r = vm_boot_message(vm, &image, boot, e);
 	if (r == 0)
@@ -306,7 +306,7 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 	if (r == 0)
 		r = vm_made(t, vm, e);
 	if (r == 0)
-		fault_point("create-made");
+		fault_point("create.made");
 	if (r < 0) {
 		if (e)
 			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm),

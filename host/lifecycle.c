@@ -324,7 +324,7 @@ enter(struct start *s, struct err *e)
 		r = launch_segment(
 			t->config.home, segment, &s->segment[0], &s->segment[1], e);
 	if (r == 0)
-		fault_point("start-flattened");
+		fault_point("start.flattened");
 	if (r == 0)
 		r = db_begin(t->db, e);
 	if (r == 0) {
@@ -347,7 +347,7 @@ enter(struct start *s, struct err *e)
 	}
 	tree_replace_vm(t, old, vm);
 	s->vm = vm;
-	fault_point("start-entered");
+	fault_point("start.entered");
 	if (tree_sweep(t, e) < 0)
 		log_err("vm %s (%s): its old disk: %s", vm->row.id, vm_name(vm), e->msg);
 	return 0;
@@ -399,7 +399,7 @@ boot(struct start *s, const struct progress *p, struct err *e)
 	if (r == 0)
 		r = vm_made(s->t, vm, e);
 	if (r == 0)
-		fault_point("start-made");
+		fault_point("start.made");
 	return r;
 }
 
@@ -462,7 +462,7 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 			vm_called(old, called, sizeof(called)));
 		r = flatten(s, links, n, base, disk_mib, e);
 		if (r == 0)
-			fault_point("start-part");
+			fault_point("start.part");
 	}
 	if (r == 0) {
 		pthread_mutex_lock(&t->lock);
@@ -550,9 +550,9 @@ grow_disk(struct tree *t, struct vm *vm, uint64_t mib, struct err *e)
 		return r;
 	}
 	pthread_mutex_unlock(&t->lock);
-	fault_point("resize-noted");
+	fault_point("resize.noted");
 	r = vmmctl_resize(vm->ctl, mib, t->config.answer_timeout_ms, e);
-	fault_point("resize-grown");
+	fault_point("resize.grown");
 	pthread_mutex_lock(&t->lock);
 	if (r == 0)
 		vm->row.disk_mib = mib;
@@ -605,7 +605,7 @@ resize(struct tree *t, struct vm *vm, uint64_t mib, const struct progress *p,
 	say(p, "its disk has grown; its filesystem follows");
 	if (r == 0)
 		r = guest_grow_root(path, mib, GROW_MS, &why);
-	fault_point("resize-filesystem");
+	fault_point("resize.filesystem");
 	pthread_mutex_lock(&t->lock);
 	if (r < 0) {
 		vm->row.resize_mib = mib;

@@ -123,7 +123,8 @@ const struct verb verb_branch = {
 	.usage = "[vm] [options]",
 	.options = options,
 	.text = "The branches are what the VM was at one instant: memory, processes, "
-		"disk. It goes on meanwhile.\n"
+		"disk. It goes on meanwhile;\n"
+		"one that is paused stays so, and its branches run. "
 		"All come up or none does.",
 	.words = COMPLETE_VM,
 };

@@ -1,7 +1,6 @@
 #include "host/cli/head.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,7 +81,6 @@ int
 head_read(const char *from, struct head *ret, struct err *e)
 {
 	cleanup_free char *text = NULL;
-	cleanup_close int fd = -1;
 	struct head h;
 	struct stat st;
 	char *at;

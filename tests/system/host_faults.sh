@@ -85,14 +85,14 @@ undone_at() { # point, count
 
 branch_undone() {
 	needs_kvm
-	for point in branch-entered branch-segment branch-forked branch-started branch-cut; do
+	for point in branch.entered branch.segment branch.forked branch.started branch.cut; do
 		undone_at "$point" 1
 	done
 }
 
 branch_of_many_undone() {
 	needs_kvm
-	for point in branch-entered branch-segment branch-park-files branch-parked branch-forked branch-started branch-cut; do
+	for point in branch.entered branch.segment branch.park-files branch.parked branch.forked branch.started branch.cut; do
 		undone_at "$point" 3
 	done
 }
@@ -100,7 +100,7 @@ branch_of_many_undone() {
 branch_made() {
 	needs_kvm
 	prepare
-	dies_at branch-made pando branch p -n new --no-wait
+	dies_at branch.made pando branch p -n new --no-wait
 	equal "the number of VMs" "$(pando status -q | wc -l)" 3
 	equal "its parent" "$(vm_field new parent)" "$(vm_field p id)"
 	for vm in p old new; do
@@ -112,7 +112,7 @@ branch_made() {
 
 	# some of many were made: these stay, the others go
 	prepare
-	dies_at branch-first-made pando branch p --count 3 -n new --no-wait
+	dies_at branch.first-made pando branch p --count 3 -n new --no-wait
 	equal "the number of VMs" "$(pando status -q | wc -l)" 3
 	counts_on new-0
 	counts_on p
@@ -123,21 +123,21 @@ branch_made() {
 create_undone() {
 	needs_kvm
 	pando delete --all -y -q >/dev/null
-	for point in create-entered create-spawned create-booted create-started; do
+	for point in create.entered create.spawned create.booted create.started; do
 		dies_at "$point" run_small -N c -- mode=work
 		equal "the VMs after $point" "$(pando status -q)" ""
 		wait_until 10 "nothing runs" settled
 		equal "the files left after $point" \
 			"$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" -mindepth 1)" ""
 	done
-	dies_at create-made run_small -N c -- mode=work tick=20000
+	dies_at create.made run_small -N c -- mode=work tick=20000
 	equal "the VMs" "$(pando status -q | wc -l)" 1
 	counts_on c
 }
 
 start_is_whole_or_not_at_all() {
 	needs_kvm
-	for point in start-part start-flattened start-entered start-spawned start-booted start-started start-made; do
+	for point in start.part start.flattened start.entered start.spawned start.booted start.started start.made; do
 		pando delete --all -y -q >/dev/null
 		run_small -N s -- mode=work tick=20000 disk=1 >/dev/null
 		wait_until 60 "what s says" console_says s tick
@@ -146,8 +146,8 @@ start_is_whole_or_not_at_all() {
 		pando disk export -f s "$work/s.raw" >/dev/null
 		dies_at "$point" pando start s --no-wait
 		case $point in
-		start-part | start-flattened) want=stopped ;;
-		start-made) want=starting ;;
+		start.part | start.flattened) want=stopped ;;
+		start.made) want=starting ;;
 		*) want=failed ;;
 		esac
 		equal "the state after $point" "$(vm_field s state)" "$want"
@@ -155,7 +155,7 @@ start_is_whole_or_not_at_all() {
 		equal "unfinished bases after $point" "$(find "$PANDO_HOME/bases" -name '*.part')" ""
 		pando disk export -f s "$work/s2.raw" >/dev/null
 		case $point in
-		start-booted | start-started | start-made) ;; # the guest has written since
+		start.booted | start.started | start.made) ;; # the guest has written since
 		*) cmp "$work/s.raw" "$work/s2.raw" ;;
 		esac
 		counts_on kin

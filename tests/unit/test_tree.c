@@ -1025,6 +1025,46 @@ force_cuts_a_stop_short_and_nothing_else_does(void **state)
 	assert_string_equal(text("state"), "stopped");
 }
 
+static void *
+slow_branch(void *arg)
+{
+	struct branch_request q = {.count = 1};
+	struct json_out out = {0};
+
+	*(int *)arg = tree_branch(tree, "a", &q, NULL, &out, NULL);
+	json_out_done(&out);
+	return NULL;
+}
+
+static void
+nothing_else_is_done_to_a_vm_that_is_being_branched(void **state)
+{
+	struct json_out out = {0};
+	pthread_t thread;
+	int result = 0, r = 0;
+
+	(void)state;
+	assert_int_equal(create("a", "fork=silent", false), 0);
+	assert_int_equal(pthread_create(&thread, NULL, slow_branch, &result), 0);
+	for (int i = 0; i < 100 && r != -EBUSY; i++) {
+		r = would_delete("a", true);
+		poll(NULL, 0, 2);
+	}
+	assert_int_equal(r, -EBUSY);
+	says("vm \"a\" is being branched: try again when that is done");
+	assert_int_equal(delete ("a", false), -EBUSY);
+	assert_int_equal(delete ("a", true), -EBUSY);
+	assert_int_equal(branch("a", "b", 2, false), -EBUSY);
+	assert_int_equal(stop_vm("a", true, 0), -EBUSY);
+	assert_int_equal(start_vm("a", false), -EBUSY);
+	assert_int_equal(resize_vm("a", 4096), -EBUSY);
+	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), -EBUSY);
+	says("is being branched");
+	pthread_join(thread, NULL);
+	assert_int_equal(result, -ETIMEDOUT);
+	assert_int_equal(count_vms(), 1);
+}
+
 static void
 a_stopped_vm_starts_again_on_a_base_of_its_own(void **state)
 {
@@ -1410,6 +1450,7 @@ main(int argc, char **argv)
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
 		T(force_cuts_a_stop_short_and_nothing_else_does),
+		T(nothing_else_is_done_to_a_vm_that_is_being_branched),
 		T(a_stopped_vm_starts_again_on_a_base_of_its_own),
 		T(a_vm_that_cannot_start_is_what_it_was),
 		T(a_disk_grows_live_and_never_shrinks),
