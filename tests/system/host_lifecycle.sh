@@ -329,12 +329,12 @@ a_disk_only_grows() {
 
 counts_that_cannot_be_are_refused() {
 	needs_kvm
-	before=$(holdings)
+	before=$(holdings | grep -v '^sockets')
 	for n in 0 -1 100000 1025 two ""; do
 		status_is 2 pando branch a --count "$n" --no-wait
 		[ -n "$stderr" ] || fail "no sentence for $n"
 	done
-	equal "what is held" "$(holdings)" "$before"
+	equal "what is held" "$(holdings | grep -v '^sockets')" "$before"
 }
 
 names_that_are_no_vm_are_errors_of_the_new_verbs() {
