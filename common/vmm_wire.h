@@ -39,6 +39,7 @@ enum vmm_msg_type {
 	VMM_STATS = 6,	      /* header only; VMM_STATS_ANSWER */
 	VMM_QUIT =
 		7, /* header only; the process flushes the disk and exits 0, no answer */
+	VMM_RESIZE = 11, /* VMM_DONE */
 
 	/* VMM -> pandod, 64.. */
 	VMM_DONE = 64,	  /* answers the request with the same seq */
@@ -122,6 +123,13 @@ struct vmm_fork {
 	char child_name[VMM_NAME_MAX];
 };
 _Static_assert(sizeof(struct vmm_fork) == 16 + 8 + 32 + VMM_NAME_MAX, "wire format");
+
+/* To a VM that runs or is paused. Disks only grow. */
+struct vmm_resize {
+	struct vmm_hdr hdr;
+	uint64_t disk_mib;
+};
+_Static_assert(sizeof(struct vmm_resize) == 16 + 8, "wire format");
 
 struct vmm_done {
 	struct vmm_hdr hdr;
