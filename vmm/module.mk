@@ -6,7 +6,7 @@ vmmdisk_SRCS := vmm/blockmap.c
 
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
-vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
+vmmdev_SRCS := vmm/blob.c vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
 
 DEVICE_TESTS := test_virtqueue test_blk test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
@@ -21,7 +21,8 @@ test_vsock_WRAP := io_now_ns
 # The machine itself.
 LIBRARIES += vmmcore
 vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c vmm/console.c \
-	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/fork.c vmm/control.c vmm/seal.c vmm/probe.c
+	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/steps.c vmm/fork.c vmm/cpu_features.c \
+	vmm/snapshot.c vmm/restore.c vmm/control.c vmm/seal.c vmm/probe.c
 vmmcore_PKGS := libseccomp
 
 PROGRAMS += pando-vmm

@@ -7,9 +7,6 @@
 #include "common/io.h"
 #include "common/log.h"
 
-#define MSR_TSC 0x10u
-#define MSR_TSC_DEADLINE 0x6e0u
-
 /* Registers with state that older kernels support but leave out of their list: the MTRRs.
  */
 static const uint32_t unlisted_msrs[] = {
@@ -83,10 +80,13 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 	plan.tsc_offset = caps->vcpu_attributes &&
 			  kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
 			  kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
+	plan.tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
+	if (plan.tsc_khz < 0)
+		plan.tsc_khz = 0;
 	for (unsigned i = 0; i < all.n; i++) {
 		uint32_t index = all.indices[i];
 
-		if (index == MSR_TSC && plan.tsc_offset)
+		if (index == STATE_MSR_TSC && plan.tsc_offset)
 			continue; /* the offset says it exactly; writing the TSC makes KVM
 				     guess */
 		if (!takes_back(vcpu_fd, index)) {
@@ -95,7 +95,7 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 				index);
 			continue;
 		}
-		if (index == MSR_TSC_DEADLINE)
+		if (index == STATE_MSR_TSC_DEADLINE)
 			deadline = true;
 		else
 			plan.msrs.indices[plan.msrs.n++] = index;
@@ -103,7 +103,7 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 	/* The deadline last: the timer mode (LAPIC) and the TSC must be there before it
 	 * is armed. */
 	if (deadline)
-		plan.msrs.indices[plan.msrs.n++] = MSR_TSC_DEADLINE;
+		plan.msrs.indices[plan.msrs.n++] = STATE_MSR_TSC_DEADLINE;
 	*ret = plan;
 	return 0;
 }
@@ -143,9 +143,30 @@ state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_cloc
 	return kvm_set_clock(vm_fd, &now, e);
 }
 
+/* What the guest's TSC was when the clock was taken. */
+static int
+save_guest_tsc(int vcpu_fd, const struct state_plan *plan,
+	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
+{
+	struct kvm_msr_table one = {.n = 1, .entries[0].index = STATE_MSR_TSC};
+	unsigned done = 0;
+	int r;
+
+	if (plan->tsc_offset && s->tsc_khz == plan->tsc_khz) {
+		s->guest_tsc = clock->taken_tsc + s->tsc_offset;
+		return 0;
+	}
+	/* A scaled one, or a kernel that does not tell: some µs late. */
+	r = kvm_get_msrs(vcpu_fd, &one, &done, e);
+	if (r == 0 && done != 1)
+		r = err_set(e, -EIO, "KVM_GET_MSRS: the TSC cannot be read");
+	s->guest_tsc = one.entries[0].data;
+	return r;
+}
+
 int
 state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
-	struct vcpu_state *ret, struct err *e)
+	const struct state_clock *clock, struct vcpu_state *ret, struct err *e)
 {
 	unsigned done = 0;
 	int r;
@@ -167,6 +188,8 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 	if (plan->tsc_offset &&
 		(r = kvm_get_tsc_offset(vcpu_fd, &ret->tsc_offset, e)) < 0)
 		return r;
+	if ((r = save_guest_tsc(vcpu_fd, plan, clock, ret, e)) < 0)
+		return r;
 	ret->msrs.n = plan->msrs.n;
 	for (unsigned i = 0; i < plan->msrs.n; i++)
 		ret->msrs.entries[i].index = plan->msrs.indices[i];
@@ -179,6 +202,34 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 	return kvm_get_vcpu_events(vcpu_fd, &ret->events, e);
 }
 
+void
+state_take_up_clock(struct state_clock *c)
+{
+	c->clock = (struct kvm_clock_data){.clock = c->clock.clock};
+	c->taken_ns = io_now_ns();
+	c->taken_tsc = __rdtsc();
+}
+
+int
+state_take_up(struct vcpu_state *s, const struct state_plan *plan,
+	const struct state_clock *c, struct err *e)
+{
+	if (plan->tsc_offset && s->tsc_khz == plan->tsc_khz) {
+		s->tsc_offset = s->guest_tsc - c->taken_tsc;
+		return 0;
+	}
+	/* By its value: KVM finds the offset, and the same for all vCPUs that are given
+	 * the same value within a second. It stands first; the deadline is last. */
+	if (s->msrs.n >= KVM_MSRS_MAX)
+		return err_set(e, -EBADMSG, "the state of a vCPU has too many MSRs");
+	memmove(&s->msrs.entries[1], &s->msrs.entries[0],
+		s->msrs.n * sizeof(s->msrs.entries[0]));
+	s->msrs.entries[0] = (struct kvm_msr_entry){
+		.index = STATE_MSR_TSC, .data = s->guest_tsc};
+	s->msrs.n++;
+	return 0;
+}
+
 /* What an MSR must be now, so that it goes on from what it was then. */
 static void
 bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
@@ -188,14 +239,14 @@ bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
 	for (unsigned i = 0; i < s->msrs.n; i++) {
 		struct kvm_msr_entry *m = &s->msrs.entries[i];
 
-		if (m->index == MSR_TSC) {
+		if (m->index == STATE_MSR_TSC) {
 			m->data += passed;
 			tsc_then = m->data;
-		} else if (m->index == MSR_TSC_DEADLINE && m->data == 0) {
+		} else if (m->index == STATE_MSR_TSC_DEADLINE && m->data == 0) {
 			/* Zero may mean that the timer fired and its interrupt is not yet
 			 * in the LAPIC: a deadline in the past fires at once; the guest
 			 * takes one tick too many for none too few. */
-			m->data = tsc_then ? tsc_then : clock->taken_tsc + s->tsc_offset;
+			m->data = tsc_then ? tsc_then : s->guest_tsc;
 		}
 	}
 }
@@ -213,7 +264,10 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 			(r = kvm_set_tsc_khz(vcpu_fd, s->tsc_khz, e)) < 0)
 			return r;
 	}
-	if (plan->tsc_offset && (r = kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e)) < 0)
+	/* A value among the MSRs says it otherwise. */
+	if (plan->tsc_offset &&
+		!(s->msrs.n && s->msrs.entries[0].index == STATE_MSR_TSC) &&
+		(r = kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e)) < 0)
 		return r;
 	/* LAPIC after SREGS (the APIC base is there), before the MSRs (the deadline needs
 	 * its mode). Events last: REGS clears pending exceptions. */

@@ -243,7 +243,7 @@ vcpu_thread(void *arg)
 		unsigned epoch;
 		int r;
 
-		if (first && v->id == 0) {
+		if (first && v->id == 0 && !(atomic_load(&vm->epoch) & 1)) {
 			first = false;
 			atomic_store(&vm->first_run_ns, io_now_ns());
 			(void)!write(vm->event_fd, &one, sizeof(one));
