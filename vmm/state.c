@@ -49,6 +49,19 @@ is_listed(const struct kvm_msr_index_table *t, uint32_t index)
 	return false;
 }
 
+/* Some KVMs without hardware virtualization take an offset and forget it. */
+static bool
+keeps_tsc_offset(int vcpu_fd, uint64_t offset)
+{
+	const uint64_t other = offset - (1ull << 40);
+	uint64_t got = offset;
+
+	if (kvm_set_tsc_offset(vcpu_fd, other, NULL) < 0 ||
+		kvm_get_tsc_offset(vcpu_fd, &got, NULL) < 0)
+		return false;
+	return kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0 && got == other;
+}
+
 /* Reads one MSR and writes the value back. */
 static bool
 takes_back(int vcpu_fd, uint32_t index)
@@ -80,6 +93,9 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 	plan.tsc_offset = caps->vcpu_attributes &&
 			  kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
 			  kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
+	plan.tsc_fixed = plan.tsc_offset && !keeps_tsc_offset(vcpu_fd, offset);
+	if (plan.tsc_fixed)
+		log_debug("this host's KVM cannot offset a guest's TSC");
 	plan.tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
 	if (plan.tsc_khz < 0)
 		plan.tsc_khz = 0;
@@ -214,6 +230,9 @@ int
 state_take_up(struct vcpu_state *s, const struct state_plan *plan,
 	const struct state_clock *c, struct err *e)
 {
+	if (plan->tsc_fixed && s->guest_tsc > c->taken_tsc)
+		log_warn("this host's KVM cannot offset a guest's TSC, and the host's "
+			 "stands behind the VM's: its clocks jump back");
 	if (plan->tsc_offset && s->tsc_khz == plan->tsc_khz) {
 		s->tsc_offset = s->guest_tsc - c->taken_tsc;
 		return 0;

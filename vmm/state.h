@@ -39,6 +39,7 @@ struct state_plan {
 	struct kvm_msr_index_table
 		msrs;	 /* every one reads, and takes back what it gave */
 	bool tsc_offset; /* the vCPU attribute works */
+	bool tsc_fixed;	 /* setting the offset has no effect: a guest sees the host's TSC */
 	int tsc_khz;	 /* of a fresh vCPU: the host's */
 };
 

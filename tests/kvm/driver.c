@@ -655,10 +655,10 @@ driver_number(const char *line, const char *key)
 const char *
 driver_log(const struct vm *vm, char *dst, size_t cap)
 {
-	static const char *const files[] = {"stderr", "vmm.log"};
+	static const char *const files[] = {"stderr", "blank.log", "vmm.log"};
 	size_t n = 0;
 
-	for (size_t i = 0; i < 2; i++) {
+	for (size_t i = 0; i < 3; i++) {
 		char path[256];
 		cleanup_close int fd =
 			open(driver_path(vm, files[i], path), O_RDONLY | O_CLOEXEC);

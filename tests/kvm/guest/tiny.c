@@ -642,6 +642,8 @@ mode_work(void)
 			say_u64(counter);
 			say(" gap=");
 			say_u64(gap);
+			say(" tsc=");
+			say_u64(now);
 			say(" memory=");
 			say(good ? "ok" : "BAD");
 			if (cpus) {
