@@ -120,6 +120,10 @@ void vm_stop(struct vm *vm);
 /* Undoes vm_stop(); devices pick up what they left. Idempotent. */
 void vm_run(struct vm *vm);
 
+/* Its two halves, for who has something to do between them. */
+void vm_run_vcpus(struct vm *vm);
+void vm_resume_devices(struct vm *vm);
+
 /* Everything KVM holds, to vm->clock and vm->vcpus[].state. After vm_stop(). */
 int vm_save(struct vm *vm, struct err *e);
 /* A state that was loaded from a blob: its clocks go on from now. Just before vm_load(). */
