@@ -75,6 +75,7 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->parked, 0);
 	atomic_store(&vm->epoch, 0);
 	atomic_store(&vm->first_run_ns, 0);
+	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
 	vm->is_parked = vm->is_paused = vm->started_sent = false;
 }

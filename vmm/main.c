@@ -180,17 +180,13 @@ boot(const struct vmm_boot *m, int fds[], struct err *e)
 static int
 prepare(const struct vmm_prepare *m, int fds[], struct err *e)
 {
-	static struct vmm_restore restore;
-	int restore_fds[VMM_RESTORE_FD_COUNT];
 	int r;
 
 	snprintf(vm.name, sizeof(vm.name), "blank");
 	control_use_log(&vm, TAKE_FD(fds[VMM_PREPARE_FD_LOG]));
 	vm.kvm_fd = TAKE_FD(fds[VMM_PREPARE_FD_KVM]);
-	if ((r = restore_prepare(&vm, m->mem_mib, m->vcpus, e)) < 0 ||
-		(r = restore_wait(&vm, m->hdr.seq, &restore, restore_fds, e)) < 0)
-		return r;
-	return restore_run(&vm, &restore, restore_fds, io_now_ns(), e);
+	r = restore_prepare(&vm, m->mem_mib, m->vcpus, true, e);
+	return r < 0 ? r : restore_wait(&vm, m->hdr.seq, e);
 }
 
 /* The same without a pool: the shape is known only now. */
@@ -200,7 +196,7 @@ restore(const struct vmm_restore *m, int fds[], uint64_t began_ns, struct err *e
 	int r;
 
 	vm.kvm_fd = TAKE_FD(fds[VMM_RESTORE_FD_KVM]);
-	r = restore_prepare(&vm, m->mem_mib, m->vcpus, e);
+	r = restore_prepare(&vm, m->mem_mib, m->vcpus, false, e);
 	return r < 0 ? r : restore_run(&vm, m, fds, began_ns, e);
 }
 

@@ -12,8 +12,10 @@
  * A rehearsal saves and loads the blank VM once: what the restore will touch of code,
  * tables and kernel paths has then been touched.
  *
- * Then (restore_run): map the image, read the state, load it, run. What can wait (console,
- * log) comes after the guest runs.
+ * Then: map the image, read the state, load it, run. vCPU 0's own thread does it, since it
+ * is the one that sleeps until the message comes: the way to the first instruction has
+ * one wake-up in it, not two. What can wait (console, vsock, log) the main thread does
+ * beside the running guest.
  */
 #include "vmm/restore.h"
 
@@ -37,6 +39,19 @@
 
 /* The state blob, on its way in or out. */
 static uint8_t blob[VMM_STATE_BLOB_MAX] __attribute__((aligned(64)));
+
+/* One restore in a process. */
+static struct job {
+	struct vmm_restore msg;
+	int fds[VMM_RESTORE_FD_COUNT]; /* owned; -1 once handed on */
+	struct steps steps;
+	int r; /* of what vCPU 0's thread did, with its sentence */
+	struct err e;
+} the_job = {.fds = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1}};
+_Static_assert(VMM_RESTORE_FD_COUNT == 10, "as many as are -1 above");
+
+/* vm_start_vcpus_parked()'s. */
+#define BLANK_EPOCH 1u
 
 static int
 check_shape(uint64_t mem_mib, uint32_t vcpus, struct err *e)
@@ -92,7 +107,7 @@ rehearse(struct vm *vm, struct err *e)
 	r = vm_save(vm, e);
 	if (r < 0)
 		return r;
-	/* Blocks none: a disk of one, for the form's sake. */
+	/* It has no disk yet: one of 1 MiB, for the form's sake. */
 	vm->blk.config.capacity = (1u << 20) / BLK_SECTOR;
 	len = snapshot_save(vm, blob, sizeof(blob));
 	r = snapshot_open(blob, len, &s, e);
@@ -106,70 +121,6 @@ rehearse(struct vm *vm, struct err *e)
 		r = vm_load(vm, e);
 	vm->blk.config.capacity = 0;
 	return r < 0 ? err_wrap(e, r, "rehearsing a restore") : 0;
-}
-
-int
-restore_prepare(struct vm *vm, uint64_t mem_mib, uint32_t vcpus, struct err *e)
-{
-	int r;
-
-	vm->n_vcpus = vcpus;
-	if ((r = seal_surroundings(e)) < 0 || (r = vm_ask_kvm(vm, e)) < 0 ||
-		(r = control_make_loop(vm, e)) < 0 ||
-		(r = guest_mem_reserve(&vm->mem, mem_mib, e)) < 0 ||
-		(r = vm_init_devices(vm, ANY_CID, e)) < 0 ||
-		(r = vm_make_kvm(vm, e)) < 0 ||
-		(r = state_plan_make(
-			 vm->kvm_fd, vm->vcpus[0].fd, &vm->caps, &vm->plan, e)) < 0 ||
-		(r = rehearse(vm, e)) < 0 || (r = vcpu_install_signal(e)) < 0 ||
-		(r = seal_calls(e)) < 0 || (r = vm_start_vcpus_parked(vm, e)) < 0)
-		return r;
-	guest_mem_open_hole(&vm->mem);
-	return 0;
-}
-
-int
-restore_wait(struct vm *vm, uint64_t seq, struct vmm_restore *ret, int fds[],
-	struct err *e)
-{
-	union {
-		struct vmm_hdr hdr;
-		struct vmm_restore restore;
-		uint8_t bytes[sizeof(struct vmm_restore) + 1];
-	} m;
-	struct vmm_done done = {0};
-	size_t n_fds = VMM_RESTORE_FD_COUNT;
-	ssize_t n;
-	int r;
-
-	control_send(vm, &done.hdr, VMM_DONE, sizeof(done), seq);
-	/* Nothing else can happen to a blank VMM: no loop is needed. */
-	io_set_nonblock(vm->control_fd, 0);
-	n = vm->control_fd < 0
-		    ? 0
-		    : io_recv_fds(vm->control_fd, &m, sizeof(m), fds, &n_fds, 0);
-	if (n == 0)
-		_exit(0);
-	if (n < 0)
-		return err_sys(e, (int)n, "waiting for VMM_RESTORE");
-	if ((size_t)n >= sizeof(m.hdr) && m.hdr.version == VMM_WIRE_VERSION &&
-		m.hdr.len == (size_t)n && m.hdr.type == VMM_QUIT && n_fds == 0)
-		_exit(0);
-	if ((size_t)n < sizeof(m.hdr) || m.hdr.version != VMM_WIRE_VERSION ||
-		m.hdr.len != (size_t)n || m.hdr.type != VMM_RESTORE)
-		r = err_set(e, -EPROTO,
-			"a blank VMM takes VMM_RESTORE of version %d, and got something "
-			"else",
-			VMM_WIRE_VERSION);
-	else
-		r = restore_check(&m.restore, (size_t)n, n_fds, e);
-	if (r < 0) {
-		for (size_t i = 0; i < n_fds; i++)
-			close(fds[i]);
-		return r;
-	}
-	*ret = m.restore;
-	return 0;
 }
 
 /* The state, checked as far as the shape goes. */
@@ -244,9 +195,6 @@ load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps *steps,
 	fds[VMM_RESTORE_FD_SEG_DATA] = fds[VMM_RESTORE_FD_SEG_INDEX] = -1;
 	if (has_base)
 		fds[VMM_RESTORE_FD_BASE] = -1;
-	if ((r = vsock_listen(&vm->vsock, fds[VMM_RESTORE_FD_VSOCK], e)) < 0)
-		return r;
-	fds[VMM_RESTORE_FD_VSOCK] = -1;
 	steps_add(steps, "attach");
 	if ((r = snapshot_load(&s, vm, e)) < 0)
 		return r;
@@ -270,40 +218,170 @@ close_all(int *fds)
 			close(TAKE_FD(fds[i]));
 }
 
-int
-restore_run(struct vm *vm, const struct vmm_restore *m, int fds[], uint64_t began_ns,
-	struct err *e)
+/* The way to the first instruction. On whichever thread; the main thread is here or
+ * waits. */
+static int
+take(struct vm *vm, struct job *job, uint64_t began_ns, struct err *e)
 {
-	struct steps steps;
 	int r;
 
-	steps_begin(&steps, began_ns);
+	steps_begin(&job->steps, began_ns);
 	vm->born_ns = began_ns;
-	memcpy(vm->name, m->name, sizeof(vm->name));
-	steps_add(&steps, "receive");
-	r = load(vm, m, fds, &steps, e);
+	memcpy(vm->name, job->msg.name, sizeof(vm->name));
+	r = load(vm, &job->msg, job->fds, &job->steps, e);
+	if (r < 0)
+		return r;
+	/* A vCPU that prints waits for its console. */
+	serial_hold(&vm->serial);
+	atomic_store(&vm->main_is_awake, true);
+	vm_run_vcpus(vm);
+	return 0;
+}
+
+/* What can wait until the guest runs. On the main thread. */
+static int
+settle(struct vm *vm, struct job *job, int r, struct err *e)
+{
+	int *fds = job->fds;
+
 	if (r == 0) {
-		/* A vCPU that prints waits for its console. */
-		serial_hold(&vm->serial);
-		vm_run(vm);
-		steps_add(&steps, "run");
+		steps_add(&job->steps, "run");
 		r = console_open(&vm->console, fds[VMM_RESTORE_FD_CONSOLE], e);
 		serial_release(&vm->serial);
-		steps_add(&steps, "console");
+		steps_add(&job->steps, "console");
 	}
-	control_use_log(vm, TAKE_FD(fds[VMM_RESTORE_FD_LOG]));
+	if (r == 0) {
+		r = vsock_listen(&vm->vsock, fds[VMM_RESTORE_FD_VSOCK], e);
+		if (r == 0)
+			fds[VMM_RESTORE_FD_VSOCK] = -1;
+		vm_resume_devices(vm);
+		steps_add(&job->steps, "vsock");
+	}
+	if (fds[VMM_RESTORE_FD_LOG] >= 0)
+		control_use_log(vm, TAKE_FD(fds[VMM_RESTORE_FD_LOG]));
 	vm->listen_fd = TAKE_FD(fds[VMM_RESTORE_FD_LISTEN]);
 	io_set_nonblock(vm->listen_fd, 1);
 	io_set_nonblock(vm->control_fd, 1);
 	close_all(fds);
 	if (r < 0)
 		return err_wrap(e, r, "restore");
-	steps_add(&steps, "log");
+	steps_add(&job->steps, "log");
 	log_info("restored: %llu MiB, %u vCPU%s, %llu MiB disk; pid %d",
-		(unsigned long long)m->mem_mib, m->vcpus, m->vcpus == 1 ? "" : "s",
-		(unsigned long long)m->disk_mib, (int)getpid());
-	steps_log(&steps, "restored");
+		(unsigned long long)job->msg.mem_mib, job->msg.vcpus,
+		job->msg.vcpus == 1 ? "" : "s", (unsigned long long)job->msg.disk_mib,
+		(int)getpid());
+	steps_log(&job->steps, "restored");
 	return 0;
+}
+
+int
+restore_run(struct vm *vm, const struct vmm_restore *m, int fds[], uint64_t began_ns,
+	struct err *e)
+{
+	int r;
+
+	the_job.msg = *m;
+	for (size_t i = 0; i < VMM_RESTORE_FD_COUNT; i++)
+		the_job.fds[i] = TAKE_FD(fds[i]);
+	r = take(vm, &the_job, began_ns, e);
+	return settle(vm, &the_job, r, e);
+}
+
+/* A blank VMM's next message, which is a VMM_RESTORE or the end. */
+static int
+receive(struct vm *vm, struct job *job, uint64_t *ret_began_ns, struct err *e)
+{
+	static union {
+		struct vmm_hdr hdr;
+		struct vmm_restore restore;
+		uint8_t bytes[sizeof(struct vmm_restore) + 1];
+	} m;
+	size_t n_fds = VMM_RESTORE_FD_COUNT;
+	ssize_t n = io_recv_fds(vm->control_fd, &m, sizeof(m), job->fds, &n_fds, 0);
+	int r;
+
+	*ret_began_ns = io_now_ns();
+	if (n == 0)
+		_exit(0); /* not needed after all */
+	if (n < 0)
+		return err_sys(e, (int)n, "waiting for VMM_RESTORE");
+	for (size_t i = n_fds; i < VMM_RESTORE_FD_COUNT; i++)
+		job->fds[i] = -1;
+	if ((size_t)n < sizeof(m.hdr) || m.hdr.version != VMM_WIRE_VERSION ||
+		m.hdr.len != (size_t)n)
+		m.hdr.type = 0;
+	if (m.hdr.type == VMM_QUIT && n == sizeof(m.hdr) && n_fds == 0)
+		_exit(0);
+	if (m.hdr.type != VMM_RESTORE)
+		return err_set(e, -EPROTO,
+			"a blank VMM takes VMM_RESTORE of version %d, and got something "
+			"else",
+			VMM_WIRE_VERSION);
+	r = restore_check(&m.restore, (size_t)n, n_fds, e);
+	if (r == 0)
+		job->msg = m.restore;
+	return r;
+}
+
+/* On vCPU 0's thread; see struct vm. */
+static void
+become(struct vm *vm)
+{
+	struct job *job = &the_job;
+	uint64_t began_ns;
+
+	job->r = receive(vm, job, &began_ns, &job->e);
+	if (job->r == 0)
+		job->r = take(vm, job, began_ns, &job->e);
+	if (job->r < 0) {
+		/* Still odd: nobody runs, but the main thread wakes. */
+		atomic_fetch_add(&vm->epoch, 2);
+		vcpu_futex_wake(&vm->epoch);
+	}
+}
+
+int
+restore_prepare(
+	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool blank, struct err *e)
+{
+	int r;
+
+	vm->n_vcpus = vcpus;
+	vm->become = blank ? become : NULL;
+	if ((r = seal_surroundings(e)) < 0 || (r = vm_ask_kvm(vm, e)) < 0 ||
+		(r = control_make_loop(vm, e)) < 0 ||
+		(r = guest_mem_reserve(&vm->mem, mem_mib, e)) < 0 ||
+		(r = vm_init_devices(vm, ANY_CID, e)) < 0 ||
+		(r = vm_make_kvm(vm, e)) < 0 ||
+		(r = state_plan_make(
+			 vm->kvm_fd, vm->vcpus[0].fd, &vm->caps, &vm->plan, e)) < 0 ||
+		(r = rehearse(vm, e)) < 0 ||
+		(blank && (r = io_set_nonblock(vm->control_fd, 0)) < 0) || (r = vcpu_install_signal(e)) < 0 ||
+		(r = seal_calls(e)) < 0 || (r = vm_start_vcpus_parked(vm, e)) < 0)
+		return r;
+	guest_mem_open_hole(&vm->mem);
+	return 0;
+}
+
+int
+restore_wait(struct vm *vm, uint64_t seq, struct err *e)
+{
+	struct job *job = &the_job;
+	struct vmm_done done = {0};
+	unsigned epoch = BLANK_EPOCH;
+
+	control_send(vm, &done.hdr, VMM_DONE, sizeof(done), seq);
+	if (vm->control_fd < 0)
+		_exit(0);
+	while (atomic_load(&vm->epoch) == epoch)
+		vcpu_futex_wait(&vm->epoch, epoch);
+	if (job->r < 0) {
+		*e = job->e;
+		/* Before the message was understood there is no log of the VM's. */
+		if (job->fds[VMM_RESTORE_FD_LISTEN] < 0)
+			return job->r;
+	}
+	return settle(vm, job, job->r, e);
 }
 
 int

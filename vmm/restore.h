@@ -10,18 +10,19 @@
 
 /* Everything that does not depend on which VM it will be: namespaces, devices, KVM VM,
  * vCPU threads (parked), the system call filter. kvm_fd and control_fd are there. After
- * it only restore_run() may map memory. */
-int restore_prepare(struct vm *vm, uint64_t mem_mib, uint32_t vcpus, struct err *e);
+ * it only a restore may map memory. blank: restore_wait() comes next, else
+ * restore_run(). */
+int restore_prepare(
+	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool blank, struct err *e);
 
 /* 0, or why a message is no VMM_PREPARE or VMM_RESTORE that can be served. */
 int restore_check_prepare(
 	const struct vmm_prepare *m, size_t len, size_t n_fds, struct err *e);
 int restore_check(const struct vmm_restore *m, size_t len, size_t n_fds, struct err *e);
 
-/* A blank VMM's wait: answers VMM_PREPARE, takes VMM_RESTORE (fds:
- * VMM_RESTORE_FD_COUNT of them, its own then). Exits when it is not needed after all. */
-int restore_wait(struct vm *vm, uint64_t seq, struct vmm_restore *ret, int fds[],
-	struct err *e);
+/* Answers VMM_PREPARE, waits for VMM_RESTORE and becomes that VM; control_run() comes
+ * next. Exits when it is not needed after all. */
+int restore_wait(struct vm *vm, uint64_t seq, struct err *e);
 
 /* Becomes the VM and runs it; control_run() comes next. fds are taken over. began_ns: when
  * the message was received. On failure the process is good for nothing more. */

@@ -26,13 +26,16 @@ serial_init(struct serial *s, struct console *console, struct irq_line irq)
 {
 	*s = (struct serial){.console = console, .irq = irq, .dll = 1, .lcr = 3};
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->released, NULL);
 }
 
 void
 serial_fork_child(struct serial *s, struct irq_line irq)
 {
 	s->irq = irq;
+	s->held = false;
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->released, NULL);
 }
 
 enum { FLAG_FIFO = 1, FLAG_THR_EMPTY = 2, FLAG_LOOP_FULL = 4 };
@@ -104,11 +107,16 @@ void
 serial_hold(struct serial *s)
 {
 	pthread_mutex_lock(&s->lock);
+	s->held = true;
+	pthread_mutex_unlock(&s->lock);
 }
 
 void
 serial_release(struct serial *s)
 {
+	pthread_mutex_lock(&s->lock);
+	s->held = false;
+	pthread_cond_broadcast(&s->released);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -233,6 +241,8 @@ serial_write_many(struct serial *s, unsigned reg, const uint8_t *values, size_t 
 	if (n == 0)
 		return;
 	pthread_mutex_lock(&s->lock);
+	while (s->held)
+		pthread_cond_wait(&s->released, &s->lock);
 	if (reg == REG_DATA && !(s->lcr & LCR_DLAB))
 		transmit(s, values, n);
 	else

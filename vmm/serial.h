@@ -22,6 +22,8 @@
 
 struct serial {
 	pthread_mutex_t lock;
+	pthread_cond_t released;
+	bool held;
 	struct irq_line irq;
 	struct console *console; /* borrowed */
 	uint8_t ier, lcr, mcr, scr, dll, dlm;
@@ -42,8 +44,8 @@ int serial_load(struct serial *s, struct blob_in *in, struct err *e);
 /* vCPUs are about to run again: raises a pending interrupt once more, so that a driver
  * that waits for it in the middle of a transmission does not wait for ever. */
 void serial_resume(struct serial *s);
-/* Between the two a guest that uses the port waits: for whoever changes the console under
- * it. */
+/* Between the two a guest that sends something waits: for whoever changes the console
+ * under it. From any threads. */
 void serial_hold(struct serial *s);
 void serial_release(struct serial *s);
 

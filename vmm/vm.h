@@ -68,6 +68,11 @@ struct vm {
 	atomic_uint epoch;  /* a futex; odd: park */
 	atomic_uint parked; /* a futex: vCPUs that have parked in this epoch */
 	_Atomic uint64_t first_run_ns; /* when vCPU 0 first entered the guest */
+	atomic_bool main_is_awake;     /* and will look at first_run_ns by itself */
+	/* A blank VM's: vCPU 0's thread calls it instead of sleeping in its first park, and
+	 * it moves the epoch on. So who receives the VM's state runs it: waking another
+	 * thread costs as much as loading it. */
+	void (*become)(struct vm *vm);
 
 	struct ioapic ioapic;
 	struct console console;
