@@ -30,6 +30,8 @@ pando-vmm_SRCS := vmm/main.c
 pando-vmm_LIBS := vmmcore vmmdev vmmdisk common
 pando-vmm_PKGS := libseccomp
 pando-vmm_DIR := libexec/pando
+# Every mapping that a fork copies costs it time, and again for each ancestor: one file instead of four.
+pando-vmm_LDFLAGS := $(if $(SAN),,-static-pie)
 
 $(B)/gen/vmm/dsdt.hex: vmm/dsdt.asl
 	@mkdir -p $(@D)
@@ -54,3 +56,13 @@ FUZZERS += fuzz_vsock
 fuzz_vsock_SRCS := tests/fuzz/fuzz_vsock.c $(FUZZED_DEVICES)
 fuzz_vsock_LDLIBS := -Wl,--wrap=io_now_ns
 fuzz_vsock_CORPUS := tests/fuzz/corpus/vsock
+
+UNIT_TESTS += test_snapshot
+test_snapshot_SRCS := tests/unit/test_snapshot.c tests/unit/snapshot_vm.c
+test_snapshot_LIBS := vmmcore vmmdev vmmdisk common
+test_snapshot_PKGS := cmocka libseccomp
+
+FUZZERS += fuzz_snapshot
+fuzz_snapshot_SRCS := tests/fuzz/fuzz_snapshot.c tests/unit/snapshot_vm.c $(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
+	vmm/snapshot.c vmm/cpu_features.c vmm/ioapic.c vmm/serial.c vmm/console.c vmm/ged.c
+fuzz_snapshot_CORPUS := tests/fuzz/corpus/snapshot
