@@ -237,6 +237,7 @@ state_save_vcpu(int vcpu_fd, const struct kvm_run *run, const struct kvm_caps *c
 		ret->tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
 	if (ret->tsc_khz < 0)
 		ret->tsc_khz = 0;
+	ret->tsc_offset = 0; /* what a fixed one is */
 	if (plan->tsc_offset && !plan->tsc_fixed &&
 		(r = kvm_get_tsc_offset(vcpu_fd, &ret->tsc_offset, e)) < 0)
 		return r;
