@@ -308,7 +308,8 @@ main(int argc, char **argv)
 	if (r < 0) {
 		log_err("%s", e.msg);
 		control_send_started(&vm, r, e.msg);
-		return 1;
+		/* No exit handlers: vCPU threads may be there, and the filter. */
+		_exit(1);
 	}
 	control_run(&vm);
 }
