@@ -7,9 +7,6 @@
 #include "common/io.h"
 #include "common/log.h"
 
-#define APIC_BASE_FIRST (1ull << 8) /* the boot CPU's flag */
-#define LONG_PAUSE_NS 1000000000ull
-
 /* Registers with state that older kernels support but leave out of their list: the MTRRs.
  */
 static const uint32_t unlisted_msrs[] = {
@@ -52,29 +49,33 @@ is_listed(const struct kvm_msr_index_table *t, uint32_t index)
 	return false;
 }
 
-/* Some KVMs without hardware virtualization take an offset and forget it. */
+/*
+ * Some KVMs without hardware virtualization take an offset and forget it. One whose
+ * host's TSC is unstable (emulated, above all) keeps it, but computes it anew whenever
+ * the vCPU is loaded, and so returns it some 10 µs off.
+ */
 static bool
 keeps_tsc_offset(int vcpu_fd, uint64_t offset)
 {
-	const uint64_t other = offset - (1ull << 40);
+	const uint64_t step = 1ull << 40, other = offset - step;
 	uint64_t got = offset;
 
 	if (kvm_set_tsc_offset(vcpu_fd, other, NULL) < 0 ||
 		kvm_get_tsc_offset(vcpu_fd, &got, NULL) < 0)
 		return false;
-	return kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0 && got == other;
+	return kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0 &&
+	       got - (other - step / 2) < step;
 }
 
 /* Reads one MSR and writes the value back. */
 static bool
-takes_back(int vcpu_fd, uint32_t index, uint64_t *ret_value)
+takes_back(int vcpu_fd, uint32_t index)
 {
 	struct kvm_msr_table one = {.n = 1, .entries[0].index = index};
 	unsigned done = 0;
 
 	if (kvm_get_msrs(vcpu_fd, &one, &done, NULL) < 0 || done != 1)
 		return false;
-	*ret_value = one.entries[0].data;
 	return kvm_set_msrs(vcpu_fd, &one, &done, NULL) == 0 && done == 1;
 }
 
@@ -84,17 +85,13 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 {
 	struct kvm_msr_index_table all;
 	struct state_plan plan = {0};
-	struct kvm_sregs sregs;
 	uint64_t offset;
 	bool deadline = false;
 	int r;
 
-	if ((r = kvm_get_msr_index_list(kvm_fd, &all, e)) < 0 ||
-		(r = kvm_get_xcrs(vcpu_fd, &plan.fresh_xcrs, e)) < 0 ||
-		(r = kvm_get_debugregs(vcpu_fd, &plan.fresh_debugregs, e)) < 0 ||
-		(r = kvm_get_sregs(vcpu_fd, &sregs, e)) < 0)
+	r = kvm_get_msr_index_list(kvm_fd, &all, e);
+	if (r < 0)
 		return r;
-	plan.fresh_apic_base = sregs.apic_base;
 	for (size_t i = 0; i < sizeof(unlisted_msrs) / sizeof(*unlisted_msrs); i++)
 		if (!is_listed(&all, unlisted_msrs[i]) && all.n < KVM_MSRS_MAX)
 			all.indices[all.n++] = unlisted_msrs[i];
@@ -110,12 +107,11 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 		plan.tsc_khz = 0;
 	for (unsigned i = 0; i < all.n; i++) {
 		uint32_t index = all.indices[i];
-		uint64_t value;
 
 		if (index == STATE_MSR_TSC && plan.tsc_offset)
 			continue; /* the offset says it exactly; writing the TSC makes KVM
 				     guess */
-		if (!takes_back(vcpu_fd, index, &value)) {
+		if (!takes_back(vcpu_fd, index)) {
 			log_debug("MSR 0x%x is not saved: it does not take back what it "
 				  "reads as",
 				index);
@@ -125,7 +121,6 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 			deadline = true;
 			continue;
 		}
-		plan.fresh_msrs[plan.msrs.n] = value;
 		plan.msrs.indices[plan.msrs.n++] = index;
 	}
 	/* The deadline last: the timer mode (LAPIC) and the TSC must be there before it
@@ -192,40 +187,18 @@ save_guest_tsc(int vcpu_fd, const struct state_plan *plan,
 	return r;
 }
 
-/* Registers and events: from the run page, where KVM left them at the last exit, or by
- * calls. */
-static int
-save_registers(
-	int vcpu_fd, const struct kvm_run *run, struct vcpu_state *ret, struct err *e)
-{
-	int r;
-
-	if (run && run->kvm_valid_regs == KVM_SYNC_ALL) {
-		ret->regs = run->s.regs.regs;
-		ret->sregs = run->s.regs.sregs;
-		return 0;
-	}
-	if ((r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0)
-		return r;
-	return kvm_get_sregs(vcpu_fd, &ret->sregs, e);
-}
-
 int
-state_save_vcpu(int vcpu_fd, const struct kvm_run *run, const struct kvm_caps *caps,
-	const struct state_plan *plan, const struct state_clock *clock,
-	struct vcpu_state *ret, struct err *e)
+state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
+	const struct state_clock *clock, struct vcpu_state *ret, struct err *e)
 {
 	unsigned done = 0;
 	int r;
 
 	/* The run state first: reading it makes KVM take pending INIT and SIPI, which
-	 * changes the rest. What the run page holds is older than that. */
-	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0)
-		return r;
-	if (ret->mp.mp_state != KVM_MP_STATE_RUNNABLE &&
-		ret->mp.mp_state != KVM_MP_STATE_HALTED)
-		run = NULL;
-	if ((r = save_registers(vcpu_fd, run, ret, e)) < 0 ||
+	 * changes the rest. */
+	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0 ||
+		(r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
+		(r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0 ||
 		(r = kvm_get_xsave(vcpu_fd, caps, &ret->xsave, e)) < 0 ||
 		(r = kvm_get_xcrs(vcpu_fd, &ret->xcrs, e)) < 0 ||
 		(r = kvm_get_debugregs(vcpu_fd, &ret->debugregs, e)) < 0 ||
@@ -286,38 +259,25 @@ state_take_up(struct vcpu_state *s, const struct state_plan *plan,
 	return 0;
 }
 
-/* What an MSR must be now, so that it goes on from what it was then; those that a fresh
- * vCPU has so already are left out. */
+/* What an MSR must be now, so that it goes on from what it was then. */
 static void
-bring_up_to_date(struct vcpu_state *s, const struct state_plan *plan,
-	const struct state_clock *clock)
+bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
 {
 	uint64_t tsc_then = 0, passed = __rdtsc() - clock->taken_tsc;
-	unsigned n = 0;
 
-	for (unsigned i = 0, at = 0; i < s->msrs.n; i++) {
-		struct kvm_msr_entry m = s->msrs.entries[i];
+	for (unsigned i = 0; i < s->msrs.n; i++) {
+		struct kvm_msr_entry *m = &s->msrs.entries[i];
 
-		if (m.index == STATE_MSR_TSC) {
-			m.data += passed;
-			tsc_then = m.data;
-		} else if (m.index == STATE_MSR_TSC_DEADLINE && m.data == 0) {
+		if (m->index == STATE_MSR_TSC) {
+			m->data += passed;
+			tsc_then = m->data;
+		} else if (m->index == STATE_MSR_TSC_DEADLINE && m->data == 0) {
 			/* Zero may mean that the timer fired and its interrupt is not yet
 			 * in the LAPIC: a deadline in the past fires at once; the guest
 			 * takes one tick too many for none too few. */
-			m.data = tsc_then ? tsc_then : s->guest_tsc;
-		} else if (m.index != STATE_MSR_TSC_DEADLINE) {
-			/* The plan's order is the list's, which may lack some. */
-			while (at < plan->msrs.n && plan->msrs.indices[at] != m.index)
-				at++;
-			if (at == plan->msrs.n)
-				at = 0;
-			else if (plan->fresh_msrs[at] == m.data)
-				continue;
+			m->data = tsc_then ? tsc_then : s->guest_tsc;
 		}
-		s->msrs.entries[n++] = m;
 	}
-	s->msrs.n = n;
 }
 
 static int
@@ -336,30 +296,10 @@ load_tsc(int vcpu_fd, const struct state_plan *plan, const struct vcpu_state *s,
 	return kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e);
 }
 
-/* Registers and events through the run page: at the next KVM_RUN, that is after the LAPIC
- * and the MSRs. So only where the LAPIC lies as in a fresh vCPU, and where KVM_RUN comes
- * to look at the page (a vCPU that waits for its start-up message does not). */
-static bool
-may_sync(const struct vcpu_state *s, unsigned id, const struct kvm_run *run,
-	const struct kvm_caps *caps, const struct state_plan *plan)
-{
-	uint64_t base = plan->fresh_apic_base;
-
-	if (id > 0)
-		base &= ~APIC_BASE_FIRST;
-	return run && caps->sync_regs && s->sregs.apic_base == base &&
-	       (s->mp.mp_state == KVM_MP_STATE_RUNNABLE ||
-		       s->mp.mp_state == KVM_MP_STATE_HALTED);
-}
-
 int
-state_load_vcpu(int vcpu_fd, unsigned id, struct kvm_run *run,
-	const struct kvm_caps *caps, const struct state_plan *plan,
+state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
 	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
 {
-	const uint32_t fresh_mp =
-		id == 0 ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED;
-	bool sync = may_sync(s, id, run, caps, plan);
 	unsigned done = 0;
 	int r;
 
@@ -367,39 +307,25 @@ state_load_vcpu(int vcpu_fd, unsigned id, struct kvm_run *run,
 		return r;
 	/* LAPIC after SREGS (the APIC base is there), before the MSRs (the deadline needs
 	 * its mode). Events last: REGS clears pending exceptions. */
-	if (s->mp.mp_state != fresh_mp && (r = kvm_set_mp_state(vcpu_fd, &s->mp, e)) < 0)
-		return r;
-	if (!sync && ((r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
-			     (r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0))
-		return r;
-	if ((r = kvm_set_xsave(vcpu_fd, &s->xsave, e)) < 0)
-		return r;
-	if (memcmp(&s->xcrs, &plan->fresh_xcrs, sizeof(s->xcrs)) != 0 &&
-		(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0)
-		return r;
-	if (memcmp(&s->debugregs, &plan->fresh_debugregs, sizeof(s->debugregs)) != 0 &&
-		(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0)
-		return r;
-	if ((r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
+	if ((r = kvm_set_mp_state(vcpu_fd, &s->mp, e)) < 0 ||
+		(r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
+		(r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0 ||
+		(r = kvm_set_xsave(vcpu_fd, &s->xsave, e)) < 0 ||
+		(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0 ||
+		(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0 ||
+		(r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
 		return r;
 
-	bring_up_to_date(s, plan, clock);
+	bring_up_to_date(s, clock);
 	if (s->msrs.n && (r = kvm_set_msrs(vcpu_fd, &s->msrs, &done, e)) < 0)
 		return r;
 	if (done != s->msrs.n)
 		return err_set(e, -EIO, "KVM_SET_MSRS: MSR 0x%x does not take 0x%llx",
 			s->msrs.entries[done].index,
 			(unsigned long long)s->msrs.entries[done].data);
-	if (sync) {
-		run->s.regs.regs = s->regs;
-		run->s.regs.sregs = s->sregs;
-		run->s.regs.events = s->events;
-		run->kvm_dirty_regs = KVM_SYNC_ALL;
-	} else if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0) {
+	if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0)
 		return r;
-	}
-	/* A pause that a watchdog in the guest could take for a lock-up. */
-	if (caps->kvmclock_ctrl && io_now_ns() - clock->taken_ns > LONG_PAUSE_NS)
+	if (caps->kvmclock_ctrl)
 		return kvm_kvmclock_ctrl(vcpu_fd, e);
 	return 0;
 }

@@ -231,16 +231,6 @@ vm_start_vcpus(struct vm *vm, struct err *e)
 	return r ? err_sys(e, -r, "starting a vCPU thread") : 0;
 }
 
-/* The next exit leaves registers in the run page, where vm_save() reads them. */
-static void
-ask_for_registers(struct vm *vm, bool wanted)
-{
-	for (unsigned i = 0; i < vm->n_vcpus; i++)
-		if (vm->vcpus[i].run && vm->caps.sync_regs)
-			__atomic_store_n(&vm->vcpus[i].run->kvm_valid_regs,
-				wanted ? (uint64_t)KVM_SYNC_ALL : 0, __ATOMIC_SEQ_CST);
-}
-
 static void
 set_immediate_exit(struct vm *vm, uint8_t value)
 {
@@ -275,7 +265,6 @@ vm_stop(struct vm *vm)
 		return;
 	atomic_store(&vm->stop, 1);
 	atomic_store(&vm->parked, 0);
-	ask_for_registers(vm, true);
 	atomic_fetch_add(&vm->epoch, 1);
 	set_immediate_exit(vm, 1);
 	vcpu_futex_wake(
@@ -301,7 +290,6 @@ vm_run_vcpus(struct vm *vm)
 {
 	atomic_store(&vm->stop, 0);
 	set_immediate_exit(vm, 0);
-	ask_for_registers(vm, false);
 	atomic_fetch_add(&vm->epoch, 1);
 	vcpu_futex_wake(&vm->epoch);
 }
@@ -323,8 +311,8 @@ vm_save(struct vm *vm, struct err *e)
 
 	r = state_save_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
-		r = state_save_vcpu(vm->vcpus[i].fd, vm->vcpus[i].run, &vm->caps,
-			&vm->plan, &vm->clock, &vm->vcpus[i].state, e);
+		r = state_save_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->clock,
+			&vm->vcpus[i].state, e);
 	return r;
 }
 
@@ -345,8 +333,8 @@ vm_load(struct vm *vm, struct err *e)
 	int r = 0;
 
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
-		r = state_load_vcpu(vm->vcpus[i].fd, i, vm->vcpus[i].run, &vm->caps,
-			&vm->plan, &vm->clock, &vm->vcpus[i].state, e);
+		r = state_load_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->clock,
+			&vm->vcpus[i].state, e);
 	if (r < 0)
 		return r;
 	return state_load_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
