@@ -3,16 +3,17 @@
  * descriptors by SCM_RIGHTS in the order each message states.
  *
  * The VMM starts with the socket as descriptor 3 (VMM_CONTROL_FD), opens nothing, and
- * waits for VMM_BOOT. A hostile guest may own the VMM: pandod checks every field of what
- * comes back and believes nothing but the kernel (peer credentials) about who is talking.
+ * waits for VMM_BOOT, VMM_RESTORE or VMM_PREPARE. A hostile guest may own the VMM: pandod
+ * checks every field of what comes back and believes nothing but the kernel (peer
+ * credentials) about who is talking.
  *
  * Little-endian, explicit padding, version in every header. An unknown type or version, a
  * wrong length or a wrong number of descriptors closes the connection. A VMM whose
  * control socket is closed goes on running: the next pandod adopts it (see VMM_LISTEN_FD
  * below).
  *
- * Adoption: the first descriptor of VMM_BOOT and of VMM_FORK is a *listening*
- * SOCK_SEQPACKET socket bound to <vm folder>/control.sock. When its control connection is
+ * Adoption: VMM_BOOT, VMM_FORK and VMM_RESTORE bring a *listening* SOCK_SEQPACKET socket
+ * bound to <vm folder>/control.sock. When its control connection is
  * gone the VMM accepts the next one from it; peer uid must equal its own (SO_PEERCRED).
  */
 #ifndef PANDO_VMM_WIRE_H
@@ -39,6 +40,10 @@ enum vmm_msg_type {
 	VMM_STATS = 6,	      /* header only; VMM_STATS_ANSWER */
 	VMM_QUIT =
 		7, /* header only; the process flushes the disk and exits 0, no answer */
+	VMM_PREPARE = 8, /* first message only; VMM_DONE: the VMM is blank and ready */
+	VMM_RESTORE = 9, /* first message, or to a blank VMM; VMM_STARTED */
+	VMM_STATE = 10,	 /* to a parked picture; VMM_STATE_ANSWER */
+	VMM_RESIZE = 11, /* VMM_DONE */
 
 	/* VMM -> pandod, 64.. */
 	VMM_DONE = 64,	  /* answers the request with the same seq */
@@ -46,6 +51,7 @@ enum vmm_msg_type {
 	VMM_FORKED = 66,  /* answers VMM_FORK, from the parent */
 	VMM_STATS_ANSWER = 67,
 	VMM_EXITING = 68, /* unasked, seq 0: last words */
+	VMM_STATE_ANSWER = 69,
 };
 
 struct vmm_hdr {
@@ -122,6 +128,109 @@ struct vmm_fork {
 	char child_name[VMM_NAME_MAX];
 };
 _Static_assert(sizeof(struct vmm_fork) == 16 + 8 + 32 + VMM_NAME_MAX, "wire format");
+
+/*
+ * A commit: pandod parks a fork (VMM_FORK_PARK), asks the picture for its state, and
+ * reads its memory by process_vm_readv(2) and /proc/<pid>/pagemap.
+ *
+ * The one descriptor of VMM_STATE is a regular file or memfd, empty, read-write: the
+ * state blob is written into it from offset 0. The blob (vmm/snapshot.h) holds all of the
+ * VM but its memory and its disk's blocks; to pandod it is opaque bytes. VMM_STATE is a
+ * header alone. A picture that was asked once lets its user read its memory.
+ */
+enum vmm_state_fd {
+	VMM_STATE_FD_BLOB,
+	VMM_STATE_FD_COUNT,
+};
+
+#define VMM_STATE_BLOB_MAX (1u << 20) /* bytes; 15 KiB are usual */
+#define VMM_MEM_RANGES_MAX 2
+
+struct vmm_mem_range {
+	uint64_t gpa;  /* guest physical address */
+	uint64_t host; /* virtual address in the VMM; 2 MiB aligned where gpa is */
+	uint64_t len;
+};
+
+/* Guest memory lies on the image of the VMM_RESTORE that this VM or its ancestor came
+ * from: a page which pagemap says is neither present nor swapped, or is a file's (bit
+ * 61), is as in that image. Without the flag a page neither present nor swapped is zero.
+ */
+#define VMM_STATE_ON_IMAGE 1u
+
+struct vmm_state_answer {
+	struct vmm_hdr hdr;
+	int32_t error;	/* 0 or negative errno: then msg says why, and nothing else counts
+			 */
+	uint32_t flags; /* VMM_STATE_ON_IMAGE */
+	uint64_t blob_bytes;
+	uint64_t mem_mib;
+	uint64_t disk_mib;
+	uint32_t vcpus;
+	uint32_t n_ranges;
+	/* Ascending. The memory image of VMM_RESTORE is these, one after the other. */
+	struct vmm_mem_range ranges[VMM_MEM_RANGES_MAX];
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_state_answer) == 16 + 8 + 32 + 48 + 512, "wire format");
+
+/*
+ * A blank VMM: VMM_PREPARE as the first message makes all that can be made before it is
+ * known which VM it will be; answered by VMM_DONE. The next message is VMM_RESTORE or
+ * VMM_QUIT; a blank VMM whose control socket is closed exits.
+ */
+enum vmm_prepare_fd {
+	VMM_PREPARE_FD_KVM, /* /dev/kvm, read-write */
+	VMM_PREPARE_FD_LOG, /* append-only: its standard error until VMM_RESTORE */
+	VMM_PREPARE_FD_COUNT,
+};
+
+struct vmm_prepare {
+	struct vmm_hdr hdr;
+	uint64_t mem_mib;
+	uint32_t vcpus;
+	uint32_t pad;
+};
+_Static_assert(sizeof(struct vmm_prepare) == 16 + 16, "wire format");
+
+/* Descriptors of VMM_RESTORE, in this order. */
+enum vmm_restore_fd {
+	VMM_RESTORE_FD_LISTEN, /* listening SOCK_SEQPACKET, for adoption */
+	VMM_RESTORE_FD_VSOCK,  /* listening SOCK_STREAM Unix socket, CONNECT convention */
+	VMM_RESTORE_FD_CONSOLE, /* console ring file, read-write (vmm/console.h) */
+	VMM_RESTORE_FD_LOG,	/* append-only log file */
+	VMM_RESTORE_FD_STATE,	/* state blob, read-only */
+	VMM_RESTORE_FD_MEMORY,	/* memory image, read-only, exactly mem_mib; never written
+				   again */
+	VMM_RESTORE_FD_BASE,	/* the disk as one flat image, read-only; see
+				   VMM_RESTORE_HAS_BASE */
+	VMM_RESTORE_FD_SEG_DATA,  /* this VM's own segment, empty, read-write */
+	VMM_RESTORE_FD_SEG_INDEX, /* its index, empty */
+	VMM_RESTORE_FD_KVM,	  /* /dev/kvm; a blank VMM has it: /dev/null will do */
+	VMM_RESTORE_FD_COUNT,
+};
+#define VMM_RESTORE_HAS_BASE 1u /* clear: /dev/null in its place, the disk is zeroes */
+
+struct vmm_restore {
+	struct vmm_hdr hdr;
+	uint64_t mem_mib; /* as the blob's */
+	uint64_t
+		disk_mib; /* as the blob's or more: then the guest is told that it grew */
+	uint64_t blob_bytes;
+	uint32_t vcpus; /* as the blob's */
+	uint32_t flags; /* VMM_RESTORE_HAS_BASE */
+	uint8_t generation[16];
+	char name[VMM_NAME_MAX];
+};
+_Static_assert(
+	sizeof(struct vmm_restore) == 16 + 24 + 8 + 16 + VMM_NAME_MAX, "wire format");
+
+/* To a VM that runs or is paused. Disks only grow. */
+struct vmm_resize {
+	struct vmm_hdr hdr;
+	uint64_t disk_mib;
+};
+_Static_assert(sizeof(struct vmm_resize) == 16 + 8, "wire format");
 
 struct vmm_done {
 	struct vmm_hdr hdr;

@@ -66,16 +66,21 @@ $(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/tiny.ld
 OBJCOPY ?= objcopy
 
 LIBRARIES += kvmdriver
-kvmdriver_SRCS := tests/kvm/driver.c
-KVM_TESTS += test_kvm_boot test_kvm_fork test_kvm_hostile
+kvmdriver_SRCS := tests/kvm/driver.c tests/kvm/driver_restore.c
+KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore
+KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
-$(foreach t,test_kvm_boot test_kvm_fork test_kvm_hostile,$(eval $(t)_LIBS := kvmdriver common)$(eval $(t)_PKGS := cmocka))
+test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c vmm/blob.c
+$(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk common)$(eval $(t)_PKGS := cmocka))
 # Their guest and the VMM are part of them.
-$(foreach t,test_kvm_boot test_kvm_fork test_kvm_hostile,$(eval $(B)/tests/$(t): | $(TINY)))
+$(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
-BENCHES += bench_branch
+BENCHES += bench_branch bench_restore
+bench_restore_SRCS := tests/bench/bench_restore.c tests/bench/sample.c
+bench_restore_LIBS := kvmdriver vmmdisk common
+$(B)/bench/bench_restore: | $(TINY)
 bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/sample.c tests/bench/bare.c
-bench_branch_LIBS := kvmdriver common
+bench_branch_LIBS := kvmdriver vmmdisk common
 $(B)/bench/bench_branch: | $(TINY)

@@ -546,6 +546,7 @@ static int
 check_empty(int fd, const char *what, struct err *e)
 {
 	struct stat st;
+	int flags;
 
 	if (fstat(fd, &st))
 		return err_sys(e, -errno, "disk segment's %s file", what);
@@ -554,44 +555,65 @@ check_empty(int fd, const char *what, struct err *e)
 			"disk segment's %s file must be a regular, empty file; a VM "
 			"never goes on in a segment that exists",
 			what);
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || (flags & O_APPEND) || (flags & O_ACCMODE) != O_RDWR)
+		return err_set(e, -EINVAL,
+			"disk segment's %s file must be open for reading and writing, "
+			"and not for appending",
+			what);
 	return 0;
 }
 
 int
-blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
-	uint64_t disk_mib, int base_fd, int seg_data_fd, int seg_index_fd, struct err *e)
+blk_check_segment(int data_fd, int index_fd, struct err *e)
 {
-	struct stat st = {0};
+	int r = check_empty(data_fd, "data", e);
+
+	return r ? r : check_empty(index_fd, "index", e);
+}
+
+static int
+check_base(int base_fd, uint64_t disk_mib, uint64_t *ret_bytes, struct err *e)
+{
+	struct stat st;
+
+	*ret_bytes = 0;
+	if (base_fd < 0)
+		return 0;
+	if (fstat(base_fd, &st))
+		return err_sys(e, -errno, "base disk");
+	if (!S_ISREG(st.st_mode))
+		return err_set(e, -EINVAL, "base disk is not a regular file");
+	if ((uint64_t)st.st_size > disk_mib << 20)
+		return err_set(e, -EINVAL,
+			"base disk holds %lld bytes, more than the VM's disk of "
+			"%" PRIu64 " MiB: give the VM a larger disk",
+			(long long)st.st_size, disk_mib);
+	*ret_bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
+/* What follows from the size. */
+static void
+apply_size(struct blk *blk, uint64_t disk_mib)
+{
+	blk->index_limit = BLK_INDEX_RECORDS_MAX(blk->map.n_blocks);
+	blk->config.capacity = (disk_mib << 20) / BLK_SECTOR;
+}
+
+int
+blk_init_empty(
+	struct blk *blk, const struct guest_mem *mem, struct irq_line irq, struct err *e)
+{
 	int r;
 
-	if (base_fd >= 0) {
-		if (fstat(base_fd, &st))
-			return err_sys(e, -errno, "base disk");
-		if (!S_ISREG(st.st_mode))
-			return err_set(e, -EINVAL, "base disk is not a regular file");
-		if ((uint64_t)st.st_size > disk_mib << 20)
-			return err_set(e, -EINVAL,
-				"base disk holds %lld bytes, more than the VM's disk of "
-				"%" PRIu64 " MiB: give the VM a larger disk",
-				(long long)st.st_size, disk_mib);
-	}
-	r = check_empty(seg_data_fd, "data", e);
-	if (r == 0)
-		r = check_empty(seg_index_fd, "index", e);
-	if (r)
-		return r;
 	memset(blk, 0, sizeof(*blk));
-	r = blockmap_init(&blk->map, disk_mib, e);
+	blk->base_fd = -1;
+	r = blockmap_reserve(&blk->map, e);
 	if (r)
 		return r;
 	virtio_dev_init(&blk->dev, &blk_ops, mem, irq);
-	blk->base_fd = base_fd;
-	blk->base_bytes = (uint64_t)st.st_size;
-	blk->segments[0] = (struct blk_segment){seg_data_fd, seg_index_fd, false};
-	blk->n_segments = 1;
-	blk->index_limit = BLK_INDEX_RECORDS_MAX(blk->map.n_blocks);
 	blk->config = (struct virtio_blk_config){
-		.capacity = (disk_mib << 20) / BLK_SECTOR,
 		.size_max = SIZE_MAX_BYTES,
 		.seg_max = QUEUE_SIZE - 2, /* header and status */
 		.blk_size = BLK_SECTOR,
@@ -606,6 +628,83 @@ blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
 		.max_write_zeroes_seg = RANGES_MAX,
 		.write_zeroes_may_unmap = 1,
 	};
+	return 0;
+}
+
+int
+blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd, int seg_data_fd,
+	int seg_index_fd, struct err *e)
+{
+	uint64_t base_bytes;
+	int r;
+
+	if ((r = check_base(base_fd, disk_mib, &base_bytes, e)) ||
+		(r = blk_check_segment(seg_data_fd, seg_index_fd, e)) ||
+		(r = blockmap_grow(&blk->map, disk_mib, e)))
+		return r;
+	blk->base_fd = base_fd;
+	blk->base_bytes = base_bytes;
+	blk->segments[0] = (struct blk_segment){seg_data_fd, seg_index_fd, false};
+	blk->n_segments = 1;
+	apply_size(blk, disk_mib);
+	return 0;
+}
+
+int
+blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
+	uint64_t disk_mib, int base_fd, int seg_data_fd, int seg_index_fd, struct err *e)
+{
+	int r = blk_init_empty(blk, mem, irq, e);
+
+	if (r)
+		return r;
+	r = blk_attach(blk, disk_mib, base_fd, seg_data_fd, seg_index_fd, e);
+	if (r)
+		blockmap_done(&blk->map);
+	return r;
+}
+
+uint64_t
+blk_disk_mib(const struct blk *blk)
+{
+	return blk->config.capacity * BLK_SECTOR >> 20;
+}
+
+int
+blk_grow(struct blk *blk, uint64_t disk_mib, struct err *e)
+{
+	int r;
+
+	virtio_dev_lock(&blk->dev);
+	r = blockmap_grow(&blk->map, disk_mib, e);
+	if (r == 0 && disk_mib != blk_disk_mib(blk)) {
+		apply_size(blk, disk_mib);
+		virtio_dev_config_changed(&blk->dev);
+	}
+	virtio_dev_unlock(&blk->dev);
+	return r;
+}
+
+void
+blk_save(struct blk *blk, struct blob_out *out)
+{
+	virtio_dev_save(&blk->dev, out);
+}
+
+int
+blk_load(struct blk *blk, uint64_t saved_mib, struct blob_in *in, struct err *e)
+{
+	int r = virtio_dev_load(&blk->dev, in, e);
+
+	if (r)
+		return r;
+	if (saved_mib > blk_disk_mib(blk))
+		return err_set(e, -EINVAL,
+			"disk of %" PRIu64 " MiB: it was %" PRIu64
+			" MiB when the state was taken, and disks only grow",
+			blk_disk_mib(blk), saved_mib);
+	if (saved_mib < blk_disk_mib(blk))
+		virtio_dev_config_changed(&blk->dev);
 	return 0;
 }
 

@@ -30,7 +30,7 @@
  * nothing up.
  *
  * System calls: preadv, pwritev, pwrite64, fdatasync, fallocate (punch hole), close;
- * futex (the lock).
+ * futex (the lock); fstat, fcntl (new segments), mprotect (growth).
  */
 #ifndef PANDO_VMM_BLK_H
 #define PANDO_VMM_BLK_H
@@ -137,12 +137,29 @@ struct blk {
  * BLOCKMAP_DISK_MIB_MAX. */
 int blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
 	uint64_t disk_mib, int base_fd, int seg_data_fd, int seg_index_fd, struct err *e);
+/* The same in two steps, for a VM whose disk comes later than its devices. The first
+ * allocates, the second does not. disk_mib: see blk_load(). */
+int blk_init_empty(
+	struct blk *blk, const struct guest_mem *mem, struct irq_line irq, struct err *e);
+int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd, int seg_data_fd,
+	int seg_index_fd, struct err *e);
 /* Closes and unmaps everything. */
 void blk_destroy(struct blk *blk);
+
+/* Into and out of an open section of a state blob: all but the disk's content and size.
+ * After blk_attach(). saved_mib: the disk's size then; if it is less than now, the guest
+ * is told that its disk grew. */
+void blk_save(struct blk *blk, struct blob_out *out);
+int blk_load(struct blk *blk, uint64_t saved_mib, struct blob_in *in, struct err *e);
+uint64_t blk_disk_mib(const struct blk *blk);
+/* Makes the disk larger, at once and while the guest runs. -EINVAL: it would shrink. */
+int blk_grow(struct blk *blk, uint64_t disk_mib, struct err *e);
 
 /* After fork(), in the child: fresh lock, the child's interrupt line. */
 void blk_fork_child(struct blk *blk, struct irq_line irq);
 
+/* Whether two files can be a segment: regular, empty, not O_APPEND. */
+int blk_check_segment(int data_fd, int index_fd, struct err *e);
 /* Whether one more cut fits; ask before forking. -EMFILE with a sentence. */
 int blk_can_cut(struct blk *blk, struct err *e);
 /* Both sides of a fork: the own segment ends here and the new, empty files (taken over on

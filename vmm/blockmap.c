@@ -12,30 +12,76 @@
 
 #define EXPORT_BLOCKS 256 /* 1 MiB at a time */
 
+#define BLOCKS_PER_MIB ((1u << 20) / SEGMENT_BLOCK)
+
 int
-blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e)
+blockmap_reserve(struct blockmap *map, struct err *e)
 {
-	uint64_t blocks = disk_mib * ((1u << 20) / SEGMENT_BLOCK);
+	uint64_t blocks = BLOCKMAP_DISK_MIB_MAX * BLOCKS_PER_MIB;
 	void *p;
+
+	/* Not writable, so that not even strict overcommit counts it. Where the address
+	 * space is limited, less must do. */
+	for (;; blocks /= 4) {
+		p = mmap(NULL, blocks * sizeof(uint64_t), PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (p != MAP_FAILED)
+			break;
+		if (blocks < BLOCKMAP_DISK_MIB_MAX / 256 * BLOCKS_PER_MIB)
+			return err_sys(e, -errno, "address space for a block map");
+	}
+	/* A few entries are touched, here and there. */
+	madvise(p, blocks * sizeof(uint64_t), MADV_NOHUGEPAGE);
+	*map = (struct blockmap){.entries = p, .reserved_blocks = blocks};
+	return 0;
+}
+
+int
+blockmap_grow(struct blockmap *map, uint64_t disk_mib, struct err *e)
+{
+	uint64_t blocks = disk_mib * BLOCKS_PER_MIB;
 
 	if (disk_mib == 0 || disk_mib > BLOCKMAP_DISK_MIB_MAX)
 		return err_set(e, -EINVAL,
 			"disk of %" PRIu64 " MiB: must be 1 to %llu MiB", disk_mib,
 			BLOCKMAP_DISK_MIB_MAX);
-	p = mmap(NULL, blocks * sizeof(uint64_t), PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED)
+	if (blocks < map->n_blocks)
+		return err_set(e, -EINVAL,
+			"disk of %" PRIu64 " MiB: disks only grow, and it is %" PRIu64
+			" MiB now",
+			disk_mib, map->n_blocks / BLOCKS_PER_MIB);
+	if (blocks > map->reserved_blocks)
+		return err_set(e, -ENOMEM,
+			"disk of %" PRIu64 " MiB: this process's address space is "
+			"limited to %" PRIu64 " MiB of disk",
+			disk_mib, map->reserved_blocks / BLOCKS_PER_MIB);
+	if (blocks == map->n_blocks)
+		return 0;
+	if (mprotect(map->entries, blocks * sizeof(uint64_t), PROT_READ | PROT_WRITE))
 		return err_sys(
 			e, -errno, "block map for a disk of %" PRIu64 " MiB", disk_mib);
-	*map = (struct blockmap){.entries = p, .n_blocks = blocks};
+	map->n_blocks = blocks;
 	return 0;
+}
+
+int
+blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e)
+{
+	int r = blockmap_reserve(map, e);
+
+	if (r)
+		return r;
+	r = blockmap_grow(map, disk_mib, e);
+	if (r)
+		blockmap_done(map);
+	return r;
 }
 
 void
 blockmap_done(struct blockmap *map)
 {
 	if (map->entries)
-		munmap(map->entries, map->n_blocks * sizeof(uint64_t));
+		munmap(map->entries, map->reserved_blocks * sizeof(uint64_t));
 	*map = (struct blockmap){0};
 }
 

@@ -46,8 +46,15 @@ blockmap_segment(uint64_t entry)
 struct blockmap {
 	uint64_t *entries; /* owned, mapped */
 	uint64_t n_blocks;
+	uint64_t reserved_blocks; /* the mapping's length: what lies behind n_blocks has
+				     an address and nothing else */
 };
 
+/* Address space for the largest disk; no blocks yet. */
+int blockmap_reserve(struct blockmap *map, struct err *e);
+/* To disk_mib, the present size or more: new blocks are the base image's. */
+int blockmap_grow(struct blockmap *map, uint64_t disk_mib, struct err *e);
+/* Both. */
 int blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e);
 void blockmap_done(struct blockmap *map);
 

@@ -12,16 +12,18 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/fork.h"
+#include "vmm/restore.h"
 
 #define EVENTS_MAX 32
 
 /* Bit 63 is vsock's (VSOCK_TOKEN). */
 enum token { TOKEN_CONTROL = 1, TOKEN_LISTEN, TOKEN_EVENT, TOKEN_VSOCK_KICK };
 
-/* All that pandod sends after VMM_BOOT. */
+/* All that pandod sends to a VM. */
 union request {
 	struct vmm_hdr hdr;
 	struct vmm_fork fork;
+	struct vmm_resize resize;
 	uint8_t bytes[sizeof(struct vmm_fork) +
 		      1]; /* one more: a longer message is seen as such */
 };
@@ -200,6 +202,39 @@ resume_vm(struct vm *vm, uint64_t seq)
 	send_done(vm, seq, 0, NULL);
 }
 
+static void
+send_state(struct vm *vm, uint64_t seq, int fd)
+{
+	struct vmm_state_answer m = {0};
+	struct err e = {0};
+	int r = restore_answer_state(vm, fd, &m, &e);
+
+	close(fd);
+	m.error = r;
+	if (r < 0)
+		snprintf(m.msg, sizeof(m.msg), "%s", e.msg);
+	control_send(vm, &m.hdr, VMM_STATE_ANSWER, sizeof(m), seq);
+}
+
+static void
+resize_disk(struct vm *vm, const struct vmm_resize *m)
+{
+	uint64_t before = blk_disk_mib(&vm->blk);
+	struct err e = {0};
+	int r;
+
+	if (vm->is_parked) {
+		send_done(vm, m->hdr.seq, -EINVAL,
+			"a parked picture does not change; resize a branch of it");
+		return;
+	}
+	r = blk_grow(&vm->blk, m->disk_mib, &e);
+	if (r == 0 && m->disk_mib != before)
+		log_info("the disk grew from %llu to %llu MiB",
+			(unsigned long long)before, (unsigned long long)m->disk_mib);
+	send_done(vm, m->hdr.seq, r, e.msg);
+}
+
 /* Length and number of descriptors of a request, or 0: unknown. */
 static size_t
 request_len(uint16_t type, size_t *ret_fds)
@@ -209,6 +244,11 @@ request_len(uint16_t type, size_t *ret_fds)
 	case VMM_FORK:
 		*ret_fds = VMM_FORK_FD_COUNT;
 		return sizeof(struct vmm_fork);
+	case VMM_STATE:
+		*ret_fds = VMM_STATE_FD_COUNT;
+		return sizeof(struct vmm_hdr);
+	case VMM_RESIZE:
+		return sizeof(struct vmm_resize);
 	case VMM_PAUSE:
 	case VMM_RESUME:
 	case VMM_POWER_BUTTON:
@@ -264,6 +304,12 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_STATS:
 		send_stats(vm, req.hdr.seq);
+		break;
+	case VMM_STATE:
+		send_state(vm, req.hdr.seq, fds[VMM_STATE_FD_BLOB]);
+		break;
+	case VMM_RESIZE:
+		resize_disk(vm, &req.resize);
 		break;
 	case VMM_QUIT:
 		vm_end(vm, VMM_EXIT_QUIT, "asked to quit");
@@ -351,6 +397,10 @@ control_run(struct vm *vm)
 	struct epoll_event events[EVENTS_MAX];
 
 	for (;;) {
+		/* From here on vCPU 0 announces its first run; it may have run already. */
+		if (atomic_exchange(&vm->main_is_awake, false) && !vm->started_sent &&
+			atomic_load(&vm->first_run_ns))
+			control_send_started(vm, 0, NULL);
 		int n, timeout = vm->is_parked ? -1 : vsock_timeout_ms(&vm->vsock);
 
 		n = epoll_wait(vm->epoll_fd, events, EVENTS_MAX, timeout);

@@ -38,6 +38,8 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/control.h"
+#include "vmm/seal.h"
+#include "vmm/steps.h"
 
 static void
 close_all(int *fds, size_t n)
@@ -52,23 +54,6 @@ close_one(int *fd)
 {
 	if (*fd >= 0)
 		close(TAKE_FD(*fd));
-}
-
-/* Times of the child's steps, for the log at debug level. */
-struct steps {
-	uint64_t last_ns;
-	char text[320];
-};
-
-static void
-step(struct steps *s, const char *name)
-{
-	uint64_t now = io_now_ns();
-	size_t used = strlen(s->text);
-
-	snprintf(s->text + used, sizeof(s->text) - used, " %s %llu", name,
-		(unsigned long long)(now - s->last_ns) / 1000);
-	s->last_ns = now;
 }
 
 /* What was the parent's, and what a fork does not carry over. */
@@ -90,6 +75,7 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->parked, 0);
 	atomic_store(&vm->epoch, 0);
 	atomic_store(&vm->first_run_ns, 0);
+	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
 	vm->is_parked = vm->is_paused = vm->started_sent = false;
 }
@@ -105,7 +91,7 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	if ((r = control_make_loop(vm, e)) < 0)
 		return r;
 	loop = control_vsock_loop(vm);
-	step(steps, "loop");
+	steps_add(steps, "loop");
 
 	ioapic_fork_child(&vm->ioapic, vm_ioapic_sink(vm));
 	serial_fork_child(&vm->serial, vm_irq(vm, SERIAL_GSI));
@@ -126,7 +112,7 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 		return r;
 	if (!park)
 		fds[VMM_FORK_FD_VSOCK] = -1;
-	step(steps, "devices");
+	steps_add(steps, "devices");
 
 	if (park) {
 		vm_set_generation(vm, msg->child_generation);
@@ -135,10 +121,10 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	}
 	if ((r = vm_make_kvm(vm, e)) < 0)
 		return r;
-	step(steps, "kvm");
+	steps_add(steps, "kvm");
 	if ((r = vm_load(vm, e)) < 0)
 		return r;
-	step(steps, "state");
+	steps_add(steps, "state");
 	/* Interrupts after the LAPICs' state, or loading it would wipe them out. */
 	ioapic_resume(&vm->ioapic);
 	serial_resume(&vm->serial);
@@ -147,36 +133,41 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	 * run meanwhile, and one that prints waits for it. */
 	serial_hold(&vm->serial);
 	r = vm_start_vcpus(vm, e);
-	step(steps, "start");
+	steps_add(steps, "start");
 	if (r == 0)
 		r = console_open(&vm->console, fds[VMM_FORK_FD_CONSOLE], e);
 	serial_release(&vm->serial);
 	if (r < 0)
 		return r;
-	step(steps, "console");
+	steps_add(steps, "console");
 	virtio_dev_resume(&vm->blk.dev);
 	virtio_dev_resume(&vm->vsock.dev);
 	virtio_dev_resume(&vm->rng.dev);
-	step(steps, "resume");
+	steps_add(steps, "resume");
 	return 0;
 }
 
 static void
 become_child(struct vm *vm, const struct vmm_fork *msg, int fds[], uint64_t forked_ns)
 {
-	struct steps steps = {.last_ns = forked_ns};
+	struct steps steps;
 	struct err e = {0};
 	int r;
 
-	step(&steps, "fork");
+	steps_begin(&steps, forked_ns);
+	steps_add(&steps, "fork");
 	vm->born_ns = forked_ns;
+	/* A picture's memory may be read by its user; that of what runs may not. */
+	if (vm->is_readable)
+		seal_let_nobody_read();
+	vm->is_readable = false;
 	forget_parent(vm);
 	memcpy(vm->name, msg->child_name, sizeof(vm->name));
 	vm->name[sizeof(vm->name) - 1] = '\0';
 	control_use_log(vm, TAKE_FD(fds[VMM_FORK_FD_LOG]));
 	vm->control_fd = TAKE_FD(fds[VMM_FORK_FD_CONTROL]);
 	vm->listen_fd = TAKE_FD(fds[VMM_FORK_FD_LISTEN]);
-	step(&steps, "forget");
+	steps_add(&steps, "forget");
 
 	r = set_up_child(vm, msg, fds, &steps, &e);
 	close_all(fds, VMM_FORK_FD_COUNT);
@@ -187,7 +178,7 @@ become_child(struct vm *vm, const struct vmm_fork *msg, int fds[], uint64_t fork
 	}
 	if (vm->is_parked)
 		control_send_started(vm, 0, NULL);
-	log_debug("branch set up, µs:%s", steps.text);
+	steps_log(&steps, "branch set up");
 }
 
 /* In the parent, after the fork: what it must change before its vCPUs run. */
@@ -226,15 +217,35 @@ take_picture(struct vm *vm, struct err *e)
 	return r;
 }
 
+/* Before anything happens: after the fork it would be the end of one or both. */
+static int
+check_segments(const struct vm *vm, const int fds[], struct err *e)
+{
+	int r = blk_check_segment(
+		fds[VMM_FORK_FD_SEG_DATA], fds[VMM_FORK_FD_SEG_INDEX], e);
+
+	if (r < 0)
+		return err_wrap(e, r, "the child");
+	if (vm->is_parked)
+		return 0;
+	r = blk_check_segment(fds[VMM_FORK_FD_PARENT_SEG_DATA],
+		fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
+	return r < 0 ? err_wrap(e, r, "the parent") : 0;
+}
+
 enum fork_side
 fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 {
 	struct vmm_forked answer = {0};
-	uint64_t asked_ns = io_now_ns(), saved_ns, forked_ns;
+	uint64_t asked_ns, saved_ns, forked_ns;
 	struct err e = {0};
 	pid_t pid;
 	int r;
 
+	r = check_segments(vm, fds, &e);
+	if (r < 0)
+		goto out;
+	asked_ns = io_now_ns();
 	r = take_picture(vm, &e);
 	if (r < 0)
 		goto out;

@@ -1,5 +1,6 @@
 #include "vmm/ged.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "vmm/layout.h"
@@ -21,6 +22,22 @@ ged_fork_child(struct ged *g, struct irq_line irq, void *ctx)
 	g->irq = irq;
 	g->ctx = ctx;
 	pthread_mutex_init(&g->lock, NULL);
+}
+
+void
+ged_save(const struct ged *g, struct blob_out *out)
+{
+	blob_put_u32(out, g->events);
+}
+
+int
+ged_load(struct ged *g, struct blob_in *in, struct err *e)
+{
+	g->events = blob_get_u32(in);
+	if (g->events & ~(GED_EVENT_GENERATION | GED_EVENT_POWER_BUTTON))
+		return err_set(e, -EBADMSG,
+			"the state of the event device has events that there are not");
+	return 0;
 }
 
 void

@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "vmm/blob.h"
 #include "vmm/irq.h"
 
 #define GED_EVENT_GENERATION 1u
@@ -32,6 +33,9 @@ void ged_init(struct ged *g, struct irq_line irq, void (*power_off)(void *),
 	void (*reset)(void *), void *ctx);
 /* After fork(), in the child. */
 void ged_fork_child(struct ged *g, struct irq_line irq, void *ctx);
+/* Into and out of an open section of a state blob; after ged_init(). */
+void ged_save(const struct ged *g, struct blob_out *out);
+int ged_load(struct ged *g, struct blob_in *in, struct err *e);
 /* vCPUs are about to run again: raises the interrupt once more if events are pending. */
 void ged_resume(struct ged *g);
 

@@ -1,5 +1,6 @@
 #include "vmm/ioapic.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@
 
 #define VERSION 0x11u /* no EOI register: EOIs come from the LAPIC */
 
+#define ID_WRITABLE 0x0f000000u
 #define ENTRY_VECTOR(e) ((uint8_t)(e))
 #define ENTRY_REMOTE_IRR (1ull << 14)
 #define ENTRY_LEVEL (1ull << 15)
@@ -105,6 +107,38 @@ ioapic_fork_child(struct ioapic *io, struct ioapic_sink sink)
 }
 
 void
+ioapic_save(const struct ioapic *io, struct blob_out *out)
+{
+	blob_put_u32(out, io->select);
+	blob_put_u32(out, io->id);
+	blob_put_u32(out, io->pending);
+	for (unsigned i = 0; i < IOAPIC_PINS; i++)
+		blob_put_u64(out, io->entry[i]);
+}
+
+int
+ioapic_load(struct ioapic *io, struct blob_in *in, struct err *e)
+{
+	bool bad;
+
+	io->select = blob_get_u32(in);
+	io->id = blob_get_u32(in);
+	io->pending = blob_get_u32(in);
+	bad = io->select > 0xff || (io->id & ~ID_WRITABLE) || io->pending >> IOAPIC_PINS;
+	for (unsigned i = 0; i < IOAPIC_PINS; i++) {
+		uint64_t entry = io->entry[i] = blob_get_u64(in);
+
+		bad |= entry & ~(ENTRY_WRITABLE | ENTRY_REMOTE_IRR);
+		bad |= (entry & ENTRY_REMOTE_IRR) && !(entry & ENTRY_LEVEL);
+	}
+	if (bad)
+		return err_set(e, -EBADMSG,
+			"the state of the interrupt controller has bits that cannot be "
+			"set");
+	return 0;
+}
+
+void
 ioapic_resume(struct ioapic *io)
 {
 	bool levels = false;
@@ -167,7 +201,7 @@ write_index(struct ioapic *io, uint32_t index, uint32_t value)
 	uint64_t old, entry;
 
 	if (index == INDEX_ID) {
-		io->id = value & 0x0f000000u;
+		io->id = value & ID_WRITABLE;
 		return;
 	}
 	if (index < INDEX_ENTRIES || index >= INDEX_ENTRIES + 2 * IOAPIC_PINS)

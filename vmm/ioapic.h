@@ -16,6 +16,8 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "vmm/blob.h"
+
 #define IOAPIC_BASE 0xfec00000ull
 #define IOAPIC_SIZE 0x1000u
 #define IOAPIC_PINS 24u
@@ -43,6 +45,9 @@ struct ioapic {
 void ioapic_init(struct ioapic *io, struct ioapic_sink sink);
 /* After fork(), in the child: a fresh lock and the child's sink. */
 void ioapic_fork_child(struct ioapic *io, struct ioapic_sink sink);
+/* Into and out of an open section of a state blob; after ioapic_init(). */
+void ioapic_save(const struct ioapic *io, struct blob_out *out);
+int ioapic_load(struct ioapic *io, struct blob_in *in, struct err *e);
 /* The sink works (again): tells it the level pins and delivers what is pending. */
 void ioapic_resume(struct ioapic *io);
 

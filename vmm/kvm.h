@@ -22,6 +22,7 @@
 
 #include "common/err.h"
 
+#define KVM_SYNC_ALL (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS)
 #define KVM_MSRS_MAX 320    /* of one vCPU, saved at a fork */
 #define KVM_CPUID_MAX 128   /* entries */
 #define KVM_XSAVE_MAX 16384 /* bytes; AVX-512 needs 2.7 KiB, AMX 11 KiB */
@@ -70,6 +71,7 @@ struct kvm_caps {
 	bool tsc_deadline_timer;
 	bool adjust_clock;
 	bool kvmclock_ctrl;
+	bool sync_regs; /* registers and events go in and out through the run page */
 };
 
 /* kvm_fd is /dev/kvm throughout. */

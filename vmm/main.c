@@ -10,7 +10,8 @@
  * which may be hostile: whatever it does, the worst outcome is the end of this process,
  * with a sentence in its log.
  *
- * main: limits and namespaces; one message; build the VM; seal; run. `--probe` instead
+ * main: limits and namespaces; one message; build the VM; seal; run. (A blank VMM builds
+ * and seals before it knows which VM it will be: vmm/restore.c.) `--probe` instead
  * tells what this host's KVM can do (vmm/probe.h).
  */
 #include <errno.h>
@@ -29,6 +30,7 @@
 #include "vmm/acpi.h"
 #include "vmm/control.h"
 #include "vmm/probe.h"
+#include "vmm/restore.h"
 #include "vmm/seal.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
@@ -38,19 +40,16 @@
 #define MSR_MTRR_DEF_TYPE 0x2ffu
 #define MTRR_ENABLED_WRITE_BACK (1u << 11 | 6u)
 
-static struct vm vm; /* 200 KiB and more: not for a stack */
+static struct vm vm; /* 250 KiB and more: not for a stack */
 
 static int
-check_message(struct vmm_boot *m, size_t len, size_t n_fds, struct err *e)
+check_boot(const struct vmm_boot *m, size_t len, size_t n_fds, struct err *e)
 {
-	if (len < sizeof(m->hdr) || m->hdr.version != VMM_WIRE_VERSION ||
-		m->hdr.type != VMM_BOOT || m->hdr.len != len || len != sizeof(*m))
+	if (len != sizeof(*m) || n_fds != VMM_BOOT_FD_COUNT)
 		return err_set(e, -EPROTO,
-			"the first message is no VMM_BOOT of version %d",
-			VMM_WIRE_VERSION);
-	if (n_fds != VMM_BOOT_FD_COUNT)
-		return err_set(e, -EPROTO, "VMM_BOOT came with %zu descriptors, not %d",
-			n_fds, VMM_BOOT_FD_COUNT);
+			"VMM_BOOT came with %zu bytes and %zu descriptors, not %zu and "
+			"%d",
+			len, n_fds, sizeof(*m), VMM_BOOT_FD_COUNT);
 	if (m->mem_mib < VMM_MEM_MIN_MIB || m->mem_mib > VMM_MEM_MAX_MIB)
 		return err_set(e, -EINVAL, "memory of %llu MiB: it must be %d to %d",
 			(unsigned long long)m->mem_mib, VMM_MEM_MIN_MIB, VMM_MEM_MAX_MIB);
@@ -72,27 +71,22 @@ check_message(struct vmm_boot *m, size_t len, size_t n_fds, struct err *e)
 static int
 init_devices(const struct vmm_boot *m, int fds[], struct err *e)
 {
-	struct vsock_loop loop = control_vsock_loop(&vm);
-	int r;
+	int r = vm_init_devices(&vm, m->guest_cid, e);
 
-	ioapic_init(&vm.ioapic, vm_ioapic_sink(&vm));
-	serial_init(&vm.serial, &vm.console, vm_irq(&vm, SERIAL_GSI));
-	vm_init_ged(&vm);
-	rng_init(&vm.rng, &vm.mem, vm_irq(&vm, LAYOUT_VIRTIO_GSI + LAYOUT_RNG));
-	r = blk_init(&vm.blk, &vm.mem, vm_irq(&vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK),
-		m->disk_mib, m->flags & VMM_BOOT_HAS_BASE ? fds[VMM_BOOT_FD_BASE] : -1,
+	if (r < 0)
+		return r;
+	r = blk_attach(&vm.blk, m->disk_mib,
+		m->flags & VMM_BOOT_HAS_BASE ? fds[VMM_BOOT_FD_BASE] : -1,
 		fds[VMM_BOOT_FD_SEG_DATA], fds[VMM_BOOT_FD_SEG_INDEX], e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
 	if (m->flags & VMM_BOOT_HAS_BASE)
 		fds[VMM_BOOT_FD_BASE] = -1;
 	fds[VMM_BOOT_FD_SEG_DATA] = fds[VMM_BOOT_FD_SEG_INDEX] = -1;
-	r = vsock_init(&vm.vsock, &vm.mem, vm_irq(&vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
-		m->guest_cid, fds[VMM_BOOT_FD_VSOCK], vm.vsock_kick_fd, &loop, e);
+	r = vsock_listen(&vm.vsock, fds[VMM_BOOT_FD_VSOCK], e);
 	if (r < 0)
 		return err_wrap(e, r, "vsock");
 	fds[VMM_BOOT_FD_VSOCK] = -1;
-	vm.blk.dev.stop = vm.vsock.dev.stop = vm.rng.dev.stop = &vm.stop;
 	return console_open(&vm.console, fds[VMM_BOOT_FD_CONSOLE], e);
 }
 
@@ -139,14 +133,7 @@ build(const struct vmm_boot *m, int fds[], struct err *e)
 	int r;
 
 	vm.n_vcpus = m->vcpus;
-	if ((r = kvm_read_caps(vm.kvm_fd, &vm.caps, e)) < 0 ||
-		(r = kvm_check_caps(&vm.caps, e)) < 0 ||
-		(r = kvm_get_supported_cpuid(vm.kvm_fd, &vm.cpuid, e)) < 0)
-		return r;
-	if (vm.n_vcpus > vm.caps.max_vcpus)
-		return err_set(e, -EINVAL, "%u vCPUs: this host's KVM allows %u",
-			vm.n_vcpus, vm.caps.max_vcpus);
-	if ((r = control_make_loop(&vm, e)) < 0 ||
+	if ((r = vm_ask_kvm(&vm, e)) < 0 || (r = control_make_loop(&vm, e)) < 0 ||
 		(r = guest_mem_create(&vm.mem, m->mem_mib, e)) < 0)
 		return r;
 	r = boot_load(&vm.mem, fds[VMM_BOOT_FD_KERNEL],
@@ -165,43 +152,106 @@ build(const struct vmm_boot *m, int fds[], struct err *e)
 	return init_registers(&entry, e);
 }
 
-/* Takes the one message and makes the VM that it asks for. */
+/* A VM that boots a kernel. fds are taken over. */
 static int
-boot(struct err *e)
+boot(const struct vmm_boot *m, int fds[], struct err *e)
 {
-	static struct vmm_boot m;
-	int fds[VMM_BOOT_FD_COUNT];
-	size_t n_fds = VMM_BOOT_FD_COUNT;
-	ssize_t len = io_recv_fds(vm.control_fd, &m, sizeof(m), fds, &n_fds, 0);
 	int r;
 
-	if (len == 0)
-		exit(0); /* not needed after all */
-	if (len < 0)
-		return err_sys(e, (int)len, "waiting for VMM_BOOT");
-	r = check_message(&m, (size_t)len, n_fds, e);
-	if (r < 0)
-		return r;
-	vm.born_ns = io_now_ns();
-	memcpy(vm.name, m.name, sizeof(vm.name));
+	memcpy(vm.name, m->name, sizeof(vm.name));
 	control_use_log(&vm, TAKE_FD(fds[VMM_BOOT_FD_LOG]));
 	vm.listen_fd = TAKE_FD(fds[VMM_BOOT_FD_LISTEN]);
 	vm.kvm_fd = TAKE_FD(fds[VMM_BOOT_FD_KVM]);
 
 	r = seal_surroundings(e);
 	if (r == 0)
-		r = build(&m, fds, e);
-	for (size_t i = 0; i < n_fds; i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
+		r = build(m, fds, e);
 	if (r < 0)
 		return r;
 	log_info("%llu MiB, %u vCPU%s, %llu MiB disk; pid %d",
-		(unsigned long long)m.mem_mib, m.vcpus, m.vcpus == 1 ? "" : "s",
-		(unsigned long long)m.disk_mib, (int)getpid());
+		(unsigned long long)m->mem_mib, m->vcpus, m->vcpus == 1 ? "" : "s",
+		(unsigned long long)m->disk_mib, (int)getpid());
 	if ((r = vcpu_install_signal(e)) < 0 || (r = seal_calls(e)) < 0)
 		return r;
 	return vm_start_vcpus(&vm, e);
+}
+
+/* A blank VMM, and the VM that it becomes. */
+static int
+prepare(const struct vmm_prepare *m, int fds[], struct err *e)
+{
+	int r;
+
+	snprintf(vm.name, sizeof(vm.name), "blank");
+	control_use_log(&vm, TAKE_FD(fds[VMM_PREPARE_FD_LOG]));
+	vm.kvm_fd = TAKE_FD(fds[VMM_PREPARE_FD_KVM]);
+	r = restore_prepare(&vm, m->mem_mib, m->vcpus, true, e);
+	return r < 0 ? r : restore_wait(&vm, m->hdr.seq, e);
+}
+
+/* The same without a pool: the shape is known only now. */
+static int
+restore(const struct vmm_restore *m, int fds[], uint64_t began_ns, struct err *e)
+{
+	int r;
+
+	vm.kvm_fd = TAKE_FD(fds[VMM_RESTORE_FD_KVM]);
+	r = restore_prepare(&vm, m->mem_mib, m->vcpus, false, e);
+	return r < 0 ? r : restore_run(&vm, m, fds, began_ns, e);
+}
+
+/* Takes the first message and makes the VM that it asks for. */
+static int
+begin(struct err *e)
+{
+	static union {
+		struct vmm_hdr hdr;
+		struct vmm_boot boot;
+		struct vmm_prepare prepare;
+		struct vmm_restore restore;
+	} m;
+	enum { FDS = VMM_BOOT_FD_COUNT > (int)VMM_RESTORE_FD_COUNT
+			     ? VMM_BOOT_FD_COUNT
+			     : (int)VMM_RESTORE_FD_COUNT };
+	int fds[FDS];
+	size_t n_fds = FDS;
+	ssize_t len = io_recv_fds(vm.control_fd, &m, sizeof(m), fds, &n_fds, 0);
+	int r;
+
+	if (len == 0)
+		exit(0); /* not needed after all */
+	if (len < 0)
+		return err_sys(e, (int)len, "waiting for the first message");
+	vm.born_ns = io_now_ns();
+	if ((size_t)len < sizeof(m.hdr) || m.hdr.version != VMM_WIRE_VERSION ||
+		m.hdr.len != (size_t)len)
+		m.hdr.type = 0;
+	switch (m.hdr.type) {
+	case VMM_BOOT:
+		r = check_boot(&m.boot, (size_t)len, n_fds, e);
+		if (r == 0)
+			r = boot(&m.boot, fds, e);
+		break;
+	case VMM_PREPARE:
+		r = restore_check_prepare(&m.prepare, (size_t)len, n_fds, e);
+		if (r == 0)
+			r = prepare(&m.prepare, fds, e);
+		break;
+	case VMM_RESTORE:
+		r = restore_check(&m.restore, (size_t)len, n_fds, e);
+		if (r == 0)
+			r = restore(&m.restore, fds, vm.born_ns, e);
+		break;
+	default:
+		r = err_set(e, -EPROTO,
+			"the first message is no VMM_BOOT, VMM_PREPARE or VMM_RESTORE of "
+			"version %d",
+			VMM_WIRE_VERSION);
+	}
+	for (size_t i = 0; i < n_fds; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	return r;
 }
 
 static int
@@ -252,7 +302,7 @@ main(int argc, char **argv)
 	fcntl(VMM_CONTROL_FD, F_SETFD, FD_CLOEXEC);
 	vm.control_fd = VMM_CONTROL_FD;
 
-	r = boot(&e);
+	r = begin(&e);
 	if (r < 0) {
 		log_err("%s", e.msg);
 		control_send_started(&vm, r, e.msg);

@@ -3,12 +3,13 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #define MIB (1ull << 20)
 #define HUGE (2 * MIB)
 
-int
-guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e)
+static int
+map_aligned(struct guest_mem *m, uint64_t mem_mib, int prot, struct err *e)
 {
 	uint64_t len, map_len, head;
 	uint8_t *p;
@@ -18,8 +19,7 @@ guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e)
 			(unsigned long long)mem_mib);
 	len = mem_mib * MIB;
 	map_len = (len + HUGE - 1) / HUGE * HUGE + HUGE;
-	p = mmap(NULL, map_len, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	p = mmap(NULL, map_len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED)
 		return err_sys(e, -errno, "mapping %llu MiB of guest memory",
 			(unsigned long long)mem_mib);
@@ -34,15 +34,64 @@ guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e)
 	if (map_len > len)
 		munmap(p + len, map_len - len);
 
-	/* Huge pages make fork() of a VM 10 to 30 times cheaper. A host that has none
-	 * still works. */
-	madvise(p, len, MADV_HUGEPAGE);
-	/* Guest memory holds other people's secrets: it stays out of core dumps. */
-	madvise(p, len, MADV_DONTDUMP);
-
 	m->host = p;
 	m->low_len = len < GUEST_LOW_MAX ? len : GUEST_LOW_MAX;
 	m->high_len = len - m->low_len;
+	m->on_image = false;
+	return 0;
+}
+
+int
+guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e)
+{
+	int r = map_aligned(m, mem_mib, PROT_READ | PROT_WRITE, e);
+
+	if (r < 0)
+		return r;
+	/* Huge pages make fork() of a VM 10 to 30 times cheaper. A host that has none
+	 * still works. */
+	madvise(m->host, m->low_len + m->high_len, MADV_HUGEPAGE);
+	/* Guest memory holds other people's secrets: it stays out of core dumps. */
+	madvise(m->host, m->low_len + m->high_len, MADV_DONTDUMP);
+	return 0;
+}
+
+int
+guest_mem_reserve(struct guest_mem *m, uint64_t mem_mib, struct err *e)
+{
+	return map_aligned(m, mem_mib, PROT_NONE, e);
+}
+
+void
+guest_mem_open_hole(struct guest_mem *m)
+{
+	munmap(m->host, m->low_len + m->high_len);
+}
+
+int
+guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e)
+{
+	uint64_t len = m->low_len + m->high_len;
+	struct stat st;
+	void *p;
+
+	if (fstat(image_fd, &st) < 0)
+		return err_sys(e, -errno, "memory image");
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != len)
+		return err_set(e, -EINVAL,
+			"the memory image must be a regular file of %llu MiB, not of "
+			"%lld bytes",
+			(unsigned long long)(len / MIB), (long long)st.st_size);
+	p = mmap(m->host, len, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE, image_fd, 0);
+	if (p == MAP_FAILED)
+		return err_sys(e, -errno, "mapping the memory image");
+	if (p != m->host) { /* before Linux 4.17 the flag is a wish */
+		munmap(p, len);
+		return err_set(e, -EEXIST,
+			"mapping the memory image: something else lies there");
+	}
+	m->on_image = true;
 	return 0;
 }
 

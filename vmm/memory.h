@@ -14,6 +14,7 @@
 #ifndef PANDO_VMM_MEMORY_H
 #define PANDO_VMM_MEMORY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,10 +31,19 @@ struct guest_mem {
 	uint8_t *host;	   /* owned: low_len + high_len bytes, 2 MiB aligned */
 	uint64_t low_len;  /* guest [0, low_len) is host[0…] */
 	uint64_t high_len; /* guest [4 GiB, 4 GiB + high_len) is host[low_len…] */
+	bool on_image;	   /* pages nobody wrote are an image's, not zero */
 };
 
 /* mem_mib: 1 and up. -ENOMEM with a sentence when the host refuses. */
 int guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e);
+/* The same addresses, reserved and not usable; then given up, so that nothing is mapped
+ * there (KVM's slots may be set over them all the same: mapping into such a hole costs KVM
+ * nothing); then the image, private, read-only itself, exactly the memory's length: low
+ * piece, high piece. Between the last two nothing else may map memory; if something did,
+ * that is -EEXIST and no harm is done. */
+int guest_mem_reserve(struct guest_mem *m, uint64_t mem_mib, struct err *e);
+void guest_mem_open_hole(struct guest_mem *m);
+int guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e);
 void guest_mem_destroy(struct guest_mem *m);
 
 /* 0, or -EFAULT when any of the len bytes is not RAM (nothing is copied then). len 0 is

@@ -6,7 +6,7 @@ vmmdisk_SRCS := vmm/blockmap.c
 
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
-vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
+vmmdev_SRCS := vmm/blob.c vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
 
 DEVICE_TESTS := test_virtqueue test_blk test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
@@ -21,7 +21,8 @@ test_vsock_WRAP := io_now_ns
 # The machine itself.
 LIBRARIES += vmmcore
 vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c vmm/console.c \
-	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/fork.c vmm/control.c vmm/seal.c vmm/probe.c
+	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/steps.c vmm/fork.c vmm/cpu_features.c \
+	vmm/snapshot.c vmm/restore.c vmm/control.c vmm/seal.c vmm/probe.c
 vmmcore_PKGS := libseccomp
 
 PROGRAMS += pando-vmm
@@ -29,6 +30,8 @@ pando-vmm_SRCS := vmm/main.c
 pando-vmm_LIBS := vmmcore vmmdev vmmdisk common
 pando-vmm_PKGS := libseccomp
 pando-vmm_DIR := libexec/pando
+# Every mapping that a fork copies costs it time, and again for each ancestor: one file instead of four.
+pando-vmm_LDFLAGS := $(if $(SAN),,-static-pie)
 
 $(B)/gen/vmm/dsdt.hex: vmm/dsdt.asl
 	@mkdir -p $(@D)
@@ -53,3 +56,13 @@ FUZZERS += fuzz_vsock
 fuzz_vsock_SRCS := tests/fuzz/fuzz_vsock.c $(FUZZED_DEVICES)
 fuzz_vsock_LDLIBS := -Wl,--wrap=io_now_ns
 fuzz_vsock_CORPUS := tests/fuzz/corpus/vsock
+
+UNIT_TESTS += test_snapshot
+test_snapshot_SRCS := tests/unit/test_snapshot.c tests/unit/snapshot_vm.c
+test_snapshot_LIBS := vmmcore vmmdev vmmdisk common
+test_snapshot_PKGS := cmocka libseccomp
+
+FUZZERS += fuzz_snapshot
+fuzz_snapshot_SRCS := tests/fuzz/fuzz_snapshot.c tests/unit/snapshot_vm.c $(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
+	vmm/snapshot.c vmm/cpu_features.c vmm/ioapic.c vmm/serial.c vmm/console.c vmm/ged.c
+fuzz_snapshot_CORPUS := tests/fuzz/corpus/snapshot

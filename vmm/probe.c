@@ -111,11 +111,10 @@ set_up(struct probe *p)
 	p->create_vm_ns = io_now_ns() - start;
 	vm_drop_kvm(vm, false);
 
-	if ((r = guest_mem_create(&vm->mem, 2, &p->e)) < 0 ||
-		(r = write_guest(p, &entry)) < 0 ||
-		(r = kvm_get_supported_cpuid(vm->kvm_fd, &vm->cpuid, &p->e)) < 0)
-		return r;
 	vm->n_vcpus = 1;
+	if ((r = guest_mem_create(&vm->mem, 2, &p->e)) < 0 ||
+		(r = write_guest(p, &entry)) < 0 || (r = vm_ask_kvm(vm, &p->e)) < 0)
+		return r;
 	start = io_now_ns();
 	if ((r = vm_make_kvm(vm, &p->e)) < 0)
 		return r;

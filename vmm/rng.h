@@ -3,7 +3,8 @@
  * thread that rings the doorbell, at most RNG_REQUEST_MAX bytes a request (a shorter
  * answer is allowed; the driver asks again).
  *
- * Fork: virtio_dev_fork_child(&rng->dev, irq) is all there is.
+ * Fork: virtio_dev_fork_child(&rng->dev, irq) is all there is; state: virtio_dev_save()
+ * and virtio_dev_load() likewise.
  * System calls: getrandom.
  */
 #ifndef PANDO_VMM_RNG_H

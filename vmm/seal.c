@@ -174,6 +174,23 @@ out:
 	return 0;
 }
 
+int
+seal_let_user_read(struct err *e)
+{
+	if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+		return err_sys(e, -errno, "PR_SET_DUMPABLE");
+	/* Where Yama allows only ancestors to read and there was no user namespace to
+	 * own. EINVAL: no Yama. */
+	(void)prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+	return 0;
+}
+
+void
+seal_let_nobody_read(void)
+{
+	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* cannot fail with these arguments */
+}
+
 struct rule {
 	int call;
 	const char *reason;
@@ -183,14 +200,14 @@ static const struct rule rules[] = {
 	{SCMP_SYS(read), "eventfds"},
 	{SCMP_SYS(write), "log lines, eventfds"},
 	{SCMP_SYS(readv), "vsock: host to guest"},
-	{SCMP_SYS(pread64), "disk: partial blocks"},
+	{SCMP_SYS(pread64), "disk: partial blocks; a restored VM's state"},
 	{SCMP_SYS(preadv), "disk reads"},
-	{SCMP_SYS(pwrite64), "disk: index records, partial blocks"},
+	{SCMP_SYS(pwrite64), "disk: index records, partial blocks; a picture's state"},
 	{SCMP_SYS(pwritev), "disk writes"},
 	{SCMP_SYS(fdatasync), "disk: the guest's flush"},
 	{SCMP_SYS(fallocate), "disk: discard"},
-	{SCMP_SYS(ftruncate), "the child's console file"},
-	{SCMP_SYS(fstat), "the child's segments are checked to be empty files"},
+	{SCMP_SYS(ftruncate), "the console file of a child or a restored VM"},
+	{SCMP_SYS(fstat), "new segments are checked to be empty files, an image its size"},
 	{SCMP_SYS(newfstatat), "what glibc 2.33 and newer make of fstat"},
 	{SCMP_SYS(close), "descriptors of connections, and of a parent in its child"},
 	{SCMP_SYS(dup3), "the child's log becomes its standard error"},
@@ -280,6 +297,9 @@ add_arg_rules(scmp_filter_ctx ctx)
 		/* The signal that parks vCPUs, and abort()'s. */
 		{SCMP_SYS(tgkill), equals(2, SIGUSR1)},
 		{SCMP_SYS(tgkill), equals(2, SIGABRT)},
+		/* A picture's memory is read by its user's daemon. */
+		{SCMP_SYS(prctl), equals(0, PR_SET_DUMPABLE)},
+		{SCMP_SYS(prctl), equals(0, PR_SET_PTRACER)},
 		/* Non-blocking sockets. */
 		{SCMP_SYS(fcntl), equals(1, F_GETFL)},
 		{SCMP_SYS(fcntl), equals(1, F_SETFL)},
@@ -288,8 +308,8 @@ add_arg_rules(scmp_filter_ctx ctx)
 #ifdef PANDO_SAN
 		{SCMP_SYS(rt_sigaction), masked(0, 0, 0)},
 #else
-		/* Thread stacks, consoles, run pages, the stack's guard page: nothing
-		   that can be executed. */
+		/* Thread stacks, consoles, run pages, memory images, the stack's guard
+		   page, a block map that grows: nothing that can be executed. */
 		{SCMP_SYS(mmap), masked(2, PROT_EXEC, 0)},
 		{SCMP_SYS(mprotect), masked(2, PROT_EXEC, 0)},
 		/* Pages that children do not get; rings and stacks given back. */

@@ -1,5 +1,7 @@
 #include "vmm/serial.h"
 
+#include <errno.h>
+
 enum { REG_DATA, REG_IER, REG_IIR, REG_LCR, REG_MCR, REG_LSR, REG_MSR, REG_SCR };
 
 #define IER_RX 0x01
@@ -24,13 +26,55 @@ serial_init(struct serial *s, struct console *console, struct irq_line irq)
 {
 	*s = (struct serial){.console = console, .irq = irq, .dll = 1, .lcr = 3};
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->released, NULL);
 }
 
 void
 serial_fork_child(struct serial *s, struct irq_line irq)
 {
 	s->irq = irq;
+	s->held = false;
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->released, NULL);
+}
+
+enum { FLAG_FIFO = 1, FLAG_THR_EMPTY = 2, FLAG_LOOP_FULL = 4 };
+
+void
+serial_save(const struct serial *s, struct blob_out *out)
+{
+	blob_put_u8(out, s->ier);
+	blob_put_u8(out, s->lcr);
+	blob_put_u8(out, s->mcr);
+	blob_put_u8(out, s->scr);
+	blob_put_u8(out, s->dll);
+	blob_put_u8(out, s->dlm);
+	blob_put_u8(out, s->loop_byte);
+	blob_put_u8(out, (s->fifo ? FLAG_FIFO : 0) |
+				 (s->thr_empty_pending ? FLAG_THR_EMPTY : 0) |
+				 (s->loop_full ? FLAG_LOOP_FULL : 0));
+}
+
+int
+serial_load(struct serial *s, struct blob_in *in, struct err *e)
+{
+	uint8_t flags;
+
+	s->ier = blob_get_u8(in);
+	s->lcr = blob_get_u8(in);
+	s->mcr = blob_get_u8(in);
+	s->scr = blob_get_u8(in);
+	s->dll = blob_get_u8(in);
+	s->dlm = blob_get_u8(in);
+	s->loop_byte = blob_get_u8(in);
+	flags = blob_get_u8(in);
+	if ((s->ier & ~0x0f) || (s->mcr & ~0x1f) || flags > 7)
+		return err_set(e, -EBADMSG,
+			"the state of the serial port has bits that cannot be set");
+	s->fifo = flags & FLAG_FIFO;
+	s->thr_empty_pending = flags & FLAG_THR_EMPTY;
+	s->loop_full = flags & FLAG_LOOP_FULL;
+	return 0;
 }
 
 /* The interrupt that IIR would report now. */
@@ -63,11 +107,16 @@ void
 serial_hold(struct serial *s)
 {
 	pthread_mutex_lock(&s->lock);
+	s->held = true;
+	pthread_mutex_unlock(&s->lock);
 }
 
 void
 serial_release(struct serial *s)
 {
+	pthread_mutex_lock(&s->lock);
+	s->held = false;
+	pthread_cond_broadcast(&s->released);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -192,6 +241,8 @@ serial_write_many(struct serial *s, unsigned reg, const uint8_t *values, size_t 
 	if (n == 0)
 		return;
 	pthread_mutex_lock(&s->lock);
+	while (s->held)
+		pthread_cond_wait(&s->released, &s->lock);
 	if (reg == REG_DATA && !(s->lcr & LCR_DLAB))
 		transmit(s, values, n);
 	else

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/blob.h"
 #include "vmm/console.h"
 #include "vmm/irq.h"
 
@@ -21,6 +22,8 @@
 
 struct serial {
 	pthread_mutex_t lock;
+	pthread_cond_t released;
+	bool held;
 	struct irq_line irq;
 	struct console *console; /* borrowed */
 	uint8_t ier, lcr, mcr, scr, dll, dlm;
@@ -35,11 +38,14 @@ struct serial {
 void serial_init(struct serial *s, struct console *console, struct irq_line irq);
 /* After fork(), in the child. */
 void serial_fork_child(struct serial *s, struct irq_line irq);
+/* Into and out of an open section of a state blob; after serial_init(). */
+void serial_save(const struct serial *s, struct blob_out *out);
+int serial_load(struct serial *s, struct blob_in *in, struct err *e);
 /* vCPUs are about to run again: raises a pending interrupt once more, so that a driver
  * that waits for it in the middle of a transmission does not wait for ever. */
 void serial_resume(struct serial *s);
-/* Between the two a guest that uses the port waits: for whoever changes the console under
- * it. */
+/* Between the two a guest that sends something waits: for whoever changes the console
+ * under it. From any threads. */
 void serial_hold(struct serial *s);
 void serial_release(struct serial *s);
 

@@ -7,8 +7,8 @@
 #include "common/io.h"
 #include "common/log.h"
 
-#define MSR_TSC 0x10u
-#define MSR_TSC_DEADLINE 0x6e0u
+#define APIC_BASE_FIRST (1ull << 8) /* the boot CPU's flag */
+#define LONG_PAUSE_NS 1000000000ull
 
 /* Registers with state that older kernels support but leave out of their list: the MTRRs.
  */
@@ -52,15 +52,29 @@ is_listed(const struct kvm_msr_index_table *t, uint32_t index)
 	return false;
 }
 
+/* Some KVMs without hardware virtualization take an offset and forget it. */
+static bool
+keeps_tsc_offset(int vcpu_fd, uint64_t offset)
+{
+	const uint64_t other = offset - (1ull << 40);
+	uint64_t got = offset;
+
+	if (kvm_set_tsc_offset(vcpu_fd, other, NULL) < 0 ||
+		kvm_get_tsc_offset(vcpu_fd, &got, NULL) < 0)
+		return false;
+	return kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0 && got == other;
+}
+
 /* Reads one MSR and writes the value back. */
 static bool
-takes_back(int vcpu_fd, uint32_t index)
+takes_back(int vcpu_fd, uint32_t index, uint64_t *ret_value)
 {
 	struct kvm_msr_table one = {.n = 1, .entries[0].index = index};
 	unsigned done = 0;
 
 	if (kvm_get_msrs(vcpu_fd, &one, &done, NULL) < 0 || done != 1)
 		return false;
+	*ret_value = one.entries[0].data;
 	return kvm_set_msrs(vcpu_fd, &one, &done, NULL) == 0 && done == 1;
 }
 
@@ -70,12 +84,17 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 {
 	struct kvm_msr_index_table all;
 	struct state_plan plan = {0};
+	struct kvm_sregs sregs;
 	uint64_t offset;
 	bool deadline = false;
-	int r = kvm_get_msr_index_list(kvm_fd, &all, e);
+	int r;
 
-	if (r < 0)
+	if ((r = kvm_get_msr_index_list(kvm_fd, &all, e)) < 0 ||
+		(r = kvm_get_xcrs(vcpu_fd, &plan.fresh_xcrs, e)) < 0 ||
+		(r = kvm_get_debugregs(vcpu_fd, &plan.fresh_debugregs, e)) < 0 ||
+		(r = kvm_get_sregs(vcpu_fd, &sregs, e)) < 0)
 		return r;
+	plan.fresh_apic_base = sregs.apic_base;
 	for (size_t i = 0; i < sizeof(unlisted_msrs) / sizeof(*unlisted_msrs); i++)
 		if (!is_listed(&all, unlisted_msrs[i]) && all.n < KVM_MSRS_MAX)
 			all.indices[all.n++] = unlisted_msrs[i];
@@ -83,27 +102,36 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 	plan.tsc_offset = caps->vcpu_attributes &&
 			  kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
 			  kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
+	plan.tsc_fixed = plan.tsc_offset && !keeps_tsc_offset(vcpu_fd, offset);
+	if (plan.tsc_fixed)
+		log_debug("this host's KVM cannot offset a guest's TSC");
+	plan.tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
+	if (plan.tsc_khz < 0)
+		plan.tsc_khz = 0;
 	for (unsigned i = 0; i < all.n; i++) {
 		uint32_t index = all.indices[i];
+		uint64_t value;
 
-		if (index == MSR_TSC && plan.tsc_offset)
+		if (index == STATE_MSR_TSC && plan.tsc_offset)
 			continue; /* the offset says it exactly; writing the TSC makes KVM
 				     guess */
-		if (!takes_back(vcpu_fd, index)) {
+		if (!takes_back(vcpu_fd, index, &value)) {
 			log_debug("MSR 0x%x is not saved: it does not take back what it "
 				  "reads as",
 				index);
 			continue;
 		}
-		if (index == MSR_TSC_DEADLINE)
+		if (index == STATE_MSR_TSC_DEADLINE) {
 			deadline = true;
-		else
-			plan.msrs.indices[plan.msrs.n++] = index;
+			continue;
+		}
+		plan.fresh_msrs[plan.msrs.n] = value;
+		plan.msrs.indices[plan.msrs.n++] = index;
 	}
 	/* The deadline last: the timer mode (LAPIC) and the TSC must be there before it
 	 * is armed. */
 	if (deadline)
-		plan.msrs.indices[plan.msrs.n++] = MSR_TSC_DEADLINE;
+		plan.msrs.indices[plan.msrs.n++] = STATE_MSR_TSC_DEADLINE;
 	*ret = plan;
 	return 0;
 }
@@ -143,18 +171,61 @@ state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_cloc
 	return kvm_set_clock(vm_fd, &now, e);
 }
 
+/* What the guest's TSC was when the clock was taken. */
+static int
+save_guest_tsc(int vcpu_fd, const struct state_plan *plan,
+	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
+{
+	struct kvm_msr_table one = {.n = 1, .entries[0].index = STATE_MSR_TSC};
+	unsigned done = 0;
+	int r;
+
+	if (plan->tsc_offset && s->tsc_khz == plan->tsc_khz) {
+		s->guest_tsc = clock->taken_tsc + s->tsc_offset;
+		return 0;
+	}
+	/* A scaled one, or a kernel that does not tell: some µs late. */
+	r = kvm_get_msrs(vcpu_fd, &one, &done, e);
+	if (r == 0 && done != 1)
+		r = err_set(e, -EIO, "KVM_GET_MSRS: the TSC cannot be read");
+	s->guest_tsc = one.entries[0].data;
+	return r;
+}
+
+/* Registers and events: from the run page, where KVM left them at the last exit, or by
+ * calls. */
+static int
+save_registers(
+	int vcpu_fd, const struct kvm_run *run, struct vcpu_state *ret, struct err *e)
+{
+	int r;
+
+	if (run && run->kvm_valid_regs == KVM_SYNC_ALL) {
+		ret->regs = run->s.regs.regs;
+		ret->sregs = run->s.regs.sregs;
+		return 0;
+	}
+	if ((r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0)
+		return r;
+	return kvm_get_sregs(vcpu_fd, &ret->sregs, e);
+}
+
 int
-state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
+state_save_vcpu(int vcpu_fd, const struct kvm_run *run, const struct kvm_caps *caps,
+	const struct state_plan *plan, const struct state_clock *clock,
 	struct vcpu_state *ret, struct err *e)
 {
 	unsigned done = 0;
 	int r;
 
 	/* The run state first: reading it makes KVM take pending INIT and SIPI, which
-	 * changes the rest. */
-	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0 ||
-		(r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
-		(r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0 ||
+	 * changes the rest. What the run page holds is older than that. */
+	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0)
+		return r;
+	if (ret->mp.mp_state != KVM_MP_STATE_RUNNABLE &&
+		ret->mp.mp_state != KVM_MP_STATE_HALTED)
+		run = NULL;
+	if ((r = save_registers(vcpu_fd, run, ret, e)) < 0 ||
 		(r = kvm_get_xsave(vcpu_fd, caps, &ret->xsave, e)) < 0 ||
 		(r = kvm_get_xcrs(vcpu_fd, &ret->xcrs, e)) < 0 ||
 		(r = kvm_get_debugregs(vcpu_fd, &ret->debugregs, e)) < 0 ||
@@ -166,6 +237,8 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		ret->tsc_khz = 0;
 	if (plan->tsc_offset &&
 		(r = kvm_get_tsc_offset(vcpu_fd, &ret->tsc_offset, e)) < 0)
+		return r;
+	if ((r = save_guest_tsc(vcpu_fd, plan, clock, ret, e)) < 0)
 		return r;
 	ret->msrs.n = plan->msrs.n;
 	for (unsigned i = 0; i < plan->msrs.n; i++)
@@ -179,63 +252,151 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 	return kvm_get_vcpu_events(vcpu_fd, &ret->events, e);
 }
 
-/* What an MSR must be now, so that it goes on from what it was then. */
-static void
-bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
+void
+state_take_up_clock(struct state_clock *c)
 {
-	uint64_t tsc_then = 0, passed = __rdtsc() - clock->taken_tsc;
-
-	for (unsigned i = 0; i < s->msrs.n; i++) {
-		struct kvm_msr_entry *m = &s->msrs.entries[i];
-
-		if (m->index == MSR_TSC) {
-			m->data += passed;
-			tsc_then = m->data;
-		} else if (m->index == MSR_TSC_DEADLINE && m->data == 0) {
-			/* Zero may mean that the timer fired and its interrupt is not yet
-			 * in the LAPIC: a deadline in the past fires at once; the guest
-			 * takes one tick too many for none too few. */
-			m->data = tsc_then ? tsc_then : clock->taken_tsc + s->tsc_offset;
-		}
-	}
+	c->clock = (struct kvm_clock_data){.clock = c->clock.clock};
+	c->taken_ns = io_now_ns();
+	c->taken_tsc = __rdtsc();
 }
 
 int
-state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
+state_take_up(struct vcpu_state *s, const struct state_plan *plan,
+	const struct state_clock *c, struct err *e)
+{
+	if (plan->tsc_fixed && s->guest_tsc > c->taken_tsc)
+		log_warn("this host's KVM cannot offset a guest's TSC, and the host's "
+			 "stands behind the VM's: its clocks jump back");
+	if (plan->tsc_offset && s->tsc_khz == plan->tsc_khz) {
+		s->tsc_offset = s->guest_tsc - c->taken_tsc;
+		return 0;
+	}
+	/* By its value: KVM finds the offset, and the same for all vCPUs that are given
+	 * the same value within a second. It stands first; the deadline is last. */
+	if (s->msrs.n >= KVM_MSRS_MAX)
+		return err_set(e, -EBADMSG, "the state of a vCPU has too many MSRs");
+	memmove(&s->msrs.entries[1], &s->msrs.entries[0],
+		s->msrs.n * sizeof(s->msrs.entries[0]));
+	s->msrs.entries[0] = (struct kvm_msr_entry){
+		.index = STATE_MSR_TSC, .data = s->guest_tsc};
+	s->msrs.n++;
+	return 0;
+}
+
+/* What an MSR must be now, so that it goes on from what it was then; those that a fresh
+ * vCPU has so already are left out. */
+static void
+bring_up_to_date(struct vcpu_state *s, const struct state_plan *plan,
+	const struct state_clock *clock)
+{
+	uint64_t tsc_then = 0, passed = __rdtsc() - clock->taken_tsc;
+	unsigned n = 0;
+
+	for (unsigned i = 0, at = 0; i < s->msrs.n; i++) {
+		struct kvm_msr_entry m = s->msrs.entries[i];
+
+		if (m.index == STATE_MSR_TSC) {
+			m.data += passed;
+			tsc_then = m.data;
+		} else if (m.index == STATE_MSR_TSC_DEADLINE && m.data == 0) {
+			/* Zero may mean that the timer fired and its interrupt is not yet
+			 * in the LAPIC: a deadline in the past fires at once; the guest
+			 * takes one tick too many for none too few. */
+			m.data = tsc_then ? tsc_then : s->guest_tsc;
+		} else if (m.index != STATE_MSR_TSC_DEADLINE) {
+			/* The plan's order is the list's, which may lack some. */
+			while (at < plan->msrs.n && plan->msrs.indices[at] != m.index)
+				at++;
+			if (at == plan->msrs.n)
+				at = 0;
+			else if (plan->fresh_msrs[at] == m.data)
+				continue;
+		}
+		s->msrs.entries[n++] = m;
+	}
+	s->msrs.n = n;
+}
+
+static int
+load_tsc(int vcpu_fd, const struct state_plan *plan, const struct vcpu_state *s,
+	struct err *e)
+{
+	int r;
+
+	if (s->tsc_khz && plan->tsc_khz && s->tsc_khz != plan->tsc_khz &&
+		(r = kvm_set_tsc_khz(vcpu_fd, s->tsc_khz, e)) < 0)
+		return r;
+	/* A value among the MSRs says it otherwise. */
+	if (!plan->tsc_offset || plan->tsc_fixed ||
+		(s->msrs.n && s->msrs.entries[0].index == STATE_MSR_TSC))
+		return 0;
+	return kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e);
+}
+
+/* Registers and events through the run page: at the next KVM_RUN, that is after the LAPIC
+ * and the MSRs. So only where the LAPIC lies as in a fresh vCPU, and where KVM_RUN comes
+ * to look at the page (a vCPU that waits for its start-up message does not). */
+static bool
+may_sync(const struct vcpu_state *s, unsigned id, const struct kvm_run *run,
+	const struct kvm_caps *caps, const struct state_plan *plan)
+{
+	uint64_t base = plan->fresh_apic_base;
+
+	if (id > 0)
+		base &= ~APIC_BASE_FIRST;
+	return run && caps->sync_regs && s->sregs.apic_base == base &&
+	       (s->mp.mp_state == KVM_MP_STATE_RUNNABLE ||
+		       s->mp.mp_state == KVM_MP_STATE_HALTED);
+}
+
+int
+state_load_vcpu(int vcpu_fd, unsigned id, struct kvm_run *run,
+	const struct kvm_caps *caps, const struct state_plan *plan,
 	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
 {
+	const uint32_t fresh_mp =
+		id == 0 ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED;
+	bool sync = may_sync(s, id, run, caps, plan);
 	unsigned done = 0;
-	int r, khz;
+	int r;
 
-	if (s->tsc_khz) {
-		khz = kvm_get_tsc_khz(vcpu_fd, NULL);
-		if (khz > 0 && khz != s->tsc_khz &&
-			(r = kvm_set_tsc_khz(vcpu_fd, s->tsc_khz, e)) < 0)
-			return r;
-	}
-	if (plan->tsc_offset && (r = kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e)) < 0)
+	if ((r = load_tsc(vcpu_fd, plan, s, e)) < 0)
 		return r;
 	/* LAPIC after SREGS (the APIC base is there), before the MSRs (the deadline needs
 	 * its mode). Events last: REGS clears pending exceptions. */
-	if ((r = kvm_set_mp_state(vcpu_fd, &s->mp, e)) < 0 ||
-		(r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
-		(r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0 ||
-		(r = kvm_set_xsave(vcpu_fd, &s->xsave, e)) < 0 ||
-		(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0 ||
-		(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0 ||
-		(r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
+	if (s->mp.mp_state != fresh_mp && (r = kvm_set_mp_state(vcpu_fd, &s->mp, e)) < 0)
+		return r;
+	if (!sync && ((r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
+			     (r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0))
+		return r;
+	if ((r = kvm_set_xsave(vcpu_fd, &s->xsave, e)) < 0)
+		return r;
+	if (memcmp(&s->xcrs, &plan->fresh_xcrs, sizeof(s->xcrs)) != 0 &&
+		(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0)
+		return r;
+	if (memcmp(&s->debugregs, &plan->fresh_debugregs, sizeof(s->debugregs)) != 0 &&
+		(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0)
+		return r;
+	if ((r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
 		return r;
 
-	bring_up_to_date(s, clock);
-	if ((r = kvm_set_msrs(vcpu_fd, &s->msrs, &done, e)) < 0)
+	bring_up_to_date(s, plan, clock);
+	if (s->msrs.n && (r = kvm_set_msrs(vcpu_fd, &s->msrs, &done, e)) < 0)
 		return r;
 	if (done != s->msrs.n)
 		return err_set(e, -EIO, "KVM_SET_MSRS: MSR 0x%x does not take 0x%llx",
 			s->msrs.entries[done].index,
 			(unsigned long long)s->msrs.entries[done].data);
-	if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0)
+	if (sync) {
+		run->s.regs.regs = s->regs;
+		run->s.regs.sregs = s->sregs;
+		run->s.regs.events = s->events;
+		run->kvm_dirty_regs = KVM_SYNC_ALL;
+	} else if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0) {
 		return r;
-	if (caps->kvmclock_ctrl)
+	}
+	/* A pause that a watchdog in the guest could take for a lock-up. */
+	if (caps->kvmclock_ctrl && io_now_ns() - clock->taken_ns > LONG_PAUSE_NS)
 		return kvm_kvmclock_ctrl(vcpu_fd, e);
 	return 0;
 }

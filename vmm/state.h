@@ -8,12 +8,16 @@
  * Clocks: a child's TSC has the same offset to the host's as the picture's, and kvm-clock
  * is set forward by the time that passed since the picture was taken. So wall-clock time
  * is right in every branch without anybody's help, and no monotonic clock jumps by more
- * than that branch's own pause.
+ * than that branch's own pause. A restored VM's clocks go on from where they stood
+ * instead: state_take_up() makes a state that is of now of one that was.
  */
 #ifndef PANDO_VMM_STATE_H
 #define PANDO_VMM_STATE_H
 
 #include "vmm/kvm.h"
+
+#define STATE_MSR_TSC 0x10u
+#define STATE_MSR_TSC_DEADLINE 0x6e0u
 
 struct vcpu_state {
 	struct kvm_mp_state mp;
@@ -25,15 +29,26 @@ struct vcpu_state {
 	struct kvm_vcpu_events events;
 	struct kvm_msr_table msrs;
 	uint64_t tsc_offset;
-	int tsc_khz; /* 0: KVM does not say */
+	uint64_t guest_tsc; /* when the clock was taken */
+	int tsc_khz;	    /* 0: KVM does not say */
 	union kvm_xsave_area xsave;
 };
 
-/* What there is to save on this host; found by trying, once, before the first fork. */
+/*
+ * What there is to save on this host; found by trying, once, before the first fork. Also
+ * what a fresh vCPU holds: every call to KVM about a vCPU costs 5 µs where there is no
+ * hardware virtualization, so what is as it was born is not written again.
+ */
 struct state_plan {
 	struct kvm_msr_index_table
 		msrs;	 /* every one reads, and takes back what it gave */
-	bool tsc_offset; /* the vCPU attribute works */
+	uint64_t fresh_msrs[KVM_MSRS_MAX]; /* values, in that order */
+	struct kvm_xcrs fresh_xcrs;
+	struct kvm_debugregs fresh_debugregs;
+	uint64_t fresh_apic_base; /* of the first vCPU */
+	bool tsc_offset;	  /* the vCPU attribute works */
+	bool tsc_fixed;	 /* setting the offset has no effect: a guest sees the host's TSC */
+	int tsc_khz;	 /* of a fresh vCPU: the host's */
 };
 
 struct state_clock {
@@ -53,11 +68,21 @@ int state_save_clock(
 int state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_clock *c,
 	struct err *e);
 
-/* The vCPU does not run, and no other of its VM does. */
-int state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps,
-	const struct state_plan *plan, struct vcpu_state *ret, struct err *e);
-/* fd: a fresh vCPU with its CPUID set. clock: when s was taken. */
-int state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps,
+/* The vCPU does not run, and no other of its VM does. clock: just taken. run: its run page
+ * (kvm_valid_regs was set for the last KVM_RUN), or NULL: it has none or never ran. */
+int state_save_vcpu(int vcpu_fd, const struct kvm_run *run, const struct kvm_caps *caps,
+	const struct state_plan *plan, const struct state_clock *clock,
+	struct vcpu_state *ret, struct err *e);
+/* A state from a blob (s->guest_tsc, s->tsc_khz and c->clock.clock count, no host's
+ * times): from this instant on its clocks run again. For every vCPU; c is the same. */
+void state_take_up_clock(struct state_clock *c);
+int state_take_up(struct vcpu_state *s, const struct state_plan *plan,
+	const struct state_clock *c, struct err *e);
+/* fd: a fresh vCPU with its CPUID set, id: its number. clock: when s was taken. Some of the
+ * state may go through the run page: then KVM takes it at the next KVM_RUN, and what it
+ * refuses it refuses there. s is used up. */
+int state_load_vcpu(int vcpu_fd, unsigned id, struct kvm_run *run,
+	const struct kvm_caps *caps,
 	const struct state_plan *plan, const struct state_clock *clock,
 	struct vcpu_state *s, struct err *e);
 

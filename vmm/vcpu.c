@@ -44,23 +44,32 @@ vcpu_futex_wake(atomic_uint *word)
 
 /* Counts itself in and sleeps until the epoch moves on. */
 static void
-park(struct vm *vm, unsigned epoch)
+park(struct vcpu *v, unsigned epoch)
 {
+	struct vm *vm = v->vm;
+	void (*become)(struct vm *) = vm->become;
+
 	if (atomic_fetch_add(&vm->parked, 1) + 1 == vm->n_vcpus)
 		vcpu_futex_wake(&vm->parked);
+	if (v->id == 0 && become) {
+		vm->become = NULL;
+		become(vm);
+	}
 	while (atomic_load(&vm->epoch) == epoch)
 		vcpu_futex_wait(&vm->epoch, epoch);
 }
 
 /* The VM is ending: this vCPU runs no more, but still answers to vm_stop(). */
 static void
-park_for_good(struct vm *vm)
+park_for_good(struct vcpu *v)
 {
+	struct vm *vm = v->vm;
+
 	for (;;) {
 		unsigned epoch = atomic_load(&vm->epoch);
 
 		if (epoch & 1)
-			park(vm, epoch);
+			park(v, epoch);
 		else
 			vcpu_futex_wait(&vm->epoch, epoch);
 	}
@@ -243,23 +252,24 @@ vcpu_thread(void *arg)
 		unsigned epoch;
 		int r;
 
-		if (first && v->id == 0) {
+		if (first && v->id == 0 && !(atomic_load(&vm->epoch) & 1)) {
 			first = false;
 			atomic_store(&vm->first_run_ns, io_now_ns());
-			(void)!write(vm->event_fd, &one, sizeof(one));
+			if (!atomic_load(&vm->main_is_awake))
+				(void)!write(vm->event_fd, &one, sizeof(one));
 		}
 		r = kvm_run(v->fd);
 		if (r == 0) {
 			atomic_fetch_add_explicit(&v->exits, 1, memory_order_relaxed);
 			if (!handle_exit(v))
-				park_for_good(vm);
+				park_for_good(v);
 		} else if (r == -EINTR) {
 			/* KVM_RUN completes a pending access before it looks at signals
 			 * and at immediate_exit: nothing is half done, and the vCPU may
 			 * be saved. */
 			epoch = atomic_load(&vm->epoch);
 			if (epoch & 1)
-				park(vm, epoch);
+				park(v, epoch);
 		} else if (r == -EAGAIN) {
 			continue; /* an AP was woken by something other than its start-up
 				     message */
@@ -272,7 +282,7 @@ vcpu_thread(void *arg)
 			describe_place(v, place, sizeof(place));
 			vm_end(vm, VMM_EXIT_HOST_FAULT, "KVM_RUN: %s: %s", strerror(-r),
 				place);
-			park_for_good(vm);
+			park_for_good(v);
 		}
 	}
 	return NULL;

@@ -1,5 +1,6 @@
 #include "vmm/virtio_mmio.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "common/log.h"
@@ -8,6 +9,11 @@
 #define VENDOR 0x444e4150u /* "PAND" */
 #define TRANSPORT_FEATURES \
 	(VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC)
+
+/* What a driver may set; NEEDS_RESET is ours. */
+#define DRIVER_STATUS \
+	(VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_DRIVER_OK | \
+		VIRTIO_STATUS_FEATURES_OK | VIRTIO_STATUS_FAILED)
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	"guest and host are little-endian: values are used as they lie");
@@ -88,6 +94,14 @@ virtio_dev_interrupt(struct virtio_dev *dev)
 }
 
 void
+virtio_dev_config_changed(struct virtio_dev *dev)
+{
+	dev->config_generation++;
+	if (dev->status & VIRTIO_STATUS_DRIVER_OK)
+		raise_interrupt(dev, VIRTIO_INTERRUPT_CONFIG);
+}
+
+void
 virtio_dev_break(struct virtio_dev *dev, const char *why)
 {
 	if (dev->status & VIRTIO_STATUS_NEEDS_RESET)
@@ -138,40 +152,46 @@ reset(struct virtio_dev *dev)
 		dev->ops->reset(dev);
 }
 
+/* The rings' form follows from the features. */
+static void
+apply_features(struct virtio_dev *dev)
+{
+	for (unsigned i = 0; i < dev->ops->n_queues; i++) {
+		dev->queues[i].event_idx = dev->driver_features & VIRTIO_F_EVENT_IDX;
+		dev->queues[i].indirect = dev->driver_features & VIRTIO_F_INDIRECT_DESC;
+	}
+}
+
+static bool
+acceptable_features(const struct virtio_dev *dev)
+{
+	return (dev->driver_features & VIRTIO_F_VERSION_1) &&
+	       !(dev->driver_features & ~offered(dev));
+}
+
 static void
 write_status(struct virtio_dev *dev, uint32_t value)
 {
-	const uint32_t known = VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER |
-			       VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_FEATURES_OK |
-			       VIRTIO_STATUS_FAILED;
 	uint32_t added;
-	unsigned i;
 
 	if (value == 0) {
 		reset(dev);
 		return;
 	}
 	/* Bits are only ever added (2.1.1); NEEDS_RESET is ours. */
-	added = value & known & ~dev->status;
+	added = value & DRIVER_STATUS & ~dev->status;
 	if (added & VIRTIO_STATUS_FEATURES_OK) {
 		/* Not accepted: the bit stays clear, and the driver sees so (3.1.1, step
 		 * 6). */
-		if (!(dev->driver_features & VIRTIO_F_VERSION_1) ||
-			(dev->driver_features & ~offered(dev)))
+		if (!acceptable_features(dev))
 			added &= ~(uint32_t)VIRTIO_STATUS_FEATURES_OK;
 	}
 	/* No driver without agreed features. */
 	if (!((dev->status | added) & VIRTIO_STATUS_FEATURES_OK))
 		added &= ~(uint32_t)VIRTIO_STATUS_DRIVER_OK;
 	dev->status |= added;
-	if (added & VIRTIO_STATUS_FEATURES_OK) {
-		for (i = 0; i < dev->ops->n_queues; i++) {
-			dev->queues[i].event_idx =
-				dev->driver_features & VIRTIO_F_EVENT_IDX;
-			dev->queues[i].indirect =
-				dev->driver_features & VIRTIO_F_INDIRECT_DESC;
-		}
-	}
+	if (added & VIRTIO_STATUS_FEATURES_OK)
+		apply_features(dev);
 	if (added & VIRTIO_STATUS_DRIVER_OK) {
 		if (dev->status & VIRTIO_STATUS_NEEDS_RESET)
 			raise_interrupt(dev, VIRTIO_INTERRUPT_CONFIG);
@@ -341,4 +361,70 @@ virtio_mmio_write(struct virtio_dev *dev, uint64_t offset, const void *data, uns
 	virtio_dev_lock(dev);
 	write_register(dev, offset, value);
 	virtio_dev_unlock(dev);
+}
+
+void
+virtio_dev_save(const struct virtio_dev *dev, struct blob_out *out)
+{
+	blob_put_u32(out, dev->ops->device_id);
+	blob_put_u32(out, dev->ops->n_queues);
+	blob_put_u64(out, dev->driver_features);
+	blob_put_u32(out, dev->device_features_sel);
+	blob_put_u32(out, dev->driver_features_sel);
+	blob_put_u32(out, dev->queue_sel);
+	blob_put_u32(out, dev->status);
+	blob_put_u32(out, dev->interrupt_status);
+	blob_put_u32(out, dev->config_generation);
+	for (unsigned i = 0; i < dev->ops->n_queues; i++)
+		virtq_save(&dev->queues[i], out);
+}
+
+int
+virtio_dev_load(struct virtio_dev *dev, struct blob_in *in, struct err *e)
+{
+	uint32_t device_id = blob_get_u32(in), n_queues = blob_get_u32(in);
+
+	if (device_id != dev->ops->device_id || n_queues != dev->ops->n_queues)
+		return err_set(e, -EBADMSG,
+			"the state of the %s is of another kind of device",
+			dev->ops->name);
+	dev->driver_features = blob_get_u64(in);
+	dev->device_features_sel = blob_get_u32(in);
+	dev->driver_features_sel = blob_get_u32(in);
+	dev->queue_sel = blob_get_u32(in);
+	dev->status = blob_get_u32(in);
+	dev->interrupt_status = blob_get_u32(in);
+	dev->config_generation = blob_get_u32(in);
+	if ((dev->status & ~(DRIVER_STATUS | VIRTIO_STATUS_NEEDS_RESET)) ||
+		(dev->interrupt_status &
+			~(VIRTIO_INTERRUPT_USED | VIRTIO_INTERRUPT_CONFIG)))
+		return err_set(e, -EBADMSG,
+			"the state of the %s has a status that cannot be",
+			dev->ops->name);
+	if (dev->status & VIRTIO_STATUS_FEATURES_OK) {
+		if (!acceptable_features(dev))
+			return err_set(e, -EBADMSG,
+				"the state of the %s uses features 0x%llx, of which this "
+				"pando-vmm offers 0x%llx",
+				dev->ops->name, (unsigned long long)dev->driver_features,
+				(unsigned long long)offered(dev));
+		apply_features(dev);
+	} else if (dev->status & VIRTIO_STATUS_DRIVER_OK) {
+		return err_set(e, -EBADMSG,
+			"the state of the %s runs without agreed features",
+			dev->ops->name);
+	}
+	for (unsigned i = 0; i < n_queues; i++) {
+		struct virtq *q = &dev->queues[i];
+
+		if (virtq_load(q, dev->mem, in))
+			return err_set(e, -EBADMSG, "the state of the %s, queue %u: %s",
+				dev->ops->name, i, q->why);
+		if (q->ready && !(dev->status & VIRTIO_STATUS_FEATURES_OK))
+			return err_set(e, -EBADMSG,
+				"the state of the %s, queue %u: ready without agreed "
+				"features",
+				dev->ops->name, i);
+	}
+	return 0;
 }

@@ -28,7 +28,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/err.h"
 #include "common/log.h"
+#include "vmm/blob.h"
 #include "vmm/irq.h"
 #include "vmm/memory.h"
 #include "vmm/virtqueue.h"
@@ -132,6 +134,12 @@ void virtio_dev_fork_child(struct virtio_dev *dev, struct irq_line irq);
  * queue. */
 void virtio_dev_resume(struct virtio_dev *dev);
 
+/* What a restored VM needs of the device, into and out of an open section; loading comes
+ * after virtio_dev_init(), checks everything, and leaves the device useless on failure
+ * (-EBADMSG with a sentence). */
+void virtio_dev_save(const struct virtio_dev *dev, struct blob_out *out);
+int virtio_dev_load(struct virtio_dev *dev, struct blob_in *in, struct err *e);
+
 /* A guest's access at offset (0..VIRTIO_MMIO_SIZE) of len bytes. Registers are 32 bits,
  * aligned; any other access there reads as zeroes and writes nothing. */
 void virtio_mmio_read(struct virtio_dev *dev, uint64_t offset, void *data, unsigned len);
@@ -146,6 +154,9 @@ bool virtio_dev_running(const struct virtio_dev *dev);
 bool virtio_dev_stopping(const struct virtio_dev *dev);
 /* One interrupt if the driver wants to hear about what was pushed on any queue. */
 void virtio_dev_interrupt(struct virtio_dev *dev);
+/* The configuration space changed: a running driver is told to read it again. Lock held.
+ */
+void virtio_dev_config_changed(struct virtio_dev *dev);
 /* why is logged; a literal or a queue's `why`, never guest text. */
 void virtio_dev_break(struct virtio_dev *dev, const char *why);
 

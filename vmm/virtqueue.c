@@ -59,8 +59,8 @@ store_word(struct virtq *q, const struct guest_mem *m, uint64_t ring, size_t off
 	return 0;
 }
 
-int
-virtq_enable(struct virtq *q, const struct guest_mem *m)
+static int
+check_rings(struct virtq *q, const struct guest_mem *m)
 {
 	if (q->size == 0 || q->size > q->size_max || (q->size & (q->size - 1)))
 		return broken(q, "queue size is not a power of two within the maximum");
@@ -70,6 +70,16 @@ virtq_enable(struct virtq *q, const struct guest_mem *m)
 		!guest_range(m, (gpa_t){q->avail}, avail_bytes(q)) ||
 		!guest_range(m, (gpa_t){q->used}, used_bytes(q)))
 		return broken(q, "a ring does not lie in the guest's memory");
+	return 0;
+}
+
+int
+virtq_enable(struct virtq *q, const struct guest_mem *m)
+{
+	int r = check_rings(q, m);
+
+	if (r)
+		return r;
 	q->next_avail = q->next_used = q->signalled = 0;
 	q->was_signalled = false;
 	q->why = NULL;
@@ -81,6 +91,46 @@ void
 virtq_reset(struct virtq *q)
 {
 	*q = (struct virtq){.size_max = q->size_max, .size = q->size_max};
+}
+
+void
+virtq_save(const struct virtq *q, struct blob_out *out)
+{
+	blob_put_u16(out, q->size);
+	blob_put_u8(out, q->ready);
+	blob_put_u8(out, q->was_signalled);
+	blob_put_u16(out, q->next_avail);
+	blob_put_u16(out, q->next_used);
+	blob_put_u16(out, q->signalled);
+	blob_put_u64(out, q->desc);
+	blob_put_u64(out, q->avail);
+	blob_put_u64(out, q->used);
+}
+
+int
+virtq_load(struct virtq *q, const struct guest_mem *m, struct blob_in *in)
+{
+	uint8_t ready, was_signalled;
+
+	q->size = blob_get_u16(in);
+	ready = blob_get_u8(in);
+	was_signalled = blob_get_u8(in);
+	q->next_avail = blob_get_u16(in);
+	q->next_used = blob_get_u16(in);
+	q->signalled = blob_get_u16(in);
+	q->desc = blob_get_u64(in);
+	q->avail = blob_get_u64(in);
+	q->used = blob_get_u64(in);
+	q->why = NULL;
+	if (in->bad)
+		return broken(q, "its state is cut short");
+	if (ready > 1 || was_signalled > 1)
+		return broken(q, "a flag is neither 0 nor 1");
+	if (q->size > VIRTQ_SIZE_MAX)
+		return broken(q, "a queue is larger than any can be");
+	q->ready = ready;
+	q->was_signalled = was_signalled;
+	return ready ? check_rings(q, m) : 0;
 }
 
 /* One buffer of a chain, from a descriptor that is already our copy. */

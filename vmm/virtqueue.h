@@ -21,6 +21,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "vmm/blob.h"
 #include "vmm/memory.h"
 
 #define VIRTQ_SIZE_MAX 256u
@@ -81,6 +82,12 @@ int virtq_enable(struct virtq *q, const struct guest_mem *m);
 
 /* Back to the state after power-on; size_max stays. */
 void virtq_reset(struct virtq *q);
+
+/* All of it that a restored VM needs, into and out of an open section. What is loaded is
+ * checked as virtq_enable() would; -EBADMSG with q->why. size_max, event_idx and indirect
+ * are the caller's. */
+void virtq_save(const struct virtq *q, struct blob_out *out);
+int virtq_load(struct virtq *q, const struct guest_mem *m, struct blob_in *in);
 
 /* The next chain: 1 taken, 0 none there, -EBADMSG. */
 int virtq_pop(struct virtq *q, const struct guest_mem *m, struct virtq_chain *ret);

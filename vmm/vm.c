@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "vmm/control.h"
 #include "vmm/cpuid.h"
 #include "vmm/vcpu.h"
 
@@ -34,17 +35,35 @@ vm_init(struct vm *vm)
 	}
 }
 
+int
+vm_ask_kvm(struct vm *vm, struct err *e)
+{
+	struct kvm_cpuid_table *first = &vm->vcpus[0].cpuid;
+	int r;
+
+	if ((r = kvm_read_caps(vm->kvm_fd, &vm->caps, e)) < 0 ||
+		(r = kvm_check_caps(&vm->caps, e)) < 0 ||
+		(r = kvm_get_supported_cpuid(vm->kvm_fd, first, e)) < 0)
+		return r;
+	if (vm->n_vcpus > vm->caps.max_vcpus)
+		return err_set(e, -EINVAL, "%u vCPUs: this host's KVM allows %u",
+			vm->n_vcpus, vm->caps.max_vcpus);
+	for (unsigned i = vm->n_vcpus; i-- > 0;) {
+		vm->vcpus[i].cpuid = *first;
+		cpuid_adjust(&vm->vcpus[i].cpuid, i, vm->n_vcpus, &vm->caps);
+	}
+	return 0;
+}
+
 static int
 make_vcpu(struct vm *vm, struct vcpu *v, struct err *e)
 {
-	struct kvm_cpuid_table cpuid = vm->cpuid;
 	int r;
 
 	if ((r = kvm_create_vcpu(vm->vm_fd, v->id, &v->fd, e)) < 0 ||
 		(r = kvm_map_run(v->fd, vm->caps.run_size, &v->run, e)) < 0)
 		return r;
-	cpuid_adjust(&cpuid, v->id, vm->n_vcpus, &vm->caps);
-	return kvm_set_cpuid(v->fd, &cpuid, e);
+	return kvm_set_cpuid(v->fd, &v->cpuid, e);
 }
 
 static int
@@ -171,11 +190,28 @@ guest_resets(void *ctx)
 	vm_end(ctx, VMM_EXIT_RESET, "the guest asked for a reset");
 }
 
-void
-vm_init_ged(struct vm *vm)
+int
+vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e)
 {
+	struct vsock_loop loop = control_vsock_loop(vm);
+	int r;
+
+	ioapic_init(&vm->ioapic, vm_ioapic_sink(vm));
+	serial_init(&vm->serial, &vm->console, vm_irq(vm, SERIAL_GSI));
 	ged_init(
 		&vm->ged, vm_irq(vm, LAYOUT_GED_GSI), guest_powers_off, guest_resets, vm);
+	rng_init(&vm->rng, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_RNG));
+	r = blk_init_empty(
+		&vm->blk, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK), e);
+	if (r < 0)
+		return err_wrap(e, r, "disk");
+	r = vsock_init(&vm->vsock, &vm->mem,
+		vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK), guest_cid, -1,
+		vm->vsock_kick_fd, &loop, e);
+	if (r < 0)
+		return err_wrap(e, r, "vsock");
+	vm->blk.dev.stop = vm->vsock.dev.stop = vm->rng.dev.stop = &vm->stop;
+	return 0;
 }
 
 int
@@ -196,6 +232,16 @@ vm_start_vcpus(struct vm *vm, struct err *e)
 	return r ? err_sys(e, -r, "starting a vCPU thread") : 0;
 }
 
+/* The next exit leaves registers in the run page, where vm_save() reads them. */
+static void
+ask_for_registers(struct vm *vm, bool wanted)
+{
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		if (vm->vcpus[i].run && vm->caps.sync_regs)
+			__atomic_store_n(&vm->vcpus[i].run->kvm_valid_regs,
+				wanted ? (uint64_t)KVM_SYNC_ALL : 0, __ATOMIC_SEQ_CST);
+}
+
 static void
 set_immediate_exit(struct vm *vm, uint8_t value)
 {
@@ -203,6 +249,22 @@ set_immediate_exit(struct vm *vm, uint8_t value)
 		if (vm->vcpus[i].run)
 			__atomic_store_n(&vm->vcpus[i].run->immediate_exit, value,
 				__ATOMIC_SEQ_CST);
+}
+
+int
+vm_start_vcpus_parked(struct vm *vm, struct err *e)
+{
+	unsigned n;
+	int r;
+
+	atomic_store(&vm->stop, 1);
+	atomic_store(&vm->parked, 0);
+	atomic_store(&vm->epoch, 1);
+	set_immediate_exit(vm, 1);
+	r = vm_start_vcpus(vm, e);
+	while (r == 0 && (n = atomic_load(&vm->parked)) < vm->n_vcpus)
+		vcpu_futex_wait(&vm->parked, n);
+	return r;
 }
 
 void
@@ -214,6 +276,7 @@ vm_stop(struct vm *vm)
 		return;
 	atomic_store(&vm->stop, 1);
 	atomic_store(&vm->parked, 0);
+	ask_for_registers(vm, true);
 	atomic_fetch_add(&vm->epoch, 1);
 	set_immediate_exit(vm, 1);
 	vcpu_futex_wake(
@@ -230,10 +293,23 @@ vm_run(struct vm *vm)
 {
 	if (!(atomic_load(&vm->epoch) & 1))
 		return;
+	vm_run_vcpus(vm);
+	vm_resume_devices(vm);
+}
+
+void
+vm_run_vcpus(struct vm *vm)
+{
 	atomic_store(&vm->stop, 0);
 	set_immediate_exit(vm, 0);
+	ask_for_registers(vm, false);
 	atomic_fetch_add(&vm->epoch, 1);
 	vcpu_futex_wake(&vm->epoch);
+}
+
+void
+vm_resume_devices(struct vm *vm)
+{
 	/* Work that a device left when it saw `stop`, and interrupts that a driver may
 	 * wait for. */
 	virtio_dev_resume(&vm->blk.dev);
@@ -249,7 +325,19 @@ vm_save(struct vm *vm, struct err *e)
 	r = state_save_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
 		r = state_save_vcpu(
-			vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->vcpus[i].state, e);
+			vm->vcpus[i].fd, vm->vcpus[i].run, &vm->caps, &vm->plan, &vm->clock,
+			&vm->vcpus[i].state, e);
+	return r;
+}
+
+int
+vm_take_up(struct vm *vm, struct err *e)
+{
+	int r = 0;
+
+	state_take_up_clock(&vm->clock);
+	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
+		r = state_take_up(&vm->vcpus[i].state, &vm->plan, &vm->clock, e);
 	return r;
 }
 
@@ -259,8 +347,8 @@ vm_load(struct vm *vm, struct err *e)
 	int r = 0;
 
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
-		r = state_load_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->clock,
-			&vm->vcpus[i].state, e);
+		r = state_load_vcpu(vm->vcpus[i].fd, i, vm->vcpus[i].run, &vm->caps,
+			&vm->plan, &vm->clock, &vm->vcpus[i].state, e);
 	if (r < 0)
 		return r;
 	return state_load_clock(vm->vm_fd, &vm->caps, &vm->clock, e);

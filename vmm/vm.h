@@ -45,7 +45,8 @@ struct vcpu {
 	pthread_t thread;
 	bool has_thread;
 	_Atomic uint64_t exits;
-	struct vcpu_state state; /* of the last vm_save() */
+	struct kvm_cpuid_table cpuid; /* as given to it */
+	struct vcpu_state state;      /* of the last vm_save() */
 };
 
 struct vm {
@@ -58,7 +59,6 @@ struct vm {
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
 	int vm_fd;  /* owned; -1: none (a parked picture) */
 	struct kvm_caps caps;
-	struct kvm_cpuid_table cpuid; /* what KVM supports; adjusted per vCPU */
 	struct state_plan plan;
 	struct state_clock clock; /* of the last vm_save() */
 	unsigned n_vcpus;
@@ -68,6 +68,11 @@ struct vm {
 	atomic_uint epoch;  /* a futex; odd: park */
 	atomic_uint parked; /* a futex: vCPUs that have parked in this epoch */
 	_Atomic uint64_t first_run_ns; /* when vCPU 0 first entered the guest */
+	atomic_bool main_is_awake;     /* and will look at first_run_ns by itself */
+	/* A blank VM's: vCPU 0's thread calls it instead of sleeping in its first park, and
+	 * it moves the epoch on. So who receives the VM's state runs it: waking another
+	 * thread costs as much as loading it. */
+	void (*become)(struct vm *vm);
 
 	struct ioapic ioapic;
 	struct console console;
@@ -88,12 +93,19 @@ struct vm {
 	int event_fd;	   /* owned: vCPU threads wake the main thread (end, first run) */
 	int vsock_kick_fd; /* owned: doorbells of the vsock device */
 	bool is_parked;	   /* a picture: no KVM VM, no threads */
+	bool is_readable;  /* by its user, since VMM_STATE */
 	bool is_paused;	   /* by VMM_PAUSE */
 	bool started_sent;
 };
 
 /* An empty struct: descriptors -1, name set. */
 void vm_init(struct vm *vm);
+
+/* What this host's KVM can do, and the CPUID of every vCPU. n_vcpus and kvm_fd are set. */
+int vm_ask_kvm(struct vm *vm, struct err *e);
+/* All devices, without the descriptors that come with a VM (blk_attach, vsock_listen,
+ * console_open). After control_make_loop(); mem's ranges are known. */
+int vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e);
 
 /* Makes the KVM VM around vm->mem: interrupt controller, memory slots, vCPUs with their
  * CPUID. On failure what was made is closed again. */
@@ -104,18 +116,23 @@ void vm_drop_kvm(struct vm *vm, bool in_forked_child);
 /* The IOAPIC's way to KVM, and the interrupt lines into it. */
 struct ioapic_sink vm_ioapic_sink(struct vm *vm);
 struct irq_line vm_irq(struct vm *vm, unsigned gsi);
-/* The event device, whose power-off and reset end the VM. */
-void vm_init_ged(struct vm *vm);
-
 /* Starts a thread a vCPU; they run at once unless the epoch is odd. */
 int vm_start_vcpus(struct vm *vm, struct err *e);
+/* The same, for later: they try KVM_RUN once without entering the guest, and park. */
+int vm_start_vcpus_parked(struct vm *vm, struct err *e);
 /* vCPUs parked, all devices quiet. Idempotent. */
 void vm_stop(struct vm *vm);
 /* Undoes vm_stop(); devices pick up what they left. Idempotent. */
 void vm_run(struct vm *vm);
 
+/* Its two halves, for who has something to do between them. */
+void vm_run_vcpus(struct vm *vm);
+void vm_resume_devices(struct vm *vm);
+
 /* Everything KVM holds, to vm->clock and vm->vcpus[].state. After vm_stop(). */
 int vm_save(struct vm *vm, struct err *e);
+/* A state that was loaded from a blob: its clocks go on from now. Just before vm_load(). */
+int vm_take_up(struct vm *vm, struct err *e);
 /* The other way, into a fresh vm_make_kvm(). */
 int vm_load(struct vm *vm, struct err *e);
 

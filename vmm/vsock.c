@@ -378,6 +378,39 @@ vsock_destroy(struct vsock *vs)
 }
 
 int
+vsock_listen(struct vsock *vs, int listen_fd, struct err *e)
+{
+	return take_listener(
+		vs, listen_fd, vs->kick_fd, vs->has_loop ? &vs->loop : NULL, e);
+}
+
+void
+vsock_save(struct vsock *vs, struct blob_out *out)
+{
+	blob_put_u64(out, vs->config.guest_cid);
+	virtio_dev_save(&vs->dev, out);
+}
+
+int
+vsock_load(struct vsock *vs, struct blob_in *in, struct err *e)
+{
+	uint64_t cid = blob_get_u64(in);
+	int r;
+
+	if (cid < 3 || cid >= UINT32_MAX)
+		return err_set(e, -EBADMSG,
+			"the state of the vsock has context id %" PRIu64
+			", which is reserved",
+			cid);
+	r = virtio_dev_load(&vs->dev, in, e);
+	if (r)
+		return r;
+	vs->config.guest_cid = cid;
+	vs->reset_state = virtio_dev_running(&vs->dev) ? VSOCK_RESET_DUE : VSOCK_RUNNING;
+	return 0;
+}
+
+int
 vsock_reset_child(struct vsock *vs, struct irq_line irq, int listen_fd, int kick_fd,
 	const struct vsock_loop *loop, struct err *e)
 {

@@ -127,6 +127,13 @@ int vsock_init(struct vsock *vs, const struct guest_mem *mem, struct irq_line ir
 	uint32_t guest_cid, int listen_fd, int kick_fd, const struct vsock_loop *loop,
 	struct err *e);
 void vsock_destroy(struct vsock *vs);
+/* The listener of a device that was made without one; taken over on success. */
+int vsock_listen(struct vsock *vs, int listen_fd, struct err *e);
+
+/* Into and out of an open section of a state blob. Connections are not in it: the driver
+ * of a restored VM is told of a transport reset, as a branch's is. */
+void vsock_save(struct vsock *vs, struct blob_out *out);
+int vsock_load(struct vsock *vs, struct blob_in *in, struct err *e);
 
 void vsock_kick(struct vsock *vs);
 void vsock_handle_event(struct vsock *vs, uint64_t token, uint32_t events);

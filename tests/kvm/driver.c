@@ -1,4 +1,4 @@
-#include "tests/kvm/driver.h"
+#include "tests/kvm/driver_parts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,18 +16,6 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-
-#define ANSWER_MS 30000
-
-union message {
-	struct vmm_hdr hdr;
-	struct vmm_done done;
-	struct vmm_started started;
-	struct vmm_forked forked;
-	struct vmm_stats_answer stats;
-	struct vmm_exiting exiting;
-	char bytes[4096];
-};
 
 bool
 driver_has_kvm(char why[static 160])
@@ -50,6 +38,9 @@ driver_init(struct driver *d, struct err *e)
 	char *slash;
 
 	memset(d, 0, sizeof(*d));
+	d->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (d->kvm < 0)
+		return err_sys(e, -errno, "/dev/kvm");
 	if (n < 0)
 		return err_sys(e, -errno, "/proc/self/exe");
 	exe[n] = 0;
@@ -74,8 +65,8 @@ driver_init(struct driver *d, struct err *e)
 	return 0;
 }
 
-static int
-new_vm(struct driver *d, const char *name, struct vm **ret, struct err *e)
+int
+driver_new_vm(struct driver *d, const char *name, struct vm **ret, struct err *e)
 {
 	struct vm *vm = NULL;
 	int i;
@@ -111,8 +102,8 @@ driver_path(const struct vm *vm, const char *file, char dst[static 256])
 	return dst;
 }
 
-static int
-create(const struct vm *vm, const char *file, int flags, int *ret, struct err *e)
+int
+driver_create(const struct vm *vm, const char *file, int flags, int *ret, struct err *e)
 {
 	char path[256];
 
@@ -121,8 +112,8 @@ create(const struct vm *vm, const char *file, int flags, int *ret, struct err *e
 	return *ret < 0 ? err_sys(e, -errno, "%s", path) : 0;
 }
 
-static int
-new_segment(struct vm *vm, int *ret_data, int *ret_index, struct err *e)
+int
+driver_new_segment(struct vm *vm, int *ret_data, int *ret_index, struct err *e)
 {
 	const char *folder =
 		vm->driver->segment_folder[0] ? vm->driver->segment_folder : vm->folder;
@@ -140,8 +131,8 @@ new_segment(struct vm *vm, int *ret_data, int *ret_index, struct err *e)
 	return 0;
 }
 
-static int
-map_console(struct vm *vm, int fd, struct err *e)
+int
+driver_map_console(struct vm *vm, int fd, struct err *e)
 {
 	void *p;
 
@@ -161,7 +152,7 @@ driver_start(struct driver *d, const char *name, struct vm **ret, struct err *e)
 	int pair[2], r;
 	struct vm *vm;
 
-	r = new_vm(d, name, &vm, e);
+	r = driver_new_vm(d, name, &vm, e);
 	if (r < 0)
 		return r;
 	vm->own_process = true;
@@ -222,17 +213,17 @@ driver_send_boot(struct vm *vm, const struct boot *boot, struct err *e)
 		r = io_unix_listen(driver_path(vm, "vsock.sock", path), SOCK_STREAM, 64,
 			&fds[VMM_BOOT_FD_VSOCK], e);
 	if (r == 0)
-		r = create(vm, "console", O_EXCL, &fds[VMM_BOOT_FD_CONSOLE], e);
+		r = driver_create(vm, "console", O_EXCL, &fds[VMM_BOOT_FD_CONSOLE], e);
 	if (r == 0)
-		r = map_console(vm, fds[VMM_BOOT_FD_CONSOLE], e);
+		r = driver_map_console(vm, fds[VMM_BOOT_FD_CONSOLE], e);
 	if (r == 0)
-		r = create(vm, "vmm.log", O_APPEND, &fds[VMM_BOOT_FD_LOG], e);
+		r = driver_create(vm, "vmm.log", O_APPEND, &fds[VMM_BOOT_FD_LOG], e);
 	if (r == 0)
-		r = new_segment(
+		r = driver_new_segment(
 			vm, &fds[VMM_BOOT_FD_SEG_DATA], &fds[VMM_BOOT_FD_SEG_INDEX], e);
 	if (r < 0)
 		goto out;
-	fds[VMM_BOOT_FD_KVM] = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	fds[VMM_BOOT_FD_KVM] = fcntl(vm->driver->kvm, F_DUPFD_CLOEXEC, 3);
 	fds[VMM_BOOT_FD_KERNEL] =
 		open(boot->kernel ? boot->kernel : vm->driver->guest_path,
 			O_RDONLY | O_CLOEXEC);
@@ -257,7 +248,7 @@ out:
 /* One message from the VMM; what comes unasked is put aside and 0 returned with hdr.type
  * 0. */
 static int
-receive(struct vm *vm, union message *m, int timeout_ms)
+receive(struct vm *vm, union driver_message *m, int timeout_ms)
 {
 	struct pollfd p = {.fd = vm->control, .events = POLLIN};
 	ssize_t n;
@@ -307,14 +298,14 @@ remaining(uint64_t deadline_ns)
 int
 driver_pump(struct vm *vm, int timeout_ms)
 {
-	union message m;
+	union driver_message m;
 
 	return receive(vm, &m, timeout_ms);
 }
 
 /* Waits for the answer to seq. */
-static int
-answer(struct vm *vm, union message *m, uint64_t seq, uint16_t type, int timeout_ms,
+int
+driver_answer(struct vm *vm, union driver_message *m, uint64_t seq, uint16_t type, int timeout_ms,
 	struct err *e)
 {
 	uint64_t deadline = io_now_ns() + (uint64_t)timeout_ms * 1000000;
@@ -366,7 +357,7 @@ driver_boot(struct driver *d, const char *name, const struct boot *boot, struct 
 	if (r == 0)
 		r = driver_send_boot(vm, boot, e);
 	if (r == 0)
-		r = driver_wait_started(vm, ANSWER_MS, e);
+		r = driver_wait_started(vm, DRIVER_ANSWER_MS, e);
 	if (r == 0)
 		*ret = vm;
 	return r;
@@ -385,13 +376,13 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 		.flags = flags & DRIVER_PARK ? VMM_FORK_PARK : 0,
 	};
 	int fds[VMM_FORK_FD_COUNT], pair[2] = {-1, -1}, r;
-	union message m;
+	union driver_message m;
 	struct vm *child;
 	char path[256];
 
 	for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
 		fds[i] = -1;
-	r = new_vm(parent->driver, name, &child, e);
+	r = driver_new_vm(parent->driver, name, &child, e);
 	if (r < 0)
 		return r;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
@@ -406,16 +397,16 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 		r = io_unix_listen(driver_path(child, "vsock.sock", path), SOCK_STREAM,
 			64, &fds[VMM_FORK_FD_VSOCK], e);
 	if (r == 0)
-		r = create(child, "console", O_EXCL, &fds[VMM_FORK_FD_CONSOLE], e);
+		r = driver_create(child, "console", O_EXCL, &fds[VMM_FORK_FD_CONSOLE], e);
 	if (r == 0)
-		r = map_console(child, fds[VMM_FORK_FD_CONSOLE], e);
+		r = driver_map_console(child, fds[VMM_FORK_FD_CONSOLE], e);
 	if (r == 0)
-		r = create(child, "vmm.log", O_APPEND, &fds[VMM_FORK_FD_LOG], e);
+		r = driver_create(child, "vmm.log", O_APPEND, &fds[VMM_FORK_FD_LOG], e);
 	if (r == 0)
-		r = new_segment(child, &fds[VMM_FORK_FD_SEG_DATA],
+		r = driver_new_segment(child, &fds[VMM_FORK_FD_SEG_DATA],
 			&fds[VMM_FORK_FD_SEG_INDEX], e);
 	if (r == 0 && !parked)
-		r = new_segment(parent, &fds[VMM_FORK_FD_PARENT_SEG_DATA],
+		r = driver_new_segment(parent, &fds[VMM_FORK_FD_PARENT_SEG_DATA],
 			&fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
 	if (r < 0)
 		goto out;
@@ -433,7 +424,7 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 		err_sys(e, r, "sending the fork message");
 		goto out;
 	}
-	r = answer(parent, &m, f.hdr.seq, VMM_FORKED, ANSWER_MS, e);
+	r = driver_answer(parent, &m, f.hdr.seq, VMM_FORKED, DRIVER_ANSWER_MS, e);
 	if (r < 0)
 		goto out;
 	if (m.hdr.type == VMM_DONE) {
@@ -452,7 +443,7 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 	if (!(flags & DRIVER_NO_WAIT)) {
 		close(fds[VMM_FORK_FD_CONTROL]); /* so that a child that dies is seen */
 		fds[VMM_FORK_FD_CONTROL] = -1;
-		r = driver_wait_started(child, ANSWER_MS, e);
+		r = driver_wait_started(child, DRIVER_ANSWER_MS, e);
 		if (r < 0)
 			goto out;
 	}
@@ -487,12 +478,12 @@ driver_request(struct vm *vm, uint16_t type, void *ret_answer, size_t answer_len
 		.type = type,
 		.len = sizeof(h),
 		.seq = ++vm->seq};
-	union message m;
+	union driver_message m;
 	int r = io_send_fds(vm->control, &h, sizeof(h), NULL, 0);
 
 	if (r < 0)
 		return err_sys(e, r, "%s: sending message %u", vm->name, type);
-	r = answer(vm, &m, h.seq, answer_type, timeout_ms, e);
+	r = driver_answer(vm, &m, h.seq, answer_type, timeout_ms, e);
 	if (r < 0)
 		return r;
 	if (m.hdr.type == VMM_DONE && m.done.error) {
@@ -511,7 +502,7 @@ int
 driver_stats(struct vm *vm, struct vmm_stats_answer *ret, struct err *e)
 {
 	return driver_request(
-		vm, VMM_STATS, ret, sizeof(*ret), VMM_STATS_ANSWER, ANSWER_MS, e);
+		vm, VMM_STATS, ret, sizeof(*ret), VMM_STATS_ANSWER, DRIVER_ANSWER_MS, e);
 }
 
 bool
@@ -664,10 +655,10 @@ driver_number(const char *line, const char *key)
 const char *
 driver_log(const struct vm *vm, char *dst, size_t cap)
 {
-	static const char *const files[] = {"stderr", "vmm.log"};
+	static const char *const files[] = {"stderr", "blank.log", "vmm.log"};
 	size_t n = 0;
 
-	for (size_t i = 0; i < 2; i++) {
+	for (size_t i = 0; i < 3; i++) {
 		char path[256];
 		cleanup_close int fd =
 			open(driver_path(vm, files[i], path), O_RDONLY | O_CLOEXEC);
@@ -705,4 +696,7 @@ driver_done(struct driver *d)
 		driver_kill(&d->vms[i]);
 	if (d->folder[0])
 		io_remove_tree(d->folder, NULL);
+	if (d->kvm > 0)
+		close(d->kvm);
+	d->kvm = -1;
 }

@@ -42,6 +42,7 @@ struct vm {
 };
 
 struct driver {
+	int kvm; /* owned */
 	char folder[128];
 	char vmm_path[4096], guest_path[4096];
 	char segment_folder[160]; /* where segments are made; empty: each VM's own folder
@@ -80,6 +81,38 @@ int driver_wait_started(struct vm *vm, int timeout_ms, struct err *e);
 #define DRIVER_NO_WAIT 2u
 int driver_fork(struct vm *parent, const char *name, unsigned flags,
 	struct vm **ret_child, struct vmm_forked *ret, struct err *e);
+
+/* Commits, as far as a VMM has to do with them (driver_restore.c). Paths are of files
+ * that driver_take_state() makes: the state, the memory (flat), the disk (flat). */
+struct commit {
+	char state[256], memory[256], disk[256];
+	struct vmm_state_answer answer;
+};
+
+/* A parked picture's state and memory into files of the picture's folder, named after
+ * tag; disk stays empty. */
+int driver_take_state(
+	struct vm *parked, const char *tag, struct commit *ret, struct err *e);
+/* VMM_STATE alone, into fd. */
+int driver_ask_state(struct vm *vm, int fd, struct vmm_state_answer *ret, struct err *e);
+/* The disk of a VM that wrote only its first segment, cut at `records`, over base (NULL:
+ * none), into commit->disk. */
+int driver_take_disk(const struct vm *vm, const char *base, uint64_t records,
+	uint64_t disk_mib, struct commit *c, struct err *e);
+
+/* Starts pando-vmm and has it prepare. */
+int driver_prepare(struct driver *d, const char *name, uint64_t mem_mib, uint32_t vcpus,
+	struct vm **ret, struct err *e);
+/* To a VMM that was started or prepared. Sizes that are 0 are the commit's. The answer is
+ * VMM_STARTED. */
+struct restore {
+	const struct commit *commit;
+	uint64_t mem_mib, disk_mib, blob_bytes;
+	uint32_t vcpus;
+};
+int driver_send_restore(struct vm *vm, const struct restore *restore, struct err *e);
+
+int driver_resize(struct vm *vm, uint64_t disk_mib, struct err *e);
 
 /* A request of a header alone; waits for the answer of the type (VMM_DONE or
  * VMM_STATS_ANSWER). */

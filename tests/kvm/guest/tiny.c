@@ -8,7 +8,9 @@
  * memory and says "fork n=… counter=… gap=… memory=ok|BAD cpu1=… history=…" dirty=N pages
  * written before "ready" (and once more after each fork with redirty=1) cpus=2        the
  * second CPU counts too disk=1        also checks the disk at each change:
- * "disk=ok|BAD|TIMEOUT|none" tick=N        says "tick <counter>" every N rounds mode=disk
+ * "disk=ok|BAD|TIMEOUT|none"; says
+ * "disk sectors=…" and tries the new end when the disk grows timer=N says "timer <n> late=…"
+ * every N million cycles of its LAPIC's TSC deadline timer, 160 times at most tick=N        says "tick <counter>" every N rounds mode=disk
  * a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz       seed=N
  * rounds=N: random bytes into every register, ring and descriptor, then "fuzz done"
  *   mode=triple     a fault without any handler
@@ -511,6 +513,82 @@ ap_main(void)
 		ap_counter++;
 }
 
+/* Interrupts stay off: a timer's shows as a bit in the LAPIC's request register. Each
+ * time another vector, since none is ever taken. */
+static u64 timer_cycles, timer_deadline;
+static u32 timer_n;
+
+static void
+timer_arm(void)
+{
+	u32 vector = 0x40 + timer_n;
+
+	write32(LAPIC + 0x0f0, read32(LAPIC + 0x0f0) | 0x100); /* software enable */
+	write32(LAPIC + 0x320, 2u << 17 | vector);	       /* TSC deadline mode */
+	timer_deadline = rdtsc() + timer_cycles;
+	__asm__ volatile("wrmsr"
+		:
+		: "c"(0x6e0), "a"((u32)timer_deadline), "d"((u32)(timer_deadline >> 32))
+		: "memory");
+}
+
+static void
+timer_look(void)
+{
+	u32 vector = 0x40 + timer_n;
+
+	if (timer_n >= 160 ||
+		!(read32(LAPIC + 0x200 + vector / 32 * 16) >> vector % 32 & 1))
+		return;
+	say("timer ");
+	say_u64(timer_n++);
+	say(" late=");
+	say_u64((rdtsc() - timer_deadline) / 1000000);
+	say("\n");
+	timer_arm();
+}
+
+static u64 disk_sectors;
+
+static u64
+disk_size(void)
+{
+	u64 sectors;
+	u32 before;
+
+	do {
+		before = read32(reg(BLK, 0x0fc));
+		sectors = read32(reg(BLK, 0x100)) | (u64)read32(reg(BLK, 0x104)) << 32;
+	} while (read32(reg(BLK, 0x0fc)) != before);
+	return sectors;
+}
+
+/* The new end can be written and read, what lies behind it cannot. */
+static void
+disk_look(void)
+{
+	u64 sectors = disk_size();
+	u32 r;
+
+	if (sectors == disk_sectors)
+		return;
+	say("disk sectors=");
+	say_u64(sectors);
+	say(" interrupt=");
+	say_u64(read32(reg(BLK, 0x060)));
+	write32(reg(BLK, 0x064), 3);
+	pattern(block, sectors);
+	r = blk(1, sectors - 8, block, PAGE);
+	memset(block, 0, PAGE);
+	if (r == 0)
+		r = blk(0, sectors - 8, block, PAGE);
+	say(r == 0 && has_pattern(block, sectors) && blk(0, sectors, block, PAGE) == 1
+			? " end=ok"
+			: " end=BAD");
+	say("\n");
+	disk_sectors = sectors;
+}
+
 static void
 mode_work(void)
 {
@@ -528,11 +606,16 @@ mode_work(void)
 	history[n_history++] = generation[0];
 	ledger_write();
 	dirty(dirty_pages, 1);
+	timer_cycles = option_u64("timer", 0) * 1000000;
 	if (disk) {
 		say("disk ");
 		say(disk_round());
 		say("\n");
 	}
+	if (disk)
+		disk_sectors = disk_size();
+	if (timer_cycles)
+		timer_arm();
 	say("ready\n");
 	last = rdtsc();
 	for (;;) {
@@ -559,6 +642,8 @@ mode_work(void)
 			say_u64(counter);
 			say(" gap=");
 			say_u64(gap);
+			say(" tsc=");
+			say_u64(now);
 			say(" memory=");
 			say(good ? "ok" : "BAD");
 			if (cpus) {
@@ -584,6 +669,10 @@ mode_work(void)
 			last = rdtsc();
 			gap = 0;
 		}
+		if (timer_cycles && counter % 64 == 0)
+			timer_look();
+		if (disk && counter % 2048 == 0)
+			disk_look();
 		if (tick && counter % tick == 0) {
 			say("tick ");
 			say_u64(counter);

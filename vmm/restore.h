@@ -1,0 +1,36 @@
+/*
+ * Starting a VM from a commit: VMM_PREPARE makes a blank VMM, VMM_RESTORE makes it a VM.
+ * See restore.c. Main thread only.
+ */
+#ifndef PANDO_VMM_RESTORE_H
+#define PANDO_VMM_RESTORE_H
+
+#include "common/vmm_wire.h"
+#include "vmm/vm.h"
+
+/* Everything that does not depend on which VM it will be: namespaces, devices, KVM VM,
+ * vCPU threads (parked), the system call filter. kvm_fd and control_fd are there. After
+ * it only a restore may map memory. blank: restore_wait() comes next, else
+ * restore_run(). */
+int restore_prepare(
+	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool blank, struct err *e);
+
+/* 0, or why a message is no VMM_PREPARE or VMM_RESTORE that can be served. */
+int restore_check_prepare(
+	const struct vmm_prepare *m, size_t len, size_t n_fds, struct err *e);
+int restore_check(const struct vmm_restore *m, size_t len, size_t n_fds, struct err *e);
+
+/* Answers VMM_PREPARE, waits for VMM_RESTORE and becomes that VM; control_run() comes
+ * next. Exits when it is not needed after all. */
+int restore_wait(struct vm *vm, uint64_t seq, struct err *e);
+
+/* Becomes the VM and runs it; control_run() comes next. fds are taken over. began_ns: when
+ * the message was received. On failure the process is good for nothing more. */
+int restore_run(struct vm *vm, const struct vmm_restore *m, int fds[], uint64_t began_ns,
+	struct err *e);
+
+/* VMM_STATE: the state of a picture into fd (borrowed), and where its memory lies. */
+int restore_answer_state(
+	struct vm *vm, int fd, struct vmm_state_answer *ret, struct err *e);
+
+#endif
