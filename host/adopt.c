@@ -102,6 +102,9 @@ find_process(
 		process_end(vm->pidfd);
 		return r;
 	}
+	/* Started, and the pandod that did it was killed before it noted the process. */
+	if (vm->row.pid <= 0 && vm->ctl)
+		vmmctl_quit(vm->ctl, NULL);
 	if (vm->row.pid <= 0 ||
 		process_open((pid_t)vm->row.pid, vm->row.pid_start, &vm->pidfd) < 0)
 		return r;
@@ -117,6 +120,29 @@ find_process(
 	/* It lives and cannot be spoken to, and never will be again. */
 	process_end(vm->pidfd);
 	return r;
+}
+
+/* A pandod was killed between asking for a larger disk and noting it. Called with the
+ * lock, which is given up meanwhile. */
+static void
+finish_resize(struct tree *t, struct vm *vm)
+{
+	uint64_t mib = vm->row.resize_mib;
+	struct err e;
+	int r;
+
+	if (mib <= vm->row.disk_mib)
+		return;
+	pthread_mutex_unlock(&t->lock);
+	r = vmmctl_resize(vm->ctl, mib, t->config.answer_timeout_ms, &e);
+	pthread_mutex_lock(&t->lock);
+	/* What remains for the filesystem is told by resize_mib, which stays. */
+	if (r == 0)
+		vm->row.disk_mib = mib;
+	else
+		log_warn("vm %s (%s): its disk has %llu or %llu MiB: %s", vm->row.id,
+			vm_name(vm), (unsigned long long)vm->row.disk_mib,
+			(unsigned long long)mib, e.msg);
 }
 
 static int
@@ -149,6 +175,7 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 		pthread_mutex_unlock(&t->lock);
 		return r;
 	}
+	finish_resize(t, vm);
 	if (stats.paused == 1)
 		vm->row.state = VM_PAUSED;
 	else if (vm->row.state == VM_PAUSED)
@@ -289,6 +316,7 @@ clean_segments(struct tree *t, struct err *e)
 	struct dirent *d;
 	int r = tree_sweep(t, e);
 
+	tree_sweep_bases(t, true);
 	if (r == 0)
 		r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
 	if (r < 0)

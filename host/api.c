@@ -111,6 +111,24 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		r = request_alias(body, len, &q, e);
 		return r < 0 ? r : tree_alias(t, route->vm, &q, out, e);
 	}
+	case CALL_STOP: {
+		struct stop_request q;
+
+		r = request_stop(body, len, &q, e);
+		return r < 0 ? r : tree_stop_vm(t, route->vm, &q, p, out, e);
+	}
+	case CALL_START: {
+		struct start_request q;
+
+		r = request_start(body, len, &q, e);
+		return r < 0 ? r : tree_start_vm(t, route->vm, &q, p, out, e);
+	}
+	case CALL_RESIZE: {
+		struct resize_request q;
+
+		r = request_resize(body, len, &q, e);
+		return r < 0 ? r : tree_resize(t, route->vm, &q, p, out, e);
+	}
 	default:
 		break;
 	}
@@ -119,11 +137,12 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		return r;
 	switch (route->call) {
 	case CALL_LIST:
-		return tree_list(t, route->has_label ? &route->label : NULL, out, e);
+		return tree_list(t, &route->labels, route->memory, out, e);
 	case CALL_INFO:
 		return tree_info(t, route->vm, out, e);
 	case CALL_DELETE:
-		return tree_delete(t, route->vm, route->recursive, out, e);
+		return tree_delete(
+			t, route->vm, route->recursive, route->dry_run, out, e);
 	case CALL_PAUSE:
 		return tree_pause(t, route->vm, out, e);
 	case CALL_RESUME:
@@ -362,6 +381,13 @@ peer_is_us(struct MHD_Connection *c)
 }
 
 static bool
+tells_progress(enum call call)
+{
+	return call == CALL_CREATE || call == CALL_BRANCH || call == CALL_STOP ||
+	       call == CALL_START || call == CALL_RESIZE;
+}
+
+static bool
 wants_stream(struct MHD_Connection *c)
 {
 	const char *accept = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Accept");
@@ -440,7 +466,7 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 		return respond_error(c, api_status(r), &e);
 	/* However long the call takes, it is not the client who is slow. */
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, 0u);
-	if ((route.call == CALL_CREATE || route.call == CALL_BRANCH) && wants_stream(c))
+	if (tells_progress(route.call) && wants_stream(c))
 		return respond_stream(a, c, &route, q);
 	r = run_call(a, &route, q->body ? q->body : "", q->len, NULL, &out, &e);
 	status = finish(r, &e,

@@ -9,7 +9,8 @@
  * The database is written *before* the fork, as [… s p] and [… s c], with s counted
  * whole: that is true whether the fork then happens or not (until it does, p is empty and
  * s still grows; once it has, nobody appends to s any more). So a pandod that is killed
- * in between leaves chains that are right. The number of records at the cut, which the
+ * in between leaves chains that are right: the files of p are made before the database
+ * names it. The number of records at the cut, which the
  * VMM reports, is written afterwards as a check.
  */
 #include <errno.h>
@@ -17,12 +18,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/segment_wire.h"
 #include "host/tree_priv.h"
 
 /* Threads that wait for agents. */
@@ -198,6 +202,7 @@ park(struct branch *b, struct parked *k, struct err *e)
 	r = launch_segment(b->t->config.home, segment, &data, &index, e);
 	if (r < 0)
 		return r;
+	fault_point("branch.park-files");
 	memcpy(msg.parent_generation, b->parent_generation,
 		sizeof(msg.parent_generation));
 	snprintf(msg.child_name, sizeof(msg.child_name), "%.40s-parked",
@@ -304,14 +309,19 @@ enter(struct branch *b, struct err *e)
 
 	if (t->stopping)
 		return err_set(e, -ECANCELED, "pandod is stopping");
-	if (parent->row.state != VM_RUNNING && parent->row.state != VM_STARTING)
+	if (!vm_state_lives(parent->row.state))
 		return err_set(e, -EBUSY,
-			"vm \"%s\" is %s: only a running VM can be branched%s",
-			vm_name(parent), vm_state_name(parent->row.state),
-			parent->row.state == VM_PAUSED ? ", so resume it first" : "");
-	if (!parent->ctl || parent->dead)
-		return err_set(e, -ESRCH, "vm \"%s\": its VMM does not listen to pandod",
+			"vm \"%s\" is %s: only a VM that runs or is paused can be "
+			"branched, so `pando start` it first",
+			vm_name(parent), vm_state_name(parent->row.state));
+	if (!parent->ctl || parent->dead || parent->closed_ns)
+		return err_set(e, -EBUSY,
+			"vm \"%s\" is ending: `pando status` will say why, and then "
+			"`pando start` boots it again",
 			vm_name(parent));
+	r = host_has_room(t, parent, b->q->count, e);
+	if (r < 0)
+		return r;
 	r = tree_random(b->parent_generation, sizeof(b->parent_generation), e);
 	if (r == 0)
 		r = db_begin(t->db, e);
@@ -328,6 +338,13 @@ enter(struct branch *b, struct err *e)
 	if (r == 0) {
 		snprintf(b->parent_segment, sizeof(b->parent_segment), "%s.%u",
 			parent->row.id, parent->row.next_segment);
+		/* The files come first: no chain of a VM that stays ever names a segment
+		 * that is not there. */
+		r = launch_segment(t->config.home, b->parent_segment, &b->parent_data,
+			&b->parent_index, e);
+	}
+	if (r == 0) {
+		fault_point("branch.segment");
 		r = db_chain_append(t->db, parent->row.id, b->parent_segment, e);
 	}
 	if (r == 0) {
@@ -339,6 +356,8 @@ enter(struct branch *b, struct err *e)
 	if (r == 0)
 		return 0;
 	db_rollback(t->db);
+	if (b->parent_data >= 0)
+		launch_remove_segment(t->config.home, b->parent_segment);
 	for (unsigned i = 0; i < b->n_children; i++) {
 		tree_unlist_vm(t, b->children[i]);
 		vm_unref(b->children[i]);
@@ -347,11 +366,31 @@ enter(struct branch *b, struct err *e)
 	return r;
 }
 
+/*
+ * Whether the parent's old segment has as many records as the cut says. It has fewer when
+ * it is not the one that the VMM wrote: a pandod that was killed between writing a chain
+ * and the fork leaves a last segment that nobody ever writes. The one before it, counted
+ * whole, is then right, and so is an empty one counted whole.
+ */
+static bool
+cut_fits(struct branch *b)
+{
+	char path[PATHS_MAX];
+	struct stat st;
+
+	return paths_format(path, sizeof(path), NULL, "%s/segments/%s.index",
+		       b->t->config.home, b->parent_old_segment) == 0 &&
+	       stat(path, &st) == 0 &&
+	       (uint64_t)st.st_size / sizeof(struct segment_record) >=
+		       b->cut.cut_index_records;
+}
+
 /* After the fork, whatever became of the children. */
 static void
 note_cut(struct branch *b)
 {
 	struct tree *t = b->t;
+	bool fits = b->cut.hdr.type == VMM_FORKED && cut_fits(b);
 	struct err e;
 
 	pthread_mutex_lock(&t->lock);
@@ -359,8 +398,8 @@ note_cut(struct branch *b)
 	if (!b->parent->dead && db_update(t->db, &b->parent->row, &e) < 0)
 		log_err("vm %s: %s", b->parent->row.id, e.msg);
 	/* 0 with an uncertain fork: then the count stays "all", which is right. */
-	if (b->cut.hdr.type == VMM_FORKED && db_chain_cut(t->db, b->parent_old_segment,
-						     b->cut.cut_index_records, &e) < 0)
+	if (fits && db_chain_cut(t->db, b->parent_old_segment, b->cut.cut_index_records,
+			    &e) < 0)
 		log_err("segment %s: %s", b->parent_old_segment, e.msg);
 	pthread_mutex_unlock(&t->lock);
 }
@@ -388,15 +427,18 @@ make(struct branch *b, struct err *e)
 	struct vmm_started started;
 	uint64_t slowest_ns = 0;
 	pid_t pid;
-	int r = launch_segment(b->t->config.home, b->parent_segment, &b->parent_data,
-		&b->parent_index, e);
+	int r = 0;
 
-	if (r == 0 && (b->null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
+	if ((b->null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
 		r = err_sys(e, -errno, "/dev/null");
 	if (r == 0 && b->q->count > 1)
 		r = park(b, &k, e);
+	if (r == 0 && b->q->count > 1)
+		fault_point("branch.parked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
 		r = fork_child(b, b->children[i], b->q->count > 1 ? &k : NULL, e);
+	if (r == 0)
+		fault_point("branch.forked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++) {
 		struct vm *child = b->children[i];
 
@@ -407,13 +449,22 @@ make(struct branch *b, struct err *e)
 				slowest_ns = started.setup_ns;
 		}
 	}
+	if (r == 0)
+		fault_point("branch.started");
 	end_parked(b, &k);
 	if (b->forked)
 		note_cut(b);
 	else
 		drop_parent_segment(b);
-	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
+	if (r == 0)
+		fault_point("branch.cut");
+	for (unsigned i = 0; r == 0 && i < b->n_children; i++) {
 		r = vm_made(b->t, b->children[i], e);
+		if (r == 0 && i == 0)
+			fault_point("branch.first-made");
+	}
+	if (r == 0)
+		fault_point("branch.made");
 	if (r == 0)
 		log_info("vm %s (%s): branched into %u, paused for %llu us, of which "
 			 "fork %llu us; "
@@ -510,6 +561,7 @@ static int
 branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 {
 	struct tree *t = b->t;
+	char called[VM_CALLED_MAX];
 	int r;
 
 	pthread_mutex_lock(&t->lock);
@@ -520,7 +572,9 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	pthread_mutex_unlock(&t->lock);
 	if (r < 0)
 		return r;
-	say(b->p, "branching VM %s into %u", b->parent->row.id, b->q->count);
+	fault_point("branch.entered");
+	say(b->p, "branching VM %s into %u", vm_called(b->parent, called, sizeof(called)),
+		b->q->count);
 	r = make(b, e);
 	if (r < 0)
 		err_wrap(e, r, "branching vm \"%s\"", vm_name(b->parent));
@@ -549,7 +603,7 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	json_out_object(out, NULL);
 	json_out_array(out, "vms");
 	for (unsigned i = 0; i < b->n_children; i++)
-		vm_json(t, b->children[i], NULL, out, NULL);
+		vm_json(t, b->children[i], NULL, out, NULL, NULL);
 	json_out_end_array(out);
 	json_out_u64(out, "pause_us", b->cut.pause_ns / 1000);
 	json_out_end_object(out);

@@ -75,6 +75,10 @@ struct client_vm {
 	char **children; /* owned */
 	size_t n_children;
 	uint64_t created_ms, mem_mib, vcpus, disk_mib;
+	uint64_t resize_mib; /* a resize that is not done; 0: none */
+	bool has_costs;	     /* disk_own_bytes is known */
+	bool has_memory;     /* the next two are */
+	uint64_t memory_unique_bytes, memory_shared_bytes, disk_own_bytes;
 	char *kernel, *rootfs;	     /* owned */
 	struct client_label *labels; /* owned */
 	size_t n_labels;
@@ -100,6 +104,12 @@ void client_vms_done(struct client_vms *vms);
 /* reply, where there is one, may be NULL: else it gets the answer as pandod wrote it. */
 int client_list(struct client *c, const char *label, struct client_vms *ret,
 	struct client_reply *reply, struct err *e);
+/* With all of these labels ("key=value"). CLIENT_MEMORY: with what each takes of the
+ * host. */
+#define CLIENT_MEMORY 1u
+int client_list_with(struct client *c, const char *const *labels, size_t n_labels,
+	unsigned flags, struct client_vms *ret, struct client_reply *reply,
+	struct err *e);
 int client_get(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 
@@ -132,6 +142,9 @@ int client_branch(struct client *c, const char *vm, const struct client_branch *
  * free() each and one for the array: client_ids_free(). */
 int client_delete(
 	struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e);
+/* The same ids, and nothing is deleted. */
+int client_delete_dry(
+	struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e);
 void client_ids_free(char **ids);
 /* alias NULL: takes the name away. */
 int client_alias(struct client *c, const char *vm, const char *alias,
@@ -140,5 +153,14 @@ int client_pause(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 int client_resume(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
+/* timeout_ms 0: pandod's default. */
+int client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_ms,
+	struct client_vm *ret, struct client_reply *reply, struct err *e);
+int client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *ret,
+	struct client_reply *reply, struct err *e);
+/* *ret_note: malloc'd, NULL: nothing to say. */
+int client_resize(struct client *c, const char *vm, uint64_t disk_mib,
+	struct client_vm *ret, char **ret_note, struct client_reply *reply,
+	struct err *e);
 
 #endif

@@ -131,6 +131,7 @@ static int
 read_all(const struct json *j, int tok, struct client_vm *vm)
 {
 	int children = json_get(j, tok, "children"), pid = json_get(j, tok, "pid"), r;
+	int costs = json_get(j, tok, "costs"), unique;
 
 	if ((r = read_text(j, tok, "id", true, vm->id, sizeof(vm->id))) < 0 ||
 		(r = read_text(j, tok, "alias", false, vm->alias, sizeof(vm->alias))) <
@@ -151,11 +152,24 @@ read_all(const struct json *j, int tok, struct client_vm *vm)
 		(r = read_u64(j, tok, "mem_mib", &vm->mem_mib)) < 0 ||
 		(r = read_u64(j, tok, "vcpus", &vm->vcpus)) < 0 ||
 		(r = read_u64(j, tok, "disk_mib", &vm->disk_mib)) < 0 ||
+		(r = read_u64(j, tok, "resize_mib", &vm->resize_mib)) < 0 ||
 		(r = is_none(j, pid) ? 0 : json_i64(j, pid, &vm->pid)) < 0 ||
 		(r = read_ids(j, children, &vm->children)) < 0)
 		return r;
 	while (vm->children[vm->n_children])
 		vm->n_children++;
+	if (!is_none(j, costs)) {
+		unique = json_get(j, costs, "memory_unique_bytes");
+		vm->has_costs = true;
+		vm->has_memory = !is_none(j, unique);
+		if ((r = read_u64(j, costs, "memory_unique_bytes",
+			     &vm->memory_unique_bytes)) < 0 ||
+			(r = read_u64(j, costs, "memory_shared_bytes",
+				 &vm->memory_shared_bytes)) < 0 ||
+			(r = read_u64(j, costs, "disk_own_bytes", &vm->disk_own_bytes)) <
+				0)
+			return r;
+	}
 	return read_labels(j, json_get(j, tok, "labels"), vm);
 }
 
@@ -279,17 +293,30 @@ call_vms(struct client *c, const char *method, const char *path, const char *bod
 }
 
 int
+client_list_with(struct client *c, const char *const *labels, size_t n_labels,
+	unsigned flags, struct client_vms *ret, struct client_reply *reply, struct err *e)
+{
+	char path[2048], encoded[1024];
+	size_t at = (size_t)snprintf(path, sizeof(path), "/v1/vms");
+
+	for (size_t i = 0; i < n_labels; i++) {
+		if (percent_encode(encoded, sizeof(encoded), labels[i]) < 0 ||
+			at + strlen(encoded) + 32 > sizeof(path))
+			return err_set(e, -ENAMETOOLONG, "the labels are too long");
+		at += (size_t)snprintf(path + at, sizeof(path) - at, "%clabel=%s",
+			i ? '&' : '?', encoded);
+	}
+	if (flags & CLIENT_MEMORY)
+		snprintf(
+			path + at, sizeof(path) - at, "%cmemory=1", n_labels ? '&' : '?');
+	return call_vms(c, "GET", path, NULL, ret, reply, e);
+}
+
+int
 client_list(struct client *c, const char *label, struct client_vms *ret,
 	struct client_reply *reply, struct err *e)
 {
-	char path[1024] = "/v1/vms", encoded[900];
-
-	if (label) {
-		if (percent_encode(encoded, sizeof(encoded), label) < 0)
-			return err_set(e, -ENAMETOOLONG, "the label is too long");
-		snprintf(path, sizeof(path), "/v1/vms?label=%s", encoded);
-	}
-	return call_vms(c, "GET", path, NULL, ret, reply, e);
+	return client_list_with(c, &label, label ? 1 : 0, 0, ret, reply, e);
 }
 
 int
@@ -375,28 +402,43 @@ client_branch(struct client *c, const char *vm, const struct client_branch *spec
 	return r < 0 ? r : call_vms(c, "POST", path, o.buf, ret, reply, e);
 }
 
-int
-client_delete(
-	struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e)
+static int
+delete_ids(struct client *c, const char *vm, const char *query, const char *member,
+	char ***ret_ids, struct err *e)
 {
 	cleanup_client_reply struct client_reply reply = {0};
 	char path[1024], **ids;
-	int r = client_vm_path(
-		path, sizeof(path), vm, recursive ? "?recursive=1" : "", e);
+	int r = client_vm_path(path, sizeof(path), vm, query, e), tok;
 
 	if (r == 0)
 		r = client_call(c, "DELETE", path, NULL, &reply, e);
 	if (r < 0)
 		return r;
-	r = read_ids(reply.json, json_get(reply.json, 0, "deleted"), &ids);
+	tok = json_get(reply.json, 0, member);
+	r = tok < 0 ? tok : read_ids(reply.json, tok, &ids);
 	if (r < 0)
 		return err_set(e, -EPROTO,
-			"pandod deleted \"%s\" but its answer is not understood", vm);
+			"pandod's answer about deleting \"%s\" is not understood", vm);
 	if (ret_ids)
 		*ret_ids = ids;
 	else
 		client_ids_free(ids);
 	return 0;
+}
+
+int
+client_delete(
+	struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e)
+{
+	return delete_ids(c, vm, recursive ? "?recursive=1" : "", "deleted", ret_ids, e);
+}
+
+int
+client_delete_dry(
+	struct client *c, const char *vm, bool recursive, char ***ret_ids, struct err *e)
+{
+	return delete_ids(c, vm, recursive ? "?dry_run=1&recursive=1" : "?dry_run=1",
+		"would_delete", ret_ids, e);
 }
 
 int
@@ -437,4 +479,66 @@ client_resume(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e)
 {
 	return call_simple(c, vm, "/resume", ret, reply, e);
+}
+
+int
+client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_ms,
+	struct client_vm *ret, struct client_reply *reply, struct err *e)
+{
+	cleanup_json_out struct json_out o = {0};
+	char path[1024];
+	int r = client_vm_path(path, sizeof(path), vm, "/stop", e);
+
+	if (r < 0)
+		return r;
+	json_out_object(&o, NULL);
+	json_out_bool(&o, "force", force);
+	if (timeout_ms)
+		json_out_u64(&o, "timeout_ms", timeout_ms);
+	r = body_end(&o, e);
+	return r < 0 ? r : call_vm(c, "POST", path, o.buf, ret, reply, e);
+}
+
+int
+client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
+{
+	char path[1024];
+	int r = client_vm_path(path, sizeof(path), vm, "/start", e);
+
+	return r < 0 ? r
+		     : call_vm(c, "POST", path,
+			       no_wait ? "{\"wait\":false}" : "{\"wait\":true}", ret,
+			       reply, e);
+}
+
+int
+client_resize(struct client *c, const char *vm, uint64_t disk_mib, struct client_vm *ret,
+	char **ret_note, struct client_reply *reply, struct err *e)
+{
+	cleanup_client_reply struct client_reply own = {0};
+	char path[1024], body[64], *note = NULL;
+	int r = client_vm_path(path, sizeof(path), vm, "/resize", e), tok;
+
+	if (r < 0)
+		return r;
+	snprintf(body, sizeof(body), "{\"disk_mib\":%llu}", (unsigned long long)disk_mib);
+	r = client_call(c, "POST", path, body, &own, e);
+	if (r < 0)
+		return r;
+	tok = json_get(own.json, 0, "vm");
+	if (tok < 0 || read_dup(own.json, 0, "note", &note) < 0)
+		return err_set(
+			e, -EPROTO, "pandod's answer to a resize is not understood");
+	r = client_vm_read(own.json, tok, ret, e);
+	if (r < 0) {
+		free(note);
+		return r;
+	}
+	*ret_note = note;
+	if (reply) {
+		*reply = own;
+		own = (struct client_reply){0};
+	}
+	return 0;
 }

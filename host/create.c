@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
 #include "host/image.h"
@@ -73,32 +74,32 @@ vm_made(struct tree *t, struct vm *vm, struct err *e)
 	return r;
 }
 
-/* What the host can give, before anything is made. */
-static int
-admit(const struct create_request *q, struct err *e)
+int
+host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e)
 {
 	struct sysinfo si;
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	uint64_t ram_mib;
 
-	if (cpus > 0 && q->vcpus > (uint32_t)cpus)
+	if (cpus > 0 && vcpus > (uint32_t)cpus)
 		return err_set(e, -EINVAL,
-			"\"vcpus\" is %u, and this host has %ld CPU%s online", q->vcpus,
+			"\"vcpus\" is %u, and this host has %ld CPU%s online", vcpus,
 			cpus, cpus == 1 ? "" : "s");
 	if (sysinfo(&si) < 0)
 		return err_sys(e, -errno, "sysinfo");
 	ram_mib = ((uint64_t)si.totalram * si.mem_unit) >> 20;
-	if (q->mem_mib > ram_mib)
+	if (mem_mib > ram_mib)
 		return err_set(e, -EINVAL,
 			"\"mem_mib\" is %llu, and this host has %llu MiB of memory",
-			(unsigned long long)q->mem_mib, (unsigned long long)ram_mib);
+			(unsigned long long)mem_mib, (unsigned long long)ram_mib);
 	return 0;
 }
 
-static int
-boot_message(const struct vm *vm, const struct create_request *q,
-	const struct image *image, struct vmm_boot *ret, struct err *e)
+int
+vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot *ret,
+	struct err *e)
 {
+	const char *added = vm->row.cmdline;
 	int n;
 
 	ret->mem_mib = vm->row.mem_mib;
@@ -110,7 +111,7 @@ boot_message(const struct vm *vm, const struct create_request *q,
 	memcpy(ret->generation, vm->row.generation, sizeof(ret->generation));
 	snprintf(ret->name, sizeof(ret->name), "%s", vm_name(vm));
 	n = snprintf(ret->cmdline, sizeof(ret->cmdline), "%s%s%s", image->cmdline,
-		image->cmdline[0] && q->cmdline[0] ? " " : "", q->cmdline);
+		image->cmdline[0] && added[0] ? " " : "", added);
 	if (n < 0 || (size_t)n >= sizeof(ret->cmdline))
 		return err_set(e, -EINVAL,
 			"\"cmdline\" is too long: with the image's own it has %d bytes, "
@@ -119,15 +120,14 @@ boot_message(const struct vm *vm, const struct create_request *q,
 	return 0;
 }
 
-/* Files, segment, process, VMM_BOOT, VMM_STARTED. Whatever is made is vm_undo's to
- * remove. */
-static int
-launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot *boot,
-	struct err *e)
+int
+vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot *boot,
+	const int segment[2], struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_close int data = -1, index = -1, control = -1, kvm = -1, null = -1;
-	char segment[DB_SEGMENT_MAX];
+	char name[DB_SEGMENT_MAX];
+	bool again = segment != NULL;
 	struct vmm_started started;
 	pid_t pid, sender;
 	int r;
@@ -139,15 +139,17 @@ launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0)
 		return err_sys(e, -errno, "/dev/null");
-	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
-	r = launch_files(t->config.home, vm->row.id, &files, e);
-	if (r == 0)
-		r = launch_segment(t->config.home, segment, &data, &index, e);
+	snprintf(name, sizeof(name), "%s.0", vm->row.id);
+	r = again ? launch_files_again(t->config.home, vm->row.id, &files, e)
+		  : launch_files(t->config.home, vm->row.id, &files, e);
+	if (r == 0 && !again)
+		r = launch_segment(t->config.home, name, &data, &index, e);
 	if (r == 0)
 		r = launch_spawn(
 			t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
 	if (r < 0)
 		return r;
+	fault_point(again ? "start.spawned" : "create.spawned");
 	r = vmmctl_create(TAKE_FD(control), &vm->ctl, e);
 	if (r == 0)
 		r = vmmctl_set_pidfd(vm->ctl, vm->pidfd);
@@ -163,11 +165,13 @@ launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot
 		[VMM_BOOT_FD_KERNEL] = image->kernel_fd,
 		[VMM_BOOT_FD_INITRD] = image->initrd_fd >= 0 ? image->initrd_fd : null,
 		[VMM_BOOT_FD_BASE] = image->base_fd >= 0 ? image->base_fd : null,
-		[VMM_BOOT_FD_SEG_DATA] = data,
-		[VMM_BOOT_FD_SEG_INDEX] = index,
+		[VMM_BOOT_FD_SEG_DATA] = again ? segment[0] : data,
+		[VMM_BOOT_FD_SEG_INDEX] = again ? segment[1] : index,
 	};
 
 	r = vmmctl_boot(vm->ctl, boot, fds, e);
+	if (r == 0)
+		fault_point(again ? "start.booted" : "create.booted");
 	if (r == 0)
 		r = vmmctl_wait_started(
 			vm->ctl, t->config.start_timeout_ms, &started, &sender, e);
@@ -177,6 +181,7 @@ launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot
 		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d",
 			(int)sender, (int)pid);
 	vm->row.pid = pid;
+	fault_point(again ? "start.started" : "create.started");
 	log_info("vm %s (%s): started, pid %d, %llu MiB, %u vCPU, set up in %llu us",
 		vm->row.id, vm_name(vm), (int)pid, (unsigned long long)vm->row.mem_mib,
 		vm->row.vcpus, (unsigned long long)(started.setup_ns / 1000));
@@ -209,6 +214,8 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 								      : DISK_DEFAULT_MIB;
 	memcpy(vm->row.kernel, q->kernel, sizeof(vm->row.kernel));
 	memcpy(vm->row.rootfs, q->rootfs, sizeof(vm->row.rootfs));
+	memcpy(vm->row.kernel_path, image->kernel_path, sizeof(vm->row.kernel_path));
+	memcpy(vm->row.cmdline, q->cmdline, sizeof(vm->row.cmdline));
 	memcpy(vm->row.base_path, image->base_path, sizeof(vm->row.base_path));
 	vm->row.labels = q->labels;
 	vm->row.next_segment = 1;
@@ -244,17 +251,37 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 }
 
 int
+vm_wait_booted(struct tree *t, struct vm *vm, struct err *e)
+{
+	int r = vm_wait_agent(t, vm, NULL, e);
+
+	if (r != -ETIMEDOUT)
+		return r;
+	/* It stays in the tree, as failed, with its console for who wants to know why. */
+	pthread_mutex_lock(&t->lock);
+	snprintf(vm->kill_reason, sizeof(vm->kill_reason),
+		"ended by pandod: its agent did not answer within %d s",
+		t->config.agent_timeout_ms / 1000);
+	if (vm->pidfd >= 0)
+		process_kill(vm->pidfd);
+	tree_wait_dead(t, vm, 10000);
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+int
 tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
 	struct json_out *out, struct err *e)
 {
 	cleanup_image struct image image = IMAGE_INIT;
 	cleanup_free struct vmm_boot *boot = calloc(1, sizeof(*boot));
+	char called[VM_CALLED_MAX];
 	struct vm *vm;
 	int r;
 
 	if (!boot)
 		return err_set(e, -ENOMEM, "out of memory");
-	r = admit(q, e);
+	r = host_can_hold(q->vcpus, q->mem_mib, e);
 	if (r == 0)
 		r = image_open(t->config.images, q->kernel, q->rootfs, &image, e);
 	if (r < 0)
@@ -271,12 +298,15 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 	pthread_mutex_unlock(&t->lock);
 	if (!vm)
 		return r;
-	say(p, "starting VM %s (%s)", vm->row.id, vm_name(vm));
-	r = boot_message(vm, q, &image, boot, e);
+	fault_point("create.entered");
+	say(p, "starting VM %s", vm_called(vm, called, sizeof(called)));
+	r = vm_boot_message(vm, &image, boot, e);
 	if (r == 0)
-		r = launch(t, vm, &image, boot, e);
+		r = vm_launch(t, vm, &image, boot, NULL, e);
 	if (r == 0)
 		r = vm_made(t, vm, e);
+	if (r == 0)
+		fault_point("create.made");
 	if (r < 0) {
 		if (e)
 			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm),
@@ -285,20 +315,9 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 		goto out;
 	}
 	if (q->wait) {
-		say(p, "VM %s runs; waiting for its agent", vm->row.id);
-		r = vm_wait_agent(t, vm, NULL, e);
-		if (r == -ETIMEDOUT) {
-			/* It stays in the tree, as failed, with its console for who wants
-			 * to know why. */
-			pthread_mutex_lock(&t->lock);
-			snprintf(vm->kill_reason, sizeof(vm->kill_reason),
-				"ended by pandod: its agent did not answer within %d s",
-				t->config.agent_timeout_ms / 1000);
-			if (vm->pidfd >= 0)
-				process_kill(vm->pidfd);
-			tree_wait_dead(t, vm, 10000);
-			pthread_mutex_unlock(&t->lock);
-		}
+		say(p, "VM %s runs; waiting for its agent",
+			vm_called(vm, called, sizeof(called)));
+		r = vm_wait_booted(t, vm, e);
 	}
 out:
 	pthread_mutex_lock(&t->lock);
@@ -306,7 +325,7 @@ out:
 	vm->probe_at_ns = io_now_ns();
 	pthread_cond_broadcast(&t->changed);
 	if (r == 0)
-		vm_json(t, vm, NULL, out, NULL);
+		vm_json(t, vm, NULL, out, NULL, NULL);
 	vm_unref(vm);
 	pthread_mutex_unlock(&t->lock);
 	return r;

@@ -45,6 +45,10 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"  records INTEGER," /* NULL: all */
 	"  PRIMARY KEY (vm, pos)) WITHOUT ROWID;"
 	"CREATE INDEX chain_segment ON chain(segment);",
+	/* What it takes to boot a VM once more, and to finish a resize. */
+	"ALTER TABLE vms ADD COLUMN kernel_path TEXT;"
+	"ALTER TABLE vms ADD COLUMN cmdline TEXT;"
+	"ALTER TABLE vms ADD COLUMN resize_mib INTEGER NOT NULL DEFAULT 0;",
 };
 
 enum stmt {
@@ -59,6 +63,8 @@ enum stmt {
 	STMT_SEGMENT,
 	STMT_CHAIN_APPEND,
 	STMT_CHAIN_COPY,
+	STMT_CHAIN_CLEAR,
+	STMT_CHAIN_OWN,
 	STMT_CHAIN_REMOVE,
 	STMT_CHAIN_CUT,
 	STMT_CHAIN,
@@ -74,7 +80,7 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_LOAD] = "SELECT id, alias, state, reason, parent, created_ms, mem_mib, "
 		      "vcpus, disk_mib, kernel,"
 		      " rootfs, base_path, generation, pid, pid_start, answered, made, "
-		      "next_segment"
+		      "next_segment, kernel_path, cmdline, resize_mib"
 		      " FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_INSERT] =
@@ -82,13 +88,15 @@ static const char *const sql[STMT_COUNT] = {
 		"vcpus,"
 		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, "
 		"answered, made,"
-		" next_segment) VALUES "
-		"(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)",
+		" next_segment, resize_mib, kernel_path, cmdline) VALUES "
+		"(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+		"?21)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
-		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, "
-		"generation=?13, pid=?14,"
-		" pid_start=?15, answered=?16, made=?17, next_segment=?18 WHERE id=?1",
+		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, "
+		"base_path=?12, generation=?13, pid=?14,"
+		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19"
+		" WHERE id=?1",
 	[STMT_DELETE] = "DELETE FROM vms WHERE id = ?1",
 	[STMT_SEGMENT] = "INSERT INTO segments (name) VALUES (?1)",
 	[STMT_CHAIN_APPEND] =
@@ -96,6 +104,9 @@ static const char *const sql[STMT_COUNT] = {
 		" (SELECT coalesce(max(pos) + 1, 0) FROM chain WHERE vm = ?1), ?2)",
 	[STMT_CHAIN_COPY] = "INSERT INTO chain (vm, pos, segment, records)"
 			    " SELECT ?2, pos, segment, records FROM chain WHERE vm = ?1",
+	[STMT_CHAIN_CLEAR] = "DELETE FROM chain WHERE vm = ?1",
+	[STMT_CHAIN_OWN] = "SELECT segment FROM chain WHERE vm = ?1 AND segment NOT IN"
+			   " (SELECT segment FROM chain WHERE vm <> ?1) ORDER BY pos",
 	[STMT_CHAIN_REMOVE] = "DELETE FROM chain WHERE vm = ?1 AND segment = ?2",
 	[STMT_CHAIN_CUT] = "UPDATE chain SET records = ?2 WHERE segment = ?1"
 			   " AND EXISTS (SELECT 1 FROM chain c WHERE c.vm = chain.vm AND "
@@ -359,6 +370,8 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 		column_text(s, 9, row->kernel, sizeof(row->kernel)) < 0 ||
 		column_text(s, 10, row->rootfs, sizeof(row->rootfs)) < 0 ||
 		column_text(s, 11, row->base_path, sizeof(row->base_path)) < 0 ||
+		column_text(s, 18, row->kernel_path, sizeof(row->kernel_path)) < 0 ||
+		column_text(s, 19, row->cmdline, sizeof(row->cmdline)) < 0 ||
 		sqlite3_column_bytes(s, 12) != (int)sizeof(row->generation))
 		return -EINVAL;
 	row->created_ms = (uint64_t)sqlite3_column_int64(s, 5);
@@ -371,6 +384,7 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 	row->answered = sqlite3_column_int(s, 15);
 	row->made = sqlite3_column_int(s, 16);
 	row->next_segment = (uint32_t)sqlite3_column_int(s, 17);
+	row->resize_mib = (uint64_t)sqlite3_column_int64(s, 20);
 	return 0;
 }
 
@@ -418,15 +432,18 @@ bind_row(sqlite3_stmt *s, const struct vm_row *row, bool all)
 	sqlite3_bind_int(s, 16, row->answered);
 	sqlite3_bind_int(s, 17, row->made);
 	sqlite3_bind_int64(s, 18, row->next_segment);
+	sqlite3_bind_int64(s, 9, (sqlite3_int64)row->disk_mib);
+	bind_text(s, 12, row->base_path);
+	sqlite3_bind_int64(s, 19, (sqlite3_int64)row->resize_mib);
 	if (!all)
 		return;
 	sqlite3_bind_int64(s, 6, (sqlite3_int64)row->created_ms);
 	sqlite3_bind_int64(s, 7, (sqlite3_int64)row->mem_mib);
 	sqlite3_bind_int64(s, 8, row->vcpus);
-	sqlite3_bind_int64(s, 9, (sqlite3_int64)row->disk_mib);
 	sqlite3_bind_text(s, 10, row->kernel, -1, SQLITE_STATIC);
 	sqlite3_bind_text(s, 11, row->rootfs, -1, SQLITE_STATIC);
-	bind_text(s, 12, row->base_path);
+	bind_text(s, 20, row->kernel_path);
+	bind_text(s, 21, row->cmdline);
 }
 
 int
@@ -492,6 +509,12 @@ int
 db_chain_copy(struct db *db, const char *from, const char *to, struct err *e)
 {
 	return run_texts(db, STMT_CHAIN_COPY, from, to, "copying a disk chain", e);
+}
+
+int
+db_chain_clear(struct db *db, const char *vm, struct err *e)
+{
+	return run_texts(db, STMT_CHAIN_CLEAR, vm, NULL, "dropping a disk chain", e);
 }
 
 int
@@ -565,11 +588,12 @@ db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 	return 0;
 }
 
-int
-db_sweep_segments(
-	struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n, struct err *e)
+/* The names a statement gives. */
+static int
+segment_names(struct db *db, enum stmt which, const char *doing,
+	char (**ret)[DB_SEGMENT_MAX], size_t *ret_n, struct err *e)
 {
-	sqlite3_stmt *s = db->stmt[STMT_UNUSED];
+	sqlite3_stmt *s = db->stmt[which];
 	char(*names)[DB_SEGMENT_MAX] = NULL;
 	size_t n = 0;
 	int step, r = 0;
@@ -586,8 +610,35 @@ db_sweep_segments(
 			n++;
 	}
 	if (r == 0 && step != SQLITE_DONE)
-		r = failed(db, "looking for unused segments", e);
+		r = failed(db, doing, e);
 	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
+	if (r < 0) {
+		free(names);
+		return r;
+	}
+	*ret = names;
+	*ret_n = n;
+	return 0;
+}
+
+int
+db_chain_own(struct db *db, const char *vm, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n,
+	struct err *e)
+{
+	sqlite3_bind_text(db->stmt[STMT_CHAIN_OWN], 1, vm, -1, SQLITE_STATIC);
+	return segment_names(db, STMT_CHAIN_OWN, "reading a disk chain", ret, ret_n, e);
+}
+
+int
+db_sweep_segments(
+	struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n, struct err *e)
+{
+	char(*names)[DB_SEGMENT_MAX] = NULL;
+	size_t n = 0;
+	int r = segment_names(
+		db, STMT_UNUSED, "looking for unused segments", &names, &n, e);
+
 	if (r == 0)
 		r = run(db, STMT_DROP_UNUSED, "forgetting segments", e);
 	if (r < 0) {

@@ -21,7 +21,7 @@
 #include "host/paths.h"
 #include "host/request.h"
 
-#define DB_SCHEMA_VERSION 1
+#define DB_SCHEMA_VERSION 2
 #define DB_REASON_MAX 512
 
 enum vm_state {
@@ -52,7 +52,11 @@ struct vm_row {
 	uint64_t disk_mib;
 	char kernel[VM_IMAGE_MAX];
 	char rootfs[VM_IMAGE_MAX];
+	char kernel_path[PATHS_MAX];  /* what `kernel` was when it first booted */
+	char cmdline[VM_CMDLINE_MAX]; /* what its request added to the kernel's */
 	char base_path[PATHS_MAX];
+	uint64_t
+		resize_mib; /* a resize under way; 0: none. The disk may have that size */
 	uint8_t generation[16];
 	int64_t pid;	    /* 0: none */
 	uint64_t pid_start; /* field 22 of /proc/<pid>/stat: tells a reused pid */
@@ -84,8 +88,8 @@ int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struc
 	void *ctx, struct err *e);
 /* -EEXIST: the alias is taken. */
 int db_insert(struct db *db, const struct vm_row *row, struct err *e);
-/* All that can change but labels: alias, state, reason, parent, generation, pid,
- * answered, made, next_segment. */
+/* All that can change but labels: alias, state, reason, parent, disk_mib, base_path,
+ * generation, pid, answered, made, next_segment, resize_mib. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
@@ -94,6 +98,11 @@ int db_delete(struct db *db, const char *id, struct err *e);
 int db_chain_append(struct db *db, const char *vm, const char *segment, struct err *e);
 /* to's chain becomes what from's is now. */
 int db_chain_copy(struct db *db, const char *from, const char *to, struct err *e);
+/* vm has no chain any more; its segments stay known until the next sweep. */
+int db_chain_clear(struct db *db, const char *vm, struct err *e);
+/* The segments that only vm's chain has; *ret: malloc'd array. */
+int db_chain_own(struct db *db, const char *vm, char (**ret)[DB_SEGMENT_MAX],
+	size_t *ret_n, struct err *e);
 int db_chain_remove(struct db *db, const char *vm, const char *segment, struct err *e);
 /* The segment was cut: wherever it is not the last link it has that many records. */
 int db_chain_cut(struct db *db, const char *segment, uint64_t records, struct err *e);

@@ -216,6 +216,9 @@ open_kernel(const char *images, const char *kernel, struct image *i, struct err 
 		r = open_file("kernel", file, &i->kernel_fd, &size, e);
 	if (r == 0)
 		r = check_kernel(i->kernel_fd, file, size, e);
+	/* As with the base: a VM that is started again boots what it booted at first. */
+	if (r == 0 && !realpath(path, i->kernel_path))
+		r = err_sys(e, -errno, "%.200s", path);
 	if (r < 0 || !folder)
 		return r;
 	r = paths_format(file, sizeof(file), e, "%s/initrd", path);

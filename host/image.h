@@ -16,11 +16,12 @@
 #define IMAGE_JSON_MAX (64u * 1024u)
 
 struct image {
-	int kernel_fd;		       /* owned; read-only, as the others */
-	int initrd_fd;		       /* owned; -1: none */
-	int base_fd;		       /* owned; -1: none */
-	char base_path[PATHS_MAX];     /* real path of the base disk; empty: none */
-	uint64_t base_mib;	       /* its size, rounded up */
+	int kernel_fd;		     /* owned; read-only, as the others */
+	int initrd_fd;		     /* owned; -1: none */
+	int base_fd;		     /* owned; -1: none */
+	char kernel_path[PATHS_MAX]; /* real path of the kernel's image folder or file */
+	char base_path[PATHS_MAX];   /* real path of the base disk; empty: none */
+	uint64_t base_mib;	     /* its size, rounded up */
 	char cmdline[VMM_CMDLINE_MAX]; /* the image's own */
 };
 #define IMAGE_INIT \

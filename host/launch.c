@@ -42,16 +42,13 @@ open_new(const char *path, int flags, int *ret_fd, struct err *e)
 	return 0;
 }
 
-int
-launch_files(const char *home, const char *id, struct vm_files *ret, struct err *e)
+/* All that is in a VM's folder. */
+static int
+fill_folder(const char *folder, struct vm_files *ret, struct err *e)
 {
-	char folder[PATHS_MAX], path[PATHS_MAX + 32];
-	int r = paths_format(folder, sizeof(folder), e, "%s/vms/%s", home, id);
+	char path[PATHS_MAX + 32];
+	int r;
 
-	if (r < 0)
-		return r;
-	if (mkdir(folder, 0700) < 0)
-		return err_sys(e, -errno, "making %.300s", folder);
 	snprintf(path, sizeof(path), "%s/control.sock", folder);
 	r = io_unix_listen(path, SOCK_SEQPACKET, 4, &ret->listen_fd, e);
 	if (r == 0) {
@@ -63,8 +60,9 @@ launch_files(const char *home, const char *id, struct vm_files *ret, struct err 
 		r = open_new(path, 0, &ret->console_fd, e);
 	}
 	if (r == 0) {
-		/* The VMM maps it, and a page that the disk has no room for would kill the VMM when the
-		 * guest prints: room for all of it is taken now, where its lack can be said. */
+		/* The VMM maps it, and a page that the disk has no room for would kill
+		 * the VMM when the guest prints: room for all of it is taken now, where
+		 * its lack can be said. */
 		r = -posix_fallocate(ret->console_fd, 0, CONSOLE_FILE_BYTES);
 		if (r < 0)
 			r = err_sys(e, r, "making room for %s", path);
@@ -73,11 +71,49 @@ launch_files(const char *home, const char *id, struct vm_files *ret, struct err 
 		snprintf(path, sizeof(path), "%s/vmm.log", folder);
 		r = open_new(path, O_APPEND, &ret->log_fd, e);
 	}
-	if (r < 0) {
+	if (r < 0)
 		vm_files_done(ret);
-		io_remove_tree(folder, NULL);
-	}
 	return r;
+}
+
+int
+launch_files(const char *home, const char *id, struct vm_files *ret, struct err *e)
+{
+	char folder[PATHS_MAX];
+	int r = paths_format(folder, sizeof(folder), e, "%s/vms/%s", home, id);
+
+	if (r < 0)
+		return r;
+	if (mkdir(folder, 0700) < 0)
+		return err_sys(e, -errno, "making %.300s", folder);
+	r = fill_folder(folder, ret, e);
+	if (r < 0)
+		io_remove_tree(folder, NULL);
+	return r;
+}
+
+int
+launch_files_again(const char *home, const char *id, struct vm_files *ret, struct err *e)
+{
+	static const char *const kept[] = {"console", "vmm.log"};
+	static const char *const remade[] = {"control.sock", "agent.sock"};
+	char folder[PATHS_MAX], path[PATHS_MAX + 32], old[PATHS_MAX + 40];
+	int r = paths_format(folder, sizeof(folder), e, "%s/vms/%s", home, id);
+
+	if (r < 0)
+		return r;
+	if (mkdir(folder, 0700) < 0 && errno != EEXIST)
+		return err_sys(e, -errno, "making %.300s", folder);
+	for (size_t i = 0; i < 2; i++) {
+		snprintf(path, sizeof(path), "%s/%s", folder, kept[i]);
+		snprintf(old, sizeof(old), "%s.old", path);
+		if (rename(path, old) < 0 && errno != ENOENT)
+			return err_sys(e, -errno, "%.300s", path);
+		snprintf(path, sizeof(path), "%s/%s", folder, remade[i]);
+		if (unlink(path) < 0 && errno != ENOENT)
+			return err_sys(e, -errno, "%.300s", path);
+	}
+	return fill_folder(folder, ret, e);
 }
 
 int

@@ -28,6 +28,10 @@ void vm_files_done(struct vm_files *f);
 
 /* Makes the folder; what was made is removed again on failure. ret: VM_FILES_INIT. */
 int launch_files(const char *home, const char *id, struct vm_files *ret, struct err *e);
+/* The same in a folder that is there: its sockets are made anew, its console and log are
+ * kept as console.old and vmm.log.old. */
+int launch_files_again(
+	const char *home, const char *id, struct vm_files *ret, struct err *e);
 /* Removes the folder and all in it; fine if it is not there. */
 int launch_remove_files(const char *home, const char *id, struct err *e);
 

@@ -8,7 +8,8 @@ pandohost_SRCS := host/paths.c
 LIBRARIES += pandodcore
 pandodcore_PKGS := libmicrohttpd sqlite3
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
-	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c
+	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
+	host/lifecycle.c host/guest.c host/costs.c
 
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine
@@ -23,7 +24,7 @@ test_machine_WRAP := ssh_link_run
 
 PROGRAMS += pandod
 pandod_SRCS := host/pandod.c
-pandod_LIBS := pandodcore agentclient agentwire pandohost common
+pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk common
 pandod_PKGS := libmicrohttpd sqlite3
 
 UNIT_TESTS += test_request test_image test_db test_tree test_api
@@ -37,10 +38,10 @@ test_db_SRCS := tests/unit/test_db.c
 test_db_LIBS := pandodcore pandohost common
 test_db_PKGS := cmocka sqlite3
 test_api_SRCS := tests/unit/test_api.c
-test_api_LIBS := pandodcore agentclient agentwire pandohost common
+test_api_LIBS := pandodcore agentclient agentwire pandohost vmmdisk common
 test_api_PKGS := cmocka libmicrohttpd sqlite3
 test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
-test_tree_LIBS := pandodcore pandohost common
+test_tree_LIBS := pandodcore pandohost vmmdisk common
 test_tree_PKGS := cmocka libmicrohttpd sqlite3
 
 FUZZERS += fuzz_http_body

@@ -422,6 +422,93 @@ request_alias(const char *body, size_t len, struct alias_request *ret, struct er
 	return 0;
 }
 
+static int
+stop_force(const struct json *j, int tok, void *request, struct err *e)
+{
+	return read_flag(j, tok, "force", &((struct stop_request *)request)->force, e);
+}
+
+static int
+stop_timeout(const struct json *j, int tok, void *request, struct err *e)
+{
+	struct stop_request *q = request;
+	uint64_t v;
+	int r = read_number(
+		j, tok, "timeout_ms", 1, VM_STOP_TIMEOUT_MAX_MS, " (ms)", &v, e);
+
+	if (r == 0)
+		q->timeout_ms = (uint32_t)v;
+	return r;
+}
+
+static const struct member stop_members[] = {
+	{"force", stop_force},
+	{"timeout_ms", stop_timeout},
+	{NULL, NULL},
+};
+
+int
+request_stop(const char *body, size_t len, struct stop_request *ret, struct err *e)
+{
+	struct stop_request q = {.timeout_ms = VM_STOP_TIMEOUT_MS};
+	int r = read_body("POST /v1/vms/{vm}/stop", stop_members, body, len, &q, e);
+
+	if (r == 0)
+		*ret = q;
+	return r;
+}
+
+static int
+start_wait(const struct json *j, int tok, void *request, struct err *e)
+{
+	return read_flag(j, tok, "wait", &((struct start_request *)request)->wait, e);
+}
+
+static const struct member start_members[] = {
+	{"wait", start_wait},
+	{NULL, NULL},
+};
+
+int
+request_start(const char *body, size_t len, struct start_request *ret, struct err *e)
+{
+	struct start_request q = {.wait = true};
+	int r = read_body("POST /v1/vms/{vm}/start", start_members, body, len, &q, e);
+
+	if (r == 0)
+		*ret = q;
+	return r;
+}
+
+static int
+resize_disk(const struct json *j, int tok, void *request, struct err *e)
+{
+	struct resize_request *q = request;
+
+	return read_number(
+		j, tok, "disk_mib", 1, VM_DISK_MAX_MIB, " (MiB)", &q->disk_mib, e);
+}
+
+static const struct member resize_members[] = {
+	{"disk_mib", resize_disk},
+	{NULL, NULL},
+};
+
+int
+request_resize(const char *body, size_t len, struct resize_request *ret, struct err *e)
+{
+	struct resize_request q = {0};
+	int r = read_body("POST /v1/vms/{vm}/resize", resize_members, body, len, &q, e);
+
+	if (r < 0)
+		return r;
+	if (!q.disk_mib)
+		return err_set(
+			e, -EINVAL, "\"disk_mib\" is missing: the new size in MiB");
+	*ret = q;
+	return 0;
+}
+
 static const struct member no_members[] = {{NULL, NULL}};
 
 int
@@ -472,12 +559,48 @@ decode(const char *src, size_t len, char *dst, size_t cap)
 }
 
 static int
+query_flag(const char *name, const char *value, bool *ret, struct err *e)
+{
+	if (!value || (strcmp(value, "1") != 0 && strcmp(value, "0") != 0))
+		return err_set(e, -EINVAL, "\"%s\" must be 0 or 1", name);
+	*ret = value[0] == '1';
+	return 0;
+}
+
+static int
+query_label(char *value, struct labels *labels, struct err *e)
+{
+	char *eq = value ? strchr(value, '=') : NULL;
+	struct label *l = &labels->items[labels->n];
+	int r;
+
+	if (!eq)
+		return err_set(e, -EINVAL, "\"label\" must be name=value");
+	if (labels->n == VM_LABELS_MAX)
+		return err_set(
+			e, -EINVAL, "more than %d labels are asked for", VM_LABELS_MAX);
+	*eq = '\0';
+	r = check_label_key(value, e);
+	if (r < 0)
+		return r;
+	if (strlen(eq + 1) > VM_LABEL_VALUE_MAX)
+		return err_set(e, -EINVAL,
+			"label \"%s\": the value is longer than %d bytes", value,
+			VM_LABEL_VALUE_MAX);
+	memcpy(l->key, value, strlen(value) + 1);
+	memcpy(l->value, eq + 1, strlen(eq + 1) + 1);
+	labels->n++;
+	return 0;
+}
+
+static int
 read_query(const char *query, struct route *route, struct err *e)
 {
 	while (*query) {
 		size_t len = strcspn(query, "&");
 		char item[VM_LABEL_KEY_MAX + VM_LABEL_VALUE_MAX + 16], shown[160];
 		char *eq, *value;
+		int r;
 
 		if (len == 0) {
 			query++;
@@ -492,37 +615,19 @@ read_query(const char *query, struct route *route, struct err *e)
 		value = eq ? eq + 1 : NULL;
 		if (eq)
 			*eq = '\0';
-		if (strcmp(item, "recursive") == 0 && route->call == CALL_DELETE) {
-			if (!value ||
-				(strcmp(value, "1") != 0 && strcmp(value, "0") != 0))
-				return err_set(
-					e, -EINVAL, "\"recursive\" must be 0 or 1");
-			route->recursive = value[0] == '1';
-		} else if (strcmp(item, "label") == 0 && route->call == CALL_LIST) {
-			char *label_eq = value ? strchr(value, '=') : NULL;
-			int r;
-
-			if (!label_eq)
-				return err_set(
-					e, -EINVAL, "\"label\" must be name=value");
-			if (route->has_label)
-				return err_set(e, -EINVAL, "\"label\" is given twice");
-			*label_eq = '\0';
-			r = check_label_key(value, e);
-			if (r < 0)
-				return r;
-			if (strlen(label_eq + 1) > VM_LABEL_VALUE_MAX)
-				return err_set(e, -EINVAL,
-					"label \"%s\": the value is longer than %d bytes",
-					value, VM_LABEL_VALUE_MAX);
-			memcpy(route->label.key, value, strlen(value) + 1);
-			memcpy(route->label.value, label_eq + 1,
-				strlen(label_eq + 1) + 1);
-			route->has_label = true;
-		} else {
-			return err_set(e, -EINVAL, "unknown query parameter \"%s\"",
+		if (strcmp(item, "recursive") == 0 && route->call == CALL_DELETE)
+			r = query_flag(item, value, &route->recursive, e);
+		else if (strcmp(item, "dry_run") == 0 && route->call == CALL_DELETE)
+			r = query_flag(item, value, &route->dry_run, e);
+		else if (strcmp(item, "memory") == 0 && route->call == CALL_LIST)
+			r = query_flag(item, value, &route->memory, e);
+		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
+			r = query_label(value, &route->labels, e);
+		else
+			r = err_set(e, -EINVAL, "unknown query parameter \"%s\"",
 				log_escape(shown, sizeof(shown), item, strlen(item)));
-		}
+		if (r < 0)
+			return r;
 	}
 	return 0;
 }
@@ -542,6 +647,9 @@ static const struct {
 	{"PUT", "/v1/vms/*/alias", CALL_ALIAS},
 	{"POST", "/v1/vms/*/pause", CALL_PAUSE},
 	{"POST", "/v1/vms/*/resume", CALL_RESUME},
+	{"POST", "/v1/vms/*/stop", CALL_STOP},
+	{"POST", "/v1/vms/*/start", CALL_START},
+	{"POST", "/v1/vms/*/resize", CALL_RESIZE},
 	{"GET", "/v1/vms/*/disk", CALL_DISK},
 	{"POST", "/v1/shutdown", CALL_SHUTDOWN},
 };

@@ -62,6 +62,24 @@ struct alias_request {
 	char alias[VM_ALIAS_MAX + 1]; /* empty: none */
 };
 
+/* POST /v1/vms/{vm}/stop */
+#define VM_STOP_TIMEOUT_MS 60000u
+#define VM_STOP_TIMEOUT_MAX_MS 3600000u
+struct stop_request {
+	bool force;
+	uint32_t timeout_ms; /* for the guest to power off; not with force */
+};
+
+/* POST /v1/vms/{vm}/start */
+struct start_request {
+	bool wait;
+};
+
+/* POST /v1/vms/{vm}/resize */
+struct resize_request {
+	uint64_t disk_mib;
+};
+
 enum call {
 	CALL_VERSION,
 	CALL_LIST,
@@ -72,6 +90,9 @@ enum call {
 	CALL_ALIAS,
 	CALL_PAUSE,
 	CALL_RESUME,
+	CALL_STOP,
+	CALL_START,
+	CALL_RESIZE,
 	CALL_DISK,
 	CALL_SHUTDOWN,
 };
@@ -81,8 +102,9 @@ struct route {
 	char vm[VM_ALIAS_MAX +
 		1]; /* {vm}, decoded; what it names is the tree's business */
 	bool recursive;
-	bool has_label;
-	struct label label; /* ?label=k=v */
+	bool dry_run;
+	bool memory;	      /* ?memory=1 */
+	struct labels labels; /* ?label=k=v, which may be there several times */
 };
 
 /* method and target ("/v1/vms/x?recursive=1") as they came, target not yet
@@ -97,6 +119,10 @@ int request_create(
 int request_branch(
 	const char *body, size_t len, struct branch_request *ret, struct err *e);
 int request_alias(const char *body, size_t len, struct alias_request *ret, struct err *e);
+int request_stop(const char *body, size_t len, struct stop_request *ret, struct err *e);
+int request_start(const char *body, size_t len, struct start_request *ret, struct err *e);
+int request_resize(
+	const char *body, size_t len, struct resize_request *ret, struct err *e);
 /* For calls that take no body: anything but nothing or {} is an error. */
 int request_empty(const char *body, size_t len, struct err *e);
 

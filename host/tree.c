@@ -23,7 +23,6 @@
 /* Between the end of a control socket and that of its process, when the process is
  * ending. */
 #define CLOSED_GRACE_NS (2000 * NS_PER_MS)
-#define KILL_TIMEOUT_MS 20000
 #define STATS_TIMEOUT_MS 1000
 
 /* The event loop's name for one of a VM's two descriptors. */
@@ -206,6 +205,16 @@ vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_
 		dst, PATHS_MAX, NULL, "%s/vms/%s/agent.sock", t->config.home, vm->row.id);
 }
 
+const char *
+vm_called(const struct vm *vm, char *dst, size_t cap)
+{
+	if (vm->row.alias[0])
+		snprintf(dst, cap, "%s (%s)", vm->row.alias, vm->row.id);
+	else
+		snprintf(dst, cap, "%s", vm->row.id);
+	return dst;
+}
+
 void
 say(const struct progress *p, const char *fmt, ...)
 {
@@ -290,7 +299,7 @@ explain_end(struct vm *vm, const siginfo_t *si, char *dst, size_t cap)
 
 	if (vm->kill_reason[0]) {
 		snprintf(dst, cap, "%s", vm->kill_reason);
-		return VM_FAILED;
+		return vm->stopped_by_force ? VM_STOPPED : VM_FAILED;
 	}
 	if (vm->ctl && vmmctl_exiting(vm->ctl, &reason, msg, sizeof(msg))) {
 		const char *what = "the VMM ended";
@@ -434,6 +443,22 @@ deadline_in(uint64_t ms)
 
 	return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u),
 		.tv_nsec = (long)(ns % 1000000000u)};
+}
+
+void
+tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm)
+{
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		if (t->vms[i] == old) {
+			t->vms[i] = vm;
+			vm->listed = true;
+			vm->refs++;
+		}
+		if (t->vms[i]->parent_handle == old->handle)
+			t->vms[i]->parent_handle = vm->handle;
+	}
+	old->listed = false;
+	vm_unref(old);
 }
 
 int
@@ -677,7 +702,7 @@ stats_json(const struct vmm_stats_answer *s, struct json_out *out)
 
 void
 vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
-	const struct vmm_stats_answer *stats)
+	const struct vmm_stats_answer *stats, const struct vm_costs *costs)
 {
 	const struct vm_row *row = &vm->row;
 	char text[PATHS_MAX];
@@ -697,6 +722,10 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 	json_out_u64(out, "mem_mib", row->mem_mib);
 	json_out_u64(out, "vcpus", row->vcpus);
 	json_out_u64(out, "disk_mib", row->disk_mib);
+	if (row->resize_mib)
+		json_out_u64(out, "resize_mib", row->resize_mib);
+	else
+		json_out_null(out, "resize_mib");
 	json_out_str(out, "kernel", row->kernel);
 	json_out_str(out, "rootfs", row->rootfs);
 	json_out_object(out, "labels");
@@ -716,28 +745,70 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 	json_out_str(out, "console", text);
 	if (stats)
 		stats_json(stats, out);
+	if (costs)
+		vm_costs_json(costs, out);
 	json_out_end_object(out);
 }
 
 static bool
-has_label(const struct vm_row *row, const struct label *l)
+has_labels(const struct vm_row *row, const struct labels *wanted)
 {
-	for (unsigned i = 0; i < row->labels.n; i++)
-		if (strcmp(row->labels.items[i].key, l->key) == 0)
-			return strcmp(row->labels.items[i].value, l->value) == 0;
-	return false;
+	for (unsigned i = 0; i < wanted->n; i++) {
+		const struct label *w = &wanted->items[i];
+		bool found = false;
+
+		for (unsigned j = 0; j < row->labels.n && !found; j++)
+			found = strcmp(row->labels.items[j].key, w->key) == 0 &&
+				strcmp(row->labels.items[j].value, w->value) == 0;
+		if (!found)
+			return false;
+	}
+	return true;
+}
+
+/* A VM's answer with what it takes of the host; the counting is done without the lock. */
+static void
+costly_json(struct tree *t, struct vm *vm, struct json_out *out,
+	const struct vmm_stats_answer *stats)
+{
+	struct vm_costs costs;
+	bool locked = vm_costs_begin(t, vm, &costs);
+
+	pthread_mutex_unlock(&t->lock);
+	if (locked)
+		vm_costs_count(t, &costs);
+	pthread_mutex_lock(&t->lock);
+	vm_json(t, vm, NULL, out, stats, locked ? &costs : NULL);
+	vm_costs_done(&costs);
 }
 
 int
-tree_list(struct tree *t, const struct label *filter, struct json_out *out, struct err *e)
+tree_list(struct tree *t, const struct labels *filter, bool memory, struct json_out *out,
+	struct err *e)
 {
-	(void)e;
+	cleanup_free struct vm **vms = NULL;
+	unsigned n = 0;
+
+	pthread_mutex_lock(&t->lock);
+	vms = calloc(t->n_vms + 1, sizeof(struct vm *));
+	if (!vms) {
+		pthread_mutex_unlock(&t->lock);
+		return err_set(e, -ENOMEM, "out of memory");
+	}
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (!filter || has_labels(&t->vms[i]->row, filter)) {
+			vms[n] = t->vms[i];
+			vms[n++]->refs++;
+		}
 	json_out_object(out, NULL);
 	json_out_array(out, "vms");
-	pthread_mutex_lock(&t->lock);
-	for (unsigned i = 0; i < t->n_vms; i++)
-		if (!filter || has_label(&t->vms[i]->row, filter))
-			vm_json(t, t->vms[i], NULL, out, NULL);
+	for (unsigned i = 0; i < n; i++) {
+		if (!memory)
+			vm_json(t, vms[i], NULL, out, NULL, NULL);
+		else if (vms[i]->listed) /* the lock is given up between two */
+			costly_json(t, vms[i], out, NULL);
+		vm_unref(vms[i]);
+	}
 	pthread_mutex_unlock(&t->lock);
 	json_out_end_array(out);
 	json_out_end_object(out);
@@ -761,7 +832,7 @@ tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e)
 					    NULL, NULL) == 0;
 			pthread_mutex_lock(&t->lock);
 		}
-		vm_json(t, vm, NULL, out, has_stats ? &stats : NULL);
+		costly_json(t, vm, out, has_stats ? &stats : NULL);
 		vm_unref(vm);
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -794,7 +865,7 @@ tree_alias(struct tree *t, const char *name, const struct alias_request *q,
 				vm->row.alias, old);
 	}
 	if (r == 0)
-		vm_json(t, vm, NULL, out, NULL);
+		vm_json(t, vm, NULL, out, NULL, NULL);
 	vm_unref(vm);
 unlock:
 	pthread_mutex_unlock(&t->lock);
@@ -836,7 +907,7 @@ pause_or_resume(
 	}
 	vm->op = NULL;
 	if (r == 0)
-		vm_json(t, vm, NULL, out, NULL);
+		vm_json(t, vm, NULL, out, NULL, NULL);
 	pthread_cond_broadcast(&t->changed);
 	vm_unref(vm);
 	pthread_mutex_unlock(&t->lock);
@@ -870,7 +941,7 @@ tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e)
 		r = db_chain(t->db, vm->row.id, &links, &n, e);
 		if (r == 0) {
 			json_out_object(out, NULL);
-			json_out_u64(out, "disk_mib", vm->row.disk_mib);
+			json_out_u64(out, "disk_mib", vm_disk_mib(&vm->row));
 			json_out_str(out, "base",
 				vm->row.base_path[0] ? vm->row.base_path : NULL);
 			json_out_array(out, "chain");
@@ -897,197 +968,4 @@ tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e)
 	json_out_end_array(out);
 	json_out_end_object(out);
 	return 0;
-}
-
-/*
- * The end of VMs.
- */
-
-int
-tree_sweep(struct tree *t, struct err *e)
-{
-	char(*names)[DB_SEGMENT_MAX] = NULL;
-	size_t n = 0;
-	int r = db_sweep_segments(t->db, &names, &n, e);
-
-	for (size_t i = 0; r == 0 && i < n; i++)
-		launch_remove_segment(t->config.home, names[i]);
-	free(names);
-	return r;
-}
-
-/* From now on the next pandod would finish the removal, should this one be killed. Called
- * with the lock. */
-static int
-mark_going(struct tree *t, struct vm **vms, unsigned n, bool going, struct err *e)
-{
-	int r = db_begin(t->db, e);
-
-	for (unsigned i = 0; r == 0 && i < n; i++) {
-		vms[i]->row.made = !going;
-		r = db_update(t->db, &vms[i]->row, e);
-	}
-	if (r == 0)
-		r = db_commit(t->db, e);
-	for (unsigned i = 0; r < 0 && i < n; i++)
-		vms[i]->row.made = going;
-	db_rollback(t->db);
-	return r;
-}
-
-static int
-kill_all(struct tree *t, struct vm **vms, unsigned n, struct err *e)
-{
-	/* SIGKILL, not VMM_QUIT: nothing of these VMs is to remain, and what they shared
-	 * with others was cut, and not written since, long ago. */
-	for (unsigned i = 0; i < n; i++) {
-		vms[i]->removing = true;
-		if (vms[i]->pidfd >= 0)
-			process_kill(vms[i]->pidfd);
-		else
-			vms[i]->dead = true;
-	}
-	for (unsigned i = 0; i < n; i++)
-		if (tree_wait_dead(t, vms[i], KILL_TIMEOUT_MS) < 0)
-			return err_set(e, -ETIMEDOUT,
-				"vm \"%s\": its process %lld was killed and does not "
-				"end; nothing was "
-				"removed",
-				vm_name(vms[i]), (long long)vms[i]->row.pid);
-	return 0;
-}
-
-static int
-delete_rows(struct tree *t, struct vm **vms, unsigned n, struct err *e)
-{
-	int r = db_begin(t->db, e);
-
-	for (unsigned i = 0; r == 0 && i < n; i++)
-		r = db_delete(t->db, vms[i]->row.id, e);
-	if (r == 0)
-		r = db_commit(t->db, e);
-	db_rollback(t->db);
-	return r;
-}
-
-int
-tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
-{
-	int r;
-
-	pthread_mutex_lock(&t->lock);
-	r = mark_going(t, vms, n, true, e);
-	if (r == 0) {
-		r = kill_all(t, vms, n, e);
-		if (r == 0)
-			r = delete_rows(t, vms, n, e);
-		if (r < 0)
-			mark_going(t, vms, n, false, NULL);
-	}
-	if (r < 0) {
-		for (unsigned i = 0; i < n; i++)
-			vms[i]->removing = false;
-		pthread_mutex_unlock(&t->lock);
-		return r;
-	}
-	for (unsigned i = 0; i < n; i++) {
-		struct err why;
-
-		if (launch_remove_files(t->config.home, vms[i]->row.id, &why) < 0)
-			log_warn("vm %s: %s", vms[i]->row.id, why.msg);
-		log_info("vm %s (%s): deleted", vms[i]->row.id, vm_name(vms[i]));
-		tree_unlist_vm(t, vms[i]); /* the caller's reference keeps it */
-	}
-	r = tree_sweep(t, e);
-	pthread_mutex_unlock(&t->lock);
-	return r;
-}
-
-/* All that descends from vms[0], claimed, parents first. Called with the lock. */
-static int
-claim_descendants(struct tree *t, struct vm **vms, unsigned *n, struct err *e)
-{
-	for (unsigned done = 0; done < *n; done++)
-		for (unsigned i = 0; i < t->n_vms; i++) {
-			struct vm *vm = t->vms[i];
-
-			if (vm->parent_handle != vms[done]->handle)
-				continue;
-			if (vm->op)
-				return err_set(e, -EBUSY,
-					"vm \"%s\", a branch of it, is %s: try again "
-					"when "
-					"that is done",
-					vm_name(vm), vm->op);
-			vm->op = "being deleted";
-			vm->refs++;
-			vms[(*n)++] = vm;
-		}
-	return 0;
-}
-
-static int
-refuse_children(struct tree *t, struct vm *vm, struct err *e)
-{
-	char names[300] = "";
-	unsigned children = 0;
-
-	for (unsigned i = 0; i < t->n_vms; i++) {
-		struct vm *child = t->vms[i];
-		size_t len = strlen(names);
-
-		if (child->parent_handle != vm->handle ||
-			!vm_state_lives(child->row.state))
-			continue;
-		children++;
-		if (len < 200)
-			snprintf(names + len, sizeof(names) - len, "%s%s",
-				len ? ", " : "", vm_name(child));
-		else if (names[len - 1] != '.')
-			snprintf(names + len, sizeof(names) - len, ", ….");
-	}
-	if (!children)
-		return 0;
-	return err_set(e, -ENOTEMPTY,
-		"vm \"%s\" has %u living branch%s (%s): delete %s first, or all with "
-		"`pando delete -r`",
-		vm_name(vm), children, children == 1 ? "" : "es", names,
-		children == 1 ? "it" : "them");
-}
-
-int
-tree_delete(struct tree *t, const char *name, bool recursive, struct json_out *out,
-	struct err *e)
-{
-	cleanup_free struct vm **vms = calloc(TREE_VMS_MAX, sizeof(*vms));
-	unsigned n = 0;
-	int r;
-
-	if (!vms)
-		return err_set(e, -ENOMEM, "out of memory");
-	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being deleted", &vms[0], e);
-	if (r == 0) {
-		n = 1;
-		r = recursive ? claim_descendants(t, vms, &n, e)
-			      : refuse_children(t, vms[0], e);
-	}
-	pthread_mutex_unlock(&t->lock);
-	if (r == 0)
-		r = tree_remove(t, vms, n, e);
-	pthread_mutex_lock(&t->lock);
-	if (r == 0) {
-		json_out_object(out, NULL);
-		json_out_array(out, "deleted");
-		for (unsigned i = 0; i < n; i++)
-			json_out_str(out, NULL, vms[i]->row.id);
-		json_out_end_array(out);
-		json_out_end_object(out);
-	}
-	for (unsigned i = 0; i < n; i++) {
-		vms[i]->op = NULL;
-		vm_unref(vms[i]);
-	}
-	pthread_mutex_unlock(&t->lock);
-	return r;
 }

@@ -24,10 +24,11 @@ struct tree_config {
 	char home[PATHS_MAX];
 	char images[PATHS_MAX];
 	char vmm_path[PATHS_MAX];
-	const char *kvm_path;  /* "/dev/kvm", but in tests; borrowed */
-	int start_timeout_ms;  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
-	int answer_timeout_ms; /* other requests to a VMM */
-	int agent_timeout_ms;  /* started -> the agent answers a ping */
+	const char *kvm_path;	  /* "/dev/kvm", but in tests; borrowed */
+	const char *meminfo_path; /* NULL: "/proc/meminfo"; borrowed */
+	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
+	int answer_timeout_ms;	  /* other requests to a VMM */
+	int agent_timeout_ms;	  /* started -> the agent answers a ping */
 };
 #define TREE_START_TIMEOUT_MS 60000
 #define TREE_ANSWER_TIMEOUT_MS 20000
@@ -55,19 +56,28 @@ struct progress {
 	void *ctx;
 };
 
-int tree_list(
-	struct tree *t, const struct label *filter, struct json_out *out, struct err *e);
+/* filter (may be NULL): the VMs that have all of these. memory: with what each takes of
+ * the host, which costs a walk over each one's page tables. */
+int tree_list(struct tree *t, const struct labels *filter, bool memory,
+	struct json_out *out, struct err *e);
 int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);
 int tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
 	struct json_out *out, struct err *e);
 int tree_branch(struct tree *t, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
-int tree_delete(struct tree *t, const char *name, bool recursive, struct json_out *out,
-	struct err *e);
+/* dry_run: says what would be deleted, or why not, and deletes nothing. */
+int tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
+	struct json_out *out, struct err *e);
 int tree_alias(struct tree *t, const char *name, const struct alias_request *q,
 	struct json_out *out, struct err *e);
 int tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e);
 int tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_stop_vm(struct tree *t, const char *name, const struct stop_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+int tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+int tree_resize(struct tree *t, const char *name, const struct resize_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
 int tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e);
 
 #endif

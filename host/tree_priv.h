@@ -28,6 +28,7 @@ struct vm {
 	bool listed;		/* in the table */
 	bool dead;		/* its process has ended */
 	bool removing;		/* it is killed because its row goes, too */
+	bool stopped_by_force;	/* kill_reason is no failure */
 	const char *op;		/* static text: "being branched"; NULL: idle */
 	char kill_reason[DB_REASON_MAX]; /* why pandod ended it, if it did */
 	uint64_t closed_ns;   /* when its control socket closed; 0: it is open */
@@ -75,10 +76,49 @@ int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
 /* The names of segments no chain has any more: removed from the database now, the files
  * too. */
 int tree_sweep(struct tree *t, struct err *e);
+/* Files below bases/ that are no VM's base any more are removed; unfinished: also those
+ * that somebody was writing. */
+void tree_sweep_bases(struct tree *t, bool unfinished);
+/* vm takes old's place in the table and towards its children; a struct vm is one life of
+ * a VM, so a VM that is started again gets a new one. */
+void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
+/* stats, costs: may be NULL. */
+struct vm_costs;
 void vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
-	const struct vmm_stats_answer *stats);
+	const struct vmm_stats_answer *stats, const struct vm_costs *costs);
 /* How people call it: its alias, else its id. */
 const char *vm_name(const struct vm *vm);
+/* The same with the id behind an alias. Returns dst. */
+const char *vm_called(const struct vm *vm, char *dst, size_t cap);
+#define VM_CALLED_MAX 96
+/* What the disk's chain may reach up to, a resize under way included. */
+static inline uint64_t
+vm_disk_mib(const struct vm_row *row)
+{
+	return row->resize_mib > row->disk_mib ? row->resize_mib : row->disk_mib;
+}
+
+/*
+ * costs.c: what a VM takes of the host. begin with the lock: notes which process and
+ * files (false: no memory, nothing to count); count without it; done always.
+ */
+struct vm_costs {
+	int pidfd; /* owned; -1: no process */
+	int64_t pid;
+	char (*segments)[DB_SEGMENT_MAX]; /* owned: those of no other VM */
+	size_t n_segments;
+	char base[PATHS_MAX];		     /* a base of this VM alone; empty: none */
+	bool has_memory;		     /* the kernel lets us see it */
+	uint64_t unique_bytes, shared_bytes; /* resident, its own and with others */
+	uint64_t disk_bytes;		     /* allocated, in files of no other VM */
+};
+bool vm_costs_begin(struct tree *t, struct vm *vm, struct vm_costs *ret);
+void vm_costs_count(struct tree *t, struct vm_costs *c);
+void vm_costs_json(const struct vm_costs *c, struct json_out *out);
+void vm_costs_done(struct vm_costs *c);
+/* Whether `count` branches of a VM of mem_mib fit; -ENOMEM with the figures. */
+int host_has_room(
+	const struct tree *t, const struct vm *parent, uint32_t count, struct err *e);
 
 /* Without the lock. */
 
@@ -108,6 +148,21 @@ void vm_undo(struct tree *t, struct vm *vm);
 /* A listed row's VM, its process known: made, watched, in the database. Without the lock.
  */
 int vm_made(struct tree *t, struct vm *vm, struct err *e);
+
+struct image;
+/* What its kernel boots with: row and image. -EINVAL: the command line is too long. */
+int vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot *ret,
+	struct err *e);
+/* Files, segment, process, VMM_BOOT, VMM_STARTED. What is made is for vm_undo() to
+ * remove. segment: data and index of the row's newest segment, when the VM has lived
+ * before and its folder is there; NULL: its first life, and its first segment is made. */
+int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
+	struct vmm_boot *boot, const int segment[2], struct err *e);
+/* vm_wait_agent() of a VM that boots: one whose agent does not answer in time is ended,
+ * and stays as failed. */
+int vm_wait_booted(struct tree *t, struct vm *vm, struct err *e);
+/* What the host can give at all, before anything is made. */
+int host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e);
 
 /* adopt.c: at the start. */
 int tree_adopt(struct tree *t, struct err *e);

@@ -483,18 +483,19 @@ vmmctl_wait_started(struct vmmctl *c, int timeout_ms, struct vmm_started *ret,
 	return 0;
 }
 
-int
-vmmctl_command(struct vmmctl *c, enum vmm_msg_type type, int timeout_ms, struct err *e)
+/* A request without descriptors that VMM_DONE answers. */
+static int
+ask(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, int timeout_ms,
+	struct err *e)
 {
-	struct vmm_hdr h = {0};
 	union message m;
 	pid_t pid;
 	int r;
 
 	pthread_mutex_lock(&c->lock);
-	r = send_message(c, &h, (uint16_t)type, sizeof(h), NULL, 0, e);
+	r = send_message(c, msg, (uint16_t)type, len, NULL, 0, e);
 	if (r == 0)
-		r = wait_for(c, "answer", VMM_DONE, h.seq, timeout_ms, &m, &pid, e);
+		r = wait_for(c, "answer", VMM_DONE, c->seq, timeout_ms, &m, &pid, e);
 	unlock(c);
 	if (r < 0)
 		return r;
@@ -503,6 +504,22 @@ vmmctl_command(struct vmmctl *c, enum vmm_msg_type type, int timeout_ms, struct 
 			m.done.error < 0 && m.done.error >= -4095 ? m.done.error : -EIO,
 			"%s", m.done.msg[0] ? m.done.msg : "the VMM refused");
 	return 0;
+}
+
+int
+vmmctl_command(struct vmmctl *c, enum vmm_msg_type type, int timeout_ms, struct err *e)
+{
+	struct vmm_hdr h = {0};
+
+	return ask(c, &h, type, sizeof(h), timeout_ms, e);
+}
+
+int
+vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e)
+{
+	struct vmm_resize msg = {.disk_mib = disk_mib};
+
+	return ask(c, &msg, VMM_RESIZE, sizeof(msg), timeout_ms, e);
 }
 
 int

@@ -65,6 +65,8 @@ int vmmctl_wait_started(struct vmmctl *c, int timeout_ms, struct vmm_started *re
 /* VMM_PAUSE, VMM_RESUME, VMM_POWER_BUTTON: waits for VMM_DONE. */
 int vmmctl_command(
 	struct vmmctl *c, enum vmm_msg_type type, int timeout_ms, struct err *e);
+/* VMM_RESIZE: the guest sees a disk of that size once this returned. */
+int vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e);
 /* *ret_pid (may be NULL): the sender. try_only: -EAGAIN when another call is under way.
  */
 int vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only,

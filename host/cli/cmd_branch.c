@@ -11,11 +11,12 @@ extern const struct verb verb_branch;
 #define LABELS_MAX 64
 #define COUNT_MAX 1024
 
-enum { OPT_NO_WAIT = 256 };
+enum { OPT_NO_WAIT = 256, OPT_COUNT };
 
 static const struct opt options[] = {
-	{'c', "count", "N", "how many, all of one instant; 1 if not said",
+	{OPT_COUNT, "count", "N", "how many, all of one instant; 1 if not said",
 		COMPLETE_NOTHING},
+	{'c', "checkout", NULL, "check the branch out in this folder", COMPLETE_NOTHING},
 	{'n', "alias", "NAME", "name the branch; with --count: NAME-0, NAME-1, …",
 		COMPLETE_NOTHING},
 	{'N', "vm-alias", "NAME", NULL, COMPLETE_NOTHING},
@@ -39,6 +40,7 @@ run(int argc, char **argv)
 	struct client_branch spec = {.labels = labels};
 	struct out_progress progress;
 	struct err e = {0};
+	bool checkout = false;
 	uint64_t start_ns;
 	int key, r;
 
@@ -46,6 +48,9 @@ run(int argc, char **argv)
 		r = 0;
 		switch (key) {
 		case 'c':
+			checkout = true;
+			break;
+		case OPT_COUNT:
 			r = opt_u64(s.arg, "--count", 1, COUNT_MAX, &spec.count, &e);
 			break;
 		case 'n':
@@ -72,10 +77,16 @@ run(int argc, char **argv)
 		default:
 			return opt_leave(&s, key, &e);
 		}
+		if (r >= 0 && checkout && spec.count > 1)
+			r = err_set(&e, -EINVAL,
+				"--checkout takes one branch, not %llu: check one of "
+				"them "
+				"out afterwards",
+				(unsigned long long)spec.count);
 		if (r < 0)
 			return opt_leave(&s, OPT_ERROR, &e);
 	}
-	if (pick_pandod(&c, &e) < 0 || pick_vm(c, name, &parent, NULL, &e) < 0)
+	if (pick_open(name, &c, &parent, NULL, &e) < 0)
 		return out_fail(&e);
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
@@ -99,6 +110,8 @@ run(int argc, char **argv)
 			vms.n, vms.n == 1 ? "branch" : "branches",
 			client_vm_name(&parent), (double)(io_now_ns() - start_ns) / 1e6,
 			client_vm_name(&parent), (double)vms.pause_us / 1e3);
+	if (checkout && vms.n == 1)
+		pick_checkout(&vms.v[0], s.quiet);
 	return EXIT_OK;
 }
 
@@ -110,7 +123,8 @@ const struct verb verb_branch = {
 	.usage = "[vm] [options]",
 	.options = options,
 	.text = "The branches are what the VM was at one instant: memory, processes, "
-		"disk. It goes on meanwhile.\n"
+		"disk. It goes on meanwhile;\n"
+		"one that is paused stays so, and its branches run. "
 		"All come up or none does.",
 	.words = COMPLETE_VM,
 };

@@ -135,8 +135,7 @@ run(int argc, char **argv)
 		return opt_leave(&s, OPT_ERROR, &e);
 	local = get ? words[1] : words[0];
 
-	if (pick_pandod(&c, &e) < 0 || pick_vm(c, name, &vm, NULL, &e) < 0 ||
-		pick_reachable(&vm, &e) < 0)
+	if (pick_open(name, &c, &vm, NULL, &e) < 0 || pick_reachable(&vm, &e) < 0)
 		return out_fail(&e);
 	watch.cancel_fd = pick_cancel_fd();
 	out_progress_start(&progress, s.quiet);

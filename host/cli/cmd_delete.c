@@ -10,8 +10,12 @@
 
 extern const struct verb verb_delete;
 
+enum { OPT_DRY = 256 };
+
 static const struct opt options[] = {
 	{'r', "recursive", NULL, "with all branches of it, and theirs", COMPLETE_NOTHING},
+	{OPT_DRY, "dry-run", NULL, "say what would go, and delete nothing",
+		COMPLETE_NOTHING},
 	{'y', "yes", NULL, "do not ask", COMPLETE_NOTHING},
 	{'a', "all", NULL, "every VM", COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
@@ -22,7 +26,7 @@ struct work {
 	struct client *c; /* borrowed */
 	char (*ids)[16];  /* owned */
 	size_t n;
-	bool recursive;
+	bool recursive, dry;
 	char **deleted; /* owned, with n_deleted entries */
 	size_t n_deleted;
 };
@@ -54,7 +58,7 @@ delete_one(struct work *w, const char *id, struct err *e)
 
 	if (is_deleted(w, id)) /* with an ancestor of it */
 		return 0;
-	r = client_delete(w->c, id, w->recursive, &ids, e);
+	r = (w->dry ? client_delete_dry : client_delete)(w->c, id, w->recursive, &ids, e);
 	if (r < 0)
 		return r;
 	while (ids[n])
@@ -114,7 +118,7 @@ print(const struct work *w, bool json)
 		return 0;
 	}
 	json_out_object(&o, NULL);
-	json_out_array(&o, "deleted");
+	json_out_array(&o, w->dry ? "would_delete" : "deleted");
 	for (size_t i = 0; i < w->n_deleted; i++)
 		json_out_str(&o, NULL, w->deleted[i]);
 	json_out_end_array(&o);
@@ -142,6 +146,9 @@ run(int argc, char **argv)
 		case 'r':
 			w.recursive = true;
 			break;
+		case OPT_DRY:
+			w.dry = true;
+			break;
 		case 'y':
 			yes = true;
 			break;
@@ -167,7 +174,7 @@ run(int argc, char **argv)
 	w.recursive |= all;
 	if (find_all(&w, argv, n_names, all, &e) < 0)
 		return out_fail(&e);
-	if (w.n && w.recursive && !yes && out_can_ask() &&
+	if (w.n && w.recursive && !w.dry && !yes && out_can_ask() &&
 		!(all ? out_confirm("Delete all %zu VMs?", w.n)
 		      : out_confirm("Delete %s%s with all branches?", argv[0],
 				n_names > 1 ? " and the others named" : ""))) {
@@ -183,6 +190,9 @@ run(int argc, char **argv)
 			status = status == EXIT_OK ? failed : status;
 		}
 	}
+	if (w.dry)
+		out_note("%zu VM%s would be deleted; nothing was", w.n_deleted,
+			w.n_deleted == 1 ? "" : "s");
 	if (print(&w, s.json) < 0 && status == EXIT_OK)
 		status = EXIT_FAILED;
 	return status;
@@ -193,9 +203,11 @@ const struct verb verb_delete = {
 	.aliases = "kill rm",
 	.summary = "Ends VMs and removes what they had; prints their ids",
 	.run = run,
-	.usage = "[-r] [-y] <vm>…\n--all [-y]",
+	.usage = "[-r] [-y] [--dry-run] <vm>…\n--all [-y] [--dry-run]",
 	.options = options,
-	.text = "A VM with living branches is deleted only with -r. On a terminal, -r "
+	.text = "A VM with living branches, or branches of branches, is deleted only "
+		"with -r. "
+		"On a terminal, -r "
 		"and --all ask first.",
 	.words = COMPLETE_VM,
 };

@@ -139,7 +139,7 @@ run(int argc, char **argv)
 		err_set(&e, -EINVAL, "it is: pando disk export <vm> FILE");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
-	if (pick_pandod(&c, &e) < 0 || pick_vm(c, words[1], &vm, NULL, &e) < 0 ||
+	if (pick_open(words[1], &c, &vm, NULL, &e) < 0 ||
 		client_vm_path(path, sizeof(path), vm.id, "/disk", &e) < 0 ||
 		client_call(c, "GET", path, NULL, &reply, &e) < 0)
 		return out_fail(&e);

@@ -1,4 +1,3 @@
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -23,9 +22,9 @@ print_stats(const struct client_reply *reply)
 {
 	static const struct {
 		const char *key, *say;
-		enum { COUNT, BYTES, NANOSECONDS } unit;
+		enum { COUNT, BYTES, MILLISECONDS } unit;
 	} known[] = {
-		{"uptime_ns", "uptime", NANOSECONDS},
+		{"uptime_ms", "uptime", MILLISECONDS},
 		{"vcpu_exits", "cpu exits", COUNT},
 		{"disk_read_bytes", "disk read", BYTES},
 		{"disk_write_bytes", "disk written", BYTES},
@@ -44,14 +43,29 @@ print_stats(const struct client_reply *reply)
 		case BYTES:
 			out_bytes(text, sizeof(text), v);
 			break;
-		case NANOSECONDS:
-			out_age(text, sizeof(text), v / 1000000);
+		case MILLISECONDS:
+			out_age(text, sizeof(text), v);
 			break;
 		default:
 			snprintf(text, sizeof(text), "%llu", (unsigned long long)v);
 		}
 		line(known[i].say, text);
 	}
+}
+
+static void
+print_costs(const struct client_vm *vm)
+{
+	char text[64], more[64], both[160];
+
+	if (vm->has_memory) {
+		snprintf(both, sizeof(both), "%s, and %s shared with other VMs",
+			out_bytes(text, sizeof(text), vm->memory_unique_bytes),
+			out_bytes(more, sizeof(more), vm->memory_shared_bytes));
+		line("own memory", both);
+	}
+	if (vm->has_costs)
+		line("own disk", out_bytes(text, sizeof(text), vm->disk_own_bytes));
 }
 
 static void
@@ -70,7 +84,16 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	line("memory", out_mib(text, sizeof(text), vm->mem_mib));
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)vm->vcpus);
 	line("cpus", text);
-	line("disk", out_mib(text, sizeof(text), vm->disk_mib));
+	out_mib(text, sizeof(text), vm->disk_mib);
+	if (vm->resize_mib > vm->disk_mib) {
+		size_t len = strlen(text);
+		char to[32];
+
+		snprintf(text + len, sizeof(text) - len, ", %s from its next start on",
+			out_mib(to, sizeof(to), vm->resize_mib));
+	}
+	line("disk", text);
+	print_costs(vm);
 	line("kernel", vm->kernel ? vm->kernel : "-");
 	line("rootfs", vm->rootfs ? vm->rootfs : "-");
 	line("parent", vm->parent[0] ? vm->parent : "-");
@@ -106,15 +129,10 @@ run(int argc, char **argv)
 	int key;
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
-		if (key == OPT_WORD && name)
-			key = (err_set(&e, -EINVAL,
-				       "info shows one VM; `pando status` lists all"),
-				OPT_ERROR);
-		if (key != OPT_WORD)
+		if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
 			return opt_leave(&s, key, &e);
-		name = s.arg;
 	}
-	if (pick_pandod(&c, &e) < 0 || pick_vm(c, name, &vm, &reply, &e) < 0)
+	if (pick_open(name, &c, &vm, &reply, &e) < 0)
 		return out_fail(&e);
 	if (s.json)
 		puts(reply.text);
@@ -133,6 +151,11 @@ const struct verb verb_info = {
 	.usage = "[vm]",
 	.text = "A VM is named by its alias, its id, or at least 4 leading digits of the "
 		"id. Without one: $PANDO_VM,\n"
-		"else the only VM that runs.",
+		"else the one checked out here, else the only VM that runs. Own memory "
+		"is "
+		"what comes back when the VM goes:\n"
+		"pages that no other VM has; a branch shares what neither it nor its "
+		"parent "
+		"wrote since.",
 	.words = COMPLETE_VM,
 };

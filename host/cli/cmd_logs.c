@@ -154,19 +154,12 @@ run(int argc, char **argv)
 		case OPT_VMM:
 			vmm = true;
 			break;
-		case OPT_WORD:
-			if (name) {
-				err_set(&e, -EINVAL, "logs takes one VM");
-				return opt_leave(&s, OPT_ERROR, &e);
-			}
-			name = s.arg;
-			break;
 		default:
-			return opt_leave(&s, key, &e);
+			if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
+				return opt_leave(&s, key, &e);
 		}
 	}
-	if (pick_pandod(&c, &e) < 0 || pick_vm(c, name, &vm, NULL, &e) < 0 ||
-		open_source(&vm, vmm, &src, &e) < 0)
+	if (pick_open(name, &c, &vm, NULL, &e) < 0 || open_source(&vm, vmm, &src, &e) < 0)
 		return out_fail(&e);
 	struct sink to = {
 		.id = vm.id, .json = s.json, .terminal = isatty(STDOUT_FILENO) == 1};

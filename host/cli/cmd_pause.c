@@ -1,5 +1,4 @@
 /* pause and resume: the same words, two calls. */
-#include <errno.h>
 #include <stdio.h>
 
 #include "host/cli/opt.h"
@@ -12,38 +11,22 @@ typedef int call(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 
 static int
-one(struct client *c, const char *name, call *fn, const struct opt_scan *s, struct err *e)
-{
-	cleanup_client_vm struct client_vm vm = {0}, now = {0};
-	cleanup_client_reply struct client_reply reply = {0};
-	int r = pick_vm(c, name, &vm, NULL, e);
-
-	if (r == 0)
-		r = fn(c, vm.id, &now, &reply, e);
-	if (r == 0)
-		puts(s->json ? reply.text : now.id);
-	return r;
-}
-
-static int
 run_one(const struct verb *v, call *fn, int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(v, argc, argv);
+	cleanup_client_vm struct client_vm vm = {0}, now = {0};
+	cleanup_client_reply struct client_reply reply = {0};
 	cleanup_client struct client *c = NULL;
 	const char *name = NULL;
 	struct err e = {0};
 	int key;
 
-	while ((key = opt_next(&s, &e)) != OPT_END) {
-		if (key == OPT_WORD && name)
-			key = (err_set(&e, -EINVAL, "%s takes one VM", v->name),
-				OPT_ERROR);
-		if (key != OPT_WORD)
+	while ((key = opt_next(&s, &e)) != OPT_END)
+		if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
 			return opt_leave(&s, key, &e);
-		name = s.arg;
-	}
-	if (pick_pandod(&c, &e) < 0 || one(c, name, fn, &s, &e) < 0)
+	if (pick_open(name, &c, &vm, NULL, &e) < 0 || fn(c, vm.id, &now, &reply, &e) < 0)
 		return out_fail(&e);
+	puts(s.json ? reply.text : now.id);
 	return EXIT_OK;
 }
 

@@ -47,6 +47,7 @@ static const struct opt options[] = {
 	{'n', "name", "NAME", NULL, COMPLETE_NOTHING},
 	{'l', "label", "key=value", "label the VM; may be given several times",
 		COMPLETE_NOTHING},
+	{'c', "checkout", NULL, "check the VM out in this folder", COMPLETE_NOTHING},
 	{OPT_NO_WAIT, "no-wait", NULL,
 		"return when its CPUs run, not when its agent answers", COMPLETE_NOTHING},
 	{'C', "config", "FILE",
@@ -171,7 +172,7 @@ run_prepare_image(
 
 static int
 parse(struct opt_scan *s, struct client_run *spec, const char **labels,
-	const char **config, struct err *e)
+	const char **config, bool *checkout, struct err *e)
 {
 	int key;
 
@@ -210,6 +211,9 @@ parse(struct opt_scan *s, struct client_run *spec, const char **labels,
 				r = err_set(e, -E2BIG, "at most %d labels", LABELS_MAX);
 			if (r >= 0)
 				labels[spec->n_labels++] = s->arg;
+			break;
+		case 'c':
+			*checkout = true;
 			break;
 		case OPT_NO_WAIT:
 			spec->no_wait = true;
@@ -258,10 +262,11 @@ run(int argc, char **argv)
 	struct client_run spec = {.labels = labels};
 	struct out_progress progress;
 	struct err e = {0};
+	bool checkout = false;
 	uint64_t start_ns;
 	int r;
 
-	r = parse(&s, &spec, labels, &config_path, &e);
+	r = parse(&s, &spec, labels, &config_path, &checkout, &e);
 	if (r != OPT_END)
 		return opt_leave(&s, r, &e);
 	if (config_load(config_path, ".", &config, &e) < 0)
@@ -291,6 +296,8 @@ run(int argc, char **argv)
 	if (!s.quiet)
 		fprintf(stderr, "pando: %s is %s after %.1f s\n", client_vm_name(&vm),
 			vm.state, (double)(io_now_ns() - start_ns) / 1e9);
+	if (checkout)
+		pick_checkout(&vm, s.quiet);
 	return EXIT_OK;
 }
 

@@ -10,8 +10,11 @@
 
 extern const struct verb verb_status;
 
+#define LABELS_MAX 32
+
 static const struct opt options[] = {
-	{'l', "label", "key=value", "only VMs with that label", COMPLETE_NOTHING},
+	{'l', "label", "key=value", "only VMs with that label; several: with all of them",
+		COMPLETE_NOTHING},
 	{'a', "all", NULL, NULL, COMPLETE_NOTHING}, /* all are always shown */
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
@@ -62,15 +65,19 @@ run(int argc, char **argv)
 	cleanup_client_reply struct client_reply reply = {0};
 	cleanup_client_vms struct client_vms vms = {0};
 	cleanup_client struct client *c = NULL;
-	const char *label = NULL;
+	const char *labels[LABELS_MAX];
+	size_t n_labels = 0;
 	struct err e = {0};
 	int key;
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		switch (key) {
 		case 'l':
-			label = s.arg;
-			if (opt_label(label, "--label", &e) < 0)
+			if (n_labels == LABELS_MAX)
+				err_set(&e, -E2BIG, "at most %d labels", LABELS_MAX);
+			else if (opt_label(s.arg, "--label", &e) >= 0)
+				labels[n_labels++] = s.arg;
+			if (e.code)
 				return opt_leave(&s, OPT_ERROR, &e);
 			break;
 		case 'a':
@@ -84,7 +91,8 @@ run(int argc, char **argv)
 			return opt_leave(&s, key, &e);
 		}
 	}
-	if (pick_pandod(&c, &e) < 0 || client_list(c, label, &vms, &reply, &e) < 0)
+	if (pick_pandod(&c, &e) < 0 ||
+		client_list_with(c, labels, n_labels, 0, &vms, &reply, &e) < 0)
 		return out_fail(&e);
 	if (s.json) {
 		puts(reply.text);

@@ -124,7 +124,11 @@ print_rows(const struct row *rows, size_t n, const struct client_vms *all)
 			printf("%s (%s)", out_plain(name, sizeof(name), vm->alias), id);
 		else
 			fputs(id, stdout);
-		printf("  %s  %s\n", out_plain(name, sizeof(name), vm->state), age);
+		printf("  %s  %s", out_plain(name, sizeof(name), vm->state), age);
+		if (vm->has_memory)
+			printf("  %s",
+				out_bytes(age, sizeof(age), vm->memory_unique_bytes));
+		putchar('\n');
 	}
 	free(more);
 }
@@ -146,6 +150,10 @@ print_json(const struct row *rows, size_t n)
 		json_out_u64(&o, "depth", rows[i].depth);
 		json_out_str(&o, "state", vm->state);
 		json_out_u64(&o, "created_ms", vm->created_ms);
+		if (vm->has_memory)
+			json_out_u64(&o, "memory_unique_bytes", vm->memory_unique_bytes);
+		else
+			json_out_null(&o, "memory_unique_bytes");
 		json_out_end_object(&o);
 	}
 	json_out_end_array(&o);
@@ -173,14 +181,11 @@ run(int argc, char **argv)
 	int key, status = EXIT_OK;
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
-		if (key == OPT_WORD && name)
-			key = (err_set(&e, -EINVAL, "tree takes one VM, or none for all"),
-				OPT_ERROR);
-		if (key != OPT_WORD)
+		if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
 			return opt_leave(&s, key, &e);
-		name = s.arg;
 	}
-	if (pick_pandod(&c, &e) < 0 || client_list(c, NULL, &vms, NULL, &e) < 0 ||
+	if (pick_pandod(&c, &e) < 0 ||
+		client_list_with(c, NULL, 0, CLIENT_MEMORY, &vms, NULL, &e) < 0 ||
 		(name && pick_vm(c, name, &top, NULL, &e) < 0))
 		return out_fail(&e);
 	rows = calloc(vms.n + 1, sizeof(*rows));
@@ -207,6 +212,10 @@ const struct verb verb_tree = {
 	.summary = "Draws who was branched from whom",
 	.run = run,
 	.usage = "[vm]",
-	.text = "JSON is a flat list in drawing order, each with its parent and depth.",
+	.text = "Each with its state, its age, and the memory that is its own: pages "
+		"that it "
+		"shares with its parent or\n"
+		"branches are not in it. JSON is a flat list in drawing order, each with "
+		"its parent and depth.",
 	.words = COMPLETE_VM,
 };

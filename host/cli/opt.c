@@ -71,6 +71,7 @@ found(struct opt_scan *s, const struct opt *o, struct err *e)
 	switch (o->key) {
 	case 'q':
 		s->quiet = true;
+		out_hush();
 		return opt_next(s, e);
 	case OPT_FORMAT:
 		if (strcmp(s->arg, "json") == 0) {
@@ -173,6 +174,19 @@ opt_next(struct opt_scan *s, struct err *e)
 		return next_letter(s, e);
 	}
 	s->arg = word;
+	return OPT_WORD;
+}
+
+int
+opt_one_word(struct opt_scan *s, int key, const char **ret, struct err *e)
+{
+	if (key != OPT_WORD)
+		return key;
+	if (*ret) {
+		err_set(e, -EINVAL, "%s takes one VM", s->verb->name);
+		return OPT_ERROR;
+	}
+	*ret = s->arg;
 	return OPT_WORD;
 }
 

@@ -47,6 +47,10 @@ int opt_next(struct opt_scan *s, struct err *e);
  * the sentence and how to get help, EXIT_USAGE). */
 int opt_leave(struct opt_scan *s, int key, const struct err *e);
 
+/* For a verb that takes at most one word, a VM: keeps it in *ret and returns OPT_WORD.
+ * Any other key, and a second word, becomes what opt_leave() is called with. */
+int opt_one_word(struct opt_scan *s, int key, const char **ret, struct err *e);
+
 extern const struct opt opt_common[];
 
 /* `what` names the thing in the sentence: "--count". All give -EINVAL or -ERANGE with a

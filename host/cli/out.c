@@ -22,6 +22,28 @@ out_complain(const char *fmt, ...)
 	fprintf(stderr, "pando: %s\n", out_plain(plain, sizeof(plain), raw));
 }
 
+static bool hushed;
+
+void
+out_hush(void)
+{
+	hushed = true;
+}
+
+void
+out_note(const char *fmt, ...)
+{
+	char raw[1024];
+	va_list ap;
+
+	if (hushed)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(raw, sizeof(raw), fmt, ap);
+	va_end(ap);
+	out_complain("%s", raw);
+}
+
 int
 out_fail(const struct err *e)
 {

@@ -15,6 +15,9 @@
 
 /* "pando: sentence" on stderr. */
 void out_complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* The same for what is no complaint: not said once out_hush() was called (-q). */
+void out_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void out_hush(void);
 /* Complains and gives the exit status. */
 int out_fail(const struct err *e);
 /* Flushes stdout; a full disk turns success into EXIT_FAILED, a reader that left into 128

@@ -8,7 +8,9 @@
 #include <sys/signalfd.h>
 
 #include "common/cleanup.h"
+#include "host/cli/head.h"
 #include "host/cli/near.h"
+#include "host/cli/out.h"
 
 int
 pick_pandod(struct client **ret, struct err *e)
@@ -83,6 +85,47 @@ suggest(struct client *c, const char *name, struct err *e)
 }
 
 int
+pick_head(struct client *c, const struct head *h, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
+{
+	int r = client_get(c, h->current, ret, reply, e);
+
+	if (r == -ENOENT)
+		return err_set(e, r,
+			"the VM checked out here, %s, is no more (%.250s): `pando "
+			"checkout "
+			"<vm>` takes another, `pando checkout --none` none",
+			h->current, h->path);
+	return r;
+}
+
+void
+pick_checkout(const struct client_vm *vm, bool quiet)
+{
+	struct err e = {0};
+	struct head h;
+	int r = head_read(NULL, &h, &e);
+
+	if (r == -EINVAL)
+		r = head_find(NULL, &h, &e);
+	if (r == 0)
+		r = head_write(&h, vm->id, &e);
+	if (r < 0)
+		out_complain("not checked out: %s", e.msg);
+	else if (!quiet)
+		out_complain("%s is checked out in %s", client_vm_name(vm), h.folder);
+}
+
+int
+pick_open(const char *name, struct client **ret_client, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
+{
+	int r = pick_pandod(ret_client, e);
+
+	return r < 0 ? r : pick_vm(*ret_client, name, ret, reply, e);
+}
+
+int
 pick_vm(struct client *c, const char *name, struct client_vm *ret,
 	struct client_reply *reply, struct err *e)
 {
@@ -93,6 +136,18 @@ pick_vm(struct client *c, const char *name, struct client_vm *ret,
 	if (!name && from_env && from_env[0])
 		name = from_env;
 	if (!name) {
+		struct head h;
+
+		r = head_read(NULL, &h, e);
+		if (r == 0 && h.current[0]) {
+			r = pick_head(c, &h, ret, reply, e);
+			if (r == 0)
+				out_note("using vm %s (checked out here)",
+					client_vm_name(ret));
+			return r;
+		}
+		if (r < 0)
+			return r;
 		r = only_one(c, &name, &all, e);
 		if (r < 0)
 			return r;

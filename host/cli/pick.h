@@ -8,12 +8,26 @@
 int pick_pandod(struct client **ret, struct err *e);
 
 /*
- * The VM somebody named. name NULL: the one in PANDO_VM, else the only VM that runs;
- * several or none is -EINVAL with a sentence that says how to choose. A name that is no
- * VM is -ENOENT, with a near name if there is one.
+ * The VM somebody named. name NULL: the one in PANDO_VM, else the one checked out in this
+ * folder (said on stderr), else the only VM that runs; several or none is -EINVAL with a
+ * sentence that says how to choose. A name that is no VM is -ENOENT, with a near name if
+ * there is one; a checkout that is no more is -ENOENT with the mend.
  */
 int pick_vm(struct client *c, const char *name, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
+
+/* pick_pandod() and pick_vm(): what most verbs begin with. reply may be NULL. */
+int pick_open(const char *name, struct client **ret_client, struct client_vm *ret,
+	struct client_reply *reply, struct err *e);
+
+/* The VM of a head that has one. */
+struct head;
+int pick_head(struct client *c, const struct head *h, struct client_vm *ret,
+	struct client_reply *reply, struct err *e);
+
+/* Checks the VM out in this folder, and says so unless quiet; a failure is said and is no
+ * other. */
+void pick_checkout(const struct client_vm *vm, bool quiet);
 
 /* Whether commands and files can go to it: a VM that is paused, stopped or failed is a
  * sentence that says so (-EBUSY paused, -ESHUTDOWN otherwise). */

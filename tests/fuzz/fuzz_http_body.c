@@ -71,10 +71,7 @@ fuzz_route(const char *text)
 			continue;
 		}
 		check_text(route.vm, sizeof(route.vm));
-		if (route.has_label) {
-			check_text(route.label.key, sizeof(route.label.key));
-			check_text(route.label.value, sizeof(route.label.value));
-		}
+		check_labels(&route.labels);
 	}
 }
 
@@ -84,6 +81,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct create_request create;
 	static struct branch_request branch;
 	struct alias_request alias;
+	struct resize_request resize;
+	struct start_request start;
+	struct stop_request stop;
 	struct err e = {0};
 	char *text;
 	int r;
@@ -96,7 +96,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	memcpy(text, data + 1, size - 1);
 	text[size - 1] = '\0';
-	switch (data[0] % 6) {
+	switch (data[0] % 9) {
 	case 0:
 		fuzz_route(text);
 		break;
@@ -137,6 +137,26 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		r = request_empty(text, size - 1, &e);
 		if (r < 0)
 			check_error(r, &e);
+		break;
+	case 6:
+		r = request_stop(text, size - 1, &stop, &e);
+		if (r < 0)
+			check_error(r, &e);
+		else
+			must(stop.timeout_ms >= 1 &&
+				stop.timeout_ms <= VM_STOP_TIMEOUT_MAX_MS);
+		break;
+	case 7:
+		r = request_start(text, size - 1, &start, &e);
+		if (r < 0)
+			check_error(r, &e);
+		break;
+	case 8:
+		r = request_resize(text, size - 1, &resize, &e);
+		if (r < 0)
+			check_error(r, &e);
+		else
+			must(resize.disk_mib >= 1 && resize.disk_mib <= VM_DISK_MAX_MIB);
 		break;
 	case 5:
 		r = vmmctl_check(text, size - 1, &e);

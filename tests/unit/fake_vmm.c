@@ -15,6 +15,7 @@
 #include "common/io.h"
 #include "common/segment_wire.h"
 #include "common/vmm_wire.h"
+#include "vmm/blockmap.h"
 
 static struct {
 	int control; /* -1: closed */
@@ -68,7 +69,7 @@ last_words(uint32_t reason, const char *msg)
 static void
 write_record(void)
 {
-	struct segment_record r = {.count = 1, .op = SEGMENT_ZERO};
+	struct segment_record r = segment_record_make(SEGMENT_ZERO, 0, 0, 1);
 	struct stat st;
 
 	if (fstat(vm.index, &st) == 0)
@@ -180,6 +181,7 @@ on_control(void)
 		struct vmm_hdr hdr;
 		struct vmm_boot boot;
 		struct vmm_fork fork;
+		struct vmm_resize resize;
 	} m;
 	int fds[IO_FDS_MAX];
 	size_t n = IO_FDS_MAX;
@@ -218,7 +220,39 @@ on_control(void)
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
 		break;
 	}
+	case VMM_POWER_BUTTON: {
+		struct vmm_done d = {0};
+
+		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
+		if (told("button=off")) {
+			last_words(VMM_EXIT_POWER_OFF, "S5");
+			_exit(0);
+		}
+		if (told("button=reset")) {
+			last_words(VMM_EXIT_RESET, "rebooted instead");
+			_exit(0);
+		}
+		break;
+	}
+	case VMM_RESIZE: {
+		struct vmm_done d = {0};
+
+		if ((size_t)len != sizeof(m.resize))
+			_exit(23);
+		if (told("resize=exit"))
+			_exit(6);
+		if (told("resize=silent"))
+			break;
+		if (told("resize=refuse")) {
+			d.error = -ENOSPC;
+			snprintf(d.msg, sizeof(d.msg), "no room for its map");
+		}
+		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
+		break;
+	}
 	case VMM_QUIT:
+		if (told("quit=never"))
+			break;
 		_exit(0);
 	default:
 		_exit(22);

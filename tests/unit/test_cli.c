@@ -17,12 +17,113 @@
 #include "host/cli/copy.h"
 #include "host/cli/doctor.h"
 #include "host/cli/execute.h"
+#include "host/cli/head.h"
 #include "host/cli/logs.h"
 #include "host/cli/near.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
 #include "vmm/console.h"
+
+/* The head of a folder -------------------------------------------------------------- */
+
+static char project[64];
+
+static int
+make_project(void **state)
+{
+	(void)state;
+	snprintf(project, sizeof(project), "/tmp/pando-head.XXXXXX");
+	return mkdtemp(project) ? 0 : -1;
+}
+
+static int
+remove_project(void **state)
+{
+	(void)state;
+	return io_remove_tree(project, NULL);
+}
+
+/* A file of the project; text NULL: a folder. */
+static const char *
+put(const char *name, const char *text)
+{
+	static char path[128];
+
+	snprintf(path, sizeof(path), "%s/%s", project, name);
+	if (text)
+		assert_int_equal(
+			io_write_file_atomic(path, text, strlen(text), 0600, NULL), 0);
+	else
+		assert_int_equal(io_mkdir_p(path, 0700, NULL), 0);
+	return path;
+}
+
+static void
+a_head_is_that_of_the_nearest_project(void **state)
+{
+	char below[128], path[128];
+	struct err e = {0};
+	struct head h;
+
+	(void)state;
+	snprintf(below, sizeof(below), "%s", put("a/b", NULL));
+	/* No mark anywhere: the folder itself. (Nothing above /tmp has one.) */
+	assert_int_equal(head_read(below, &h, &e), 0);
+	assert_string_equal(h.folder, below);
+	assert_string_equal(h.current, "");
+	put("a/vers.toml", "");
+	assert_int_equal(head_read(below, &h, &e), 0);
+	snprintf(path, sizeof(path), "%s/a/.pando/head", project);
+	assert_string_equal(h.path, path);
+	assert_int_equal(access(path, F_OK), -1); /* asking makes nothing */
+	assert_int_equal(head_write(&h, "0a1b2c3d4e5f", &e), 0);
+	assert_int_equal(head_write(&h, "111111111111", &e), 0);
+	assert_int_equal(head_write(&h, "111111111111", &e), 0);
+	assert_int_equal(head_read(below, &h, &e), 0);
+	assert_string_equal(h.current, "111111111111");
+	assert_string_equal(h.previous, "0a1b2c3d4e5f");
+	assert_int_equal(head_write(&h, NULL, &e), 0);
+	assert_int_equal(head_read(below, &h, &e), 0);
+	assert_string_equal(h.current, "");
+	assert_string_equal(h.previous, "111111111111");
+	/* Nothing of it is for version control. */
+	snprintf(path, sizeof(path), "%s/a/.pando/.gitignore", project);
+	assert_int_equal(access(path, F_OK), 0);
+	put("a/b/.pando", NULL);
+	assert_int_equal(head_read(below, &h, &e), 0);
+	assert_string_equal(h.folder, below);
+}
+
+static void
+a_damaged_head_is_a_sentence_with_the_mend(void **state)
+{
+	static const char *const bad[] = {"a b\n", "../x\n", "a\nb\nc\n", "\033[31m\n",
+		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+		"\n"};
+	static const char *const good[] = {
+		"", "\n", "a", "a\n", "a\nb", "a\nb\n", "\nb\n"};
+	struct err e = {0};
+	struct head h;
+
+	(void)state;
+	put(".pando", NULL);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		put(".pando/head", bad[i]);
+		memset(&e, 0, sizeof(e));
+		if (head_read(project, &h, &e) != -EINVAL)
+			fail_msg("\"%s\" was read", bad[i]);
+		assert_non_null(strstr(e.msg, "pando checkout"));
+	}
+	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+		put(".pando/head", good[i]);
+		if (head_read(project, &h, &e) != 0)
+			fail_msg("\"%s\": %s", good[i], e.msg);
+	}
+	assert_int_equal(
+		io_write_file_atomic(put(".pando/head", ""), "a\0b", 3, 0600, NULL), 0);
+	assert_int_equal(head_read(project, &h, &e), -EINVAL);
+}
 
 /* Options ------------------------------------------------------------------------------
  */
@@ -625,6 +726,11 @@ main(void)
 		cmocka_unit_test(what_makes_no_sense_is_refused),
 		cmocka_unit_test(a_side_in_a_vm_has_a_colon_before_any_slash),
 		cmocka_unit_test(near_words_are_found_and_far_ones_not),
+		cmocka_unit_test_setup_teardown(a_head_is_that_of_the_nearest_project,
+			make_project, remove_project),
+		cmocka_unit_test_setup_teardown(
+			a_damaged_head_is_a_sentence_with_the_mend, make_project,
+			remove_project),
 		cmocka_unit_test(every_verb_has_a_table_that_holds_together),
 		cmocka_unit_test(the_manual_page_has_every_verb_and_option),
 		cmocka_unit_test(ids_are_told_from_names),

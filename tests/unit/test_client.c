@@ -144,6 +144,68 @@ open_client(void)
 }
 
 static void
+costs_labels_and_the_new_calls_are_spoken(void **state)
+{
+	static const char *const labels[] = {"a=b", "c=d e"};
+	static const char vm[] =
+		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"running\",\"disk_mib\":1024,"
+		"\"resize_mib\":2048,\"costs\":{\"memory_unique_bytes\":5,"
+		"\"memory_shared_bytes\":6,\"disk_own_bytes\":7}}";
+	static const char blind[] =
+		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"failed\",\"costs\":"
+		"{\"memory_unique_bytes\":null,\"memory_shared_bytes\":null,"
+		"\"disk_own_bytes\":7}}";
+	cleanup_client struct client *c = open_client();
+	struct client_vms vms = {0};
+	struct client_vm now = {0};
+	char body[1024], *note = NULL, **ids;
+	struct err e = {0};
+
+	(void)state;
+	snprintf(body, sizeof(body), "{\"vms\":[%s,%s]}", vm, blind);
+	will_answer("200 OK", "application/json", body);
+	assert_int_equal(
+		client_list_with(c, labels, 2, CLIENT_MEMORY, &vms, NULL, &e), 0);
+	assert_non_null(strstr(
+		peer.request, "GET /v1/vms?label=a%3Db&label=c%3Dd%20e&memory=1 HTTP"));
+	assert_int_equal(vms.v[0].resize_mib, 2048);
+	assert_true(vms.v[0].has_memory);
+	assert_int_equal(vms.v[0].memory_unique_bytes, 5);
+	assert_int_equal(vms.v[0].memory_shared_bytes, 6);
+	assert_int_equal(vms.v[0].disk_own_bytes, 7);
+	assert_true(vms.v[1].has_costs);
+	assert_false(vms.v[1].has_memory);
+	client_vms_done(&vms);
+
+	will_answer("200 OK", "application/json", vm);
+	assert_int_equal(client_stop(c, "a", true, 5, &now, NULL, &e), 0);
+	assert_non_null(strstr(peer.request, "POST /v1/vms/a/stop HTTP"));
+	assert_non_null(strstr(peer.request, "{\"force\":true,\"timeout_ms\":5}"));
+	client_vm_done(&now);
+	assert_int_equal(client_start(c, "a", true, &now, NULL, &e), 0);
+	assert_non_null(strstr(peer.request, "{\"wait\":false}"));
+	client_vm_done(&now);
+	/* An answer to a resize that is no answer to a resize. */
+	assert_int_equal(client_resize(c, "a", 4096, &now, &note, NULL, &e), -EPROTO);
+	snprintf(body, sizeof(body), "{\"vm\":%s,\"note\":\"later\"}", vm);
+	will_answer("200 OK", "application/json", body);
+	assert_int_equal(client_resize(c, "a", 4096, &now, &note, NULL, &e), 0);
+	assert_non_null(strstr(peer.request, "{\"disk_mib\":4096}"));
+	assert_string_equal(note, "later");
+	free(note);
+	client_vm_done(&now);
+	will_answer(
+		"200 OK", "application/json", "{\"would_delete\":[\"0a1b2c3d4e5f\"]}");
+	assert_int_equal(client_delete_dry(c, "a", true, &ids, &e), 0);
+	assert_non_null(
+		strstr(peer.request, "DELETE /v1/vms/a?dry_run=1&recursive=1 HTTP"));
+	assert_string_equal(ids[0], "0a1b2c3d4e5f");
+	client_ids_free(ids);
+	/* One that only says what it would do has deleted nothing, and the reverse. */
+	assert_int_equal(client_delete(c, "a", true, &ids, &e), -EPROTO);
+}
+
+static void
 a_vm_is_read_with_all_its_members(void **state)
 {
 	cleanup_client struct client *c = open_client();
@@ -405,6 +467,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		WITH_PEER(a_vm_is_read_with_all_its_members),
+		WITH_PEER(costs_labels_and_the_new_calls_are_spoken),
 		WITH_PEER(an_error_has_the_daemons_sentence_and_code),
 		cmocka_unit_test(names_are_encoded_and_cannot_leave_their_folder),
 		WITH_PEER(run_sends_only_what_was_said),

@@ -211,6 +211,73 @@ change(const char *sql)
 	sqlite3_close(h);
 }
 
+static int
+keep_row(void *ctx, const struct vm_row *row, struct err *e2)
+{
+	(void)e2;
+	*(struct vm_row *)ctx = *row;
+	return 0;
+}
+
+static void
+an_older_schema_becomes_this_one(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", ""), got;
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	db_close(db);
+	db = NULL;
+	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN "
+	       "cmdline;"
+	       "ALTER TABLE vms DROP COLUMN resize_mib; PRAGMA user_version = 1");
+	assert_int_equal(db_open(path, &db, &e), 0);
+	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
+	assert_string_equal(got.id, a.id);
+	assert_string_equal(got.kernel_path, "");
+	assert_int_equal(got.resize_mib, 0);
+	/* What a start and a resize change. */
+	snprintf(got.base_path, sizeof(got.base_path), "/x/bases/aaaaaaaaaaaa.1");
+	got.disk_mib = 2048;
+	got.resize_mib = 4096;
+	assert_int_equal(db_update(db, &got, &e), 0);
+	assert_int_equal(db_load(db, keep_row, &a, &e), 0);
+	assert_string_equal(a.base_path, got.base_path);
+	assert_int_equal(a.disk_mib, 2048);
+	assert_int_equal(a.resize_mib, 4096);
+}
+
+static void
+a_chains_own_segments_are_those_of_no_other(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", ""), b = row("bbbbbbbbbbbb", "b", "");
+	char(*names)[DB_SEGMENT_MAX];
+	size_t n;
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.0", &e), 0);
+	assert_int_equal(db_chain_copy(db, a.id, b.id, &e), 0);
+	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.1", &e), 0);
+	assert_int_equal(db_chain_own(db, a.id, &names, &n, &e), 0);
+	assert_int_equal(n, 1);
+	assert_string_equal(names[0], "aaaaaaaaaaaa.1");
+	free(names);
+	assert_int_equal(db_chain_own(db, b.id, &names, &n, &e), 0);
+	assert_int_equal(n, 0);
+	free(names);
+	/* Cleared, then the other has it alone. */
+	assert_int_equal(db_chain_clear(db, a.id, &e), 0);
+	assert_int_equal(db_chain_own(db, b.id, &names, &n, &e), 0);
+	assert_int_equal(n, 1);
+	free(names);
+	assert_int_equal(db_sweep_segments(db, &names, &n, &e), 0);
+	assert_int_equal(n, 1);
+	assert_string_equal(names[0], "aaaaaaaaaaaa.1");
+	free(names);
+}
+
 static void
 a_newer_schema_is_refused_with_a_sentence(void **state)
 {
@@ -220,7 +287,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 1)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 2)"));
 }
 
 static void
@@ -259,6 +326,8 @@ main(void)
 		T(children_of_a_deleted_vm_become_roots),
 		T(segments_live_as_long_as_a_chain_names_them),
 		T(a_long_chain_is_read_whole),
+		T(an_older_schema_becomes_this_one),
+		T(a_chains_own_segments_are_those_of_no_other),
 		T(a_newer_schema_is_refused_with_a_sentence),
 		T(a_file_that_is_no_database_is_refused),
 		T(a_damaged_row_is_named),

@@ -199,9 +199,95 @@ every_call_is_routed(void **state)
 	assert_true(route.recursive);
 	assert_int_equal(
 		request_route("GET", "/v1/vms?label=swarm=a%3Db", &route, &e), 0);
-	assert_true(route.has_label);
-	assert_string_equal(route.label.key, "swarm");
-	assert_string_equal(route.label.value, "a=b");
+	assert_int_equal(route.labels.n, 1);
+	assert_string_equal(route.labels.items[0].key, "swarm");
+	assert_string_equal(route.labels.items[0].value, "a=b");
+	assert_false(route.memory);
+	assert_int_equal(
+		request_route("GET", "/v1/vms?label=a=1&memory=1&label=b=", &route, &e),
+		0);
+	assert_int_equal(route.labels.n, 2);
+	assert_string_equal(route.labels.items[1].key, "b");
+	assert_string_equal(route.labels.items[1].value, "");
+	assert_true(route.memory);
+	assert_int_equal(
+		request_route("DELETE", "/v1/vms/a?dry_run=1&recursive=0", &route, &e),
+		0);
+	assert_true(route.dry_run);
+	assert_false(route.recursive);
+}
+
+static void
+more_labels_than_a_vm_can_have_are_refused(void **state)
+{
+	char target[600] = "/v1/vms?label=a=b";
+	struct route route;
+
+	(void)state;
+	for (unsigned i = 1; i < VM_LABELS_MAX; i++)
+		strcat(target, "&label=a=b");
+	assert_int_equal(request_route("GET", target, &route, &e), 0);
+	assert_int_equal(route.labels.n, VM_LABELS_MAX);
+	strcat(target, "&label=a=b");
+	assert_int_equal(request_route("GET", target, &route, &e), -EINVAL);
+}
+
+static void
+ends_and_beginnings_are_read(void **state)
+{
+	static const struct {
+		const char *body, *says;
+	} wrong_stops[] =
+		{
+			{"{\"force\":1}", "\"force\" is neither"},
+			{"{\"timeout_ms\":0}", "\"timeout_ms\" is 0"},
+			{"{\"timeout_ms\":3600001}", "\"timeout_ms\" is 3600001"},
+			{"{\"timeout\":1}", "unknown member \"timeout\""},
+			{"[]", "not a JSON object"},
+		},
+	  wrong_resizes[] = {
+		  {"{}", "\"disk_mib\" is missing"},
+		  {"", "\"disk_mib\" is missing"},
+		  {"{\"disk_mib\":0}", "\"disk_mib\" is 0"},
+		  {"{\"disk_mib\":-1}", "\"disk_mib\" is -1"},
+		  {"{\"disk_mib\":1048577}", "\"disk_mib\" is 1048577"},
+		  {"{\"disk_mib\":\"2G\"}", "\"disk_mib\" is not a number"},
+		  {"{\"mem_mib\":64}", "unknown member \"mem_mib\""},
+	  };
+	struct resize_request resize;
+	struct start_request start;
+	struct stop_request stop;
+
+	(void)state;
+	assert_int_equal(request_stop("", 0, &stop, &e), 0);
+	assert_false(stop.force);
+	assert_int_equal(stop.timeout_ms, VM_STOP_TIMEOUT_MS);
+	assert_int_equal(
+		request_stop("{\"force\":true,\"timeout_ms\":5}", 29, &stop, &e), 0);
+	assert_true(stop.force);
+	assert_int_equal(stop.timeout_ms, 5);
+	assert_int_equal(request_start("{}", 2, &start, &e), 0);
+	assert_true(start.wait);
+	assert_int_equal(request_start("{\"wait\":false}", 14, &start, &e), 0);
+	assert_false(start.wait);
+	assert_int_equal(request_start("{\"wait\":null}", 13, &start, &e), -EINVAL);
+	assert_int_equal(request_resize("{\"disk_mib\":2048}", 17, &resize, &e), 0);
+	assert_int_equal(resize.disk_mib, 2048);
+	for (size_t i = 0; i < sizeof(wrong_stops) / sizeof(wrong_stops[0]); i++) {
+		const char *body = wrong_stops[i].body;
+
+		assert_int_equal(request_stop(body, strlen(body), &stop, &e), -EINVAL);
+		if (!strstr(e.msg, wrong_stops[i].says))
+			fail_msg("%s: %s", body, e.msg);
+	}
+	for (size_t i = 0; i < sizeof(wrong_resizes) / sizeof(wrong_resizes[0]); i++) {
+		const char *body = wrong_resizes[i].body;
+
+		assert_int_equal(
+			request_resize(body, strlen(body), &resize, &e), -EINVAL);
+		if (!strstr(e.msg, wrong_resizes[i].says))
+			fail_msg("%s: %s", body, e.msg);
+	}
 }
 
 static void
@@ -228,7 +314,11 @@ wrong_targets_are_refused(void **state)
 		{"DELETE", "/v1/vms/x?recursive", -EINVAL},
 		{"DELETE", "/v1/vms/x?force=1", -EINVAL},
 		{"GET", "/v1/vms?label=x", -EINVAL},
-		{"GET", "/v1/vms?label=a=b&label=a=b", -EINVAL},
+		{"GET", "/v1/vms?memory=yes", -EINVAL},
+		{"GET", "/v1/vms/a?memory=1", -EINVAL},
+		{"DELETE", "/v1/vms/a?dry_run=2", -EINVAL},
+		{"GET", "/v1/vms?dry_run=1", -EINVAL},
+		{"GET", "/v1/vms/a/stop", -EOPNOTSUPP},
 		{"GET", "/v1/vms?label=a%20=b", -EINVAL},
 		{"GET", "/v1/vms?recursive=1", -EINVAL},
 		{"GET",
@@ -273,6 +363,8 @@ main(void)
 		cmocka_unit_test(branch_counts_and_their_aliases_are_bounded),
 		cmocka_unit_test(an_alias_request_wants_a_name_or_null),
 		cmocka_unit_test(every_call_is_routed),
+		cmocka_unit_test(more_labels_than_a_vm_can_have_are_refused),
+		cmocka_unit_test(ends_and_beginnings_are_read),
 		cmocka_unit_test(wrong_targets_are_refused),
 		cmocka_unit_test(calls_without_a_body_take_none),
 	};

@@ -81,6 +81,36 @@ agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), voi
 	return err_set(e, -ETIMEDOUT, "nobody answers");
 }
 
+static char last_script[1024];
+static int script_status;
+
+/* What the guest's agent is asked to run: "systemctl poweroff", and shell scripts. */
+int
+agent_exec(const char *path, const struct agent_exec_req *req,
+	const struct agent_exec_io *io, struct agent_exec_result *ret, struct err *e)
+{
+	cleanup_close int fd = -1;
+	int r = io_unix_connect(path, SOCK_STREAM, &fd, e);
+
+	if (r < 0)
+		return -ENOTCONN;
+	ret->kind = AGENT_EXITED;
+	ret->value = 0;
+	if (strcmp(req->argv[0], "systemctl") == 0)
+		return io_write_full(fd, "P", 1);
+	snprintf(last_script, sizeof(last_script), "%s", req->argv[2]);
+	ret->value = (uint32_t)script_status;
+	if (script_status)
+		io->output(io->ctx, 2, "it is\x1b too small\n", 18);
+	return 0;
+}
+
+int
+agent_exit_status(const struct agent_exec_result *r)
+{
+	return (int)r->value;
+}
+
 static void *
 loop_main(void *arg)
 {
@@ -233,7 +263,7 @@ static int delete (const char *vm, bool recursive)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_delete(tree, vm, recursive, &out, &why), &out);
+	return take(tree_delete(tree, vm, recursive, false, &out, &why), &out);
 }
 
 static int
@@ -258,7 +288,7 @@ count_vms(void)
 {
 	struct json_out out = {0};
 
-	assert_int_equal(take(tree_list(tree, NULL, &out, &why), &out), 0);
+	assert_int_equal(take(tree_list(tree, NULL, false, &out, &why), &out), 0);
 	return (unsigned)json_size(parsed, json_get(parsed, 0, "vms"));
 }
 
@@ -731,7 +761,7 @@ a_second_operation_on_a_vm_is_busy(void **state)
 	(void)state;
 	assert_int_equal(pthread_create(&thread, NULL, slow_create, &result), 0);
 	for (int i = 0; i < 100 && r == -ENOENT; i++) {
-		r = tree_delete(tree, "slow", false, &out, &e);
+		r = tree_delete(tree, "slow", false, false, &out, &e);
 		json_out_done(&out);
 		out = (struct json_out){0};
 		poll(NULL, 0, 5);
@@ -753,8 +783,12 @@ pause_and_resume_keep_what_was_known(void **state)
 	assert_int_equal(create("a", "agent", true), 0);
 	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
 	assert_string_equal(text("state"), "paused");
-	assert_int_equal(branch("a", "b", 1, false), -EBUSY);
-	assert_non_null(strstr(why.msg, "resume it first"));
+	/* Its branch runs, it stays as it is. */
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(info("b"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "paused");
 	stop();
 	start();
 	assert_int_equal(info("a"), 0);
@@ -822,6 +856,480 @@ a_new_pandod_adopts_what_runs_and_buries_what_does_not(void **state)
 	wait_state("b-0", "failed");
 	assert_int_equal(delete ("a", true), 0);
 	assert_nothing_left();
+}
+
+static void
+a_branch_after_one_cut_short_has_a_chain_that_can_be_read(void **state)
+{
+	char id[16], path[128], sql[300];
+	sqlite3 *db;
+	int chain, link;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	snprintf(path, sizeof(path), "%s/state.db", home);
+	stop();
+	/* As a pandod killed before its VMM_FORK leaves it. */
+	snprintf(sql, sizeof(sql),
+		"INSERT INTO segments VALUES ('%s.1');"
+		"INSERT INTO chain (vm, pos, segment) VALUES ('%s', 1, '%s.1');"
+		"UPDATE vms SET next_segment = 2",
+		id, id, id);
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+	snprintf(path, sizeof(path), "%s/segments/%s.1.data", home, id);
+	assert_int_equal(io_write_file_atomic(path, "", 0, 0600, NULL), 0);
+	snprintf(path, sizeof(path), "%s/segments/%s.1.index", home, id);
+	assert_int_equal(io_write_file_atomic(path, "", 0, 0600, NULL), 0);
+	start();
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(disk("b"), 0);
+	chain = json_get(parsed, 0, "chain");
+	assert_int_equal(json_size(parsed, chain), 3);
+	for (int i = 0; i < 2; i++) {
+		link = json_at(parsed, chain, i);
+		assert_int_equal(
+			json_type(parsed, json_get(parsed, link, "records")), JSON_NULL);
+	}
+}
+
+static int
+stop_vm(const char *vm, bool force, unsigned timeout_ms)
+{
+	struct stop_request q = {.force = force, .timeout_ms = timeout_ms};
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_stop_vm(tree, vm, &q, NULL, &out, &why), &out);
+}
+
+static int
+start_vm(const char *vm, bool wait)
+{
+	struct start_request q = {.wait = wait};
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_start_vm(tree, vm, &q, NULL, &out, &why), &out);
+}
+
+static int
+resize_vm(const char *vm, uint64_t disk_mib)
+{
+	struct resize_request q = {.disk_mib = disk_mib};
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_resize(tree, vm, &q, NULL, &out, &why), &out);
+}
+
+static int
+would_delete(const char *vm, bool recursive)
+{
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_delete(tree, vm, recursive, true, &out, &why), &out);
+}
+
+static void
+says(const char *part)
+{
+	if (!strstr(why.msg, part))
+		fail_msg("\"%s\" does not say \"%s\"", why.msg, part);
+}
+
+static void
+a_vm_is_stopped_by_its_button_its_agent_or_force(void **state)
+{
+	(void)state;
+	assert_int_equal(create("button", "button=off", false), 0);
+	assert_int_equal(stop_vm("button", false, 2000), 0);
+	assert_string_equal(text("state"), "stopped");
+	assert_string_equal(text("reason"), "the guest powered off");
+	assert_int_equal(create("agent", "agent", true), 0);
+	assert_int_equal(stop_vm("agent", false, 900), 0);
+	assert_string_equal(text("state"), "stopped");
+	assert_int_equal(create("deaf", "", false), 0);
+	assert_int_equal(stop_vm("deaf", false, 100), -ETIMEDOUT);
+	says("vm \"deaf\" did not power off within 1 s");
+	says("--force");
+	assert_int_equal(info("deaf"), 0);
+	assert_string_equal(text("state"), "starting");
+	assert_int_equal(stop_vm("deaf", true, 0), 0);
+	assert_string_equal(text("state"), "stopped");
+	assert_string_equal(text("reason"), "stopped by force");
+	/* Once more is no error. */
+	assert_int_equal(stop_vm("deaf", false, 100), 0);
+	assert_int_equal(create("reboots", "button=reset", false), 0);
+	assert_int_equal(stop_vm("reboots", false, 2000), -EIO);
+	says("rebooted instead");
+	assert_int_equal(info("reboots"), 0);
+	assert_string_equal(text("state"), "failed");
+	assert_int_equal(stop_vm("reboots", false, 100), -EBUSY);
+	says("there is nothing to stop");
+	assert_int_equal(stop_vm("ghost", false, 100), -ENOENT);
+	assert_false(children_left());
+}
+
+static void
+a_paused_vm_is_stopped_only_by_force(void **state)
+{
+	struct json_out out = {0};
+
+	(void)state;
+	assert_int_equal(create("a", "button=off", false), 0);
+	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(stop_vm("a", false, 100), -EBUSY);
+	says("resume");
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	assert_string_equal(text("state"), "stopped");
+}
+
+static void *
+slow_stop(void *arg)
+{
+	struct stop_request q = {.timeout_ms = 20000};
+	struct json_out out = {0};
+
+	*(int *)arg = tree_stop_vm(tree, "a", &q, NULL, &out, NULL);
+	json_out_done(&out);
+	return NULL;
+}
+
+static void
+force_cuts_a_stop_short_and_nothing_else_does(void **state)
+{
+	pthread_t thread;
+	int result = -1, r = 0;
+
+	(void)state;
+	assert_int_equal(create("a", "", false), 0);
+	assert_int_equal(pthread_create(&thread, NULL, slow_stop, &result), 0);
+	for (int i = 0; i < 200 && r != -EBUSY; i++) {
+		r = would_delete("a", false);
+		poll(NULL, 0, 5);
+	}
+	assert_int_equal(r, -EBUSY);
+	says("vm \"a\" is being stopped");
+	assert_int_equal(start_vm("a", false), -EBUSY);
+	assert_int_equal(resize_vm("a", 4096), -EBUSY);
+	assert_int_equal(branch("a", "", 1, false), -EBUSY);
+	assert_int_equal(stop_vm("a", false, 100), -EBUSY);
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	pthread_join(thread, NULL);
+	assert_int_equal(result, 0);
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "stopped");
+}
+
+static void *
+slow_branch(void *arg)
+{
+	struct branch_request q = {.count = 1};
+	struct json_out out = {0};
+
+	*(int *)arg = tree_branch(tree, "a", &q, NULL, &out, NULL);
+	json_out_done(&out);
+	return NULL;
+}
+
+static void
+nothing_else_is_done_to_a_vm_that_is_being_branched(void **state)
+{
+	struct json_out out = {0};
+	pthread_t thread;
+	int result = 0, r = 0;
+
+	(void)state;
+	assert_int_equal(create("a", "fork=silent", false), 0);
+	assert_int_equal(pthread_create(&thread, NULL, slow_branch, &result), 0);
+	for (int i = 0; i < 100 && r != -EBUSY; i++) {
+		r = would_delete("a", true);
+		poll(NULL, 0, 2);
+	}
+	assert_int_equal(r, -EBUSY);
+	says("vm \"a\" is being branched: try again when that is done");
+	assert_int_equal(delete ("a", false), -EBUSY);
+	assert_int_equal(delete ("a", true), -EBUSY);
+	assert_int_equal(branch("a", "b", 2, false), -EBUSY);
+	assert_int_equal(stop_vm("a", true, 0), -EBUSY);
+	assert_int_equal(start_vm("a", false), -EBUSY);
+	assert_int_equal(resize_vm("a", 4096), -EBUSY);
+	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), -EBUSY);
+	says("is being branched");
+	pthread_join(thread, NULL);
+	assert_int_equal(result, -ETIMEDOUT);
+	assert_int_equal(count_vms(), 1);
+}
+
+static void
+a_stopped_vm_starts_again_on_a_base_of_its_own(void **state)
+{
+	char id[16], generation[40];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	snprintf(generation, sizeof(generation), "%s", text("generation"));
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	assert_int_equal(start_vm("a", true), 0);
+	assert_string_equal(text("state"), "running");
+	assert_string_equal(text("id"), id);
+	assert_string_equal(text("alias"), "a");
+	assert_string_not_equal(text("generation"), generation);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "children")), 1);
+	assert_int_equal(disk("a"), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "chain")), 1);
+	assert_non_null(strstr(text("base"), "/bases/"));
+	/* The branch has what it had, the shared segment too. */
+	assert_int_equal(disk("b"), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "chain")), 2);
+	assert_string_equal(text("base"), "");
+	assert_int_equal(entries("segments"), 6);
+	assert_int_equal(entries("bases"), 1);
+	/* A branch on the new base keeps it when its parent gets another, and goes. */
+	assert_int_equal(branch("a", "c", 1, true), 0);
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	assert_int_equal(start_vm("a", true), 0);
+	assert_int_equal(entries("bases"), 2);
+	assert_int_equal(delete ("b", false), 0);
+	assert_int_equal(stop_vm("c", true, 0), 0);
+	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(entries("bases"), 1);
+	assert_int_equal(start_vm("c", true), 0);
+	stop();
+	start();
+	assert_int_equal(entries("bases"), 1);
+	assert_int_equal(info("c"), 0);
+	assert_string_equal(text("state"), "running");
+	assert_int_equal(start_vm("c", true), 0); /* it runs: nothing to do */
+	assert_int_equal(delete ("c", false), 0);
+	assert_int_equal(entries("bases"), 0);
+	assert_nothing_left();
+}
+
+static void
+a_vm_that_cannot_start_is_what_it_was(void **state)
+{
+	char kept[sizeof(config.vmm_path)];
+	struct json_out out = {0};
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	order("a", 'R');
+	wait_state("a", "failed");
+	memcpy(kept, config.vmm_path, sizeof(kept));
+	snprintf(config.vmm_path, sizeof(config.vmm_path), "/nonexistent");
+	stop();
+	start();
+	assert_int_equal(start_vm("a", true), -ENOENT);
+	says("starting vm \"a\"");
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "failed");
+	assert_non_null(strstr(text("reason"), "reset itself"));
+	memcpy(config.vmm_path, kept, sizeof(kept));
+	stop();
+	start();
+	assert_int_equal(start_vm("a", true), 0);
+	assert_string_equal(text("state"), "running");
+	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(start_vm("a", true), -EBUSY);
+	says("resume");
+	assert_int_equal(start_vm("ghost", true), -ENOENT);
+	/* Its kernel is gone. */
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	assert_int_equal(unlink(kernel), 0);
+	assert_int_equal(start_vm("a", true), -ENOENT);
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "stopped");
+	assert_int_equal(entries("bases"), 1);
+}
+
+static void
+a_disk_grows_live_and_never_shrinks(void **state)
+{
+	(void)state;
+	script_status = 0;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(resize_vm("a", 1023), -EINVAL);
+	assert_string_equal(why.msg, "vm \"a\": disk can only grow (now 1024 MiB)");
+	assert_int_equal(resize_vm("a", 2048), 0);
+	assert_int_equal(json_type(parsed, json_get(parsed, 0, "note")), JSON_NULL);
+	assert_non_null(strstr(last_script, "resize2fs"));
+	assert_non_null(strstr(last_script, "4194304"));
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(number("disk_mib"), 2048);
+	assert_int_equal(json_type(parsed, json_get(parsed, 0, "resize_mib")), JSON_NULL);
+	/* The disk has grown when the filesystem does not; asking again is enough. */
+	script_status = 1;
+	assert_int_equal(resize_vm("a", 3000), -EIO);
+	says("the guest says: it is\\x1b too small");
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(number("disk_mib"), 3000);
+	assert_int_equal(number("resize_mib"), 3000);
+	script_status = 0;
+	assert_int_equal(resize_vm("a", 3000), 0);
+	stop();
+	start();
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(number("disk_mib"), 3000);
+	/* A stopped one grows when it is started. */
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	assert_int_equal(resize_vm("a", 4000), 0);
+	assert_non_null(strstr(text("note"), "when it is started"));
+	assert_int_equal(resize_vm("a", 3500), -EINVAL);
+	says("now 4000 MiB");
+	last_script[0] = '\0';
+	assert_int_equal(start_vm("a", true), 0);
+	assert_int_equal(number("disk_mib"), 4000);
+	assert_non_null(strstr(last_script, "8192000"));
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(json_type(parsed, json_get(parsed, 0, "resize_mib")), JSON_NULL);
+}
+
+static void
+a_resize_the_vmm_refuses_changes_nothing(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "resize=refuse", false), 0);
+	assert_int_equal(resize_vm("a", 2048), -ENOSPC);
+	says("vm \"a\": no room for its map");
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(number("disk_mib"), 1024);
+	assert_int_equal(json_type(parsed, json_get(parsed, 0, "resize_mib")), JSON_NULL);
+	assert_int_equal(create("b", "resize=exit", false), 0);
+	assert_int_equal(resize_vm("b", 2048), -ESRCH);
+	/* Who knows how far it came: its disk is read as the larger. */
+	assert_int_equal(disk("b"), 0);
+	assert_in_range(number("disk_mib"), 1024, 2048);
+	/* No agent: the disk has grown, and that is said. */
+	assert_int_equal(create("c", "", false), 0);
+	assert_int_equal(resize_vm("c", 2048), 0);
+	assert_non_null(strstr(text("note"), "no agent has answered"));
+}
+
+static void
+a_resize_cut_short_is_finished_by_the_next_pandod(void **state)
+{
+	sqlite3 *db;
+	char path[128];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(path, sizeof(path), "%s/state.db", home);
+	stop();
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(
+		sqlite3_exec(db, "UPDATE vms SET resize_mib = 2048", NULL, NULL, NULL),
+		SQLITE_OK);
+	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+	start();
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(number("disk_mib"), 2048);
+	assert_int_equal(number("resize_mib"), 2048); /* the filesystem's turn */
+	script_status = 0;
+	assert_int_equal(resize_vm("a", 2048), 0);
+	assert_int_equal(info("a"), 0);
+	assert_int_equal(json_type(parsed, json_get(parsed, 0, "resize_mib")), JSON_NULL);
+}
+
+static void
+a_grandchild_stands_in_the_way_too_and_a_dry_run_deletes_nothing(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(branch("b", "c", 1, true), 0);
+	assert_int_equal(stop_vm("b", true, 0), 0);
+	assert_int_equal(delete ("a", false), -ENOTEMPTY);
+	says("1 living branch (c)");
+	assert_int_equal(would_delete("a", false), -ENOTEMPTY);
+	assert_int_equal(would_delete("a", true), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "would_delete")), 3);
+	assert_int_equal(count_vms(), 3);
+	/* The claims of a dry run are gone again. */
+	assert_int_equal(delete ("c", false), 0);
+	assert_int_equal(would_delete("a", false), 0);
+	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(count_vms(), 1);
+}
+
+static void
+branches_that_do_not_fit_are_refused_before_anything_is_made(void **state)
+{
+	static const char meminfo[] = "MemTotal: 9000000 kB\nMemFree:  1 kB\n"
+				      "MemAvailable:      81920 kB\n";
+	char path[128];
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/meminfo", home);
+	assert_int_equal(
+		io_write_file_atomic(path, meminfo, strlen(meminfo), 0600, NULL), 0);
+	stop();
+	config.meminfo_path = path;
+	start();
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 17, true), -ENOMEM);
+	says("17 branches need at least 81 MiB of memory (1 MiB each, 64 for the host)");
+	says("80 MiB are available");
+	assert_int_equal(count_vms(), 1);
+	assert_int_equal(entries("segments"), 2);
+	assert_int_equal(branch("a", "b", 16, true), 0);
+	stop();
+	config.meminfo_path = NULL;
+	start();
+}
+
+static void
+only_vms_with_all_labels_are_listed(void **state)
+{
+	struct branch_request q = {
+		.count = 1, .labels = {2, {{"team", "red"}, {"run", "1"}}}};
+	struct labels wanted = {2, {{"run", "1"}, {"team", "red"}}};
+	struct json_out out = {0};
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(take(tree_branch(tree, "a", &q, NULL, &out, &why), &out), 0);
+	q.labels.n = 1;
+	assert_int_equal(take(tree_branch(tree, "a", &q, NULL, &out, &why), &out), 0);
+	assert_int_equal(take(tree_list(tree, &wanted, true, &out, &why), &out), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "vms")), 1);
+	wanted.n = 0;
+	assert_int_equal(take(tree_list(tree, &wanted, false, &out, &why), &out), 0);
+	assert_int_equal(json_size(parsed, json_get(parsed, 0, "vms")), 3);
+}
+
+static void
+what_a_vm_takes_of_the_host_is_told(void **state)
+{
+	uint64_t bytes = 0;
+	int costs;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(info("a"), 0);
+	costs = json_get(parsed, 0, "costs");
+	assert_true(costs >= 0);
+	assert_int_equal(
+		json_u64(parsed, json_get(parsed, costs, "memory_unique_bytes"), &bytes),
+		0);
+	assert_in_range(bytes, 4096, 1u << 30);
+	assert_int_equal(
+		json_u64(parsed, json_get(parsed, costs, "disk_own_bytes"), &bytes), 0);
+	assert_in_range(bytes, 512, 1u << 20); /* the index's one record */
+	/* What was written before a branch belongs to both, and to neither alone. */
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	assert_int_equal(info("a"), 0);
+	costs = json_get(parsed, 0, "costs");
+	assert_int_equal(
+		json_type(parsed, json_get(parsed, costs, "memory_unique_bytes")),
+		JSON_NULL);
 }
 
 static void
@@ -938,6 +1446,20 @@ main(int argc, char **argv)
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
 		T(a_vmm_that_answers_late_is_adopted_all_the_same),
 		T(what_was_half_made_is_removed_by_the_next_pandod),
+		T(a_branch_after_one_cut_short_has_a_chain_that_can_be_read),
+		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
+		T(a_paused_vm_is_stopped_only_by_force),
+		T(force_cuts_a_stop_short_and_nothing_else_does),
+		T(nothing_else_is_done_to_a_vm_that_is_being_branched),
+		T(a_stopped_vm_starts_again_on_a_base_of_its_own),
+		T(a_vm_that_cannot_start_is_what_it_was),
+		T(a_disk_grows_live_and_never_shrinks),
+		T(a_resize_the_vmm_refuses_changes_nothing),
+		T(a_resize_cut_short_is_finished_by_the_next_pandod),
+		T(a_grandchild_stands_in_the_way_too_and_a_dry_run_deletes_nothing),
+		T(branches_that_do_not_fit_are_refused_before_anything_is_made),
+		T(only_vms_with_all_labels_are_listed),
+		T(what_a_vm_takes_of_the_host_is_told),
 		T(hundred_rounds_leave_nothing),
 #undef T
 	};

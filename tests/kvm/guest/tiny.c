@@ -14,6 +14,7 @@
  * a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz       seed=N
  * rounds=N: random bytes into every register, ring and descriptor, then "fuzz done"
  *   mode=triple     a fault without any handler
+ *   button=1        (mode=work) says "power button" and powers off when it is pressed
  *   mode=off        powers off; mode=reset asks for a reset
  */
 typedef unsigned char u8;
@@ -27,6 +28,7 @@ typedef unsigned long u64;
 #define RNG 2
 #define GENERATION 0xff000ul
 #define COM1 0x3f8
+#define GED_EVENTS 0x600
 #define SLEEP_CONTROL 0x604
 #define RESET 0x606
 #define LAPIC 0xfee00000ul
@@ -595,7 +597,7 @@ mode_work(void)
 	u64 dirty_pages = option_u64("dirty", 0), tick = option_u64("tick", 0),
 	    ap_before = 0;
 	int disk = option_is("disk", "1"), cpus = option_is("cpus", "2"),
-	    redirty = option_is("redirty", "1");
+	    redirty = option_is("redirty", "1"), button = option_is("button", "1");
 	u64 last, gap = 0;
 
 	if (cpus)
@@ -625,6 +627,11 @@ mode_work(void)
 			gap = now - last;
 		last = now;
 		counter++;
+		/* Each look is an exit: not in every round. */
+		if (button && counter % 256 == 0 && (inl(GED_EVENTS) & 2)) {
+			say("power button\n");
+			outb(SLEEP_CONTROL, 5 << 2 | 0x20);
+		}
 		if (generation_changed()) {
 			int good;
 
