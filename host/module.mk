@@ -10,6 +10,18 @@ pandodcore_PKGS := libmicrohttpd sqlite3
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c
 
+# The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
+LIBRARIES += store
+store_PKGS := libsodium libzstd
+store_SRCS := host/store.c host/store_list.c host/store_tag.c host/store_manifest.c host/store_hash.c \
+	host/store_zip.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
+	host/store_write.c host/store_gc.c host/store_verify.c
+
+UNIT_TESTS += test_store test_store_hostile test_store_crash test_store_model
+$(foreach t,test_store test_store_hostile test_store_crash test_store_model,\
+	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
+	$(eval $(t)_LIBS := store common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
+
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine
 machine_PKGS := libssh

@@ -103,6 +103,8 @@ int pack_open(int folder_fd, const char *name, struct pack **ret, struct err *e)
  * on success. */
 int pack_open_fd(int fd, const char *name, struct pack **ret, struct err *e);
 void pack_free(struct pack *p);
+/* The next read opens it anew. Nobody may be reading. */
+void pack_close_file(struct pack *p);
 
 /* The number of the entry, or -1. Damaged ones are not found unless any is set. */
 int64_t pack_find(const struct pack *p, enum chunk_kind kind,
@@ -124,9 +126,8 @@ void pack_writer_free(struct pack_writer *w);
 bool pack_writer_has(
 	const struct pack_writer *w, enum chunk_kind kind, const struct store_hash *hash);
 /* The caller looked before that it is not there yet. */
-int pack_writer_add(struct pack_writer *w, enum chunk_kind kind,
-	enum chunk_coding coding, const struct store_hash *hash, const void *stored,
-	uint32_t len, struct err *e);
+int pack_writer_add(struct pack_writer *w, enum chunk_kind kind, enum chunk_coding coding,
+	const struct store_hash *hash, const void *stored, uint32_t len, struct err *e);
 size_t pack_writer_count(const struct pack_writer *w);
 /* Index, fsync, rename, fsync of the folder. ret_name is "" when there was nothing to
  * write. Nothing may be added afterwards. */
