@@ -342,7 +342,7 @@ pack_find(const struct pack *p, enum chunk_kind kind, const struct store_hash *h
 			}
 	} else {
 		hi = guess + 1;
-		for (; hi > step; hi -= step, step *= 2)
+		for (; hi > step; hi -= step - 1, step *= 2)
 			if (compare(&p->index[hi - step], hash, (uint8_t)kind) < 0) {
 				lo = hi - step + 1;
 				break;
