@@ -195,9 +195,9 @@ check_format(struct store *s, int root, struct err *e)
 			s->path);
 	if (r != -ENOENT)
 		return err_sys(e, r, "store %.200s", s->path);
-	r = store_each_name(s->commits_fd, "", count_name, &n, e);
+	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, count_name, &n, e);
 	if (!r)
-		r = store_each_name(s->packs_fd, "", count_name, &n, e);
+		r = store_each_name(s->packs_fd, PACK_SUFFIX, count_name, &n, e);
 	if (r)
 		return r;
 	if (n)

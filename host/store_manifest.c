@@ -206,7 +206,8 @@ manifest_format(const struct store_fields *f, char **ret, size_t *ret_len, struc
 	json_out_end_object(&o);
 	json_out_end_object(&o);
 	if (o.error == -E2BIG)
-		return err_set(e, -EINVAL, "the commit's configuration is nested too deep");
+		return err_set(
+			e, -EINVAL, "the commit's configuration is nested too deep");
 	if (o.error)
 		return err_sys(e, o.error, "manifest");
 	if (o.len > STORE_MANIFEST_MAX)

@@ -38,7 +38,9 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	struct store_fields f = {.created_ms = 77,
 		.message = "warm, \"quoted\"\nand \xc3\xa9",
 		.labels = "{ \"b\":\"2\", \"a\":\"1\" }",
-		.config = "{\"z\":[1, -2,null,true],\"a\":{\"y\":\"\\u00e9\",\"x\":18446744073709551615}}",
+		.config = "{\"z\":[1, "
+			  "-2,null,true],\"a\":{\"y\":\"\\u00e9\",\"x\":"
+			  "18446744073709551615}}",
 		.cpu = "{}"};
 	char id[STORE_ID_MAX], command[512];
 	struct store_manifest *m;
@@ -69,8 +71,8 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	assert_int_equal(m->f.created_ms, 77);
 	assert_string_equal(m->f.message, f.message);
 	assert_string_equal(m->f.labels, "{\"a\":\"1\",\"b\":\"2\"}");
-	assert_string_equal(m->f.config,
-		"{\"a\":{\"x\":18446744073709551615,\"y\":\"\xc3\xa9\"},\"z\":[1,-2,null,true]}");
+	assert_string_equal(m->f.config, "{\"a\":{\"x\":18446744073709551615,\"y\":"
+					 "\"\xc3\xa9\"},\"z\":[1,-2,null,true]}");
 	has_values(&m->f.disk, values, 64);
 	values[3] = other[3];
 	has_values(&m->f.memory, values, MANY);
@@ -78,7 +80,8 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	assert_int_equal(len, 18);
 	assert_memory_equal(blob, "registers and such", 18);
 	free(blob);
-	refused(store_get_blob(store, &m->f.state, 17, &blob, &len, &e), -EFBIG, "18 bytes");
+	refused(store_get_blob(store, &m->f.state, 17, &blob, &len, &e), -EFBIG,
+		"18 bytes");
 	store_manifest_free(m);
 	is_sound();
 }
@@ -99,7 +102,9 @@ the_id_is_the_hash_of_the_manifest_file(void **state)
 	hash_to_hex(&h, hex);
 	assert_string_equal(hex, id);
 	assert_non_null(strstr(text, "{\"config\":{},\"cpu\":{},\"created_ms\":"));
-	assert_non_null(strstr(text, ",\"format\":1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":{\"disk\":{\"length\":0,"));
+	assert_non_null(
+		strstr(text, ",\"format\":1,\"labels\":{},\"message\":\"\",\"parent\":"
+			     "null,\"trees\":{\"disk\":{\"length\":0,"));
 	free(text);
 }
 
@@ -211,7 +216,8 @@ a_base_may_not_be_longer_or_missing(void **state)
 	refused(store_tree_begin(w, &t, STORE_PAGE, &tw, &e), -EINVAL, "only grow");
 	t.root.b[0] = 1;
 	refused(store_tree_begin(w, &t, t.length, &tw, &e), -EBADMSG, "in no pack");
-	refused(store_tree_begin(w, NULL, STORE_LENGTH_MAX + 1, &tw, &e), -EINVAL, "at most");
+	refused(store_tree_begin(w, NULL, STORE_LENGTH_MAX + 1, &tw, &e), -EINVAL,
+		"at most");
 	store_abort(w);
 }
 
@@ -239,7 +245,8 @@ pages_are_put_ascending_and_within_the_length(void **state)
 static void
 a_content_of_any_length_is_kept_to_the_byte(void **state)
 {
-	static const uint64_t lengths[] = {0, 1, 4095, 4096, 4097, 262144, 262145, 700001};
+	static const uint64_t lengths[] = {
+		0, 1, 4095, 4096, 4097, 262144, 262145, 700001};
 	uint8_t *data = malloc(700001);
 	struct store_fields f = {.created_ms = 1};
 	char id[STORE_ID_MAX];
@@ -282,8 +289,10 @@ reads_of_ranges_are_those_pages_and_not_beyond_the_end(void **state)
 		}
 	}
 	ok(store_tree_read(store, &t, MANY, 0, buf, &e));
-	refused(store_tree_read(store, &t, MANY - 1, 2, buf, &e), -EINVAL, "of 5000 pages");
-	refused(store_tree_read(store, &t, 1, UINT64_MAX, buf, &e), -EINVAL, "of 5000 pages");
+	refused(store_tree_read(store, &t, MANY - 1, 2, buf, &e), -EINVAL,
+		"of 5000 pages");
+	refused(store_tree_read(store, &t, 1, UINT64_MAX, buf, &e), -EINVAL,
+		"of 5000 pages");
 }
 
 struct seen {
@@ -334,9 +343,11 @@ each_calls_for_the_pages_that_are_not_zero_and_diff_for_those_that_differ(void *
 		assert_int_equal(seen.hit[i], values[i] != 0);
 	for (int turn = 0; turn < 2; turn++) {
 		memset(&seen, 0, sizeof(seen));
-		ok(store_tree_diff(store, turn ? &ta : &tb, turn ? &tb : &ta, see, &seen, &e));
+		ok(store_tree_diff(
+			store, turn ? &ta : &tb, turn ? &tb : &ta, see, &seen, &e));
 		for (uint32_t i = 0; i < MANY; i++)
-			assert_int_equal(seen.hit[i], values[i] != (i < 4200 ? other[i] : 0));
+			assert_int_equal(
+				seen.hit[i], values[i] != (i < 4200 ? other[i] : 0));
 	}
 	memset(&seen, 0, sizeof(seen));
 	ok(store_tree_diff(store, &ta, &ta, see, &seen, &e));
@@ -489,7 +500,8 @@ lists_are_newest_first_and_know_children(void **state)
 	(void)state;
 	values[0] = 1;
 	for (int i = 0; i < 5; i++)
-		commit_values(i ? ids[i < 3 ? 0 : 2] : NULL, NULL, NULL, values, 1, ids[i], NULL);
+		commit_values(i ? ids[i < 3 ? 0 : 2] : NULL, NULL, NULL, values, 1,
+			ids[i], NULL);
 	ok(store_list(store, &l, &e));
 	assert_int_equal(l.n, 5);
 	assert_int_equal(l.damaged, 0);
@@ -513,13 +525,14 @@ a_parent_is_deleted_only_with_its_descendants(void **state)
 	(void)state;
 	values[0] = 1;
 	for (int i = 0; i < 5; i++)
-		commit_values(i ? ids[i < 3 ? 0 : 2] : NULL, NULL, NULL, values, 1, ids[i], NULL);
+		commit_values(i ? ids[i < 3 ? 0 : 2] : NULL, NULL, NULL, values, 1,
+			ids[i], NULL);
 	ok(store_tag_set(store, "leaf", ids[4], false, &e));
 	ok(store_tag_set(store, "kept", ids[1], false, &e));
 	snprintf(name, sizeof(name), "%.12s", ids[3]);
 	refused(store_delete(store, ids[2], 0, NULL, &e), -ENOTEMPTY, name);
-	ok(store_delete(store, ids[2], STORE_DELETE_RECURSIVE | STORE_DELETE_DRY_RUN, &gone,
-		&e));
+	ok(store_delete(
+		store, ids[2], STORE_DELETE_RECURSIVE | STORE_DELETE_DRY_RUN, &gone, &e));
 	assert_int_equal(gone.n, 3);
 	assert_string_equal(gone.ids[2], ids[2]);
 	store_ids_done(&gone);
@@ -559,7 +572,8 @@ fields_that_cannot_be_are_refused_and_leave_nothing(void **state)
 		{{.cpu = "{\"a\":\"\\u0000\"}"}, -EINVAL, "NUL"},
 		{{.labels = "{\"a\":1}"}, -EINVAL, "no string"},
 		{{.parent = "beef"}, -EINVAL, "no commit id"},
-		{{.parent = "00000000000000000000000000000000000000000000000000000000000000"
+		{{.parent = "000000000000000000000000000000000000000000000000000000000000"
+			    "00"
 			    "ff"},
 			-ENOENT, "parent"},
 		{{.memory = {{{1}}, 4096}}, -EINVAL, "memory is not in the store"},
@@ -573,7 +587,8 @@ fields_that_cannot_be_are_refused_and_leave_nothing(void **state)
 	(void)state;
 	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		ok(store_begin(store, &w, &e));
-		refused(store_commit(w, &bad[i].f, id, NULL, &e), bad[i].code, bad[i].text);
+		refused(store_commit(w, &bad[i].f, id, NULL, &e), bad[i].code,
+			bad[i].text);
 	}
 	/* As deep as JSON may be by itself, one too deep in a manifest. */
 	strcpy(deep, "{\"a\":");
@@ -648,7 +663,8 @@ gc_removes_what_no_commit_or_root_needs_and_nothing_else(void **state)
 	ok(store_gc(store, NULL, 0, &freed, &e));
 	assert_int_equal(freed.packs_removed, 1);
 	assert_true(freed.bytes > 0);
-	assert_int_equal(store_tree_read(store, &tc, 0, 3, (uint8_t[3 * STORE_PAGE]){0}, &e),
+	assert_int_equal(
+		store_tree_read(store, &tc, 0, 3, (uint8_t[3 * STORE_PAGE]){0}, &e),
 		-EBADMSG);
 	/* a goes, b stays: a's nodes that b's are deltas of must too. */
 	ok(store_delete(store, a, 0, NULL, &e));
@@ -861,7 +877,8 @@ main(void)
 		STORE_TEST(pages_are_put_ascending_and_within_the_length),
 		STORE_TEST(a_content_of_any_length_is_kept_to_the_byte),
 		STORE_TEST(reads_of_ranges_are_those_pages_and_not_beyond_the_end),
-		STORE_TEST(each_calls_for_the_pages_that_are_not_zero_and_diff_for_those_that_differ),
+		STORE_TEST(
+			each_calls_for_the_pages_that_are_not_zero_and_diff_for_those_that_differ),
 		STORE_TEST(a_file_gets_the_content_with_holes_or_only_what_differs),
 		STORE_TEST(a_commit_is_found_by_id_tag_and_unique_prefix),
 		STORE_TEST(tags_are_made_moved_listed_and_deleted),
