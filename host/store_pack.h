@@ -3,7 +3,7 @@
  * index.
  *
  *   struct pack_header
- *   stored chunks, one after the other
+ *   stored chunks, one after the other; zeroes up to a multiple of PACK_ALIGN
  *   struct pack_entry × count, ascending by (hash, kind)
  *   struct pack_footer
  *
@@ -73,6 +73,7 @@ _Static_assert(sizeof(struct node_delta) == 40, "disk format");
 
 #define PACK_MAGIC "pandopak"
 #define PACK_VERSION 1u
+#define PACK_ALIGN 64u /* of the index in the file */
 
 static inline uint32_t
 chunk_len(enum chunk_kind kind)

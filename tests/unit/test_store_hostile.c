@@ -417,6 +417,8 @@ plant_pack(struct crafted *c, bool as_is)
 	char hex[STORE_ID_MAX], path[300];
 	int fd;
 
+	c->len += -(16 + c->len) % PACK_ALIGN;
+	f.index_offset = 16 + c->len;
 	if (!as_is)
 		qsort(c->entries, c->n, sizeof(c->entries[0]), by_hash);
 	hash_of(HASH_PACK, c->entries, c->n * sizeof(c->entries[0]), &f.index_hash);
@@ -438,7 +440,7 @@ entries_that_lead_astray_are_found_before_they_are_followed(void **state)
 		const char *why;
 	} bad[] = {
 		{{.hash = {{1}}, .offset = 0, .stored = 4096, .kind = 1}, "outside"},
-		{{.hash = {{1}}, .offset = 17, .stored = 4096, .kind = 1}, "outside"},
+		{{.hash = {{1}}, .offset = 65, .stored = 4096, .kind = 1}, "outside"},
 		{{.hash = {{1}}, .offset = UINT64_MAX - 10, .stored = 4096, .kind = 1},
 			"outside"},
 		{{.hash = {{1}}, .offset = 16, .stored = UINT32_MAX, .kind = 1},
@@ -466,7 +468,7 @@ entries_that_lead_astray_are_found_before_they_are_followed(void **state)
 	(void)state;
 	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		memset(&c, 0, sizeof(c));
-		c.len = 4096;
+		c.len = 4144; /* nothing is added to it */
 		c.entries[c.n++] = bad[i].en;
 		plant_pack(&c, true);
 		reopen();
@@ -515,7 +517,10 @@ chunks_that_are_not_what_their_name_says_are_not_given(void **state)
 	static struct crafted c;
 	struct store_hash node[NODE_FANOUT] = {{{0}}}, page_hash, node_hash, lie = {{7}};
 	uint8_t page[STORE_PAGE];
-	struct node_delta d;
+	struct {
+		struct node_delta d;
+		uint8_t child[STORE_HASH_BYTES];
+	} d = {0};
 	char planted[STORE_ID_MAX];
 	struct store_tree t = {.length = 64 * STORE_PAGE};
 
@@ -556,21 +561,17 @@ chunks_that_are_not_what_their_name_says_are_not_given(void **state)
 	refused(store_tree_read(store, &t, 0, 1, pages, &e), -EBADMSG, "beyond");
 	/* Deltas: of itself, of another delta, of nothing, of the wrong length. */
 	memset(&c, 0, sizeof(c));
-	d = (struct node_delta){.reference = {{0x11}}, .changed = 1};
-	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x11}}, &d,
-		sizeof(d) + 32);
-	d.reference.b[0] = 0x13;
-	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x12}}, &d,
-		sizeof(d) + 32);
-	d.reference.b[0] = 0x12;
-	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x13}}, &d,
-		sizeof(d) + 32);
-	d.reference = node_hash;
+	d.d = (struct node_delta){.reference = {{0x11}}, .changed = 1};
+	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x11}}, &d, sizeof(d));
+	d.d.reference.b[0] = 0x13;
+	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x12}}, &d, sizeof(d));
+	d.d.reference.b[0] = 0x12;
+	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x13}}, &d, sizeof(d));
+	d.d.reference = node_hash;
 	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x14}}, &d,
-		sizeof(d) + 31);
-	d.reference = (struct store_hash){{0}};
-	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x15}}, &d,
-		sizeof(d) + 32);
+		sizeof(d) - 1);
+	d.d.reference = (struct store_hash){{0}};
+	craft(&c, CHUNK_NODE, CODING_DELTA, &(struct store_hash){{0x15}}, &d, sizeof(d));
 	plant_pack(&c, false);
 	reopen();
 	for (uint8_t b = 0x11; b <= 0x15; b++) {
