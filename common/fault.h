@@ -15,8 +15,7 @@ void fault_passed(const char *name);
 static inline void
 fault_point(const char *name)
 {
-	if (__builtin_expect(
-		    __atomic_load_n(&fault_state, __ATOMIC_RELAXED) != 1, 0))
+	if (__builtin_expect(__atomic_load_n(&fault_state, __ATOMIC_RELAXED) != 1, 0))
 		fault_passed(name);
 }
 

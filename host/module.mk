@@ -18,6 +18,11 @@ store_SRCS := host/store.c host/store_list.c host/store_tag.c host/store_manifes
 	host/store_zip.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
 	host/store_write.c host/store_gc.c host/store_verify.c
 
+UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
+$(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
+	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
+	$(eval $(t)_LIBS := store common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
+
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine
 machine_PKGS := libssh

@@ -23,8 +23,8 @@ enum hash_domain { HASH_PLAIN, HASH_NODE, HASH_PACK };
 /* Once in a process before anything is hashed; again is fine. 0 or -EIO. */
 int hash_init(void);
 
-void hash_of(enum hash_domain domain, const void *data, size_t len,
-	struct store_hash *ret);
+void hash_of(
+	enum hash_domain domain, const void *data, size_t len, struct store_hash *ret);
 
 static inline bool
 hash_equal(const struct store_hash *a, const struct store_hash *b)

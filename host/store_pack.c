@@ -41,7 +41,8 @@ static uint64_t *
 bloom_line(const struct pack *p, const struct store_hash *h)
 {
 	/* A hash is random already; its first word scaled to the number of lines. */
-	uint64_t line = (uint64_t)((unsigned __int128)word_of(h, 1) * p->bloom_lines >> 64);
+	uint64_t line =
+		(uint64_t)((unsigned __int128)word_of(h, 1) * p->bloom_lines >> 64);
 
 	return p->bloom + line * BLOOM_LINE;
 }
@@ -86,7 +87,8 @@ check_entry(const struct pack_entry *en, const struct pack_entry *before, uint64
 
 	if (en->kind != CHUNK_PAGE && en->kind != CHUNK_NODE)
 		*ret_why = "a chunk of unknown kind";
-	else if (offset < sizeof(struct pack_header) || offset > end || stored > end - offset)
+	else if (offset < sizeof(struct pack_header) || offset > end ||
+		 stored > end - offset)
 		*ret_why = "a chunk that lies outside of it";
 	else if (en->coding == CODING_RAW ? stored != chunk_len(en->kind)
 		 : en->coding == CODING_ZSTD
@@ -130,8 +132,8 @@ map_index(struct pack *p, int fd, uint64_t size, struct pack_footer *f, const ch
 	count = le64toh(f->count);
 	size -= sizeof(*f);
 	if (memcmp(f->magic, PACK_MAGIC, sizeof(f->magic)) != 0 ||
-		le32toh(f->version) != PACK_VERSION || offset < sizeof(h) || offset > size ||
-		(size - offset) % sizeof(struct pack_entry) != 0 ||
+		le32toh(f->version) != PACK_VERSION || offset < sizeof(h) ||
+		offset > size || (size - offset) % sizeof(struct pack_entry) != 0 ||
 		(size - offset) / sizeof(struct pack_entry) != count || count == 0 ||
 		count > UINT32_MAX)
 		return -EBADMSG;
@@ -149,8 +151,8 @@ map_index(struct pack *p, int fd, uint64_t size, struct pack_footer *f, const ch
 }
 
 static int
-take_index(struct pack *p, const char *name, const struct pack_footer *f, uint64_t data_end,
-	const char **why)
+take_index(struct pack *p, const char *name, const struct pack_footer *f,
+	uint64_t data_end, const char **why)
 {
 	struct store_hash hash;
 	int r;
@@ -172,8 +174,7 @@ take_index(struct pack *p, const char *name, const struct pack_footer *f, uint64
 	}
 	memset(p->bloom, 0, p->bloom_lines * 64);
 	for (size_t i = 0; i < p->count; i++) {
-		r = check_entry(
-			&p->index[i], i ? &p->index[i - 1] : NULL, data_end, why);
+		r = check_entry(&p->index[i], i ? &p->index[i - 1] : NULL, data_end, why);
 		if (r)
 			return r;
 		bloom_add(p, &p->index[i].hash);
@@ -270,7 +271,8 @@ pack_open(int folder_fd, const char *name, struct pack **ret, struct err *e)
 	int r;
 
 	if (fd == -ELOOP)
-		return err_set(e, -EBADMSG, "pack %s is damaged: it is a symbolic link", name);
+		return err_set(
+			e, -EBADMSG, "pack %s is damaged: it is a symbolic link", name);
 	if (fd < 0)
 		return err_sys(e, fd, "pack %s", name);
 	r = pack_open_fd(fd, name, ret, e);
@@ -283,16 +285,23 @@ pack_open(int folder_fd, const char *name, struct pack **ret, struct err *e)
 }
 
 void
+pack_close_file(struct pack *p)
+{
+	pthread_mutex_lock(&fds_lock);
+	if (p->fd >= 0) {
+		close(p->fd);
+		p->fd = -1;
+		fds_open--;
+	}
+	pthread_mutex_unlock(&fds_lock);
+}
+
+void
 pack_free(struct pack *p)
 {
 	if (!p)
 		return;
-	if (p->fd >= 0) {
-		pthread_mutex_lock(&fds_lock);
-		close(p->fd);
-		fds_open--;
-		pthread_mutex_unlock(&fds_lock);
-	}
+	pack_close_file(p);
 	if (p->map)
 		munmap(p->map, p->map_len);
 	free(p->bloom);
@@ -333,7 +342,7 @@ pack_find(const struct pack *p, enum chunk_kind kind, const struct store_hash *h
 			}
 	} else {
 		hi = guess + 1;
-		for (; hi > step; hi -= step, step *= 2)
+		for (; hi > step; hi -= step - 1, step *= 2)
 			if (compare(&p->index[hi - step], hash, (uint8_t)kind) < 0) {
 				lo = hi - step + 1;
 				break;

@@ -3,7 +3,7 @@
  * index.
  *
  *   struct pack_header
- *   stored chunks, one after the other
+ *   stored chunks, one after the other; zeroes up to a multiple of PACK_ALIGN
  *   struct pack_entry × count, ascending by (hash, kind)
  *   struct pack_footer
  *
@@ -73,6 +73,7 @@ _Static_assert(sizeof(struct node_delta) == 40, "disk format");
 
 #define PACK_MAGIC "pandopak"
 #define PACK_VERSION 1u
+#define PACK_ALIGN 64u /* of the index in the file */
 
 static inline uint32_t
 chunk_len(enum chunk_kind kind)
@@ -103,6 +104,8 @@ int pack_open(int folder_fd, const char *name, struct pack **ret, struct err *e)
  * on success. */
 int pack_open_fd(int fd, const char *name, struct pack **ret, struct err *e);
 void pack_free(struct pack *p);
+/* The next read opens it anew. Nobody may be reading. */
+void pack_close_file(struct pack *p);
 
 /* The number of the entry, or -1. Damaged ones are not found unless any is set. */
 int64_t pack_find(const struct pack *p, enum chunk_kind kind,
@@ -124,9 +127,8 @@ void pack_writer_free(struct pack_writer *w);
 bool pack_writer_has(
 	const struct pack_writer *w, enum chunk_kind kind, const struct store_hash *hash);
 /* The caller looked before that it is not there yet. */
-int pack_writer_add(struct pack_writer *w, enum chunk_kind kind,
-	enum chunk_coding coding, const struct store_hash *hash, const void *stored,
-	uint32_t len, struct err *e);
+int pack_writer_add(struct pack_writer *w, enum chunk_kind kind, enum chunk_coding coding,
+	const struct store_hash *hash, const void *stored, uint32_t len, struct err *e);
 size_t pack_writer_count(const struct pack_writer *w);
 /* Index, fsync, rename, fsync of the folder. ret_name is "" when there was nothing to
  * write. Nothing may be added afterwards. */

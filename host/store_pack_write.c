@@ -207,6 +207,7 @@ pack_writer_finish(struct pack_writer *w, char ret_name[static STORE_HEX + 1],
 	uint64_t *ret_bytes, struct err *e)
 {
 	char file[STORE_HEX + sizeof(PACK_SUFFIX)];
+	static const uint8_t padding[PACK_ALIGN];
 	struct pack_footer f;
 	int r;
 
@@ -216,12 +217,14 @@ pack_writer_finish(struct pack_writer *w, char ret_name[static STORE_HEX + 1],
 		return 0;
 	}
 	qsort(w->entries, w->count, sizeof(*w->entries), by_hash);
+	r = put(w, padding, -w->offset % PACK_ALIGN);
 	f = (struct pack_footer){.index_offset = htole64(w->offset),
 		.count = htole64(w->count),
 		.version = htole32(PACK_VERSION)};
 	memcpy(f.magic, PACK_MAGIC, sizeof(f.magic));
 	hash_of(HASH_PACK, w->entries, w->count * sizeof(*w->entries), &f.index_hash);
-	r = put(w, w->entries, w->count * sizeof(*w->entries));
+	if (!r)
+		r = put(w, w->entries, w->count * sizeof(*w->entries));
 	if (!r)
 		r = put(w, &f, sizeof(f));
 	if (!r)

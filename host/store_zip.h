@@ -25,7 +25,6 @@ cleanup_zip_fn(struct zip **z)
 size_t zip_pack(struct zip *z, void *dst, const void *src, size_t len);
 
 /* Decompresses to exactly dst_len bytes, else -EBADMSG. */
-int zip_unpack(
-	struct zip *z, void *dst, size_t dst_len, const void *src, size_t src_len);
+int zip_unpack(struct zip *z, void *dst, size_t dst_len, const void *src, size_t src_len);
 
 #endif
