@@ -43,7 +43,7 @@ struct commit {
 	struct picture picture;
 	char picture_id[VM_ID_LEN + 1];
 	struct vmm_state_answer state;
-	void *blob; /* owned */
+	void *blob;		  /* owned */
 	struct chain_link *links; /* owned: the chain at the cut */
 	size_t n_links;
 	struct disk_segment *segments; /* owned: its files */
@@ -88,8 +88,8 @@ check_tags(struct commit *c, struct err *e)
 	return 0;
 }
 
-/* The picture's row and the cut of the chain, in one transaction. Called with the lock and
- * the claim. */
+/* The picture's row and the cut of the chain, in one transaction. Called with the lock
+ * and the claim. */
 static int
 enter(struct commit *c, struct err *e)
 {
@@ -171,8 +171,8 @@ take_picture(struct commit *c, struct err *e)
 	pthread_mutex_lock(&t->lock);
 	c->row = c->vm->row;
 	if (r == 0) {
-		/* The cut of the last link as the copy of the chain has it: all, where the
-		 * count is not known. */
+		/* The cut of the last link as the copy of the chain has it: all, where
+		 * the count is not known. */
 		r = db_chain(t->db, c->vm->row.id, &c->links, &c->n_links, e);
 		if (r == 0 && c->n_links < 2)
 			r = err_set(e, -EINVAL, "state.db: vm \"%s\" has no disk chain",
@@ -214,8 +214,8 @@ ask_state(struct commit *c, struct err *e)
 }
 
 static int
-read_memory(struct commit *c, struct store_writer *w, struct store_tree *ret,
-	struct err *e)
+read_memory(
+	struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
 {
 	struct store_manifest *image = NULL;
 	int r = 0;
@@ -267,8 +267,8 @@ look_up_base(struct commit *c, struct err *e)
 	if (r < 0)
 		return r;
 	/* Another store may lie there by now. */
-	c->base_known = r && store_tree_read(c->store, &c->base.tree, 0, 1, page,
-				     NULL) == 0;
+	c->base_known =
+		r && store_tree_read(c->store, &c->base.tree, 0, 1, page, NULL) == 0;
 	return 0;
 }
 
@@ -278,8 +278,7 @@ read_disk(struct commit *c, struct store_writer *w, struct store_tree *ret, stru
 	struct disk_chain chain = {.n_segments = c->n_links};
 	int r = 0;
 
-	chain.segments = c->segments =
-		calloc(c->n_links + 1, sizeof(*c->segments));
+	chain.segments = c->segments = calloc(c->n_links + 1, sizeof(*c->segments));
 	c->paths = calloc(c->n_links + 1, sizeof(*c->paths));
 	if (!c->segments || !c->paths)
 		return err_set(e, -ENOMEM, "out of memory");
@@ -297,8 +296,8 @@ read_disk(struct commit *c, struct store_writer *w, struct store_tree *ret, stru
 		r = look_up_base(c, e);
 	if (r == 0 && c->base_fd >= 0 && !c->base_known) {
 		say(c->p, "reading the disk image %s, once", c->row.base_path);
-		r = commit_read_base(w, c->base_fd, c->row.base_path, c->base.size,
-			&c->base.tree, e);
+		r = commit_read_base(
+			w, c->base_fd, c->row.base_path, c->base.size, &c->base.tree, e);
 	}
 	return r < 0 ? r
 		     : commit_read_disk(w, &chain, vm_disk_mib(&c->row), c->base_fd,
@@ -467,8 +466,9 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 				vm_name(c->vm), e->msg);
 		return r;
 	}
-	log_info("vm %s (%s): committed as %.12s in %llu ms, paused for %llu us; %llu KiB "
-		 "of memory read, %llu KiB written",
+	log_info(
+		"vm %s (%s): committed as %.12s in %llu ms, paused for %llu us; %llu KiB "
+		"of memory read, %llu KiB written",
 		c->row.id, vm_name(c->vm), c->id,
 		(unsigned long long)((io_now_ns() - began_ns) / 1000000),
 		(unsigned long long)(c->cut.said.pause_ns / 1000),

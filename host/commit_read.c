@@ -150,7 +150,8 @@ commit_read_memory(struct store_writer *w, pid_t pid, const struct vmm_state_ans
 	m->on_image = a->flags & VMM_STATE_ON_IMAGE;
 	if (m->on_image && (!image || image->length != a->mem_mib << 20))
 		return err_set(e, -EPROTO,
-			"the VMM says that its memory lies on a commit's, and it does not");
+			"the VMM says that its memory lies on a commit's, and it does "
+			"not");
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
 	pagemap = open(path, O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
@@ -224,9 +225,9 @@ struct disk_reader {
 	int base_fd; /* borrowed; -1: the base is in the tree, or there is none */
 	const char *base_name;
 	uint64_t base_size;
-	int segment_fd; /* owned */
-	int segment;	/* which that is */
-	uint8_t *buf;	/* owned */
+	int segment_fd;	 /* owned */
+	int segment;	 /* which that is */
+	uint8_t *buf;	 /* owned */
 	uint8_t *zeroes; /* owned */
 };
 

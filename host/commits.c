@@ -47,7 +47,8 @@ tree_settings(struct tree_config *config, struct err *e)
 
 			if (!size && strcmp(key, "flat_mib") != 0)
 				return err_set(e, -EINVAL,
-					"%.300s:%u:%u: [pool] has no key \"%.64s\"; it has "
+					"%.300s:%u:%u: [pool] has no key \"%.64s\"; it "
+					"has "
 					"size, flat_mib",
 					path, toml_line(value), toml_column(value), key);
 			if (toml_i64(value, &n) < 0 || n < 0 || n > max)
@@ -447,8 +448,8 @@ put_diff(struct store *s, const char *what, const struct store_tree *a,
 }
 
 int
-tree_diff(struct tree *t, const char *a, const char *b, struct json_out *out,
-	struct err *e)
+tree_diff(
+	struct tree *t, const char *a, const char *b, struct json_out *out, struct err *e)
 {
 	struct store_manifest *ma = NULL, *mb = NULL;
 	struct store *s;
@@ -665,7 +666,8 @@ tree_tag_put(struct tree *t, const char *tag, const struct tag_request *q,
 		r = store_tag_check(tag, e);
 	/* Moving is for tags that are there: a mistyped name would make another. */
 	if (r == 0 && q->move && store_tag_get(s, tag, old, NULL) == -ENOENT)
-		r = err_set(e, -ENOENT, "no tag \"%s\"; `pando tag list` lists them", tag);
+		r = err_set(
+			e, -ENOENT, "no tag \"%s\"; `pando tag list` lists them", tag);
 	if (r == 0)
 		r = store_resolve(s, q->commit, id, e);
 	if (r == 0)

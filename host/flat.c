@@ -56,7 +56,8 @@ flat_is_disk(const struct tree *t, const char *path, char ret_id[static STORE_ID
 }
 
 static int
-flat_path(const struct tree *t, const char *id, const char *file, char *dst, struct err *e)
+flat_path(
+	const struct tree *t, const char *id, const char *file, char *dst, struct err *e)
 {
 	return paths_format(dst, PATHS_MAX, e, "%s/flat/%s%s%s", t->config.home, id,
 		file[0] ? "/" : "", file);
@@ -160,7 +161,8 @@ open_file(const struct tree *t, const char *id, const char *name, uint64_t size,
 		return err_sys(e, -errno, "%.300s", path);
 	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != size)
 		return err_set(e, -EBADMSG,
-			"%.300s has %lld bytes and must have %llu: remove its folder when "
+			"%.300s has %lld bytes and must have %llu: remove its folder "
+			"when "
 			"no VM runs on it; it is made again from the store",
 			path, (long long)st.st_size, (unsigned long long)size);
 	return 0;
@@ -304,8 +306,8 @@ is_in_use(struct tree *t, const char *id)
 static void
 measure(struct tree *t, struct store *s, const char *id, struct image_on_disk *ret)
 {
-	static const char *const files[] = {"disk", "memory", "state", "disk.part",
-		"memory.part", "state.part"};
+	static const char *const files[] = {
+		"disk", "memory", "state", "disk.part", "memory.part", "state.part"};
 	char path[PATHS_MAX], full[STORE_ID_MAX];
 	struct stat st;
 

@@ -127,8 +127,8 @@ note_cut(struct cut *c)
 	if (!c->parent->dead && db_update(t->db, &c->parent->row, &e) < 0)
 		log_err("vm %s: %s", c->parent->row.id, e.msg);
 	/* 0 with an uncertain fork: then the count stays "all", which is right. */
-	if (fits && db_chain_cut(t->db, c->old_segment, c->said.cut_index_records, &e) <
-			    0)
+	if (fits &&
+		db_chain_cut(t->db, c->old_segment, c->said.cut_index_records, &e) < 0)
 		log_err("segment %s: %s", c->old_segment, e.msg);
 	pthread_mutex_unlock(&t->lock);
 }
@@ -231,8 +231,7 @@ cut_fork(struct cut *c, struct picture *k, struct vmm_fork *msg,
 		c->forked = r == 0 || uncertain;
 	if (r < 0)
 		return r;
-	*ret_pidfd =
-		open_hinted(k ? k->pid : (pid_t)c->parent->row.pid, said->child_pid);
+	*ret_pidfd = open_hinted(k ? k->pid : (pid_t)c->parent->row.pid, said->child_pid);
 	if (*ret_pidfd >= 0)
 		r = vmmctl_set_pidfd(*ret_ctl, *ret_pidfd);
 	return r < 0 ? err_sys(e, r, "a descriptor for the fork's process") : 0;

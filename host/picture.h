@@ -39,8 +39,9 @@ void cut_done(struct cut *c);
 int cut_check(struct tree *t, struct vm *parent, struct err *e);
 /* Before the database's transaction: what the fork needs. With the lock. */
 int cut_begin(struct cut *c, struct vm *parent, struct err *e);
-/* In the transaction, after whoever shares the past has copied the chain: the parent's new
- * segment. What it made is undone by cut_undo(), after the rollback. With the lock. */
+/* In the transaction, after whoever shares the past has copied the chain: the parent's
+ * new segment. What it made is undone by cut_undo(), after the rollback. With the lock.
+ */
 int cut_enter(struct cut *c, struct err *e);
 void cut_undo(struct cut *c);
 /* After the fork or its failure: the parent's row and chain become what it was told, or
@@ -69,7 +70,8 @@ struct picture {
 	{ \
 		.pidfd = -1 \
 	}
-/* k->id, when it is there already, is the one used. What was made is for picture_end(). */
+/* k->id, when it is there already, is the one used. What was made is for picture_end().
+ */
 int picture_park(struct cut *c, struct picture *k, struct err *e);
 /* Ends the process, removes its files; more than once is fine. */
 void picture_end(struct tree *t, struct picture *k);

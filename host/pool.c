@@ -124,7 +124,8 @@ filler_main(void *pool)
 		r = blank_make(p, mem_mib, vcpus, &b, &e);
 		pthread_mutex_lock(&p->lock);
 		if (r < 0 && !p->complained)
-			log_warn("the pool of blank VMMs cannot be filled, so commits start "
+			log_warn("the pool of blank VMMs cannot be filled, so commits "
+				 "start "
 				 "in cold ones: %s",
 				e.msg);
 		p->complained = r < 0;
@@ -193,8 +194,8 @@ pool_close(struct tree *t)
 	t->pool = NULL;
 }
 
-/* The entry of a shape, in the place of the one that was asked for longest ago if need be:
- * what that one had comes to old. Called with the lock. */
+/* The entry of a shape, in the place of the one that was asked for longest ago if need
+ * be: what that one had comes to old. Called with the lock. */
 static struct shape *
 shape_of(struct pool *p, uint64_t mem_mib, uint32_t vcpus, struct shape *old)
 {

@@ -335,8 +335,7 @@ tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
 
 	if (!s)
 		return err_set(e, -ENOMEM, "out of memory");
-	*s = (struct spawn){
-		.t = t, .q = q, .p = p, .flat = FLAT_IMAGE_INIT, .kvm = -1};
+	*s = (struct spawn){.t = t, .q = q, .p = p, .flat = FLAT_IMAGE_INIT, .kvm = -1};
 	s->vms = calloc(q->count, sizeof(struct vm *));
 	s->pids = calloc(q->count, sizeof(pid_t));
 	r = s->vms && s->pids ? spawn(s, name, out, e)
