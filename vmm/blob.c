@@ -115,8 +115,8 @@ blob_open(const void *buf, size_t len, struct blob_in *ret, struct err *e)
 	if (h.check != blob_check((const uint8_t *)buf + sizeof(h), len - sizeof(h)))
 		return err_set(e, -EBADMSG,
 			"the state is damaged: its check sum does not match");
-	*ret = (struct blob_in){.p = (const uint8_t *)buf + sizeof(h),
-		.left = len - sizeof(h)};
+	*ret = (struct blob_in){
+		.p = (const uint8_t *)buf + sizeof(h), .left = len - sizeof(h)};
 	return 0;
 }
 
@@ -156,8 +156,8 @@ blob_next(struct blob_in *in, uint32_t tag, const char *what, struct blob_in *re
 	p = blob_take(in, s.bytes);
 	blob_take(in, -(size_t)s.bytes % 8);
 	if (in->bad)
-		return err_set(e, -EBADMSG, "the state ends before its section \"%s\"",
-			what);
+		return err_set(
+			e, -EBADMSG, "the state ends before its section \"%s\"", what);
 	if (s.tag != tag)
 		return err_set(e, -EBADMSG,
 			"the state has no section \"%s\" where it must be", what);

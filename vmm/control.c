@@ -397,7 +397,8 @@ control_run(struct vm *vm)
 	struct epoll_event events[EVENTS_MAX];
 
 	for (;;) {
-		/* From here on vCPU 0 announces its first run; it may have run already. */
+		/* From here on vCPU 0 announces its first run; it may have run already.
+		 */
 		if (atomic_exchange(&vm->main_is_awake, false) && !vm->started_sent &&
 			atomic_load(&vm->first_run_ns))
 			control_send_started(vm, 0, NULL);

@@ -228,8 +228,8 @@ check_segments(const struct vm *vm, const int fds[], struct err *e)
 		return err_wrap(e, r, "the child");
 	if (vm->is_parked)
 		return 0;
-	r = blk_check_segment(fds[VMM_FORK_FD_PARENT_SEG_DATA],
-		fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
+	r = blk_check_segment(
+		fds[VMM_FORK_FD_PARENT_SEG_DATA], fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
 	return r < 0 ? err_wrap(e, r, "the parent") : 0;
 }
 

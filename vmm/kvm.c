@@ -106,7 +106,8 @@ kvm_read_caps(int kvm_fd, struct kvm_caps *ret, struct err *e)
 	c.tsc_deadline_timer = extension(kvm_fd, KVM_CAP_TSC_DEADLINE_TIMER);
 	c.adjust_clock = extension(kvm_fd, KVM_CAP_ADJUST_CLOCK);
 	c.kvmclock_ctrl = extension(kvm_fd, KVM_CAP_KVMCLOCK_CTRL);
-	c.sync_regs = (extension(kvm_fd, KVM_CAP_SYNC_REGS) & KVM_SYNC_ALL) == KVM_SYNC_ALL;
+	c.sync_regs =
+		(extension(kvm_fd, KVM_CAP_SYNC_REGS) & KVM_SYNC_ALL) == KVM_SYNC_ALL;
 	r = extension(kvm_fd, KVM_CAP_XSAVE2);
 	c.xsave2 = r > 0;
 	c.xsave_size = r > 0 ? (size_t)r : sizeof(struct kvm_xsave);

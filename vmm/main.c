@@ -210,9 +210,11 @@ begin(struct err *e)
 		struct vmm_prepare prepare;
 		struct vmm_restore restore;
 	} m;
-	enum { FDS = VMM_BOOT_FD_COUNT > (int)VMM_RESTORE_FD_COUNT
-			     ? VMM_BOOT_FD_COUNT
-			     : (int)VMM_RESTORE_FD_COUNT };
+	enum {
+		FDS = VMM_BOOT_FD_COUNT > (int)VMM_RESTORE_FD_COUNT
+			      ? VMM_BOOT_FD_COUNT
+			      : (int)VMM_RESTORE_FD_COUNT
+	};
 	int fds[FDS];
 	size_t n_fds = FDS;
 	ssize_t len = io_recv_fds(vm.control_fd, &m, sizeof(m), fds, &n_fds, 0);
@@ -306,7 +308,8 @@ main(int argc, char **argv)
 	if (r < 0) {
 		log_err("%s", e.msg);
 		control_send_started(&vm, r, e.msg);
-		return 1;
+		/* No exit handlers: vCPU threads may be there, and the filter. */
+		_exit(1);
 	}
 	control_run(&vm);
 }

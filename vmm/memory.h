@@ -37,10 +37,10 @@ struct guest_mem {
 /* mem_mib: 1 and up. -ENOMEM with a sentence when the host refuses. */
 int guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e);
 /* The same addresses, reserved and not usable; then given up, so that nothing is mapped
- * there (KVM's slots may be set over them all the same: mapping into such a hole costs KVM
- * nothing); then the image, private, read-only itself, exactly the memory's length: low
- * piece, high piece. Between the last two nothing else may map memory; if something did,
- * that is -EEXIST and no harm is done. */
+ * there (KVM's slots may be set over them all the same: mapping into such a hole costs
+ * KVM nothing); then the image, private, read-only itself, exactly the memory's length:
+ * low piece, high piece. Between the last two nothing else may map memory; if something
+ * did, that is -EEXIST and no harm is done. */
 int guest_mem_reserve(struct guest_mem *m, uint64_t mem_mib, struct err *e);
 void guest_mem_open_hole(struct guest_mem *m);
 int guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e);

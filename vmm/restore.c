@@ -6,14 +6,14 @@
  * nothing is mapped at: KVM looks at those when a guest touches them, and mapping into a
  * hole costs it nothing (over a mapping it has to look through the whole slot: 250 µs).
  * So that nothing else comes to lie there, the addresses stay reserved until all that
- * maps memory is done; from then on to the mapping of the image no call here does, and the
- * mapping itself is refused if something did (MAP_FIXED_NOREPLACE).
+ * maps memory is done; from then on to the mapping of the image no call here does, and
+ * the mapping itself is refused if something did (MAP_FIXED_NOREPLACE).
  *
  * A rehearsal saves and loads the blank VM once: what the restore will touch of code,
  * tables and kernel paths has then been touched.
  *
- * Then: map the image, read the state, load it, run. vCPU 0's own thread does it, since it
- * is the one that sleeps until the message comes: the way to the first instruction has
+ * Then: map the image, read the state, load it, run. vCPU 0's own thread does it, since
+ * it is the one that sleeps until the message comes: the way to the first instruction has
  * one wake-up in it, not two. What can wait (console, vsock, log) the main thread does
  * beside the running guest.
  */
@@ -60,8 +60,8 @@ check_shape(uint64_t mem_mib, uint32_t vcpus, struct err *e)
 		return err_set(e, -EINVAL, "memory of %llu MiB: it must be %d to %d",
 			(unsigned long long)mem_mib, VMM_MEM_MIN_MIB, VMM_MEM_MAX_MIB);
 	if (vcpus < 1 || vcpus > VMM_VCPUS_MAX)
-		return err_set(e, -EINVAL, "%u vCPUs: it must be 1 to %d", vcpus,
-			VMM_VCPUS_MAX);
+		return err_set(
+			e, -EINVAL, "%u vCPUs: it must be 1 to %d", vcpus, VMM_VCPUS_MAX);
 	return 0;
 }
 
@@ -187,9 +187,8 @@ load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps *steps,
 	if ((r = snapshot_load_cpuid(&s, vm, &changed, e)) < 0 ||
 		(changed && (r = set_changed_cpuid(vm, e)) < 0))
 		return r;
-	r = blk_attach(&vm->blk, m->disk_mib,
-		has_base ? fds[VMM_RESTORE_FD_BASE] : -1, fds[VMM_RESTORE_FD_SEG_DATA],
-		fds[VMM_RESTORE_FD_SEG_INDEX], e);
+	r = blk_attach(&vm->blk, m->disk_mib, has_base ? fds[VMM_RESTORE_FD_BASE] : -1,
+		fds[VMM_RESTORE_FD_SEG_DATA], fds[VMM_RESTORE_FD_SEG_INDEX], e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
 	fds[VMM_RESTORE_FD_SEG_DATA] = fds[VMM_RESTORE_FD_SEG_INDEX] = -1;
@@ -356,8 +355,9 @@ restore_prepare(
 		(r = state_plan_make(
 			 vm->kvm_fd, vm->vcpus[0].fd, &vm->caps, &vm->plan, e)) < 0 ||
 		(r = rehearse(vm, e)) < 0 ||
-		(blank && (r = io_set_nonblock(vm->control_fd, 0)) < 0) || (r = vcpu_install_signal(e)) < 0 ||
-		(r = seal_calls(e)) < 0 || (r = vm_start_vcpus_parked(vm, e)) < 0)
+		(blank && (r = io_set_nonblock(vm->control_fd, 0)) < 0) ||
+		(r = vcpu_install_signal(e)) < 0 || (r = seal_calls(e)) < 0 ||
+		(r = vm_start_vcpus_parked(vm, e)) < 0)
 		return r;
 	guest_mem_open_hole(&vm->mem);
 	return 0;

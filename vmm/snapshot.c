@@ -33,7 +33,8 @@ save_cpuid(const struct kvm_cpuid_table *t, struct blob_out *out)
 static void
 save_vcpu(const struct vcpu_state *s, const struct kvm_caps *caps, struct blob_out *out)
 {
-	size_t xsave = caps->xsave_size < KVM_XSAVE_MAX ? caps->xsave_size : KVM_XSAVE_MAX;
+	size_t xsave =
+		caps->xsave_size < KVM_XSAVE_MAX ? caps->xsave_size : KVM_XSAVE_MAX;
 	uint32_t n_msrs = 0;
 
 	blob_begin(out, TAG_VCPU);
@@ -131,14 +132,15 @@ snapshot_open(const void *buf, size_t len, struct snapshot *ret, struct err *e)
 			(unsigned long long)s.config.mem_mib, s.config.vcpus,
 			(unsigned long long)s.config.disk_mib);
 	if (s.config.flags & ~(SNAPSHOT_TSC_DEADLINE | SNAPSHOT_CLOCK))
-		return err_set(e, -EBADMSG, "the state has unknown flags 0x%x",
-			s.config.flags);
+		return err_set(
+			e, -EBADMSG, "the state has unknown flags 0x%x", s.config.flags);
 	*ret = s;
 	return 0;
 }
 
 static int
-load_one_cpuid(struct blob_in *in, struct kvm_cpuid_table *t, bool *changed, struct err *e)
+load_one_cpuid(
+	struct blob_in *in, struct kvm_cpuid_table *t, bool *changed, struct err *e)
 {
 	static struct kvm_cpuid_table wanted; /* 5 KiB; one thread loads */
 	char names[160];
@@ -181,7 +183,8 @@ snapshot_load_cpuid(struct snapshot *s, struct vm *vm, bool *ret_changed, struct
 			s->config.vcpus, vm->n_vcpus);
 	if ((s->config.flags & SNAPSHOT_TSC_DEADLINE) && !vm->caps.tsc_deadline_timer)
 		return err_set(e, -ENOTSUP,
-			"this host's KVM lacks the TSC deadline timer, which the VM uses");
+			"this host's KVM lacks the TSC deadline timer, which the VM "
+			"uses");
 	if ((s->config.flags & SNAPSHOT_CLOCK) && !vm->caps.adjust_clock)
 		return err_set(e, -ENOTSUP,
 			"this host's KVM cannot set kvm-clock (KVM_CAP_ADJUST_CLOCK), "
@@ -267,8 +270,8 @@ load_vcpu(struct blob_in *in, struct vm *vm, struct vcpu_state *s, struct err *e
 	blob_get(in, &s->lapic, sizeof(s->lapic));
 	blob_get(in, &s->events, sizeof(s->events));
 	if (khz > INT32_MAX)
-		return err_set(e, -EBADMSG, "the state of a vCPU has a TSC of %u kHz",
-			khz);
+		return err_set(
+			e, -EBADMSG, "the state of a vCPU has a TSC of %u kHz", khz);
 	s->tsc_khz = (int)khz;
 	if ((r = load_msrs(in, &vm->plan, s, e)) < 0)
 		return r;

@@ -232,10 +232,13 @@ state_save_vcpu(int vcpu_fd, const struct kvm_run *run, const struct kvm_caps *c
 		(r = kvm_get_lapic(vcpu_fd, &ret->lapic, e)) < 0)
 		return r;
 
-	ret->tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
+	/* Nobody but a restore changes it, and that leaves it here. */
+	if (!ret->tsc_khz)
+		ret->tsc_khz = kvm_get_tsc_khz(vcpu_fd, NULL);
 	if (ret->tsc_khz < 0)
 		ret->tsc_khz = 0;
-	if (plan->tsc_offset &&
+	ret->tsc_offset = 0; /* what a fixed one is */
+	if (plan->tsc_offset && !plan->tsc_fixed &&
 		(r = kvm_get_tsc_offset(vcpu_fd, &ret->tsc_offset, e)) < 0)
 		return r;
 	if ((r = save_guest_tsc(vcpu_fd, plan, clock, ret, e)) < 0)
@@ -277,8 +280,8 @@ state_take_up(struct vcpu_state *s, const struct state_plan *plan,
 		return err_set(e, -EBADMSG, "the state of a vCPU has too many MSRs");
 	memmove(&s->msrs.entries[1], &s->msrs.entries[0],
 		s->msrs.n * sizeof(s->msrs.entries[0]));
-	s->msrs.entries[0] = (struct kvm_msr_entry){
-		.index = STATE_MSR_TSC, .data = s->guest_tsc};
+	s->msrs.entries[0] =
+		(struct kvm_msr_entry){.index = STATE_MSR_TSC, .data = s->guest_tsc};
 	s->msrs.n++;
 	return 0;
 }

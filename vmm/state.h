@@ -41,14 +41,15 @@ struct vcpu_state {
  */
 struct state_plan {
 	struct kvm_msr_index_table
-		msrs;	 /* every one reads, and takes back what it gave */
+		msrs; /* every one reads, and takes back what it gave */
 	uint64_t fresh_msrs[KVM_MSRS_MAX]; /* values, in that order */
 	struct kvm_xcrs fresh_xcrs;
 	struct kvm_debugregs fresh_debugregs;
 	uint64_t fresh_apic_base; /* of the first vCPU */
 	bool tsc_offset;	  /* the vCPU attribute works */
-	bool tsc_fixed;	 /* setting the offset has no effect: a guest sees the host's TSC */
-	int tsc_khz;	 /* of a fresh vCPU: the host's */
+	bool tsc_fixed; /* setting the offset has no effect: a guest sees the host's TSC
+			 */
+	int tsc_khz;	/* of a fresh vCPU: the host's */
 };
 
 struct state_clock {
@@ -68,8 +69,9 @@ int state_save_clock(
 int state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_clock *c,
 	struct err *e);
 
-/* The vCPU does not run, and no other of its VM does. clock: just taken. run: its run page
- * (kvm_valid_regs was set for the last KVM_RUN), or NULL: it has none or never ran. */
+/* The vCPU does not run, and no other of its VM does. clock: just taken. run: its run
+ * page (kvm_valid_regs was set for the last KVM_RUN), or NULL: it has none or never ran.
+ */
 int state_save_vcpu(int vcpu_fd, const struct kvm_run *run, const struct kvm_caps *caps,
 	const struct state_plan *plan, const struct state_clock *clock,
 	struct vcpu_state *ret, struct err *e);
@@ -78,12 +80,11 @@ int state_save_vcpu(int vcpu_fd, const struct kvm_run *run, const struct kvm_cap
 void state_take_up_clock(struct state_clock *c);
 int state_take_up(struct vcpu_state *s, const struct state_plan *plan,
 	const struct state_clock *c, struct err *e);
-/* fd: a fresh vCPU with its CPUID set, id: its number. clock: when s was taken. Some of the
- * state may go through the run page: then KVM takes it at the next KVM_RUN, and what it
- * refuses it refuses there. s is used up. */
+/* fd: a fresh vCPU with its CPUID set, id: its number. clock: when s was taken. Some of
+ * the state may go through the run page: then KVM takes it at the next KVM_RUN, and what
+ * it refuses it refuses there. s is used up. */
 int state_load_vcpu(int vcpu_fd, unsigned id, struct kvm_run *run,
-	const struct kvm_caps *caps,
-	const struct state_plan *plan, const struct state_clock *clock,
-	struct vcpu_state *s, struct err *e);
+	const struct kvm_caps *caps, const struct state_plan *plan,
+	const struct state_clock *clock, struct vcpu_state *s, struct err *e);
 
 #endif

@@ -12,6 +12,9 @@
 #include "common/io.h"
 #include "common/log.h"
 
+#define RESET_RIP 0xfff0u
+#define CR0_PE 1u
+
 static void
 on_signal(int number)
 {
@@ -156,6 +159,9 @@ describe_place(struct vcpu *v, char *dst, size_t cap)
 	if (kvm_get_regs(v->fd, &regs, NULL) < 0 ||
 		kvm_get_sregs(v->fd, &sregs, NULL) < 0)
 		snprintf(dst, cap, "vCPU %u", v->id);
+	else if (regs.rip == RESET_RIP && !(sregs.cr0 & CR0_PE))
+		/* On AMD, KVM resets the CPU before it tells of a triple fault. */
+		snprintf(dst, cap, "vCPU %u, whose registers are lost", v->id);
 	else
 		snprintf(dst, cap,
 			"vCPU %u at rip 0x%llx, cr0 0x%llx, cr2 0x%llx, cr3 0x%llx, efer "

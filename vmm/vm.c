@@ -205,9 +205,8 @@ vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e)
 		&vm->blk, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK), e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
-	r = vsock_init(&vm->vsock, &vm->mem,
-		vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK), guest_cid, -1,
-		vm->vsock_kick_fd, &loop, e);
+	r = vsock_init(&vm->vsock, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
+		guest_cid, -1, vm->vsock_kick_fd, &loop, e);
 	if (r < 0)
 		return err_wrap(e, r, "vsock");
 	vm->blk.dev.stop = vm->vsock.dev.stop = vm->rng.dev.stop = &vm->stop;
@@ -324,9 +323,8 @@ vm_save(struct vm *vm, struct err *e)
 
 	r = state_save_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
-		r = state_save_vcpu(
-			vm->vcpus[i].fd, vm->vcpus[i].run, &vm->caps, &vm->plan, &vm->clock,
-			&vm->vcpus[i].state, e);
+		r = state_save_vcpu(vm->vcpus[i].fd, vm->vcpus[i].run, &vm->caps,
+			&vm->plan, &vm->clock, &vm->vcpus[i].state, e);
 	return r;
 }
 

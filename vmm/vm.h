@@ -69,9 +69,9 @@ struct vm {
 	atomic_uint parked; /* a futex: vCPUs that have parked in this epoch */
 	_Atomic uint64_t first_run_ns; /* when vCPU 0 first entered the guest */
 	atomic_bool main_is_awake;     /* and will look at first_run_ns by itself */
-	/* A blank VM's: vCPU 0's thread calls it instead of sleeping in its first park, and
-	 * it moves the epoch on. So who receives the VM's state runs it: waking another
-	 * thread costs as much as loading it. */
+	/* A blank VM's: vCPU 0's thread calls it instead of sleeping in its first park,
+	 * and it moves the epoch on. So who receives the VM's state runs it: waking
+	 * another thread costs as much as loading it. */
 	void (*become)(struct vm *vm);
 
 	struct ioapic ioapic;
@@ -101,7 +101,8 @@ struct vm {
 /* An empty struct: descriptors -1, name set. */
 void vm_init(struct vm *vm);
 
-/* What this host's KVM can do, and the CPUID of every vCPU. n_vcpus and kvm_fd are set. */
+/* What this host's KVM can do, and the CPUID of every vCPU. n_vcpus and kvm_fd are set.
+ */
 int vm_ask_kvm(struct vm *vm, struct err *e);
 /* All devices, without the descriptors that come with a VM (blk_attach, vsock_listen,
  * console_open). After control_make_loop(); mem's ranges are known. */
@@ -131,7 +132,8 @@ void vm_resume_devices(struct vm *vm);
 
 /* Everything KVM holds, to vm->clock and vm->vcpus[].state. After vm_stop(). */
 int vm_save(struct vm *vm, struct err *e);
-/* A state that was loaded from a blob: its clocks go on from now. Just before vm_load(). */
+/* A state that was loaded from a blob: its clocks go on from now. Just before vm_load().
+ */
 int vm_take_up(struct vm *vm, struct err *e);
 /* The other way, into a fresh vm_make_kvm(). */
 int vm_load(struct vm *vm, struct err *e);

@@ -1,7 +1,7 @@
 /*
  * State blobs. The input is a blob whose length and check sum are put right, so that what
- * is behind them is reached. Whatever loads must be a VM whose devices can work, and whose
- * state, saved, loads again and is the same.
+ * is behind them is reached. Whatever loads must be a VM whose devices can work, and
+ * whose state, saved, loads again and is the same.
  */
 #include <stdint.h>
 #include <stdio.h>

@@ -305,8 +305,8 @@ driver_pump(struct vm *vm, int timeout_ms)
 
 /* Waits for the answer to seq. */
 int
-driver_answer(struct vm *vm, union driver_message *m, uint64_t seq, uint16_t type, int timeout_ms,
-	struct err *e)
+driver_answer(struct vm *vm, union driver_message *m, uint64_t seq, uint16_t type,
+	int timeout_ms, struct err *e)
 {
 	uint64_t deadline = io_now_ns() + (uint64_t)timeout_ms * 1000000;
 	int r;

@@ -31,8 +31,8 @@ driver_ask_state(struct vm *vm, int fd, struct vmm_state_answer *ret, struct err
 	if (r < 0)
 		return r;
 	if (m.hdr.type != VMM_STATE_ANSWER)
-		return err_set(e, -EBADMSG, "%s: answered by message %u", vm->name,
-			m.hdr.type);
+		return err_set(
+			e, -EBADMSG, "%s: answered by message %u", vm->name, m.hdr.type);
 	*ret = m.state;
 	ret->msg[sizeof(ret->msg) - 1] = 0;
 	return ret->error ? err_set(e, ret->error, "%s", ret->msg) : 0;
@@ -47,7 +47,8 @@ read_memory(const struct vm *vm, const struct vmm_state_answer *a, int fd, struc
 	if (!buf)
 		return err_sys(e, -ENOMEM, "memory");
 	for (uint32_t i = 0; i < a->n_ranges; i++)
-		for (uint64_t off = 0; off < a->ranges[i].len; off += CHUNK, at += CHUNK) {
+		for (uint64_t off = 0; off < a->ranges[i].len;
+			off += CHUNK, at += CHUNK) {
 			struct iovec to = {buf, CHUNK};
 			struct iovec from = {
 				(void *)(uintptr_t)(a->ranges[i].host + off), CHUNK};

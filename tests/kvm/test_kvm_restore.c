@@ -198,7 +198,8 @@ clock_and_timer_go_on_from_the_commit(void **state)
 	expect_goes_on(again, 2, "none", line);
 	gap = driver_number(line, "gap");
 	if (tsc_is_fixed(again))
-		print_message("# this host's KVM cannot offset a guest's TSC: not compared\n");
+		print_message(
+			"# this host's KVM cannot offset a guest's TSC: not compared\n");
 	else if (gap > 5ull * 1000 * 1000 * 1000)
 		fail_msg("the TSC did not go on from the commit: %s", line);
 	/* armed before the commit, and fires after the restore; then more of them */
@@ -611,8 +612,8 @@ a_segment_in_use_is_refused_before_the_fork(void **state)
 			driver_send_raw(vm, &f, sizeof(f), fds, VMM_FORK_FD_COUNT), 0);
 		for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
 			close(fds[i]);
-		assert_int_equal(recv(vm->control, &answer, sizeof(answer), 0),
-			sizeof(answer));
+		assert_int_equal(
+			recv(vm->control, &answer, sizeof(answer), 0), sizeof(answer));
 		assert_int_equal(answer.hdr.type, VMM_FORKED);
 		assert_int_equal(answer.error, -EINVAL);
 		assert_non_null(strstr(answer.msg, "empty"));
@@ -632,8 +633,8 @@ read_as_nobody(void)
 	struct commit c;
 	struct err e;
 
-	if (chown(driver.folder, 65534, 65534) < 0 || setresgid(65534, 65534, 65534) < 0 ||
-		setresuid(65534, 65534, 65534) < 0)
+	if (chown(driver.folder, 65534, 65534) < 0 ||
+		setresgid(65534, 65534, 65534) < 0 || setresuid(65534, 65534, 65534) < 0)
 		return 1;
 	if (driver_boot(&driver, "first", &b, &vm, &e) < 0 ||
 		driver_expect(vm, "ready", LINE_MS, NULL, 0, &e) < 0 ||
@@ -667,8 +668,8 @@ read_as_nobody(void)
 			i ? child->pid : parked->pid);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 		if (i ? fd >= 0
-		      : pread(fd, &entry, 8, (off_t)(c.answer.ranges[0].host / 4096 * 8)) !=
-				8)
+		      : pread(fd, &entry, 8,
+				(off_t)(c.answer.ranges[0].host / 4096 * 8)) != 8)
 			return 6;
 	}
 	r.commit = &c;

@@ -59,17 +59,23 @@ prepare() {
 	pando status -q >/dev/null
 }
 
+# What is held, but the segments' names (they go on), and of the sockets those that listen: connections come and go.
+held() {
+	holdings | grep -v '\.data$\|\.index$\|^sockets '
+	awk -v home="$PANDO_HOME/" '$4 == "00010000" && index($0, home)' /proc/net/unix | wc -l
+}
+
 # All or nothing: nothing.
 undone_at() { # point, count
 	prepare
 	tree_before=$(the_tree)
-	files_before=$(holdings | grep -v '\.data$\|\.index$')
+	held_before=$(held)
 	segments_before=$(find "$PANDO_HOME/segments" -name '*.data' | wc -l)
 	dies_at "$1" pando branch p --count "$2" -n new --no-wait
 	tree_after=$(the_tree)
 	equal "the tree" "$tree_after" "$tree_before"
 	wait_until 10 "only what is in the tree runs" settled
-	equal "what is held" "$(holdings | grep -v '\.data$\|\.index$')" "$files_before"
+	equal "what is held" "$(held)" "$held_before"
 	# once the fork has happened the parent is in a new segment: one more, and only that
 	segments=$(find "$PANDO_HOME/segments" -name '*.data' | wc -l)
 	[ "$segments" -ge "$segments_before" ] && [ "$segments" -le $((segments_before + 1)) ] ||

@@ -38,13 +38,13 @@ snapshot_vm_init(struct vm *vm, unsigned n_vcpus)
 		struct kvm_cpuid_table *t = &vm->vcpus[i].cpuid;
 
 		for (unsigned k = 0; k < sizeof(leaves) / sizeof(*leaves); k++)
-			t->entries[t->n++] = (struct kvm_cpuid_entry2){
-				.function = leaves[k][0],
-				.index = leaves[k][1],
-				.eax = ~0u,
-				.ebx = ~0u,
-				.ecx = ~0u,
-				.edx = ~0u};
+			t->entries[t->n++] =
+				(struct kvm_cpuid_entry2){.function = leaves[k][0],
+					.index = leaves[k][1],
+					.eax = ~0u,
+					.ebx = ~0u,
+					.ecx = ~0u,
+					.edx = ~0u};
 	}
 	must(guest_mem_create(&vm->mem, SNAPSHOT_VM_MEM_MIB, NULL) == 0);
 	ioapic_init(&vm->ioapic, (struct ioapic_sink){0});

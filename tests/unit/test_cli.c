@@ -99,8 +99,7 @@ static void
 a_damaged_head_is_a_sentence_with_the_mend(void **state)
 {
 	static const char *const bad[] = {"a b\n", "../x\n", "a\nb\nc\n", "\033[31m\n",
-		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-		"\n"};
+		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n"};
 	static const char *const good[] = {
 		"", "\n", "a", "a\n", "a\nb", "a\nb\n", "\nb\n"};
 	struct err e = {0};

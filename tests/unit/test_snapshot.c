@@ -55,9 +55,10 @@ what_was_saved_is_what_is_loaded(void **state)
 		if (getenv("SNAPSHOT_SEED") && n <= 2) { /* makes the fuzzer's corpus */
 			char path[256];
 
-			snprintf(path, sizeof(path), "%s/%u-vcpus", getenv("SNAPSHOT_SEED"),
-				n);
-			assert_int_equal(io_write_file_atomic(path, blob, len, 0644, NULL), 0);
+			snprintf(path, sizeof(path), "%s/%u-vcpus",
+				getenv("SNAPSHOT_SEED"), n);
+			assert_int_equal(
+				io_write_file_atomic(path, blob, len, 0644, NULL), 0);
 		}
 		snapshot_vm_init(&b, n);
 		if (load(&b, blob, len, &e) < 0)
