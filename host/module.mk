@@ -9,7 +9,8 @@ LIBRARIES += pandodcore
 pandodcore_PKGS := libmicrohttpd sqlite3
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
-	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c host/commit_read.c host/commits.c host/flat.c host/spawn.c host/pool.c
+	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
+	host/commit_read.c host/commits.c host/flat.c host/spawn.c host/pool.c
 
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
 LIBRARIES += store
@@ -39,7 +40,10 @@ pandod_SRCS := host/pandod.c
 pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
 pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd
 
-UNIT_TESTS += test_request test_image test_db test_tree test_api
+UNIT_TESTS += test_request test_image test_db test_tree test_api test_commit
+test_commit_SRCS := tests/unit/test_commit.c
+test_commit_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
+test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
 test_request_SRCS := tests/unit/test_request.c
 test_request_LIBS := pandodcore pandohost common
 test_request_PKGS := cmocka

@@ -458,8 +458,12 @@ static const struct member commit_members[] = {
 int
 request_commit(const char *body, size_t len, struct commit_request *ret, struct err *e)
 {
-	memset(ret, 0, sizeof(*ret));
-	return read_body("POST /v1/vms/{vm}/commit", commit_members, body, len, ret, e);
+	struct commit_request q = {0};
+	int r = read_body("POST /v1/vms/{vm}/commit", commit_members, body, len, &q, e);
+
+	if (r == 0)
+		*ret = q;
+	return r;
 }
 
 static int

@@ -50,6 +50,7 @@ const struct verb verb_gc = {
 	.name = "gc",
 	.summary = "Frees what no commit needs any more",
 	.run = run,
+	.usage = "",
 	.text = "Waits for commits that are being made. What was read of disk images "
 		"that "
 		"are still there is kept,\n"
