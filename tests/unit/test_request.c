@@ -358,6 +358,8 @@ a_commit_and_its_tags_are_read(void **state)
 	static struct commit_request q;
 	static const char body[] = "{\"message\":\"two\\nlines\\t\",\"tags\":[\"a\","
 				   "\"b.1\"],\"labels\":{\"k\":\"v\"}}";
+	static const char too_long[] = "{\"tags\":[\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+				       "aaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"]}";
 	static const char *const wrong[] = {
 		"{\"message\":7}",
 		"{\"message\":\"\\u0007\"}",
@@ -366,8 +368,7 @@ a_commit_and_its_tags_are_read(void **state)
 		"{\"tags\":[1]}",
 		"{\"tags\":[\"\"]}",
 		"{\"tags\":[\"a\\nb\"]}",
-		"{\"tags\":["
-		"\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"]}",
+		too_long,
 		"{\"tags\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]}",
 		"{\"tag\":[\"a\"]}",
 		"[]",
