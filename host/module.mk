@@ -16,13 +16,21 @@ pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/
 LIBRARIES += store
 store_PKGS := libsodium libzstd
 store_SRCS := host/store.c host/store_list.c host/store_tag.c host/store_manifest.c host/store_hash.c \
-	host/store_zip.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
+	host/store_zip.c host/store_bloom.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
 	host/store_write.c host/store_gc.c host/store_verify.c
 
 UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
 $(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
 	$(eval $(t)_LIBS := store common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
+
+FUZZERS += fuzz_store_pack fuzz_store_manifest
+fuzz_store_pack_SRCS := tests/fuzz/fuzz_store_pack.c $(store_SRCS) common/err.c common/io.c common/json.c common/fault.c
+fuzz_store_pack_CORPUS := tests/fuzz/corpus/store_pack
+fuzz_store_pack_PKGS := libsodium libzstd
+fuzz_store_manifest_SRCS := tests/fuzz/fuzz_store_manifest.c $(store_SRCS) common/err.c common/io.c common/json.c common/fault.c
+fuzz_store_manifest_CORPUS := tests/fuzz/corpus/store_manifest
+fuzz_store_manifest_PKGS := libsodium libzstd
 
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine

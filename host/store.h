@@ -19,7 +19,9 @@
  * Crashes and full disks: a commit is there with its manifest's rename, after everything
  * it needs was synced; whatever was unfinished is removed by the next store_open() or
  * store_gc(). Files of unknown origin: nothing read is believed before it was checked;
- * what is damaged is -EBADMSG with a sentence that names it.
+ * what is damaged is -EBADMSG with a sentence that names it. A few chunks can make a
+ * content of STORE_LENGTH_MAX bytes, though: whoever copies one somewhere looks at its
+ * length first.
  *
  * Threads: all calls may run at once on one store, but a writer (with its trees) belongs
  * to one thread at a time. Errors: -ENOENT no such commit or tag, -EEXIST ambiguous,

@@ -66,10 +66,44 @@ packs_drop_all(struct store *s)
 		pack_free(s->packs[i]);
 	free(s->packs);
 	free(s->bad_packs);
+	bloom_done(&s->bloom);
+	s->n_chunks = 0;
 	s->packs = NULL;
 	s->bad_packs = NULL;
 	s->n_packs = s->n_bad_packs = 0;
 	__atomic_store_n(&s->packs_loaded, false, __ATOMIC_RELEASE);
+}
+
+/* Of all packs, with room for as much again. packs_lock held for writing. */
+static int
+fill_bloom(struct store *s)
+{
+	uint64_t n = 0;
+
+	for (size_t i = 0; i < s->n_packs; i++)
+		n += s->packs[i]->count;
+	bloom_done(&s->bloom);
+	if (bloom_init(&s->bloom, 2 * n))
+		return -ENOMEM;
+	for (size_t i = 0; i < s->n_packs; i++)
+		for (size_t k = 0; k < s->packs[i]->count; k++)
+			bloom_add(&s->bloom, &s->packs[i]->index[k].hash);
+	s->n_chunks = n;
+	return 0;
+}
+
+/* With the newest pack's. */
+static int
+extend_bloom(struct store *s)
+{
+	const struct pack *p = s->packs[0];
+
+	if (s->n_chunks + p->count > s->bloom.room)
+		return fill_bloom(s);
+	for (size_t k = 0; k < p->count; k++)
+		bloom_add(&s->bloom, &p->index[k].hash);
+	s->n_chunks += p->count;
+	return 0;
 }
 
 int
@@ -80,6 +114,8 @@ packs_lock_write(struct store *s, struct err *e)
 	pthread_rwlock_wrlock(&s->packs_lock);
 	if (!s->packs_loaded) {
 		r = store_each_name(s->packs_fd, PACK_SUFFIX, load_one, s, e);
+		if (!r && fill_bloom(s))
+			r = err_sys(e, -ENOMEM, "packs");
 		if (r) {
 			packs_drop_all(s);
 			pthread_rwlock_unlock(&s->packs_lock);
@@ -155,6 +191,12 @@ packs_add(struct store *s, const char *name, struct err *e)
 		memmove(s->packs + 1, s->packs, s->n_packs * sizeof(*s->packs));
 		s->packs[0] = p;
 		s->n_packs++;
+		if (extend_bloom(s)) {
+			/* A bloom without it would hide it: all anew, when there is room.
+			 */
+			packs_drop_all(s);
+			r = err_sys(e, -ENOMEM, "packs");
+		}
 	}
 	packs_unlock(s);
 	return r;
@@ -164,6 +206,8 @@ bool
 chunk_find(struct store *s, enum chunk_kind kind, const struct store_hash *hash,
 	bool may_be_delta, struct chunk_at *ret)
 {
+	if (!bloom_has(&s->bloom, hash))
+		return false;
 	for (size_t i = 0; i < s->n_packs; i++) {
 		int64_t entry = pack_find(s->packs[i], kind, hash, false);
 

@@ -14,8 +14,6 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 
-#define BLOOM_LINE 8u		/* words: a cache line */
-#define BLOOM_PER_LINE 40u	/* keys: 12.8 bits each, one in 300 is a false alarm */
 #define FILES_KEPT_OPEN_MAX 64u /* of all packs of a process */
 
 static pthread_mutex_t fds_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -28,46 +26,14 @@ cleanup_pack_fn(struct pack **p)
 }
 #define cleanup_pack __attribute__((cleanup(cleanup_pack_fn)))
 
+/* The hash's first 64 bits as a number: entries ascend by it. */
 static uint64_t
-word_of(const struct store_hash *h, unsigned i)
+position(const struct store_hash *h)
 {
 	uint64_t v;
 
-	memcpy(&v, h->b + 8 * i, sizeof(v));
-	return v;
-}
-
-static uint64_t *
-bloom_line(const struct pack *p, const struct store_hash *h)
-{
-	/* A hash is random already; its first word scaled to the number of lines. */
-	uint64_t line =
-		(uint64_t)((unsigned __int128)word_of(h, 1) * p->bloom_lines >> 64);
-
-	return p->bloom + line * BLOOM_LINE;
-}
-
-/* Six bits of a line's 512, taken from another word. */
-static bool
-bloom_has(const struct pack *p, const struct store_hash *h)
-{
-	const uint64_t *line = bloom_line(p, h);
-	uint64_t bits = word_of(h, 2);
-
-	for (unsigned i = 0; i < 6; i++, bits >>= 9)
-		if (!(line[bits >> 6 & 7] >> (bits & 63) & 1))
-			return false;
-	return true;
-}
-
-static void
-bloom_add(struct pack *p, const struct store_hash *h)
-{
-	uint64_t *line = bloom_line(p, h);
-	uint64_t bits = word_of(h, 2);
-
-	for (unsigned i = 0; i < 6; i++, bits >>= 9)
-		line[bits >> 6 & 7] |= 1ull << (bits & 63);
+	memcpy(&v, h->b, sizeof(v));
+	return be64toh(v);
 }
 
 static int
@@ -132,8 +98,9 @@ map_index(struct pack *p, int fd, uint64_t size, struct pack_footer *f, const ch
 	count = le64toh(f->count);
 	size -= sizeof(*f);
 	if (memcmp(f->magic, PACK_MAGIC, sizeof(f->magic)) != 0 ||
-		le32toh(f->version) != PACK_VERSION || offset < sizeof(h) ||
-		offset > size || (size - offset) % sizeof(struct pack_entry) != 0 ||
+		le32toh(f->version) != PACK_VERSION || offset % PACK_ALIGN != 0 ||
+		offset < sizeof(h) || offset > size ||
+		(size - offset) % sizeof(struct pack_entry) != 0 ||
 		(size - offset) / sizeof(struct pack_entry) != count || count == 0 ||
 		count > UINT32_MAX)
 		return -EBADMSG;
@@ -165,19 +132,15 @@ take_index(struct pack *p, const char *name, const struct pack_footer *f,
 	*why = "it is another pack under this name";
 	if (name && strcmp(name, p->name) != 0)
 		return -EBADMSG;
-	p->bloom_lines = (p->count + BLOOM_PER_LINE - 1) / BLOOM_PER_LINE;
 	*why = "no memory for its index";
 	p->bad = calloc((p->count + 63) / 64, sizeof(*p->bad));
-	if (!p->bad || posix_memalign((void **)&p->bloom, 64, p->bloom_lines * 64) != 0) {
-		p->bloom = NULL;
+	if (!p->bad || bloom_init(&p->bloom, p->count))
 		return -ENOMEM;
-	}
-	memset(p->bloom, 0, p->bloom_lines * 64);
 	for (size_t i = 0; i < p->count; i++) {
 		r = check_entry(&p->index[i], i ? &p->index[i - 1] : NULL, data_end, why);
 		if (r)
 			return r;
-		bloom_add(p, &p->index[i].hash);
+		bloom_add(&p->bloom, &p->index[i].hash);
 	}
 	return 0;
 }
@@ -304,7 +267,7 @@ pack_free(struct pack *p)
 	pack_close_file(p);
 	if (p->map)
 		munmap(p->map, p->map_len);
-	free(p->bloom);
+	bloom_done(&p->bloom);
 	free(p->bad);
 	free(p);
 }
@@ -327,12 +290,12 @@ pack_find(const struct pack *p, enum chunk_kind kind, const struct store_hash *h
 {
 	size_t lo = 0, hi = p->count, guess, step = 64;
 
-	if (!bloom_has(p, hash))
+	if (!bloom_has(&p->bloom, hash))
 		return -1;
 	/* Hashes are spread evenly: the guess is off by some hundred entries at most,
 	   which saves the first, far jumps of the search. Any other spread costs time
 	   only. */
-	guess = (size_t)((unsigned __int128)be64toh(word_of(hash, 0)) * p->count >> 64);
+	guess = (size_t)((unsigned __int128)position(hash) * p->count >> 64);
 	if (compare(&p->index[guess], hash, (uint8_t)kind) < 0) {
 		lo = guess + 1;
 		for (; lo + step < hi; lo += step + 1, step *= 2)

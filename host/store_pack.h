@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "host/store_bloom.h"
 #include "host/store_hash.h"
 
 #define CHUNK_MAX 4096u
@@ -89,8 +90,7 @@ struct pack {
 	int64_t mtime_ns;
 	void *map; /* owned */
 	size_t map_len;
-	uint64_t *bloom; /* owned: 64-byte lines */
-	uint64_t bloom_lines;
+	struct bloom bloom;
 	uint64_t *bad; /* owned; a bit an entry, set (atomically) when its bytes turned
 			  out to be damaged */
 	int fd;	       /* owned; -1 when closed; see pack_fd_get() */

@@ -37,6 +37,8 @@ struct store {
 	bool packs_loaded;
 	struct pack **packs; /* owned */
 	size_t n_packs;
+	struct bloom bloom; /* of all of them: what is new is seen to be at once */
+	uint64_t n_chunks;  /* in it */
 	struct bad_pack *bad_packs; /* owned */
 	size_t n_bad_packs;
 };
