@@ -129,6 +129,28 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		r = request_resize(body, len, &q, e);
 		return r < 0 ? r : tree_resize(t, route->vm, &q, p, out, e);
 	}
+	case CALL_COMMIT: {
+		cleanup_free struct commit_request *q = malloc(sizeof(*q));
+
+		if (!q)
+			return err_set(e, -ENOMEM, "out of memory");
+		r = request_commit(body, len, q, e);
+		return r < 0 ? r : tree_commit(t, route->vm, q, p, out, e);
+	}
+	case CALL_SPAWN: {
+		cleanup_free struct branch_request *q = malloc(sizeof(*q));
+
+		if (!q)
+			return err_set(e, -ENOMEM, "out of memory");
+		r = request_spawn(body, len, q, e);
+		return r < 0 ? r : tree_spawn(t, route->name, q, p, out, e);
+	}
+	case CALL_TAG_PUT: {
+		struct tag_request q;
+
+		r = request_tag(body, len, &q, e);
+		return r < 0 ? r : tree_tag_put(t, route->name, &q, out, e);
+	}
 	default:
 		break;
 	}
@@ -149,6 +171,27 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		return tree_resume(t, route->vm, out, e);
 	case CALL_DISK:
 		return tree_disk(t, route->vm, out, e);
+	case CALL_COMMITS:
+		return tree_commits(t, out, e);
+	case CALL_COMMIT_INFO:
+		return tree_commit_info(t, route->name, out, e);
+	case CALL_COMMIT_DELETE:
+		return tree_commit_delete(
+			t, route->name, route->recursive, route->dry_run, out, e);
+	case CALL_HISTORY:
+		return tree_history(t, route->name, out, e);
+	case CALL_DIFF:
+		return tree_diff(t, route->name, route->other, out, e);
+	case CALL_VERIFY:
+		return tree_verify(t, route->name, out, e);
+	case CALL_VERIFY_ALL:
+		return tree_verify(t, NULL, out, e);
+	case CALL_GC:
+		return tree_gc(t, p, out, e);
+	case CALL_TAGS:
+		return tree_tags(t, out, e);
+	case CALL_TAG_DELETE:
+		return tree_tag_delete(t, route->name, out, e);
 	case CALL_SHUTDOWN:
 		log_info("told to stop");
 		json_out_object(out, NULL);
@@ -384,7 +427,15 @@ static bool
 tells_progress(enum call call)
 {
 	return call == CALL_CREATE || call == CALL_BRANCH || call == CALL_STOP ||
-	       call == CALL_START || call == CALL_RESIZE;
+	       call == CALL_START || call == CALL_RESIZE || call == CALL_COMMIT ||
+	       call == CALL_SPAWN || call == CALL_GC;
+}
+
+static bool
+makes(enum call call)
+{
+	return call == CALL_CREATE || call == CALL_BRANCH || call == CALL_COMMIT ||
+	       call == CALL_SPAWN;
 }
 
 static bool
@@ -469,8 +520,7 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	if (tells_progress(route.call) && wants_stream(c))
 		return respond_stream(a, c, &route, q);
 	r = run_call(a, &route, q->body ? q->body : "", q->len, NULL, &out, &e);
-	status = finish(r, &e,
-		route.call == CALL_CREATE || route.call == CALL_BRANCH ? 201 : 200, &out);
+	status = finish(r, &e, makes(route.call) ? 201 : 200, &out);
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)API_IDLE_S);
 	result = respond(c, status, &out);
 	if (route.call == CALL_SHUTDOWN && r == 0)

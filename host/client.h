@@ -72,6 +72,7 @@ struct client_vm {
 	char state[16];
 	char *reason;	 /* owned; NULL if none */
 	char parent[16]; /* "" if none */
+	char commit[65]; /* that it comes from or was last committed as; "" if none */
 	char **children; /* owned */
 	size_t n_children;
 	uint64_t created_ms, mem_mib, vcpus, disk_mib;
@@ -137,6 +138,57 @@ struct client_branch {
 };
 int client_branch(struct client *c, const char *vm, const struct client_branch *spec,
 	struct client_vms *ret, struct client_reply *reply, struct err *e);
+
+/* A commit as pandod describes it. */
+struct client_point {
+	char id[65];
+	char parent[65];			       /* "" if none */
+	uint64_t created_ms, mem_mib, vcpus, disk_mib; /* 0: not said */
+	char *message;				       /* owned */
+	char **tags;				       /* owned, NULL-terminated */
+	char **vms;				       /* owned: those that run on it */
+};
+void client_point_done(struct client_point *p);
+#define cleanup_client_point __attribute__((cleanup(client_point_done)))
+struct client_points {
+	struct client_point *v; /* owned */
+	size_t n;
+	uint64_t damaged; /* that could not be read, and why the first could not: */
+	char *damage;	  /* owned; NULL: none */
+};
+void client_points_done(struct client_points *p);
+#define cleanup_client_points __attribute__((cleanup(client_points_done)))
+
+/* "/v1/commits/<name><suffix>", "/v1/tags/<name>" likewise with base. */
+int client_path(char *dst, size_t cap, const char *base, const char *name,
+	const char *suffix, struct err *e);
+
+struct client_commit {
+	const char *message;	 /* NULL: none */
+	const char *const *tags; /* n_tags */
+	size_t n_tags;
+	const char *const *labels; /* "key=value" */
+	size_t n_labels;
+};
+struct client_committed {
+	struct client_point commit;
+	uint64_t pause_us, written_bytes;
+};
+int client_commit(struct client *c, const char *vm, const struct client_commit *spec,
+	struct client_committed *ret, struct client_reply *reply, struct err *e);
+/* VMs of a commit. */
+int client_spawn(struct client *c, const char *commit, const struct client_branch *spec,
+	struct client_vms *ret, struct client_reply *reply, struct err *e);
+int client_point(struct client *c, const char *commit, struct client_point *ret,
+	struct client_reply *reply, struct err *e);
+int client_points(struct client *c, struct client_points *ret, struct client_reply *reply,
+	struct err *e);
+/* Of a VM or a commit: itself (or what it comes from), then its parents. */
+int client_history(struct client *c, const char *name, struct client_points *ret,
+	struct client_reply *reply, struct err *e);
+/* As client_delete(). */
+int client_commit_delete(struct client *c, const char *commit, bool recursive, bool dry,
+	char ***ret_ids, struct err *e);
 
 /* ret_ids (may be NULL): what was deleted, owned by the caller, NULL-terminated, one
  * free() each and one for the array: client_ids_free(). */

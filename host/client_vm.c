@@ -1,5 +1,5 @@
 /* VMs as pandod describes them, and the calls about them (client.h). */
-#include "host/client.h"
+#include "host/client_priv.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -48,43 +48,44 @@ client_vm_name(const struct client_vm *vm)
 }
 
 /* Absent and null are both "none". */
-static bool
-is_none(const struct json *j, int tok)
+bool
+client_is_none(const struct json *j, int tok)
 {
 	return tok < 0 || json_type(j, tok) == JSON_NULL;
 }
 
-static int
-read_text(const struct json *j, int vm, const char *key, bool must, char *dst, size_t cap)
+int
+client_read_text(
+	const struct json *j, int vm, const char *key, bool must, char *dst, size_t cap)
 {
 	int tok = json_get(j, vm, key);
 
 	dst[0] = '\0';
-	if (is_none(j, tok))
+	if (client_is_none(j, tok))
 		return must ? -EPROTO : 0;
 	return json_str(j, tok, dst, cap);
 }
 
-static int
-read_dup(const struct json *j, int vm, const char *key, char **ret)
+int
+client_read_dup(const struct json *j, int vm, const char *key, char **ret)
 {
 	int tok = json_get(j, vm, key);
 
-	return is_none(j, tok) ? 0 : json_str_dup(j, tok, ret);
+	return client_is_none(j, tok) ? 0 : json_str_dup(j, tok, ret);
 }
 
-static int
-read_u64(const struct json *j, int vm, const char *key, uint64_t *ret)
+int
+client_read_u64(const struct json *j, int vm, const char *key, uint64_t *ret)
 {
 	int tok = json_get(j, vm, key);
 
-	return is_none(j, tok) ? 0 : json_u64(j, tok, ret);
+	return client_is_none(j, tok) ? 0 : json_u64(j, tok, ret);
 }
 
-static int
-read_ids(const struct json *j, int array, char ***ret)
+int
+client_read_ids(const struct json *j, int array, char ***ret)
 {
-	int n = is_none(j, array) ? 0 : json_size(j, array), r;
+	int n = client_is_none(j, array) ? 0 : json_size(j, array), r;
 	char **ids;
 
 	if (n && json_type(j, array) != JSON_ARRAY)
@@ -106,7 +107,8 @@ read_ids(const struct json *j, int array, char ***ret)
 static int
 read_labels(const struct json *j, int object, struct client_vm *vm)
 {
-	int n = is_none(j, object) ? 0 : json_size(j, object), it = 0, key, value, r;
+	int n = client_is_none(j, object) ? 0 : json_size(j, object), it = 0, key, value,
+	    r;
 
 	if (!n)
 		return 0;
@@ -133,41 +135,43 @@ read_all(const struct json *j, int tok, struct client_vm *vm)
 	int children = json_get(j, tok, "children"), pid = json_get(j, tok, "pid"), r;
 	int costs = json_get(j, tok, "costs"), unique;
 
-	if ((r = read_text(j, tok, "id", true, vm->id, sizeof(vm->id))) < 0 ||
-		(r = read_text(j, tok, "alias", false, vm->alias, sizeof(vm->alias))) <
-			0 ||
-		(r = read_text(j, tok, "state", true, vm->state, sizeof(vm->state))) <
-			0 ||
-		(r = read_text(j, tok, "parent", false, vm->parent, sizeof(vm->parent))) <
-			0 ||
-		(r = read_text(j, tok, "generation", false, vm->generation,
+	if ((r = client_read_text(j, tok, "id", true, vm->id, sizeof(vm->id))) < 0 ||
+		(r = client_read_text(
+			 j, tok, "alias", false, vm->alias, sizeof(vm->alias))) < 0 ||
+		(r = client_read_text(
+			 j, tok, "state", true, vm->state, sizeof(vm->state))) < 0 ||
+		(r = client_read_text(
+			 j, tok, "parent", false, vm->parent, sizeof(vm->parent))) < 0 ||
+		(r = client_read_text(
+			 j, tok, "commit", false, vm->commit, sizeof(vm->commit))) < 0 ||
+		(r = client_read_text(j, tok, "generation", false, vm->generation,
 			 sizeof(vm->generation))) < 0 ||
-		(r = read_text(j, tok, "agent_socket", false, vm->agent_socket,
+		(r = client_read_text(j, tok, "agent_socket", false, vm->agent_socket,
 			 sizeof(vm->agent_socket))) < 0 ||
-		(r = read_dup(j, tok, "reason", &vm->reason)) < 0 ||
-		(r = read_dup(j, tok, "kernel", &vm->kernel)) < 0 ||
-		(r = read_dup(j, tok, "rootfs", &vm->rootfs)) < 0 ||
-		(r = read_dup(j, tok, "console", &vm->console)) < 0 ||
-		(r = read_u64(j, tok, "created_ms", &vm->created_ms)) < 0 ||
-		(r = read_u64(j, tok, "mem_mib", &vm->mem_mib)) < 0 ||
-		(r = read_u64(j, tok, "vcpus", &vm->vcpus)) < 0 ||
-		(r = read_u64(j, tok, "disk_mib", &vm->disk_mib)) < 0 ||
-		(r = read_u64(j, tok, "resize_mib", &vm->resize_mib)) < 0 ||
-		(r = is_none(j, pid) ? 0 : json_i64(j, pid, &vm->pid)) < 0 ||
-		(r = read_ids(j, children, &vm->children)) < 0)
+		(r = client_read_dup(j, tok, "reason", &vm->reason)) < 0 ||
+		(r = client_read_dup(j, tok, "kernel", &vm->kernel)) < 0 ||
+		(r = client_read_dup(j, tok, "rootfs", &vm->rootfs)) < 0 ||
+		(r = client_read_dup(j, tok, "console", &vm->console)) < 0 ||
+		(r = client_read_u64(j, tok, "created_ms", &vm->created_ms)) < 0 ||
+		(r = client_read_u64(j, tok, "mem_mib", &vm->mem_mib)) < 0 ||
+		(r = client_read_u64(j, tok, "vcpus", &vm->vcpus)) < 0 ||
+		(r = client_read_u64(j, tok, "disk_mib", &vm->disk_mib)) < 0 ||
+		(r = client_read_u64(j, tok, "resize_mib", &vm->resize_mib)) < 0 ||
+		(r = client_is_none(j, pid) ? 0 : json_i64(j, pid, &vm->pid)) < 0 ||
+		(r = client_read_ids(j, children, &vm->children)) < 0)
 		return r;
 	while (vm->children[vm->n_children])
 		vm->n_children++;
-	if (!is_none(j, costs)) {
+	if (!client_is_none(j, costs)) {
 		unique = json_get(j, costs, "memory_unique_bytes");
 		vm->has_costs = true;
-		vm->has_memory = !is_none(j, unique);
-		if ((r = read_u64(j, costs, "memory_unique_bytes",
+		vm->has_memory = !client_is_none(j, unique);
+		if ((r = client_read_u64(j, costs, "memory_unique_bytes",
 			     &vm->memory_unique_bytes)) < 0 ||
-			(r = read_u64(j, costs, "memory_shared_bytes",
+			(r = client_read_u64(j, costs, "memory_shared_bytes",
 				 &vm->memory_shared_bytes)) < 0 ||
-			(r = read_u64(j, costs, "disk_own_bytes", &vm->disk_own_bytes)) <
-				0)
+			(r = client_read_u64(
+				 j, costs, "disk_own_bytes", &vm->disk_own_bytes)) < 0)
 			return r;
 	}
 	return read_labels(j, json_get(j, tok, "labels"), vm);
@@ -210,13 +214,13 @@ read_vms(const struct json *j, struct client_vms *ret, struct err *e)
 		}
 		vms.n++;
 	}
-	(void)read_u64(j, 0, "pause_us", &vms.pause_us);
+	(void)client_read_u64(j, 0, "pause_us", &vms.pause_us);
 	*ret = vms;
 	return 0;
 }
 
-static int
-percent_encode(char *dst, size_t cap, const char *text)
+int
+client_percent_encode(char *dst, size_t cap, const char *text)
 {
 	static const char plain[] =
 		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~";
@@ -247,7 +251,7 @@ client_vm_path(char *dst, size_t cap, const char *vm, const char *suffix, struct
 	if (strcmp(vm, ".") == 0 || strcmp(vm, "..") == 0)
 		return err_set(e, -ENOENT,
 			"no VM is named \"%s\"; `pando status` lists them", vm);
-	if (percent_encode(name, sizeof(name), vm) < 0)
+	if (client_percent_encode(name, sizeof(name), vm) < 0)
 		return err_set(e, -ENOENT,
 			"no VM is named \"%.60s…\": a name has at most 63 letters", vm);
 	n = snprintf(dst, cap, "/v1/vms/%s%s", name, suffix);
@@ -274,8 +278,8 @@ call_vm(struct client *c, const char *method, const char *path, const char *body
 	return 0;
 }
 
-static int
-call_vms(struct client *c, const char *method, const char *path, const char *body,
+int
+client_call_vms(struct client *c, const char *method, const char *path, const char *body,
 	struct client_vms *ret, struct client_reply *reply, struct err *e)
 {
 	cleanup_client_reply struct client_reply own = {0};
@@ -300,7 +304,7 @@ client_list_with(struct client *c, const char *const *labels, size_t n_labels,
 	size_t at = (size_t)snprintf(path, sizeof(path), "/v1/vms");
 
 	for (size_t i = 0; i < n_labels; i++) {
-		if (percent_encode(encoded, sizeof(encoded), labels[i]) < 0 ||
+		if (client_percent_encode(encoded, sizeof(encoded), labels[i]) < 0 ||
 			at + strlen(encoded) + 32 > sizeof(path))
 			return err_set(e, -ENAMETOOLONG, "the labels are too long");
 		at += (size_t)snprintf(path + at, sizeof(path) - at, "%clabel=%s",
@@ -309,7 +313,7 @@ client_list_with(struct client *c, const char *const *labels, size_t n_labels,
 	if (flags & CLIENT_MEMORY)
 		snprintf(
 			path + at, sizeof(path) - at, "%cmemory=1", n_labels ? '&' : '?');
-	return call_vms(c, "GET", path, NULL, ret, reply, e);
+	return client_call_vms(c, "GET", path, NULL, ret, reply, e);
 }
 
 int
@@ -329,8 +333,8 @@ client_get(struct client *c, const char *vm, struct client_vm *ret,
 	return r < 0 ? r : call_vm(c, "GET", path, NULL, ret, reply, e);
 }
 
-static void
-put_labels(struct json_out *o, const char *const *labels, size_t n)
+void
+client_put_labels(struct json_out *o, const char *const *labels, size_t n)
 {
 	if (!n)
 		return;
@@ -346,8 +350,8 @@ put_labels(struct json_out *o, const char *const *labels, size_t n)
 	json_out_end_object(o);
 }
 
-static int
-body_end(struct json_out *o, struct err *e)
+int
+client_body_end(struct json_out *o, struct err *e)
 {
 	json_out_end_object(o);
 	return o->error ? err_sys(e, o->error, "request") : 0;
@@ -375,10 +379,23 @@ client_run(struct client *c, const struct client_run *spec, struct client_vm *re
 		json_out_str(&o, "rootfs", spec->rootfs);
 	if (spec->cmdline)
 		json_out_str(&o, "cmdline", spec->cmdline);
-	put_labels(&o, spec->labels, spec->n_labels);
+	client_put_labels(&o, spec->labels, spec->n_labels);
 	json_out_bool(&o, "wait", !spec->no_wait);
-	r = body_end(&o, e);
+	r = client_body_end(&o, e);
 	return r < 0 ? r : call_vm(c, "POST", "/v1/vms", o.buf, ret, reply, e);
+}
+
+int
+client_branch_body(const struct client_branch *spec, struct json_out *o, struct err *e)
+{
+	json_out_object(o, NULL);
+	if (spec->count)
+		json_out_u64(o, "count", spec->count);
+	if (spec->alias)
+		json_out_str(o, "alias", spec->alias);
+	client_put_labels(o, spec->labels, spec->n_labels);
+	json_out_bool(o, "wait", !spec->no_wait);
+	return client_body_end(o, e);
 }
 
 int
@@ -391,39 +408,40 @@ client_branch(struct client *c, const char *vm, const struct client_branch *spec
 
 	if (r < 0)
 		return r;
-	json_out_object(&o, NULL);
-	if (spec->count)
-		json_out_u64(&o, "count", spec->count);
-	if (spec->alias)
-		json_out_str(&o, "alias", spec->alias);
-	put_labels(&o, spec->labels, spec->n_labels);
-	json_out_bool(&o, "wait", !spec->no_wait);
-	r = body_end(&o, e);
-	return r < 0 ? r : call_vms(c, "POST", path, o.buf, ret, reply, e);
+	r = client_branch_body(spec, &o, e);
+	return r < 0 ? r : client_call_vms(c, "POST", path, o.buf, ret, reply, e);
+}
+
+int
+client_delete_ids(struct client *c, const char *path, const char *what,
+	const char *member, char ***ret_ids, struct err *e)
+{
+	cleanup_client_reply struct client_reply reply = {0};
+	char **ids;
+	int r = client_call(c, "DELETE", path, NULL, &reply, e), tok;
+
+	if (r < 0)
+		return r;
+	tok = json_get(reply.json, 0, member);
+	r = tok < 0 ? tok : client_read_ids(reply.json, tok, &ids);
+	if (r < 0)
+		return err_set(e, -EPROTO,
+			"pandod's answer about deleting \"%s\" is not understood", what);
+	if (ret_ids)
+		*ret_ids = ids;
+	else
+		client_ids_free(ids);
+	return 0;
 }
 
 static int
 delete_ids(struct client *c, const char *vm, const char *query, const char *member,
 	char ***ret_ids, struct err *e)
 {
-	cleanup_client_reply struct client_reply reply = {0};
-	char path[1024], **ids;
-	int r = client_vm_path(path, sizeof(path), vm, query, e), tok;
+	char path[1024];
+	int r = client_vm_path(path, sizeof(path), vm, query, e);
 
-	if (r == 0)
-		r = client_call(c, "DELETE", path, NULL, &reply, e);
-	if (r < 0)
-		return r;
-	tok = json_get(reply.json, 0, member);
-	r = tok < 0 ? tok : read_ids(reply.json, tok, &ids);
-	if (r < 0)
-		return err_set(e, -EPROTO,
-			"pandod's answer about deleting \"%s\" is not understood", vm);
-	if (ret_ids)
-		*ret_ids = ids;
-	else
-		client_ids_free(ids);
-	return 0;
+	return r < 0 ? r : client_delete_ids(c, path, vm, member, ret_ids, e);
 }
 
 int
@@ -453,7 +471,7 @@ client_alias(struct client *c, const char *vm, const char *alias, struct client_
 		return r;
 	json_out_object(&o, NULL);
 	json_out_str(&o, "alias", alias);
-	r = body_end(&o, e);
+	r = client_body_end(&o, e);
 	return r < 0 ? r : call_vm(c, "PUT", path, o.buf, ret, reply, e);
 }
 
@@ -495,7 +513,7 @@ client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_ms,
 	json_out_bool(&o, "force", force);
 	if (timeout_ms)
 		json_out_u64(&o, "timeout_ms", timeout_ms);
-	r = body_end(&o, e);
+	r = client_body_end(&o, e);
 	return r < 0 ? r : call_vm(c, "POST", path, o.buf, ret, reply, e);
 }
 
@@ -527,7 +545,7 @@ client_resize(struct client *c, const char *vm, uint64_t disk_mib, struct client
 	if (r < 0)
 		return r;
 	tok = json_get(own.json, 0, "vm");
-	if (tok < 0 || read_dup(own.json, 0, "note", &note) < 0)
+	if (tok < 0 || client_read_dup(own.json, 0, "note", &note) < 0)
 		return err_set(
 			e, -EPROTO, "pandod's answer to a resize is not understood");
 	r = client_vm_read(own.json, tok, ret, e);

@@ -154,8 +154,8 @@ vm_costs_json(const struct vm_costs *c, struct json_out *out)
 }
 
 int
-host_has_room(
-	const struct tree *t, const struct vm *parent, uint32_t count, struct err *e)
+host_has_room(const struct tree *t, const char *name, uint64_t mem_mib, uint32_t count,
+	struct err *e)
 {
 	const char *path =
 		t->config.meminfo_path ? t->config.meminfo_path : "/proc/meminfo";
@@ -166,16 +166,15 @@ host_has_room(
 		!find_kib(text, "MemAvailable", &bytes))
 		return 0; /* a host that does not say */
 	has_mib = bytes >> 20;
-	each_mib = CHILD_MIB + CHILD_TABLES(parent->row.mem_mib);
+	each_mib = CHILD_MIB + CHILD_TABLES(mem_mib);
 	need_mib = count * each_mib + ROOM_LEFT_MIB;
 	if (need_mib <= has_mib)
 		return 0;
 	return err_set(e, -ENOMEM,
-		"vm \"%s\": %u branch%s need at least %llu MiB of memory (%llu MiB each, "
+		"\"%s\": %u VM%s need at least %llu MiB of memory (%llu MiB each, "
 		"%u "
 		"for the host), and %llu MiB are available: ask for fewer, or stop other "
 		"VMs",
-		vm_name(parent), count, count == 1 ? "" : "es",
-		(unsigned long long)need_mib, (unsigned long long)each_mib, ROOM_LEFT_MIB,
-		(unsigned long long)has_mib);
+		name, count, count == 1 ? "" : "s", (unsigned long long)need_mib,
+		(unsigned long long)each_mib, ROOM_LEFT_MIB, (unsigned long long)has_mib);
 }

@@ -49,6 +49,16 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"ALTER TABLE vms ADD COLUMN kernel_path TEXT;"
 	"ALTER TABLE vms ADD COLUMN cmdline TEXT;"
 	"ALTER TABLE vms ADD COLUMN resize_mib INTEGER NOT NULL DEFAULT 0;",
+	/* Commits: where a VM comes from, and what bases are in the store. */
+	"ALTER TABLE vms ADD COLUMN commit_id TEXT;"
+	"ALTER TABLE vms ADD COLUMN image_id TEXT;"
+	"CREATE TABLE bases ("
+	"  path TEXT PRIMARY KEY,"
+	"  dev INTEGER NOT NULL,"
+	"  inode INTEGER NOT NULL,"
+	"  size INTEGER NOT NULL,"
+	"  mtime_ns INTEGER NOT NULL,"
+	"  root BLOB NOT NULL) WITHOUT ROWID;",
 };
 
 enum stmt {
@@ -71,31 +81,39 @@ enum stmt {
 	STMT_UNUSED,
 	STMT_DROP_UNUSED,
 	STMT_KNOWN,
+	STMT_BASE_FIND,
+	STMT_BASE_PUT,
+	STMT_BASE_DROP,
+	STMT_BASES,
 	STMT_COUNT,
 };
 
 static const char *const sql[STMT_COUNT] = {
 	[STMT_BEGIN] = "BEGIN IMMEDIATE",
 	[STMT_COMMIT] = "COMMIT",
-	[STMT_LOAD] = "SELECT id, alias, state, reason, parent, created_ms, mem_mib, "
-		      "vcpus, disk_mib, kernel,"
-		      " rootfs, base_path, generation, pid, pid_start, answered, made, "
-		      "next_segment, kernel_path, cmdline, resize_mib"
-		      " FROM vms ORDER BY seq",
+	[STMT_LOAD] =
+		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, "
+		"vcpus, disk_mib, kernel,"
+		" rootfs, base_path, generation, pid, pid_start, answered, made, "
+		"next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id"
+		" FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_INSERT] =
 		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, "
 		"vcpus,"
 		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, "
 		"answered, made,"
-		" next_segment, resize_mib, kernel_path, cmdline) VALUES "
+		" next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id) "
+		"VALUES "
 		"(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
-		"?21)",
+		"?21,?22,?23)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
 		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, "
 		"base_path=?12, generation=?13, pid=?14,"
-		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19"
+		" pid_start=?15, answered=?16, made=?17, next_segment=?18, "
+		"resize_mib=?19, "
+		"commit_id=?22, image_id=?23"
 		" WHERE id=?1",
 	[STMT_DELETE] = "DELETE FROM vms WHERE id = ?1",
 	[STMT_SEGMENT] = "INSERT INTO segments (name) VALUES (?1)",
@@ -117,6 +135,12 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_DROP_UNUSED] =
 		"DELETE FROM segments WHERE name NOT IN (SELECT segment FROM chain)",
 	[STMT_KNOWN] = "SELECT 1 FROM segments WHERE name = ?1",
+	[STMT_BASE_FIND] = "SELECT root FROM bases WHERE path = ?1 AND dev = ?2 AND "
+			   "inode = ?3 AND size = ?4 AND mtime_ns = ?5",
+	[STMT_BASE_PUT] = "INSERT OR REPLACE INTO bases (path, dev, inode, size, "
+			  "mtime_ns, root) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+	[STMT_BASE_DROP] = "DELETE FROM bases WHERE path = ?1",
+	[STMT_BASES] = "SELECT path, dev, inode, size, mtime_ns, root FROM bases",
 };
 
 struct db {
@@ -372,6 +396,8 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 		column_text(s, 11, row->base_path, sizeof(row->base_path)) < 0 ||
 		column_text(s, 18, row->kernel_path, sizeof(row->kernel_path)) < 0 ||
 		column_text(s, 19, row->cmdline, sizeof(row->cmdline)) < 0 ||
+		column_text(s, 21, row->commit, sizeof(row->commit)) < 0 ||
+		column_text(s, 22, row->image, sizeof(row->image)) < 0 ||
 		sqlite3_column_bytes(s, 12) != (int)sizeof(row->generation))
 		return -EINVAL;
 	row->created_ms = (uint64_t)sqlite3_column_int64(s, 5);
@@ -435,6 +461,8 @@ bind_row(sqlite3_stmt *s, const struct vm_row *row, bool all)
 	sqlite3_bind_int64(s, 9, (sqlite3_int64)row->disk_mib);
 	bind_text(s, 12, row->base_path);
 	sqlite3_bind_int64(s, 19, (sqlite3_int64)row->resize_mib);
+	bind_text(s, 22, row->commit);
+	bind_text(s, 23, row->image);
 	if (!all)
 		return;
 	sqlite3_bind_int64(s, 6, (sqlite3_int64)row->created_ms);
@@ -664,4 +692,97 @@ db_segment_known(struct db *db, const char *segment, struct err *e)
 	sqlite3_reset(s);
 	sqlite3_clear_bindings(s);
 	return r;
+}
+
+/* The numbers are those of STMT_BASE_FIND and STMT_BASE_PUT. */
+static void
+bind_base(sqlite3_stmt *s, const struct db_base *base)
+{
+	sqlite3_bind_text(s, 1, base->path, -1, SQLITE_STATIC);
+	sqlite3_bind_int64(s, 2, (sqlite3_int64)base->dev);
+	sqlite3_bind_int64(s, 3, (sqlite3_int64)base->inode);
+	sqlite3_bind_int64(s, 4, (sqlite3_int64)base->size);
+	sqlite3_bind_int64(s, 5, base->mtime_ns);
+}
+
+static bool
+column_root(sqlite3_stmt *s, int at, struct store_tree *ret)
+{
+	if (sqlite3_column_bytes(s, at) != (int)sizeof(ret->root))
+		return false;
+	memcpy(&ret->root, sqlite3_column_blob(s, at), sizeof(ret->root));
+	return true;
+}
+
+int
+db_base_find(struct db *db, struct db_base *base, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_BASE_FIND];
+	int step, r;
+
+	bind_base(s, base);
+	step = sqlite3_step(s);
+	if (step == SQLITE_ROW)
+		r = column_root(s, 0, &base->tree);
+	else
+		r = step == SQLITE_DONE ? 0 : failed(db, "looking up a base", e);
+	base->tree.length = base->size;
+	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
+	return r;
+}
+
+int
+db_base_put(struct db *db, const struct db_base *base, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_BASE_PUT];
+
+	bind_base(s, base);
+	sqlite3_bind_blob(s, 6, &base->tree.root, sizeof(base->tree.root), SQLITE_STATIC);
+	return run(db, STMT_BASE_PUT, "noting a base", e);
+}
+
+int
+db_base_drop(struct db *db, const char *path, struct err *e)
+{
+	return run_texts(db, STMT_BASE_DROP, path, NULL, "forgetting a base", e);
+}
+
+int
+db_bases(struct db *db, struct db_base **ret, size_t *ret_n, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_BASES];
+	struct db_base *all = NULL;
+	size_t n = 0;
+	int step, r = 0;
+
+	while ((step = sqlite3_step(s)) == SQLITE_ROW) {
+		struct db_base *more = grow(all, n, sizeof(*all)), *b;
+
+		if (!more) {
+			r = err_set(e, -ENOMEM, "out of memory");
+			break;
+		}
+		all = more;
+		b = &all[n];
+		if (column_text(s, 0, b->path, sizeof(b->path)) < 0 ||
+			!column_root(s, 5, &b->tree))
+			continue;
+		b->dev = (uint64_t)sqlite3_column_int64(s, 1);
+		b->inode = (uint64_t)sqlite3_column_int64(s, 2);
+		b->size = (uint64_t)sqlite3_column_int64(s, 3);
+		b->mtime_ns = sqlite3_column_int64(s, 4);
+		b->tree.length = b->size;
+		n++;
+	}
+	if (r == 0 && step != SQLITE_DONE)
+		r = failed(db, "reading the bases", e);
+	sqlite3_reset(s);
+	if (r < 0) {
+		free(all);
+		return r;
+	}
+	*ret = all;
+	*ret_n = n;
+	return 0;
 }

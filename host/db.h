@@ -20,8 +20,9 @@
 #include "common/vmm_wire.h"
 #include "host/paths.h"
 #include "host/request.h"
+#include "host/store.h"
 
-#define DB_SCHEMA_VERSION 2
+#define DB_SCHEMA_VERSION 3
 #define DB_REASON_MAX 512
 
 enum vm_state {
@@ -63,6 +64,10 @@ struct vm_row {
 	bool answered;	    /* the agent did, once */
 	bool made;
 	uint32_t next_segment; /* <id>.<n> of the next one */
+	/* The commit it was restored from or last committed as: the next one's parent. */
+	char commit[STORE_ID_MAX];
+	/* The commit on whose memory image its memory lies. */
+	char image[STORE_ID_MAX];
 	struct labels labels;
 };
 
@@ -89,7 +94,7 @@ int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struc
 /* -EEXIST: the alias is taken. */
 int db_insert(struct db *db, const struct vm_row *row, struct err *e);
 /* All that can change but labels: alias, state, reason, parent, disk_mib, base_path,
- * generation, pid, answered, made, next_segment, resize_mib. */
+ * generation, pid, answered, made, next_segment, resize_mib, commit, image. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
@@ -113,6 +118,24 @@ int db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret
  * the caller removes after the commit. */
 int db_sweep_segments(
 	struct db *db, char (**ret)[DB_SEGMENT_MAX], size_t *ret_n, struct err *e);
+/*
+ * What a base file's content is in the commit store, for a file that is still the one
+ * that was read.
+ */
+struct db_base {
+	char path[PATHS_MAX];
+	uint64_t dev, inode, size;
+	int64_t mtime_ns;
+	struct store_tree tree;
+};
+/* The tree of the file as *base describes it, to base->tree: 1 found, 0 not. */
+int db_base_find(struct db *db, struct db_base *base, struct err *e);
+/* In the place of whatever was known of that path. */
+int db_base_put(struct db *db, const struct db_base *base, struct err *e);
+int db_base_drop(struct db *db, const char *path, struct err *e);
+/* malloc'd array. */
+int db_bases(struct db *db, struct db_base **ret, size_t *ret_n, struct err *e);
+
 /* 1 known, 0 not. */
 int db_segment_known(struct db *db, const char *segment, struct err *e);
 

@@ -9,7 +9,28 @@ LIBRARIES += pandodcore
 pandodcore_PKGS := libmicrohttpd sqlite3
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
-	host/lifecycle.c host/guest.c host/costs.c
+	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
+	host/commit_read.c host/commits.c host/flat.c host/spawn.c host/pool.c
+
+# The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
+LIBRARIES += store
+store_PKGS := libsodium libzstd
+store_SRCS := host/store.c host/store_list.c host/store_tag.c host/store_manifest.c host/store_hash.c \
+	host/store_zip.c host/store_bloom.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
+	host/store_write.c host/store_gc.c host/store_verify.c
+
+UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
+$(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
+	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
+	$(eval $(t)_LIBS := store common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
+
+FUZZERS += fuzz_store_pack fuzz_store_manifest
+fuzz_store_pack_SRCS := tests/fuzz/fuzz_store_pack.c $(store_SRCS) common/err.c common/io.c common/json.c common/fault.c
+fuzz_store_pack_CORPUS := tests/fuzz/corpus/store_pack
+fuzz_store_pack_PKGS := libsodium libzstd
+fuzz_store_manifest_SRCS := tests/fuzz/fuzz_store_manifest.c $(store_SRCS) common/err.c common/io.c common/json.c common/fault.c
+fuzz_store_manifest_CORPUS := tests/fuzz/corpus/store_manifest
+fuzz_store_manifest_PKGS := libsodium libzstd
 
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine
@@ -24,10 +45,13 @@ test_machine_WRAP := ssh_link_run
 
 PROGRAMS += pandod
 pandod_SRCS := host/pandod.c
-pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk common
-pandod_PKGS := libmicrohttpd sqlite3
+pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
+pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd
 
-UNIT_TESTS += test_request test_image test_db test_tree test_api
+UNIT_TESTS += test_request test_image test_db test_tree test_api test_commit
+test_commit_SRCS := tests/unit/test_commit.c
+test_commit_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
+test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
 test_request_SRCS := tests/unit/test_request.c
 test_request_LIBS := pandodcore pandohost common
 test_request_PKGS := cmocka
@@ -38,11 +62,11 @@ test_db_SRCS := tests/unit/test_db.c
 test_db_LIBS := pandodcore pandohost common
 test_db_PKGS := cmocka sqlite3
 test_api_SRCS := tests/unit/test_api.c
-test_api_LIBS := pandodcore agentclient agentwire pandohost vmmdisk common
-test_api_PKGS := cmocka libmicrohttpd sqlite3
+test_api_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
+test_api_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
 test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
-test_tree_LIBS := pandodcore pandohost vmmdisk common
-test_tree_PKGS := cmocka libmicrohttpd sqlite3
+test_tree_LIBS := pandodcore pandohost vmmdisk store common
+test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
 
 FUZZERS += fuzz_http_body
 fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/request.c host/vmmctl.c \

@@ -385,6 +385,8 @@ serve(struct options *o, struct err *e)
 	config->start_timeout_ms = TREE_START_TIMEOUT_MS;
 	config->answer_timeout_ms = TREE_ANSWER_TIMEOUT_MS;
 	config->agent_timeout_ms = TREE_AGENT_TIMEOUT_MS;
+	config->pool_size = TREE_POOL_SIZE;
+	config->flat_mib = TREE_FLAT_MIB;
 	r = make_home(config->home, sizeof(config->home), e);
 	if (r == 0)
 		r = paths_images(config->images, sizeof(config->images), e);
@@ -414,6 +416,9 @@ serve(struct options *o, struct err *e)
 	log_info("version " PANDO_VERSION ", pid %d, home %s", (int)getpid(),
 		config->home);
 	raise_limits();
+	r = tree_settings(config, e);
+	if (r < 0)
+		return r;
 
 	/* Before any thread, so that all of them have these blocked. */
 	sigemptyset(&set);

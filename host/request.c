@@ -122,8 +122,8 @@ read_number(const struct json *j, int tok, const char *name, uint64_t min, uint6
 }
 
 static int
-read_text(const struct json *j, int tok, const char *name, char *dst, size_t cap,
-	struct err *e)
+read_text_with(const struct json *j, int tok, const char *name, const char *also,
+	char *dst, size_t cap, struct err *e)
 {
 	int r = json_type(j, tok) == JSON_STRING ? json_str(j, tok, dst, cap) : -EINVAL;
 
@@ -133,10 +133,17 @@ read_text(const struct json *j, int tok, const char *name, char *dst, size_t cap
 	if (r < 0)
 		return err_set(e, -EINVAL, "\"%s\" is not a string", name);
 	for (const char *p = dst; *p; p++)
-		if ((unsigned char)*p < 0x20 || *p == 0x7f)
+		if (((unsigned char)*p < 0x20 || *p == 0x7f) && !strchr(also, *p))
 			return err_set(
 				e, -EINVAL, "\"%s\" holds a control character", name);
 	return 0;
+}
+
+static int
+read_text(const struct json *j, int tok, const char *name, char *dst, size_t cap,
+	struct err *e)
+{
+	return read_text_with(j, tok, name, "", dst, cap, e);
 }
 
 static int
@@ -367,11 +374,12 @@ static const struct member branch_members[] = {
 	{NULL, NULL},
 };
 
-int
-request_branch(const char *body, size_t len, struct branch_request *ret, struct err *e)
+static int
+read_branch(const char *what, const char *body, size_t len, struct branch_request *ret,
+	struct err *e)
 {
 	struct branch_request q = {.count = 1, .wait = true};
-	int r = read_body("POST /v1/vms/{vm}/branch", branch_members, body, len, &q, e);
+	int r = read_body(what, branch_members, body, len, &q, e);
 
 	if (r < 0)
 		return r;
@@ -384,6 +392,111 @@ request_branch(const char *body, size_t len, struct branch_request *ret, struct 
 		if (r < 0)
 			return r;
 	}
+	*ret = q;
+	return 0;
+}
+
+int
+request_branch(const char *body, size_t len, struct branch_request *ret, struct err *e)
+{
+	return read_branch("POST /v1/vms/{vm}/branch", body, len, ret, e);
+}
+
+int
+request_spawn(const char *body, size_t len, struct branch_request *ret, struct err *e)
+{
+	return read_branch("POST /v1/commits/{commit}/run", body, len, ret, e);
+}
+
+static int
+commit_message(const struct json *j, int tok, void *request, struct err *e)
+{
+	struct commit_request *q = request;
+
+	return read_text_with(
+		j, tok, "message", "\n\t", q->message, sizeof(q->message), e);
+}
+
+static int
+commit_tags(const struct json *j, int tok, void *request, struct err *e)
+{
+	struct commit_request *q = request;
+	int it = 0, key, value, r;
+
+	if (json_type(j, tok) != JSON_ARRAY)
+		return err_set(e, -EINVAL, "\"tags\" is not an array of strings");
+	if (json_size(j, tok) > COMMIT_TAGS_MAX)
+		return err_set(e, -EINVAL,
+			"\"tags\" has %d elements; at most %d are taken",
+			json_size(j, tok), COMMIT_TAGS_MAX);
+	q->n_tags = 0;
+	while (json_next(j, tok, &it, &key, &value)) {
+		r = read_text(
+			j, value, "tags", q->tags[q->n_tags], sizeof(q->tags[0]), e);
+		if (r == 0 && !q->tags[q->n_tags][0])
+			r = err_set(e, -EINVAL, "\"tags\" has an empty name");
+		if (r < 0)
+			return r;
+		q->n_tags++;
+	}
+	return 0;
+}
+
+static int
+commit_labels(const struct json *j, int tok, void *request, struct err *e)
+{
+	return read_labels(j, tok, &((struct commit_request *)request)->labels, e);
+}
+
+static const struct member commit_members[] = {
+	{"message", commit_message},
+	{"tags", commit_tags},
+	{"labels", commit_labels},
+	{NULL, NULL},
+};
+
+int
+request_commit(const char *body, size_t len, struct commit_request *ret, struct err *e)
+{
+	struct commit_request q = {0};
+	int r = read_body("POST /v1/vms/{vm}/commit", commit_members, body, len, &q, e);
+
+	if (r == 0)
+		*ret = q;
+	return r;
+}
+
+static int
+tag_commit(const struct json *j, int tok, void *request, struct err *e)
+{
+	struct tag_request *q = request;
+
+	return read_text(j, tok, "commit", q->commit, sizeof(q->commit), e);
+}
+
+static int
+tag_move(const struct json *j, int tok, void *request, struct err *e)
+{
+	return read_flag(j, tok, "move", &((struct tag_request *)request)->move, e);
+}
+
+static const struct member tag_members[] = {
+	{"commit", tag_commit},
+	{"move", tag_move},
+	{NULL, NULL},
+};
+
+int
+request_tag(const char *body, size_t len, struct tag_request *ret, struct err *e)
+{
+	struct tag_request q = {0};
+	int r = read_body("PUT /v1/tags/{tag}", tag_members, body, len, &q, e);
+
+	if (r < 0)
+		return r;
+	if (!q.commit[0])
+		return err_set(e, -EINVAL,
+			"\"commit\" is missing: an id, a beginning of one, or a tag");
 	*ret = q;
 	return 0;
 }
@@ -594,8 +707,20 @@ query_label(char *value, struct labels *labels, struct err *e)
 }
 
 static int
+query_name(const char *name, const char *value, char *dst, size_t cap, struct err *e)
+{
+	if (!value || !value[0] || strlen(value) >= cap)
+		return err_set(e, -EINVAL, "\"%s\" must be a name of 1 to %zu letters",
+			name, cap - 1);
+	memcpy(dst, value, strlen(value) + 1);
+	return 0;
+}
+
+static int
 read_query(const char *query, struct route *route, struct err *e)
 {
+	bool deletes = route->call == CALL_DELETE || route->call == CALL_COMMIT_DELETE;
+
 	while (*query) {
 		size_t len = strcspn(query, "&");
 		char item[VM_LABEL_KEY_MAX + VM_LABEL_VALUE_MAX + 16], shown[160];
@@ -615,10 +740,13 @@ read_query(const char *query, struct route *route, struct err *e)
 		value = eq ? eq + 1 : NULL;
 		if (eq)
 			*eq = '\0';
-		if (strcmp(item, "recursive") == 0 && route->call == CALL_DELETE)
+		if (strcmp(item, "recursive") == 0 && deletes)
 			r = query_flag(item, value, &route->recursive, e);
-		else if (strcmp(item, "dry_run") == 0 && route->call == CALL_DELETE)
+		else if (strcmp(item, "dry_run") == 0 && deletes)
 			r = query_flag(item, value, &route->dry_run, e);
+		else if (strcmp(item, "with") == 0 && route->call == CALL_DIFF)
+			r = query_name(
+				item, value, route->other, sizeof(route->other), e);
 		else if (strcmp(item, "memory") == 0 && route->call == CALL_LIST)
 			r = query_flag(item, value, &route->memory, e);
 		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
@@ -632,7 +760,7 @@ read_query(const char *query, struct route *route, struct err *e)
 	return 0;
 }
 
-/* Every call there is. "*" stands for {vm}. */
+/* Every call there is. "*" stands for {vm}, {commit} or {tag}. */
 static const struct {
 	const char *method;
 	const char *path;
@@ -651,6 +779,19 @@ static const struct {
 	{"POST", "/v1/vms/*/start", CALL_START},
 	{"POST", "/v1/vms/*/resize", CALL_RESIZE},
 	{"GET", "/v1/vms/*/disk", CALL_DISK},
+	{"POST", "/v1/vms/*/commit", CALL_COMMIT},
+	{"GET", "/v1/commits", CALL_COMMITS},
+	{"GET", "/v1/commits/*", CALL_COMMIT_INFO},
+	{"DELETE", "/v1/commits/*", CALL_COMMIT_DELETE},
+	{"POST", "/v1/commits/*/run", CALL_SPAWN},
+	{"GET", "/v1/commits/*/history", CALL_HISTORY},
+	{"GET", "/v1/commits/*/diff", CALL_DIFF},
+	{"POST", "/v1/commits/*/verify", CALL_VERIFY},
+	{"POST", "/v1/verify", CALL_VERIFY_ALL},
+	{"POST", "/v1/gc", CALL_GC},
+	{"GET", "/v1/tags", CALL_TAGS},
+	{"PUT", "/v1/tags/*", CALL_TAG_PUT},
+	{"DELETE", "/v1/tags/*", CALL_TAG_DELETE},
 	{"POST", "/v1/shutdown", CALL_SHUTDOWN},
 };
 
@@ -701,12 +842,16 @@ request_route(const char *method, const char *target, struct route *ret, struct 
 		if (strcmp(method, calls[i].method) != 0)
 			continue;
 		if (vm) {
-			r = decode(vm, vm_len, route.vm, sizeof(route.vm));
+			bool is_vm = strncmp(calls[i].path, "/v1/vms/", 8) == 0;
+
+			r = decode(vm, vm_len, is_vm ? route.vm : route.name,
+				is_vm ? sizeof(route.vm) : sizeof(route.name));
 			if (r < 0)
 				return err_set(e, r == -ENAMETOOLONG ? -ENOENT : -EINVAL,
-					"\"%s\" names no VM: it is %s",
+					"\"%s\" names no %s: it is %s",
 					log_escape(shown, sizeof(shown), vm,
 						vm_len > 60 ? 60 : vm_len),
+					is_vm ? "VM" : "commit",
 					r == -ENAMETOOLONG ? "too long"
 							   : "badly encoded");
 		}

@@ -25,6 +25,9 @@
 #define VM_CMDLINE_MAX 1024 /* what a request may add to the kernel's command line */
 #define VM_BRANCH_MAX 1024
 #define VM_DISK_MAX_MIB (1024u * 1024u)
+#define COMMIT_NAME_MAX 64 /* an id, a beginning of one, or a tag */
+#define COMMIT_MESSAGE_MAX 4095
+#define COMMIT_TAGS_MAX 16
 
 struct label {
 	char key[VM_LABEL_KEY_MAX + 1];
@@ -80,6 +83,20 @@ struct resize_request {
 	uint64_t disk_mib;
 };
 
+/* POST /v1/vms/{vm}/commit */
+struct commit_request {
+	char message[COMMIT_MESSAGE_MAX + 1]; /* line feeds and tabs may be in it */
+	unsigned n_tags;
+	char tags[COMMIT_TAGS_MAX][COMMIT_NAME_MAX + 1];
+	struct labels labels;
+};
+
+/* PUT /v1/tags/{tag} */
+struct tag_request {
+	char commit[COMMIT_NAME_MAX + 1];
+	bool move; /* it may be there, and leads elsewhere from now on */
+};
+
 enum call {
 	CALL_VERSION,
 	CALL_LIST,
@@ -94,6 +111,19 @@ enum call {
 	CALL_START,
 	CALL_RESIZE,
 	CALL_DISK,
+	CALL_COMMIT,
+	CALL_COMMITS,
+	CALL_COMMIT_INFO,
+	CALL_COMMIT_DELETE,
+	CALL_SPAWN,
+	CALL_HISTORY,
+	CALL_DIFF,
+	CALL_VERIFY,
+	CALL_VERIFY_ALL,
+	CALL_GC,
+	CALL_TAGS,
+	CALL_TAG_PUT,
+	CALL_TAG_DELETE,
 	CALL_SHUTDOWN,
 };
 
@@ -101,6 +131,8 @@ struct route {
 	enum call call;
 	char vm[VM_ALIAS_MAX +
 		1]; /* {vm}, decoded; what it names is the tree's business */
+	char name[COMMIT_NAME_MAX + 1];	 /* {commit} or {tag}, likewise */
+	char other[COMMIT_NAME_MAX + 1]; /* ?with= */
 	bool recursive;
 	bool dry_run;
 	bool memory;	      /* ?memory=1 */
@@ -123,6 +155,12 @@ int request_stop(const char *body, size_t len, struct stop_request *ret, struct 
 int request_start(const char *body, size_t len, struct start_request *ret, struct err *e);
 int request_resize(
 	const char *body, size_t len, struct resize_request *ret, struct err *e);
+int request_commit(
+	const char *body, size_t len, struct commit_request *ret, struct err *e);
+/* POST /v1/commits/{commit}/run: what a branch takes. */
+int request_spawn(
+	const char *body, size_t len, struct branch_request *ret, struct err *e);
+int request_tag(const char *body, size_t len, struct tag_request *ret, struct err *e);
 /* For calls that take no body: anything but nothing or {} is an error. */
 int request_empty(const char *body, size_t len, struct err *e);
 

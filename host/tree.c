@@ -609,6 +609,21 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
  * Start and end of the tree itself.
  */
 
+/* What an earlier pandod left unfinished in the store goes when it is opened. One that
+ * cannot be opened stands in nobody's way but in that of commits. */
+static void
+open_store(struct tree *t)
+{
+	char path[PATHS_MAX];
+	struct store *s;
+	struct err e;
+
+	if (paths_format(path, sizeof(path), NULL, "%s/store", t->config.home) == 0 &&
+		access(path, F_OK) == 0 && tree_store(t, &s, &e) < 0)
+		log_warn("the store of commits: %s", e.msg);
+	flat_trim(t);
+}
+
 int
 tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 {
@@ -621,6 +636,10 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		return err_set(e, -ENOMEM, "out of memory");
 	t->config = *config;
 	pthread_mutex_init(&t->lock, NULL);
+	pthread_mutex_init(&t->store_lock, NULL);
+	pthread_rwlock_init(&t->gc_lock, NULL);
+	pthread_mutex_init(&t->flat_lock, NULL);
+	pthread_cond_init(&t->flat_changed, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&t->changed, &attr);
@@ -652,6 +671,8 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		tree_close(t);
 		return r;
 	}
+	open_store(t);
+	pool_open(t);
 	*ret = t;
 	return 0;
 }
@@ -673,11 +694,18 @@ tree_close(struct tree *t)
 	tree_stop(t);
 	if (t->has_tender)
 		pthread_join(t->tender, NULL);
+	pool_close(t);
 	while (t->n_vms)
 		tree_unlist_vm(t, t->vms[t->n_vms - 1]);
+	flat_close(t);
+	store_close(t->store);
 	db_close(t->db);
 	cleanup_close_fn(&t->epoll_fd);
 	pthread_cond_destroy(&t->changed);
+	pthread_cond_destroy(&t->flat_changed);
+	pthread_mutex_destroy(&t->flat_lock);
+	pthread_rwlock_destroy(&t->gc_lock);
+	pthread_mutex_destroy(&t->store_lock);
 	pthread_mutex_destroy(&t->lock);
 	free(t);
 }
@@ -713,6 +741,7 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 	json_out_str(out, "state", vm_state_name(row->state));
 	json_out_str(out, "reason", row->reason[0] ? row->reason : NULL);
 	json_out_str(out, "parent", row->parent[0] ? row->parent : NULL);
+	json_out_str(out, "commit", row->commit[0] ? row->commit : NULL);
 	json_out_array(out, "children");
 	for (unsigned i = 0; i < t->n_vms; i++)
 		if (t->vms[i]->parent_handle == vm->handle)

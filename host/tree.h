@@ -29,10 +29,19 @@ struct tree_config {
 	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
 	int answer_timeout_ms;	  /* other requests to a VMM */
 	int agent_timeout_ms;	  /* started -> the agent answers a ping */
+	unsigned pool_size; /* blank VMMs kept of each shape that is used; 0: none */
+	uint64_t flat_mib;  /* flat images of commits nobody runs on, on disk */
 };
 #define TREE_START_TIMEOUT_MS 60000
 #define TREE_ANSWER_TIMEOUT_MS 20000
 #define TREE_AGENT_TIMEOUT_MS 600000
+
+#define TREE_POOL_SIZE 2
+#define TREE_POOL_MAX 64
+#define TREE_FLAT_MIB 8192
+/* The [pool] of <home>/pandod.toml into config; a file that is not there changes nothing.
+ */
+int tree_settings(struct tree_config *config, struct err *e);
 
 struct tree;
 
@@ -78,6 +87,30 @@ int tree_start_vm(struct tree *t, const char *name, const struct start_request *
 	const struct progress *p, struct json_out *out, struct err *e);
 int tree_resize(struct tree *t, const char *name, const struct resize_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
+/* commit.c. The answer's commit as tree_commit_info() gives it, with what was written. */
+int tree_commit(struct tree *t, const char *name, const struct commit_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+/* spawn.c: VMs of a commit. name: an id, a beginning of one, or a tag, here and below. */
+int tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+/* commits.c */
+int tree_commits(struct tree *t, struct json_out *out, struct err *e);
+int tree_commit_info(
+	struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_commit_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
+	struct json_out *out, struct err *e);
+/* Of a VM, or of a commit: its parents, the newest first. */
+int tree_history(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_diff(struct tree *t, const char *a, const char *b, struct json_out *out,
+	struct err *e);
+/* name NULL: the whole store. */
+int tree_verify(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_gc(
+	struct tree *t, const struct progress *p, struct json_out *out, struct err *e);
+int tree_tags(struct tree *t, struct json_out *out, struct err *e);
+int tree_tag_put(struct tree *t, const char *tag, const struct tag_request *q,
+	struct json_out *out, struct err *e);
+int tree_tag_delete(struct tree *t, const char *tag, struct json_out *out, struct err *e);
 int tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e);
 
 #endif

@@ -15,6 +15,7 @@
 
 #include "host/db.h"
 #include "host/launch.h"
+#include "host/store.h"
 #include "host/tree.h"
 #include "host/vmmctl.h"
 
@@ -36,9 +37,20 @@ struct vm {
 	unsigned probes;
 };
 
+struct flat;
+struct pool;
+
 struct tree {
 	struct tree_config config;
-	struct db *db; /* owned */
+	pthread_mutex_t store_lock; /* the opening of the store, and nothing else */
+	struct store *store;	    /* owned; NULL: not opened yet */
+	/* Commits hold it for reading, gc for writing: see tree_gc(). */
+	pthread_rwlock_t gc_lock;
+	pthread_mutex_t flat_lock; /* flat.c's; order: flat_lock, then lock */
+	pthread_cond_t flat_changed;
+	struct flat *flats; /* owned */
+	struct pool *pool;  /* owned; NULL: none */
+	struct db *db;	    /* owned */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;	      /* some VM died, or stopping */
 	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
@@ -116,9 +128,10 @@ bool vm_costs_begin(struct tree *t, struct vm *vm, struct vm_costs *ret);
 void vm_costs_count(struct tree *t, struct vm_costs *c);
 void vm_costs_json(const struct vm_costs *c, struct json_out *out);
 void vm_costs_done(struct vm_costs *c);
-/* Whether `count` branches of a VM of mem_mib fit; -ENOMEM with the figures. */
-int host_has_room(
-	const struct tree *t, const struct vm *parent, uint32_t count, struct err *e);
+/* Whether `count` VMs of mem_mib that share what `name` (for the sentence) is fit;
+ * -ENOMEM with the figures. */
+int host_has_room(const struct tree *t, const char *name, uint64_t mem_mib,
+	uint32_t count, struct err *e);
 
 /* Without the lock. */
 
@@ -161,8 +174,74 @@ int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
 /* vm_wait_agent() of a VM that boots: one whose agent does not answer in time is ended,
  * and stays as failed. */
 int vm_wait_booted(struct tree *t, struct vm *vm, struct err *e);
+/*
+ * agents.c: many VMs that come to be at once.
+ */
+/* Waits for all agents, or until the first does not answer. what: "branches". */
+int vms_wait_agents(struct tree *t, struct vm **vms, unsigned n, const char *what,
+	const struct progress *p, struct err *e);
+/* Those that are watched go as deleted ones do; the rest were never more than half made.
+ */
+void vms_undo(struct tree *t, struct vm **vms, unsigned n);
+/* The claims and the references go. With the lock. */
+void vms_release(struct vm **vms, unsigned n);
+
 /* What the host can give at all, before anything is made. */
 int host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e);
+
+/*
+ * commits.c
+ */
+/* The store, opened by the first who asks. */
+int tree_store(struct tree *t, struct store **ret, struct err *e);
+/* What a commit is, with the tags on it and the VMs that run on it. With the lock. */
+void commit_json(struct tree *t, const struct store_manifest *m, const char *key,
+	struct json_out *out);
+/* What a commit's configuration says of its VM: all of the row that `start` and the next
+ * commit need. -EBADMSG: it says what cannot be. */
+int commit_config_read(const struct store_manifest *m, struct vm_row *ret, struct err *e);
+/* The other way: JSON, owned by the caller. */
+int commit_config_write(const struct vm_row *row, char **ret, struct err *e);
+
+/*
+ * flat.c: <home>/flat/<commit>/{memory,disk,state}, what a commit is as files that can be
+ * mapped. Made by the first who needs them; kept as long as a VM lives on them, and then
+ * until the room is wanted.
+ */
+struct flat_image {
+	struct flat *entry; /* borrowed; NULL: none */
+	char disk_path[PATHS_MAX];
+	int memory_fd, disk_fd, state_fd; /* owned; read-only */
+	uint64_t state_bytes;
+};
+#define FLAT_IMAGE_INIT \
+	{ \
+		.memory_fd = -1, .disk_fd = -1, .state_fd = -1 \
+	}
+/* Until flat_release() it is not removed; then VMs' rows say so. The caller holds the
+ * store (store_hold()), not the lock. */
+int flat_get(struct tree *t, struct store *s, const struct store_manifest *m,
+	const struct progress *p, struct flat_image *ret, struct err *e);
+void flat_release(struct tree *t, struct flat_image *f);
+/* Removes images beyond config.flat_mib, the least recently used first; those of commits
+ * that are no more, too. */
+void flat_trim(struct tree *t);
+/* Of which commit this base is the disk: its id, or false. */
+bool flat_is_disk(
+	const struct tree *t, const char *path, char ret_id[static STORE_ID_MAX]);
+void flat_close(struct tree *t);
+
+/*
+ * pool.c: blank VMMs, made ahead of time.
+ */
+/* Nothing when config.pool_size is 0. */
+void pool_open(struct tree *t);
+/* Ends all that is blank. */
+void pool_close(struct tree *t);
+/* A blank VMM of this shape becomes the caller's: false when there is none. Either way
+ * more are made. */
+bool pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **ret_ctl,
+	int *ret_pidfd, pid_t *ret_pid);
 
 /* adopt.c: at the start. */
 int tree_adopt(struct tree *t, struct err *e);

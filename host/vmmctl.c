@@ -26,6 +26,7 @@ union message {
 	struct vmm_forked forked;
 	struct vmm_stats_answer stats;
 	struct vmm_exiting exiting;
+	struct vmm_state_answer state;
 };
 
 struct vmmctl {
@@ -171,6 +172,8 @@ length_of(uint16_t type)
 		return sizeof(struct vmm_stats_answer);
 	case VMM_EXITING:
 		return sizeof(struct vmm_exiting);
+	case VMM_STATE_ANSWER:
+		return sizeof(struct vmm_state_answer);
 	}
 	return 0;
 }
@@ -294,6 +297,9 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 		break;
 	case VMM_EXITING:
 		clean_text(m->exiting.msg);
+		break;
+	case VMM_STATE_ANSWER:
+		clean_text(m->state.msg);
 		break;
 	}
 	*ret_pid = cred.pid;
@@ -483,17 +489,17 @@ vmmctl_wait_started(struct vmmctl *c, int timeout_ms, struct vmm_started *ret,
 	return 0;
 }
 
-/* A request without descriptors that VMM_DONE answers. */
+/* A request that VMM_DONE answers. */
 static int
-ask(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, int timeout_ms,
-	struct err *e)
+ask_with(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, const int *fds,
+	size_t n_fds, int timeout_ms, struct err *e)
 {
 	union message m;
 	pid_t pid;
 	int r;
 
 	pthread_mutex_lock(&c->lock);
-	r = send_message(c, msg, (uint16_t)type, len, NULL, 0, e);
+	r = send_message(c, msg, (uint16_t)type, len, fds, n_fds, e);
 	if (r == 0)
 		r = wait_for(c, "answer", VMM_DONE, c->seq, timeout_ms, &m, &pid, e);
 	unlock(c);
@@ -504,6 +510,89 @@ ask(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, int timeout
 			m.done.error < 0 && m.done.error >= -4095 ? m.done.error : -EIO,
 			"%s", m.done.msg[0] ? m.done.msg : "the VMM refused");
 	return 0;
+}
+
+static int
+ask(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, int timeout_ms,
+	struct err *e)
+{
+	return ask_with(c, msg, type, len, NULL, 0, timeout_ms, e);
+}
+
+int
+vmmctl_prepare(struct vmmctl *c, struct vmm_prepare *msg,
+	const int fds[static VMM_PREPARE_FD_COUNT], int timeout_ms, struct err *e)
+{
+	return ask_with(c, msg, VMM_PREPARE, sizeof(*msg), fds, VMM_PREPARE_FD_COUNT,
+		timeout_ms, e);
+}
+
+int
+vmmctl_restore(struct vmmctl *c, struct vmm_restore *msg,
+	const int fds[static VMM_RESTORE_FD_COUNT], struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, msg, VMM_RESTORE, sizeof(*msg), fds, VMM_RESTORE_FD_COUNT, e);
+	unlock(c);
+	return r;
+}
+
+static int
+check_state(const struct vmm_state_answer *a, struct err *e)
+{
+	uint64_t sum = 0, end_gpa = 0;
+	bool ok = a->blob_bytes > 0 && a->blob_bytes <= VMM_STATE_BLOB_MAX &&
+		  a->mem_mib >= VMM_MEM_MIN_MIB && a->mem_mib <= VMM_MEM_MAX_MIB &&
+		  a->vcpus >= 1 && a->vcpus <= VMM_VCPUS_MAX && a->n_ranges >= 1 &&
+		  a->n_ranges <= VMM_MEM_RANGES_MAX && !(a->flags & ~VMM_STATE_ON_IMAGE);
+
+	for (uint32_t i = 0; ok && i < a->n_ranges; i++) {
+		const struct vmm_mem_range *m = &a->ranges[i];
+		uint64_t end;
+
+		ok = m->len && !((m->gpa | m->host | m->len) & 4095) &&
+		     m->gpa >= end_gpa &&
+		     !__builtin_add_overflow(m->gpa, m->len, &end_gpa) &&
+		     !__builtin_add_overflow(m->host, m->len, &end) &&
+		     !__builtin_add_overflow(sum, m->len, &sum);
+	}
+	if (!ok || sum != a->mem_mib << 20)
+		return err_set(
+			e, -EPROTO, "the VMM describes its memory as it cannot be");
+	return 0;
+}
+
+int
+vmmctl_state(struct vmmctl *c, int blob_fd, int timeout_ms, struct vmm_state_answer *ret,
+	struct err *e)
+{
+	const int fds[VMM_STATE_FD_COUNT] = {[VMM_STATE_FD_BLOB] = blob_fd};
+	struct vmm_hdr h = {0};
+	union message m;
+	pid_t pid;
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, &h, VMM_STATE, sizeof(h), fds, VMM_STATE_FD_COUNT, e);
+	if (r == 0)
+		r = wait_for(c, "give its state", VMM_STATE_ANSWER, c->seq, timeout_ms,
+			&m, &pid, e);
+	unlock(c);
+	if (r < 0)
+		return r;
+	if (m.state.error)
+		return err_set(e,
+			m.state.error < 0 && m.state.error >= -4095 ? m.state.error
+								    : -EIO,
+			"%s",
+			m.state.msg[0] ? m.state.msg
+				       : "the VMM refused to give its state");
+	r = check_state(&m.state, e);
+	if (r == 0)
+		*ret = m.state;
+	return r;
 }
 
 int

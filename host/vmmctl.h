@@ -71,6 +71,18 @@ int vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct er
  */
 int vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only,
 	struct vmm_stats_answer *ret, pid_t *ret_pid, struct err *e);
+/* VMM_STATE: the picture writes its state into blob_fd (empty, read-write). What comes
+ * back is checked as far as its own numbers go: ranges that are page-aligned, add up to
+ * mem_mib and do not wrap; a blob that is not larger than it may be. */
+int vmmctl_state(struct vmmctl *c, int blob_fd, int timeout_ms,
+	struct vmm_state_answer *ret, struct err *e);
+/* VMM_PREPARE, the first message to a VMM that shall be blank; waits until it is. fds are
+ * sent, not taken. */
+int vmmctl_prepare(struct vmmctl *c, struct vmm_prepare *msg,
+	const int fds[static VMM_PREPARE_FD_COUNT], int timeout_ms, struct err *e);
+/* VMM_RESTORE, to a blank VMM or as the first message; vmmctl_wait_started() follows. */
+int vmmctl_restore(struct vmmctl *c, struct vmm_restore *msg,
+	const int fds[static VMM_RESTORE_FD_COUNT], struct err *e);
 /* VMM_QUIT; no answer comes. */
 int vmmctl_quit(struct vmmctl *c, struct err *e);
 

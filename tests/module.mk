@@ -84,3 +84,7 @@ $(B)/bench/bench_restore: | $(TINY)
 bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/sample.c tests/bench/bare.c
 bench_branch_LIBS := kvmdriver vmmdisk common
 $(B)/bench/bench_branch: | $(TINY)
+BENCHES += bench_store
+bench_store_SRCS := tests/bench/bench_store.c
+bench_store_LIBS := store common
+bench_store_PKGS := libsodium libzstd

@@ -28,6 +28,18 @@ static const struct opt options[] = {
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
+/* A name that is no VM may be a commit's. -ENOENT and *e as it was: it is none either. */
+static int
+pick_commit(struct client *c, const char *name, struct client_point *ret, struct err *e)
+{
+	struct err why = {0};
+	int r = client_point(c, name, ret, NULL, &why);
+
+	if (r == -ENOENT)
+		return r;
+	return r < 0 ? err_set(e, r, "%s", why.msg) : 0;
+}
+
 static int
 run(int argc, char **argv)
 {
@@ -35,6 +47,7 @@ run(int argc, char **argv)
 	cleanup_client_reply struct client_reply reply = {0};
 	cleanup_client_vms struct client_vms vms = {0};
 	cleanup_client_vm struct client_vm parent = {0};
+	cleanup_client_point struct client_point commit = {0};
 	cleanup_client struct client *c = NULL;
 	const char *name = NULL, *labels[LABELS_MAX];
 	struct client_branch spec = {.labels = labels};
@@ -86,13 +99,17 @@ run(int argc, char **argv)
 		if (r < 0)
 			return opt_leave(&s, OPT_ERROR, &e);
 	}
-	if (pick_open(name, &c, &parent, NULL, &e) < 0)
+	r = pick_open(name, &c, &parent, NULL, &e);
+	if (r == -ENOENT && c && name)
+		r = pick_commit(c, name, &commit, &e);
+	if (r < 0)
 		return out_fail(&e);
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
 	client_cancel_fd(c, pick_cancel_fd());
 	start_ns = io_now_ns();
-	r = client_branch(c, parent.id, &spec, &vms, &reply, &e);
+	r = commit.id[0] ? client_spawn(c, commit.id, &spec, &vms, &reply, &e)
+			 : client_branch(c, parent.id, &spec, &vms, &reply, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
 		err_set(&e, r,
@@ -104,7 +121,11 @@ run(int argc, char **argv)
 	else
 		for (size_t i = 0; i < vms.n; i++)
 			puts(vms.v[i].id);
-	if (!s.quiet)
+	if (!s.quiet && commit.id[0])
+		fprintf(stderr, "pando: %zu VM%s of commit %.12s in %.1f ms\n", vms.n,
+			vms.n == 1 ? "" : "s", commit.id,
+			(double)(io_now_ns() - start_ns) / 1e6);
+	else if (!s.quiet)
 		fprintf(stderr,
 			"pando: %zu %s of %s in %.1f ms; %s stood still for %.2f ms\n",
 			vms.n, vms.n == 1 ? "branch" : "branches",
@@ -120,11 +141,13 @@ const struct verb verb_branch = {
 	.aliases = "fork",
 	.summary = "Forks a live VM and prints the ids of the branches",
 	.run = run,
-	.usage = "[vm] [options]",
+	.usage = "[vm | commit] [options]",
 	.options = options,
 	.text = "The branches are what the VM was at one instant: memory, processes, "
 		"disk. It goes on meanwhile;\n"
 		"one that is paused stays so, and its branches run. "
-		"All come up or none does.",
+		"All come up or none does.\n"
+		"A name that is no VM's may be a commit's or a tag: then it is `pando "
+		"run-commit`.",
 	.words = COMPLETE_VM,
 };

@@ -12,6 +12,7 @@ extern const struct verb verb_completion;
 static const struct opt options[] = {
 	{256, "vms", NULL, NULL,
 		COMPLETE_NOTHING}, /* what the scripts call for names of VMs */
+	{257, "commits", NULL, NULL, COMPLETE_NOTHING}, /* and for those of commits */
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -28,6 +29,22 @@ print_vms(void)
 		return EXIT_OK;
 	for (size_t i = 0; i < vms.n; i++)
 		puts(client_vm_name(&vms.v[i]));
+	return EXIT_OK;
+}
+
+static int
+print_commits(void)
+{
+	cleanup_client_points struct client_points all = {0};
+	cleanup_client struct client *c = NULL;
+
+	if (client_open(NULL, 0, &c, NULL) < 0 || client_points(c, &all, NULL, NULL) < 0)
+		return EXIT_OK;
+	for (size_t i = 0; i < all.n; i++) {
+		for (char **tag = all.v[i].tags; *tag; tag++)
+			puts(*tag);
+		printf("%.12s\n", all.v[i].id);
+	}
 	return EXIT_OK;
 }
 
@@ -59,6 +76,9 @@ kind(enum complete what, const char *arg)
 	switch (what) {
 	case COMPLETE_VM:
 		printf("v=$(pando completion --vms 2>/dev/null)");
+		break;
+	case COMPLETE_COMMIT:
+		printf("v=$(pando completion --commits 2>/dev/null)");
 		break;
 	case COMPLETE_FILE:
 		printf("f=1");
@@ -214,6 +234,8 @@ run(int argc, char **argv)
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key == 256)
 			return print_vms();
+		if (key == 257)
+			return print_commits();
 		if (key != OPT_WORD)
 			return opt_leave(&s, key, &e);
 		shell = s.arg;

@@ -97,6 +97,8 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	line("kernel", vm->kernel ? vm->kernel : "-");
 	line("rootfs", vm->rootfs ? vm->rootfs : "-");
 	line("parent", vm->parent[0] ? vm->parent : "-");
+	if (vm->commit[0])
+		line("commit", vm->commit);
 	for (size_t i = 0; i < vm->n_children; i++)
 		line(i ? "" : "children", vm->children[i]);
 	for (size_t i = 0; i < vm->n_labels; i++) {

@@ -147,6 +147,7 @@ print_json(const struct row *rows, size_t n)
 		json_out_str(&o, "id", vm->id);
 		json_out_str(&o, "alias", vm->alias[0] ? vm->alias : NULL);
 		json_out_str(&o, "parent", vm->parent[0] ? vm->parent : NULL);
+		json_out_str(&o, "commit", vm->commit[0] ? vm->commit : NULL);
 		json_out_u64(&o, "depth", rows[i].depth);
 		json_out_str(&o, "state", vm->state);
 		json_out_u64(&o, "created_ms", vm->created_ms);

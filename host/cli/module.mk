@@ -2,7 +2,7 @@
 
 # libcurl is called only in client.c; the swarm verb and the tests use it too.
 LIBRARIES += pandoclient
-pandoclient_SRCS := host/client.c host/client_vm.c host/config.c
+pandoclient_SRCS := host/client.c host/client_vm.c host/client_commit.c host/config.c
 pandoclient_PKGS := libcurl
 
 # Everything of the command but its main(), so that tests can link it.
@@ -10,7 +10,8 @@ LIBRARIES += pandocli
 pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c logs.c execute.c \
 	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
-	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c)
+	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
+	cmd_commit.c cmd_run_commit.c cmd_history.c cmd_tag.c cmd_diff.c cmd_verify.c cmd_gc.c points.c)
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c

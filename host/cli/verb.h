@@ -17,6 +17,7 @@
 enum complete {
 	COMPLETE_NOTHING,
 	COMPLETE_VM,
+	COMPLETE_COMMIT, /* tags and ids of commits */
 	COMPLETE_FILE,
 	COMPLETE_FOLDER,
 	COMPLETE_IMAGE,

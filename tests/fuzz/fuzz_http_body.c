@@ -71,6 +71,8 @@ fuzz_route(const char *text)
 			continue;
 		}
 		check_text(route.vm, sizeof(route.vm));
+		check_text(route.name, sizeof(route.name));
+		check_text(route.other, sizeof(route.other));
 		check_labels(&route.labels);
 	}
 }
@@ -80,6 +82,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct create_request create;
 	static struct branch_request branch;
+	static struct commit_request commit;
+	struct tag_request tag;
 	struct alias_request alias;
 	struct resize_request resize;
 	struct start_request start;
@@ -96,7 +100,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	memcpy(text, data + 1, size - 1);
 	text[size - 1] = '\0';
-	switch (data[0] % 9) {
+	switch (data[0] % 12) {
 	case 0:
 		fuzz_route(text);
 		break;
@@ -157,6 +161,40 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			check_error(r, &e);
 		else
 			must(resize.disk_mib >= 1 && resize.disk_mib <= VM_DISK_MAX_MIB);
+		break;
+	case 9:
+		r = request_commit(text, size - 1, &commit, &e);
+		if (r < 0) {
+			check_error(r, &e);
+			break;
+		}
+		check_labels(&commit.labels);
+		must(strnlen(commit.message, sizeof(commit.message)) <=
+			COMMIT_MESSAGE_MAX);
+		must(commit.n_tags <= COMMIT_TAGS_MAX);
+		for (unsigned i = 0; i < commit.n_tags; i++) {
+			check_text(commit.tags[i], sizeof(commit.tags[i]));
+			must(commit.tags[i][0]);
+		}
+		break;
+	case 10:
+		r = request_spawn(text, size - 1, &branch, &e);
+		if (r < 0) {
+			check_error(r, &e);
+			break;
+		}
+		check_alias(branch.alias);
+		check_labels(&branch.labels);
+		must(branch.count >= 1 && branch.count <= VM_BRANCH_MAX);
+		break;
+	case 11:
+		r = request_tag(text, size - 1, &tag, &e);
+		if (r < 0) {
+			check_error(r, &e);
+			break;
+		}
+		check_text(tag.commit, sizeof(tag.commit));
+		must(tag.commit[0]);
 		break;
 	case 5:
 		r = vmmctl_check(text, size - 1, &e);

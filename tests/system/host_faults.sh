@@ -12,7 +12,7 @@ end_daemon() {
 	pid=$(pandod_pid)
 	[ -n "$pid" ] || return 0
 	kill -9 "$pid" 2>/dev/null
-	wait_until 10 "pandod is gone" gone "$pid"
+	wait_until 10 "pandod is gone" no_pandod
 }
 
 # Runs a command against a pandod that dies at that point.
@@ -30,7 +30,7 @@ dies_at() { # point, command…
 	) >"$work/stdout" 2>"$work/stderr" || got=$?
 	[ "$got" -ne 0 ] || fail "nothing died at $point: $(cat "$work/stdout")"
 	[ "$got" -ne 124 ] || fail "the command hung at $point"
-	[ -z "$(pandod_pid)" ] || fail "pandod lives past $point: $(cat "$work/stderr")"
+	wait_until 10 "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
 }
 
 the_tree() {

@@ -179,6 +179,12 @@ gone() { # pid
 	! kill -0 "$1" 2>/dev/null || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null
 }
 
+# Nobody takes connections any more: a process that was killed keeps its sockets until its last thread has ended.
+no_pandod() {
+	curl -s --max-time 5 --unix-socket "$PANDO_HOME/pandod.sock" http://pando/v1/version >/dev/null 2>&1
+	[ $? -eq 7 ]
+}
+
 state_is() { # vm, state
 	[ "$(vm_field "$1" state)" = "$2" ]
 }

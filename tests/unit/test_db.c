@@ -230,7 +230,9 @@ an_older_schema_becomes_this_one(void **state)
 	db = NULL;
 	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN "
 	       "cmdline;"
-	       "ALTER TABLE vms DROP COLUMN resize_mib; PRAGMA user_version = 1");
+	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN "
+	       "commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
+	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
 	assert_string_equal(got.id, a.id);
@@ -245,6 +247,69 @@ an_older_schema_becomes_this_one(void **state)
 	assert_string_equal(a.base_path, got.base_path);
 	assert_int_equal(a.disk_mib, 2048);
 	assert_int_equal(a.resize_mib, 4096);
+}
+
+static void
+where_a_vm_comes_from_is_kept(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", ""), got;
+
+	(void)state;
+	memset(a.commit, 'c', STORE_HEX);
+	memset(a.image, 'd', STORE_HEX);
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
+	assert_string_equal(got.commit, a.commit);
+	assert_string_equal(got.image, a.image);
+	got.image[0] = '\0';
+	memset(got.commit, 'e', STORE_HEX);
+	assert_int_equal(db_update(db, &got, &e), 0);
+	assert_int_equal(db_load(db, keep_row, &a, &e), 0);
+	assert_string_equal(a.commit, got.commit);
+	assert_string_equal(a.image, "");
+}
+
+static void
+a_base_is_known_as_long_as_it_is_the_same_file(void **state)
+{
+	struct db_base *all,
+		b = {.path = "/x/base",
+			.dev = 3,
+			.inode = UINT64_MAX - 1,
+			.size = 1 << 20,
+			.mtime_ns = -5},
+		other;
+	size_t n;
+
+	(void)state;
+	memset(&b.tree.root, 7, sizeof(b.tree.root));
+	assert_int_equal(db_base_find(db, &b, &e), 0);
+	assert_int_equal(db_base_put(db, &b, &e), 0);
+	other = b;
+	memset(&other.tree, 0, sizeof(other.tree));
+	assert_int_equal(db_base_find(db, &other, &e), 1);
+	assert_int_equal(other.tree.root.b[31], 7);
+	assert_int_equal(other.tree.length, 1 << 20);
+	other.mtime_ns++;
+	assert_int_equal(db_base_find(db, &other, &e), 0);
+	other = b;
+	other.size++;
+	assert_int_equal(db_base_find(db, &other, &e), 0);
+	other = b;
+	other.inode--;
+	assert_int_equal(db_base_find(db, &other, &e), 0);
+	/* A path is known once. */
+	memset(&other.tree.root, 8, sizeof(other.tree.root));
+	assert_int_equal(db_base_put(db, &other, &e), 0);
+	assert_int_equal(db_base_find(db, &b, &e), 0);
+	assert_int_equal(db_bases(db, &all, &n, &e), 0);
+	assert_int_equal(n, 1);
+	assert_int_equal(all[0].inode, other.inode);
+	free(all);
+	assert_int_equal(db_base_drop(db, b.path, &e), 0);
+	assert_int_equal(db_bases(db, &all, &n, &e), 0);
+	assert_int_equal(n, 0);
+	free(all);
 }
 
 static void
@@ -287,7 +352,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 2)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 3)"));
 }
 
 static void
@@ -328,6 +393,8 @@ main(void)
 		T(a_long_chain_is_read_whole),
 		T(an_older_schema_becomes_this_one),
 		T(a_chains_own_segments_are_those_of_no_other),
+		T(where_a_vm_comes_from_is_kept),
+		T(a_base_is_known_as_long_as_it_is_the_same_file),
 		T(a_newer_schema_is_refused_with_a_sentence),
 		T(a_file_that_is_no_database_is_refused),
 		T(a_damaged_row_is_named),

@@ -352,6 +352,93 @@ calls_without_a_body_take_none(void **state)
 	assert_int_equal(request_empty("x", 1, &e), -EINVAL);
 }
 
+static void
+a_commit_and_its_tags_are_read(void **state)
+{
+	static struct commit_request q;
+	static const char body[] = "{\"message\":\"two\\nlines\\t\",\"tags\":[\"a\","
+				   "\"b.1\"],\"labels\":{\"k\":\"v\"}}";
+	static const char too_long[] = "{\"tags\":[\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+				       "aaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"]}";
+	static const char *const wrong[] = {
+		"{\"message\":7}",
+		"{\"message\":\"\\u0007\"}",
+		"{\"message\":\"\\u0000\"}",
+		"{\"tags\":\"a\"}",
+		"{\"tags\":[1]}",
+		"{\"tags\":[\"\"]}",
+		"{\"tags\":[\"a\\nb\"]}",
+		too_long,
+		"{\"tags\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]}",
+		"{\"tag\":[\"a\"]}",
+		"[]",
+	};
+	static const char move[] = "{\"commit\":\"x\",\"move\":true}";
+	static const char three[] = "{\"count\":3,\"wait\":false}";
+	struct tag_request tag;
+
+	(void)state;
+	assert_int_equal(request_commit("", 0, &q, &e), 0);
+	assert_int_equal(q.n_tags, 0);
+	assert_int_equal(request_commit(body, strlen(body), &q, &e), 0);
+	assert_string_equal(q.message, "two\nlines\t");
+	assert_int_equal(q.n_tags, 2);
+	assert_string_equal(q.tags[1], "b.1");
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
+		assert_int_equal(
+			request_commit(wrong[i], strlen(wrong[i]), &q, &e), -EINVAL);
+	assert_string_equal(q.message, "two\nlines\t"); /* untouched */
+	assert_int_equal(request_tag(move, strlen(move), &tag, &e), 0);
+	assert_true(tag.move);
+	assert_int_equal(request_tag("{}", 2, &tag, &e), -EINVAL);
+	assert_int_equal(request_tag("{\"commit\":\"\"}", 13, &tag, &e), -EINVAL);
+	assert_int_equal(request_spawn(three, strlen(three), &branch, &e), 0);
+	assert_int_equal(branch.count, 3);
+	assert_int_equal(request_spawn("{\"count\":0}", 11, &branch, &e), -EINVAL);
+	assert_int_equal(request_spawn("{\"count\":1025}", 14, &branch, &e), -EINVAL);
+}
+
+static void
+routes_of_commits(void **state)
+{
+	static struct route r;
+	static const char id[] =
+		"/v1/commits/"
+		"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+	(void)state;
+	assert_int_equal(request_route("GET", id, &r, &e), 0);
+	assert_int_equal(r.call, CALL_COMMIT_INFO);
+	assert_string_equal(r.name, id + 12);
+	assert_string_equal(r.vm, "");
+	assert_int_equal(
+		request_route("GET", "/v1/commits/a/diff?with=b%2e1", &r, &e), 0);
+	assert_int_equal(r.call, CALL_DIFF);
+	assert_string_equal(r.other, "b.1");
+	assert_int_equal(request_route("GET", "/v1/commits/a?with=b", &r, &e), -EINVAL);
+	assert_int_equal(
+		request_route("GET", "/v1/commits/a/diff?with=", &r, &e), -EINVAL);
+	assert_int_equal(
+		request_route("DELETE", "/v1/commits/a?recursive=1&dry_run=1", &r, &e),
+		0);
+	assert_true(r.recursive && r.dry_run);
+	assert_int_equal(request_route("POST", "/v1/vms/x/commit", &r, &e), 0);
+	assert_int_equal(r.call, CALL_COMMIT);
+	assert_string_equal(r.vm, "x");
+	assert_int_equal(request_route("PUT", "/v1/tags/t", &r, &e), 0);
+	assert_int_equal(r.call, CALL_TAG_PUT);
+	assert_int_equal(request_route("POST", "/v1/tags/t", &r, &e), -EOPNOTSUPP);
+	assert_int_equal(request_route("POST", "/v1/gc", &r, &e), 0);
+	/* One digit too many. */
+	assert_int_equal(
+		request_route("GET",
+			"/v1/commits/"
+			"00123456789abcdef0123456789abcdef0123456789abcdef0123456"
+			"789abcdef",
+			&r, &e),
+		-ENOENT);
+}
+
 int
 main(void)
 {
@@ -366,6 +453,8 @@ main(void)
 		cmocka_unit_test(more_labels_than_a_vm_can_have_are_refused),
 		cmocka_unit_test(ends_and_beginnings_are_read),
 		cmocka_unit_test(wrong_targets_are_refused),
+		cmocka_unit_test(a_commit_and_its_tags_are_read),
+		cmocka_unit_test(routes_of_commits),
 		cmocka_unit_test(calls_without_a_body_take_none),
 	};
 

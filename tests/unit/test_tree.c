@@ -1274,7 +1274,7 @@ branches_that_do_not_fit_are_refused_before_anything_is_made(void **state)
 	start();
 	assert_int_equal(create("a", "agent", true), 0);
 	assert_int_equal(branch("a", "b", 17, true), -ENOMEM);
-	says("17 branches need at least 81 MiB of memory (1 MiB each, 64 for the host)");
+	says("17 VMs need at least 81 MiB of memory (1 MiB each, 64 for the host)");
 	says("80 MiB are available");
 	assert_int_equal(count_vms(), 1);
 	assert_int_equal(entries("segments"), 2);

@@ -434,8 +434,14 @@ static _Alignas(PAGE) u8
 static int
 generation_changed(void)
 {
-	u64 a = *(volatile u64 *)GENERATION, b = *(volatile u64 *)(GENERATION + 8);
+	u64 a, b;
 
+	/* A fork may come between two looks: half an old one and half a new one is
+	 * none. */
+	do {
+		a = *(volatile u64 *)GENERATION;
+		b = *(volatile u64 *)(GENERATION + 8);
+	} while (a != *(volatile u64 *)GENERATION);
 	if (a == generation[0] && b == generation[1])
 		return 0;
 	generation[0] = a;

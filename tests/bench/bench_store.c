@@ -1,0 +1,328 @@
+/*
+ * What the commit store costs: contents of --mem MIB, committed, committed again, changed
+ * a little, read back, checked. Nothing is asserted about time.
+ *
+ *   bench_store [--json] [--mem MIB] [--dir FOLDER]
+ *
+ * Three contents: pages that do not compress; pages as of programs (this one's own file,
+ * each page with a mark, so that no two are alike); a third of those among zeroes.
+ * write   store_begin until the last tree is finished: hash, look up, compress, write(2)
+ * sync    store_commit: index, fsync and rename of pack and manifest
+ * The yardstick is hashing the same pages and nothing else, in the same run.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/json.h"
+#include "host/store.h"
+
+static struct json_out json;
+static struct json_out *out; /* NULL: lines */
+static uint64_t mem_mib = 512;
+static const char *dir = "/tmp";
+static char folder[256];
+static struct store *store;
+static struct err e;
+
+static void
+done(void)
+{
+	store_close(store);
+	if (folder[0])
+		io_remove_tree(folder, NULL);
+}
+
+static void
+must(int r, const char *what)
+{
+	if (!r)
+		return;
+	fprintf(stderr, "bench_store: %s: %s\n", what, e.msg);
+	done();
+	exit(1);
+}
+
+static void
+figure(const char *name, double value, const char *unit)
+{
+	if (out)
+		json_out_f64(out, name, value);
+	else
+		printf("  %-28s %10.2f %s\n", name, value, unit);
+}
+
+static double
+mb_per_s(uint64_t pages, uint64_t ns)
+{
+	return (double)pages * STORE_PAGE * 1000 / (double)(ns ? ns : 1);
+}
+
+enum content { RANDOM, PROGRAM, GUEST };
+static const char *const content_names[] = {"incompressible", "program", "guest"};
+
+static void
+make_content(uint8_t *mem, uint64_t pages, enum content c, const uint8_t *program,
+	size_t program_pages)
+{
+	uint64_t x = 88172645463325252ull;
+
+	for (uint64_t p = 0; p < pages; p++) {
+		uint8_t *page = mem + p * STORE_PAGE;
+
+		if (c == GUEST && p % 96 >= 32) {
+			memset(page, 0, STORE_PAGE);
+			continue;
+		}
+		if (c != RANDOM) {
+			memcpy(page, program + p % program_pages * STORE_PAGE,
+				STORE_PAGE);
+			uint64_t mark = p << 2 | c;
+
+			memcpy(page + 64, &mark, sizeof(mark));
+			continue;
+		}
+		for (size_t i = 0; i < STORE_PAGE; i += 8) {
+			x ^= x << 13;
+			x ^= x >> 7;
+			x ^= x << 17;
+			memcpy(page + i, &x, 8);
+		}
+	}
+}
+
+static uint64_t
+cpu_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+struct timing {
+	uint64_t write_ns, write_cpu_ns, sync_ns;
+	struct store_stats stats;
+	char id[STORE_ID_MAX];
+	struct store_tree tree;
+};
+
+/* step 0: all pages; else `count` pages, `step` apart, over base. */
+static void
+commit(struct timing *t, const struct timing *base, uint8_t *mem, uint64_t pages,
+	uint64_t count, uint64_t step)
+{
+	struct store_fields f = {.parent = base ? base->id : NULL};
+	struct store_tree_writer *tree;
+	struct store_writer *w;
+	uint64_t from = io_now_ns(), cpu = cpu_ns();
+
+	must(store_begin(store, &w, &e), "begin");
+	must(store_tree_begin(
+		     w, step ? &base->tree : NULL, pages * STORE_PAGE, &tree, &e),
+		"begin");
+	if (!step)
+		must(store_tree_put(tree, 0, mem, pages, &e), "put");
+	for (uint64_t i = 0; step && i < count; i++)
+		must(store_tree_put(tree, i * step, mem + i * step * STORE_PAGE, 1, &e),
+			"put");
+	must(store_tree_finish(tree, &f.memory, &e), "finish");
+	t->write_ns = io_now_ns() - from;
+	t->write_cpu_ns = cpu_ns() - cpu;
+	t->tree = f.memory;
+	from = io_now_ns();
+	must(store_commit(w, &f, t->id, &t->stats, &e), "commit");
+	t->sync_ns = io_now_ns() - from;
+}
+
+static void
+change(uint8_t *mem, uint64_t count, uint64_t step, uint64_t salt)
+{
+	uint64_t x = salt * 0x9e3779b97f4a7c15ull;
+
+	for (uint64_t i = 0; i < count; i++)
+		for (size_t at = 0; at < STORE_PAGE; at += 8) {
+			x ^= x << 13;
+			x ^= x >> 7;
+			x ^= x << 17;
+			memcpy(mem + i * step * STORE_PAGE + at, &x, 8);
+		}
+}
+
+static void
+on_damage(void *ctx, const struct store_damage *d)
+{
+	(void)ctx;
+	fprintf(stderr, "bench_store: %s\n", d->text);
+}
+
+static void
+measure(enum content c, uint8_t *mem, uint64_t pages)
+{
+	struct timing first, again, near, far;
+	struct store_verified verified;
+	uint64_t dirty = pages < 2000 ? pages / 2 : 1000, step = pages / dirty;
+	struct store_hash ignored;
+	uint64_t from, ns;
+	char path[300];
+	int fd;
+
+	if (out) {
+		json_out_object(out, NULL);
+		json_out_str(out, "content", content_names[c]);
+	} else {
+		printf("%s:\n", content_names[c]);
+	}
+	from = cpu_ns();
+	for (uint64_t p = 0; p < pages; p++)
+		hash_of(HASH_PLAIN, mem + p * STORE_PAGE, STORE_PAGE, &ignored);
+	figure("hash_only_cpu_mb_s", mb_per_s(pages, cpu_ns() - from),
+		"MB/s of CPU time");
+	commit(&first, NULL, mem, pages, 0, 0);
+	figure("write_mb_s", mb_per_s(pages, first.write_ns), "MB/s");
+	figure("write_cpu_mb_s", mb_per_s(pages, first.write_cpu_ns), "MB/s of CPU time");
+	figure("sync_ms", (double)first.sync_ns / 1e6, "ms");
+	figure("bytes_written_mib", (double)first.stats.bytes_written / 1048576, "MiB");
+	commit(&again, &first, mem, pages, 0, 0);
+	figure("again_mb_s", mb_per_s(pages, again.write_ns), "MB/s");
+	figure("again_bytes_written", (double)again.stats.bytes_written, "bytes");
+	change(mem, dirty, 1, c * 10u + 1);
+	commit(&near, &first, mem, pages, dirty, 1);
+	figure("dirty_pages", (double)dirty, "pages, one after the other");
+	figure("dirty_write_ms", (double)near.write_ns / 1e6, "ms");
+	figure("dirty_bytes_ratio",
+		(double)near.stats.bytes_written / (double)(dirty * STORE_PAGE),
+		"× their bytes");
+	change(mem, dirty, step, c * 10u + 2);
+	commit(&far, &near, mem, pages, dirty, step);
+	figure("scattered_write_ms", (double)far.write_ns / 1e6, "ms");
+	figure("scattered_bytes_ratio",
+		(double)far.stats.bytes_written / (double)(dirty * STORE_PAGE),
+		"× their bytes");
+	snprintf(path, sizeof(path), "%s/flat", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	must(fd < 0 ? err_sys(&e, -errno, "%s", path) : 0, "flat file");
+	from = io_now_ns();
+	must(store_tree_to_file(store, &far.tree, NULL, fd, &e), "to file");
+	figure("to_file_mb_s", mb_per_s(pages, io_now_ns() - from), "MB/s");
+	close(fd);
+	unlink(path);
+	from = io_now_ns();
+	must(store_verify(store, far.id, on_damage, NULL, &verified, &e), "verify");
+	ns = io_now_ns() - from;
+	figure("verify_mb_s", mb_per_s(pages, ns), "MB/s");
+	figure("verify_damages", (double)verified.damages, "");
+	if (out)
+		json_out_end_object(out);
+	fflush(stdout);
+}
+
+/* How long a page that is not there is looked for, hash included, with many packs. */
+static void
+measure_packs(uint8_t *mem, uint64_t pages)
+{
+	static const unsigned counts[] = {1, 10, 100};
+	struct timing t;
+	unsigned have = 0;
+	char name[64], path[300];
+
+	if (pages > 16384)
+		pages = 16384;
+	store_close(store);
+	store = NULL;
+	snprintf(path, sizeof(path), "%s/packs", folder);
+	must(store_open(path, &store, &e), "open");
+	if (out)
+		json_out_object(out, NULL);
+	else
+		printf("many packs (of 1000 pages each):\n");
+	for (size_t i = 0; i < sizeof(counts) / sizeof(*counts); i++) {
+		for (; have < counts[i]; have++) {
+			change(mem, 1000, 1, 1000 + have);
+			commit(&t, NULL, mem, 1000, 0, 0);
+		}
+		change(mem, pages, 1, 5000 + i);
+		commit(&t, NULL, mem, pages, 0, 0);
+		have++;
+		snprintf(name, sizeof(name), "packs_%u_us_per_new_page", counts[i]);
+		figure(name, (double)t.write_cpu_ns / 1000 / (double)pages,
+			"µs of CPU time");
+		commit(&t, NULL, mem, pages, 0, 0);
+		snprintf(name, sizeof(name), "packs_%u_us_per_known_page", counts[i]);
+		figure(name, (double)t.write_cpu_ns / 1000 / (double)pages,
+			"µs of CPU time");
+	}
+	if (out)
+		json_out_end_object(out);
+}
+
+int
+main(int argc, char **argv)
+{
+	cleanup_free char *program = NULL;
+	size_t program_len;
+	char path[300];
+	uint64_t pages;
+	uint8_t *mem;
+
+	for (int i = 1; i < argc; i++) {
+		if (strcmp(argv[i], "--json") == 0) {
+			out = &json;
+		} else if (strcmp(argv[i], "--mem") == 0 && i + 1 < argc) {
+			mem_mib = strtoull(argv[++i], NULL, 10);
+		} else if (strcmp(argv[i], "--dir") == 0 && i + 1 < argc) {
+			dir = argv[++i];
+		} else if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) {
+			i++; /* the other benchmarks' */
+		} else {
+			fprintf(stderr, "usage: bench_store [--json] [--mem MIB] [--dir "
+					"FOLDER]\n");
+			return 2;
+		}
+	}
+	if (mem_mib < 8 || mem_mib > 65536) {
+		fprintf(stderr, "bench_store: --mem takes 8 to 65536\n");
+		return 2;
+	}
+	pages = mem_mib * 256;
+	mem = mmap(NULL, pages * STORE_PAGE, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	must(mem == MAP_FAILED ? err_sys(&e, -errno, "memory") : 0, "start");
+	must(io_read_file("/proc/self/exe", 64u << 20, &program, &program_len, &e),
+		"start");
+	snprintf(path, sizeof(path), "%.200s/pando-bench-XXXXXX", dir);
+	must(mkdtemp(path) ? 0 : err_sys(&e, -errno, "%s", path), "start");
+	snprintf(folder, sizeof(folder), "%.255s", path);
+	snprintf(path, sizeof(path), "%s/store", folder);
+	must(store_open(path, &store, &e), "open");
+	if (out) {
+		json_out_object(out, NULL);
+		json_out_str(out, "bench", "store");
+		json_out_u64(out, "mem_mib", mem_mib);
+		json_out_array(out, "rows");
+	} else {
+		printf("store: contents of %llu MiB, in %s\n",
+			(unsigned long long)mem_mib, dir);
+	}
+	for (enum content c = RANDOM; c <= GUEST; c++) {
+		make_content(mem, pages, c, (const uint8_t *)program,
+			program_len / STORE_PAGE);
+		measure(c, mem, pages);
+	}
+	measure_packs(mem, pages);
+	if (out) {
+		json_out_end_array(out);
+		json_out_end_object(out);
+		puts(json.buf);
+		json_out_done(&json);
+	}
+	done();
+	return 0;
+}

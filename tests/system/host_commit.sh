@@ -1,0 +1,456 @@
+#!/bin/sh
+# Commits and what runs of them, with the small guest on this host's /dev/kvm, in seconds: what goes on in a VM of a
+# commit, how much a second commit writes, tags and prefixes, a damaged store, a store in another home, deletions that are
+# refused, and pandod killed at every stage.
+# shellcheck disable=SC2329,SC2317 # tests are called by name
+. "$(dirname "$0")/lib.sh"
+PANDO_IMAGES=$work/images
+export PANDO_IMAGES
+cd "$work" || exit 2
+
+end_daemon() {
+	pid=$(pandod_pid)
+	[ -n "$pid" ] || return 0
+	kill -9 "$pid" 2>/dev/null
+	wait_until 10 "pandod is gone" no_pandod
+}
+
+counts_on() { # vm
+	was=$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)
+	more() { [ "$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)" != "$was" ]; }
+	wait_until 20 "$1 counts on" more "$1"
+}
+
+# Blank VMMs of the pool belong to no VM, and come and go.
+no_pool() {
+	printf '[pool]\nsize = 0\n' >"$PANDO_HOME/pandod.toml"
+	end_daemon
+}
+
+settled() { # the parked and the half-made end a moment after their socket did
+	[ "$(vmm_pids | wc -l)" = "$(vms 'len([v for v in j if v["pid"]])')" ]
+}
+
+commit_field() { # commit, expression over j
+	pando commit info "$1" --format json | json "$2"
+}
+
+last_written() { # bytes that the last commit in the log wrote
+	python3 -c 'import json, sys; print(json.load(sys.stdin)["written_bytes"])'
+}
+
+a_commit_is_printed_and_nothing_else() {
+	needs_kvm
+	no_pool
+	run_small -N a -l team=red -- mode=work tick=20000 disk=1 dirty=200 >/dev/null
+	wait_until 60 "what a says" console_says a ready
+	wait_until 60 "what a says" console_says a tick
+	held=$(holdings | grep -v 'segments/')
+	status_is 0 pando commit a -m "the first" --tag one --tag also-one -l kind=golden
+	printf '%s\n' "$stdout" | grep -Eqx '[0-9a-f]{64}' || fail "stdout is: $stdout"
+	equal "its id by tag" "$(commit_field one 'j["id"]')" "$stdout"
+	equal "its message" "$(commit_field one 'j["message"]')" "the first"
+	equal "its label" "$(commit_field one 'j["labels"]["kind"]')" golden
+	equal "its parent" "$(commit_field one 'j["parent"]')" None
+	equal "what it has of memory" "$(commit_field one 'j["mem_mib"]')" 32
+	equal "the VM's commit" "$(info a 'j["commit"]')" "$stdout"
+	equal "what is held" "$(holdings | grep -v 'segments/')" "$held"
+	counts_on a
+	wait_until 60 "a is well" console_says a 'fork n=2 .*memory=ok disk=ok'
+	status_is 0 pando verify
+	status_is 0 pando verify one
+}
+
+it_goes_on_after_the_vm_and_the_daemon_are_gone() {
+	needs_kvm
+	pando logs a | sed -n 's/.*fork n=2 .*history=//p' | head -n 1 >"$work/history"
+	pando delete -y a >/dev/null
+	end_daemon
+	equal "the VMs left" "$(pando status -q)" ""
+	status_is 0 pando run-commit one -N b --no-wait
+	printf '%s\n' "$stdout" | grep -Eqx '[0-9a-f]{12}' || fail "stdout is: $stdout"
+	wait_until 60 "what b says" console_says b 'fork n=2 .*memory=ok disk=ok'
+	counts_on b
+	equal "its past" "$(pando logs b | sed -n 's/.*fork n=2 .*history=//p' | head -n 1 | cut -d, -f1)" \
+		"$(cut -d, -f1 "$work/history")"
+	[ "$(pando logs b | sed -n 's/.*fork n=2 .*history=//p' | head -n 1 | cut -d, -f2)" != \
+		"$(cut -d, -f2 "$work/history")" ] || fail "two have one present"
+	equal "its commit" "$(info b 'j["commit"]')" "$(commit_field one 'j["id"]')"
+	equal "its parent" "$(info b 'j["parent"]')" None
+	equal "the VMs on it" "$(commit_field one 'j["vms"]')" "['$(info b 'j["id"]')']"
+}
+
+eight_at_once() {
+	needs_kvm
+	status_is 0 pando run-commit one --count 8 -N e -l k=v --no-wait
+	equal "the number of ids" "$(printf '%s\n' "$stdout" | grep -Ecx '[0-9a-f]{12}')" 8
+	for i in 0 1 2 3 4 5 6 7; do
+		wait_until 60 "what e-$i says" console_says "e-$i" 'fork n=2 .*memory=ok disk=ok'
+		pando logs "e-$i" | sed -n 's/.*fork n=2 .*history=//p' | head -n 1
+	done >"$work/histories"
+	equal "the number of pasts" "$(cut -d, -f1 "$work/histories" | sort -u | wc -l)" 1
+	equal "the number of presents" "$(cut -d, -f2 "$work/histories" | sort -u | wc -l)" 8
+	equal "their label" "$(info e-3 'j["labels"]["k"]')" v
+	status_is 4 pando run-commit one -N e-3 --no-wait
+	status_is 4 pando run-commit one --count 2 -N e --no-wait
+	status_is 2 pando run-commit one --count 0 --no-wait
+	status_is 2 pando run-commit one --count 100000 --no-wait
+	status_is 3 pando run-commit nosuch --no-wait
+	equal "the number of VMs" "$(pando status -q | wc -l)" 9
+	for i in 1 2 3 4 5 6 7; do
+		pando delete -y "e-$i" >/dev/null
+	done
+}
+
+a_restored_vm_is_a_vm() {
+	needs_kvm
+	status_is 0 pando branch b -n bb --no-wait
+	wait_until 60 "what bb says" console_says bb 'fork n=3 .*memory=ok disk=ok'
+	equal "the branch's commit" "$(info bb 'j["commit"]')" "$(info b 'j["commit"]')"
+	wait_until 60 "what b says" console_says b 'fork n=3 .*memory=ok disk=ok'
+	status_is 0 pando branch b --count 3 -n bc --no-wait
+	wait_until 60 "what bc-2 says" console_says bc-2 'fork n=4 .*memory=ok disk=ok'
+	status_is 0 pando pause b
+	status_is 0 pando commit b --tag paused
+	equal "the state of a paused VM" "$(info b 'j["state"]')" paused
+	# the commit's disk is the VM's, block by block
+	status_is 0 pando disk export b "$work/b.raw"
+	status_is 0 pando run-commit paused -N same --no-wait
+	cmp "$work/b.raw" "$PANDO_HOME/flat/$(commit_field paused 'j["id"]')/disk"
+	pando delete -y same >/dev/null
+	status_is 0 pando resume b
+	pando delete -y bc-0 >/dev/null
+	pando delete -y bc-1 >/dev/null
+	pando delete -y bc-2 >/dev/null
+	# it boots from its disk
+	status_is 0 pando stop bb --force
+	status_is 0 pando start bb --no-wait
+	wait_until 60 "bb boots" console_says bb ready
+	# and its memory, which lies on no image any more, is committed
+	status_is 0 pando commit bb --tag booted
+	status_is 0 pando run-commit booted -N booted --no-wait
+	wait_until 60 "what booted says" console_says booted 'fork n=2 .*memory=ok disk=ok'
+	pando delete -y booted >/dev/null
+	pando delete -y bb >/dev/null
+}
+
+the_second_commit_writes_little() {
+	needs_kvm
+	first=$(pando commit b --tag two --format json | last_written)
+	second=$(pando commit b --tag three --format json | last_written)
+	echo "$first, then $second bytes"
+	[ "$second" -lt 131072 ] || fail "the second commit wrote $second bytes"
+	equal "its parent" "$(commit_field three 'j["parent"]')" "$(commit_field two 'j["id"]')"
+	status_is 0 pando history b -q
+	equal "the first of b's history" "$(printf '%s\n' "$stdout" | head -n 1)" "$(commit_field three 'j["id"]')"
+	equal "the last of it" "$(printf '%s\n' "$stdout" | tail -n 1)" "$(commit_field one 'j["id"]')"
+	equal "the length of it" "$(printf '%s\n' "$stdout" | wc -l)" 4
+	status_is 0 pando diff one three
+	contains stdout "$stdout" "memory "
+	status_is 0 pando diff one one --format json
+	equal "what differs" "$(printf '%s' "$stdout" | json '(j["memory"]["pages"], j["disk"]["pages"])')" "(0, 0)"
+	status_is 0 pando diff one three --format json
+	[ "$(printf '%s' "$stdout" | json 'j["memory"]["pages"] > 0')" = True ] || fail "nothing differs: $stdout"
+	status_is 0 pando verify
+	# a child of the third is what the first was, and more
+	status_is 0 pando branch three -n t --no-wait
+	wait_until 60 "what t says" console_says t 'fork n=[0-9]* .*memory=ok disk=ok'
+	pando delete -y t >/dev/null
+}
+
+two_commits_of_one_vm_at_once() {
+	needs_kvm
+	for i in 1 2 3; do
+		(
+			got=0
+			pando commit b >"$work/at-once.$i" 2>&1 || got=$?
+			echo "status $got" >>"$work/at-once.$i"
+		) &
+	done
+	wait
+	made=0
+	for i in 1 2 3; do
+		case $(cat "$work/at-once.$i") in
+		*"status 0") made=$((made + 1)) ;;
+		*"being committed"*"status 4") ;;
+		*) fail "$(cat "$work/at-once.$i")" ;;
+		esac
+	done
+	[ "$made" -ge 1 ] || fail "none was made"
+	status_is 0 pando verify
+}
+
+tags_and_prefixes() {
+	needs_kvm
+	id=$(commit_field one 'j["id"]')
+	short=$(printf %.12s "$id")
+	equal "by a beginning" "$(commit_field "$short" 'j["id"]')" "$id"
+	status_is 3 pando commit info "$(printf %.3s "$id")"
+	status_is 4 pando tag create one three
+	contains stderr "$stderr" one
+	status_is 4 pando commit b --tag one
+	contains stderr "$stderr" "tag update"
+	status_is 0 pando tag create spare one
+	status_is 0 pando tag update spare three
+	equal "where it leads" "$(commit_field spare 'j["id"]')" "$(commit_field three 'j["id"]')"
+	status_is 3 pando tag update absent three
+	status_is 0 pando tag list
+	contains stdout "$stdout" also-one
+	status_is 0 pando tag delete spare
+	status_is 3 pando tag delete spare
+	status_is 3 pando commit info spare
+	for wrong in "has space" .hidden a/b "" "$id"; do
+		got=0
+		pando tag create "$wrong" one >"$work/stdout" 2>"$work/stderr" || got=$?
+		case $got in 2 | 3) ;; *) fail "status $got for the tag '$wrong'" ;; esac
+		[ -s "$work/stderr" ] || fail "no sentence for '$wrong'"
+	done
+	# another manifest whose name begins alike
+	twin=$(printf %.8s "$id")$(printf '%056d' 0)
+	cp "$PANDO_HOME/store/commits/$id.json" "$PANDO_HOME/store/commits/$twin.json"
+	status_is 4 pando commit info "$(printf %.6s "$id")"
+	contains stderr "$stderr" "$(printf %.12s "$id")"
+	contains stderr "$stderr" "$(printf %.12s "$twin")"
+	status_is 4 pando run-commit "$(printf %.8s "$id")" --no-wait
+	status_is 4 pando branch "$(printf %.8s "$id")" --no-wait
+	status_is 0 pando commit info "$(printf %.12s "$id")"
+	rm "$PANDO_HOME/store/commits/$twin.json"
+}
+
+deletion_is_refused_by_name() {
+	needs_kvm
+	status_is 4 pando commit delete one
+	status_is 4 pando commit delete -r one
+	contains stderr "$stderr" b
+	status_is 4 pando commit delete three
+	pando stop b --force >/dev/null
+	pando delete -y e-0 >/dev/null
+	status_is 4 pando commit delete one
+	status_is 0 pando commit delete -r --dry-run two
+	contains stdout "$stdout" "$(commit_field three 'j["id"]')"
+	status_is 0 pando commit delete -r two
+	status_is 3 pando commit info two
+	status_is 3 pando commit info three
+	status_is 0 pando verify
+	status_is 0 pando gc
+	status_is 0 pando verify
+	status_is 0 pando run-commit one -N again --no-wait
+	wait_until 60 "what again says" console_says again 'fork n=2 .*memory=ok disk=ok'
+	# a stopped VM whose commits are gone boots, and begins a new history
+	status_is 0 pando start b --no-wait
+	wait_until 60 "b ticks" console_says b tick
+	status_is 0 pando commit b --tag fresh
+	equal "its parent" "$(commit_field fresh 'j["parent"]')" None
+	pando delete -y again >/dev/null
+}
+
+another_home_has_it_from_the_files() {
+	needs_kvm
+	other=$work/other
+	mkdir -m 700 "$other"
+	cp -r "$PANDO_HOME/store" "$other/store"
+	(
+		PANDO_HOME=$other
+		export PANDO_HOME
+		status_is 0 pando verify
+		status_is 0 pando run-commit one -N elsewhere --no-wait
+		wait_until 60 "what it says" console_says elsewhere 'fork n=2 .*memory=ok disk=ok'
+		status_is 0 pando commit elsewhere
+		equal "its parent" "$(commit_field "$stdout" 'j["parent"]')" "$(commit_field one 'j["id"]')"
+		end_home
+	)
+}
+
+damage_is_named() {
+	needs_kvm
+	pando delete --all -y -q >/dev/null
+	broken=$work/broken
+	mkdir -m 700 "$broken"
+	cp -r "$PANDO_HOME/store" "$broken/store"
+	pack=$(find "$broken/store/packs" -name '*.pack' -size +4k | head -n 1)
+	python3 - "$pack" <<-'END'
+		import sys
+		with open(sys.argv[1], "r+b") as f:
+		    f.seek(200); b = f.read(1); f.seek(200); f.write(bytes([b[0] ^ 1]))
+	END
+	(
+		PANDO_HOME=$broken
+		export PANDO_HOME
+		status_is 1 pando verify
+		[ -n "$stdout" ] || fail "no damage is named"
+		status_is 1 pando verify --format json
+		equal "the verdict" "$(printf '%s' "$stdout" | json 'j["sound"]')" False
+		end_home
+	)
+}
+
+the_pool_is_filled_and_used() {
+	needs_kvm
+	rm "$PANDO_HOME/pandod.toml"
+	end_daemon
+	pando run-commit one -N cold --no-wait --format json >"$work/cold"
+	equal "from the pool" "$(json 'j["pooled"]' <"$work/cold")" 0
+	full() { [ "$(vmm_pids | wc -l)" = 3 ]; }
+	wait_until 20 "two blank VMMs" full
+	pando run-commit one --count 3 -N warm --no-wait --format json >"$work/warm"
+	equal "from the pool" "$(json 'j["pooled"]' <"$work/warm")" 2
+	for i in 0 1 2; do
+		wait_until 60 "what warm-$i says" console_says "warm-$i" 'fork n=2 .*memory=ok disk=ok'
+	done
+	pando delete --all -y -q >/dev/null
+	end_daemon
+	empty() { [ -z "$(vmm_pids)" ]; }
+	wait_until 10 "blank VMMs end with pandod" empty
+	printf '[pool]\nsize = 3000\n' >"$PANDO_HOME/pandod.toml"
+	status_is 1 pando status
+	contains stderr "$stderr" "pool.size"
+	no_pool
+}
+
+dies_at() { # point, command…
+	point=$1
+	shift
+	end_daemon
+	got=0
+	(
+		PANDO_FAULT=$point
+		export PANDO_FAULT
+		pando status -q >/dev/null
+		COMMAND_LIMIT=60
+		"$@"
+	) >"$work/stdout" 2>"$work/stderr" || got=$?
+	[ "$got" -ne 0 ] || fail "nothing died at $point: $(cat "$work/stdout")"
+	[ "$got" -ne 124 ] || fail "the command hung at $point"
+	wait_until 10 "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
+}
+
+the_tree() {
+	vms 'sorted((v["id"], v["alias"] or "", v["state"], v["pid"] or 0) for v in j)'
+}
+
+kill_nine_while_committing() {
+	needs_kvm
+	pando delete --all -y -q >/dev/null
+	run_small -N p -- mode=work tick=20000 disk=1 dirty=100 >/dev/null
+	wait_until 60 "what p says" console_says p tick
+	# as the next daemon has it: through its control socket
+	end_daemon
+	pando status -q >/dev/null
+	for point in commit.entered branch.park-files commit.parked commit.state commit.memory commit.disk \
+		commit.written; do
+		tree_before=$(the_tree)
+		held_before=$(holdings | grep -v 'segments/')
+		commits_before=$(pando commit list -q | sort)
+		dies_at "$point" pando commit p --tag "t-$point"
+		equal "the tree after $point" "$(the_tree)" "$tree_before"
+		wait_until 10 "only what is in the tree runs ($point)" settled
+		equal "what is held after $point" "$(holdings | grep -v 'segments/')" "$held_before"
+		# every segment is the chain's
+		equal "the segments after $point" "$(find "$PANDO_HOME/segments" -name '*.data' | wc -l)" \
+			"$(curl -s --unix-socket "$PANDO_HOME/pandod.sock" http://p/v1/vms/p/disk | json 'len(j["chain"])')"
+		case $point in
+		commit.written) equal "the commits after $point" "$(pando commit list -q | wc -l)" \
+			$(($(printf '%s\n' "$commits_before" | wc -l) + 1)) ;;
+		*) equal "the commits after $point" "$(pando commit list -q | sort)" "$commits_before" ;;
+		esac
+		status_is 0 pando verify
+		equal "what is unfinished in the store" "$(find "$PANDO_HOME/store" -name 'tmp.*')" ""
+		counts_on p
+		status_is 0 pando commit p
+		pando disk export -f p "$work/p.raw" >/dev/null
+	done
+	pando delete -y p >/dev/null
+	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" -mindepth 1)" ""
+}
+
+kill_nine_while_spawning() {
+	needs_kvm
+	pando delete --all -y -q >/dev/null
+	for point in spawn.entered spawn.sent spawn.started; do
+		dies_at "$point" pando run-commit one --count 3 -N s --no-wait
+		equal "the VMs after $point" "$(pando status -q)" ""
+		wait_until 10 "nothing runs ($point)" settled
+		equal "the files left after $point" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" -mindepth 1)" ""
+	done
+	dies_at spawn.made pando run-commit one --count 3 -N s --no-wait
+	equal "the number of VMs" "$(pando status -q | wc -l)" 3
+	for i in 0 1 2; do
+		counts_on "s-$i"
+	done
+	pando delete --all -y -q >/dev/null
+	# the flat image
+	for point in flat.disk flat.memory; do
+		rm -rf "$PANDO_HOME/flat"
+		dies_at "$point" pando run-commit one --no-wait
+		status_is 0 pando run-commit one -N f --no-wait
+		wait_until 60 "what f says" console_says f 'fork n=2 .*memory=ok disk=ok'
+		pando delete -y f >/dev/null
+	done
+}
+
+a_vm_deleted_while_it_is_committed() {
+	needs_kvm
+	run_small -N d -- mode=work tick=20000 disk=1 dirty=2000 >/dev/null
+	wait_until 60 "what d says" console_says d tick
+	pando commit d --tag of-d >"$work/of-d" 2>&1 &
+	job=$!
+	sleep 0.05
+	pando delete -y d >"$work/deleted" 2>&1 || grep -q "being committed" "$work/deleted" || fail "$(cat "$work/deleted")"
+	if wait "$job"; then
+		status_is 0 pando run-commit of-d -N od --no-wait
+		wait_until 60 "what od says" console_says od 'fork n=2 .*memory=ok disk=ok'
+	fi
+	pando delete --all -y -q >/dev/null
+	status_is 0 pando verify
+	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" -mindepth 1)" ""
+}
+
+flat_images_are_bounded() {
+	needs_kvm
+	printf '[pool]\nsize = 0\nflat_mib = 0\n' >"$PANDO_HOME/pandod.toml"
+	end_daemon
+	pando run-commit one -N f --no-wait >/dev/null
+	equal "images while it lives" "$(find "$PANDO_HOME/flat" -name disk | wc -l)" 1
+	pando stop f --force >/dev/null
+	pando run-commit fresh -N g --no-wait >/dev/null
+	[ -e "$PANDO_HOME/flat/$(commit_field one 'j["id"]')/disk" ] || fail "a stopped VM's disk was removed"
+	status_is 0 pando disk export -f f "$work/f.raw"
+	pando delete --all -y -q >/dev/null
+	pando gc >/dev/null
+	equal "images of nobody" "$(find "$PANDO_HOME/flat" -name disk | wc -l)" 0
+}
+
+bad_usage() {
+	for wrong in "commit list x" "commit info" "commit delete" "commit a b" "commit -r a" "commit list -m x" \
+		"run-commit" "run-commit a b" "tag" "tag create x" "tag nosuch" "diff a" "gc x" "verify a b" \
+		"history a b" "run-commit x --count many"; do
+		# shellcheck disable=SC2086 # words
+		status_is 2 pando $wrong
+		[ -n "$stderr" ] || fail "no sentence for pando $wrong"
+		equal "stdout of pando $wrong" "$stdout" ""
+	done
+	for absent in "commit info nosuch" "commit delete nosuch" "history nosuch" "verify nosuch" "diff nosuch nosuch" \
+		"tag create x nosuch" "run-commit nosuch"; do
+		# shellcheck disable=SC2086 # words
+		status_is 3 pando $absent
+		contains stderr "$stderr" nosuch
+	done
+}
+
+t a_commit_is_printed_and_nothing_else
+t it_goes_on_after_the_vm_and_the_daemon_are_gone
+t eight_at_once
+t a_restored_vm_is_a_vm
+t the_second_commit_writes_little
+t two_commits_of_one_vm_at_once
+t tags_and_prefixes
+t deletion_is_refused_by_name
+t another_home_has_it_from_the_files
+t damage_is_named
+t the_pool_is_filled_and_used
+t kill_nine_while_committing
+t kill_nine_while_spawning
+t a_vm_deleted_while_it_is_committed
+t flat_images_are_bounded
+t bad_usage
+finish

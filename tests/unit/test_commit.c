@@ -1,0 +1,491 @@
+/*
+ * What a commit is read from (host/commit_read.c), what a VMM may say of itself
+ * (vmmctl_state), what a commit's configuration may be, and pandod's settings.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/io.h"
+#include "host/commit_read.h"
+#include "host/tree_priv.h"
+#include "host/vmmctl.h"
+
+#define MIB (1u << 20)
+
+static char folder[64];
+static struct store *store;
+static struct err e;
+
+static int
+open_store(void **state)
+{
+	char path[PATHS_MAX];
+
+	(void)state;
+	snprintf(folder, sizeof(folder), "/tmp/pando-test-commit.XXXXXX");
+	if (!mkdtemp(folder))
+		return -1;
+	snprintf(path, sizeof(path), "%s/store", folder);
+	return store_open(path, &store, &e);
+}
+
+static int
+close_store(void **state)
+{
+	(void)state;
+	store_close(store);
+	return io_remove_tree(folder, NULL);
+}
+
+/* Makes the trees of a writer stay, so that they can be read. */
+static void
+keep(struct store_writer *w, const struct store_tree *tree)
+{
+	struct store_fields f = {
+		.labels = "{}", .config = "{}", .cpu = "{}", .disk = *tree};
+	char id[STORE_ID_MAX];
+
+	assert_int_equal(store_commit(w, &f, id, NULL, &e), 0);
+}
+
+static struct store_writer *
+begin(void)
+{
+	struct store_writer *w;
+
+	assert_int_equal(store_begin(store, &w, &e), 0);
+	return w;
+}
+
+/*
+ * Memory, of this very process.
+ */
+
+static void
+assert_is_memory(const struct store_tree *tree, const uint8_t *memory, size_t len)
+{
+	uint8_t *got = malloc(len);
+
+	assert_non_null(got);
+	assert_int_equal(tree->length, len);
+	assert_int_equal(store_tree_read(store, tree, 0, len / STORE_PAGE, got, &e), 0);
+	assert_memory_equal(got, memory, len);
+	free(got);
+}
+
+static struct vmm_state_answer
+answer_of(const uint8_t *memory, size_t len, uint32_t flags)
+{
+	struct vmm_state_answer a = {.flags = flags,
+		.mem_mib = len / MIB,
+		.vcpus = 1,
+		.disk_mib = 1,
+		.blob_bytes = 100,
+		.n_ranges = 2};
+
+	a.ranges[0] = (struct vmm_mem_range){0, (uintptr_t)memory, 5 * MIB};
+	a.ranges[1] = (struct vmm_mem_range){
+		1ull << 32, (uintptr_t)memory + 5 * MIB, len - 5 * MIB};
+	return a;
+}
+
+static void
+only_pages_that_are_there_are_read(void **state)
+{
+	const size_t len = 48 * MIB;
+	uint8_t *memory = mmap(
+		NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct vmm_state_answer a;
+	struct store_writer *w = begin();
+	struct store_tree tree;
+	uint64_t read;
+
+	(void)state;
+	assert_true(memory != MAP_FAILED);
+	madvise(memory, len, MADV_NOHUGEPAGE);
+	/* The first, the last, both sides of the ranges' border, scattered ones and a
+	 * run longer than a batch. */
+	memory[0] = 1;
+	memory[len - 1] = 2;
+	memset(memory + 5 * MIB - 10, 3, 20);
+	for (size_t at = 6 * MIB; at < 12 * MIB; at += 3 * STORE_PAGE)
+		memory[at] = (uint8_t)(at / STORE_PAGE);
+	memset(memory + 20 * MIB, 7, 5 * MIB);
+	a = answer_of(memory, len, 0);
+	assert_int_equal(commit_read_memory(w, getpid(), &a, NULL, &tree, &read, &e), 0);
+	keep(w, &tree);
+	assert_in_range(read, 5 * MIB, 9 * MIB);
+	assert_is_memory(&tree, memory, len);
+	munmap(memory, len);
+}
+
+static void
+on_an_image_only_what_was_written_is_read(void **state)
+{
+	const size_t len = 16 * MIB;
+	struct vmm_state_answer a;
+	struct store_tree image, tree;
+	struct store_writer *w;
+	uint8_t *memory;
+	uint64_t read;
+	char path[128];
+	int fd;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/image", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)len), 0);
+	for (uint64_t at = 0; at < len; at += 5 * STORE_PAGE)
+		assert_int_equal(io_pwrite_full(fd, &at, sizeof(at), at), 0);
+	w = begin();
+	assert_int_equal(commit_read_base(w, fd, path, len, &image, &e), 0);
+	keep(w, &image);
+	memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	assert_true(memory != MAP_FAILED);
+	/* Read: still the file's. Written: ours, zeroes too. */
+	for (size_t at = 0; at < 4 * MIB; at += STORE_PAGE)
+		assert_true(memory[at] == 0 || at);
+	memory[STORE_PAGE] = 9;
+	memset(memory + 5 * STORE_PAGE, 0, STORE_PAGE);
+	memory[len - 1] = 4;
+	a = answer_of(memory, len, VMM_STATE_ON_IMAGE);
+	w = begin();
+	assert_int_equal(
+		commit_read_memory(w, getpid(), &a, &image, &tree, &read, &e), 0);
+	keep(w, &tree);
+	assert_int_equal(read, 3 * STORE_PAGE);
+	assert_is_memory(&tree, memory, len);
+	/* An image that is none, or another one. */
+	w = begin();
+	assert_int_equal(
+		commit_read_memory(w, getpid(), &a, NULL, &tree, &read, &e), -EPROTO);
+	image.length -= STORE_PAGE;
+	assert_int_equal(
+		commit_read_memory(w, getpid(), &a, &image, &tree, &read, &e), -EPROTO);
+	store_abort(w);
+	munmap(memory, len);
+	close(fd);
+}
+
+static void
+memory_that_is_not_there_is_an_error(void **state)
+{
+	uint8_t *memory = mmap(NULL, 16 * MIB, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	struct vmm_state_answer a = answer_of(memory, 16 * MIB, 0);
+	struct store_writer *w = begin();
+	struct store_tree tree;
+	uint64_t read;
+
+	(void)state;
+	/* Beyond what a process can have: no entry of the page map. */
+	a.ranges[1].host = 1ull << 62;
+	assert_true(commit_read_memory(w, getpid(), &a, NULL, &tree, &read, &e) < 0);
+	assert_true(commit_read_memory(w, 0x3ffffff, &a, NULL, &tree, &read, &e) < 0);
+	store_abort(w);
+	munmap(memory, 16 * MIB);
+}
+
+/*
+ * Disks.
+ */
+
+#define DISK_MIB 8u
+
+static int
+make_file(const char *name, char *path, size_t cap)
+{
+	int fd;
+
+	snprintf(path, cap, "%s/%s", folder, name);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static void
+put_records(int index, int data, unsigned seed)
+{
+	const struct segment_record records[] = {
+		segment_record_make(SEGMENT_DATA, 10 + seed, 0, 3),
+		segment_record_make(SEGMENT_ZERO, 12 + seed, 0, 4),
+		segment_record_make(SEGMENT_DATA, 700 + seed, 3, 600),
+		segment_record_make(SEGMENT_ZERO, 900, 0, 2),
+		segment_record_make(SEGMENT_DATA, DISK_MIB * 256 - 1, 603, 1),
+	};
+	uint8_t block[SEGMENT_BLOCK];
+
+	for (unsigned i = 0; i < 604; i++) {
+		memset(block, (int)(i * 7 + seed), sizeof(block));
+		assert_int_equal(io_write_full(data, block, sizeof(block)), 0);
+	}
+	assert_int_equal(io_write_full(index, records, sizeof(records)), 0);
+}
+
+static void
+a_disk_is_what_an_export_of_it_is(void **state)
+{
+	char base_path[128], paths[2][2][128], out_path[128];
+	struct disk_segment segments[2];
+	struct disk_chain chain = {base_path, segments, 2};
+	struct store_tree base, with, without;
+	uint8_t *exported = malloc(DISK_MIB * MIB), block[SEGMENT_BLOCK];
+	struct store_writer *w;
+	int fd = make_file("base", base_path, sizeof(base_path)), out;
+
+	(void)state;
+	assert_non_null(exported);
+	/* A base with a hole, shorter than the disk. */
+	for (unsigned i = 0; i < 4 * 256; i++) {
+		memset(block, (int)i, sizeof(block));
+		if (i < 100 || i > 600)
+			assert_int_equal(io_pwrite_full(fd, block, sizeof(block),
+						 i * SEGMENT_BLOCK),
+				0);
+	}
+	for (unsigned i = 0; i < 2; i++) {
+		char name[16];
+		int data, index;
+
+		snprintf(name, sizeof(name), "%u.data", i);
+		data = make_file(name, paths[i][0], sizeof(paths[i][0]));
+		snprintf(name, sizeof(name), "%u.index", i);
+		index = make_file(name, paths[i][1], sizeof(paths[i][1]));
+		put_records(index, data, i * 3);
+		close(data);
+		close(index);
+		segments[i] = (struct disk_segment){paths[i][0], paths[i][1], -1};
+	}
+	segments[1].records = 3;
+	out = make_file("out", out_path, sizeof(out_path));
+	assert_int_equal(disk_export(&chain, DISK_MIB, out, &e), 0);
+	assert_int_equal(io_pread_full(out, exported, DISK_MIB * MIB, 0), 0);
+
+	w = begin();
+	assert_int_equal(commit_read_base(w, fd, base_path, 4 * MIB, &base, &e), 0);
+	assert_int_equal(
+		commit_read_disk(w, &chain, DISK_MIB, fd, base_path, NULL, &without, &e),
+		0);
+	keep(w, &without);
+	assert_is_memory(&without, exported, DISK_MIB * MIB);
+	/* The base's content in the store: the file is not needed. */
+	w = begin();
+	assert_int_equal(
+		commit_read_disk(w, &chain, DISK_MIB, -1, base_path, &base, &with, &e),
+		0);
+	keep(w, &with);
+	assert_true(hash_equal(&with.root, &without.root));
+	/* A cut that is longer than the index. */
+	segments[0].records = 99;
+	w = begin();
+	assert_int_equal(
+		commit_read_disk(w, &chain, DISK_MIB, -1, base_path, &base, &with, &e),
+		-EBADMSG);
+	store_abort(w);
+	close(fd);
+	close(out);
+	free(exported);
+}
+
+/*
+ * A VMM's word.
+ */
+
+static int
+ask(struct vmm_state_answer a, struct vmm_state_answer *ret)
+{
+	struct vmmctl *c;
+	int pair[2], blob, r;
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	assert_int_equal(vmmctl_create(pair[0], &c, &e), 0);
+	a.hdr = (struct vmm_hdr){VMM_WIRE_VERSION, VMM_STATE_ANSWER, sizeof(a), 1};
+	assert_int_equal(io_send_fds(pair[1], &a, sizeof(a), NULL, 0), 0);
+	blob = memfd_create("state", MFD_CLOEXEC);
+	r = vmmctl_state(c, blob, 2000, ret, &e);
+	vmmctl_free(c);
+	close(pair[1]);
+	close(blob);
+	return r;
+}
+
+static void
+a_vmm_that_lies_about_its_memory_is_not_believed(void **state)
+{
+	struct vmm_state_answer good = answer_of((uint8_t *)4096, 16 * MIB, 0), a, ret;
+
+	(void)state;
+	assert_int_equal(ask(good, &ret), 0);
+	assert_int_equal(ret.mem_mib, 16);
+#define LIE(what) \
+	do { \
+		a = good; \
+		what; \
+		assert_int_equal(ask(a, &ret), -EPROTO); \
+	} while (0)
+	LIE(a.mem_mib = 17);
+	LIE(a.mem_mib = 0);
+	LIE(a.mem_mib = 1ull << 60);
+	LIE(a.n_ranges = 0);
+	LIE(a.n_ranges = 3);
+	LIE(a.n_ranges = UINT32_MAX);
+	LIE(a.ranges[0].len -= 1);
+	LIE(a.ranges[0].host += 1);
+	LIE(a.ranges[1].gpa = 0);
+	LIE(a.ranges[1].host = UINT64_MAX - 4095);
+	LIE(a.ranges[1].len = UINT64_MAX - 4095);
+	LIE(a.blob_bytes = 0);
+	LIE(a.blob_bytes = VMM_STATE_BLOB_MAX + 1ull);
+	LIE(a.vcpus = 0);
+	LIE(a.vcpus = 99);
+	LIE(a.flags = 2);
+#undef LIE
+	a = good;
+	a.error = -ENOSPC;
+	memset(a.msg, 'x', sizeof(a.msg));
+	assert_int_equal(ask(a, &ret), -ENOSPC);
+	a.error = INT32_MIN;
+	a.msg[0] = '\0';
+	assert_int_equal(ask(a, &ret), -EIO);
+}
+
+/*
+ * Configurations.
+ */
+
+static int
+read_config(const char *config, uint64_t memory, uint64_t disk)
+{
+	static struct vm_row row;
+	union {
+		const char *text;
+		char *owned;
+	} u = {config};
+	struct store_manifest m = {.id = "0123456789abcdef"};
+
+	m.f.config = u.owned;
+	m.f.memory.length = memory;
+	m.f.disk.length = disk;
+	m.f.state.length = 100;
+	return commit_config_read(&m, &row, &e);
+}
+
+static void
+a_configuration_that_is_no_vms_is_refused(void **state)
+{
+	static const char *const wrong[] = {
+		"{}",
+		"[]",
+		"",
+		"{\"mem_mib\":32,\"vcpus\":1}",
+		"{\"mem_mib\":32,\"disk_mib\":16,\"vcpus\":0}",
+		"{\"mem_mib\":32,\"disk_mib\":16,\"vcpus\":9}",
+		"{\"mem_mib\":33,\"disk_mib\":16,\"vcpus\":1}",
+		"{\"mem_mib\":32,\"disk_mib\":17,\"vcpus\":1}",
+		"{\"mem_mib\":-32,\"disk_mib\":16,\"vcpus\":1}",
+		"{\"mem_mib\":32,\"disk_mib\":16,\"vcpus\":1,\"kernel\":7}",
+		"{\"mem_mib\":18446744073709551615,\"disk_mib\":16,\"vcpus\":1}",
+	};
+	struct vm_row row = {.mem_mib = 32, .disk_mib = 16, .vcpus = 2};
+	char *text;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
+		assert_int_equal(read_config(wrong[i], 32 * MIB, 16 * MIB), -EBADMSG);
+	snprintf(row.kernel, sizeof(row.kernel), "default");
+	assert_int_equal(commit_config_write(&row, &text, &e), 0);
+	assert_int_equal(read_config(text, 32 * MIB, 16 * MIB), 0);
+	assert_int_equal(read_config(text, 0, 16 * MIB), -EBADMSG);
+	free(text);
+}
+
+static void
+settings_are_read_and_mistakes_named(void **state)
+{
+	static const struct {
+		const char *text, *says;
+	} wrong[] = {
+		{"[pool]\nsize = 65\n", "pandod.toml:2:8: pool.size must be 0 to 64"},
+		{"[pool]\nsize = -1\n", "pool.size"},
+		{"[pool]\nsize = \"two\"\n", "pool.size"},
+		{"[pool]\nsise = 2\n", "\"sise\""},
+		{"[pools]\nsize = 2\n", "\"pools\""},
+		{"pool = 3\n", "\"pool\""},
+		{"[pool\n", "pandod.toml:1:"},
+	};
+	static const char right[] = "[pool]\nsize = 0\nflat_mib = 7\n";
+	static struct tree_config config;
+	char path[128];
+
+	(void)state;
+	config = (struct tree_config){.pool_size = 2, .flat_mib = 100};
+	snprintf(config.home, sizeof(config.home), "%s", folder);
+	assert_int_equal(tree_settings(&config, &e), 0);
+	assert_int_equal(config.pool_size, 2);
+	snprintf(path, sizeof(path), "%s/pandod.toml", folder);
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		assert_int_equal(io_write_file_atomic(path, wrong[i].text,
+					 strlen(wrong[i].text), 0600, &e),
+			0);
+		assert_true(tree_settings(&config, &e) < 0);
+		if (!strstr(e.msg, wrong[i].says))
+			fail_msg("\"%s\" does not say \"%s\"", e.msg, wrong[i].says);
+	}
+	assert_int_equal(io_write_file_atomic(path, right, strlen(right), 0600, &e), 0);
+	assert_int_equal(tree_settings(&config, &e), 0);
+	assert_int_equal(config.pool_size, 0);
+	assert_int_equal(config.flat_mib, 7);
+}
+
+static void
+only_an_images_disk_is_one(void **state)
+{
+	static struct tree t;
+	char path[PATHS_MAX], id[STORE_ID_MAX], got[STORE_ID_MAX];
+
+	(void)state;
+	snprintf(t.config.home, sizeof(t.config.home), "/home/x");
+	memset(id, 'a', STORE_HEX);
+	id[STORE_HEX] = '\0';
+	snprintf(path, sizeof(path), "/home/x/flat/%s/disk", id);
+	assert_true(flat_is_disk(&t, path, got));
+	assert_string_equal(got, id);
+	snprintf(path, sizeof(path), "/home/x/flat/%s/memory", id);
+	assert_false(flat_is_disk(&t, path, got));
+	snprintf(path, sizeof(path), "/home/x/flat/%.63s/disk", id);
+	assert_false(flat_is_disk(&t, path, got));
+	snprintf(path, sizeof(path), "/home/x/flat/%sb/disk", id);
+	assert_false(flat_is_disk(&t, path, got));
+	assert_false(flat_is_disk(&t, "", got));
+	assert_false(flat_is_disk(&t, "/home/x/flat/", got));
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(only_pages_that_are_there_are_read),
+		cmocka_unit_test(on_an_image_only_what_was_written_is_read),
+		cmocka_unit_test(memory_that_is_not_there_is_an_error),
+		cmocka_unit_test(a_disk_is_what_an_export_of_it_is),
+		cmocka_unit_test(a_vmm_that_lies_about_its_memory_is_not_believed),
+		cmocka_unit_test(a_configuration_that_is_no_vms_is_refused),
+		cmocka_unit_test(settings_are_read_and_mistakes_named),
+		cmocka_unit_test(only_an_images_disk_is_one),
+	};
+
+	return cmocka_run_group_tests(tests, open_store, close_store);
+}
