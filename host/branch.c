@@ -61,7 +61,6 @@ enter_child(struct branch *b, unsigned i, struct err *e)
 		return err_set(e, -ENOMEM, "out of memory");
 	vm->op = "being made";
 	vm->row = parent->row;
-	memcpy(vm->row.alias, b->q->alias, sizeof(vm->row.alias));
 	vm->row.state = VM_STARTING;
 	vm->row.reason[0] = '\0';
 	memcpy(vm->row.parent, parent->row.id, sizeof(vm->row.parent));
@@ -73,16 +72,7 @@ enter_child(struct branch *b, unsigned i, struct err *e)
 	vm->row.made = false;
 	vm->row.next_segment = 1;
 	vm->row.labels = b->q->labels;
-	r = tree_new_id(vm->row.id, e);
-	if (r == 0 && b->q->alias[0] && b->q->count > 1)
-		r = paths_format(
-			vm->row.alias, sizeof(vm->row.alias), e, "%s-%u", b->q->alias, i);
-	if (r == 0)
-		r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
-	if (r == 0)
-		r = tree_check_alias_free(t, vm->row.alias, e);
-	if (r == 0)
-		r = tree_list_vm(t, vm, e);
+	r = tree_enter_vm(t, vm, b->q->alias, i, b->q->count, e);
 	if (r < 0) {
 		vm_unref(vm);
 		return r;

@@ -203,7 +203,6 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 		return NULL;
 	}
 	vm->op = "being made";
-	memcpy(vm->row.alias, q->alias, sizeof(vm->row.alias));
 	vm->row.state = VM_STARTING;
 	vm->row.created_ms = io_wall_ms();
 	vm->row.mem_mib = q->mem_mib;
@@ -219,15 +218,8 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 	memcpy(vm->row.base_path, image->base_path, sizeof(vm->row.base_path));
 	vm->row.labels = q->labels;
 	vm->row.next_segment = 1;
-	r = tree_new_id(vm->row.id, e);
-	if (r == 0)
-		r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
-	if (r == 0 && t->stopping)
-		r = err_set(e, -ECANCELED, "pandod is stopping");
-	if (r == 0)
-		r = tree_check_alias_free(t, q->alias, e);
-	if (r == 0)
-		r = tree_list_vm(t, vm, e);
+	r = t->stopping ? err_set(e, -ECANCELED, "pandod is stopping")
+			: tree_enter_vm(t, vm, q->alias, 0, 1, e);
 	if (r == 0) {
 		snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 		r = db_begin(t->db, e);

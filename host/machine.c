@@ -643,10 +643,9 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	/* Emulated: the machine is for hosts whose own KVM is no good. */
 	add(a, "-accel");
 	add(a, "tcg,thread=multi");
-	/* No 5-level page tables: with them, guests of two CPUs, and at times the machine
-	 * itself, ended by a triple fault within some ten branches (QEMU 7.2's nested
-	 * paging; 3 of 3 runs; without them none of 5, of 20 branches each). Page walks
-	 * are shorter, too. */
+	/* No 5-level page tables: page walks are shorter, and with QEMU 7.2's nested
+	 * paging guests ended by triple faults less often. That they do at all is likely
+	 * the emulator delivering an injected interrupt twice; this does not mend it. */
 	add(a, "-cpu");
 	add(a, "max,la57=off");
 	add(a, "-smp");

@@ -47,17 +47,7 @@ enter_one(struct spawn *s, unsigned i, struct err *e)
 		return err_set(e, -ENOMEM, "out of memory");
 	vm->op = "being made";
 	vm->row = s->row;
-	memcpy(vm->row.alias, s->q->alias, sizeof(vm->row.alias));
-	r = tree_new_id(vm->row.id, e);
-	if (r == 0 && s->q->alias[0] && s->q->count > 1)
-		r = paths_format(
-			vm->row.alias, sizeof(vm->row.alias), e, "%s-%u", s->q->alias, i);
-	if (r == 0)
-		r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
-	if (r == 0)
-		r = tree_check_alias_free(t, vm->row.alias, e);
-	if (r == 0)
-		r = tree_list_vm(t, vm, e);
+	r = tree_enter_vm(t, vm, s->q->alias, i, s->q->count, e);
 	if (r < 0) {
 		vm_unref(vm);
 		return r;

@@ -100,6 +100,25 @@ tree_list_vm(struct tree *t, struct vm *vm, struct err *e)
 	return 0;
 }
 
+int
+tree_enter_vm(struct tree *t, struct vm *vm, const char *alias, unsigned i,
+	unsigned count, struct err *e)
+{
+	int r = tree_new_id(vm->row.id, e);
+
+	if (r == 0)
+		r = alias[0] && count > 1
+			    ? paths_format(vm->row.alias, sizeof(vm->row.alias), e,
+				      "%s-%u", alias, i)
+			    : paths_format(vm->row.alias, sizeof(vm->row.alias), e, "%s",
+				      alias);
+	if (r == 0)
+		r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
+	if (r == 0)
+		r = tree_check_alias_free(t, vm->row.alias, e);
+	return r < 0 ? r : tree_list_vm(t, vm, e);
+}
+
 void
 tree_unlist_vm(struct tree *t, struct vm *vm)
 {

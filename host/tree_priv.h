@@ -73,6 +73,10 @@ vm_unref_fn(struct vm **vm)
 		vm_unref(*vm);
 }
 int tree_list_vm(struct tree *t, struct vm *vm, struct err *e); /* takes a reference */
+/* A new VM, the i-th of count: gives it an id, a generation and its name (alias, or
+ * alias-i of several), checks that the name is free, and lists it. */
+int tree_enter_vm(struct tree *t, struct vm *vm, const char *alias, unsigned i,
+	unsigned count, struct err *e);
 void tree_unlist_vm(struct tree *t, struct vm *vm);
 struct vm *tree_by_handle(struct tree *t, uint64_t handle); /* no reference */
 /* id, alias or unique prefix. *ret has a reference. */

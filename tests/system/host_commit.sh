@@ -8,27 +8,10 @@ PANDO_IMAGES=$work/images
 export PANDO_IMAGES
 cd "$work" || exit 2
 
-end_daemon() {
-	pid=$(pandod_pid)
-	[ -n "$pid" ] || return 0
-	kill -9 "$pid" 2>/dev/null
-	wait_until 10 "pandod is gone" no_pandod
-}
-
-counts_on() { # vm
-	was=$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)
-	more() { [ "$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)" != "$was" ]; }
-	wait_until 20 "$1 counts on" more "$1"
-}
-
 # Blank VMMs of the pool belong to no VM, and come and go.
 no_pool() {
 	printf '[pool]\nsize = 0\n' >"$PANDO_HOME/pandod.toml"
 	end_daemon
-}
-
-settled() { # the parked and the half-made end a moment after their socket did
-	[ "$(vmm_pids | wc -l)" = "$(vms 'len([v for v in j if v["pid"]])')" ]
 }
 
 commit_field() { # commit, expression over j
@@ -305,27 +288,6 @@ the_pool_is_filled_and_used() {
 	status_is 1 pando status
 	contains stderr "$stderr" "pool.size"
 	no_pool
-}
-
-dies_at() { # point, command…
-	point=$1
-	shift
-	end_daemon
-	got=0
-	(
-		PANDO_FAULT=$point
-		export PANDO_FAULT
-		pando status -q >/dev/null
-		COMMAND_LIMIT=60
-		"$@"
-	) >"$work/stdout" 2>"$work/stderr" || got=$?
-	[ "$got" -ne 0 ] || fail "nothing died at $point: $(cat "$work/stdout")"
-	[ "$got" -ne 124 ] || fail "the command hung at $point"
-	wait_until 10 "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
-}
-
-the_tree() {
-	vms 'sorted((v["id"], v["alias"] or "", v["state"], v["pid"] or 0) for v in j)'
 }
 
 kill_nine_while_committing() {

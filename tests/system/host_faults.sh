@@ -8,45 +8,6 @@ PANDO_IMAGES=$work/images
 export PANDO_IMAGES
 cd "$work" || exit 2
 
-end_daemon() {
-	pid=$(pandod_pid)
-	[ -n "$pid" ] || return 0
-	kill -9 "$pid" 2>/dev/null
-	wait_until 10 "pandod is gone" no_pandod
-}
-
-# Runs a command against a pandod that dies at that point.
-dies_at() { # point, command…
-	point=$1
-	shift
-	end_daemon
-	got=0
-	(
-		PANDO_FAULT=$point
-		export PANDO_FAULT
-		pando status -q >/dev/null
-		COMMAND_LIMIT=60
-		"$@"
-	) >"$work/stdout" 2>"$work/stderr" || got=$?
-	[ "$got" -ne 0 ] || fail "nothing died at $point: $(cat "$work/stdout")"
-	[ "$got" -ne 124 ] || fail "the command hung at $point"
-	wait_until 10 "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
-}
-
-the_tree() {
-	vms 'sorted((v["id"], v["alias"] or "", v["state"], v["pid"] or 0) for v in j)'
-}
-
-counts_on() { # vm
-	was=$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)
-	more() { [ "$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)" != "$was" ]; }
-	wait_until 20 "$1 counts on" more "$1"
-}
-
-settled() { # the parked and the half-made end a moment after their socket did
-	[ "$(vmm_pids | wc -l)" = "$(vms 'len([v for v in j if v["pid"]])')" ]
-}
-
 # A fresh pair of parent and branch, so that the tree is more than one VM.
 prepare() {
 	pando delete --all -y -q >/dev/null 2>&1 || true

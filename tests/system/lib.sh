@@ -185,6 +185,42 @@ no_pandod() {
 	[ $? -eq 7 ]
 }
 
+# Kills pandod; its VMs go on.
+end_daemon() {
+	pid=$(pandod_pid)
+	[ -n "$pid" ] || return 0
+	kill -9 "$pid" 2>/dev/null
+	wait_until 10 "pandod is gone" no_pandod
+}
+
+# Runs a command against a pandod that dies at that point.
+dies_at() { # point, command…
+	point=$1
+	shift
+	end_daemon
+	got=0
+	(
+		PANDO_FAULT=$point
+		export PANDO_FAULT
+		pando status -q >/dev/null
+		COMMAND_LIMIT=60
+		"$@"
+	) >"$work/stdout" 2>"$work/stderr" || got=$?
+	[ "$got" -ne 0 ] || fail "nothing died at $point: $(cat "$work/stdout")"
+	[ "$got" -ne 124 ] || fail "the command hung at $point"
+	wait_until 10 "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
+}
+
+the_tree() {
+	vms 'sorted((v["id"], v["alias"] or "", v["state"], v["pid"] or 0) for v in j)'
+}
+
+counts_on() { # vm
+	was=$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)
+	more() { [ "$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)" != "$was" ]; }
+	wait_until 20 "$1 counts on" more "$1"
+}
+
 state_is() { # vm, state
 	[ "$(vm_field "$1" state)" = "$2" ]
 }
@@ -243,6 +279,10 @@ home_pids() { # pando-vmm or pandod
 
 vmm_pids() {
 	home_pids pando-vmm
+}
+
+settled() { # the parked and the half-made end a moment after their socket did
+	[ "$(vmm_pids | wc -l)" = "$(vms 'len([v for v in j if v["pid"]])')" ]
 }
 
 # What this home holds on the host: processes, files, sockets, namespaces. Two equal answers: nothing was left.
