@@ -162,7 +162,8 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 		vm->row.state = VM_FAILED;
 		vm->row.pid = 0;
 		vm->row.pid_start = 0;
-		if (r == -ECONNREFUSED || r == -ENOENT)
+		/* One that was killed takes connections until its last thread is gone. */
+		if (r == -ECONNREFUSED || r == -ENOENT || r == -ESRCH)
 			snprintf(vm->row.reason, sizeof(vm->row.reason),
 				"its VMM ended while no pandod was running");
 		else
