@@ -38,6 +38,7 @@ driver_init(struct driver *d, struct err *e)
 	char *slash;
 
 	memset(d, 0, sizeof(*d));
+	d->vmm = d->guest = -1;
 	d->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (d->kvm < 0)
 		return err_sys(e, -errno, "/dev/kvm");
@@ -52,9 +53,12 @@ driver_init(struct driver *d, struct err *e)
 	}
 	snprintf(d->vmm_path, sizeof(d->vmm_path), "%s/libexec/pando/pando-vmm", exe);
 	snprintf(d->guest_path, sizeof(d->guest_path), "%s/tests/guest/tiny", exe);
-	if (access(d->vmm_path, X_OK) < 0)
+	/* Opened here: a test that becomes another user may not reach their folder. */
+	d->vmm = open(d->vmm_path, O_PATH | O_CLOEXEC);
+	if (d->vmm < 0)
 		return err_sys(e, -errno, "%s", d->vmm_path);
-	if (access(d->guest_path, R_OK) < 0)
+	d->guest = open(d->guest_path, O_RDONLY | O_CLOEXEC);
+	if (d->guest < 0)
 		return err_sys(e, -errno, "%s", d->guest_path);
 	snprintf(d->folder, sizeof(d->folder), "%s/pando-kvm.XXXXXX",
 		getenv("TMPDIR") && strlen(getenv("TMPDIR")) < 60 ? getenv("TMPDIR")
@@ -171,7 +175,7 @@ driver_start(struct driver *d, const char *name, struct vm **ret, struct err *e)
 			fcntl(pair[1], F_SETFD, 0);
 		else
 			dup2(pair[1], VMM_CONTROL_FD);
-		execl(d->vmm_path, "pando-vmm", (char *)NULL);
+		execveat(d->vmm, "", (char *[]){"pando-vmm", NULL}, environ, AT_EMPTY_PATH);
 		_exit(127);
 	}
 	close(pair[1]);
@@ -225,8 +229,8 @@ driver_send_boot(struct vm *vm, const struct boot *boot, struct err *e)
 		goto out;
 	fds[VMM_BOOT_FD_KVM] = fcntl(vm->driver->kvm, F_DUPFD_CLOEXEC, 3);
 	fds[VMM_BOOT_FD_KERNEL] =
-		open(boot->kernel ? boot->kernel : vm->driver->guest_path,
-			O_RDONLY | O_CLOEXEC);
+		boot->kernel ? open(boot->kernel, O_RDONLY | O_CLOEXEC)
+			     : fcntl(vm->driver->guest, F_DUPFD_CLOEXEC, 3);
 	fds[VMM_BOOT_FD_INITRD] = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	fds[VMM_BOOT_FD_BASE] =
 		open(boot->base ? boot->base : "/dev/null", O_RDONLY | O_CLOEXEC);
@@ -696,7 +700,11 @@ driver_done(struct driver *d)
 		driver_kill(&d->vms[i]);
 	if (d->folder[0])
 		io_remove_tree(d->folder, NULL);
-	if (d->kvm > 0)
-		close(d->kvm);
-	d->kvm = -1;
+	for (int i = 0; i < 3; i++) {
+		int *fd = (int *[]){&d->kvm, &d->vmm, &d->guest}[i];
+
+		if (*fd > 0)
+			close(*fd);
+		*fd = -1;
+	}
 }

@@ -42,7 +42,7 @@ struct vm {
 };
 
 struct driver {
-	int kvm; /* owned */
+	int kvm, vmm, guest; /* owned: /dev/kvm and the two programs */
 	char folder[128];
 	char vmm_path[4096], guest_path[4096];
 	char segment_folder[160]; /* where segments are made; empty: each VM's own folder
