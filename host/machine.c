@@ -640,12 +640,15 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	add(a, "-display");
 	add(a, "none");
 	add(a, "-no-reboot");
-	/* Emulated: the machine is for hosts whose own KVM is no good. */
+	/* Emulated: the machine is for hosts whose own KVM is no good. QEMU 7.2 forgets that
+	 * an interrupt which VMRUN injects has been delivered (helper_vmrun() leaves
+	 * exception_index set), and delivers it again when the CPU is told to leave its loop
+	 * before the next exit of the guest; a guest that was in user mode dies of it. All
+	 * CPUs leave their loops when the buffer of translated code is full: hence the
+	 * largest that QEMU takes. Rarely a timer still does it. */
 	add(a, "-accel");
-	add(a, "tcg,thread=multi");
-	/* No 5-level page tables: page walks are shorter, and with QEMU 7.2's nested
-	 * paging guests ended by triple faults less often. That they do at all is likely
-	 * the emulator delivering an injected interrupt twice; this does not mend it. */
+	add(a, "tcg,thread=multi,tb-size=2047");
+	/* No 5-level page tables: page walks are shorter. */
 	add(a, "-cpu");
 	add(a, "max,la57=off");
 	add(a, "-smp");

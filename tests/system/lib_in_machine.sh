@@ -3,7 +3,7 @@
 # the images are there by the same paths (pando machine).
 #
 # The machine is an emulated computer, and its own kernel has been seen to panic in the middle of a long run ("corrupted
-# stack end"; the cause is not known). When the machine itself died under a script, that script is run once
+# stack end"). When the machine itself died under a script, that script is run once
 # more in a new one, and says so; whatever else fails has failed.
 : "${B:?}"
 folder=$(cd "$(dirname "$0")/../.." && pwd) || exit 2
@@ -11,7 +11,8 @@ said=$(mktemp) || exit 2
 trap 'rm -f "$said"' EXIT
 
 for attempt in first second; do
-	"$B/bin/pando" machine exec -- env B="$B" sh -c 'cd "$1" && shift && exec sh "$@"' sh "$folder" "$@" >"$said"
+	"$B/bin/pando" machine exec -- env B="$B" ${SUBJECTS:+SUBJECTS="$SUBJECTS"} ${ROUNDS:+ROUNDS="$ROUNDS"} \
+		${DEPTH:+DEPTH="$DEPTH"} ${WIDTH:+WIDTH="$WIDTH"} sh -c 'cd "$1" && shift && exec sh "$@"' sh "$folder" "$@" >"$said"
 	status=$?
 	[ $attempt = first ] && [ $status = 125 ] && [ "$("$B/bin/pando" machine status -q)" != running ] || break
 	echo "# the test machine itself died; what it said last:"
