@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -14,6 +15,7 @@
 
 #define PAGE 4096u
 #define DIRTY_FROM (4u << 20) /* where the small guest dirties its pages */
+#define OWN_PAGES 32
 
 static uint8_t *
 guest_like_memory(uint64_t mem_mib)
@@ -29,50 +31,78 @@ guest_like_memory(uint64_t mem_mib)
 	return p;
 }
 
-int
-bare_fork(uint64_t mem_mib, uint64_t pages, uint64_t *ret_fork_ns, uint64_t *ret_child_ns,
-	struct err *e)
+/* What the small guest writes in every round of a branch: its stack and ledger, and the
+ * pages it was told to dirty. */
+static void
+dirty(uint8_t *mem, uint64_t pages)
 {
-	uint64_t *shared = mmap(
-		NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	int status = 0;
+	for (uint64_t i = 0; i < OWN_PAGES; i++)
+		(*(volatile uint8_t *)(mem + i * PAGE))++;
+	for (uint64_t i = 0; i < pages; i++)
+		(*(volatile uint8_t *)(mem + DIRTY_FROM + i * PAGE))++;
+}
+
+/* In a process of its own, so that nothing of ours is forked along. */
+static int
+fork_often(uint64_t mem_mib, uint64_t pages, unsigned rounds, uint64_t *fork_ns,
+	uint64_t *child_ns)
+{
+	uint8_t *mem = guest_like_memory(mem_mib);
+	pid_t last = 0;
+
+	if (!mem)
+		return 1;
+	dirty(mem, pages);
+	for (unsigned i = 0; i < rounds; i++) {
+		uint64_t before = io_now_ns();
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			child_ns[i] = io_now_ns() - before;
+			for (;;)
+				pause();
+		}
+		fork_ns[i] = io_now_ns() - before;
+		if (pid < 0)
+			return 2;
+		/* The one before has seen the parent's writes; now it goes. */
+		if (last) {
+			kill(last, SIGKILL);
+			waitpid(last, NULL, 0);
+		}
+		dirty(mem, pages);
+		usleep(1000);
+		last = pid;
+	}
+	if (last) {
+		kill(last, SIGKILL);
+		waitpid(last, NULL, 0);
+	}
+	return 0;
+}
+
+int
+bare_fork(uint64_t mem_mib, uint64_t pages, unsigned rounds, uint64_t *ret_fork_ns,
+	uint64_t *ret_child_ns, struct err *e)
+{
+	size_t bytes = rounds * sizeof(uint64_t);
+	uint64_t *shared = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE,
+		MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int status = -1;
 	pid_t pid;
 
 	if (shared == MAP_FAILED)
 		return err_sys(e, -errno, "mmap");
-	memset(shared, 0, PAGE);
-	/* In a process of its own, so that nothing of ours is forked along. */
+	memset(shared, 0, 2 * bytes);
 	pid = fork();
-	if (pid == 0) {
-		uint8_t *mem = guest_like_memory(mem_mib);
-		uint64_t before, after;
-
-		if (!mem)
-			_exit(1);
-		mem[0] = 1;
-		for (uint64_t i = 0; i < pages; i++)
-			mem[DIRTY_FROM + i * PAGE] = 1;
-		before = io_now_ns();
-		pid = fork();
-		if (pid == 0) {
-			shared[1] = io_now_ns() - before;
-			_exit(0);
-		}
-		after = io_now_ns();
-		if (pid < 0)
-			_exit(2);
-		waitpid(pid, &status, 0);
-		shared[0] = after - before;
-		_exit(0);
-	}
+	if (pid == 0)
+		_exit(fork_often(mem_mib, pages, rounds, shared, shared + rounds));
 	if (pid > 0)
 		waitpid(pid, &status, 0);
-	*ret_fork_ns = shared[0];
-	*ret_child_ns = shared[1];
-	munmap(shared, PAGE);
-	return pid < 0 || status || !*ret_fork_ns || !*ret_child_ns
-		       ? err_set(e, -EIO, "the bare fork failed")
-		       : 0;
+	memcpy(ret_fork_ns, shared, bytes);
+	memcpy(ret_child_ns, shared + rounds, bytes);
+	munmap(shared, 2 * bytes);
+	return status ? err_set(e, -EIO, "the bare fork failed") : 0;
 }
 
 /* Real mode at 0x1000: outb, hlt. */
