@@ -360,7 +360,7 @@ restore_prepare(
 {
 	int r;
 
-	vm->become = blank ? become : NULL;
+	vm->at_park = blank ? become : NULL;
 	if ((r = seal_surroundings(e)) < 0 ||
 		(r = restore_make(vm, mem_mib, vcpus, e)) < 0 ||
 		(blank && (r = io_set_nonblock(vm->control_fd, 0)) < 0) ||

@@ -14,13 +14,6 @@
 #include "vmm/cpuid.h"
 #include "vmm/vcpu.h"
 
-/* What a vCPU thread needs: KVM_RUN, device code, one log line. Sanitizers need more. */
-#ifdef PANDO_SAN
-#define VCPU_STACK_BYTES (1024u << 10)
-#else
-#define VCPU_STACK_BYTES (128u << 10)
-#endif
-
 void
 vm_init(struct vm *vm)
 {
@@ -220,10 +213,12 @@ vm_start_vcpus(struct vm *vm, struct err *e)
 	int r = 0;
 
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
+	pthread_attr_setstacksize(&attr, VM_STACK_BYTES);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++) {
 		struct vcpu *v = &vm->vcpus[i];
 
+		if (v->has_thread)
+			continue;
 		r = pthread_create(&v->thread, &attr, vcpu_thread, v);
 		v->has_thread = r == 0;
 	}
@@ -256,13 +251,9 @@ vm_start_vcpus_parked(struct vm *vm, struct err *e)
 	return r;
 }
 
-void
-vm_stop(struct vm *vm)
+static void
+ask_to_park(struct vm *vm)
 {
-	unsigned n;
-
-	if (atomic_load(&vm->epoch) & 1)
-		return;
 	atomic_store(&vm->stop, 1);
 	atomic_store(&vm->parked, 0);
 	atomic_fetch_add(&vm->epoch, 1);
@@ -272,6 +263,23 @@ vm_stop(struct vm *vm)
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if (vm->vcpus[i].has_thread)
 			pthread_kill(vm->vcpus[i].thread, VCPU_SIGNAL);
+}
+
+void
+vm_stop_and(struct vm *vm, void (*act)(struct vm *vm))
+{
+	vm->at_park = act;
+	ask_to_park(vm);
+}
+
+void
+vm_stop(struct vm *vm)
+{
+	unsigned n;
+
+	if (atomic_load(&vm->epoch) & 1)
+		return;
+	ask_to_park(vm);
 	while ((n = atomic_load(&vm->parked)) < vm->n_vcpus)
 		vcpu_futex_wait(&vm->parked, n);
 }

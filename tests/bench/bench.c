@@ -181,8 +181,7 @@ calibrate_tsc(void)
 	uint64_t ns = io_now_ns(), tsc = __rdtsc();
 
 	nap(50000000);
-	bench.ticks_per_ns =
-		(double)(__rdtsc() - tsc) / (double)(io_now_ns() - ns);
+	bench.ticks_per_ns = (double)(__rdtsc() - tsc) / (double)(io_now_ns() - ns);
 }
 
 void
@@ -276,8 +275,7 @@ bench_number(const char *key, double value, const char *note)
 void
 bench_boot(struct bench_vm *vm, const char *cmdline)
 {
-	struct create_request q = {
-		.mem_mib = bench.mem_mib, .vcpus = 1, .disk_mib = 16};
+	struct create_request q = {.mem_mib = bench.mem_mib, .vcpus = 1, .disk_mib = 16};
 	cleanup_json_out struct json_out answer = {0};
 	struct tree *t = bench.tree;
 	char path[PATHS_MAX];
@@ -363,8 +361,8 @@ bench_blank(struct bench_vm *vm)
 {
 	struct err e;
 
-	if (pool_make_blank(&bench.tree->config, bench.log_fd, bench.mem_mib, 1,
-		    &vm->ctl, &vm->pidfd, &vm->pid, &e) < 0)
+	if (pool_make_blank(&bench.tree->config, bench.log_fd, bench.mem_mib, 1, &vm->ctl,
+		    &vm->pidfd, &vm->pid, &e) < 0)
 		bench_die("blank VMM", &e);
 	note_live(vm->pidfd);
 }
@@ -409,8 +407,7 @@ bench_fork(struct bench_vm *parent, bool parent_is_picture, struct bench_vm *chi
 		[VMM_FORK_FD_SEG_DATA] = child->data,
 		[VMM_FORK_FD_SEG_INDEX] = child->index,
 		[VMM_FORK_FD_PARENT_SEG_DATA] = parent_is_picture ? null : parent->data,
-		[VMM_FORK_FD_PARENT_SEG_INDEX] =
-			parent_is_picture ? null : parent->index,
+		[VMM_FORK_FD_PARENT_SEG_INDEX] = parent_is_picture ? null : parent->index,
 	};
 
 	began_ns = io_now_ns();
@@ -438,8 +435,8 @@ bench_wait_started(struct bench_vm *vm, struct vmm_started *ret)
 	struct err e;
 	pid_t pid;
 
-	if (vmmctl_wait_started(
-		    vm->ctl, BENCH_WAIT_MS, ret ? ret : &started, &pid, &e) < 0)
+	if (vmmctl_wait_started(vm->ctl, BENCH_WAIT_MS, ret ? ret : &started, &pid, &e) <
+		0)
 		bench_die("start", &e);
 }
 
@@ -478,7 +475,8 @@ bench_line(struct bench_vm *vm, const char *text, char *line, size_t cap)
 		if (n > sizeof(buf) - 1)
 			n = sizeof(buf) - 1;
 		if (io_pread_full(vm->console, buf, n,
-			    CONSOLE_HDR_BYTES + vm->console_read % CONSOLE_RING_BYTES) < 0)
+			    CONSOLE_HDR_BYTES + vm->console_read % CONSOLE_RING_BYTES) <
+			0)
 			n = 0;
 		buf[n] = '\0';
 		found = memmem(buf, n, text, strlen(text));

@@ -122,14 +122,16 @@ measure_writing(void)
 	struct done first, again;
 	char cmdline[128];
 
-	snprintf(cmdline, sizeof(cmdline), "mode=work noise=1 dirty=%u redirty=1 again=%u",
-		TOUCHED_MIB * 256, AGAIN_PAGES);
+	snprintf(cmdline, sizeof(cmdline),
+		"mode=work noise=1 dirty=%u redirty=1 again=%u", TOUCHED_MIB * 256,
+		AGAIN_PAGES);
 	bench_boot(&vm, cmdline);
 	first = commit(&vm);
 	if (!bench_line(&vm, "fork n=", NULL, 0))
 		bench_die("commit", &(struct err){.msg = "the guest does not answer"});
 	again = commit(&vm);
-	bench_number("seconds", first.seconds, "of the first commit, 128 MiB that differ");
+	bench_number(
+		"seconds", first.seconds, "of the first commit, 128 MiB that differ");
 	bench_number("read_bytes", (double)first.read_bytes, NULL);
 	bench_number("written_bytes", (double)first.written_bytes, NULL);
 	bench_number("mb_s", (double)first.read_bytes / first.seconds / 1e6,

@@ -44,8 +44,8 @@ make_commit(void)
 	struct err e;
 	int r;
 
-	snprintf(cmdline, sizeof(cmdline), "mode=work rest=1 dirty=%u",
-		TOUCHED_MIB * 256);
+	snprintf(
+		cmdline, sizeof(cmdline), "mode=work rest=1 dirty=%u", TOUCHED_MIB * 256);
 	bench_boot(&vm, cmdline);
 	r = tree_commit(bench.tree, vm.id, &q, &quiet, &answer, &e);
 	if (r == 0)
@@ -61,8 +61,8 @@ make_commit(void)
 }
 
 static void
-restore_message(const struct bench_vm *vm, struct vmm_restore *ret,
-	int fds[VMM_RESTORE_FD_COUNT])
+restore_message(
+	const struct bench_vm *vm, struct vmm_restore *ret, int fds[VMM_RESTORE_FD_COUNT])
 {
 	*ret = (struct vmm_restore){
 		.mem_mib = bench.mem_mib,
@@ -211,9 +211,11 @@ main(int argc, char **argv)
 		"spawn / floor");
 	bench_number("n100_ms", n100_ms, "first request leaves … the last of 100 rang");
 	bench_number("n100_answered", answered100, NULL);
-	bench_number("n1000_ms", n1000_ms, "first request leaves … the last of 1000 rang");
+	bench_number(
+		"n1000_ms", n1000_ms, "first request leaves … the last of 1000 rang");
 	bench_number("answered", answered, "of 1000");
-	bench_number("child_pss_kib", pss, "each of the 1000, at rest; -1: not to be seen");
+	bench_number(
+		"child_pss_kib", pss, "each of the 1000, at rest; -1: not to be seen");
 	flat_release(bench.tree, &flat);
 	bench_end();
 	return 0;
