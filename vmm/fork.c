@@ -74,8 +74,8 @@ forget_parent(struct vm *vm)
 	close_one(&vm->event_fd);
 	close_one(&vm->vsock_kick_fd);
 	console_forget(&vm->console);
-	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
-		vm->vcpus[i].has_thread = false;
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		vm->vcpus[i].has_thread = vm->vcpus[i].synced = false;
 		atomic_store(&vm->vcpus[i].exits, 0);
 	}
 	atomic_store(&vm->stop, 0);
@@ -95,7 +95,7 @@ static struct job {
 	bool on_vcpu;		    /* vCPU 0's thread makes it */
 	uint64_t asked_ns, saved_ns;
 	struct vmm_forked answer;
-	struct steps steps; /* the child's */
+	struct steps steps; /* each side's own */
 	int r;
 	struct err e;
 	atomic_uint done; /* a futex; the main thread sleeps on it */
@@ -282,10 +282,12 @@ split(struct vm *vm, struct job *job)
 	struct err e;
 	pid_t pid;
 
+	steps_add(&job->steps, "park");
 	if (atomic_load(&vm->ending))
 		job->r = err_set(&job->e, -ESHUTDOWN, "the VM is ending");
 	else if (!vm->is_parked)
 		job->r = vm_save(vm, &job->e);
+	steps_add(&job->steps, "save");
 	job->saved_ns = io_now_ns();
 	if (job->r < 0)
 		return FORK_PARENT;
@@ -295,6 +297,7 @@ split(struct vm *vm, struct job *job)
 		return FORK_CHILD;
 	}
 	job->answer.fork_ns = io_now_ns() - job->saved_ns;
+	steps_add(&job->steps, "fork");
 	if (pid < 0) {
 		job->r = err_sys(&job->e, -errno, "fork");
 		return FORK_PARENT;
@@ -304,6 +307,7 @@ split(struct vm *vm, struct job *job)
 	 * on. */
 	if (!vm->is_parked && part_from_child(vm, job, &e) < 0)
 		vm_end(vm, VMM_EXIT_HOST_FAULT, "after a fork: %s", e.msg);
+	steps_add(&job->steps, "part");
 	return FORK_PARENT;
 }
 
@@ -347,6 +351,7 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 	struct job *job = &the_job;
 
 	*job = (struct job){.msg = *msg, .asked_ns = io_now_ns()};
+	steps_begin(&job->steps, job->asked_ns);
 	memcpy(job->fds, fds, sizeof(job->fds));
 	job->r = check_segments(vm, job->fds, &job->e);
 	if (job->r == 0 && (vm->is_parked || vm->is_paused)) {
@@ -360,15 +365,12 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 		if (!atomic_load(&vm->ending))
 			vm_resume_devices(vm);
 	}
-	log_debug("fork: %d, µs: stop and save %llu, fork %llu, pause %llu", job->r,
-		(unsigned long long)(job->saved_ns - job->asked_ns) / 1000,
-		(unsigned long long)job->answer.fork_ns / 1000,
-		(unsigned long long)job->answer.pause_ns / 1000);
+	steps_add(&job->steps, "run");
+	steps_log(&job->steps, "forked");
 	close_all(job->fds, VMM_FORK_FD_COUNT);
 	job->answer.error = job->r;
 	if (job->r < 0)
-		snprintf(job->answer.msg, sizeof(job->answer.msg), "%.255s",
-			job->e.msg);
+		snprintf(job->answer.msg, sizeof(job->answer.msg), "%.255s", job->e.msg);
 	control_send(vm, &job->answer.hdr, VMM_FORKED, sizeof(job->answer), msg->hdr.seq);
 	return FORK_PARENT;
 }

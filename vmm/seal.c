@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <malloc.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -351,5 +352,7 @@ seal_calls(struct err *e)
 	if (r == 0)
 		r = seccomp_load(ctx); /* sets PR_SET_NO_NEW_PRIVS first */
 	seccomp_release(ctx);
+	/* What building the filter took would be copied by each fork. */
+	malloc_trim(0);
 	return r < 0 ? err_sys(e, r, "the system call filter") : 0;
 }

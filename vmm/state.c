@@ -189,17 +189,25 @@ save_guest_tsc(int vcpu_fd, const struct state_plan *plan,
 
 int
 state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
-	const struct state_clock *clock, struct vcpu_state *ret, struct err *e)
+	const struct state_clock *clock, const struct kvm_sync_regs *synced,
+	struct vcpu_state *ret, struct err *e)
 {
 	unsigned done = 0;
 	int r;
 
 	/* The run state first: reading it makes KVM take pending INIT and SIPI, which
 	 * changes the rest. */
-	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0 ||
-		(r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
-		(r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0 ||
-		(r = kvm_get_xsave(vcpu_fd, caps, &ret->xsave, e)) < 0 ||
+	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0)
+		return r;
+	if (synced) {
+		ret->regs = synced->regs;
+		ret->sregs = synced->sregs;
+		ret->events = synced->events;
+	} else if ((r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
+		   (r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0) {
+		return r;
+	}
+	if ((r = kvm_get_xsave(vcpu_fd, caps, &ret->xsave, e)) < 0 ||
 		(r = kvm_get_xcrs(vcpu_fd, &ret->xcrs, e)) < 0 ||
 		(r = kvm_get_debugregs(vcpu_fd, &ret->debugregs, e)) < 0 ||
 		(r = kvm_get_lapic(vcpu_fd, &ret->lapic, e)) < 0)
@@ -225,7 +233,7 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		return err_set(e, -EIO, "KVM_GET_MSRS: MSR 0x%x cannot be read any more",
 			plan->msrs.indices[done]);
 	/* Events last: the calls above may have moved some. */
-	return kvm_get_vcpu_events(vcpu_fd, &ret->events, e);
+	return synced ? 0 : kvm_get_vcpu_events(vcpu_fd, &ret->events, e);
 }
 
 void

@@ -61,10 +61,12 @@ int state_save_clock(
 int state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_clock *c,
 	struct err *e);
 
-/* The vCPU does not run, and no other of its VM does. clock: just taken. */
+/* The vCPU does not run, and no other of its VM does. clock: just taken. synced: what the
+ * last KVM_RUN left of its registers, when nothing can have changed them since; else
+ * NULL. */
 int state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps,
 	const struct state_plan *plan, const struct state_clock *clock,
-	struct vcpu_state *ret, struct err *e);
+	const struct kvm_sync_regs *synced, struct vcpu_state *ret, struct err *e);
 /* A state from a blob (s->guest_tsc, s->tsc_khz and c->clock.clock count, no host's
  * times): from this instant on its clocks run again. For every vCPU; c is the same. */
 void state_take_up_clock(struct state_clock *c);

@@ -268,6 +268,7 @@ vcpu_thread(void *arg)
 				(void)!write(vm->event_fd, &one, sizeof(one));
 		}
 		r = kvm_run(v->fd);
+		v->synced = r == -EINTR && v->run->kvm_valid_regs;
 		if (r == 0) {
 			atomic_fetch_add_explicit(&v->exits, 1, memory_order_relaxed);
 			if (!handle_exit(v))

@@ -17,15 +17,9 @@
 void
 vm_init(struct vm *vm)
 {
-	memset(vm, 0, sizeof(*vm));
 	vm->kvm_fd = vm->vm_fd = -1;
 	vm->control_fd = vm->listen_fd = vm->epoll_fd = -1;
 	vm->event_fd = vm->vsock_kick_fd = -1;
-	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
-		vm->vcpus[i].vm = vm;
-		vm->vcpus[i].id = i;
-		vm->vcpus[i].fd = -1;
-	}
 }
 
 int
@@ -33,6 +27,12 @@ vm_ask_kvm(struct vm *vm, struct err *e)
 {
 	struct kvm_cpuid_table *first = &vm->vcpus[0].cpuid;
 	int r;
+
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		vm->vcpus[i].vm = vm;
+		vm->vcpus[i].id = i;
+		vm->vcpus[i].fd = -1;
+	}
 
 	if ((r = kvm_read_caps(vm->kvm_fd, &vm->caps, e)) < 0 ||
 		(r = kvm_check_caps(&vm->caps, e)) < 0 ||
@@ -97,7 +97,7 @@ vm_make_kvm(struct vm *vm, struct err *e)
 void
 vm_drop_kvm(struct vm *vm, bool in_forked_child)
 {
-	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
 		struct vcpu *v = &vm->vcpus[i];
 
 		if (v->run && !in_forked_child)
@@ -226,9 +226,16 @@ vm_start_vcpus(struct vm *vm, struct err *e)
 	return r ? err_sys(e, -r, "starting a vCPU thread") : 0;
 }
 
+/* With its last words KVM_RUN leaves registers behind that would cost a call each. Not of
+ * several vCPUs: one that runs on may change what another left (INIT, start-up). */
 static void
 set_immediate_exit(struct vm *vm, uint8_t value)
 {
+	const uint64_t sync = value && vm->n_vcpus == 1 ? vm->caps.sync_regs : 0;
+
+	if (vm->vcpus[0].run)
+		__atomic_store_n(
+			&vm->vcpus[0].run->kvm_valid_regs, sync, __ATOMIC_SEQ_CST);
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if (vm->vcpus[i].run)
 			__atomic_store_n(&vm->vcpus[i].run->immediate_exit, value,
@@ -318,9 +325,12 @@ vm_save(struct vm *vm, struct err *e)
 	int r;
 
 	r = state_save_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
-	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
-		r = state_save_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->clock,
-			&vm->vcpus[i].state, e);
+	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++) {
+		struct vcpu *v = &vm->vcpus[i];
+
+		r = state_save_vcpu(v->fd, &vm->caps, &vm->plan, &vm->clock,
+			v->synced ? &v->run->s.regs : NULL, &v->state, e);
+	}
 	return r;
 }
 

@@ -54,6 +54,7 @@ struct vcpu {
 	pthread_t thread;
 	bool has_thread;
 	_Atomic uint64_t exits;
+	bool synced;		      /* parked, and run->s.regs is what KVM holds */
 	struct kvm_cpuid_table cpuid; /* as given to it */
 	struct vcpu_state state;      /* of the last vm_save() */
 };
@@ -107,7 +108,8 @@ struct vm {
 	bool started_sent;
 };
 
-/* An empty struct: descriptors -1, name set. */
+/* vm is all zeroes. What it has of vCPUs that the VM does not is never touched: a page
+ * that is touched is copied by each fork, and counts in each branch. */
 void vm_init(struct vm *vm);
 
 /* What this host's KVM can do, and the CPUID of every vCPU. n_vcpus and kvm_fd are set.
