@@ -299,6 +299,9 @@ add_arg_rules(scmp_filter_ctx ctx)
 		/* The signal that parks vCPUs, and abort()'s. */
 		{SCMP_SYS(tgkill), equals(2, SIGUSR1)},
 		{SCMP_SYS(tgkill), equals(2, SIGABRT)},
+		/* Of two that a fork makes, the parent goes on first. */
+		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_BATCH)},
+		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_OTHER)},
 		/* A picture's memory is read by its user's daemon. */
 		{SCMP_SYS(prctl), equals(0, PR_SET_DUMPABLE)},
 		{SCMP_SYS(prctl), equals(0, PR_SET_PTRACER)},
@@ -318,6 +321,8 @@ add_arg_rules(scmp_filter_ctx ctx)
 		{SCMP_SYS(madvise), equals(2, MADV_DONTFORK)},
 		{SCMP_SYS(madvise), equals(2, MADV_DONTNEED)},
 		{SCMP_SYS(madvise), equals(2, MADV_FREE)},
+		/* A branch maps its program at once. */
+		{SCMP_SYS(madvise), equals(2, MADV_POPULATE_READ)},
 #endif
 	};
 	int r = 0;

@@ -16,8 +16,8 @@
 int bare_fork(uint64_t mem_mib, uint64_t pages, unsigned rounds, uint64_t *ret_fork_ns,
 	uint64_t *ret_child_ns, struct err *e);
 
-/* A KVM VM with memory of that size and one vCPU: made, its slot set, a vCPU's state
- * loaded, run until its first exit. */
+/* A KVM VM with memory of that size and one vCPU: made, its slot set, the vCPU given its
+ * CPUID and a whole state, run until its first exit. The VMM's own calls (vmm/kvm.h). */
 int bare_kvm(uint64_t mem_mib, uint64_t *ret_ns, struct err *e);
 
 #endif
