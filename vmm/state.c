@@ -96,6 +96,9 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 		if (!is_listed(&all, unlisted_msrs[i]) && all.n < KVM_MSRS_MAX)
 			all.indices[all.n++] = unlisted_msrs[i];
 
+	if ((r = kvm_get_xcrs(vcpu_fd, &plan.fresh_xcrs, e)) < 0 ||
+		(r = kvm_get_debugregs(vcpu_fd, &plan.fresh_debugregs, e)) < 0)
+		return r;
 	plan.tsc_offset = caps->vcpu_attributes &&
 			  kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
 			  kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
@@ -288,6 +291,17 @@ bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
 	}
 }
 
+static bool
+has_kvmclock(const struct vcpu_state *s)
+{
+	for (unsigned i = 0; i < s->msrs.n; i++)
+		if ((s->msrs.entries[i].index == STATE_MSR_KVMCLOCK ||
+			    s->msrs.entries[i].index == STATE_MSR_KVMCLOCK_NEW) &&
+			(s->msrs.entries[i].data & 1))
+			return true;
+	return false;
+}
+
 static int
 load_tsc(int vcpu_fd, const struct state_plan *plan, const struct vcpu_state *s,
 	struct err *e)
@@ -319,8 +333,11 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		(r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
 		(r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0 ||
 		(r = kvm_set_xsave(vcpu_fd, &s->xsave, e)) < 0 ||
-		(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0 ||
-		(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0 ||
+		(memcmp(&s->xcrs, &plan->fresh_xcrs, sizeof(s->xcrs)) != 0 &&
+			(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0) ||
+		(memcmp(&s->debugregs, &plan->fresh_debugregs, sizeof(s->debugregs)) !=
+				0 &&
+			(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0) ||
 		(r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
 		return r;
 
@@ -333,7 +350,7 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 			(unsigned long long)s->msrs.entries[done].data);
 	if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0)
 		return r;
-	if (caps->kvmclock_ctrl)
+	if (caps->kvmclock_ctrl && has_kvmclock(s))
 		return kvm_kvmclock_ctrl(vcpu_fd, e);
 	return 0;
 }

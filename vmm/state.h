@@ -18,6 +18,8 @@
 
 #define STATE_MSR_TSC 0x10u
 #define STATE_MSR_TSC_DEADLINE 0x6e0u
+#define STATE_MSR_KVMCLOCK 0x12u /* bit 0: the guest reads it */
+#define STATE_MSR_KVMCLOCK_NEW 0x4b564d01u
 
 struct vcpu_state {
 	struct kvm_mp_state mp;
@@ -42,6 +44,9 @@ struct state_plan {
 	bool tsc_fixed;	 /* setting the offset has no effect: a guest sees the host's TSC
 			  */
 	int tsc_khz;	 /* of a fresh vCPU: the host's */
+	/* A fresh vCPU's, like most guests' own: what needs no loading. */
+	struct kvm_xcrs fresh_xcrs;
+	struct kvm_debugregs fresh_debugregs;
 };
 
 struct state_clock {
