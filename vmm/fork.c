@@ -33,7 +33,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -135,7 +134,10 @@ main_thread(void *arg)
 {
 	struct vm *vm = arg;
 	struct err e = {0};
-	int r = settle(vm, &the_job, &e);
+	int r;
+
+	vm_let_others_first(pthread_self(), false);
+	r = settle(vm, &the_job, &e);
 
 	if (r < 0)
 		fail_child(vm, r, &e);
@@ -213,19 +215,6 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 	return r;
 }
 
-/*
- * On a busy host a new process takes the CPU from the one that made it, for a whole slice
- * (milliseconds). One that is born SCHED_BATCH waits for its turn, or takes an idle CPU.
- * Only what the child inherits: it and the parent are ordinary again right after.
- */
-static void
-let_parent_go_first(pthread_t thread, bool on)
-{
-	const struct sched_param none = {0};
-
-	(void)pthread_setschedparam(thread, on ? SCHED_BATCH : SCHED_OTHER, &none);
-}
-
 /* The child's first faults on the program's text would be some twenty, a call each. */
 static void
 map_text(void)
@@ -250,8 +239,6 @@ become_child(struct vm *vm, struct job *job)
 	map_text();
 	steps_begin(&job->steps, job->saved_ns);
 	steps_add(&job->steps, "fork");
-	if (job->on_vcpu)
-		let_parent_go_first(pthread_self(), false);
 	vm->born_ns = job->saved_ns;
 	/* A picture's memory may be read by its user; that of what runs may not. */
 	if (vm->is_readable)
@@ -276,13 +263,16 @@ become_child(struct vm *vm, struct job *job)
 		close_all(fds, VMM_FORK_FD_COUNT);
 		control_send_started(vm, 0, NULL);
 		steps_log(&job->steps, "branch set up");
-		if (job->on_vcpu)
-			control_run(vm);
-		return;
+		if (!job->on_vcpu)
+			return;
+		vm_let_others_first(pthread_self(), false);
+		control_run(vm);
 	}
 	r = job->on_vcpu ? start_main_thread(vm, &e) : settle(vm, job, &e);
 	if (r < 0)
 		fail_child(vm, r, &e);
+	if (job->on_vcpu)
+		vm_let_others_first(pthread_self(), false);
 }
 
 /* In the parent, after the fork: what it must change before its vCPUs run. */
@@ -388,11 +378,12 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 			return FORK_CHILD;
 	} else if (job->r == 0) {
 		job->on_vcpu = true;
-		let_parent_go_first(vm->vcpus[0].thread, true);
+		/* The child is born so: it waits for its turn, or takes an idle CPU. */
+		vm_let_others_first(vm->vcpus[0].thread, true);
 		vm_stop_and(vm, split_at_park);
 		while (!atomic_load(&job->done))
 			vcpu_futex_wait(&job->done, 0);
-		let_parent_go_first(vm->vcpus[0].thread, false);
+		vm_let_others_first(vm->vcpus[0].thread, false);
 		if (!atomic_load(&vm->ending))
 			vm_resume_devices(vm);
 	}

@@ -381,8 +381,11 @@ restore_wait(struct vm *vm, uint64_t seq, struct err *e)
 	control_send(vm, &done.hdr, VMM_DONE, sizeof(done), seq);
 	if (vm->control_fd < 0)
 		_exit(0);
+	/* What is left to do after the wait can wait. */
+	vm_let_others_first(pthread_self(), true);
 	while (atomic_load(&vm->epoch) == epoch)
 		vcpu_futex_wait(&vm->epoch, epoch);
+	vm_let_others_first(pthread_self(), false);
 	if (job->r < 0) {
 		*e = job->e;
 		/* Before the message was understood there is no log of the VM's. */

@@ -299,7 +299,7 @@ add_arg_rules(scmp_filter_ctx ctx)
 		/* The signal that parks vCPUs, and abort()'s. */
 		{SCMP_SYS(tgkill), equals(2, SIGUSR1)},
 		{SCMP_SYS(tgkill), equals(2, SIGABRT)},
-		/* Of two that a fork makes, the parent goes on first. */
+		/* Of two, the one whose guest waits goes on first. */
 		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_BATCH)},
 		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_OTHER)},
 		/* A picture's memory is read by its user's daemon. */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -289,6 +290,14 @@ vm_stop(struct vm *vm)
 	ask_to_park(vm);
 	while ((n = atomic_load(&vm->parked)) < vm->n_vcpus)
 		vcpu_futex_wait(&vm->parked, n);
+}
+
+void
+vm_let_others_first(pthread_t thread, bool on)
+{
+	const struct sched_param none = {0};
+
+	(void)pthread_setschedparam(thread, on ? SCHED_BATCH : SCHED_OTHER, &none);
 }
 
 void

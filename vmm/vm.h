@@ -137,6 +137,10 @@ int vm_start_vcpus_parked(struct vm *vm, struct err *e);
 void vm_stop(struct vm *vm);
 /* Only asks for it: vCPU 0's thread calls act when all have parked. */
 void vm_stop_and(struct vm *vm, void (*act)(struct vm *vm));
+/* On a busy host a thread that wakes, or a new process, takes the CPU from the one that
+ * woke or made it. One that lets others go first (SCHED_BATCH) waits for its turn or
+ * takes an idle CPU. What it makes meanwhile does so, too. */
+void vm_let_others_first(pthread_t thread, bool on);
 /* Undoes vm_stop(); devices pick up what they left. Idempotent. */
 void vm_run(struct vm *vm);
 
