@@ -49,8 +49,8 @@ sample_row_begin(struct json_out *out, const char *title, ...)
 	va_start(ap, title);
 	vprintf(title, ap);
 	va_end(ap);
-	printf("\n  %-14s %9s %9s %9s %9s  %9s  %s\n", "µs", "p50", "p90", "p99", "max",
-		"answered", "the clock covers");
+	printf("\n  %-14s %9s %9s %9s %9s %9s  %9s  %s\n", "µs", "min", "p50", "p90",
+		"p99", "max", "answered", "the clock covers");
 }
 
 void
@@ -66,7 +66,7 @@ sample_report(struct samples *s, struct json_out *out)
 	static const struct {
 		double p;
 		const char *key;
-	} columns[] = {{50, "p50"}, {90, "p90"}, {99, "p99"}, {100, "max"}};
+	} columns[] = {{0, "min"}, {50, "p50"}, {90, "p90"}, {99, "p99"}, {100, "max"}};
 	char key[64];
 
 	if (!out)
