@@ -4,12 +4,14 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -32,6 +34,7 @@ static char home[64], build[PATHS_MAX];
 static pthread_t dispatcher;
 static bool has_dispatcher;
 static atomic_bool closing;
+static int interrupts = -1; /* a signalfd */
 
 /* Those that nobody ends but us: what a failed benchmark must not leave behind. */
 static int live[LIVE_MAX];
@@ -67,41 +70,59 @@ bench_settle(void)
 	nap(3000000);
 }
 
-/* What pandod's main loop does. */
+static void
+end_vms(void)
+{
+	while (n_live)
+		process_end(live[--n_live]);
+	for (unsigned i = 0; bench.tree && i < bench.tree->n_vms; i++)
+		if (bench.tree->vms[i]->pidfd >= 0)
+			process_end(bench.tree->vms[i]->pidfd);
+}
+
+static void
+remove_home(void)
+{
+	if (home[0])
+		io_remove_tree(home, NULL);
+	home[0] = '\0';
+}
+
+/* What pandod's main loop does; and who is interrupted leaves nothing behind. */
 static void *
 dispatcher_main(void *tree)
 {
-	struct pollfd p = {.fd = tree_fd(tree), .events = POLLIN};
+	struct pollfd p[2] = {{.fd = tree_fd(tree), .events = POLLIN},
+		{.fd = interrupts, .events = POLLIN}};
 
-	while (!atomic_load(&closing))
-		if (poll(&p, 1, 100) > 0)
-			tree_dispatch(tree);
+	while (!atomic_load(&closing)) {
+		if (poll(p, 2, 100) <= 0)
+			continue;
+		if (p[1].revents) {
+			end_vms();
+			remove_home();
+			_exit(130);
+		}
+		tree_dispatch(tree);
+	}
 	return NULL;
 }
 
 static void
 clean_up(void)
 {
-	struct tree *t = bench.tree;
-
-	while (n_live)
-		process_end(live[--n_live]);
 	if (has_dispatcher) {
 		atomic_store(&closing, true);
 		pthread_join(dispatcher, NULL);
 	}
-	if (t) {
-		for (unsigned i = 0; i < t->n_vms; i++)
-			if (t->vms[i]->pidfd >= 0)
-				process_end(t->vms[i]->pidfd);
-		tree_close(t);
-	}
+	end_vms();
+	if (bench.tree)
+		tree_close(bench.tree);
 	bench.tree = NULL;
 	cleanup_close_fn(&bench.kvm);
 	cleanup_close_fn(&bench.log_fd);
-	if (home[0])
-		io_remove_tree(home, NULL);
-	home[0] = '\0';
+	cleanup_close_fn(&interrupts);
+	remove_home();
 }
 
 void
@@ -188,6 +209,7 @@ void
 bench_begin(int argc, char **argv, const char *name, unsigned rounds, uint64_t mem_mib)
 {
 	struct rlimit files;
+	sigset_t signals;
 	struct err e;
 
 	bench.name = name;
@@ -217,6 +239,13 @@ bench_begin(int argc, char **argv, const char *name, unsigned rounds, uint64_t m
 		files.rlim_cur = files.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &files);
 	}
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGHUP);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	interrupts = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	log_init("bench", LOG_LEVEL_WARN);
 	prctl(PR_SET_TIMERSLACK, 1);
 	/* Forks of forks come to us when their parents end, as to pandod. */
