@@ -275,10 +275,12 @@ struct vmm_stats_answer {
 	uint64_t disk_segment_bytes; /* in this VM's own segment */
 	uint64_t vsock_connections;  /* open now */
 	uint64_t doorbells;	     /* virtio queue notifications */
+	uint64_t first_doorbell_ns;  /* when this VM rang its first: the host's
+					CLOCK_MONOTONIC; 0: not yet */
 	uint32_t paused;	     /* 1: paused, 2: parked */
 	uint32_t pad;
 };
-_Static_assert(sizeof(struct vmm_stats_answer) == 16 + 64, "wire format");
+_Static_assert(sizeof(struct vmm_stats_answer) == 16 + 72, "wire format");
 
 enum vmm_exit_reason {
 	VMM_EXIT_POWER_OFF = 1, /* the guest powered itself off */

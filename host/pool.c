@@ -56,35 +56,35 @@ blank_end(struct blank *b)
 	*b = (struct blank){.pidfd = -1};
 }
 
-static int
-blank_make(struct pool *p, uint64_t mem_mib, uint32_t vcpus, struct blank *ret,
+int
+pool_make_blank(const struct tree_config *config, int log_fd, uint64_t mem_mib,
+	uint32_t vcpus, struct vmmctl **ret_ctl, int *ret_pidfd, pid_t *ret_pid,
 	struct err *e)
 {
-	const struct tree_config *config = &p->t->config;
 	struct vmm_prepare msg = {.mem_mib = mem_mib, .vcpus = vcpus};
-	cleanup_close int control = -1, kvm = -1;
+	cleanup_close int kvm = open(config->kvm_path, O_RDWR | O_CLOEXEC);
+	struct blank b = {.pidfd = -1};
 	int r;
 
-	kvm = open(config->kvm_path, O_RDWR | O_CLOEXEC);
 	if (kvm < 0)
 		return err_sys(e, -errno, "%s", config->kvm_path);
-	r = launch_spawn(
-		config->vmm_path, p->log_fd, &control, &ret->pid, &ret->pidfd, e);
-	if (r == 0)
-		r = vmmctl_create(TAKE_FD(control), &ret->ctl, e);
-	if (r == 0 && (r = vmmctl_set_pidfd(ret->ctl, ret->pidfd)) < 0)
-		err_sys(e, r, "a descriptor for process %d", (int)ret->pid);
-	if (r == 0) {
-		const int fds[VMM_PREPARE_FD_COUNT] = {
-			[VMM_PREPARE_FD_KVM] = kvm,
-			[VMM_PREPARE_FD_LOG] = p->log_fd,
-		};
 
-		r = vmmctl_prepare(ret->ctl, &msg, fds, config->start_timeout_ms, e);
+	const int fds[VMM_PREPARE_FD_COUNT] = {
+		[VMM_PREPARE_FD_KVM] = kvm,
+		[VMM_PREPARE_FD_LOG] = log_fd,
+	};
+
+	r = vmm_start(config, log_fd, &b.ctl, &b.pidfd, &b.pid, e);
+	if (r == 0)
+		r = vmmctl_prepare(b.ctl, &msg, fds, config->start_timeout_ms, e);
+	if (r < 0) {
+		blank_end(&b);
+		return r;
 	}
-	if (r < 0)
-		blank_end(ret);
-	return r;
+	*ret_ctl = b.ctl;
+	*ret_pidfd = b.pidfd;
+	*ret_pid = b.pid;
+	return 0;
 }
 
 /* The shape that has too few, or NULL. Called with the lock. */
@@ -121,7 +121,8 @@ filler_main(void *pool)
 		mem_mib = s->mem_mib;
 		vcpus = s->vcpus;
 		pthread_mutex_unlock(&p->lock);
-		r = blank_make(p, mem_mib, vcpus, &b, &e);
+		r = pool_make_blank(&p->t->config, p->log_fd, mem_mib, vcpus, &b.ctl,
+			&b.pidfd, &b.pid, &e);
 		pthread_mutex_lock(&p->lock);
 		if (r < 0 && !p->complained)
 			log_warn("the pool of blank VMMs cannot be filled, so commits "

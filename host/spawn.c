@@ -93,12 +93,26 @@ enter(struct spawn *s, struct store *store, struct err *e)
 	return r;
 }
 
+int
+vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
+	int *ret_pidfd, pid_t *ret_pid, struct err *e)
+{
+	cleanup_close int control = -1;
+	int r = launch_spawn(config->vmm_path, log_fd, &control, ret_pid, ret_pidfd, e);
+
+	if (r == 0)
+		r = vmmctl_create(TAKE_FD(control), ret_ctl, e);
+	if (r == 0 && (r = vmmctl_set_pidfd(*ret_ctl, *ret_pidfd)) < 0)
+		err_sys(e, r, "a descriptor for process %d", (int)*ret_pid);
+	return r;
+}
+
 /* Files, process, VMM_RESTORE. What is made is for vm_undo() to remove. */
 static int
 launch(struct spawn *s, unsigned i, struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
-	cleanup_close int data = -1, index = -1, control = -1;
+	cleanup_close int data = -1, index = -1;
 	struct tree *t = s->t;
 	struct vm *vm = s->vms[i];
 	struct vmm_restore msg = {
@@ -120,12 +134,8 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		    &s->pids[i])) {
 		s->n_pooled++;
 	} else {
-		r = launch_spawn(t->config.vmm_path, files.log_fd, &control, &s->pids[i],
-			&vm->pidfd, e);
-		if (r == 0)
-			r = vmmctl_create(TAKE_FD(control), &vm->ctl, e);
-		if (r == 0 && (r = vmmctl_set_pidfd(vm->ctl, vm->pidfd)) < 0)
-			err_sys(e, r, "a descriptor for process %d", (int)s->pids[i]);
+		r = vmm_start(
+			&t->config, files.log_fd, &vm->ctl, &vm->pidfd, &s->pids[i], e);
 		if (r < 0)
 			return r;
 	}

@@ -376,7 +376,8 @@ fetch(struct run *r, int which, struct err *e)
 		return 0;
 	n = ssh_channel_read_nonblocking(r->channel, o->buf, sizeof(o->buf), which);
 	if (n == SSH_ERROR && !ssh_channel_is_closed(r->channel))
-		return fail(e, -ECONNRESET, "the connection to the machine ended", r->session);
+		return fail(e, -ECONNRESET, "the connection to the machine ended",
+			r->session);
 	if (n <= 0)
 		return 0;
 	r->heard_ns = io_now_ns();
@@ -455,7 +456,8 @@ turn(struct run *r, struct err *e)
 	 * at the socket, and the command's status mostly comes after that. */
 	if (ssh_event_dopoll(r->event, 0) == SSH_ERROR && !ssh_is_connected(r->session) &&
 		!r->has_status)
-		return fail(e, -ECONNRESET, "the connection to the machine ended", r->session);
+		return fail(e, -ECONNRESET, "the connection to the machine ended",
+			r->session);
 	for (i = 0; i < 2; i++) {
 		n = fetch(r, i, e);
 		if (n < 0)

@@ -142,6 +142,10 @@ int host_has_room(const struct tree *t, const char *name, uint64_t mem_mib,
 int tree_new_id(char id[static VM_ID_LEN + 1], struct err *e); /* random */
 int tree_random(void *dst, size_t len, struct err *e);
 int vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX]);
+/* spawn.c: a VMM's process that waits for its first message. What was made is the
+ * caller's also on failure: *ret_ctl, *ret_pidfd. */
+int vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
+	int *ret_pidfd, pid_t *ret_pid, struct err *e);
 /* Kills a process that the loop does not watch (yet), and waits for it. */
 void process_end(int pidfd);
 /* For agent_wait_ready(): ends the wait when the VM dies or pandod stops. */
@@ -240,6 +244,10 @@ void flat_close(struct tree *t);
  */
 /* Nothing when config.pool_size is 0. */
 void pool_open(struct tree *t);
+/* One, whoever it is for. log_fd is borrowed. */
+int pool_make_blank(const struct tree_config *config, int log_fd, uint64_t mem_mib,
+	uint32_t vcpus, struct vmmctl **ret_ctl, int *ret_pidfd, pid_t *ret_pid,
+	struct err *e);
 /* Ends all that is blank. */
 void pool_close(struct tree *t);
 /* A blank VMM of this shape becomes the caller's: false when there is none. Either way

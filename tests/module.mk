@@ -77,13 +77,19 @@ $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk common)$(
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
-BENCHES += bench_branch bench_restore
-bench_restore_SRCS := tests/bench/bench_restore.c tests/bench/sample.c
-bench_restore_LIBS := kvmdriver vmmdisk common
-$(B)/bench/bench_restore: | $(TINY)
-bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/sample.c tests/bench/bare.c
-bench_branch_LIBS := kvmdriver vmmdisk common
-$(B)/bench/bench_branch: | $(TINY)
+# They drive VMs through pandod's own code.
+BENCHES_OF_VMS := bench_spawn bench_branch bench_commit
+BENCHES += $(BENCHES_OF_VMS)
+bench_spawn_SRCS := tests/bench/bench_spawn.c tests/bench/floor.c
+bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
+bench_commit_SRCS := tests/bench/bench_commit.c
+define bench_of_vms
+$(1)_SRCS += tests/bench/bench.c tests/bench/sample.c
+$(1)_LIBS := pandodcore agentclient agentwire pandohost vmmcore vmmdev vmmdisk store common
+$(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp
+$(B)/bench/$(1): | $(TINY)
+endef
+$(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
 BENCHES += bench_store
 bench_store_SRCS := tests/bench/bench_store.c
 bench_store_LIBS := store common

@@ -3,14 +3,18 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 int
 console_open(struct console *c, int fd, struct err *e)
 {
+	struct stat st;
 	uint8_t *p;
 
-	if (ftruncate(fd, CONSOLE_FILE_BYTES) < 0)
+	/* Even a size that does not change costs a file system a transaction. */
+	if ((fstat(fd, &st) < 0 || st.st_size != CONSOLE_FILE_BYTES) &&
+		ftruncate(fd, CONSOLE_FILE_BYTES) < 0)
 		return err_sys(e, -errno, "sizing the console file to %u bytes",
 			CONSOLE_FILE_BYTES);
 	p = mmap(NULL, CONSOLE_FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -20,11 +24,20 @@ console_open(struct console *c, int fd, struct err *e)
 
 	c->hdr = (struct console_hdr *)(void *)p;
 	c->ring = p + CONSOLE_HDR_BYTES;
+	c->begun = false;
+	return 0;
+}
+
+/* The first touch of a file's page costs a quarter of a millisecond: those who print pay
+ * it. */
+static void
+begin(struct console *c)
+{
 	memcpy(c->hdr->magic, CONSOLE_MAGIC, sizeof(c->hdr->magic));
 	c->hdr->version = CONSOLE_VERSION;
 	c->hdr->ring_bytes = CONSOLE_RING_BYTES;
 	atomic_store(&c->hdr->written, 0);
-	return 0;
+	c->begun = true;
 }
 
 void
@@ -35,6 +48,8 @@ console_write(struct console *c, const void *buf, size_t len)
 
 	if (!c->hdr)
 		return;
+	if (!c->begun)
+		begin(c);
 	at = atomic_load_explicit(&c->hdr->written, memory_order_relaxed);
 	while (len > 0) {
 		size_t pos = at % CONSOLE_RING_BYTES;

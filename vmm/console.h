@@ -3,12 +3,12 @@
  * header counts every byte ever written, so an offset stays true after the ring has
  * wrapped.
  *
- * The VMM makes the file's content: it is handed an empty file and sizes it. Readers
- * (pandod, `pando logs`) open it read-only and read `written`, then the bytes, then
- * `written` again: bytes below written - CONSOLE_RING_BYTES of the second reading were
- * overwritten meanwhile and are dropped. Byte n of the stream lies at file offset
- * CONSOLE_HDR_BYTES + n % CONSOLE_RING_BYTES. The guest chooses the bytes: a reader
- * escapes them where they meet a terminal.
+ * The VMM makes the file's content: it is handed an empty file and sizes it; the header
+ * is zeroes until the guest says its first word. Readers (pandod, `pando logs`) open it
+ * read-only and read `written`, then the bytes, then `written` again: bytes below written
+ * - CONSOLE_RING_BYTES of the second reading were overwritten meanwhile and are dropped.
+ * Byte n of the stream lies at file offset CONSOLE_HDR_BYTES + n % CONSOLE_RING_BYTES.
+ * The guest chooses the bytes: a reader escapes them where they meet a terminal.
  *
  * A branch starts with an empty ring of its own.
  */
@@ -16,6 +16,7 @@
 #define PANDO_VMM_CONSOLE_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -38,6 +39,7 @@ _Static_assert(sizeof(struct console_hdr) == 24, "disk format");
 struct console {
 	struct console_hdr *hdr; /* owned mapping of the file; NULL: output is dropped */
 	uint8_t *ring;		 /* behind the header, same mapping */
+	bool begun;		 /* the header is written */
 };
 
 /* Sizes the file and maps it (kept out of forked children). fd stays the caller's and may

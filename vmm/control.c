@@ -153,6 +153,15 @@ send_done(struct vm *vm, uint64_t seq, int error, const char *why)
 }
 
 static void
+note_first_doorbell(const struct virtio_dev *dev, uint64_t *first_ns)
+{
+	uint64_t ns = atomic_load(&dev->first_doorbell_ns);
+
+	if (ns && (!*first_ns || ns < *first_ns))
+		*first_ns = ns;
+}
+
+static void
 send_stats(struct vm *vm, uint64_t seq)
 {
 	struct vmm_stats_answer m = {
@@ -167,6 +176,9 @@ send_stats(struct vm *vm, uint64_t seq)
 		.paused = vm->is_parked ? 2 : vm->is_paused,
 	};
 
+	note_first_doorbell(&vm->blk.dev, &m.first_doorbell_ns);
+	note_first_doorbell(&vm->vsock.dev, &m.first_doorbell_ns);
+	note_first_doorbell(&vm->rng.dev, &m.first_doorbell_ns);
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		m.vcpu_exits += atomic_load(&vm->vcpus[i].exits);
 	control_send(vm, &m.hdr, VMM_STATS_ANSWER, sizeof(m), seq);

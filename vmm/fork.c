@@ -2,10 +2,14 @@
  * How a VM forks.
  *
  * Parent: vCPUs park, so no device lock is held and no I/O is under way; what KVM holds
- * is read into plain memory (vmm/state.c); fork(2). Memory, devices and the disk's block
- * map are plain memory: the kernel copies them lazily. The parent then goes on in a new
- * disk segment and with a new VM generation (the child knows what its random number
- * generator held).
+ * is read into plain memory (vmm/state.c); fork(2). vCPU 0's own thread does all that
+ * while the main thread waits: it is on a CPU, its vCPU is at hand there, and nobody has
+ * to be woken between the guest's last instruction and its next. In the child it is vCPU
+ * 0's thread again, and starts the main thread. (Where vCPUs do not run anyway, in a
+ * paused VM and in a picture, it is the main thread, and starts the vCPUs'.) Memory,
+ * devices and the disk's block map are plain memory: the kernel copies them lazily. The
+ * parent then goes on in a new disk segment and with a new VM generation (the child knows
+ * what its random number generator held).
  *
  * Child: KVM's descriptors belong to the mm that made them and are good for nothing here.
  * It closes them, makes a VM of its own around the same mappings, loads the state, takes
@@ -28,10 +32,13 @@
 #include "vmm/fork.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -40,6 +47,7 @@
 #include "vmm/control.h"
 #include "vmm/seal.h"
 #include "vmm/steps.h"
+#include "vmm/vcpu.h"
 
 static void
 close_all(int *fds, size_t n)
@@ -67,8 +75,8 @@ forget_parent(struct vm *vm)
 	close_one(&vm->event_fd);
 	close_one(&vm->vsock_kick_fd);
 	console_forget(&vm->console);
-	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
-		vm->vcpus[i].has_thread = false;
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		vm->vcpus[i].has_thread = vm->vcpus[i].synced = false;
 		atomic_store(&vm->vcpus[i].exits, 0);
 	}
 	atomic_store(&vm->stop, 0);
@@ -80,10 +88,82 @@ forget_parent(struct vm *vm)
 	vm->is_parked = vm->is_paused = vm->started_sent = false;
 }
 
+/* One fork in a process at a time. Nothing of it lies on a stack: the child gives those
+ * of threads that it does not have to others. */
+static struct job {
+	struct vmm_fork msg;
+	int fds[VMM_FORK_FD_COUNT]; /* owned; -1 once handed on */
+	bool on_vcpu;		    /* vCPU 0's thread makes it */
+	uint64_t asked_ns, saved_ns;
+	struct vmm_forked answer;
+	struct steps steps; /* each side's own */
+	int r;
+	struct err e;
+	atomic_uint done; /* a futex; the main thread sleeps on it */
+} the_job;
+
+/* In the child, beside its running vCPUs. Sizing and first touching a file costs a
+ * quarter of a millisecond; a vCPU that prints waits for it. */
 static int
-set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps *steps,
-	struct err *e)
+settle(struct vm *vm, struct job *job, struct err *e)
 {
+	int r = console_open(&vm->console, job->fds[VMM_FORK_FD_CONSOLE], e);
+
+	serial_release(&vm->serial);
+	close_all(job->fds, VMM_FORK_FD_COUNT);
+	if (r < 0)
+		return r;
+	steps_add(&job->steps, "console");
+	vm_resume_devices(vm);
+	steps_add(&job->steps, "resume");
+	steps_log(&job->steps, "branch set up");
+	return 0;
+}
+
+static _Noreturn void
+fail_child(struct vm *vm, int r, const struct err *e)
+{
+	log_err("the branch could not start: %s", e->msg);
+	control_send_started(vm, r, e->msg);
+	_exit(1);
+}
+
+/* The main thread of a child whose vCPU 0 made the fork. */
+static void *
+main_thread(void *arg)
+{
+	struct vm *vm = arg;
+	struct err e = {0};
+	int r;
+
+	vm_let_others_first(pthread_self(), false);
+	r = settle(vm, &the_job, &e);
+
+	if (r < 0)
+		fail_child(vm, r, &e);
+	control_run(vm);
+}
+
+static int
+start_main_thread(struct vm *vm, struct err *e)
+{
+	pthread_t thread;
+	pthread_attr_t attr;
+	int r;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, VM_STACK_BYTES);
+	r = pthread_create(&thread, &attr, main_thread, vm);
+	pthread_attr_destroy(&attr);
+	return r ? err_sys(e, -r, "starting the main thread") : 0;
+}
+
+static int
+set_up_child(struct vm *vm, struct job *job, struct err *e)
+{
+	const struct vmm_fork *msg = &job->msg;
+	struct steps *steps = &job->steps;
+	int *fds = job->fds;
 	bool park = msg->flags & VMM_FORK_PARK;
 	struct vsock_loop loop;
 	int r;
@@ -129,97 +209,146 @@ set_up_child(struct vm *vm, const struct vmm_fork *msg, int fds[], struct steps 
 	ioapic_resume(&vm->ioapic);
 	serial_resume(&vm->serial);
 	vm_set_generation(vm, msg->child_generation);
-	/* Sizing and first touching a file costs a quarter of a millisecond: the vCPUs
-	 * run meanwhile, and one that prints waits for it. */
 	serial_hold(&vm->serial);
 	r = vm_start_vcpus(vm, e);
 	steps_add(steps, "start");
-	if (r == 0)
-		r = console_open(&vm->console, fds[VMM_FORK_FD_CONSOLE], e);
-	serial_release(&vm->serial);
-	if (r < 0)
-		return r;
-	steps_add(steps, "console");
-	virtio_dev_resume(&vm->blk.dev);
-	virtio_dev_resume(&vm->vsock.dev);
-	virtio_dev_resume(&vm->rng.dev);
-	steps_add(steps, "resume");
-	return 0;
+	return r;
 }
 
+/* The child's first faults on the program's text would be some twenty, a call each. */
 static void
-become_child(struct vm *vm, const struct vmm_fork *msg, int fds[], uint64_t forked_ns)
+map_text(void)
 {
-	struct steps steps;
+	extern const char __executable_start[], etext[];
+	const uintptr_t page = 4096, from = (uintptr_t)__executable_start & ~(page - 1);
+
+	(void)madvise((void *)from, ((uintptr_t)etext - from + page - 1) & ~(page - 1),
+		MADV_POPULATE_READ); /* a wish; Linux before 5.14 has it not */
+}
+
+/* Returns on the thread that forked, as that of the child's vCPU 0 or as its main thread;
+ * a picture that vCPU 0's thread made has that as its main thread and does not return. */
+static void
+become_child(struct vm *vm, struct job *job)
+{
+	const struct vmm_fork *msg = &job->msg;
+	int *fds = job->fds;
 	struct err e = {0};
 	int r;
 
-	steps_begin(&steps, forked_ns);
-	steps_add(&steps, "fork");
-	vm->born_ns = forked_ns;
+	map_text();
+	steps_begin(&job->steps, job->saved_ns);
+	steps_add(&job->steps, "fork");
+	vm->born_ns = job->saved_ns;
 	/* A picture's memory may be read by its user; that of what runs may not. */
 	if (vm->is_readable)
 		seal_let_nobody_read();
 	vm->is_readable = false;
 	forget_parent(vm);
+	if (job->on_vcpu && !(msg->flags & VMM_FORK_PARK)) {
+		vm->vcpus[0].thread = pthread_self();
+		vm->vcpus[0].has_thread = true;
+	}
 	memcpy(vm->name, msg->child_name, sizeof(vm->name));
 	vm->name[sizeof(vm->name) - 1] = '\0';
 	control_use_log(vm, TAKE_FD(fds[VMM_FORK_FD_LOG]));
 	vm->control_fd = TAKE_FD(fds[VMM_FORK_FD_CONTROL]);
 	vm->listen_fd = TAKE_FD(fds[VMM_FORK_FD_LISTEN]);
-	steps_add(&steps, "forget");
+	steps_add(&job->steps, "forget");
 
-	r = set_up_child(vm, msg, fds, &steps, &e);
-	close_all(fds, VMM_FORK_FD_COUNT);
-	if (r < 0) {
-		log_err("the branch could not start: %s", e.msg);
-		control_send_started(vm, r, e.msg);
-		_exit(1);
-	}
-	if (vm->is_parked)
+	r = set_up_child(vm, job, &e);
+	if (r < 0)
+		fail_child(vm, r, &e);
+	if (vm->is_parked) {
+		close_all(fds, VMM_FORK_FD_COUNT);
 		control_send_started(vm, 0, NULL);
-	steps_log(&steps, "branch set up");
+		steps_log(&job->steps, "branch set up");
+		if (!job->on_vcpu)
+			return;
+		vm_let_others_first(pthread_self(), false);
+		control_run(vm);
+	}
+	r = job->on_vcpu ? start_main_thread(vm, &e) : settle(vm, job, &e);
+	if (r < 0)
+		fail_child(vm, r, &e);
+	if (job->on_vcpu)
+		vm_let_others_first(pthread_self(), false);
 }
 
 /* In the parent, after the fork: what it must change before its vCPUs run. */
 static int
-part_from_child(struct vm *vm, const struct vmm_fork *msg, int fds[],
-	struct vmm_forked *answer, struct err *e)
+part_from_child(struct vm *vm, struct job *job, struct err *e)
 {
+	int *fds = job->fds;
 	int r = blk_cut(&vm->blk, fds[VMM_FORK_FD_PARENT_SEG_DATA],
-		fds[VMM_FORK_FD_PARENT_SEG_INDEX], &answer->cut_index_records,
-		&answer->cut_data_bytes, e);
+		fds[VMM_FORK_FD_PARENT_SEG_INDEX], &job->answer.cut_index_records,
+		&job->answer.cut_data_bytes, e);
 
 	if (r < 0)
 		return r;
 	fds[VMM_FORK_FD_PARENT_SEG_DATA] = fds[VMM_FORK_FD_PARENT_SEG_INDEX] = -1;
-	vm_set_generation(vm, msg->parent_generation);
+	vm_set_generation(vm, job->msg.parent_generation);
 	return 0;
 }
 
-/* The picture: vCPUs parked, state saved. On failure the VM is as it was. */
-static int
-take_picture(struct vm *vm, struct err *e)
+/*
+ * All vCPUs are parked: saves, forks, and parts the two. In the parent job->r says how it
+ * went; unless the VM now ends, its vCPUs may run.
+ */
+static enum fork_side
+split(struct vm *vm, struct job *job)
 {
-	int r;
+	struct err e;
+	pid_t pid;
 
-	if (vm->is_parked)
-		return 0; /* it is one */
-	if ((r = blk_can_cut(&vm->blk, e)) < 0)
-		return r;
-	vm_stop(vm);
+	steps_add(&job->steps, "park");
 	if (atomic_load(&vm->ending))
-		r = err_set(e, -ESHUTDOWN, "the VM is ending");
-	else
-		r = vm_save(vm, e);
-	if (r < 0 && !vm->is_paused)
-		vm_run(vm);
-	return r;
+		job->r = err_set(&job->e, -ESHUTDOWN, "the VM is ending");
+	else if (!vm->is_parked)
+		job->r = vm_save(vm, &job->e);
+	steps_add(&job->steps, "save");
+	job->saved_ns = io_now_ns();
+	if (job->r < 0)
+		return FORK_PARENT;
+	pid = fork();
+	if (pid == 0) {
+		become_child(vm, job);
+		return FORK_CHILD;
+	}
+	job->answer.fork_ns = io_now_ns() - job->saved_ns;
+	steps_add(&job->steps, "fork");
+	if (pid < 0) {
+		job->r = err_sys(&job->e, -errno, "fork");
+		return FORK_PARENT;
+	}
+	job->answer.child_pid = pid;
+	/* The child reads the segment that this VM would go on writing: it must not run
+	 * on. */
+	if (!vm->is_parked && part_from_child(vm, job, &e) < 0)
+		vm_end(vm, VMM_EXIT_HOST_FAULT, "after a fork: %s", e.msg);
+	steps_add(&job->steps, "part");
+	return FORK_PARENT;
+}
+
+/* On vCPU 0's thread; see struct vm. The main thread waits. */
+static void
+split_at_park(struct vm *vm)
+{
+	struct job *job = &the_job;
+
+	if (split(vm, job) == FORK_CHILD)
+		return;
+	if (!atomic_load(&vm->ending))
+		vm_run_vcpus(vm);
+	if (job->r == 0)
+		job->answer.pause_ns = io_now_ns() - job->asked_ns;
+	atomic_store(&job->done, 1);
+	vcpu_futex_wake(&job->done);
 }
 
 /* Before anything happens: after the fork it would be the end of one or both. */
 static int
-check_segments(const struct vm *vm, const int fds[], struct err *e)
+check_segments(struct vm *vm, const int fds[], struct err *e)
 {
 	int r = blk_check_segment(
 		fds[VMM_FORK_FD_SEG_DATA], fds[VMM_FORK_FD_SEG_INDEX], e);
@@ -230,62 +359,40 @@ check_segments(const struct vm *vm, const int fds[], struct err *e)
 		return 0;
 	r = blk_check_segment(
 		fds[VMM_FORK_FD_PARENT_SEG_DATA], fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
-	return r < 0 ? err_wrap(e, r, "the parent") : 0;
+	if (r < 0)
+		return err_wrap(e, r, "the parent");
+	return blk_can_cut(&vm->blk, e);
 }
 
 enum fork_side
 fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 {
-	struct vmm_forked answer = {0};
-	uint64_t asked_ns, saved_ns, forked_ns;
-	struct err e = {0};
-	pid_t pid;
-	int r;
+	struct job *job = &the_job;
 
-	r = check_segments(vm, fds, &e);
-	if (r < 0)
-		goto out;
-	asked_ns = io_now_ns();
-	r = take_picture(vm, &e);
-	if (r < 0)
-		goto out;
-
-	saved_ns = io_now_ns();
-	pid = fork();
-	if (pid == 0) {
-		become_child(vm, msg, fds, saved_ns);
-		return FORK_CHILD;
+	*job = (struct job){.msg = *msg, .asked_ns = io_now_ns()};
+	steps_begin(&job->steps, job->asked_ns);
+	memcpy(job->fds, fds, sizeof(job->fds));
+	job->r = check_segments(vm, job->fds, &job->e);
+	if (job->r == 0 && (vm->is_parked || vm->is_paused)) {
+		if (split(vm, job) == FORK_CHILD)
+			return FORK_CHILD;
+	} else if (job->r == 0) {
+		job->on_vcpu = true;
+		/* The child is born so: it waits for its turn, or takes an idle CPU. */
+		vm_let_others_first(vm->vcpus[0].thread, true);
+		vm_stop_and(vm, split_at_park);
+		while (!atomic_load(&job->done))
+			vcpu_futex_wait(&job->done, 0);
+		vm_let_others_first(vm->vcpus[0].thread, false);
+		if (!atomic_load(&vm->ending))
+			vm_resume_devices(vm);
 	}
-	forked_ns = io_now_ns();
-	answer.fork_ns = forked_ns - saved_ns;
-	if (pid < 0) {
-		r = err_sys(&e, -errno, "fork");
-		if (!vm->is_parked && !vm->is_paused)
-			vm_run(vm);
-		goto out;
-	}
-	answer.child_pid = pid;
-	if (!vm->is_parked) {
-		struct err cut;
-
-		if (part_from_child(vm, msg, fds, &answer, &cut) < 0) {
-			/* The child reads the segment that this VM would go on writing:
-			 * it must not run on. */
-			vm_end(vm, VMM_EXIT_HOST_FAULT, "after a fork: %s", cut.msg);
-		} else if (!vm->is_paused) {
-			vm_run(vm);
-			answer.pause_ns = io_now_ns() - asked_ns;
-		}
-	}
-	log_debug("forked %d, µs: stop and save %llu, fork %llu, pause %llu", (int)pid,
-		(unsigned long long)(saved_ns - asked_ns) / 1000,
-		(unsigned long long)answer.fork_ns / 1000,
-		(unsigned long long)answer.pause_ns / 1000);
-out:
-	close_all(fds, VMM_FORK_FD_COUNT);
-	answer.error = r;
-	if (r < 0)
-		snprintf(answer.msg, sizeof(answer.msg), "%s", e.msg);
-	control_send(vm, &answer.hdr, VMM_FORKED, sizeof(answer), msg->hdr.seq);
+	steps_add(&job->steps, "run");
+	steps_log(&job->steps, "forked");
+	close_all(job->fds, VMM_FORK_FD_COUNT);
+	job->answer.error = job->r;
+	if (job->r < 0)
+		snprintf(job->answer.msg, sizeof(job->answer.msg), "%.255s", job->e.msg);
+	control_send(vm, &job->answer.hdr, VMM_FORKED, sizeof(job->answer), msg->hdr.seq);
 	return FORK_PARENT;
 }

@@ -106,6 +106,10 @@ kvm_read_caps(int kvm_fd, struct kvm_caps *ret, struct err *e)
 	c.tsc_deadline_timer = extension(kvm_fd, KVM_CAP_TSC_DEADLINE_TIMER);
 	c.adjust_clock = extension(kvm_fd, KVM_CAP_ADJUST_CLOCK);
 	c.kvmclock_ctrl = extension(kvm_fd, KVM_CAP_KVMCLOCK_CTRL);
+	r = extension(kvm_fd, KVM_CAP_SYNC_REGS);
+	c.sync_regs = (r & KVM_SYNC_X86_VALID_FIELDS) == KVM_SYNC_X86_VALID_FIELDS
+			      ? KVM_SYNC_X86_VALID_FIELDS
+			      : 0;
 	r = extension(kvm_fd, KVM_CAP_XSAVE2);
 	c.xsave2 = r > 0;
 	c.xsave_size = r > 0 ? (size_t)r : sizeof(struct kvm_xsave);

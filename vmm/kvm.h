@@ -70,6 +70,8 @@ struct kvm_caps {
 	bool tsc_deadline_timer;
 	bool adjust_clock;
 	bool kvmclock_ctrl;
+	uint64_t sync_regs; /* KVM_SYNC_X86_*: all of registers, special registers and
+			       events, or 0 */
 };
 
 /* kvm_fd is /dev/kvm throughout. */

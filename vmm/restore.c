@@ -160,9 +160,8 @@ set_changed_cpuid(struct vm *vm, struct err *e)
 	return r;
 }
 
-/* Up to the first instruction. */
-static int
-load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps *steps,
+int
+restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps *steps,
 	struct err *e)
 {
 	const bool has_base = m->flags & VMM_RESTORE_HAS_BASE;
@@ -227,7 +226,7 @@ take(struct vm *vm, struct job *job, uint64_t began_ns, struct err *e)
 	steps_begin(&job->steps, began_ns);
 	vm->born_ns = began_ns;
 	memcpy(vm->name, job->msg.name, sizeof(vm->name));
-	r = load(vm, &job->msg, job->fds, &job->steps, e);
+	r = restore_load(vm, &job->msg, job->fds, &job->steps, e);
 	if (r < 0)
 		return r;
 	/* A vCPU that prints waits for its console. */
@@ -340,21 +339,30 @@ become(struct vm *vm)
 }
 
 int
+restore_make(struct vm *vm, uint64_t mem_mib, uint32_t vcpus, struct err *e)
+{
+	int r;
+
+	vm->n_vcpus = vcpus;
+	if ((r = vm_ask_kvm(vm, e)) < 0 || (r = control_make_loop(vm, e)) < 0 ||
+		(r = guest_mem_reserve(&vm->mem, mem_mib, e)) < 0 ||
+		(r = vm_init_devices(vm, ANY_CID, e)) < 0 ||
+		(r = vm_make_kvm(vm, e)) < 0 ||
+		(r = state_plan_make(
+			 vm->kvm_fd, vm->vcpus[0].fd, &vm->caps, &vm->plan, e)) < 0)
+		return r;
+	return rehearse(vm, e);
+}
+
+int
 restore_prepare(
 	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool blank, struct err *e)
 {
 	int r;
 
-	vm->n_vcpus = vcpus;
-	vm->become = blank ? become : NULL;
-	if ((r = seal_surroundings(e)) < 0 || (r = vm_ask_kvm(vm, e)) < 0 ||
-		(r = control_make_loop(vm, e)) < 0 ||
-		(r = guest_mem_reserve(&vm->mem, mem_mib, e)) < 0 ||
-		(r = vm_init_devices(vm, ANY_CID, e)) < 0 ||
-		(r = vm_make_kvm(vm, e)) < 0 ||
-		(r = state_plan_make(
-			 vm->kvm_fd, vm->vcpus[0].fd, &vm->caps, &vm->plan, e)) < 0 ||
-		(r = rehearse(vm, e)) < 0 ||
+	vm->at_park = blank ? become : NULL;
+	if ((r = seal_surroundings(e)) < 0 ||
+		(r = restore_make(vm, mem_mib, vcpus, e)) < 0 ||
 		(blank && (r = io_set_nonblock(vm->control_fd, 0)) < 0) ||
 		(r = vcpu_install_signal(e)) < 0 || (r = seal_calls(e)) < 0 ||
 		(r = vm_start_vcpus_parked(vm, e)) < 0)
@@ -373,8 +381,11 @@ restore_wait(struct vm *vm, uint64_t seq, struct err *e)
 	control_send(vm, &done.hdr, VMM_DONE, sizeof(done), seq);
 	if (vm->control_fd < 0)
 		_exit(0);
+	/* What is left to do after the wait can wait. */
+	vm_let_others_first(pthread_self(), true);
 	while (atomic_load(&vm->epoch) == epoch)
 		vcpu_futex_wait(&vm->epoch, epoch);
+	vm_let_others_first(pthread_self(), false);
 	if (job->r < 0) {
 		*e = job->e;
 		/* Before the message was understood there is no log of the VM's. */

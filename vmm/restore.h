@@ -15,6 +15,14 @@
 int restore_prepare(
 	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool blank, struct err *e);
 
+/* Two parts of it, for a benchmark that runs them in one thread. The VM with its devices
+ * and its KVM VM over reserved memory; and, once guest_mem_open_hole() was called, from
+ * there up to the first instruction. fds that are taken over are set to -1. */
+int restore_make(struct vm *vm, uint64_t mem_mib, uint32_t vcpus, struct err *e);
+struct steps;
+int restore_load(struct vm *vm, const struct vmm_restore *m, int fds[],
+	struct steps *steps, struct err *e);
+
 /* 0, or why a message is no VMM_PREPARE or VMM_RESTORE that can be served. */
 int restore_check_prepare(
 	const struct vmm_prepare *m, size_t len, size_t n_fds, struct err *e);

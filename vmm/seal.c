@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <malloc.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -298,6 +299,9 @@ add_arg_rules(scmp_filter_ctx ctx)
 		/* The signal that parks vCPUs, and abort()'s. */
 		{SCMP_SYS(tgkill), equals(2, SIGUSR1)},
 		{SCMP_SYS(tgkill), equals(2, SIGABRT)},
+		/* Of two, the one whose guest waits goes on first. */
+		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_BATCH)},
+		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_OTHER)},
 		/* A picture's memory is read by its user's daemon. */
 		{SCMP_SYS(prctl), equals(0, PR_SET_DUMPABLE)},
 		{SCMP_SYS(prctl), equals(0, PR_SET_PTRACER)},
@@ -317,6 +321,8 @@ add_arg_rules(scmp_filter_ctx ctx)
 		{SCMP_SYS(madvise), equals(2, MADV_DONTFORK)},
 		{SCMP_SYS(madvise), equals(2, MADV_DONTNEED)},
 		{SCMP_SYS(madvise), equals(2, MADV_FREE)},
+		/* A branch maps its program at once. */
+		{SCMP_SYS(madvise), equals(2, MADV_POPULATE_READ)},
 #endif
 	};
 	int r = 0;
@@ -351,5 +357,7 @@ seal_calls(struct err *e)
 	if (r == 0)
 		r = seccomp_load(ctx); /* sets PR_SET_NO_NEW_PRIVS first */
 	seccomp_release(ctx);
+	/* What building the filter took would be copied by each fork. */
+	malloc_trim(0);
 	return r < 0 ? err_sys(e, r, "the system call filter") : 0;
 }

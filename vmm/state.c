@@ -96,6 +96,9 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 		if (!is_listed(&all, unlisted_msrs[i]) && all.n < KVM_MSRS_MAX)
 			all.indices[all.n++] = unlisted_msrs[i];
 
+	if ((r = kvm_get_xcrs(vcpu_fd, &plan.fresh_xcrs, e)) < 0 ||
+		(r = kvm_get_debugregs(vcpu_fd, &plan.fresh_debugregs, e)) < 0)
+		return r;
 	plan.tsc_offset = caps->vcpu_attributes &&
 			  kvm_get_tsc_offset(vcpu_fd, &offset, NULL) == 0 &&
 			  kvm_set_tsc_offset(vcpu_fd, offset, NULL) == 0;
@@ -189,17 +192,25 @@ save_guest_tsc(int vcpu_fd, const struct state_plan *plan,
 
 int
 state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
-	const struct state_clock *clock, struct vcpu_state *ret, struct err *e)
+	const struct state_clock *clock, const struct kvm_sync_regs *synced,
+	struct vcpu_state *ret, struct err *e)
 {
 	unsigned done = 0;
 	int r;
 
 	/* The run state first: reading it makes KVM take pending INIT and SIPI, which
 	 * changes the rest. */
-	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0 ||
-		(r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
-		(r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0 ||
-		(r = kvm_get_xsave(vcpu_fd, caps, &ret->xsave, e)) < 0 ||
+	if ((r = kvm_get_mp_state(vcpu_fd, &ret->mp, e)) < 0)
+		return r;
+	if (synced) {
+		ret->regs = synced->regs;
+		ret->sregs = synced->sregs;
+		ret->events = synced->events;
+	} else if ((r = kvm_get_regs(vcpu_fd, &ret->regs, e)) < 0 ||
+		   (r = kvm_get_sregs(vcpu_fd, &ret->sregs, e)) < 0) {
+		return r;
+	}
+	if ((r = kvm_get_xsave(vcpu_fd, caps, &ret->xsave, e)) < 0 ||
 		(r = kvm_get_xcrs(vcpu_fd, &ret->xcrs, e)) < 0 ||
 		(r = kvm_get_debugregs(vcpu_fd, &ret->debugregs, e)) < 0 ||
 		(r = kvm_get_lapic(vcpu_fd, &ret->lapic, e)) < 0)
@@ -225,7 +236,7 @@ state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		return err_set(e, -EIO, "KVM_GET_MSRS: MSR 0x%x cannot be read any more",
 			plan->msrs.indices[done]);
 	/* Events last: the calls above may have moved some. */
-	return kvm_get_vcpu_events(vcpu_fd, &ret->events, e);
+	return synced ? 0 : kvm_get_vcpu_events(vcpu_fd, &ret->events, e);
 }
 
 void
@@ -280,6 +291,17 @@ bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
 	}
 }
 
+static bool
+has_kvmclock(const struct vcpu_state *s)
+{
+	for (unsigned i = 0; i < s->msrs.n; i++)
+		if ((s->msrs.entries[i].index == STATE_MSR_KVMCLOCK ||
+			    s->msrs.entries[i].index == STATE_MSR_KVMCLOCK_NEW) &&
+			(s->msrs.entries[i].data & 1))
+			return true;
+	return false;
+}
+
 static int
 load_tsc(int vcpu_fd, const struct state_plan *plan, const struct vcpu_state *s,
 	struct err *e)
@@ -311,8 +333,11 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		(r = kvm_set_regs(vcpu_fd, &s->regs, e)) < 0 ||
 		(r = kvm_set_sregs(vcpu_fd, &s->sregs, e)) < 0 ||
 		(r = kvm_set_xsave(vcpu_fd, &s->xsave, e)) < 0 ||
-		(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0 ||
-		(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0 ||
+		(memcmp(&s->xcrs, &plan->fresh_xcrs, sizeof(s->xcrs)) != 0 &&
+			(r = kvm_set_xcrs(vcpu_fd, &s->xcrs, e)) < 0) ||
+		(memcmp(&s->debugregs, &plan->fresh_debugregs, sizeof(s->debugregs)) !=
+				0 &&
+			(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0) ||
 		(r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
 		return r;
 
@@ -325,7 +350,7 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 			(unsigned long long)s->msrs.entries[done].data);
 	if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0)
 		return r;
-	if (caps->kvmclock_ctrl)
+	if (caps->kvmclock_ctrl && has_kvmclock(s))
 		return kvm_kvmclock_ctrl(vcpu_fd, e);
 	return 0;
 }

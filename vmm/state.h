@@ -18,6 +18,8 @@
 
 #define STATE_MSR_TSC 0x10u
 #define STATE_MSR_TSC_DEADLINE 0x6e0u
+#define STATE_MSR_KVMCLOCK 0x12u /* bit 0: the guest reads it */
+#define STATE_MSR_KVMCLOCK_NEW 0x4b564d01u
 
 struct vcpu_state {
 	struct kvm_mp_state mp;
@@ -42,6 +44,9 @@ struct state_plan {
 	bool tsc_fixed;	 /* setting the offset has no effect: a guest sees the host's TSC
 			  */
 	int tsc_khz;	 /* of a fresh vCPU: the host's */
+	/* A fresh vCPU's, like most guests' own: what needs no loading. */
+	struct kvm_xcrs fresh_xcrs;
+	struct kvm_debugregs fresh_debugregs;
 };
 
 struct state_clock {
@@ -61,10 +66,12 @@ int state_save_clock(
 int state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_clock *c,
 	struct err *e);
 
-/* The vCPU does not run, and no other of its VM does. clock: just taken. */
+/* The vCPU does not run, and no other of its VM does. clock: just taken. synced: what the
+ * last KVM_RUN left of its registers, when nothing can have changed them since; else
+ * NULL. */
 int state_save_vcpu(int vcpu_fd, const struct kvm_caps *caps,
 	const struct state_plan *plan, const struct state_clock *clock,
-	struct vcpu_state *ret, struct err *e);
+	const struct kvm_sync_regs *synced, struct vcpu_state *ret, struct err *e);
 /* A state from a blob (s->guest_tsc, s->tsc_khz and c->clock.clock count, no host's
  * times): from this instant on its clocks run again. For every vCPU; c is the same. */
 void state_take_up_clock(struct state_clock *c);

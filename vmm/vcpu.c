@@ -50,13 +50,16 @@ static void
 park(struct vcpu *v, unsigned epoch)
 {
 	struct vm *vm = v->vm;
-	void (*become)(struct vm *) = vm->become;
+	void (*act)(struct vm *) = vm->at_park;
+	unsigned n;
 
 	if (atomic_fetch_add(&vm->parked, 1) + 1 == vm->n_vcpus)
 		vcpu_futex_wake(&vm->parked);
-	if (v->id == 0 && become) {
-		vm->become = NULL;
-		become(vm);
+	if (v->id == 0 && act) {
+		while ((n = atomic_load(&vm->parked)) < vm->n_vcpus)
+			vcpu_futex_wait(&vm->parked, n);
+		vm->at_park = NULL;
+		act(vm);
 	}
 	while (atomic_load(&vm->epoch) == epoch)
 		vcpu_futex_wait(&vm->epoch, epoch);
@@ -254,17 +257,18 @@ vcpu_thread(void *arg)
 	unsigned enomem = 0;
 	const uint64_t one = 1;
 
-	for (bool first = true;;) {
+	for (;;) {
 		unsigned epoch;
 		int r;
 
-		if (first && v->id == 0 && !(atomic_load(&vm->epoch) & 1)) {
-			first = false;
+		if (v->id == 0 && !atomic_load(&vm->first_run_ns) &&
+			!(atomic_load(&vm->epoch) & 1)) {
 			atomic_store(&vm->first_run_ns, io_now_ns());
 			if (!atomic_load(&vm->main_is_awake))
 				(void)!write(vm->event_fd, &one, sizeof(one));
 		}
 		r = kvm_run(v->fd);
+		v->synced = r == -EINTR && v->run->kvm_valid_regs;
 		if (r == 0) {
 			atomic_fetch_add_explicit(&v->exits, 1, memory_order_relaxed);
 			if (!handle_exit(v))

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "common/io.h"
 #include "common/log.h"
 
 #define MAGIC 0x74726976u  /* "virt" */
@@ -47,6 +48,7 @@ virtio_dev_fork_child(struct virtio_dev *dev, struct irq_line irq)
 {
 	pthread_mutex_init(&dev->lock, NULL);
 	dev->irq = irq;
+	atomic_store(&dev->first_doorbell_ns, 0);
 }
 
 void
@@ -269,6 +271,8 @@ write_register(struct virtio_dev *dev, uint64_t offset, uint32_t value)
 		dev->queue_sel = value;
 		break;
 	case VIRTIO_MMIO_QUEUE_NOTIFY:
+		if (!atomic_load_explicit(&dev->first_doorbell_ns, memory_order_relaxed))
+			atomic_store(&dev->first_doorbell_ns, io_now_ns());
 		atomic_fetch_add_explicit(&dev->doorbells, 1, memory_order_relaxed);
 		notify(dev, value);
 		break;

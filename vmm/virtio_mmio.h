@@ -124,6 +124,8 @@ struct virtio_dev {
 	struct log_limit log;
 	_Atomic uint64_t
 		doorbells; /* queue notifications so far; read without the lock */
+	_Atomic uint64_t first_doorbell_ns; /* of this VM, not of its parent; 0: none yet
+					     */
 };
 
 void virtio_dev_init(struct virtio_dev *dev, const struct virtio_ops *ops,

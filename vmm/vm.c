@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,25 +15,12 @@
 #include "vmm/cpuid.h"
 #include "vmm/vcpu.h"
 
-/* What a vCPU thread needs: KVM_RUN, device code, one log line. Sanitizers need more. */
-#ifdef PANDO_SAN
-#define VCPU_STACK_BYTES (1024u << 10)
-#else
-#define VCPU_STACK_BYTES (128u << 10)
-#endif
-
 void
 vm_init(struct vm *vm)
 {
-	memset(vm, 0, sizeof(*vm));
 	vm->kvm_fd = vm->vm_fd = -1;
 	vm->control_fd = vm->listen_fd = vm->epoll_fd = -1;
 	vm->event_fd = vm->vsock_kick_fd = -1;
-	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
-		vm->vcpus[i].vm = vm;
-		vm->vcpus[i].id = i;
-		vm->vcpus[i].fd = -1;
-	}
 }
 
 int
@@ -40,6 +28,12 @@ vm_ask_kvm(struct vm *vm, struct err *e)
 {
 	struct kvm_cpuid_table *first = &vm->vcpus[0].cpuid;
 	int r;
+
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		vm->vcpus[i].vm = vm;
+		vm->vcpus[i].id = i;
+		vm->vcpus[i].fd = -1;
+	}
 
 	if ((r = kvm_read_caps(vm->kvm_fd, &vm->caps, e)) < 0 ||
 		(r = kvm_check_caps(&vm->caps, e)) < 0 ||
@@ -104,7 +98,7 @@ vm_make_kvm(struct vm *vm, struct err *e)
 void
 vm_drop_kvm(struct vm *vm, bool in_forked_child)
 {
-	for (unsigned i = 0; i < VMM_VCPUS_MAX; i++) {
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
 		struct vcpu *v = &vm->vcpus[i];
 
 		if (v->run && !in_forked_child)
@@ -220,10 +214,12 @@ vm_start_vcpus(struct vm *vm, struct err *e)
 	int r = 0;
 
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
+	pthread_attr_setstacksize(&attr, VM_STACK_BYTES);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++) {
 		struct vcpu *v = &vm->vcpus[i];
 
+		if (v->has_thread)
+			continue;
 		r = pthread_create(&v->thread, &attr, vcpu_thread, v);
 		v->has_thread = r == 0;
 	}
@@ -231,9 +227,16 @@ vm_start_vcpus(struct vm *vm, struct err *e)
 	return r ? err_sys(e, -r, "starting a vCPU thread") : 0;
 }
 
+/* With its last words KVM_RUN leaves registers behind that would cost a call each. Not of
+ * several vCPUs: one that runs on may change what another left (INIT, start-up). */
 static void
 set_immediate_exit(struct vm *vm, uint8_t value)
 {
+	const uint64_t sync = value && vm->n_vcpus == 1 ? vm->caps.sync_regs : 0;
+
+	if (vm->vcpus[0].run)
+		__atomic_store_n(
+			&vm->vcpus[0].run->kvm_valid_regs, sync, __ATOMIC_SEQ_CST);
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if (vm->vcpus[i].run)
 			__atomic_store_n(&vm->vcpus[i].run->immediate_exit, value,
@@ -256,13 +259,9 @@ vm_start_vcpus_parked(struct vm *vm, struct err *e)
 	return r;
 }
 
-void
-vm_stop(struct vm *vm)
+static void
+ask_to_park(struct vm *vm)
 {
-	unsigned n;
-
-	if (atomic_load(&vm->epoch) & 1)
-		return;
 	atomic_store(&vm->stop, 1);
 	atomic_store(&vm->parked, 0);
 	atomic_fetch_add(&vm->epoch, 1);
@@ -272,8 +271,33 @@ vm_stop(struct vm *vm)
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if (vm->vcpus[i].has_thread)
 			pthread_kill(vm->vcpus[i].thread, VCPU_SIGNAL);
+}
+
+void
+vm_stop_and(struct vm *vm, void (*act)(struct vm *vm))
+{
+	vm->at_park = act;
+	ask_to_park(vm);
+}
+
+void
+vm_stop(struct vm *vm)
+{
+	unsigned n;
+
+	if (atomic_load(&vm->epoch) & 1)
+		return;
+	ask_to_park(vm);
 	while ((n = atomic_load(&vm->parked)) < vm->n_vcpus)
 		vcpu_futex_wait(&vm->parked, n);
+}
+
+void
+vm_let_others_first(pthread_t thread, bool on)
+{
+	const struct sched_param none = {0};
+
+	(void)pthread_setschedparam(thread, on ? SCHED_BATCH : SCHED_OTHER, &none);
 }
 
 void
@@ -310,9 +334,12 @@ vm_save(struct vm *vm, struct err *e)
 	int r;
 
 	r = state_save_clock(vm->vm_fd, &vm->caps, &vm->clock, e);
-	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
-		r = state_save_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->clock,
-			&vm->vcpus[i].state, e);
+	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++) {
+		struct vcpu *v = &vm->vcpus[i];
+
+		r = state_save_vcpu(v->fd, &vm->caps, &vm->plan, &vm->clock,
+			v->synced ? &v->run->s.regs : NULL, &v->state, e);
+	}
 	return r;
 }
 

@@ -1,10 +1,11 @@
 /*
  * One virtual machine: all of it, in one struct, in one process.
  *
- * Threads: the main thread (control socket, vsock, forks) and one a vCPU. The main thread
- * is the only one that stops, starts, saves, loads and forks. Devices have a lock each;
- * when all vCPUs are parked and the main thread is not inside a device, no lock is held
- * and no I/O is under way.
+ * Threads: the main thread (control socket, vsock) and one a vCPU. The main thread is the
+ * only one that stops and starts. Saving, forking and loading are its business while all
+ * vCPUs are parked, or, with the main thread waiting, that of vCPU 0's. Devices have a
+ * lock each; when all vCPUs are parked and the main thread is not inside a device, no
+ * lock is held and no I/O is under way.
  *
  * Stopping: the main thread makes `epoch` odd, sets immediate_exit in every vCPU's run
  * page and sends SIGUSR1; each vCPU thread finishes the exit it is in, lets KVM complete
@@ -35,6 +36,14 @@
 #include "vmm/state.h"
 #include "vmm/vsock.h"
 
+/* Of a thread: KVM_RUN, device code, the control loop, a log line. One size for all, so
+ * that a branch takes its ancestors' stacks for its own. Sanitizers need more. */
+#ifdef PANDO_SAN
+#define VM_STACK_BYTES (1024u << 10)
+#else
+#define VM_STACK_BYTES (192u << 10)
+#endif
+
 struct vm;
 
 struct vcpu {
@@ -45,6 +54,7 @@ struct vcpu {
 	pthread_t thread;
 	bool has_thread;
 	_Atomic uint64_t exits;
+	bool synced;		      /* parked, and run->s.regs is what KVM holds */
 	struct kvm_cpuid_table cpuid; /* as given to it */
 	struct vcpu_state state;      /* of the last vm_save() */
 };
@@ -69,10 +79,10 @@ struct vm {
 	atomic_uint parked; /* a futex: vCPUs that have parked in this epoch */
 	_Atomic uint64_t first_run_ns; /* when vCPU 0 first entered the guest */
 	atomic_bool main_is_awake;     /* and will look at first_run_ns by itself */
-	/* A blank VM's: vCPU 0's thread calls it instead of sleeping in its first park,
-	 * and it moves the epoch on. So who receives the VM's state runs it: waking
-	 * another thread costs as much as loading it. */
-	void (*become)(struct vm *vm);
+	/* Once: what vCPU 0's thread does when it and all others have parked, instead of
+	 * sleeping; it moves the epoch on. A blank VM waits for its state in it, and a
+	 * fork is made in it: waking another thread costs as much as either. */
+	void (*at_park)(struct vm *vm);
 
 	struct ioapic ioapic;
 	struct console console;
@@ -98,7 +108,8 @@ struct vm {
 	bool started_sent;
 };
 
-/* An empty struct: descriptors -1, name set. */
+/* vm is all zeroes. What it has of vCPUs that the VM does not is never touched: a page
+ * that is touched is copied by each fork, and counts in each branch. */
 void vm_init(struct vm *vm);
 
 /* What this host's KVM can do, and the CPUID of every vCPU. n_vcpus and kvm_fd are set.
@@ -117,12 +128,19 @@ void vm_drop_kvm(struct vm *vm, bool in_forked_child);
 /* The IOAPIC's way to KVM, and the interrupt lines into it. */
 struct ioapic_sink vm_ioapic_sink(struct vm *vm);
 struct irq_line vm_irq(struct vm *vm, unsigned gsi);
-/* Starts a thread a vCPU; they run at once unless the epoch is odd. */
+/* Starts a thread for each vCPU that has none; they run at once unless the epoch is odd.
+ */
 int vm_start_vcpus(struct vm *vm, struct err *e);
 /* The same, for later: they try KVM_RUN once without entering the guest, and park. */
 int vm_start_vcpus_parked(struct vm *vm, struct err *e);
 /* vCPUs parked, all devices quiet. Idempotent. */
 void vm_stop(struct vm *vm);
+/* Only asks for it: vCPU 0's thread calls act when all have parked. */
+void vm_stop_and(struct vm *vm, void (*act)(struct vm *vm));
+/* On a busy host a thread that wakes, or a new process, takes the CPU from the one that
+ * woke or made it. One that lets others go first (SCHED_BATCH) waits for its turn or
+ * takes an idle CPU. What it makes meanwhile does so, too. */
+void vm_let_others_first(pthread_t thread, bool on);
 /* Undoes vm_stop(); devices pick up what they left. Idempotent. */
 void vm_run(struct vm *vm);
 

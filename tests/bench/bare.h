@@ -1,7 +1,5 @@
-/*
- * Yardsticks of the same run: what the host's kernel takes for the bare operations that a
- * branch is made of. Only system calls, nothing of Pando.
- */
+/* Yardsticks: the two kernel calls that a branch cannot do without, with nothing around
+ * them. */
 #ifndef PANDO_BENCH_BARE_H
 #define PANDO_BENCH_BARE_H
 
@@ -9,14 +7,17 @@
 
 #include "common/err.h"
 
-/* A process with mem_mib of private memory, `pages` of them written, that forks and does
- * nothing else: *ret_fork_ns is how long fork() kept it, *ret_child_ns from before the
- * fork until the child runs. */
-int bare_fork(uint64_t mem_mib, uint64_t pages, uint64_t *ret_fork_ns,
+/*
+ * fork() of a process that has a guest's memory as a VMM has it, and nothing else: mapped
+ * the same way, written where the small guest writes, and between forks written again
+ * while the last child lives, as a live guest does. rounds results each: how long the
+ * parent is inside fork(), and from before it until the child runs.
+ */
+int bare_fork(uint64_t mem_mib, uint64_t pages, unsigned rounds, uint64_t *ret_fork_ns,
 	uint64_t *ret_child_ns, struct err *e);
 
-/* A KVM VM from nothing: VM, split interrupt controller, memory slot, vCPU, registers,
- * until the first exit of its guest. Memory is mapped before the clock starts. */
+/* A KVM VM with memory of that size and one vCPU: made, its slot set, the vCPU given its
+ * CPUID and a whole state, run until its first exit. The VMM's own calls (vmm/kvm.h). */
 int bare_kvm(uint64_t mem_mib, uint64_t *ret_ns, struct err *e);
 
 #endif

@@ -5,295 +5,200 @@
  *
  *   bench_branch [--json] [--rounds N] [--mem MIB]
  *
- * pause     vCPUs asked to stop until they run again, by the VMM (VMM_FORKED)
- * gap       the longest time between two rounds of the guest's own loop around the fork,
- * by its TSC: what the guest feels, including its first faults and its being scheduled
- * again answer    the fork request is sent until the child has rung a doorbell and said
- * its first byte; it includes making the child's files and sockets here, as pandod would
+ * The guest keeps dirtying `dirty_pages` pages; its parent's parent's … first is `depth`
+ * branches up. Keys, in µs:
+ *
+ * pause   the longest gap that the guest itself sees around the branch, by its TSC: its
+ *         vCPU is stopped, the fork, its first faults afterwards
+ * e2e     the request leaves until the child's first doorbell
+ * vmm     the same pause as the VMM counts it, and of it fork(): what lies between is
+ * ours bare_fork, bare_kvm  bare.h
+ *
+ * count100_ms: one request for 100 branches of one instant (a picture, and forks of it)
+ * leaves until the last of them rang.
  */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <time.h>
-#include <unistd.h>
-#include <x86intrin.h>
 
-#include "common/cleanup.h"
-#include "common/io.h"
 #include "tests/bench/bare.h"
+#include "tests/bench/bench.h"
 #include "tests/bench/sample.h"
-#include "tests/kvm/driver.h"
 
-static struct driver driver;
-static struct json_out json;
-static struct json_out *out; /* NULL: lines */
-static unsigned rounds = 40;
-static uint64_t mem_mib = 512;
-static double tsc_per_ns;
+#define COUNT 100
 
-static struct samples bare_forks, bare_children, bare_kvms;
+static struct samples bare_forks, bare_kvms;
 
 static void
-die(const char *what, const struct err *e)
+take_yardsticks(uint64_t pages)
 {
-	fprintf(stderr, "bench_branch: %s: %s\n", what, e->msg);
-	driver_done(&driver);
-	exit(1);
-}
-
-static void
-clear(struct samples *s, const char *name, const char *clock)
-{
-	memset(s, 0, sizeof(*s));
-	s->name = name;
-	s->clock = clock;
-}
-
-static void
-calibrate_tsc(void)
-{
-	uint64_t ns = io_now_ns(), tsc = __rdtsc();
-
-	usleep(50000);
-	tsc_per_ns = (double)(__rdtsc() - tsc) / (double)(io_now_ns() - ns);
-}
-
-static void
-yardsticks(uint64_t pages)
-{
-	static char fork_name[64], child_name[64];
+	uint64_t *ns = calloc(2 * bench.rounds, sizeof(*ns)), one;
 	struct err e;
-	uint64_t a, b;
 
-	snprintf(fork_name, sizeof(fork_name), "bare_fork (%llu pages)",
-		(unsigned long long)pages);
-	snprintf(child_name, sizeof(child_name), "bare_fork child runs (%llu pages)",
-		(unsigned long long)pages);
-	clear(&bare_forks, fork_name, "fork()");
-	clear(&bare_children, child_name, "before fork() until the child runs");
-	for (unsigned i = 0; i < rounds; i++) {
+	if (!ns)
+		exit(1);
+	sample_clear(&bare_forks, "bare_fork", "fork() of the same memory, alone");
+	sample_clear(&bare_kvms, "bare_kvm", "KVM_CREATE_VM … first exit of its guest");
+	if (bare_fork(bench.mem_mib, pages, bench.rounds, ns, ns + bench.rounds, &e) < 0)
+		bench_die("bare fork", &e);
+	for (unsigned i = 0; i < bench.rounds; i++) {
 		bare_forks.tried++;
-		bare_children.tried++;
-		if (bare_fork(mem_mib, pages, &a, &b, &e) < 0)
-			die("bare fork", &e);
-		sample_add(&bare_forks, a);
-		sample_add(&bare_children, b);
+		sample_add(&bare_forks, ns[i]);
+		bare_kvms.tried++;
+		if (bare_kvm(bench.mem_mib, &one, &e) < 0)
+			bench_die("bare KVM", &e);
+		sample_add(&bare_kvms, one);
 	}
-	sample_report(&bare_forks, NULL, out);
-	sample_report(&bare_children, NULL, out);
-}
-
-/* Waits for a VM's first byte. In small sleeps (main() asks for timers without slack):
- * spinning would take a CPU from the very VMs that are measured. Adds at most some 20 µs.
- */
-static int
-first_byte(const struct vm *vm, uint64_t deadline_ns)
-{
-	const struct timespec nap = {.tv_nsec = 10000};
-
-	while (!driver_console_written(vm)) {
-		if (io_now_ns() > deadline_ns)
-			return -ETIMEDOUT;
-		nanosleep(&nap, NULL);
-	}
-	return 0;
-}
-
-/* Lines of a guest's smaps that are not its RAM: Pss in KiB, or -1. */
-static long
-own_pss_kib(pid_t pid)
-{
-	char path[64], line[512];
-	long total = 0, pss;
-	unsigned long from, to;
-	int is_ram = 0;
-	cleanup_fclose FILE *f = NULL;
-
-	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
-	f = fopen(path, "re");
-	if (!f)
-		return -1;
-	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%lx-%lx ", &from, &to) == 2 &&
-			strchr(line, '-') < line + 17)
-			is_ram = to - from >= mem_mib << 20;
-		else if (!is_ram && sscanf(line, "Pss: %ld kB", &pss) == 1)
-			total += pss;
-	}
-	return total;
+	free(ns);
 }
 
 static void
-report_number(const char *name, const char *unit, long v)
+boot_worker(struct bench_vm *vm, uint64_t pages)
 {
-	if (!out) {
-		printf("%-44s %9ld %s\n", name, v, unit);
-		return;
-	}
-	json_out_object(out, NULL);
-	json_out_str(out, "name", name);
-	json_out_str(out, "unit", unit);
-	json_out_i64(out, "value", v);
-	json_out_end_object(out);
+	char cmdline[128];
+
+	snprintf(cmdline, sizeof(cmdline), "mode=work rest=1 dirty=%llu redirty=1",
+		(unsigned long long)pages);
+	bench_boot(vm, cmdline);
 }
 
-/* Forks `vm` for the row `depth`/`pages`; the generation of the chain goes on through
- * paused ancestors. */
+static void
+pause_vm(struct bench_vm *vm)
+{
+	struct err e;
+
+	if (vmmctl_command(vm->ctl, VMM_PAUSE, BENCH_WAIT_MS, &e) < 0)
+		bench_die("pause", &e);
+}
+
 static void
 measure(uint64_t pages, unsigned depth)
 {
-	struct samples *pause = calloc(5, sizeof(*pause)), *gap = pause + 1,
-		       *setup = pause + 2, *to_answer = pause + 3, *fork_call = pause + 4;
-	char names[5][64], cmdline[128];
-	struct boot boot = {.mem_mib = mem_mib, .cmdline = cmdline};
-	struct vm *vm = NULL, *child = NULL;
-	struct err e;
-	long pss = -1;
+	static struct samples gap, e2e, vmm, forks, setup;
+	struct bench_vm chain[64], *vm = &chain[0], child;
+	struct vmm_started started;
+	struct vmm_forked forked;
+	char line[4096];
 
-	if (!pause)
-		exit(1);
-	snprintf(cmdline, sizeof(cmdline), "mode=work dirty=%llu redirty=1",
-		(unsigned long long)pages);
-	if (driver_boot(&driver, "bench", &boot, &vm, &e) < 0 ||
-		driver_expect(vm, "ready", 120000, NULL, 0, &e) < 0)
-		die("boot", &e);
-	for (unsigned d = 1; d < depth; d++) {
-		if (driver_fork(vm, "chain", 0, &child, NULL, &e) < 0 ||
-			driver_expect(child, "fork n=", 120000, NULL, 0, &e) < 0 ||
-			driver_request(vm, VMM_PAUSE, NULL, 0, VMM_DONE, 30000, &e) < 0)
-			die("chain", &e);
-		vm = child;
+	sample_clear(&gap, "pause", "two rounds of the guest's own loop, by its TSC");
+	sample_clear(&e2e, "e2e", "request leaves … the child's first doorbell");
+	sample_clear(&vmm, "vmm_pause", "vCPUs asked to stop … running again");
+	sample_clear(&forks, "vmm_fork", "of that, fork()");
+	sample_clear(&setup, "child_setup", "fork … the child's first KVM_RUN");
+	chain[0] = (struct bench_vm)BENCH_VM_INIT;
+	boot_worker(vm, pages);
+	for (unsigned d = 1; d < depth; d++, vm++) {
+		bench_files(&vm[1], false);
+		bench_fork(vm, false, &vm[1], 0, &forked);
+		bench_wait_started(&vm[1], NULL);
+		if (!bench_line(&vm[1], "fork n=", NULL, 0))
+			bench_die("chain", &(struct err){.msg = "no answer"});
+		pause_vm(vm);
 	}
-	snprintf(names[0], 64, "branch pause, %llu pages, depth %u",
-		(unsigned long long)pages, depth);
-	snprintf(names[1], 64, "branch gap in the guest, %llu pages, depth %u",
-		(unsigned long long)pages, depth);
-	snprintf(names[2], 64, "branch child set up, %llu pages, depth %u",
-		(unsigned long long)pages, depth);
-	snprintf(names[3], 64, "branch answer, %llu pages, depth %u",
-		(unsigned long long)pages, depth);
-	snprintf(names[4], 64, "branch fork(), %llu pages, depth %u",
-		(unsigned long long)pages, depth);
-	clear(pause, names[0], "vCPUs asked to stop … running again");
-	clear(gap, names[1], "two rounds of the guest's loop, by its TSC");
-	clear(setup, names[2], "fork … the child's first KVM_RUN");
-	clear(to_answer, names[3], "request sent … child's doorbell and first byte");
-	clear(fork_call, names[4], "fork() in the VMM");
-	for (unsigned i = 0; i < rounds; i++) {
-		struct vmm_forked f;
-		char line[4096];
-		uint64_t began = io_now_ns(), ticks;
-		int r;
+	for (unsigned i = 0; i < bench.rounds; i++) {
+		uint64_t began_ns, rang_ns, ticks;
 
-		pause->tried++;
-		gap->tried++;
-		setup->tried++;
-		to_answer->tried++;
-		fork_call->tried++;
-		r = driver_fork(vm, "child", DRIVER_NO_WAIT, &child, &f, &e);
-		if (r < 0)
-			die("fork", &e);
-		if (first_byte(child, began + 30000000000ull) == 0)
-			sample_add(to_answer, io_now_ns() - began);
-		sample_add(pause, f.pause_ns);
-		sample_add(fork_call, f.fork_ns);
-		if (driver_wait_started(child, 30000, &e) == 0)
-			sample_add(setup, child->started.setup_ns);
-		if (driver_expect(vm, "fork n=", 60000, line, sizeof(line), &e) == 0) {
-			ticks = driver_number(line, "gap");
+		bench_files(&child, true);
+		bench_settle();
+		began_ns = bench_fork(vm, false, &child, 0, &forked);
+		gap.tried++;
+		e2e.tried++;
+		vmm.tried++;
+		forks.tried++;
+		setup.tried++;
+		sample_add(&vmm, forked.pause_ns);
+		sample_add(&forks, forked.fork_ns);
+		bench_wait_started(&child, &started);
+		sample_add(&setup, started.setup_ns);
+		rang_ns = bench_first_doorbell(&child);
+		if (rang_ns)
+			sample_add(&e2e, rang_ns - began_ns);
+		if (bench_line(vm, "fork n=", line, sizeof(line))) {
+			ticks = bench_line_number(line, "gap");
 			if (ticks != UINT64_MAX)
-				sample_add(gap, (uint64_t)((double)ticks / tsc_per_ns));
+				sample_add(&gap,
+					(uint64_t)((double)ticks / bench.ticks_per_ns));
 		}
-		if (i == 0)
-			pss = own_pss_kib(child->pid);
-		driver_kill(child);
+		bench_end_vm(&child);
 	}
-	sample_report(fork_call, &bare_forks, out);
-	sample_report(pause, &bare_forks, out);
-	sample_report(gap, &bare_forks, out);
-	sample_report(setup, &bare_kvms, out);
-	sample_report(to_answer, &bare_kvms, out);
-	if (pss >= 0 && depth == 1)
-		report_number("VMM's own memory (PSS less guest RAM)", "KiB", pss);
-	for (int i = 0; i < DRIVER_VMS_MAX; i++)
-		driver_kill(&driver.vms[i]);
-	free(pause);
+	sample_row_begin(bench.out, "%llu dirty pages, depth %u",
+		(unsigned long long)pages, depth);
+	if (bench.out) {
+		json_out_u64(bench.out, "dirty_pages", pages);
+		json_out_u64(bench.out, "depth", depth);
+	}
+	sample_report(&gap, bench.out);
+	sample_report(&e2e, bench.out);
+	sample_report(&bare_forks, bench.out);
+	sample_report(&bare_kvms, bench.out);
+	sample_report(&vmm, bench.out);
+	sample_report(&forks, bench.out);
+	sample_report(&setup, bench.out);
+	sample_row_end(bench.out);
+	while (vm > chain)
+		bench_end_vm(vm--);
+	bench_end_vm(vm);
+}
+
+/* One request for many, as host/branch.c serves it. */
+static double
+count_many(unsigned *ret_answered)
+{
+	struct bench_vm *children = calloc(COUNT, sizeof(*children)), vm = BENCH_VM_INIT,
+			picture;
+	uint64_t began_ns, last_ns = 0;
+	struct vmm_forked forked;
+
+	if (!children)
+		exit(1);
+	boot_worker(&vm, 1000);
+	bench_files(&picture, false);
+	for (unsigned i = 0; i < COUNT; i++)
+		bench_files(&children[i], true);
+	bench_settle();
+	began_ns = bench_fork(&vm, false, &picture, VMM_FORK_PARK, &forked);
+	bench_wait_started(&picture, NULL);
+	for (unsigned i = 0; i < COUNT; i++)
+		bench_fork(&picture, true, &children[i], 0, &forked);
+	*ret_answered = 0;
+	for (unsigned i = 0; i < COUNT; i++) {
+		uint64_t rang_ns;
+
+		bench_wait_started(&children[i], NULL);
+		rang_ns = bench_first_doorbell(&children[i]);
+		*ret_answered += rang_ns != 0;
+		if (rang_ns > last_ns)
+			last_ns = rang_ns;
+	}
+	for (unsigned i = 0; i < COUNT; i++)
+		bench_end_vm(&children[i]);
+	bench_end_vm(&picture);
+	bench_end_vm(&vm);
+	free(children);
+	return (double)(last_ns - began_ns) / 1e6;
 }
 
 int
 main(int argc, char **argv)
 {
 	static const uint64_t pages[] = {0, 1000, 10000};
-	static const unsigned depths[] = {8, 64};
-	char why[160];
-	struct err e;
+	static const unsigned depths[] = {1, 8, 64};
+	unsigned answered;
+	double ms;
 
-	for (int i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--json")) {
-			out = &json;
-		} else if (!strcmp(argv[i], "--rounds") && i + 1 < argc) {
-			rounds = (unsigned)atoi(argv[++i]);
-		} else if (!strcmp(argv[i], "--mem") && i + 1 < argc) {
-			mem_mib = strtoull(argv[++i], NULL, 10);
-		} else {
-			fprintf(stderr, "usage: bench_branch [--json] [--rounds N] "
-					"[--mem MIB]\n");
-			return 2;
-		}
+	bench_begin(argc, argv, "branch", 60, 512);
+	if (bench.out)
+		json_out_array(bench.out, "rows");
+	for (size_t p = 0; p < sizeof(pages) / sizeof(*pages); p++) {
+		take_yardsticks(pages[p]);
+		for (size_t d = 0; d < sizeof(depths) / sizeof(*depths); d++)
+			measure(pages[p], depths[d]);
 	}
-	if (rounds < 1 || rounds > SAMPLES_MAX || mem_mib < 64 || mem_mib > 1 << 20) {
-		fprintf(stderr,
-			"bench_branch: --rounds takes 1 to %d, --mem 64 or more\n",
-			SAMPLES_MAX);
-		return 2;
-	}
-	if (!driver_has_kvm(why)) {
-		fprintf(stderr, "bench_branch: skipped: %s\n", why);
-		return 0;
-	}
-	if (driver_init(&driver, &e) < 0) {
-		fprintf(stderr, "bench_branch: %s\n", e.msg);
-		return 1;
-	}
-	prctl(PR_SET_TIMERSLACK, 1);
-	calibrate_tsc();
-	if (out) {
-		json_out_object(out, NULL);
-		json_out_str(out, "bench", "branch");
-		json_out_u64(out, "mem_mib", mem_mib);
-		json_out_i64(out, "cpus", sysconf(_SC_NPROCESSORS_ONLN));
-		json_out_array(out, "rows");
-	} else {
-		printf("branch: small guests of %llu MiB, %u rounds, %ld CPUs\n",
-			(unsigned long long)mem_mib, rounds,
-			sysconf(_SC_NPROCESSORS_ONLN));
-		sample_header();
-	}
-	clear(&bare_kvms, "bare_kvm", "KVM_CREATE_VM … first exit of its guest");
-	for (unsigned i = 0; i < rounds; i++) {
-		uint64_t ns;
-
-		bare_kvms.tried++;
-		if (bare_kvm(mem_mib, &ns, &e) < 0)
-			die("bare KVM", &e);
-		sample_add(&bare_kvms, ns);
-	}
-	sample_report(&bare_kvms, NULL, out);
-	for (size_t i = 0; i < sizeof(pages) / sizeof(*pages); i++) {
-		yardsticks(pages[i]);
-		measure(pages[i], 1);
-	}
-	yardsticks(1000);
-	for (size_t i = 0; i < sizeof(depths) / sizeof(*depths); i++)
-		measure(1000, depths[i]);
-	if (out) {
-		json_out_end_array(out);
-		json_out_end_object(out);
-		puts(json.buf);
-		json_out_done(&json);
-	}
-	driver_done(&driver);
+	if (bench.out)
+		json_out_end_array(bench.out);
+	ms = count_many(&answered);
+	bench_number("count100_ms", ms, "request leaves … the last of 100 rang");
+	bench_number("count100_answered", answered, NULL);
+	bench_end();
 	return 0;
 }

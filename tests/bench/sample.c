@@ -1,7 +1,17 @@
 #include "tests/bench/sample.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+void
+sample_clear(struct samples *s, const char *name, const char *clock)
+{
+	memset(s, 0, sizeof(*s));
+	s->name = name;
+	s->clock = clock;
+}
 
 void
 sample_add(struct samples *s, uint64_t ns)
@@ -28,42 +38,55 @@ sample_percentile(struct samples *s, double p)
 }
 
 void
-sample_header(void)
+sample_row_begin(struct json_out *out, const char *title, ...)
 {
-	printf("%-44s %9s %9s %9s %9s  %9s  %s\n", "µs", "p50", "p90", "p99", "max",
-		"answered", "the clock covers");
+	va_list ap;
+
+	if (out) {
+		json_out_object(out, NULL);
+		return;
+	}
+	va_start(ap, title);
+	vprintf(title, ap);
+	va_end(ap);
+	printf("\n  %-14s %9s %9s %9s %9s %9s  %9s  %s\n", "µs", "min", "p50", "p90",
+		"p99", "max", "answered", "the clock covers");
 }
 
 void
-sample_report(struct samples *s, struct samples *yardstick, struct json_out *out)
+sample_row_end(struct json_out *out)
 {
-	double p50 = (double)sample_percentile(s, 50) / 1000,
-	       p90 = (double)sample_percentile(s, 90) / 1000;
-	double p99 = (double)sample_percentile(s, 99) / 1000,
-	       max = (double)sample_percentile(s, 100) / 1000;
-	double of = yardstick ? (double)sample_percentile(yardstick, 50) / 1000 : 0;
+	if (out)
+		json_out_end_object(out);
+}
 
+void
+sample_report(struct samples *s, struct json_out *out)
+{
+	static const struct {
+		double p;
+		const char *key;
+	} columns[] = {{0, "min"}, {50, "p50"}, {90, "p90"}, {99, "p99"}, {100, "max"}};
+	char key[64];
+
+	if (!out)
+		printf("  %-14s", s->name);
+	for (size_t i = 0; i < sizeof(columns) / sizeof(*columns); i++) {
+		double us = (double)sample_percentile(s, columns[i].p) / 1000;
+
+		snprintf(key, sizeof(key), "%s_%s_us", s->name, columns[i].key);
+		if (out)
+			json_out_f64(out, key, us);
+		else
+			printf(" %9.1f", us);
+	}
 	if (!out) {
-		printf("%-44s %9.1f %9.1f %9.1f %9.1f  %4zu/%-4u  %s", s->name, p50, p90,
-			p99, max, s->n, s->tried, s->clock);
-		if (of > 0)
-			printf("; %.2f × %s", p50 / of, yardstick->name);
-		printf("\n");
+		printf("  %4zu/%-4u  %s\n", s->n, s->tried, s->clock);
 		fflush(stdout);
 		return;
 	}
-	json_out_object(out, NULL);
-	json_out_str(out, "name", s->name);
-	json_out_str(out, "clock", s->clock);
-	json_out_u64(out, "tried", s->tried);
-	json_out_u64(out, "answered", s->n);
-	json_out_f64(out, "p50_us", p50);
-	json_out_f64(out, "p90_us", p90);
-	json_out_f64(out, "p99_us", p99);
-	json_out_f64(out, "max_us", max);
-	if (of > 0) {
-		json_out_str(out, "yardstick", yardstick->name);
-		json_out_f64(out, "ratio", p50 / of);
-	}
-	json_out_end_object(out);
+	snprintf(key, sizeof(key), "%s_tried", s->name);
+	json_out_u64(out, key, s->tried);
+	snprintf(key, sizeof(key), "%s_answered", s->name);
+	json_out_u64(out, key, s->n);
 }

@@ -1,5 +1,5 @@
-/* Samples of a measurement, and one line (or JSON object) about them: percentiles, never
- * averages. */
+/* Samples of a measurement, and their percentiles, never averages: a line each, or the
+ * keys <name>_p50_us … of a JSON object. The least is what a busy host cannot change. */
 #ifndef PANDO_BENCH_SAMPLE_H
 #define PANDO_BENCH_SAMPLE_H
 
@@ -18,12 +18,15 @@ struct samples {
 	uint64_t v[SAMPLES_MAX]; /* ns */
 };
 
+void sample_clear(struct samples *s, const char *name, const char *clock);
 void sample_add(struct samples *s, uint64_t ns);
 /* p in 0..100, of what was added so far; 0 when there is nothing. */
 uint64_t sample_percentile(struct samples *s, double p);
-/* yardstick (may be NULL) gives a ratio of medians of the same run. out NULL: a line on
- * stdout. */
-void sample_report(struct samples *s, struct samples *yardstick, struct json_out *out);
-void sample_header(void);
+
+/* A group of samples: a headed table, or a JSON object. out NULL: lines on stdout. */
+void sample_row_begin(struct json_out *out, const char *title, ...)
+	__attribute__((format(printf, 2, 3)));
+void sample_report(struct samples *s, struct json_out *out);
+void sample_row_end(struct json_out *out);
 
 #endif

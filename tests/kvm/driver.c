@@ -175,7 +175,8 @@ driver_start(struct driver *d, const char *name, struct vm **ret, struct err *e)
 			fcntl(pair[1], F_SETFD, 0);
 		else
 			dup2(pair[1], VMM_CONTROL_FD);
-		execveat(d->vmm, "", (char *[]){"pando-vmm", NULL}, environ, AT_EMPTY_PATH);
+		execveat(d->vmm, "", (char *[]){"pando-vmm", NULL}, environ,
+			AT_EMPTY_PATH);
 		_exit(127);
 	}
 	close(pair[1]);
@@ -228,9 +229,9 @@ driver_send_boot(struct vm *vm, const struct boot *boot, struct err *e)
 	if (r < 0)
 		goto out;
 	fds[VMM_BOOT_FD_KVM] = fcntl(vm->driver->kvm, F_DUPFD_CLOEXEC, 3);
-	fds[VMM_BOOT_FD_KERNEL] =
-		boot->kernel ? open(boot->kernel, O_RDONLY | O_CLOEXEC)
-			     : fcntl(vm->driver->guest, F_DUPFD_CLOEXEC, 3);
+	fds[VMM_BOOT_FD_KERNEL] = boot->kernel
+					  ? open(boot->kernel, O_RDONLY | O_CLOEXEC)
+					  : fcntl(vm->driver->guest, F_DUPFD_CLOEXEC, 3);
 	fds[VMM_BOOT_FD_INITRD] = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	fds[VMM_BOOT_FD_BASE] =
 		open(boot->base ? boot->base : "/dev/null", O_RDONLY | O_CLOEXEC);

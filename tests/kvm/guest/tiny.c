@@ -5,17 +5,20 @@
  *
  *   mode=hello      says "hello" and stops in HLT
  *   mode=work       counts; notices each change of the VM generation id, checks its
- * memory and says "fork n=… counter=… gap=… memory=ok|BAD cpu1=… history=…" dirty=N pages
- * written before "ready" (and once more after each fork with redirty=1) cpus=2        the
- * second CPU counts too disk=1        also checks the disk at each change:
- * "disk=ok|BAD|TIMEOUT|none"; says
- * "disk sectors=…" and tries the new end when the disk grows timer=N says "timer <n> late=…"
- * every N million cycles of its LAPIC's TSC deadline timer, 160 times at most tick=N        says "tick <counter>" every N rounds mode=disk
- * a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz       seed=N
- * rounds=N: random bytes into every register, ring and descriptor, then "fuzz done"
- *   mode=triple     a fault without any handler
- *   button=1        (mode=work) says "power button" and powers off when it is pressed
- *   mode=off        powers off; mode=reset asks for a reset
+ * memory and says "fork n=… counter=… gap=… memory=ok|BAD cpu1=… history=…" (gap: by its
+ * TSC, the longest time between two looks in the two rounds around the change). rest=1:
+ * where the last bit of the new id is set, it rings a doorbell instead and stops in HLT.
+ * dirty=N pages written before "ready", with noise if noise=1 (not with disk=1; and once
+ * more after each fork with redirty=1: again=N of them) cpus=2        the second CPU
+ * counts too disk=1        also checks the disk at each change:
+ * "disk=ok|BAD|TIMEOUT|none"; says "disk sectors=…" and tries the new end when the disk
+ * grows timer=N says "timer <n> late=…" every N million cycles of its LAPIC's TSC
+ * deadline timer, 160 times at most tick=N        says "tick <counter>" every N rounds
+ * mode=disk a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz
+ * seed=N rounds=N: random bytes into every register, ring and descriptor, then "fuzz
+ * done" mode=triple     a fault without any handler button=1        (mode=work) says
+ * "power button" and powers off when it is pressed mode=off        powers off; mode=reset
+ * asks for a reset
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -492,6 +495,26 @@ ledger_write(void)
 		pattern(ledger[i], history[n_history - 1] + i);
 }
 
+/* Fills pages with noise, by the random number generator; its queue is the disk's. */
+static void
+make_noise(u64 pages)
+{
+	struct queue *q = &queues[0];
+
+	for (u64 i = 0; i < pages; i++) {
+		u16 before = *(volatile u16 *)&q->used.idx;
+
+		q->desc[0] = (struct desc){DIRTY_BASE + i * PAGE, PAGE, 2, 0};
+		q->avail.ring[q->avail.idx % 8] = 0;
+		barrier();
+		q->avail.idx++;
+		barrier();
+		write32(reg(RNG, 0x050), 0);
+		while (*(volatile u16 *)&q->used.idx == before)
+			barrier();
+	}
+}
+
 static void
 dirty(u64 pages, u64 value)
 {
@@ -534,7 +557,8 @@ timer_arm(void)
 	write32(LAPIC + 0x0f0, read32(LAPIC + 0x0f0) | 0x100); /* software enable */
 	write32(LAPIC + 0x320, 2u << 17 | vector);	       /* TSC deadline mode */
 	timer_deadline = rdtsc() + timer_cycles;
-	__asm__ volatile("wrmsr"
+	__asm__ volatile(
+		"wrmsr"
 		:
 		: "c"(0x6e0), "a"((u32)timer_deadline), "d"((u32)(timer_deadline >> 32))
 		: "memory");
@@ -600,10 +624,12 @@ disk_look(void)
 static void
 mode_work(void)
 {
-	u64 dirty_pages = option_u64("dirty", 0), tick = option_u64("tick", 0),
+	u64 dirty_pages = option_u64("dirty", 0),
+	    again = option_u64("again", dirty_pages), tick = option_u64("tick", 0),
 	    ap_before = 0;
 	int disk = option_is("disk", "1"), cpus = option_is("cpus", "2"),
-	    redirty = option_is("redirty", "1"), button = option_is("button", "1");
+	    redirty = option_is("redirty", "1"), rest = option_is("rest", "1"),
+	    noise = option_is("noise", "1"), button = option_is("button", "1");
 	u64 last, gap = 0;
 
 	if (cpus)
@@ -613,7 +639,12 @@ mode_work(void)
 	generation_changed();
 	history[n_history++] = generation[0];
 	ledger_write();
-	dirty(dirty_pages, 1);
+	if (noise && bring_up(RNG, 1, 8, 0))
+		say("random number generator refused\n");
+	if (noise)
+		make_noise(dirty_pages);
+	else
+		dirty(dirty_pages, 1);
 	timer_cycles = option_u64("timer", 0) * 1000000;
 	if (disk) {
 		say("disk ");
@@ -627,11 +658,16 @@ mode_work(void)
 	say("ready\n");
 	last = rdtsc();
 	for (;;) {
-		u64 now = rdtsc();
+		u64 now, longest = 0;
 
-		if (now - last > gap)
-			gap = now - last;
-		last = now;
+		/* Short looks, so that what a look takes is little beside a pause. */
+		for (u32 i = 0; i < 8 && *(volatile u64 *)GENERATION == generation[0];
+			i++) {
+			now = rdtsc();
+			if (now - last > longest)
+				longest = now - last;
+			last = now;
+		}
 		counter++;
 		/* Each look is an exit: not in every round. */
 		if (button && counter % 256 == 0 && (inl(GED_EVENTS) & 2)) {
@@ -641,14 +677,25 @@ mode_work(void)
 		if (generation_changed()) {
 			int good;
 
-			outb(COM1, '!'); /* the first thing a watcher sees */
+			/* The VM stood still in this round or in the one before. */
+			now = rdtsc();
+			if (now - last > longest)
+				longest = now - last;
+			if (gap < longest)
+				gap = longest;
+			/* The first thing a watcher sees. */
 			write32(reg(RNG, 0x050), 0);
+			if (rest && generation[1] >> 63)
+				halt();
+			outb(COM1, '!');
 			good = ledger_is_ours();
 			if (n_history < HISTORY_MAX)
 				history[n_history++] = generation[0];
 			ledger_write();
-			if (redirty)
-				dirty(dirty_pages, n_history);
+			if (redirty && noise)
+				make_noise(again);
+			else if (redirty)
+				dirty(again, n_history);
 			say("fork n=");
 			say_u64(n_history);
 			say(" counter=");
@@ -680,8 +727,8 @@ mode_work(void)
 			}
 			say("\n");
 			last = rdtsc();
-			gap = 0;
 		}
+		gap = longest;
 		if (timer_cycles && counter % 64 == 0)
 			timer_look();
 		if (disk && counter % 2048 == 0)

@@ -1,0 +1,97 @@
+/*
+ * What the benchmarks of VMs share: a PANDO_HOME of their own with a tree (host/tree.h)
+ * in it, small guests in the shipped pando-vmm, started, forked and restored by pandod's
+ * own code; and the ways out of a benchmark.
+ *
+ * One benchmark a process, one thread. Whatever fails ends the benchmark with a sentence:
+ * half a measurement is none.
+ */
+#ifndef PANDO_BENCH_BENCH_H
+#define PANDO_BENCH_BENCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/json.h"
+#include "host/tree_priv.h"
+
+#define BENCH_WAIT_MS 60000
+
+struct bench {
+	const char *name;
+	unsigned rounds;
+	uint64_t mem_mib;
+	struct json_out *out; /* NULL: lines */
+	struct tree *tree;    /* owned */
+	int kvm;	      /* owned: /dev/kvm */
+	int log_fd;	      /* owned: of blank VMMs */
+	double ticks_per_ns;  /* of the TSC */
+};
+extern struct bench bench;
+
+/* Takes [--json] [--rounds N] [--mem MIB], whose defaults stand in the arguments; makes
+ * the home; begins the answer. Exits with a sentence where there is no KVM (0) or the
+ * arguments are none (2). */
+void bench_begin(
+	int argc, char **argv, const char *name, unsigned rounds, uint64_t mem_mib);
+/* Ends all VMs, removes the home, prints the JSON. */
+void bench_end(void);
+/* Ends the benchmark. */
+_Noreturn void bench_die(const char *what, const struct err *e);
+
+/* A number of the answer, by its key; note may be NULL. */
+void bench_number(const char *key, double value, const char *note);
+
+/* A VM, or what one needs to become one. */
+struct bench_vm {
+	char id[VM_ID_LEN + 1];
+	uint8_t generation[16];
+	struct vmmctl *ctl; /* owned, but the tree's of what booted */
+	int pidfd;	    /* likewise */
+	pid_t pid;
+	bool of_tree;
+	struct vm_files files;
+	int data, index; /* owned: its next segment */
+	unsigned segments;
+	int console; /* owned */
+	uint64_t console_read;
+};
+#define BENCH_VM_INIT \
+	{ \
+		.pidfd = -1, .files = VM_FILES_INIT, .data = -1, .index = -1, \
+		.console = -1 \
+	}
+
+/* The small guest, through tree_create(), until it is ready. */
+void bench_boot(struct bench_vm *vm, const char *cmdline);
+/* The folder, sockets, console, log and first segment of a VM that is yet to be. rests:
+ * its generation tells the guest (rest=1) to stand still once it has answered. */
+void bench_files(struct bench_vm *vm, bool rests);
+/* Gives it a process: that of a blank VMM, made as the pool makes it; or one that waits
+ * for its first message. */
+void bench_blank(struct bench_vm *vm);
+void bench_process(struct bench_vm *vm);
+/* VMM_FORK of a VM, or of a picture, into child, whose files are there. Returns when the
+ * request left. */
+uint64_t bench_fork(struct bench_vm *parent, bool parent_is_picture,
+	struct bench_vm *child, uint32_t flags, struct vmm_forked *ret);
+/* The number at a key of a JSON object. */
+uint64_t bench_json_number(const char *json, const char *key);
+/* Waits for VMM_STARTED; the process is then known for certain. */
+void bench_wait_started(struct bench_vm *vm, struct vmm_started *ret);
+/* When the guest rang its first doorbell, by io_now_ns(); 0 when it does not answer. */
+uint64_t bench_first_doorbell(const struct bench_vm *vm);
+/* The line of the console that holds text, behind what was found before; false when none
+ * comes. */
+bool bench_line(struct bench_vm *vm, const char *text, char *line, size_t cap);
+/* The number behind "key=", UINT64_MAX when there is none. */
+uint64_t bench_line_number(const char *line, const char *key);
+/* Kills it and removes its files. */
+void bench_end_vm(struct bench_vm *vm);
+
+/* Proportional set size of a whole process, KiB; -1 when it cannot be seen. */
+long bench_pss_kib(pid_t pid);
+/* Sleeps; so that what was just made has come to rest. */
+void bench_settle(void);
+
+#endif
