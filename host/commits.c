@@ -182,6 +182,7 @@ put_commit(struct tree *t, const struct store_manifest *m, const struct store_ta
 			json_out_str(out, NULL, tags[i].name);
 	json_out_end_array(out);
 	json_out_raw(out, "labels", m->f.labels, strlen(m->f.labels));
+	json_out_raw(out, "cpu", m->f.cpu, strlen(m->f.cpu));
 	if (commit_config_read(m, &row, NULL) == 0) {
 		json_out_u64(out, "mem_mib", row.mem_mib);
 		json_out_u64(out, "vcpus", row.vcpus);
@@ -345,6 +346,28 @@ forget(struct tree *t, const struct store_ids *ids)
 			if (db_update(t->db, &vm->row, &e) < 0)
 				log_err("vm %s: %s", vm->row.id, e.msg);
 		}
+}
+
+void
+commits_forget_gone(struct tree *t, struct store *s)
+{
+	char id[STORE_ID_MAX];
+	struct err e;
+
+	pthread_mutex_lock(&t->lock);
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		struct vm *vm = t->vms[i];
+
+		if (!vm->row.commit[0] ||
+			store_resolve(s, vm->row.commit, id, NULL) != -ENOENT)
+			continue;
+		log_info("vm %s (%s): its commit %.12s is no more", vm->row.id,
+			vm_name(vm), vm->row.commit);
+		vm->row.commit[0] = '\0';
+		if (db_update(t->db, &vm->row, &e) < 0)
+			log_err("vm %s: %s", vm->row.id, e.msg);
+	}
+	pthread_mutex_unlock(&t->lock);
 }
 
 int
