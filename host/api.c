@@ -183,7 +183,7 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 	case CALL_HISTORY:
 		return tree_history(t, route->name, out, e);
 	case CALL_DIFF:
-		return tree_diff(t, route->name, route->other, out, e);
+		return tree_diff(t, route->name, route->other, route->files, out, e);
 	case CALL_VERIFY:
 		return tree_verify(t, route->name, out, e);
 	case CALL_VERIFY_ALL:

@@ -14,6 +14,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/toml.h"
+#include "host/diff_files.h"
 #include "host/tree_priv.h"
 
 #define CONFIG_TOKENS 64
@@ -470,10 +471,21 @@ put_diff(struct store *s, const char *what, const struct store_tree *a,
 	return 0;
 }
 
-int
-tree_diff(
-	struct tree *t, const char *a, const char *b, struct json_out *out, struct err *e)
+/* It lies beside the VMM. */
+static int
+fsdiff_path(const struct tree *t, char dst[static PATHS_MAX], struct err *e)
 {
+	const char *slash = strrchr(t->config.vmm_path, '/');
+
+	return paths_format(dst, PATHS_MAX, e, "%.*s/pando-fsdiff",
+		slash ? (int)(slash - t->config.vmm_path) : 0, t->config.vmm_path);
+}
+
+int
+tree_diff(struct tree *t, const char *a, const char *b, bool files, struct json_out *out,
+	struct err *e)
+{
+	char program[PATHS_MAX];
 	struct store_manifest *ma = NULL, *mb = NULL;
 	struct store *s;
 	int r;
@@ -495,6 +507,10 @@ tree_diff(
 	}
 	if (r == 0)
 		r = put_diff(s, "disk", &ma->f.disk, &mb->f.disk, out, e);
+	if (r == 0 && files)
+		r = fsdiff_path(t, program, e);
+	if (r == 0 && files)
+		r = diff_files(s, program, &ma->f.disk, &mb->f.disk, out, e);
 	if (r == 0)
 		json_out_end_object(out);
 	store_release(s);

@@ -244,6 +244,42 @@ another_home_has_it_from_the_files() {
 	)
 }
 
+files_that_differ_are_told() {
+	needs_kvm
+	mkdir -p "$work/tree/etc"
+	echo one >"$work/tree/etc/one"
+	echo two >"$work/tree/etc/two"
+	mke2fs -q -t ext4 -d "$work/tree" "$work/first.ext4" 8M >/dev/null
+	echo three >"$work/tree/etc/three"
+	echo other >"$work/tree/etc/one"
+	rm "$work/tree/etc/two"
+	mke2fs -q -t ext4 -d "$work/tree" "$work/second.ext4" 8M >/dev/null
+	for which in first second; do
+		pando run --no-wait --kernel "$TINY" --rootfs "$work/$which.ext4" --mem-size 32 --fs-size-vm 16 \
+			--cmdline mode=work -N "$which" >/dev/null
+		wait_until 60 "$which works" console_says "$which" ready
+		pando commit "$which" --tag "with-$which" >/dev/null
+	done
+	status_is 0 pando diff with-first with-second
+	contains stdout "$stdout" "files    1 added, 1 removed, 1 changed"
+	contains stdout "$stdout" "+ /etc/three  6 B"
+	contains stdout "$stdout" "- /etc/two"
+	contains stdout "$stdout" "~ /etc/one  content"
+	status_is 0 pando diff with-first with-second --format json
+	equal "the changes" "$(printf '%s' "$stdout" | json 'sorted((c["what"], c["path"]) for c in j["files"]["changes"])')" \
+		"[('added', '/etc/three'), ('changed', '/etc/one'), ('removed', '/etc/two')]"
+	# a disk without one: said in a line, and pages and blocks are told all the same
+	status_is 0 pando diff one with-first
+	contains stderr "$stderr" "files are not compared: the first disk: no ext2, ext3 or ext4 file system is on it"
+	contains stdout "$stdout" "disk "
+	lacks stdout "$stdout" "files"
+	equal "the processes left" "$(pgrep -P "$(pandod_pid)" -x pando-fsdiff)" ""
+	pando delete -y first >/dev/null
+	pando delete -y second >/dev/null
+	pando commit delete with-first >/dev/null
+	pando commit delete with-second >/dev/null
+}
+
 # Changes a byte of a file, and puts the check sum of a state right (vmm/blob.c).
 spoil_state() { # file
 	python3 - "$1" <<-'END'
@@ -522,6 +558,7 @@ t eight_at_once
 t a_restored_vm_is_a_vm
 t the_second_commit_writes_little
 t a_commits_tree_is_drawn
+t files_that_differ_are_told
 t two_commits_of_one_vm_at_once
 t tags_and_prefixes
 t deletion_is_refused_by_name
