@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -34,6 +35,9 @@ pandod_open(const char *fault)
 		client_call(m.client, "GET", "/v1/version", NULL, &reply, &e) < 0)
 		differ("pandod does not come back: %s", e.msg);
 	unsetenv("PANDO_FAULT");
+	/* The process that was started has ended when its daemon was ready. */
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
 	json_u64(reply.json, json_get(reply.json, 0, "pid"), &pid);
 	client_reply_done(&reply);
 	m.pandod = (pid_t)pid;
