@@ -31,6 +31,7 @@ PKG_CFLAGS = $(if $(PKGS),$(shell pkg-config --cflags $(PKGS)))
 #   PROGRAMS   += x    x_SRCS x_LIBS x_PKGS x_LDLIBS x_DIR -> $(B)/$(x_DIR)/x  (x_DIR: bin by default)
 #   UNIT_TESTS += x    likewise, x_WRAP = functions for --wrap   -> $(B)/tests/x, run by check-unit
 #   KVM_TESTS  += x    likewise                            -> run by check-kvm
+#   SYSTEM_PROGRAMS += x   likewise                        -> driven by scripts of check-system
 #   FUZZERS    += x    x_SRCS x_CORPUS (a folder)          -> $(B)/fuzz/x (clang, libFuzzer)
 #   BENCHES    += x    likewise                            -> $(B)/bench/x, run by bench
 #   DATA       += share/pando/…                            -> files under $(B), made by the module's own rules
@@ -38,6 +39,7 @@ LIBRARIES :=
 PROGRAMS :=
 UNIT_TESTS :=
 KVM_TESTS :=
+SYSTEM_PROGRAMS :=
 FUZZERS :=
 BENCHES :=
 DATA :=
@@ -96,7 +98,7 @@ FUZZ_CC ?= clang
 
 $(foreach l,$(LIBRARIES),$(eval $(call library_rule,$(l))))
 $(foreach p,$(PROGRAMS),$(eval $(call program_rule,$(p),$(or $($(p)_DIR),bin))))
-$(foreach t,$(UNIT_TESTS) $(KVM_TESTS),$(eval $(call program_rule,$(t),tests)))
+$(foreach t,$(UNIT_TESTS) $(KVM_TESTS) $(SYSTEM_PROGRAMS),$(eval $(call program_rule,$(t),tests)))
 $(foreach t,$(BENCHES),$(eval $(call program_rule,$(t),bench)))
 $(foreach f,$(FUZZERS),$(eval $(call fuzzer_rule,$(f))))
 

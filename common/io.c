@@ -306,12 +306,17 @@ io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds, int flags)
 		.msg_controllen = sizeof(control.buf),
 	};
 	size_t room = n_fds ? *n_fds : 0, got = 0;
-	bool bad = false;
+	bool bad = false, reset = false;
 	ssize_t n;
 
-	do
+	/* The kernel tells of a peer that closed with something unread before it gives
+	 * what that peer had sent, once. */
+	for (;;) {
 		n = recvmsg(sock, &msg, flags | MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
+		if (n >= 0 || (errno != EINTR && (errno != ECONNRESET || reset)))
+			break;
+		reset |= errno == ECONNRESET;
+	}
 	if (n < 0)
 		return -errno;
 	bad = msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC);

@@ -19,6 +19,7 @@
 
 #define ADOPT_TIMEOUT_MS 15000
 #define STRAY_TIMEOUT_MS 5000
+#define STRAY_TRIES 5
 #define ADOPTERS_MAX 32
 
 static int
@@ -246,24 +247,35 @@ adopt_all(struct tree *t, struct err *e)
 	return a.result < 0 ? err_set(e, a.result, "%s", a.why.msg) : 0;
 }
 
-/* Ends whoever listens in a folder that belongs to no VM. */
+/* Ends whoever listens in a folder that belongs to no VM, and removes it. One that is
+ * just coming to life may let the first connection go. */
 static void
 end_stray(struct tree *t, const char *id)
 {
-	struct vmmctl *ctl = NULL;
 	struct vmm_stats_answer stats;
-	int pidfd = -1;
-	pid_t pid;
 	struct err e;
 
-	if (meet(t, id, STRAY_TIMEOUT_MS, &ctl, &pidfd, &pid, &stats, NULL) == 0) {
-		log_info("vm %s: in no table, its process %d is ended", id, (int)pid);
-		process_end(pidfd);
-		close(pidfd);
-	} else if (ctl) {
-		vmmctl_quit(ctl, NULL); /* one that is not alive yet will find this */
+	for (int i = 0; i < STRAY_TRIES; i++) {
+		struct vmmctl *ctl = NULL;
+		int pidfd = -1;
+		pid_t pid;
+		int r = meet(t, id, STRAY_TIMEOUT_MS, &ctl, &pidfd, &pid, &stats, &e);
+		bool listens = ctl;
+
+		if (r == 0) {
+			log_info("vm %s: in no table, its process %d is ended", id,
+				(int)pid);
+			process_end(pidfd);
+			close(pidfd);
+		} else if (ctl) {
+			/* One that is not alive yet will find this. */
+			vmmctl_quit(ctl, NULL);
+			log_info("vm %s: in no table, and told to quit: %s", id, e.msg);
+		}
+		vmmctl_free(ctl);
+		if (r == 0 || r == -ETIMEDOUT || !listens)
+			break;
 	}
-	vmmctl_free(ctl);
 	if (launch_remove_files(t->config.home, id, &e) < 0)
 		log_warn("vm %s: %s", id, e.msg);
 }

@@ -4,6 +4,7 @@
 #include <microhttpd.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,7 @@ struct api {
 	struct MHD_Daemon *daemon; /* owned */
 	void (*shutdown)(void *ctx);
 	void *ctx; /* weak */
+	atomic_uint connections;
 };
 
 /* One request, from its first line to its end. */
@@ -181,7 +183,7 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 	case CALL_HISTORY:
 		return tree_history(t, route->name, out, e);
 	case CALL_DIFF:
-		return tree_diff(t, route->name, route->other, out, e);
+		return tree_diff(t, route->name, route->other, route->files, out, e);
 	case CALL_VERIFY:
 		return tree_verify(t, route->name, out, e);
 	case CALL_VERIFY_ALL:
@@ -423,6 +425,48 @@ peer_is_us(struct MHD_Connection *c)
 	       cred.uid == geteuid();
 }
 
+static void
+on_connection(void *ctx, struct MHD_Connection *c, void **socket_ctx,
+	enum MHD_ConnectionNotificationCode what)
+{
+	struct api *a = ctx;
+
+	(void)c;
+	(void)socket_ctx;
+	if (what == MHD_CONNECTION_NOTIFY_STARTED)
+		atomic_fetch_add(&a->connections, 1);
+	else
+		atomic_fetch_sub(&a->connections, 1);
+}
+
+/* Too many: each is told, and let go, so that the places behind them come free soon. */
+static enum MHD_Result
+respond_full(struct MHD_Connection *c)
+{
+	cleanup_json_out struct json_out out = {0};
+	struct MHD_Response *response;
+	enum MHD_Result result;
+	struct err e;
+
+	err_set(&e, -EBUSY,
+		"pandod serves %d connections at once, and has as many: try again when "
+		"some calls are done",
+		API_CONNECTIONS_MAX);
+	api_error_json(&e, &out);
+	if (out.error)
+		return MHD_NO;
+	response =
+		MHD_create_response_from_buffer(out.len, out.buf, MHD_RESPMEM_MUST_COPY);
+	if (!response)
+		return MHD_NO;
+	MHD_add_response_header(response, "Content-Type", "application/json");
+	MHD_add_response_header(response, "Connection", "close");
+	MHD_add_response_header(response, "Retry-After", "1");
+	result = MHD_queue_response(c, MHD_HTTP_SERVICE_UNAVAILABLE, response);
+	MHD_destroy_response(response);
+	return result;
+}
+
 static bool
 tells_progress(enum call call)
 {
@@ -546,6 +590,8 @@ on_request(void *ctx, struct MHD_Connection *c, const char *url, const char *met
 			err_set(&e, -EPERM, "this pandod belongs to user %u", geteuid());
 			return respond_error(c, 403, &e);
 		}
+		if (atomic_load(&a->connections) > API_CONNECTIONS_MAX)
+			return respond_full(c);
 		return MHD_YES;
 	}
 	if (*len) {
@@ -590,9 +636,11 @@ api_start(struct tree *t, int listen_fd, void (*shutdown)(void *ctx), void *ctx,
 			MHD_USE_POLL | MHD_USE_ITC | MHD_USE_ERROR_LOG,
 		0, NULL, NULL, on_request, a, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
 		MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT,
-		(unsigned)API_CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
-		(unsigned)API_IDLE_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-		(size_t)(32 * 1024), MHD_OPTION_THREAD_STACK_SIZE, (size_t)(1024 * 1024),
+		(unsigned)(API_CONNECTIONS_MAX + API_SURPLUS_MAX),
+		MHD_OPTION_NOTIFY_CONNECTION, on_connection, a,
+		MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)API_IDLE_S,
+		MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(32 * 1024),
+		MHD_OPTION_THREAD_STACK_SIZE, (size_t)(1024 * 1024),
 		MHD_OPTION_URI_LOG_CALLBACK, on_target, a, MHD_OPTION_NOTIFY_COMPLETED,
 		on_completed, a, MHD_OPTION_END);
 	if (!a->daemon) {

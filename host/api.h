@@ -2,9 +2,10 @@
  * pandod's API (host/API.md) over HTTP on a listening Unix socket. The only file that
  * calls libmicrohttpd.
  *
- * Each connection has a thread of its own, at most API_CONNECTIONS_MAX of them; the rest
- * wait in the socket's queue. A request that is slow to come is dropped after API_IDLE_S;
- * one that is being worked on may take as long as it takes. The peer's uid must be ours.
+ * Each connection has a thread of its own. API_CONNECTIONS_MAX are served at once; the
+ * next API_SURPLUS_MAX are told so (503), and what comes beyond these is closed. A
+ * request that is slow to come is dropped after API_IDLE_S; one that is being worked on
+ * may take as long as it takes. The peer's uid must be ours.
  */
 #ifndef PANDO_HOST_API_H
 #define PANDO_HOST_API_H
@@ -13,6 +14,7 @@
 #include "host/tree.h"
 
 #define API_CONNECTIONS_MAX 128
+#define API_SURPLUS_MAX 64
 #define API_IDLE_S 30
 
 struct api;

@@ -23,6 +23,9 @@
 #define START_TIMEOUT_MS 20000
 #define TICK_MS 250
 #define CANCEL_POLL_MS 1000
+/* How long a pandod that was killed may take to let go of its socket. */
+#define GONE_POLLS 50
+#define GONE_POLL_MS 20
 
 struct client {
 	char home[PATHS_MAX];
@@ -30,6 +33,7 @@ struct client {
 	CURL *easy;		   /* owned */
 	CURLM *multi;		   /* owned */
 	int cancel_fd;		   /* borrowed, -1: none */
+	unsigned flags;		   /* client_open()'s */
 	client_progress *progress; /* with its context: borrowed */
 	void *progress_ctx;
 };
@@ -254,6 +258,7 @@ client_open(const char *home, unsigned flags, struct client **ret, struct err *e
 	if (!c)
 		return err_sys(e, -ENOMEM, "client");
 	c->cancel_fd = -1;
+	c->flags = flags;
 	if (home)
 		r = paths_format(c->home, sizeof(c->home), e, "%s", home);
 	else
@@ -581,9 +586,10 @@ conclude(struct incoming *in, long status, struct client_reply *ret, struct err 
 	return 0;
 }
 
-int
-client_call(struct client *c, const char *method, const char *path, const char *body,
-	struct client_reply *ret, struct err *e)
+/* One try. *ret_unheard: the connection ended before there was any answer. */
+static int
+call_once(struct client *c, const char *method, const char *path, const char *body,
+	struct client_reply *ret, bool *ret_unheard, struct err *e)
 {
 	cleanup_incoming struct incoming in = {.client = c};
 	struct curl_slist *headers = NULL, *more;
@@ -621,6 +627,7 @@ client_call(struct client *c, const char *method, const char *path, const char *
 		r = err_set(e, in.e.code, "%s", in.e.msg);
 	else if (result != CURLE_OK)
 		r = transfer_error(c, result, why, method, path, e);
+	*ret_unheard = (r == -EPIPE || r == -ECONNREFUSED) && !in.typed;
 	if (r < 0)
 		goto out;
 	curl_easy_getinfo(c->easy, CURLINFO_RESPONSE_CODE, &status);
@@ -628,4 +635,33 @@ client_call(struct client *c, const char *method, const char *path, const char *
 out:
 	curl_slist_free_all(headers);
 	return r;
+}
+
+/* A pandod that was killed takes connections until its last thread is gone: waits for
+ * that. False: nobody answers any more, and nobody is to be started. */
+static bool
+next_pandod(struct client *c)
+{
+	for (int i = 0; i < GONE_POLLS && somebody_answers(c->socket); i++) {
+		struct pollfd p = {.fd = c->cancel_fd, .events = POLLIN};
+
+		if (poll(&p, 1, GONE_POLL_MS) > 0)
+			return false;
+	}
+	return somebody_answers(c->socket) ||
+	       ((c->flags & CLIENT_START) && start_pandod(c, NULL) == 0);
+}
+
+int
+client_call(struct client *c, const char *method, const char *path, const char *body,
+	struct client_reply *ret, struct err *e)
+{
+	bool unheard = false;
+	struct err why = {0};
+	int r = call_once(c, method, path, body, ret, &unheard, &why);
+
+	/* Asking again changes nothing. What was to be done may be done already. */
+	if (r < 0 && unheard && strcmp(method, "GET") == 0 && next_pandod(c))
+		r = call_once(c, method, path, body, ret, &unheard, &why);
+	return r < 0 ? err_set(e, r, "%s", why.msg) : r;
 }

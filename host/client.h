@@ -3,9 +3,11 @@
  * which is called only in client.c.
  *
  * A struct client is one connection, for one thread. Errors: what pandod said, with its
- * code, or a sentence about the connection (-ECONNREFUSED, -EPROTO, …). A cancelled call
- * is -ECANCELED. What comes back is checked like any other input; unknown members in it
- * are ignored, so that an older `pando` understands a newer pandod.
+ * code, or a sentence about the connection (-ECONNREFUSED, -EPROTO, …). A GET whose
+ * connection ended without any answer, as those to a pandod that is being killed do, is
+ * asked once more. A cancelled call is -ECANCELED. What comes back is checked like any
+ * other input; unknown members in it are ignored, so that an older `pando` understands a
+ * newer pandod.
  */
 #ifndef PANDO_CLIENT_H
 #define PANDO_CLIENT_H
@@ -147,6 +149,7 @@ struct client_point {
 	char *message;				       /* owned */
 	char **tags;				       /* owned, NULL-terminated */
 	char **vms;				       /* owned: those that run on it */
+	char **cpu_features; /* owned: names that it needs; of an older commit none */
 };
 void client_point_done(struct client_point *p);
 #define cleanup_client_point __attribute__((cleanup(client_point_done)))

@@ -13,6 +13,7 @@ client_point_done(struct client_point *p)
 	free(p->message);
 	client_ids_free(p->tags);
 	client_ids_free(p->vms);
+	client_ids_free(p->cpu_features);
 	*p = (struct client_point){0};
 }
 
@@ -61,7 +62,9 @@ read_point(const struct json *j, int tok, struct client_point *ret, struct err *
 		(r = client_read_u64(j, tok, "disk_mib", &p.disk_mib)) < 0 ||
 		(r = client_read_dup(j, tok, "message", &p.message)) < 0 ||
 		(r = client_read_ids(j, json_get(j, tok, "tags"), &p.tags)) < 0 ||
-		(r = client_read_ids(j, json_get(j, tok, "vms"), &p.vms)) < 0) {
+		(r = client_read_ids(j, json_get(j, tok, "vms"), &p.vms)) < 0 ||
+		(r = client_read_ids(j, json_get(j, json_get(j, tok, "cpu"), "features"),
+			 &p.cpu_features)) < 0) {
 		client_point_done(&p);
 		return err_set(e, r == -ENOMEM ? r : -EPROTO,
 			r == -ENOMEM

@@ -25,6 +25,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/commit_cpu.h"
 #include "host/commit_read.h"
 #include "host/picture.h"
 
@@ -324,11 +325,10 @@ labels_text(const struct labels *labels, char **ret, struct err *e)
 static int
 write_commit(struct commit *c, struct err *e)
 {
-	cleanup_free char *config = NULL, *labels = NULL;
+	cleanup_free char *config = NULL, *labels = NULL, *cpu = NULL;
 	struct store_fields f = {
 		.parent = c->row.commit[0] ? c->row.commit : NULL,
 		.message = c->q->message,
-		.cpu = "{}",
 	};
 	struct store_writer *w = NULL;
 	int r = ask_state(c, e);
@@ -343,11 +343,14 @@ write_commit(struct commit *c, struct err *e)
 	if (r == 0)
 		r = labels_text(&c->q->labels, &labels, e);
 	if (r == 0)
+		r = commit_cpu(c->blob, c->state.blob_bytes, &cpu, e);
+	if (r == 0)
 		r = store_begin(c->store, &w, e);
 	if (r < 0)
 		return r;
 	f.config = config;
 	f.labels = labels;
+	f.cpu = cpu;
 	say(c->p, "reading %llu MiB of memory", (unsigned long long)c->state.mem_mib);
 	r = read_memory(c, w, &f.memory, e);
 	if (r == 0) {

@@ -14,6 +14,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/toml.h"
+#include "host/diff_files.h"
 #include "host/tree_priv.h"
 
 #define CONFIG_TOKENS 64
@@ -182,6 +183,7 @@ put_commit(struct tree *t, const struct store_manifest *m, const struct store_ta
 			json_out_str(out, NULL, tags[i].name);
 	json_out_end_array(out);
 	json_out_raw(out, "labels", m->f.labels, strlen(m->f.labels));
+	json_out_raw(out, "cpu", m->f.cpu, strlen(m->f.cpu));
 	if (commit_config_read(m, &row, NULL) == 0) {
 		json_out_u64(out, "mem_mib", row.mem_mib);
 		json_out_u64(out, "vcpus", row.vcpus);
@@ -347,6 +349,28 @@ forget(struct tree *t, const struct store_ids *ids)
 		}
 }
 
+void
+commits_forget_gone(struct tree *t, struct store *s)
+{
+	char id[STORE_ID_MAX];
+	struct err e;
+
+	pthread_mutex_lock(&t->lock);
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		struct vm *vm = t->vms[i];
+
+		if (!vm->row.commit[0] ||
+			store_resolve(s, vm->row.commit, id, NULL) != -ENOENT)
+			continue;
+		log_info("vm %s (%s): its commit %.12s is no more", vm->row.id,
+			vm_name(vm), vm->row.commit);
+		vm->row.commit[0] = '\0';
+		if (db_update(t->db, &vm->row, &e) < 0)
+			log_err("vm %s: %s", vm->row.id, e.msg);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
 int
 tree_commit_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 	struct json_out *out, struct err *e)
@@ -447,10 +471,21 @@ put_diff(struct store *s, const char *what, const struct store_tree *a,
 	return 0;
 }
 
-int
-tree_diff(
-	struct tree *t, const char *a, const char *b, struct json_out *out, struct err *e)
+/* It lies beside the VMM. */
+static int
+fsdiff_path(const struct tree *t, char dst[static PATHS_MAX], struct err *e)
 {
+	const char *slash = strrchr(t->config.vmm_path, '/');
+
+	return paths_format(dst, PATHS_MAX, e, "%.*s/pando-fsdiff",
+		slash ? (int)(slash - t->config.vmm_path) : 0, t->config.vmm_path);
+}
+
+int
+tree_diff(struct tree *t, const char *a, const char *b, bool files, struct json_out *out,
+	struct err *e)
+{
+	char program[PATHS_MAX];
 	struct store_manifest *ma = NULL, *mb = NULL;
 	struct store *s;
 	int r;
@@ -472,6 +507,10 @@ tree_diff(
 	}
 	if (r == 0)
 		r = put_diff(s, "disk", &ma->f.disk, &mb->f.disk, out, e);
+	if (r == 0 && files)
+		r = fsdiff_path(t, program, e);
+	if (r == 0 && files)
+		r = diff_files(s, program, &ma->f.disk, &mb->f.disk, out, e);
 	if (r == 0)
 		json_out_end_object(out);
 	store_release(s);

@@ -10,7 +10,7 @@ pandodcore_PKGS := libmicrohttpd sqlite3
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
 	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
-	host/commit_read.c host/commits.c host/flat.c host/spawn.c host/pool.c
+	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c
 
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
 LIBRARIES += store
@@ -45,12 +45,12 @@ test_machine_WRAP := ssh_link_run
 
 PROGRAMS += pandod
 pandod_SRCS := host/pandod.c
-pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
+pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk vmmstate store common
 pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd
 
 UNIT_TESTS += test_request test_image test_db test_tree test_api test_commit
 test_commit_SRCS := tests/unit/test_commit.c
-test_commit_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
+test_commit_LIBS := pandodcore agentclient agentwire pandohost vmmdisk vmmstate store common
 test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
 test_request_SRCS := tests/unit/test_request.c
 test_request_LIBS := pandodcore pandohost common
@@ -62,11 +62,32 @@ test_db_SRCS := tests/unit/test_db.c
 test_db_LIBS := pandodcore pandohost common
 test_db_PKGS := cmocka sqlite3
 test_api_SRCS := tests/unit/test_api.c
-test_api_LIBS := pandodcore agentclient agentwire pandohost vmmdisk store common
+test_api_LIBS := pandodcore agentclient agentwire pandohost vmmdisk vmmstate store common
 test_api_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
 test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
-test_tree_LIBS := pandodcore pandohost vmmdisk store common
+test_tree_LIBS := pandodcore pandohost vmmdisk vmmstate store common
 test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
+
+# Reads the file systems of two disks, for pandod; libext2fs is called only in ext4.c.
+PROGRAMS += pando-fsdiff
+pando-fsdiff_SRCS := host/fsdiff/main.c host/fsdiff/disk.c host/fsdiff/journal.c host/fsdiff/ext4.c
+pando-fsdiff_PKGS := ext2fs
+pando-fsdiff_DIR := libexec/pando
+
+FUZZERS += fuzz_fsdiff_journal
+fuzz_fsdiff_journal_SRCS := tests/fuzz/fuzz_fsdiff_journal.c host/fsdiff/journal.c
+fuzz_fsdiff_journal_CORPUS := tests/fuzz/corpus/fsdiff_journal
+
+UNIT_TESTS += test_diff_files
+test_diff_files_SRCS := tests/unit/test_diff_files.c
+test_diff_files_LIBS := pandodcore pandohost vmmdisk vmmstate store common
+test_diff_files_PKGS := cmocka libsodium libzstd
+$(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
+
+# What a VMM says of its CPUs. The corpus is that of the whole state.
+FUZZERS += fuzz_commit_cpu
+fuzz_commit_cpu_SRCS := tests/fuzz/fuzz_commit_cpu.c host/commit_cpu.c $(vmmstate_SRCS) common/err.c common/json.c
+fuzz_commit_cpu_CORPUS := tests/fuzz/corpus/snapshot
 
 FUZZERS += fuzz_http_body
 fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/request.c host/vmmctl.c \

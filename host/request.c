@@ -747,6 +747,8 @@ read_query(const char *query, struct route *route, struct err *e)
 		else if (strcmp(item, "with") == 0 && route->call == CALL_DIFF)
 			r = query_name(
 				item, value, route->other, sizeof(route->other), e);
+		else if (strcmp(item, "files") == 0 && route->call == CALL_DIFF)
+			r = query_flag(item, value, &route->files, e);
 		else if (strcmp(item, "memory") == 0 && route->call == CALL_LIST)
 			r = query_flag(item, value, &route->memory, e);
 		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)

@@ -136,6 +136,7 @@ struct route {
 	bool recursive;
 	bool dry_run;
 	bool memory;	      /* ?memory=1 */
+	bool files;	      /* ?files=1 */
 	struct labels labels; /* ?label=k=v, which may be there several times */
 };
 

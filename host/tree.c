@@ -638,8 +638,12 @@ open_store(struct tree *t)
 	struct err e;
 
 	if (paths_format(path, sizeof(path), NULL, "%s/store", t->config.home) == 0 &&
-		access(path, F_OK) == 0 && tree_store(t, &s, &e) < 0)
-		log_warn("the store of commits: %s", e.msg);
+		access(path, F_OK) == 0) {
+		if (tree_store(t, &s, &e) < 0)
+			log_warn("the store of commits: %s", e.msg);
+		else
+			commits_forget_gone(t, s);
+	}
 	flat_trim(t);
 }
 

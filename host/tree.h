@@ -101,8 +101,9 @@ int tree_commit_delete(struct tree *t, const char *name, bool recursive, bool dr
 	struct json_out *out, struct err *e);
 /* Of a VM, or of a commit: its parents, the newest first. */
 int tree_history(struct tree *t, const char *name, struct json_out *out, struct err *e);
-int tree_diff(struct tree *t, const char *a, const char *b, struct json_out *out,
-	struct err *e);
+/* files: also which files differ. */
+int tree_diff(struct tree *t, const char *a, const char *b, bool files,
+	struct json_out *out, struct err *e);
 /* name NULL: the whole store. */
 int tree_verify(struct tree *t, const char *name, struct json_out *out, struct err *e);
 int tree_gc(

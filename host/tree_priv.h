@@ -202,6 +202,9 @@ int host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e);
  */
 /* The store, opened by the first who asks. */
 int tree_store(struct tree *t, struct store **ret, struct err *e);
+/* At the start: VMs of commits that were deleted by a pandod that was killed before it
+ * noted that are of none. Takes the lock. */
+void commits_forget_gone(struct tree *t, struct store *s);
 /* What a commit is, with the tags on it and the VMs that run on it. With the lock. */
 void commit_json(struct tree *t, const struct store_manifest *m, const char *key,
 	struct json_out *out);

@@ -48,6 +48,8 @@ struct vmmctl {
 	char broken_why[VMMCTL_TEXT_MAX];
 };
 
+static int receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e);
+
 int
 vmmctl_create(int fd, struct vmmctl **ret, struct err *e)
 {
@@ -79,8 +81,16 @@ vmmctl_create(int fd, struct vmmctl **ret, struct err *e)
 void
 vmmctl_free(struct vmmctl *c)
 {
+	union message m;
+	pid_t pid;
+
 	if (!c)
 		return;
+	/* Closed with something unread, it would be reset, and a VMM that does not look
+	 * twice would not find what was sent to it last: a quit. */
+	shutdown(c->fd, SHUT_RDWR);
+	while (receive(c, &m, &pid, NULL) > 0)
+		;
 	cleanup_close_fn(&c->fd);
 	cleanup_close_fn(&c->pidfd);
 	pthread_mutex_destroy(&c->lock);
@@ -232,15 +242,19 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 		.msg_controllen = sizeof(control.buf),
 	};
 	struct ucred cred = {0};
-	bool has_cred = false, has_fds = false;
+	bool has_cred = false, has_fds = false, reset = false;
 	struct err bad;
 	ssize_t n;
 	int r;
 
 	memset(m, 0, sizeof(*m));
-	do
+	/* A VMM that ended with something unread: told once, before its last words. */
+	for (;;) {
 		n = recvmsg(c->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
+		if (n >= 0 || (errno != EINTR && (errno != ECONNRESET || reset)))
+			break;
+		reset |= errno == ECONNRESET;
+	}
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return 0;
 	if (n < 0)

@@ -28,9 +28,9 @@ check-kvm: all $$(addprefix $(B)/tests/,$$(KVM_TESTS))
 	$(RUN_TESTS) kvm
 check-fuzz: $$(addprefix $(B)/fuzz/,$$(FUZZERS))
 	$(RUN_TESTS) fuzz
-check-system: all
+check-system: all $$(addprefix $(B)/tests/,$$(SYSTEM_PROGRAMS))
 	$(RUN_TESTS) system
-check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS)) $$(addprefix $(B)/tests/,$$(KVM_TESTS)) $$(addprefix $(B)/fuzz/,$$(FUZZERS))
+check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/tests/,$$(KVM_TESTS)) $$(addprefix $(B)/fuzz/,$$(FUZZERS))
 	$(RUN_TESTS) unit kvm fuzz system
 
 # One after the other: a benchmark beside another measures the other.
@@ -43,7 +43,7 @@ bench: all $$(addprefix $(B)/bench/,$$(BENCHES))
 
 # All test programs, not run.
 .PHONY: tests
-tests: $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(KVM_TESTS)) $$(addprefix $(B)/bench/,$$(BENCHES)) \
+tests: $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(KVM_TESTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/bench/,$$(BENCHES)) \
 	$$(addprefix $(B)/fuzz/,$$(FUZZERS))
 
 # The layout of an installation is the layout of the build folder: bin, libexec/pando, share/pando.
@@ -76,6 +76,13 @@ test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c vmm/blob.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk common)$(eval $(t)_PKGS := cmocka))
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
+
+# What system tests drive.
+SYSTEM_PROGRAMS += tree_model
+tree_model_SRCS := $(addprefix tests/system/model/,model.c model_look.c model_pandod.c model_steps.c model_crash.c)
+tree_model_LIBS := pandoclient pandohost common
+tree_model_PKGS := libcurl
+$(B)/tests/tree_model: | $(TINY)
 
 # They drive VMs through pandod's own code.
 BENCHES_OF_VMS := bench_spawn bench_branch bench_commit

@@ -124,6 +124,10 @@ control_send(struct vm *vm, struct vmm_hdr *hdr, enum vmm_msg_type type, size_t 
 		.len = (uint32_t)len,
 		.seq = seq};
 	r = io_send_fds(vm->control_fd, hdr, len, NULL, 0);
+	/* A peer that is gone may have sent something before, a quit above all: the
+	 * connection ends when that was read. */
+	if (r == -EPIPE || r == -ECONNRESET)
+		return;
 	if (r < 0)
 		drop_control(vm, r == -EAGAIN ? "its peer does not read" : strerror(-r));
 }

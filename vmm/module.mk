@@ -4,6 +4,10 @@
 LIBRARIES += vmmdisk
 vmmdisk_SRCS := vmm/blockmap.c
 
+# What a state says of its CPUs, likewise.
+LIBRARIES += vmmstate
+vmmstate_SRCS := vmm/blob.c vmm/cpu_features.c
+
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
 vmmdev_SRCS := vmm/blob.c vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c

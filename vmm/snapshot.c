@@ -5,8 +5,8 @@
 
 #include "vmm/cpu_features.h"
 
-#define TAG_CONFIG BLOB_TAG('C', 'O', 'N', 'F')
-#define TAG_CPUID BLOB_TAG('C', 'P', 'I', 'D')
+#define TAG_CONFIG SNAPSHOT_TAG_CONFIG
+#define TAG_CPUID SNAPSHOT_TAG_CPUID
 #define TAG_CLOCK BLOB_TAG('C', 'L', 'C', 'K')
 #define TAG_VCPU BLOB_TAG('V', 'C', 'P', 'U')
 #define TAG_IOAPIC BLOB_TAG('I', 'O', 'A', 'P')

@@ -20,17 +20,8 @@
 #define PANDO_VMM_SNAPSHOT_H
 
 #include "vmm/blob.h"
+#include "vmm/snapshot_format.h"
 #include "vmm/vm.h"
-
-struct snapshot_config {
-	uint64_t mem_mib;
-	uint64_t disk_mib;
-	uint32_t vcpus;
-	uint32_t flags; /* SNAPSHOT_* */
-};
-_Static_assert(sizeof(struct snapshot_config) == 24, "disk format");
-#define SNAPSHOT_TSC_DEADLINE 1u /* the guest was offered that timer */
-#define SNAPSHOT_CLOCK 2u	 /* kvm-clock's value was saved */
 
 struct snapshot {
 	struct snapshot_config config;

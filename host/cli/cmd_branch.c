@@ -2,31 +2,14 @@
 #include <stdio.h>
 
 #include "common/io.h"
-#include "host/cli/opt.h"
+#include "host/cli/fan.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
 
 extern const struct verb verb_branch;
 
-#define LABELS_MAX 64
-#define COUNT_MAX 1024
-
-enum { OPT_NO_WAIT = 256, OPT_COUNT };
-
-static const struct opt options[] = {
-	{OPT_COUNT, "count", "N", "how many, all of one instant; 1 if not said",
-		COMPLETE_NOTHING},
-	{'c', "checkout", NULL, "check the branch out in this folder", COMPLETE_NOTHING},
-	{'n', "alias", "NAME", "name the branch; with --count: NAME-0, NAME-1, …",
-		COMPLETE_NOTHING},
-	{'N', "vm-alias", "NAME", NULL, COMPLETE_NOTHING},
-	{'l', "label", "key=value", "label the branches; may be given several times",
-		COMPLETE_NOTHING},
-	{OPT_NO_WAIT, "no-wait", NULL,
-		"return when their CPUs run, not when their agents answer",
-		COMPLETE_NOTHING},
-	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
-};
+static const struct opt options[] = {FAN_OPTIONS("branch", "branches",
+	"how many, all of one instant; 1 if not said", 'n', "alias", 'N', "vm-alias")};
 
 /* A name that is no VM may be a commit's. -ENOENT and *e as it was: it is none either. */
 static int
@@ -49,78 +32,32 @@ run(int argc, char **argv)
 	cleanup_client_vm struct client_vm parent = {0};
 	cleanup_client_point struct client_point commit = {0};
 	cleanup_client struct client *c = NULL;
-	const char *name = NULL, *labels[LABELS_MAX];
-	struct client_branch spec = {.labels = labels};
 	struct out_progress progress;
 	struct err e = {0};
-	bool checkout = false;
 	uint64_t start_ns;
-	int key, r;
+	struct fan fan;
+	int r = fan_read(&s, "branch takes one VM; a name for the branch goes behind -n",
+		&fan, &e);
 
-	while ((key = opt_next(&s, &e)) != OPT_END) {
-		r = 0;
-		switch (key) {
-		case 'c':
-			checkout = true;
-			break;
-		case OPT_COUNT:
-			r = opt_u64(s.arg, "--count", 1, COUNT_MAX, &spec.count, &e);
-			break;
-		case 'n':
-		case 'N':
-			spec.alias = s.arg;
-			break;
-		case 'l':
-			r = opt_label(s.arg, "--label", &e);
-			if (r >= 0 && spec.n_labels == LABELS_MAX)
-				r = err_set(&e, -E2BIG, "at most %d labels", LABELS_MAX);
-			if (r >= 0)
-				labels[spec.n_labels++] = s.arg;
-			break;
-		case OPT_NO_WAIT:
-			spec.no_wait = true;
-			break;
-		case OPT_WORD:
-			if (name)
-				r = err_set(&e, -EINVAL,
-					"branch takes one VM; a name for the branch goes "
-					"behind -n");
-			name = s.arg;
-			break;
-		default:
-			return opt_leave(&s, key, &e);
-		}
-		if (r >= 0 && checkout && spec.count > 1)
-			r = err_set(&e, -EINVAL,
-				"--checkout takes one branch, not %llu: check one of "
-				"them "
-				"out afterwards",
-				(unsigned long long)spec.count);
-		if (r < 0)
-			return opt_leave(&s, OPT_ERROR, &e);
-	}
-	r = pick_open(name, &c, &parent, NULL, &e);
-	if (r == -ENOENT && c && name)
-		r = pick_commit(c, name, &commit, &e);
+	if (r != OPT_END)
+		return opt_leave(&s, r, &e);
+	r = pick_open(fan.name, &c, &parent, NULL, &e);
+	if (r == -ENOENT && c && fan.name)
+		r = pick_commit(c, fan.name, &commit, &e);
 	if (r < 0)
 		return out_fail(&e);
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
 	client_cancel_fd(c, pick_cancel_fd());
 	start_ns = io_now_ns();
-	r = commit.id[0] ? client_spawn(c, commit.id, &spec, &vms, &reply, &e)
-			 : client_branch(c, parent.id, &spec, &vms, &reply, &e);
+	r = commit.id[0] ? client_spawn(c, commit.id, &fan.spec, &vms, &reply, &e)
+			 : client_branch(c, parent.id, &fan.spec, &vms, &reply, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
 		err_set(&e, r,
 			"cancelled; branches may come up yet: `pando tree` shows them");
 	if (r < 0)
 		return out_fail(&e);
-	if (s.json)
-		puts(reply.text);
-	else
-		for (size_t i = 0; i < vms.n; i++)
-			puts(vms.v[i].id);
 	if (!s.quiet && commit.id[0])
 		fprintf(stderr, "pando: %zu VM%s of commit %.12s in %.1f ms\n", vms.n,
 			vms.n == 1 ? "" : "s", commit.id,
@@ -131,8 +68,7 @@ run(int argc, char **argv)
 			vms.n, vms.n == 1 ? "branch" : "branches",
 			client_vm_name(&parent), (double)(io_now_ns() - start_ns) / 1e6,
 			client_vm_name(&parent), (double)vms.pause_us / 1e3);
-	if (checkout && vms.n == 1)
-		pick_checkout(&vms.v[0], s.quiet);
+	fan_print(&fan, &s, &vms, &reply);
 	return EXIT_OK;
 }
 

@@ -108,6 +108,26 @@ line(const char *what, const char *value)
 	printf("%-12s %s\n", what, out_plain(plain, sizeof(plain), value));
 }
 
+/* Names under one heading, in lines of 80. */
+static void
+lines(const char *what, char **words)
+{
+	char text[72] = "";
+	size_t n = 0;
+
+	for (; *words; words++) {
+		if (n && n + 1 + strlen(*words) > 66) {
+			line(what, text);
+			what = "";
+			n = 0;
+		}
+		n += (size_t)snprintf(
+			text + n, sizeof(text) - n, "%s%.60s", n ? " " : "", *words);
+	}
+	if (n)
+		line(what, text);
+}
+
 static int
 info(struct client *c, const char *name, const struct opt_scan *s, struct err *e)
 {
@@ -133,6 +153,7 @@ info(struct client *c, const char *name, const struct opt_scan *s, struct err *e
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)p.vcpus);
 	line("cpus", text);
 	line("disk", out_mib(text, sizeof(text), p.disk_mib));
+	lines("needs of CPU", p.cpu_features);
 	for (size_t i = 0; p.vms[i]; i++)
 		line(i ? "" : "runs in", p.vms[i]);
 	return EXIT_OK;

@@ -2,30 +2,14 @@
 #include <stdio.h>
 
 #include "common/io.h"
-#include "host/cli/opt.h"
+#include "host/cli/fan.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
 
 extern const struct verb verb_run_commit;
 
-#define LABELS_MAX 64
-#define COUNT_MAX 1024
-
-enum { OPT_NO_WAIT = 256, OPT_COUNT };
-
-static const struct opt options[] = {
-	{OPT_COUNT, "count", "N", "how many; 1 if not said", COMPLETE_NOTHING},
-	{'c', "checkout", NULL, "check the VM out in this folder", COMPLETE_NOTHING},
-	{'N', "vm-alias", "NAME", "name the VM; with --count: NAME-0, NAME-1, …",
-		COMPLETE_NOTHING},
-	{'n', "alias", "NAME", NULL, COMPLETE_NOTHING},
-	{'l', "label", "key=value", "label the VMs; may be given several times",
-		COMPLETE_NOTHING},
-	{OPT_NO_WAIT, "no-wait", NULL,
-		"return when their CPUs run, not when their agents answer",
-		COMPLETE_NOTHING},
-	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
-};
+static const struct opt options[] = {FAN_OPTIONS(
+	"VM", "VMs", "how many; 1 if not said", 'N', "vm-alias", 'n', "alias")};
 
 static int
 run(int argc, char **argv)
@@ -34,54 +18,17 @@ run(int argc, char **argv)
 	cleanup_client_reply struct client_reply reply = {0};
 	cleanup_client_vms struct client_vms vms = {0};
 	cleanup_client struct client *c = NULL;
-	const char *name = NULL, *labels[LABELS_MAX];
-	struct client_branch spec = {.labels = labels};
 	struct out_progress progress;
 	struct err e = {0};
-	bool checkout = false;
 	uint64_t start_ns;
-	int key, r;
+	struct fan fan;
+	int r = fan_read(&s,
+		"run-commit takes one commit; a name for the VM goes behind -N", &fan,
+		&e);
 
-	while ((key = opt_next(&s, &e)) != OPT_END) {
-		r = 0;
-		switch (key) {
-		case 'c':
-			checkout = true;
-			break;
-		case OPT_COUNT:
-			r = opt_u64(s.arg, "--count", 1, COUNT_MAX, &spec.count, &e);
-			break;
-		case 'n':
-		case 'N':
-			spec.alias = s.arg;
-			break;
-		case 'l':
-			r = opt_label(s.arg, "--label", &e);
-			if (r >= 0 && spec.n_labels == LABELS_MAX)
-				r = err_set(&e, -E2BIG, "at most %d labels", LABELS_MAX);
-			if (r >= 0)
-				labels[spec.n_labels++] = s.arg;
-			break;
-		case OPT_NO_WAIT:
-			spec.no_wait = true;
-			break;
-		case OPT_WORD:
-			if (name)
-				r = err_set(&e, -EINVAL,
-					"run-commit takes one commit; a name for the VM "
-					"goes behind -N");
-			name = s.arg;
-			break;
-		default:
-			return opt_leave(&s, key, &e);
-		}
-		if (r >= 0 && checkout && spec.count > 1)
-			r = err_set(&e, -EINVAL, "--checkout takes one VM, not %llu",
-				(unsigned long long)spec.count);
-		if (r < 0)
-			return opt_leave(&s, OPT_ERROR, &e);
-	}
-	if (!name) {
+	if (r != OPT_END)
+		return opt_leave(&s, r, &e);
+	if (!fan.name) {
 		err_set(&e, -EINVAL, "which commit? `pando commit list` lists them");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
@@ -91,24 +38,18 @@ run(int argc, char **argv)
 	client_on_progress(c, out_progress_say, &progress);
 	client_cancel_fd(c, pick_cancel_fd());
 	start_ns = io_now_ns();
-	r = client_spawn(c, name, &spec, &vms, &reply, &e);
+	r = client_spawn(c, fan.name, &fan.spec, &vms, &reply, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
 		err_set(&e, r,
 			"cancelled; VMs may come up yet: `pando status` shows them");
 	if (r < 0)
 		return out_fail(&e);
-	if (s.json)
-		puts(reply.text);
-	else
-		for (size_t i = 0; i < vms.n; i++)
-			puts(vms.v[i].id);
 	if (!s.quiet)
 		fprintf(stderr, "pando: %zu VM%s of %s in %.1f ms\n", vms.n,
-			vms.n == 1 ? "" : "s", name,
+			vms.n == 1 ? "" : "s", fan.name,
 			(double)(io_now_ns() - start_ns) / 1e6);
-	if (checkout && vms.n == 1)
-		pick_checkout(&vms.v[0], s.quiet);
+	fan_print(&fan, &s, &vms, &reply);
 	return EXIT_OK;
 }
 

@@ -8,6 +8,7 @@
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
+#include "host/cli/tree_commit.h"
 
 extern const struct verb verb_tree;
 
@@ -179,15 +180,19 @@ run(int argc, char **argv)
 	const char *name = NULL;
 	struct err e = {0};
 	size_t n = 0;
-	int key, status = EXIT_OK;
+	int key, r, status = EXIT_OK;
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
 			return opt_leave(&s, key, &e);
 	}
-	if (pick_pandod(&c, &e) < 0 ||
-		client_list_with(c, NULL, 0, CLIENT_MEMORY, &vms, NULL, &e) < 0 ||
-		(name && pick_vm(c, name, &top, NULL, &e) < 0))
+	if (pick_pandod(&c, &e) < 0)
+		return out_fail(&e);
+	r = name ? pick_vm(c, name, &top, NULL, &e) : 0;
+	/* A name that is no VM's may be a commit's. */
+	if (r == -ENOENT && (status = tree_commit_print(c, name, &s, &e)) != -ENOENT)
+		return status;
+	if (r < 0 || client_list_with(c, NULL, 0, CLIENT_MEMORY, &vms, NULL, &e) < 0)
 		return out_fail(&e);
 	rows = calloc(vms.n + 1, sizeof(*rows));
 	if (!rows || link_up(&vms, &links) < 0) {
@@ -197,6 +202,7 @@ run(int argc, char **argv)
 	for (size_t i = 0; i < vms.n; i++)
 		if (name ? strcmp(vms.v[i].id, top.id) == 0 : links.parent[i] == vms.n)
 			n += walk(&vms, &links, i, rows + n);
+	status = EXIT_OK;
 	if (s.json)
 		status = print_json(rows, n);
 	else if (s.quiet)
@@ -212,11 +218,14 @@ const struct verb verb_tree = {
 	.name = "tree",
 	.summary = "Draws who was branched from whom",
 	.run = run,
-	.usage = "[vm]",
+	.usage = "[vm | commit]",
 	.text = "Each with its state, its age, and the memory that is its own: pages "
 		"that it "
 		"shares with its parent or\n"
 		"branches are not in it. JSON is a flat list in drawing order, each with "
-		"its parent and depth.",
+		"its parent and depth.\n"
+		"Of a commit (its id, a beginning of it, or a tag): the commits it comes "
+		"from, those that come from it,\n"
+		"and their VMs; it is marked with <. VMs' names go first.",
 	.words = COMPLETE_VM,
 };

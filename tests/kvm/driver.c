@@ -396,6 +396,16 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 	}
 	child->control = pair[0];
 	fds[VMM_FORK_FD_CONTROL] = pair[1];
+	if (flags & DRIVER_GIVEN_UP) {
+		struct vmm_hdr quit = {.version = VMM_WIRE_VERSION,
+			.type = VMM_QUIT,
+			.len = sizeof(quit),
+			.seq = 1};
+
+		io_send_fds(pair[0], &quit, sizeof(quit), NULL, 0);
+		close(pair[0]);
+		child->control = -1;
+	}
 	r = io_unix_listen(driver_path(child, "control.sock", path), SOCK_SEQPACKET, 4,
 		&fds[VMM_FORK_FD_LISTEN], e);
 	if (r == 0)
@@ -445,6 +455,10 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 	if (ret)
 		*ret = m.forked;
 	child->pid = (pid_t)m.forked.child_pid;
+	if (flags & DRIVER_GIVEN_UP) {
+		*ret_child = child;
+		goto out;
+	}
 	if (!(flags & DRIVER_NO_WAIT)) {
 		close(fds[VMM_FORK_FD_CONTROL]); /* so that a child that dies is seen */
 		fds[VMM_FORK_FD_CONTROL] = -1;

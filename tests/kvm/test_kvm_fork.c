@@ -341,6 +341,34 @@ a_paused_vm_forks_or_says_why_not(void **state)
 	expect(child, "memory=ok", line, sizeof(line));
 }
 
+/* Nobody but its own control socket ever leads to it: pandod was killed, or its parent
+ * was before it could tell of it. */
+static void
+a_child_told_to_quit_before_it_lives_ends(void **state)
+{
+	char line[LINE];
+	struct vm *parent, *child;
+	struct vmm_forked f;
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work", 1);
+	expect(parent, "ready", line, sizeof(line));
+	for (unsigned i = 0; i < 10; i++) {
+		unsigned flags = DRIVER_GIVEN_UP | (i % 2 ? DRIVER_PARK : 0);
+		char name[16];
+		int tries = 0;
+
+		snprintf(name, sizeof(name), "child-%u", i);
+		MUST(driver_fork(parent, name, flags, &child, &f, e));
+		while (kill((pid_t)f.child_pid, 0) == 0) {
+			if (++tries == 1000)
+				fail_msg("%s, process %u, lives on", name, f.child_pid);
+			usleep(10000);
+		}
+	}
+	assert_true(driver_alive(parent));
+}
+
 int
 main(void)
 {
@@ -354,6 +382,7 @@ main(void)
 		KVM_TEST(kill_nine_of_one_is_felt_by_none),
 		KVM_TEST(a_child_that_cannot_start_says_why_and_the_parent_goes_on),
 		KVM_TEST(a_paused_vm_forks_or_says_why_not),
+		KVM_TEST(a_child_told_to_quit_before_it_lives_ends),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -244,6 +244,158 @@ another_home_has_it_from_the_files() {
 	)
 }
 
+files_that_differ_are_told() {
+	needs_kvm
+	mkdir -p "$work/tree/etc"
+	echo one >"$work/tree/etc/one"
+	echo two >"$work/tree/etc/two"
+	mke2fs -q -t ext4 -d "$work/tree" "$work/first.ext4" 8M >/dev/null
+	echo three >"$work/tree/etc/three"
+	echo other >"$work/tree/etc/one"
+	rm "$work/tree/etc/two"
+	mke2fs -q -t ext4 -d "$work/tree" "$work/second.ext4" 8M >/dev/null
+	for which in first second; do
+		pando run --no-wait --kernel "$TINY" --rootfs "$work/$which.ext4" --mem-size 32 --fs-size-vm 16 \
+			--cmdline mode=work -N "$which" >/dev/null
+		wait_until 60 "$which works" console_says "$which" ready
+		pando commit "$which" --tag "with-$which" >/dev/null
+	done
+	status_is 0 pando diff with-first with-second
+	contains stdout "$stdout" "files    1 added, 1 removed, 1 changed"
+	contains stdout "$stdout" "+ /etc/three  6 B"
+	contains stdout "$stdout" "- /etc/two"
+	contains stdout "$stdout" "~ /etc/one  content"
+	status_is 0 pando diff with-first with-second --format json
+	equal "the changes" "$(printf '%s' "$stdout" | json 'sorted((c["what"], c["path"]) for c in j["files"]["changes"])')" \
+		"[('added', '/etc/three'), ('changed', '/etc/one'), ('removed', '/etc/two')]"
+	# a disk without one: said in a line, and pages and blocks are told all the same
+	status_is 0 pando diff one with-first
+	contains stderr "$stderr" "files are not compared: the first disk: no ext2, ext3 or ext4 file system is on it"
+	contains stdout "$stdout" "disk "
+	lacks stdout "$stdout" "files"
+	equal "the processes left" "$(pgrep -P "$(pandod_pid)" -x pando-fsdiff)" ""
+	pando delete -y first >/dev/null
+	pando delete -y second >/dev/null
+	pando commit delete with-first >/dev/null
+	pando commit delete with-second >/dev/null
+}
+
+# Changes a byte of a file, and puts the check sum of a state right (vmm/blob.c).
+spoil_state() { # file
+	python3 - "$1" <<-'END'
+		import struct, sys
+		def check(p):
+		    prime, mask = 0x9e3779b97f4a7c15, (1 << 64) - 1
+		    lane, h = [1, 2, 3, 4], len(p)
+		    at = 0
+		    while len(p) - at >= 32:
+		        for i in range(4):
+		            lane[i] = (lane[i] ^ struct.unpack_from("<Q", p, at + 8 * i)[0]) * prime & mask
+		            lane[i] ^= lane[i] >> 29
+		        at += 32
+		    i = 0
+		    while at < len(p):
+		        word = int.from_bytes(p[at:at + 8], "little")
+		        lane[i] = (lane[i] ^ word) * prime & mask
+		        at, i = at + 8, i + 1
+		    for l in lane:
+		        h = (h ^ l) * prime & mask
+		        h ^= h >> 32
+		    return h
+		p = bytearray(open(sys.argv[1], "rb").read())
+		assert check(bytes(p[32:])) == struct.unpack_from("<Q", p, 24)[0]
+		at = p.index(b"CPID")
+		n = struct.unpack_from("<I", p, at + 8)[0]
+		for i in range(n):
+		    entry = at + 16 + 40 * i
+		    if struct.unpack_from("<I", p, entry)[0] == 0x80000001:
+		        edx = struct.unpack_from("<I", p, entry + 24)[0]
+		        struct.pack_into("<I", p, entry + 24, edx | 1 << 31)  # 3DNow!: no CPU that runs this
+		struct.pack_into("<Q", p, 24, check(bytes(p[32:])))
+		open(sys.argv[1], "wb").write(p)
+	END
+}
+
+a_cpu_feature_that_is_missing_is_named() {
+	needs_kvm
+	[ "$(commit_field one '[f in j["cpu"]["features"] for f in ("sse2", "3dnow")]')" = "[True, False]" ] || fail "it needs $(commit_field one 'j["cpu"]')"
+	status_is 0 pando commit info one
+	contains stdout "$stdout" "needs of CPU"
+	state=$PANDO_HOME/flat/$(commit_field one 'j["id"]')/state
+	[ -e "$state" ] || {
+		pando run-commit one -N for-its-state --no-wait >/dev/null
+		pando delete -y for-its-state >/dev/null
+	}
+	cp "$state" "$work/state"
+	chmod u+w "$state"
+	spoil_state "$state"
+	tree_before=$(the_tree)
+	for how in 1 3; do
+		status_is 1 pando run-commit one --count $how --no-wait
+		contains stderr "$stderr" "this host lacks a CPU feature that the VM uses: 3dnow"
+		equal "the tree" "$(the_tree)" "$tree_before"
+	done
+	cat "$work/state" >"$state"
+	status_is 0 pando run-commit one -N well-again --no-wait
+	pando delete -y well-again >/dev/null
+}
+
+a_commits_tree_is_drawn() {
+	needs_kvm
+	status_is 0 pando tree three --format json
+	equal "the kinds and depths" "$(printf '%s' "$stdout" |
+		json '[(n["kind"], n["depth"]) for n in j["nodes"] if n["kind"] == "commit"]')" \
+		"[('commit', 0), ('commit', 1), ('commit', 2), ('commit', 3)]"
+	equal "the commit that is meant" "$(printf '%s' "$stdout" | json 'j["commit"] == j["nodes"][3]["id"]')" True
+	equal "the first" "$(printf '%s' "$stdout" | json 'j["nodes"][0]["id"]')" "$(commit_field one 'j["id"]')"
+	# Those of others are not drawn, those that come from it are, with their branches.
+	status_is 0 pando tree one
+	contains stdout "$stdout" "[also-one one]"
+	contains stdout "$stdout" "the first  <"
+	contains stdout "$stdout" "└── "
+	status_is 0 pando run-commit three -N from-three --no-wait
+	status_is 0 pando branch from-three -n below --no-wait
+	status_is 0 pando tree "$(commit_field three 'j["id"][:10]')"
+	printf '%s\n' "$stdout" | grep -q '└── VM from-three ' || fail "drawn: $stdout"
+	printf '%s\n' "$stdout" | grep -q '    └── VM below ' || fail "drawn: $stdout"
+	status_is 0 pando tree three -q
+	equal "the last of it" "$(printf '%s\n' "$stdout" | tail -n 1)" "$(info below 'j["id"]')"
+	status_is 0 pando delete -r -y from-three
+	status_is 3 pando tree nosuch
+	status_is 2 pando tree one three
+}
+
+a_commit_of_another_format_version_is_refused() {
+	needs_kvm
+	other=$work/version
+	mkdir -m 700 "$other"
+	cp -r "$PANDO_HOME/store" "$other/store"
+	id=$(commit_field fresh 'j["id"]')
+	python3 - "$other/store/commits" "$id" "$work/new-id" <<-'END'
+		import hashlib, sys
+		folder, old, out = sys.argv[1:]
+		text = open(f"{folder}/{old}.json", "rb").read().replace(b'"format":1', b'"format":2')
+		new = hashlib.blake2b(text, digest_size=32).hexdigest()
+		open(f"{folder}/{new}.json", "wb").write(text)
+		open(out, "w").write(new)
+	END
+	new=$(cat "$work/new-id")
+	(
+		PANDO_HOME=$other
+		export PANDO_HOME
+		for words in "run-commit $new --no-wait" "commit info $new" "branch $new --no-wait" "diff $new one"; do
+			# shellcheck disable=SC2086 # words
+			status_is 1 pando $words
+			contains stderr "$stderr" "format version 2"
+		done
+		status_is 0 pando commit list
+		contains stderr "$stderr" "format version 2"
+		status_is 1 pando verify
+		equal "the VMs" "$(pando status -q)" ""
+		end_home
+	)
+}
+
 damage_is_named() {
 	needs_kvm
 	pando delete --all -y -q >/dev/null
@@ -276,7 +428,8 @@ the_pool_is_filled_and_used() {
 	full() { [ "$(vmm_pids | wc -l)" = 3 ]; }
 	wait_until 20 "two blank VMMs" full
 	pando run-commit one --count 3 -N warm --no-wait --format json >"$work/warm"
-	equal "from the pool" "$(json 'j["pooled"]' <"$work/warm")" 2
+	# or the third, when it was made ahead in the meantime
+	case $(json 'j["pooled"]' <"$work/warm") in 2 | 3) ;; *) fail "from the pool: $(cat "$work/warm")" ;; esac
 	for i in 0 1 2; do
 		wait_until 60 "what warm-$i says" console_says "warm-$i" 'fork n=2 .*memory=ok disk=ok'
 	done
@@ -404,10 +557,14 @@ t it_goes_on_after_the_vm_and_the_daemon_are_gone
 t eight_at_once
 t a_restored_vm_is_a_vm
 t the_second_commit_writes_little
+t a_commits_tree_is_drawn
+t files_that_differ_are_told
 t two_commits_of_one_vm_at_once
 t tags_and_prefixes
 t deletion_is_refused_by_name
 t another_home_has_it_from_the_files
+t a_cpu_feature_that_is_missing_is_named
+t a_commit_of_another_format_version_is_refused
 t damage_is_named
 t the_pool_is_filled_and_used
 t kill_nine_while_committing

@@ -275,6 +275,9 @@ on_guest(void)
 	/* Orders come with the connection; one who waits for an agent sends nothing. */
 	if (poll(&p, 1, 10) <= 0 || io_read(fd, &order, 1) < 0)
 		order = 0;
+	/* Whoever gave it may have been too late for the poll. */
+	if (order)
+		io_write_full(fd, "K", 1);
 	close(fd);
 	switch (order) {
 	case 'P':

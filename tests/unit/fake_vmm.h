@@ -13,7 +13,8 @@
  *
  * A byte sent to agent.sock is an order to the "guest": P power off, R reset, X exit(9),
  * G a message of nonsense to pandod, C close the control socket and go on, F flood pandod
- * with messages.
+ * with messages. 'K' comes back before it is followed; none: it came too late, send it
+ * again.
  */
 #ifndef PANDO_TESTS_FAKE_VMM_H
 #define PANDO_TESTS_FAKE_VMM_H

@@ -256,19 +256,34 @@ garbage_hurts_nobody(void **state)
 }
 
 static void
-many_silent_connections_do_not_shut_others_out_for_long(void **state)
+more_connections_than_can_be_served_are_told_so(void **state)
 {
-	int fds[API_CONNECTIONS_MAX - 1];
+	int fds[API_CONNECTIONS_MAX];
+	size_t n = sizeof(fds) / sizeof(fds[0]);
 
 	(void)state;
-	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+	for (size_t i = 0; i < n - 1; i++)
 		fds[i] = dial();
 	assert_int_equal(call("GET", "/v1/vms", "", ""), 200);
-	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+	/* One more than can be served is told so, whatever it asks. */
+	fds[n - 1] = dial();
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(
+			call("POST", "/v1/vms", "", i ? "{\"alias\":\"x\"}" : ""), 503);
+		assert_answer("\"errno\":\"EBUSY\"");
+		assert_answer("pandod serves 128 connections at once");
+	}
+	for (size_t i = 0; i < n; i++)
 		close(fds[i]);
-	/* Who comes while the server still counts them is turned away: not for long. */
-	for (int i = 0; i < 100 && call("GET", "/v1/vms", "", "") != 200; i++)
+	/* The server may still count them, and says that, too: not for long. */
+	for (int i = 0; i < 100; i++) {
+		int status = call("GET", "/v1/vms", "", "");
+
+		if (status == 200)
+			break;
+		assert_int_equal(status, 503);
 		poll(NULL, 0, 50);
+	}
 	assert_int_equal(call("GET", "/v1/vms", "", ""), 200);
 }
 
@@ -321,7 +336,7 @@ main(void)
 		T(a_stream_ends_with_a_result_or_an_error),
 		T(a_body_that_is_too_long_is_refused),
 		T(garbage_hurts_nobody),
-		T(many_silent_connections_do_not_shut_others_out_for_long),
+		T(more_connections_than_can_be_served_are_told_so),
 		T(one_connection_takes_many_calls),
 		T(shutdown_is_told_to_the_daemon),
 		cmocka_unit_test(errors_have_the_contracts_statuses),

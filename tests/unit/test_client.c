@@ -48,6 +48,7 @@ static struct peer {
 	const char *answer;
 	size_t answer_len;
 	bool hang;
+	int silent;	    /* as many connections are closed without an answer first */
 	char request[8192]; /* what came */
 	atomic_int requests;
 } peer;
@@ -74,6 +75,10 @@ serve(int fd)
 			break;
 	}
 	atomic_fetch_add(&peer.requests, 1);
+	if (peer.silent) {
+		peer.silent--;
+		return;
+	}
 	/* In two parts, so that lines arrive torn. */
 	size_t half = peer.answer_len / 2;
 	(void)io_write_full(fd, peer.answer, half);
@@ -462,6 +467,33 @@ deleted_ids_are_returned(void **state)
 
 #define WITH_PEER(f) cmocka_unit_test_setup_teardown(f, start_peer, stop_peer)
 
+/* As one that is killed does. */
+static void
+a_question_that_nobody_heard_is_asked_once_more(void **state)
+{
+	cleanup_client struct client *c = open_client();
+	struct client_vms vms = {0};
+	struct client_vm vm = {0};
+	struct err e = {0};
+
+	(void)state;
+	will_answer("200 OK", "application/json", "{\"vms\":[" VM_A "]}");
+	peer.silent = 1;
+	assert_int_equal(client_list(c, NULL, &vms, NULL, &e), 0);
+	assert_int_equal(vms.n, 1);
+	assert_int_equal(atomic_load(&peer.requests), 2);
+	client_vms_done(&vms);
+	/* Not for ever. */
+	peer.silent = 9;
+	assert_int_equal(client_list(c, NULL, &vms, NULL, &e), -EPIPE);
+	assert_non_null(strstr(e.msg, "went away"));
+	assert_int_equal(atomic_load(&peer.requests), 4);
+	/* What changes something is not done twice. */
+	peer.silent = 1;
+	assert_int_equal(client_pause(c, "a", &vm, NULL, &e), -EPIPE);
+	assert_int_equal(atomic_load(&peer.requests), 5);
+}
+
 int
 main(void)
 {
@@ -480,6 +512,7 @@ main(void)
 		WITH_PEER(cancelling_ends_a_call_that_waits),
 		cmocka_unit_test(no_daemon_is_a_refused_connection),
 		WITH_PEER(deleted_ids_are_returned),
+		WITH_PEER(a_question_that_nobody_heard_is_asked_once_more),
 	};
 
 	signal(SIGPIPE, SIG_IGN); /* the peer writes to clients that have hung up */

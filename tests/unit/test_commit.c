@@ -18,9 +18,12 @@
 #include <cmocka.h>
 
 #include "common/io.h"
+#include "host/commit_cpu.h"
 #include "host/commit_read.h"
 #include "host/tree_priv.h"
 #include "host/vmmctl.h"
+#include "vmm/kvm.h"
+#include "vmm/snapshot_format.h"
 
 #define MIB (1u << 20)
 
@@ -473,6 +476,75 @@ only_an_images_disk_is_one(void **state)
 	assert_false(flat_is_disk(&t, "/home/x/flat/", got));
 }
 
+/*
+ * CPU features.
+ */
+
+/* A state as far as pandod reads it: n entries are said to be there, `there` are. */
+static size_t
+state_with(uint8_t *buf, size_t cap, uint32_t tag, uint32_t n, uint32_t there)
+{
+	struct kvm_cpuid_entry2 entries[2] = {
+		{.function = 1, .ecx = 1u << 16 | 1u << 25 | 1u << 28, .edx = 1u << 26},
+		{.function = 0x80000001, .edx = 1u << 31},
+	};
+	const struct snapshot_config config = {.mem_mib = 16, .disk_mib = 1, .vcpus = 1};
+	struct blob_out out;
+
+	blob_start(&out, buf, cap);
+	blob_begin(&out, SNAPSHOT_TAG_CONFIG);
+	blob_put(&out, &config, sizeof(config));
+	blob_end(&out);
+	blob_begin(&out, tag);
+	blob_put_u32(&out, n);
+	blob_put_u32(&out, 0);
+	blob_put(&out, entries, there * sizeof(entries[0]));
+	blob_end(&out);
+	return blob_finish(&out);
+}
+
+static void
+a_state_says_which_cpu_features_it_needs(void **state)
+{
+	uint8_t buf[1024];
+	size_t len = state_with(buf, sizeof(buf), SNAPSHOT_TAG_CPUID, 2, 2);
+	char *text = NULL;
+
+	(void)state;
+	assert_int_equal(commit_cpu(buf, len, &text, &e), 0);
+	assert_string_equal(text, "{\"features\":[\"CPUID 0x1.0 ECX bit "
+				  "16\",\"aes\",\"avx\",\"sse2\",\"3dnow\"]}");
+	free(text);
+	len = state_with(buf, sizeof(buf), SNAPSHOT_TAG_CPUID, 0, 0);
+	assert_int_equal(commit_cpu(buf, len, &text, &e), 0);
+	assert_string_equal(text, "{\"features\":[]}");
+	free(text);
+}
+
+static void
+a_state_that_lies_about_its_cpu_is_refused(void **state)
+{
+	uint8_t buf[1024];
+	char *text = NULL;
+	size_t len;
+
+	(void)state;
+	len = state_with(buf, sizeof(buf), SNAPSHOT_TAG_CPUID, 2, 1);
+	assert_int_equal(commit_cpu(buf, len, &text, &e), -EBADMSG);
+	assert_non_null(strstr(e.msg, "cut short"));
+	len = state_with(buf, sizeof(buf), SNAPSHOT_TAG_CPUID, 0xffffffff, 2);
+	assert_int_equal(commit_cpu(buf, len, &text, &e), -EBADMSG);
+	assert_non_null(strstr(e.msg, "4294967295 entries"));
+	len = state_with(buf, sizeof(buf), BLOB_TAG('N', 'O', 'N', 'E'), 2, 2);
+	assert_int_equal(commit_cpu(buf, len, &text, &e), -EBADMSG);
+	len = state_with(buf, sizeof(buf), SNAPSHOT_TAG_CPUID, 2, 2);
+	for (size_t cut = 0; cut < len; cut++)
+		assert_int_equal(commit_cpu(buf, cut, &text, &e), -EBADMSG);
+	buf[len - 1] ^= 1;
+	assert_int_equal(commit_cpu(buf, len, &text, &e), -EBADMSG);
+	assert_null(text);
+}
+
 int
 main(void)
 {
@@ -485,6 +557,8 @@ main(void)
 		cmocka_unit_test(a_configuration_that_is_no_vms_is_refused),
 		cmocka_unit_test(settings_are_read_and_mistakes_named),
 		cmocka_unit_test(only_an_images_disk_is_one),
+		cmocka_unit_test(a_state_says_which_cpu_features_it_needs),
+		cmocka_unit_test(a_state_that_lies_about_its_cpu_is_refused),
 	};
 
 	return cmocka_run_group_tests(tests, open_store, close_store);

@@ -361,6 +361,24 @@ clocks_go_forward(void **state)
 	assert_true(io_wall_ms() >= w && w > 1600000000000ULL);
 }
 
+static void
+what_was_sent_before_a_reset_is_received(void **state)
+{
+	char buf[16];
+	int pair[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	/* The peer closes with something unread, which resets the connection. */
+	assert_int_equal(io_send_fds(pair[1], "unread", 6, NULL, 0), 0);
+	assert_int_equal(io_send_fds(pair[0], "last words", 10, NULL, 0), 0);
+	close(pair[0]);
+	assert_int_equal(io_recv_fds(pair[1], buf, sizeof(buf), NULL, NULL, 0), 10);
+	assert_memory_equal(buf, "last words", 10);
+	assert_int_equal(io_recv_fds(pair[1], buf, sizeof(buf), NULL, NULL, 0), 0);
+	close(pair[1]);
+}
+
 int
 main(void)
 {
@@ -378,6 +396,7 @@ main(void)
 		cmocka_unit_test(unix_sockets_listen_and_connect),
 		cmocka_unit_test(nonblocking_is_switched_on_and_off),
 		cmocka_unit_test(clocks_go_forward),
+		cmocka_unit_test(what_was_sent_before_a_reset_is_received),
 	};
 
 	return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -418,6 +418,14 @@ routes_of_commits(void **state)
 	assert_int_equal(request_route("GET", "/v1/commits/a?with=b", &r, &e), -EINVAL);
 	assert_int_equal(
 		request_route("GET", "/v1/commits/a/diff?with=", &r, &e), -EINVAL);
+	assert_false(r.files);
+	assert_int_equal(
+		request_route("GET", "/v1/commits/a/diff?files=1&with=b", &r, &e), 0);
+	assert_true(r.files);
+	assert_int_equal(
+		request_route("GET", "/v1/commits/a/diff?with=b&files=7", &r, &e),
+		-EINVAL);
+	assert_int_equal(request_route("GET", "/v1/vms?files=1", &r, &e), -EINVAL);
 	assert_int_equal(
 		request_route("DELETE", "/v1/commits/a?recursive=1&dry_run=1", &r, &e),
 		0);

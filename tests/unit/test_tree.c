@@ -315,16 +315,23 @@ number(const char *key)
 	return v;
 }
 
-/* An order to the fake guest. */
+/* An order to the fake guest, which does not wait long for one. */
 static void
 order(const char *vm, char what)
 {
-	cleanup_close int fd = -1;
+	for (int i = 0; i < 100; i++) {
+		cleanup_close int fd = -1;
+		char said[2] = "";
 
-	assert_int_equal(info(vm), 0);
-	assert_int_equal(
-		io_unix_connect(text("agent_socket"), SOCK_STREAM, &fd, NULL), 0);
-	assert_int_equal(io_write_full(fd, &what, 1), 0);
+		assert_int_equal(info(vm), 0);
+		assert_int_equal(
+			io_unix_connect(text("agent_socket"), SOCK_STREAM, &fd, NULL), 0);
+		send(fd, &what, 1, MSG_NOSIGNAL);
+		while (io_read(fd, said, 1) == 1)
+			if (said[0] == 'K')
+				return;
+	}
+	fail_msg("%s takes no order", vm);
 }
 
 static void
@@ -1406,6 +1413,96 @@ what_was_half_made_is_removed_by_the_next_pandod(void **state)
 	assert_int_equal(rmdir(path), 0);
 }
 
+/* What a killed pandod could have left in the database. */
+static void
+database(const char *sql)
+{
+	char path[128], *said = NULL;
+	sqlite3 *db;
+
+	snprintf(path, sizeof(path), "%s/state.db", home);
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	if (sqlite3_exec(db, sql, NULL, NULL, &said) != SQLITE_OK)
+		fail_msg("%s", said);
+	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
+static void
+a_beginning_of_two_ids_is_refused_with_both(void **state)
+{
+	char id[16], twin[16], prefix[8];
+
+	(void)state;
+	assert_int_equal(create("a", "", false), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	snprintf(prefix, sizeof(prefix), "%.6s", id);
+	snprintf(twin, sizeof(twin), "%s%s", prefix, "fafafa");
+	stop();
+	database("CREATE TEMP TABLE t AS SELECT * FROM vms;"
+		 "UPDATE t SET seq = seq + 1, id = substr(id, 1, 6) || 'fafafa', "
+		 "alias = 'twin', state = 'stopped', pid = 0, pid_start = 0;"
+		 "INSERT INTO vms SELECT * FROM t;");
+	start();
+	assert_int_equal(info(prefix), -EINVAL);
+	assert_non_null(strstr(why.msg, id));
+	assert_non_null(strstr(why.msg, twin));
+	assert_int_equal(branch(prefix, "b", 1, false), -EINVAL);
+	assert_int_equal(delete (prefix, true), -EINVAL);
+	assert_int_equal(count_vms(), 2);
+	assert_int_equal(info(twin), 0);
+	snprintf(twin, sizeof(twin), "%s%s", prefix, "fa");
+	assert_int_equal(info(twin), 0);
+	assert_string_equal(text("alias"), "twin");
+}
+
+static void
+a_vm_that_is_ending_is_not_branched(void **state)
+{
+	int r = 0;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	order("a", 'C'); /* it has two seconds from there */
+	for (int i = 0; i < 1000; i++) {
+		r = branch("a", "b", 1, false);
+		assert_true(r < 0);
+		if (r == -EBUSY)
+			break;
+		poll(NULL, 0, 1);
+	}
+	assert_int_equal(r, -EBUSY);
+	if (!strstr(why.msg, "vm \"a\" is ending") &&
+		!strstr(why.msg, "vm \"a\" is failed"))
+		fail_msg("%s", why.msg);
+	wait_state("a", "failed");
+	assert_int_equal(branch("a", "b", 1, false), -EBUSY);
+	assert_non_null(strstr(why.msg, "pando start"));
+	assert_int_equal(count_vms(), 1);
+	assert_int_equal(entries("vms"), 1);
+}
+
+static void
+a_commit_that_is_no_more_is_forgotten(void **state)
+{
+	struct json_out out = {0};
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(
+		take(tree_commits(tree, &out, &why), &out), 0); /* makes the store */
+	stop();
+	/* A pandod that was killed between deleting a commit and noting it. */
+	database("UPDATE vms SET commit_id = '0123456789abcdef0123456789abcdef"
+		 "0123456789abcdef0123456789abcdef'");
+	start();
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("commit"), "");
+	stop();
+	start();
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("commit"), "");
+}
+
 static void
 hundred_rounds_leave_nothing(void **state)
 {
@@ -1460,6 +1557,9 @@ main(int argc, char **argv)
 		T(branches_that_do_not_fit_are_refused_before_anything_is_made),
 		T(only_vms_with_all_labels_are_listed),
 		T(what_a_vm_takes_of_the_host_is_told),
+		T(a_beginning_of_two_ids_is_refused_with_both),
+		T(a_vm_that_is_ending_is_not_branched),
+		T(a_commit_that_is_no_more_is_forgotten),
 		T(hundred_rounds_leave_nothing),
 #undef T
 	};

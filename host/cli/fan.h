@@ -1,0 +1,50 @@
+/*
+ * What branch and run-commit share: one or many VMs made of one thing. Their options, and
+ * what they say when the VMs are there.
+ */
+#ifndef PANDO_CLI_FAN_H
+#define PANDO_CLI_FAN_H
+
+#include "host/cli/opt.h"
+#include "host/client.h"
+
+#define FAN_LABELS_MAX 64
+#define FAN_COUNT_MAX 1024
+
+enum { FAN_NO_WAIT = 256, FAN_COUNT };
+
+/* shown, shown_name: the spelling of the alias's option that help tells; the other is
+ * accepted, too. */
+#define FAN_OPTIONS(thing, things, count_help, shown, shown_name, other, other_name) \
+	{FAN_COUNT, "count", "N", count_help, COMPLETE_NOTHING}, \
+		{'c', "checkout", NULL, "check the " thing " out in this folder", \
+			COMPLETE_NOTHING}, \
+		{shown, shown_name, "NAME", \
+			"name the " thing "; with --count: NAME-0, NAME-1, …", \
+			COMPLETE_NOTHING}, \
+		{other, other_name, "NAME", NULL, COMPLETE_NOTHING}, \
+		{'l', "label", "key=value", \
+			"label the " things "; may be given several times", \
+			COMPLETE_NOTHING}, \
+		{FAN_NO_WAIT, "no-wait", NULL, \
+			"return when their CPUs run, not when their agents answer", \
+			COMPLETE_NOTHING}, \
+	{ \
+		0, NULL, NULL, NULL, COMPLETE_NOTHING \
+	}
+
+struct fan {
+	struct client_branch spec; /* its labels are those below */
+	const char *labels[FAN_LABELS_MAX];
+	const char *name; /* of what they are made of; NULL: not said */
+	bool checkout;
+};
+
+/* Reads all options and at most one word; another is an error with that sentence.
+ * OPT_END, or what opt_leave() takes. */
+int fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *e);
+/* The ids, or pandod's answer, and the checkout. */
+void fan_print(const struct fan *f, const struct opt_scan *s,
+	const struct client_vms *vms, const struct client_reply *reply);
+
+#endif
