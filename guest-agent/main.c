@@ -26,9 +26,12 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "guest-agent/conn.h"
+#include "guest-agent/become.h"
 #include "guest-agent/loop.h"
+#include "guest-agent/machine.h"
 #include "guest-agent/reap.h"
 #include "guest-agent/spawn.h"
+#include "guest-agent/watch.h"
 
 #define HOST_CID 2
 
@@ -87,6 +90,7 @@ listen_vsock(uint32_t port, int *ret_fd, struct err *e)
 static int
 set_up(const char *where, struct err *e)
 {
+	struct err why = {0};
 	unsigned port;
 	char end;
 	int fd, r;
@@ -110,6 +114,9 @@ set_up(const char *where, struct err *e)
 	if (r)
 		return r;
 	reap_init();
+	become_init();
+	if (watch_init(&why))
+		log_warn("/etc/environment is not watched: %s", why.msg);
 	source_init(&listener, fd, incoming);
 	r = source_wait(&listener, EPOLLIN);
 	return r ? err_sys(e, r, "watching the listening socket") : 0;
@@ -121,6 +128,7 @@ main(int argc, char **argv)
 	static const struct option options[] = {
 		{"listen", required_argument, NULL, 'l'},
 		{"connect-line", no_argument, NULL, 'c'},
+		{"root", required_argument, NULL, 'r'},
 		{"version", no_argument, NULL, 'V'},
 		{"help", no_argument, NULL, 'h'},
 		{0},
@@ -140,12 +148,18 @@ main(int argc, char **argv)
 		case 'c':
 			connect_line = true;
 			break;
+		case 'r':
+			machine_set_root(optarg);
+			break;
 		case 'V':
 			puts(PANDO_VERSION);
 			return 0;
 		case 'h':
 			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] "
-			     "[--connect-line]");
+			     "[--connect-line] [--root FOLDER]\n"
+			     "  --root: for trying it: what a hello changes is below "
+			     "FOLDER, and clock, host name and\n"
+			     "  random numbers stay as they are");
 			return 0;
 		default:
 			return EXIT_USAGE;
