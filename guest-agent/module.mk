@@ -17,7 +17,7 @@ LIBRARIES += agentwire
 agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c
 
 LIBRARIES += agentclient
-agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c
+agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host/agent_hello.c
 
 # Runs the agent that was built beside it.
 UNIT_TESTS += test_agent
