@@ -56,7 +56,7 @@ struct conn {
 	struct chore flush;
 	struct timer deadline;
 	enum role role;
-	bool read_eof, superseded, dead;
+	bool read_eof, superseded, dead, is_host;
 
 	char *rx; /* owned */
 	size_t rx_len, rx_cap;
@@ -662,6 +662,10 @@ begin(struct conn *c, struct request *q, struct err *e)
 		}
 		return r;
 	case REQUEST_HELLO:
+		if (!c->is_host)
+			return err_set(e, -EPERM,
+				"only the host says who this machine is, and only over "
+				"vsock");
 		r = become_begin(q->hello, c, e);
 		if (!r && c->role == AT_REQUEST)
 			hello_begins(c);
@@ -925,7 +929,7 @@ too_late(struct timer *t)
 }
 
 void
-conn_accept(int fd, bool connect_line)
+conn_accept(int fd, bool connect_line, bool is_host)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct conn *c = NULL;
@@ -951,6 +955,7 @@ conn_accept(int fd, bool connect_line)
 		return;
 	}
 	c->rx_cap = FIRST_RX;
+	c->is_host = is_host;
 	c->role = connect_line ? AT_CONNECT : AT_REQUEST;
 	source_init(&c->src, fd, ready);
 	c->flush.run = flush;

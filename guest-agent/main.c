@@ -29,11 +29,10 @@
 #include "guest-agent/become.h"
 #include "guest-agent/loop.h"
 #include "guest-agent/machine.h"
+#include "guest-agent/peer.h"
 #include "guest-agent/reap.h"
 #include "guest-agent/spawn.h"
 #include "guest-agent/watch.h"
-
-#define HOST_CID 2
 
 static struct source listener;
 static bool is_vsock, connect_line;
@@ -54,7 +53,7 @@ incoming(struct source *s, uint32_t events)
 			log_warn("accepting a connection: %s", strerror(errno));
 		return;
 	}
-	if (is_vsock && peer.svm_cid != HOST_CID) {
+	if (is_vsock && !peer_is_host(&peer)) {
 		if (log_allowed(&limit))
 			log_warn("a connection from context id %u refused: only the host "
 				 "may",
@@ -62,7 +61,8 @@ incoming(struct source *s, uint32_t events)
 		close(fd);
 		return;
 	}
-	conn_accept(fd, connect_line);
+	/* On a Unix socket anybody may speak: who this machine is is not theirs to say. */
+	conn_accept(fd, connect_line, is_vsock || !machine_is_real());
 }
 
 static int

@@ -5,7 +5,7 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
-	guest-agent/units.c guest-agent/watch.c
+	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c
 pando-agent_LIBS := agentwire common
 # libsodium is called only in sshkey.c.
 pando-agent_LDLIBS := -lsodium
@@ -28,7 +28,7 @@ $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_agent_parts
 test_agent_parts_SRCS := tests/unit/test_agent_parts.c guest-agent/reap.c guest-agent/request.c \
-	guest-agent/ring.c guest-agent/userdb.c guest-agent/hello.c guest-agent/machine.c
+	guest-agent/ring.c guest-agent/userdb.c guest-agent/hello.c guest-agent/machine.c guest-agent/peer.c
 test_agent_parts_LIBS := agentwire common
 test_agent_parts_PKGS := cmocka
 

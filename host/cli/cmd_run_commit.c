@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "common/io.h"
+#include "host/cli/env.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
@@ -11,7 +12,7 @@ extern const struct verb verb_run_commit;
 #define LABELS_MAX 64
 #define COUNT_MAX 1024
 
-enum { OPT_NO_WAIT = 256, OPT_COUNT };
+enum { OPT_NO_WAIT = 256, OPT_COUNT, OPT_ENV, OPT_ENV_FILE };
 
 static const struct opt options[] = {
 	{OPT_COUNT, "count", "N", "how many; 1 if not said", COMPLETE_NOTHING},
@@ -21,8 +22,13 @@ static const struct opt options[] = {
 	{'n', "alias", "NAME", NULL, COMPLETE_NOTHING},
 	{'l', "label", "key=value", "label the VMs; may be given several times",
 		COMPLETE_NOTHING},
+	{OPT_ENV, "env", "NAME=value",
+		"environment variable; {index} and {id} in it are replaced; may be given several times",
+		COMPLETE_NOTHING},
+	{OPT_ENV_FILE, "env-file", "FILE", "environment variables, as a shell reads them",
+		COMPLETE_FILE},
 	{OPT_NO_WAIT, "no-wait", NULL,
-		"return when their CPUs run, not when their agents answer",
+		"return when their CPUs run, not when they have become themselves",
 		COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
@@ -32,10 +38,11 @@ run(int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(&verb_run_commit, argc, argv);
 	cleanup_client_reply struct client_reply reply = {0};
+	cleanup_env struct env env = {0};
 	cleanup_client_vms struct client_vms vms = {0};
 	cleanup_client struct client *c = NULL;
 	const char *name = NULL, *labels[LABELS_MAX];
-	struct client_branch spec = {.labels = labels};
+	struct client_branch spec = {.labels = labels, .env = &env};
 	struct out_progress progress;
 	struct err e = {0};
 	bool checkout = false;
@@ -61,6 +68,12 @@ run(int argc, char **argv)
 				r = err_set(&e, -E2BIG, "at most %d labels", LABELS_MAX);
 			if (r >= 0)
 				labels[spec.n_labels++] = s.arg;
+			break;
+		case OPT_ENV:
+			r = cli_env_add(&env, s.arg, &e);
+			break;
+		case OPT_ENV_FILE:
+			r = cli_env_file(&env, s.arg, &e);
 			break;
 		case OPT_NO_WAIT:
 			spec.no_wait = true;
@@ -107,6 +120,8 @@ run(int argc, char **argv)
 		fprintf(stderr, "pando: %zu VM%s of %s in %.1f ms\n", vms.n,
 			vms.n == 1 ? "" : "s", name,
 			(double)(io_now_ns() - start_ns) / 1e6);
+	if (!s.quiet)
+		cli_env_tell(&env);
 	if (checkout && vms.n == 1)
 		pick_checkout(&vms.v[0], s.quiet);
 	return EXIT_OK;
