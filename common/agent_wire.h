@@ -48,7 +48,8 @@
  * that holds the pipes open does not delay it by more than a moment, and is not killed by
  * it.
  *
- * Hello: who this machine is from now on. Said after every boot, branch, restore and spawn.
+ * Hello: who this machine is from now on. Said after every boot, branch, restore and
+ * spawn.
  *  {"op":"hello","id":12 hex digits,"name":…,"host_name":…,"generation":32 hex digits,
  *   "kind":"new"|"parent","entropy":64 to 128 hex digits,"wall_ns":…,
  *   "env":["NAME=value",…],"labels":{…},"hook_ms":limit of each hook}
@@ -59,10 +60,10 @@
  *     "held_back":["NAME"…]}. AGENT_ERROR: its sentence begins with the step.
  *  - "parent": somebody was forked from this machine, which stays who it is: only random,
  *    clock and identity are done; no env is given.
- *  - The same generation again, while it is done or afterwards, is answered with what was or
- *    is being done; nothing is done twice. One that this machine has left behind is ESTALE.
- *    Another one, while an earlier hello is under way, ends that: it was said to whoever this
- *    machine was forked from.
+ *  - The same generation again, while it is done or afterwards, is answered with what was
+ * or is being done; nothing is done twice. One that this machine has left behind is
+ * ESTALE. Another one, while an earlier hello is under way, ends that: it was said to
+ * whoever this machine was forked from.
  *  - From its hello's begin to its end no command is started (EAGAIN).
  *  - A connection that breaks does not end it.
  */

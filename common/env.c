@@ -8,8 +8,10 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/log.h"
 
-/* pam_env's buffer has 1024 bytes for a line, its LF and the end; newer ones have more. */
+/* pam_env's buffer has 1024 bytes for a line, its LF and the end; newer ones have more.
+ */
 #define PAM_LINE_MAX 1022
 
 void
@@ -67,15 +69,15 @@ utf8_len(const unsigned char *s)
 static int
 check(const char *entry, struct err *e)
 {
-	size_t len = name_len(entry);
+	size_t len = name_len(entry), until = strcspn(entry, "=");
 	const unsigned char *s;
+	char shown[200];
 
 	if (!len || entry[len] != '=')
 		return err_set(e, -EINVAL,
-			"\"%.*s\" is no name for an environment variable: letters, "
-			"digits and _, no digit first",
-			(int)(strcspn(entry, "=") < 64 ? strcspn(entry, "=") : 64),
-			entry);
+			"\"%s\" is no name for an environment variable: letters, digits "
+			"and _, no digit first",
+			log_escape(shown, sizeof(shown), entry, until < 48 ? until : 48));
 	if (len > ENV_NAME_MAX)
 		return err_set(e, -EINVAL,
 			"the environment variable \"%.32s…\" has a name of %zu letters; "
@@ -122,8 +124,8 @@ env_set(struct env *env, const char *entry, struct err *e)
 	slot = find(env, entry, strcspn(entry, "="));
 	old = slot ? strlen(*slot) + 1 : 0;
 	if (!slot && env->n >= ENV_VARS_MAX)
-		return err_set(e, -E2BIG, "more than %d environment variables",
-			ENV_VARS_MAX);
+		return err_set(
+			e, -E2BIG, "more than %d environment variables", ENV_VARS_MAX);
 	if (env->bytes - old + bytes > ENV_BYTES_MAX)
 		return err_set(e, -E2BIG,
 			"with \"%.*s\" the environment has more than %u bytes; put it "
@@ -322,8 +324,8 @@ env_read(struct env *env, const char *what, const char *text, struct err *e)
 			text += 7 + strspn(text + 7, " \t");
 		n = name_len(text);
 		if (!n || text[n] != '=')
-			return err_set(e, -EINVAL,
-				"%s: line %u is not NAME=value", what, began);
+			return err_set(
+				e, -EINVAL, "%s: line %u is not NAME=value", what, began);
 		f = open_memstream(&entry, &len);
 		if (!f)
 			return err_sys(e, -ENOMEM, "%s", what);

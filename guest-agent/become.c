@@ -195,7 +195,8 @@ step_over(int r, const struct err *e)
 	chore_queue(&me.chore);
 }
 
-/* Twice for each step: names it, and is queued again behind the sending of that; does it. */
+/* Twice for each step: names it, and is queued again behind the sending of that; does it.
+ */
 static void
 go_on(struct chore *c)
 {
@@ -296,14 +297,16 @@ find_hooks(struct err *e)
 	while ((de = readdir(d))) {
 		size_t len = strlen(de->d_name);
 
-		if (strspn(de->d_name, "abcdefghijklmnopqrstuvwxyz"
-				       "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") != len ||
+		if (strspn(de->d_name,
+			    "abcdefghijklmnopqrstuvwxyz"
+			    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") != len ||
 			de->d_name[0] == '.' || fstatat(dirfd(d), de->d_name, &st, 0) ||
 			!S_ISREG(st.st_mode) || !(st.st_mode & 0111))
 			continue;
 		if (len >= HOOK_NAME_MAX)
 			return err_set(e, -ENAMETOOLONG,
-				HOOKS_FOLDER "/%.80s: a hook's name has at most %d letters",
+				HOOKS_FOLDER
+				"/%.80s: a hook's name has at most %d letters",
 				de->d_name, HOOK_NAME_MAX - 1);
 		if (me.n_hooks == HOOKS_MAX)
 			return err_set(e, -E2BIG, HOOKS_FOLDER ": more than %d hooks",

@@ -40,8 +40,7 @@ read_id(const struct json *j, int tok, struct hello *h, struct err *e)
 static int
 read_generation(const struct json *j, int tok, struct hello *h, struct err *e)
 {
-	int r = read_hex(
-		j, tok, "generation", AGENT_GENERATION_LEN, h->generation, e);
+	int r = read_hex(j, tok, "generation", AGENT_GENERATION_LEN, h->generation, e);
 
 	/* What the memory holds before anybody wrote one there. */
 	if (!r && strspn(h->generation, "0") == AGENT_GENERATION_LEN)
@@ -68,9 +67,8 @@ read_host_name(const struct json *j, int tok, struct hello *h, struct err *e)
 	const char *s = h->host_name;
 
 	if (json_str(j, tok, h->host_name, sizeof(h->host_name)) || !*s ||
-		strspn(s,
-			"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-			".-") != strlen(s) ||
+		strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+			  ".-") != strlen(s) ||
 		*s == '.' || *s == '-' || strstr(s, "..") ||
 		strchr(".-", s[strlen(s) - 1]))
 		return wrong(e, "host_name", "a host name");
@@ -202,25 +200,25 @@ hello_read(const struct json *j, struct hello *ret, struct err *e)
 
 	for (m = 0; m < N(members) && !r; m++)
 		if (members[m].needed && json_get(j, 0, members[m].name) < 0)
-			r = err_set(e, -EINVAL, "\"hello\" needs \"%s\"",
-				members[m].name);
+			r = err_set(
+				e, -EINVAL, "\"hello\" needs \"%s\"", members[m].name);
 	while (!r && json_next(j, 0, &it, &key, &value)) {
 		if (json_str(j, key, name, sizeof(name))) {
-			r = err_set(e, -EINVAL,
-				"\"hello\" has a member it does not know");
+			r = err_set(
+				e, -EINVAL, "\"hello\" has a member it does not know");
 			break;
 		}
 		if (!strcmp(name, "op"))
 			continue;
 		for (m = 0; m < N(members) && strcmp(members[m].name, name); m++)
 			;
-		r = m == N(members) ? err_set(e, -EINVAL,
-					      "\"hello\" has no member \"%s\"", name)
-				    : members[m].read(j, value, &h, e);
+		r = m == N(members)
+			    ? err_set(e, -EINVAL, "\"hello\" has no member \"%s\"", name)
+			    : members[m].read(j, value, &h, e);
 	}
 	if (!r && h.parent && h.env.n)
-		r = err_set(e, -EINVAL,
-			"hello: a parent stays who it is: it has no \"env\"");
+		r = err_set(
+			e, -EINVAL, "hello: a parent stays who it is: it has no \"env\"");
 	if (r) {
 		hello_done(&h);
 		return r;

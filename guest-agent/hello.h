@@ -17,9 +17,9 @@ struct hello {
 	char name[AGENT_VM_NAME_MAX + 1];
 	char host_name[AGENT_HOST_NAME_MAX + 1];
 	char generation[AGENT_GENERATION_LEN + 1];
-	bool parent;   /* it stays who it is: somebody was forked from it */
+	bool parent;	/* it stays who it is: somebody was forked from it */
 	struct env env; /* owned */
-	char *labels;  /* owned: a JSON object */
+	char *labels;	/* owned: a JSON object */
 	uint64_t wall_ns;
 	uint8_t entropy[AGENT_ENTROPY_MAX];
 	size_t entropy_len;

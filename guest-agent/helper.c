@@ -87,14 +87,13 @@ explain(struct helper *h, const siginfo_t *si, struct err *e)
 	char said[4 * HELPER_SAID_MAX + 1], tail[4 * HELPER_SAID_MAX + 16];
 	int code;
 
-	while (h->said_len &&
-		strchr(" \n\r\t", h->said[h->said_len - 1]))
+	while (h->said_len && strchr(" \n\r\t", h->said[h->said_len - 1]))
 		h->said_len--;
 	log_escape(said, sizeof(said), h->said, h->said_len);
 	snprintf(tail, sizeof(tail), "%s%s", *said ? "; it said: " : "", said);
 	if (h->timed_out)
-		return err_set(e, -ETIMEDOUT, "%s did not end within %u ms%.300s", h->what,
-			h->limit_ms, tail);
+		return err_set(e, -ETIMEDOUT, "%s did not end within %u ms%.300s",
+			h->what, h->limit_ms, tail);
 	if (si->si_code != CLD_EXITED)
 		return err_set(e, -EIO, "%s was ended by signal %d%.300s", h->what,
 			si->si_status, tail);
@@ -102,8 +101,8 @@ explain(struct helper *h, const siginfo_t *si, struct err *e)
 		return 0;
 	if (si->si_status == 127 && spawn_failure(h->slot, &code) != SPAWN_OK)
 		return err_sys(e, -code, "%s cannot be started", h->what);
-	return err_set(e, -EIO, "%s ended with status %d%.300s", h->what, si->si_status,
-		tail);
+	return err_set(
+		e, -EIO, "%s ended with status %d%.300s", h->what, si->si_status, tail);
 }
 
 static void
@@ -148,7 +147,8 @@ helper_start(struct helper *h, const char *what, char *const *argv, char *const 
 	while (i < HELPERS_MAX && slot_used[i])
 		i++;
 	if (i == HELPERS_MAX)
-		return err_set(e, -EAGAIN, "%s: %d helpers run already", what, HELPERS_MAX);
+		return err_set(
+			e, -EAGAIN, "%s: %d helpers run already", what, HELPERS_MAX);
 	if (null < 0)
 		return err_sys(e, -errno, "/dev/null");
 	if (pipe2(fd, O_CLOEXEC))

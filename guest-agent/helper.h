@@ -1,8 +1,8 @@
 /*
- * A program of the machine that the agent runs for its own ends: a hook, systemctl. It has a
- * time limit, at which all that it started is killed, and what it writes is read to the end
- * of it and thrown away but for the last few hundred bytes, which are for the sentence when
- * it fails. What it leaves running must have given up its output.
+ * A program of the machine that the agent runs for its own ends: a hook, systemctl. It
+ * has a time limit, at which all that it started is killed, and what it writes is read to
+ * the end of it and thrown away but for the last few hundred bytes, which are for the
+ * sentence when it fails. What it leaves running must have given up its output.
  */
 #ifndef PANDO_AGENT_HELPER_H
 #define PANDO_AGENT_HELPER_H
@@ -18,8 +18,8 @@
 
 struct helper {
 	bool runs;
-	/* Called once, from the loop, when it has ended: 0, or -errno and why. It may start
-	 * the next one. */
+	/* Called once, from the loop, when it has ended: 0, or -errno and why. It may
+	 * start the next one. */
 	void (*done)(struct helper *h, int r, const struct err *why);
 	const char *what; /* borrowed: for sentences */
 	pid_t pid;

@@ -222,8 +222,7 @@ identity_environment_is_ours(void)
 
 	return w->st_ino && !stat(machine_path(path, ENVIRONMENT_FILE), &now) &&
 	       now.st_dev == w->st_dev && now.st_ino == w->st_ino &&
-	       now.st_size == w->st_size &&
-	       now.st_mtim.tv_sec == w->st_mtim.tv_sec &&
+	       now.st_size == w->st_size && now.st_mtim.tv_sec == w->st_mtim.tv_sec &&
 	       now.st_mtim.tv_nsec == w->st_mtim.tv_nsec &&
 	       now.st_ctim.tv_sec == w->st_ctim.tv_sec &&
 	       now.st_ctim.tv_nsec == w->st_ctim.tv_nsec;

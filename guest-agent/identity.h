@@ -1,7 +1,8 @@
 /*
- * Who this machine is: what a hello changes in files and in the kernel, one function a step,
- * in the order in which they are done. Each returns 1 when it has done something, 0 when
- * there was nothing to do, -errno with a sentence. Nothing here waits but on the file system.
+ * Who this machine is: what a hello changes in files and in the kernel, one function a
+ * step, in the order in which they are done. Each returns 1 when it has done something, 0
+ * when there was nothing to do, -errno with a sentence. Nothing here waits but on the
+ * file system.
  */
 #ifndef PANDO_AGENT_IDENTITY_H
 #define PANDO_AGENT_IDENTITY_H
@@ -11,8 +12,9 @@
 #include "guest-agent/hello.h"
 #include "guest-agent/sshkey.h"
 
-#define IDENTITY_FILE "/run/pando/identity"     /* JSON, for people and programs */
-#define GENERATION_FILE "/run/pando/generation" /* 32 hex digits and LF; always one inode */
+#define IDENTITY_FILE "/run/pando/identity" /* JSON, for people and programs */
+#define GENERATION_FILE \
+	"/run/pando/generation" /* 32 hex digits and LF; always one inode */
 #define ENVIRONMENT_FILE "/etc/environment"
 #define HELD_BACK_FILE "/etc/pando/environment"
 

@@ -88,8 +88,8 @@ machine_write(const char *path, const void *buf, size_t len, mode_t mode, struct
 		r = make_folder_of(full, e);
 		if (r)
 			return r;
-		fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
-			0600);
+		fd = open(
+			temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 	}
 	if (fd < 0)
 		return err_sys(e, -errno, "writing %s", path);
@@ -142,10 +142,10 @@ machine_remove(const char *path, struct err *e)
 int
 machine_reseed(const void *entropy, size_t len, struct err *e)
 {
-	struct {
-		struct rand_pool_info head;
-		uint8_t bytes[ENTROPY_MAX];
-	} pool = {.head = {.buf_size = (int)len, .entropy_count = (int)len * 8}};
+	uint8_t pool[sizeof(struct rand_pool_info) + ENTROPY_MAX]
+		__attribute__((aligned(__alignof__(struct rand_pool_info))));
+	const struct rand_pool_info head = {
+		.buf_size = (int)len, .entropy_count = (int)len * 8};
 	cleanup_close int fd = -1;
 	int r = 0;
 
@@ -156,12 +156,13 @@ machine_reseed(const void *entropy, size_t len, struct err *e)
 	fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return err_sys(e, -errno, "/dev/urandom");
-	memcpy(pool.bytes, entropy, len);
-	if (ioctl(fd, RNDADDENTROPY, &pool))
+	memcpy(pool, &head, sizeof(head));
+	memcpy(pool + sizeof(head), entropy, len);
+	if (ioctl(fd, RNDADDENTROPY, pool))
 		r = err_sys(e, -errno, "RNDADDENTROPY");
 	else if (ioctl(fd, RNDRESEEDCRNG))
 		r = err_sys(e, -errno, "RNDRESEEDCRNG");
-	explicit_bzero(&pool, sizeof(pool));
+	explicit_bzero(pool, sizeof(pool));
 	return r;
 }
 
@@ -176,8 +177,8 @@ machine_random(void *dst, size_t len, struct err *e)
 int
 machine_set_clock(uint64_t wall_ns, bool *ret_stepped, struct err *e)
 {
-	struct timespec now, to = {(time_t)(wall_ns / 1000000000u),
-				 (long)(wall_ns % 1000000000u)};
+	struct timespec now,
+		to = {(time_t)(wall_ns / 1000000000u), (long)(wall_ns % 1000000000u)};
 	int64_t off;
 
 	*ret_stepped = false;

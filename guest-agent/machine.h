@@ -27,7 +27,8 @@ const char *machine_path(char dst[static PATH_MAX], const char *path);
 int machine_read(const char *path, size_t max, char **ret, struct err *e);
 /* In the place of whatever is there; its folder is made when it is missing. What is there
  * stays when this fails. A file that something is mounted on is written in place. */
-int machine_write(const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
+int machine_write(
+	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
 /* The same inode, so that those who have it open or mapped see the new content. */
 int machine_overwrite(
 	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);

@@ -61,7 +61,8 @@ incoming(struct source *s, uint32_t events)
 		close(fd);
 		return;
 	}
-	/* On a Unix socket anybody may speak: who this machine is is not theirs to say. */
+	/* On a Unix socket anybody may speak: who this machine is is not theirs to say.
+	 */
 	conn_accept(fd, connect_line, is_vsock || !machine_is_real());
 }
 

@@ -49,3 +49,21 @@ fuzz_agent_frames_guest_LDLIBS := -lsodium
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent_client.c $(agent_fuzz_SRCS)
 fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
+
+# The real agent, below a folder, and the host's side of a hello.
+UNIT_TESTS += test_agent_hello
+test_agent_hello_SRCS := tests/unit/test_agent_hello.c
+test_agent_hello_LIBS := agentclient agentwire common
+test_agent_hello_PKGS := cmocka libssh
+$(B)/tests/test_agent_hello: | $(B)/libexec/pando/pando-agent
+
+UNIT_TESTS += test_env
+test_env_SRCS := tests/unit/test_env.c guest-agent/userdb.c guest-agent/machine.c
+test_env_LIBS := common
+test_env_PKGS := cmocka
+
+FUZZERS += fuzz_agent_hello fuzz_env
+fuzz_agent_hello_SRCS := tests/fuzz/fuzz_agent_hello.c guest-agent/request.c guest-agent/hello.c $(agent_fuzz_SRCS)
+fuzz_agent_hello_CORPUS := tests/fuzz/corpus/agent_hello
+fuzz_env_SRCS := tests/fuzz/fuzz_env.c guest-agent/userdb.c guest-agent/machine.c common/env.c common/err.c common/io.c common/log.c
+fuzz_env_CORPUS := tests/fuzz/corpus/env

@@ -1,7 +1,8 @@
 /*
- * Who may speak to the agent: the host, which owns this machine's memory and disk anyway. A
- * process of this machine that dials the agent's port comes from the machine's own context id
- * or from VMADDR_CID_LOCAL; a sister machine's is never routed, and would have another one.
+ * Who may speak to the agent: the host, which owns this machine's memory and disk anyway.
+ * A process of this machine that dials the agent's port comes from the machine's own
+ * context id or from VMADDR_CID_LOCAL; a sister machine's is never routed, and would have
+ * another one.
  */
 #ifndef PANDO_AGENT_PEER_H
 #define PANDO_AGENT_PEER_H

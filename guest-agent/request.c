@@ -59,8 +59,7 @@ static const struct {
 	{"attach", REQUEST_ATTACH, M_ID, M_STDOUT | M_STDERR | M_STDIN},
 	{"list_execs", REQUEST_LIST_EXECS, 0, 0},
 	{"signal", REQUEST_SIGNAL, M_ID | M_SIGNAL, 0},
-	{"put", REQUEST_PUT, M_PATH, M_USER},
-	{"get", REQUEST_GET, M_PATH, 0},
+	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
 	{"list", REQUEST_LIST, M_PATH, 0},
 	{"hello", REQUEST_HELLO, 0, 0}, /* its members are hello.c's */
 };

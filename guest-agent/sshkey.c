@@ -33,8 +33,8 @@ put(struct blob *o, const void *p, size_t len)
 static void
 put_u32(struct blob *o, uint32_t v)
 {
-	uint8_t be[4] = {(uint8_t)(v >> 24), (uint8_t)(v >> 16), (uint8_t)(v >> 8),
-		(uint8_t)v};
+	uint8_t be[4] = {
+		(uint8_t)(v >> 24), (uint8_t)(v >> 16), (uint8_t)(v >> 8), (uint8_t)v};
 
 	put(o, be, sizeof(be));
 }

@@ -1,6 +1,7 @@
 /*
  * SSH host keys: Ed25519, made here by libsodium and written as OpenSSH writes them
- * (PROTOCOL.key of OpenSSH: "openssh-key-v1", unencrypted; the public half as in RFC 8709).
+ * (PROTOCOL.key of OpenSSH: "openssh-key-v1", unencrypted; the public half as in RFC
+ * 8709).
  */
 #ifndef PANDO_AGENT_SSHKEY_H
 #define PANDO_AGENT_SSHKEY_H
@@ -21,13 +22,14 @@ struct sshkey {
 	char private[SSHKEY_PRIVATE_MAX]; /* the file's text */
 };
 
-/* From 32 secret random bytes and 4 more that need not be secret. The caller wipes *ret. */
+/* From 32 secret random bytes and 4 more that need not be secret. The caller wipes *ret.
+ */
 int sshkey_make(const uint8_t seed[static SSHKEY_SEED_LEN], const uint8_t check[static 4],
 	const char *comment, struct sshkey *ret, struct err *e);
 
-/* New host keys for this machine, in the place of all that are there; or, when keep is set
- * and there is an Ed25519 one, that one. ret_public: as in struct sshkey. */
-int sshkey_install(const char *comment, int keep, char ret_public[static SSHKEY_PUBLIC_MAX],
-	struct err *e);
+/* New host keys for this machine, in the place of all that are there; or, when keep is
+ * set and there is an Ed25519 one, that one. ret_public: as in struct sshkey. */
+int sshkey_install(const char *comment, int keep,
+	char ret_public[static SSHKEY_PUBLIC_MAX], struct err *e);
 
 #endif

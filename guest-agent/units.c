@@ -26,7 +26,8 @@ units_restart(struct helper *h, struct err *e)
 
 	if (r)
 		return r == -ENOENT ? 0 : r;
-	for (line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+	for (line = strtok_r(text, "\n", &rest); line;
+		line = strtok_r(NULL, "\n", &rest)) {
 		line[strcspn(line, "#")] = 0;
 		line += strspn(line, " \t\r");
 		line[strcspn(line, " \t\r")] = 0;
@@ -34,13 +35,14 @@ units_restart(struct helper *h, struct err *e)
 			continue;
 		/* systemd.unit(5); also no option for systemctl. */
 		if (strlen(line) > UNIT_NAME_MAX || *line == '-' || !strchr(line, '.') ||
-			strspn(line, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-				     "0123456789:-_.\\@") != strlen(line))
-			return err_set(e, -EINVAL, UNITS_FILE ": \"%.64s\" is no unit",
-				line);
+			strspn(line,
+				"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				"0123456789:-_.\\@") != strlen(line))
+			return err_set(
+				e, -EINVAL, UNITS_FILE ": \"%.64s\" is no unit", line);
 		if (n == UNITS_MAX)
-			return err_set(e, -E2BIG, UNITS_FILE ": more than %d units",
-				UNITS_MAX);
+			return err_set(
+				e, -E2BIG, UNITS_FILE ": more than %d units", UNITS_MAX);
 		argv[3 + n++] = line;
 	}
 	if (!n)

@@ -1,7 +1,7 @@
 /*
  * What of this machine must see a new environment: the units named in /etc/pando/restart,
- * one a line ('#' begins a comment). They are restarted where they run, and left alone where
- * they do not. systemctl does it: it waits for the jobs and says why one failed.
+ * one a line ('#' begins a comment). They are restarted where they run, and left alone
+ * where they do not. systemctl does it: it waits for the jobs and says why one failed.
  */
 #ifndef PANDO_AGENT_UNITS_H
 #define PANDO_AGENT_UNITS_H
@@ -12,8 +12,8 @@
 #define UNITS_LIMIT_MS 60000
 #define UNITS_MAX 64
 
-/* 1: h runs, and will say when it is done; 0: there is nothing to restart. -EINVAL: the file
- * names what cannot be a unit. */
+/* 1: h runs, and will say when it is done; 0: there is nothing to restart. -EINVAL: the
+ * file names what cannot be a unit. */
 int units_restart(struct helper *h, struct err *e);
 
 #endif

@@ -66,7 +66,10 @@ react(struct timer *t)
 	r = units_restart(&helper, &e);
 	if (log_allowed(&limit))
 		log_info("/etc/environment was changed%s%s",
-			r < 0 ? ": " : r ? ": restarting what must see it" : "", e.msg);
+			r < 0 ? ": "
+			: r   ? ": restarting what must see it"
+			      : "",
+			e.msg);
 }
 
 static void

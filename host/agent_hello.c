@@ -32,14 +32,13 @@ hello_hex(char *dst, const uint8_t *src, size_t len)
 bool
 agent_is_host_key(const char *text)
 {
-	/* "ssh-ed25519" with its length, and the length of the 32 bytes: as base64 the first
-	 * 25 letters of all Ed25519 keys; 51 bytes in all need no padding. */
+	/* "ssh-ed25519" with its length, and the length of the 32 bytes: as base64 the
+	 * first 25 letters of all Ed25519 keys; 51 bytes in all need no padding. */
 	static const char begin[] = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI";
 
 	return strlen(text) == 12 + 68 && !strncmp(text, begin, strlen(begin)) &&
-	       strspn(text + 12,
-		       "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") ==
-		       68;
+	       strspn(text + 12, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012"
+				 "3456789+/") == 68;
 }
 
 static void
@@ -114,8 +113,8 @@ read_ack(const struct agent_frame *f, const struct agent_hello *h, struct agent_
 	value = json_get(j, 0, "steps");
 	if (value < 0 || json_type(j, value) != JSON_ARRAY ||
 		json_size(j, value) > AGENT_STEPS_MAX)
-		return err_set(e, -EPROTO,
-			"the guest's agent acknowledged without its steps");
+		return err_set(
+			e, -EPROTO, "the guest's agent acknowledged without its steps");
 	for (int steps = value; json_next(j, steps, &it, &key, &value); a.n_steps++) {
 		char name[AGENT_STEP_NAME_MAX + 1];
 
@@ -129,8 +128,8 @@ read_ack(const struct agent_frame *f, const struct agent_hello *h, struct agent_
 	return 0;
 }
 
-/* From the agent's yes to its acknowledgement. step: AGENT_STEP_NAME_MAX + 1 bytes, the one
- * that is under way. *failed: a step did, whatever the error's number says. */
+/* From the agent's yes to its acknowledgement. step: AGENT_STEP_NAME_MAX + 1 bytes, the
+ * one that is under way. *failed: a step did, whatever the error's number says. */
 static int
 hello_frames(struct agent_link *l, const struct agent_hello *h, uint64_t deadline_ns,
 	char *step, bool *failed, struct agent_ack *ret, struct err *e)
@@ -214,21 +213,23 @@ agent_hello(const char *socket_path, const struct agent_hello *h, int timeout_ms
 	while (1) {
 		bool failed = false;
 		struct err why = {0};
-		int r = attempt(
-			socket_path, h, deadline, &w, step, &failed, ret, &why);
+		int r = attempt(socket_path, h, deadline, &w, step, &failed, ret, &why);
 
 		if (!r)
 			return 0;
-		/* Said again it is not done again: a connection that breaks costs nothing. */
+		/* Said again it is not done again: a connection that breaks costs
+		 * nothing. */
 		if (failed || (r != -ECONNREFUSED && r != -ETIMEDOUT && r != -EPIPE &&
 				      r != -EAGAIN))
 			return err_set(e, r, "%s", why.msg);
 		if (cancel && (r = cancel(ctx)) < 0)
-			return err_set(e, r, "cancelled before the guest acknowledged its identity");
+			return err_set(e, r,
+				"cancelled before the guest acknowledged its identity");
 		if (io_now_ns() >= deadline) {
 			if (step[0])
 				return err_set(e, -ETIMEDOUT,
-					"the guest did not acknowledge its identity within "
+					"the guest did not acknowledge its identity "
+					"within "
 					"%d ms: it is in the step \"%s\"",
 					timeout_ms, step);
 			return err_set(e, -ETIMEDOUT,

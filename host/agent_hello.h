@@ -1,7 +1,7 @@
 /*
- * The host's side of a hello (common/agent_wire.h): tells a guest's agent who its machine is
- * from now on, and waits for the acknowledgement. What the guest says is checked and bounded,
- * as in host/agent_client.h, whose rules for errors hold here, too.
+ * The host's side of a hello (common/agent_wire.h): tells a guest's agent who its machine
+ * is from now on, and waits for the acknowledgement. What the guest says is checked and
+ * bounded, as in host/agent_client.h, whose rules for errors hold here, too.
  */
 #ifndef PANDO_AGENT_HELLO_CLIENT_H
 #define PANDO_AGENT_HELLO_CLIENT_H
@@ -21,9 +21,9 @@ struct agent_hello {
 	const uint8_t *generation; /* 16 bytes */
 	const uint8_t *entropy;	   /* AGENT_ENTROPY_MAX bytes */
 	bool parent;
-	const struct env *env; /* NULL: none */
+	const struct env *env;	   /* NULL: none */
 	const char *const *labels; /* key, value, key, value, …, NULL; NULL: none */
-	uint32_t hook_ms;      /* 0: the agent's default */
+	uint32_t hook_ms;	   /* 0: the agent's default */
 };
 
 struct agent_ack {
@@ -36,10 +36,11 @@ struct agent_ack {
 	} steps[AGENT_STEPS_MAX];
 };
 
-/* 0: acknowledged. -ETIMEDOUT names the step the guest is in; the hello goes on there, and
- * may be said again. -EOPNOTSUPP: the agent is older than hellos. What a step of the guest
- * failed with comes with its errno and a sentence that begins with the step. cancel (may be
- * NULL) is asked at least every 100 ms; a negative return ends the wait with that code. */
+/* 0: acknowledged. -ETIMEDOUT names the step the guest is in; the hello goes on there,
+ * and may be said again. -EOPNOTSUPP: the agent is older than hellos. What a step of the
+ * guest failed with comes with its errno and a sentence that begins with the step. cancel
+ * (may be NULL) is asked at least every 100 ms; a negative return ends the wait with that
+ * code. */
 int agent_hello(const char *socket_path, const struct agent_hello *h, int timeout_ms,
 	int (*cancel)(void *ctx), void *ctx, struct agent_ack *ret, struct err *e);
 

@@ -86,7 +86,7 @@ struct client_vm {
 	size_t n_labels;
 	int64_t pid; /* 0: none */
 	char generation[40];
-	char host_key[96]; /* SSH, public; "" if none */
+	char host_key[96];	/* SSH, public; "" if none */
 	char agent_socket[128]; /* "" if none */
 	char *console;		/* owned; path of the console file, NULL if none */
 };
@@ -127,7 +127,7 @@ struct client_run {
 	const char *const *labels; /* "key=value" */
 	size_t n_labels;
 	const struct env *env; /* NULL: only the defaults */
-	bool no_wait; /* do not wait until it has acknowledged who it is */
+	bool no_wait;	       /* do not wait until it has acknowledged who it is */
 };
 int client_run(struct client *c, const struct client_run *spec, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);

@@ -61,9 +61,9 @@ struct vm_row {
 		resize_mib; /* a resize under way; 0: none. The disk may have that size */
 	uint8_t generation[16];
 	uint8_t greeted[16]; /* the generation its guest has acknowledged last */
-	int64_t pid;	    /* 0: none */
-	uint64_t pid_start; /* field 22 of /proc/<pid>/stat: tells a reused pid */
-	bool answered;	    /* the agent did, once */
+	int64_t pid;	     /* 0: none */
+	uint64_t pid_start;  /* field 22 of /proc/<pid>/stat: tells a reused pid */
+	bool answered;	     /* the agent did, once */
 	bool made;
 	uint32_t next_segment; /* <id>.<n> of the next one */
 	/* The commit it was restored from or last committed as: the next one's parent. */

@@ -10,7 +10,8 @@
 #include "host/agent_client.h"
 
 #define NS_PER_MS 1000000ull
-/* One round of the tender: what takes longer goes on in the guest, and is asked for again. */
+/* One round of the tender: what takes longer goes on in the guest, and is asked for
+ * again. */
 #define TEND_MS 2000
 /* A parent that is told while somebody waits for its children. */
 #define PARENT_MS 5000

@@ -1,8 +1,8 @@
 /*
  * Who a VM is, said to its guest (common/agent_wire.h, Hello): after every boot, branch,
- * restore and spawn as somebody new, and to whoever was branched or committed as a parent,
- * whose random numbers the other one knows. A VM whose agent has not acknowledged is
- * `starting`, and what fails to is ended: nobody reaches a machine that believes to be
+ * restore and spawn as somebody new, and to whoever was branched or committed as a
+ * parent, whose random numbers the other one knows. A VM whose agent has not acknowledged
+ * is `starting`, and what fails to is ended: nobody reaches a machine that believes to be
  * another one.
  */
 #ifndef PANDO_HOST_HELLO_H
@@ -32,8 +32,8 @@ void hello_parent_begin(struct hello_parent *p, struct tree *t, struct vm *vm);
 /* Waits for it; a parent that does not acknowledge is told again by the tender. */
 void hello_parent_end(struct hello_parent *p, const struct progress *progress);
 
-/* What the i-th VM of a call gets besides the defaults: given with its words replaced, into
- * the database. With the lock, in the transaction that inserts the row. */
+/* What the i-th VM of a call gets besides the defaults: given with its words replaced,
+ * into the database. With the lock, in the transaction that inserts the row. */
 int vm_environment_enter(struct tree *t, const struct vm *vm, const struct env *given,
 	unsigned index, struct err *e);
 

@@ -325,9 +325,7 @@ read_env(const struct json *j, int tok, const char *what, struct env *env, struc
 		/* Else a name with "=" would be split elsewhere. */
 		if (strchr(name, '='))
 			return err_set(e, -EINVAL,
-				"\"%.64s\" is no name for an environment variable: "
-				"letters, digits and _, no digit first",
-				name);
+				"\"%s\" has a variable with a \"=\" in its name", what);
 		if (asprintf(&entry, "%s=%s", name, text) < 0) {
 			entry = NULL;
 			return err_set(e, -ENOMEM, "out of memory");
@@ -676,8 +674,7 @@ request_resize(const char *body, size_t len, struct resize_request *ret, struct 
 static int
 environment_set(const struct json *j, int tok, void *request, struct err *e)
 {
-	return read_env(
-		j, tok, "set", &((struct environment_request *)request)->set, e);
+	return read_env(j, tok, "set", &((struct environment_request *)request)->set, e);
 }
 
 static int
@@ -687,8 +684,8 @@ environment_delete(const struct json *j, int tok, void *request, struct err *e)
 	int it = 0, key, value;
 
 	if (json_type(j, tok) != JSON_ARRAY || json_size(j, tok) > ENV_VARS_MAX)
-		return err_set(e, -EINVAL, "\"delete\" is not an array of at most %d names",
-			ENV_VARS_MAX);
+		return err_set(e, -EINVAL,
+			"\"delete\" is not an array of at most %d names", ENV_VARS_MAX);
 	q->remove = calloc((size_t)json_size(j, tok) + 1, sizeof(*q->remove));
 	if (!q->remove)
 		return err_set(e, -ENOMEM, "out of memory");

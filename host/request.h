@@ -65,8 +65,8 @@ struct branch_request {
 
 /* PUT /v1/environment */
 struct environment_request {
-	struct env set;				/* owned */
-	char (*remove)[ENV_NAME_MAX + 1];	/* owned */
+	struct env set;			  /* owned */
+	char (*remove)[ENV_NAME_MAX + 1]; /* owned */
 	size_t n_remove;
 };
 void environment_request_done(struct environment_request *q);

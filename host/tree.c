@@ -572,8 +572,9 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
 			path, t->config.agent_timeout_ms, agent_wait_cancel, &w, &why);
 	answers = r == 0;
 	/* The tender may be telling it: then it is waited for. */
-	while (answers && (r = vm_hello(t, vm, t->config.hello_timeout_ms,
-				   agent_wait_cancel, &w, &why)) == -EBUSY &&
+	while (answers &&
+		(r = vm_hello(t, vm, t->config.hello_timeout_ms, agent_wait_cancel, &w,
+			 &why)) == -EBUSY &&
 		(r = agent_wait_cancel(&w)) == 0) {
 		struct timespec pause = {.tv_nsec = 5000000};
 

@@ -24,7 +24,8 @@ static const struct opt options[] = {
 	{'l', "label", "key=value", "label the branches; may be given several times",
 		COMPLETE_NOTHING},
 	{OPT_ENV, "env", "NAME=value",
-		"environment variable; {index} and {id} in it are replaced; may be given several times",
+		"environment variable; {index} and {id} in it are replaced; may be given "
+		"several times",
 		COMPLETE_NOTHING},
 	{OPT_ENV_FILE, "env-file", "FILE", "environment variables, as a shell reads them",
 		COMPLETE_FILE},

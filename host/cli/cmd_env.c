@@ -160,7 +160,8 @@ const struct verb verb_env = {
 	.run = run,
 	.usage = "[list]\nset <NAME=value>... [--env-file FILE]\ndelete <NAME>...",
 	.options = options,
-	.text = "New VMs, branches and VMs of commits have these in /etc/environment, and "
+	.text = "New VMs, branches and VMs of commits have these in /etc/environment, "
+		"and "
 		"what --env gave them over them;\n"
 		"nothing of their parent's. Those that are there keep what they have "
 		"until they are started again.\n"

@@ -232,7 +232,8 @@ an_older_schema_becomes_this_one(void **state)
 	       "cmdline;"
 	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN "
 	       "commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
-	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
+	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN "
+	       "greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
 	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);

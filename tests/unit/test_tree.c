@@ -589,8 +589,8 @@ each_vm_gets_the_defaults_and_its_own_environment(void **state)
 	environment_request_done(&q);
 	memset(&out, 0, sizeof(out));
 	assert_int_equal(take(tree_environment(tree, &out, &why), &out), 0);
-	assert_int_equal(json_get(parsed, json_get(parsed, 0, "environment"), "A"),
-		-ENOENT);
+	assert_int_equal(
+		json_get(parsed, json_get(parsed, 0, "environment"), "A"), -ENOENT);
 	assert_int_equal(create("d", "agent", true), 0);
 	assert_string_equal(last_env, "B={id};");
 	/* Each by itself fits, together they do not: said before anything is made. */
