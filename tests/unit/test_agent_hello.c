@@ -684,15 +684,18 @@ what_was_given_arrives_exactly(void **state)
 	assert_int_equal(hello(A, 1), 0);
 	env_done(&env);
 	for (size_t i = 0; i < sizeof(entries) / sizeof(entries[0]); i++) {
+		const char *value = strchr(entries[i], '=');
 		char script[64];
 		const char *const argv[] = {"sh", "-c", script, NULL};
 		struct agent_exec_req q = {.argv = argv};
 		cleanup_agent_captured struct agent_captured c = {0};
 
-		snprintf(script, sizeof(script), "printf %%s \"$%.*s\"",
-			(int)strcspn(entries[i], "="), entries[i]);
+		assert_non_null(value);
+		strcpy(script, "printf %s \"$");
+		strncat(script, entries[i], (size_t)(value - entries[i]));
+		strcat(script, "\"");
 		assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 4096, &c, &e), 0);
-		assert_string_equal(c.out, strchr(entries[i], '=') + 1);
+		assert_string_equal(c.out, value + 1);
 	}
 	assert_null(strstr(text_of("/etc/environment"), "LD_PRELOAD"));
 	/* Nothing of it is left for the next one. */
