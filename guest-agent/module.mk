@@ -67,3 +67,15 @@ fuzz_agent_hello_SRCS := tests/fuzz/fuzz_agent_hello.c guest-agent/request.c gue
 fuzz_agent_hello_CORPUS := tests/fuzz/corpus/agent_hello
 fuzz_env_SRCS := tests/fuzz/fuzz_env.c guest-agent/userdb.c guest-agent/machine.c common/env.c common/err.c common/io.c common/log.c
 fuzz_env_CORPUS := tests/fuzz/corpus/env
+
+# Units, for the agent; libsystemd is called only in bus.c.
+PROGRAMS += pando-units
+pando-units_DIR := libexec/pando
+pando-units_SRCS := guest-agent/units_main.c guest-agent/bus.c
+pando-units_LIBS := common
+pando-units_PKGS := libsystemd
+
+UNIT_TESTS += test_agent_bus
+test_agent_bus_SRCS := tests/unit/test_agent_bus.c guest-agent/bus.c
+test_agent_bus_LIBS := common
+test_agent_bus_PKGS := cmocka libsystemd

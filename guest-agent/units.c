@@ -15,11 +15,12 @@
 int
 units_restart(struct helper *h, struct err *e)
 {
-	static char systemctl[PATH_MAX];
-	static char verb[] = "try-restart", end[] = "--";
+	static const char *const programs[] = {
+		"/usr/libexec/pando/pando-units", "/usr/bin/systemctl", "/bin/systemctl"};
+	static char program[PATH_MAX], verb[] = "try-restart";
 	cleanup_environment struct environment env = {0};
 	cleanup_free char *text = NULL;
-	char *argv[UNITS_MAX + 4] = {systemctl, verb, end}, *line, *rest;
+	char *argv[UNITS_MAX + 3] = {program, verb}, *line, *rest;
 	struct user root;
 	unsigned n = 0;
 	int r = machine_read(UNITS_FILE, FILE_MAX, &text, e);
@@ -33,7 +34,7 @@ units_restart(struct helper *h, struct err *e)
 		line[strcspn(line, " \t\r")] = 0;
 		if (!*line)
 			continue;
-		/* systemd.unit(5); also no option for systemctl. */
+		/* systemd.unit(5); also no option. */
 		if (strlen(line) > UNIT_NAME_MAX || *line == '-' || !strchr(line, '.') ||
 			strspn(line,
 				"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -43,13 +44,14 @@ units_restart(struct helper *h, struct err *e)
 		if (n == UNITS_MAX)
 			return err_set(
 				e, -E2BIG, UNITS_FILE ": more than %d units", UNITS_MAX);
-		argv[3 + n++] = line;
+		argv[2 + n++] = line;
 	}
 	if (!n)
 		return 0;
-	machine_path(systemctl, "/usr/bin/systemctl");
-	if (access(systemctl, X_OK))
-		machine_path(systemctl, "/bin/systemctl");
+	/* A guest that was given only the agent has systemctl, which says less. */
+	for (size_t i = 0; i < sizeof(programs) / sizeof(programs[0]); i++)
+		if (!access(machine_path(program, programs[i]), X_OK))
+			break;
 	r = user_find(NULL, false, &root, e);
 	if (!r)
 		r = environment_build(&env, &root, NULL, NULL, e);

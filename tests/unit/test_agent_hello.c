@@ -615,7 +615,7 @@ one_reaction_to_each_change_of_the_environment_by_others(void **state)
 	/* The hello's own, and no second one for its writing. */
 	settles_at(n);
 	assert_string_equal(text_of("/systemctl.log"),
-		"try-restart -- my-agent.service other@1.service\n");
+		"try-restart my-agent.service other@1.service\n");
 	/* The same content. */
 	put("/etc/environment", "A='1'\n", 0644);
 	settles_at(++n);
@@ -664,6 +664,17 @@ units_that_do_not_start_again_are_said(void **state)
 	assert_non_null(strstr(e.msg, "units: restarting what /etc/pando/restart names "
 				      "ended with status 1; it said: Job for "
 				      "my-agent.service failed"));
+	/* The program that knows more is taken where there is one. */
+	put("/usr/libexec/pando/pando-units",
+		"#!/bin/sh\necho \"my-agent.service is not restarted (failed): "
+		"exit-code, "
+		"status 203\" >&2\nexit 1\n",
+		0755);
+	assert_int_equal(hello(A, 1), -EIO);
+	assert_non_null(strstr(e.msg, "it said: my-agent.service is not restarted "
+				      "(failed): exit-code, status 203"));
+	put("/usr/libexec/pando/pando-units", "#!/bin/sh\n", 0755);
+	assert_int_equal(hello(A, 1), 0);
 	put("/etc/pando/restart", "my-agent.service\n--force\n", 0644);
 	assert_int_equal(hello(A, 2), -EINVAL);
 	assert_non_null(strstr(e.msg, "\"--force\" is no unit"));
