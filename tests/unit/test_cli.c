@@ -495,8 +495,10 @@ the_manual_page_has_every_verb_and_option(void **state)
 static void
 nobody_reaches_a_branch_that_is_not_itself_yet(void **state)
 {
-	struct client_vm vm = {.id = "0a1b2c3d4e5f", .state = "starting",
-		.agent_socket = "/x", .parent = "ffffffffffff"};
+	struct client_vm vm = {.id = "0a1b2c3d4e5f",
+		.state = "starting",
+		.agent_socket = "/x",
+		.parent = "ffffffffffff"};
 	struct err e = {0};
 
 	(void)state;

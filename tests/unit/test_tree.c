@@ -594,15 +594,27 @@ each_vm_gets_the_defaults_and_its_own_environment(void **state)
 	assert_int_equal(create("d", "agent", true), 0);
 	assert_string_equal(last_env, "B={id};");
 	/* Each by itself fits, together they do not: said before anything is made. */
-	char *big = malloc(80000), *more = malloc(40000);
+	char *big = malloc(80000), *more = malloc(60000);
 
 	memset(big, 'x', 79999);
 	big[79999] = '\0';
 	memcpy(big, "BIG=", 4);
-	memset(more, 'x', 39999);
-	more[39999] = '\0';
+	memset(more, 'x', 59999);
+	more[59999] = '\0';
 	memcpy(more, "MORE=", 5);
 	assert_int_equal(env_set(&q.set, big, &why), 0);
+	memset(&out, 0, sizeof(out));
+	assert_int_equal(take(tree_environment_change(tree, &q, &out, &why), &out), 0);
+	environment_request_done(&q);
+	assert_int_equal(branch_env("d", "e", 1, more), -E2BIG);
+	assert_int_equal(info("e"), -ENOENT);
+	/* As many bytes as may be, and six times as many on their way. */
+	memset(more, '\n', 59999);
+	memcpy(more, "MORE=", 5);
+	q = (struct environment_request){0};
+	q.remove = calloc(1, sizeof(*q.remove));
+	strcpy(q.remove[0], "BIG");
+	q.n_remove = 1;
 	memset(&out, 0, sizeof(out));
 	assert_int_equal(take(tree_environment_change(tree, &q, &out, &why), &out), 0);
 	environment_request_done(&q);
