@@ -52,6 +52,11 @@ length_range(uint8_t type, enum agent_side from, uint32_t *min, uint32_t *max)
 		return true;
 	case AGENT_STDIN_CLOSED:
 		return true;
+	case AGENT_STEP:
+		*min = 1;
+		*max = AGENT_STEP_NAME_MAX;
+		return true;
+	case AGENT_ACK:
 	case AGENT_DATA:
 		*min = 1;
 		*max = AGENT_FRAME_MAX;

@@ -26,7 +26,9 @@
  * to the process group put     {"path":…,"user":…}                           ->
  * {"ok":true}; host sends DATA… END; agent ends with END or ERROR get     {"path":…} ->
  * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
- * {"ok":true,"entries":[…]}; no frames put and get carry a POSIX ustar/pax stream
+ * {"ok":true,"entries":[…]}; no frames
+ *  hello   see below -> {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
+ * put and get carry a POSIX ustar/pax stream
  * (common/tar.h): modes, times, symlinks and names of any bytes are kept. The answers of
  * list and list_execs are one line too, of at most AGENT_ANSWER_MAX bytes.
  *
@@ -45,6 +47,25 @@
  *  - Exit comes when the command has ended and its output is drained. A background child
  * that holds the pipes open does not delay it by more than a moment, and is not killed by
  * it.
+ *
+ * Hello: who this machine is from now on. Said after every boot, branch, restore and
+ * spawn.
+ *  {"op":"hello","id":12 hex digits,"name":…,"host_name":…,"generation":32 hex digits,
+ *   "kind":"new"|"parent","entropy":64 to 128 hex digits,"wall_ns":…,
+ *   "env":["NAME=value",…],"labels":{…},"hook_ms":limit of each hook}
+ *  - The agent does one step after the other ; AGENT_STEP names each
+ *    before it begins, so that the host knows where one hangs. AGENT_ACK is the end:
+ *    {"id","generation","kind","host_key":"ssh-ed25519 AAAA…"|null,"total_us",
+ *     "steps":[{"step","us","done":bool}…],"hooks":[{"name","us"}…],
+ *     "held_back":["NAME"…]}. AGENT_ERROR: its sentence begins with the step.
+ *  - "parent": somebody was forked from this machine, which stays who it is: only random,
+ *    clock and identity are done; no env is given.
+ *  - The same generation again, while it is done or afterwards, is answered with what was
+ * or is being done; nothing is done twice. One that this machine has left behind is
+ * ESTALE. Another one, while an earlier hello is under way, ends that: it was said to
+ * whoever this machine was forked from.
+ *  - From its hello's begin to its end no command is started (EAGAIN).
+ *  - A connection that breaks does not end it.
  */
 #ifndef PANDO_AGENT_WIRE_H
 #define PANDO_AGENT_WIRE_H
@@ -58,6 +79,14 @@
 #define AGENT_STDIN_WINDOW (256u * 1024u)
 #define AGENT_EXECS_MAX 256   /* running at once; one more is EAGAIN */
 #define AGENT_FINISHED_MAX 64 /* exit records nobody has taken */
+#define AGENT_VM_ID_LEN 12
+#define AGENT_VM_NAME_MAX 63
+#define AGENT_HOST_NAME_MAX 63
+#define AGENT_GENERATION_LEN 32 /* hex digits */
+#define AGENT_ENTROPY_MIN 32	/* bytes */
+#define AGENT_ENTROPY_MAX 64
+#define AGENT_STEPS_MAX 16
+#define AGENT_STEP_NAME_MAX 31
 
 enum agent_frame_type {
 	/* host -> agent, 1.. */
@@ -75,6 +104,8 @@ enum agent_frame_type {
 		35, /* struct agent_exit, for AGENT_SPAWN_FAILED a sentence: terminal */
 	AGENT_STDIN_CREDIT = 36, /* struct agent_stdin_credit */
 	AGENT_STDIN_CLOSED = 37, /* no payload: further input is discarded */
+	AGENT_STEP = 38,	 /* a step of a hello begins: its name */
+	AGENT_ACK = 39,		 /* JSON: terminal */
 	/* both, 64.. */
 	AGENT_DATA = 64, /* bytes of a file stream */
 	AGENT_END =

@@ -3,7 +3,7 @@
 GOLDEN_FILES := $(patsubst golden/%,%,$(shell find golden/spec golden/files -type f | LC_ALL=C sort))
 
 DATA += libexec/pando/pando-golden \
-	$(addprefix share/pando/golden/,init initramfs.sh customize.sh scrub.sh pando-agent pando-agent.service $(GOLDEN_FILES))
+	$(addprefix share/pando/golden/,init initramfs.sh customize.sh scrub.sh pando-agent pando-agent.service pando-units $(GOLDEN_FILES))
 
 $(B)/libexec/pando/pando-golden: golden/pando-golden
 	@mkdir -p $(@D)
@@ -40,6 +40,15 @@ ifeq ($(SAN),)
 else
 	$(MAKE) SAN= B=$(B)/unsanitized $(B)/unsanitized/share/pando/golden/pando-agent
 	cp -p $(B)/unsanitized/share/pando/golden/pando-agent $@
+endif
+
+$(B)/share/pando/golden/pando-units: $(B)/libexec/pando/pando-units
+	@mkdir -p $(@D)
+ifeq ($(SAN),)
+	strip --remove-section=.note.gnu.build-id -o $@ $<
+else
+	$(MAKE) SAN= B=$(B)/unsanitized $(B)/unsanitized/share/pando/golden/pando-units
+	cp -p $(B)/unsanitized/share/pando/golden/pando-units $@
 endif
 
 # Only what an image is made of: `make images` does not wait for the rest.

@@ -16,6 +16,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/tar.h"
+#include "guest-agent/become.h"
 #include "guest-agent/exec.h"
 #include "guest-agent/files.h"
 #include "guest-agent/loop.h"
@@ -37,6 +38,7 @@ enum role {
 	IN_EXEC,
 	IN_PUT,
 	IN_GET,
+	IN_HELLO,
 	DONE, /* the last word is said or queued; waits for the peer to close */
 };
 
@@ -54,7 +56,7 @@ struct conn {
 	struct chore flush;
 	struct timer deadline;
 	enum role role;
-	bool read_eof, superseded, dead;
+	bool read_eof, superseded, dead, is_host;
 
 	char *rx; /* owned */
 	size_t rx_len, rx_cap;
@@ -102,6 +104,8 @@ drop(struct conn *c)
 	n_conns--;
 	if (c->exec)
 		exec_detach(c->exec, c);
+	if (c->role == IN_HELLO)
+		become_leave(c);
 	source_close(&c->src);
 	timer_stop(&c->deadline);
 	chore_drop(&c->flush);
@@ -467,6 +471,46 @@ conn_superseded(struct conn *c)
 		chore_queue(&c->flush);
 }
 
+/* The answer to a hello comes first, also where the end is known at once. */
+static void
+hello_begins(struct conn *c)
+{
+	if (c->role == IN_HELLO)
+		return;
+	c->role = IN_HELLO;
+	answer_ok(c);
+}
+
+void
+conn_hello_step(struct conn *c, const char *name)
+{
+	hello_begins(c);
+	if (!c->dead)
+		put_frame(c, AGENT_STEP, 0, name, strlen(name));
+	if (!c->dead)
+		chore_queue(&c->flush);
+}
+
+void
+conn_hello_done(struct conn *c, const char *json)
+{
+	hello_begins(c);
+	if (!c->dead)
+		put_frame(c, AGENT_ACK, 0, json, strlen(json));
+	if (c->dead)
+		return;
+	c->role = DONE;
+	chore_queue(&c->flush);
+}
+
+void
+conn_hello_failed(struct conn *c, const struct err *why)
+{
+	hello_begins(c);
+	if (!c->dead)
+		fail(c, why);
+}
+
 /*
  * In.
  */
@@ -566,7 +610,7 @@ answer_list(struct conn *c, const struct request *q, struct err *e)
 }
 
 static int
-begin(struct conn *c, const struct request *q, struct err *e)
+begin(struct conn *c, struct request *q, struct err *e)
 {
 	cleanup_free char *path = NULL;
 	struct exec *x;
@@ -578,6 +622,10 @@ begin(struct conn *c, const struct request *q, struct err *e)
 		answer_ping(c);
 		return 0;
 	case REQUEST_EXEC:
+		if (become_runs())
+			return err_set(e, -EAGAIN,
+				"this machine is becoming another one; it takes commands "
+				"when that is done");
 		r = exec_start(q, &x, e);
 		if (!r)
 			answer_exec(c, x, q);
@@ -612,6 +660,15 @@ begin(struct conn *c, const struct request *q, struct err *e)
 			c->role = IN_GET;
 			answer_ok(c);
 		}
+		return r;
+	case REQUEST_HELLO:
+		if (!c->is_host)
+			return err_set(e, -EPERM,
+				"only the host says who this machine is, and only over "
+				"vsock");
+		r = become_begin(q->hello, c, e);
+		if (!r && c->role == AT_REQUEST)
+			hello_begins(c);
 		return r;
 	case REQUEST_LIST:
 	case REQUEST_LIST_EXECS:
@@ -748,7 +805,7 @@ process(struct conn *c, struct err *e)
 			at = (size_t)(lf - c->rx) + 1;
 			continue;
 		}
-		if (c->role == DONE || c->role == IN_GET) {
+		if (c->role == DONE || c->role == IN_GET || c->role == IN_HELLO) {
 			at = c->rx_len; /* nothing it could say matters */
 			break;
 		}
@@ -818,7 +875,7 @@ receive(struct conn *c)
 			 * a request or put cut short does not. */
 			c->read_eof = true;
 			if (c->role != IN_EXEC && c->role != IN_GET &&
-				c->tx_at == c->tx_len)
+				c->role != IN_HELLO && c->tx_at == c->tx_len)
 				drop(c);
 			else if (c->role == IN_PUT || c->role == AT_REQUEST ||
 				 c->role == AT_CONNECT)
@@ -872,7 +929,7 @@ too_late(struct timer *t)
 }
 
 void
-conn_accept(int fd, bool connect_line)
+conn_accept(int fd, bool connect_line, bool is_host)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct conn *c = NULL;
@@ -898,6 +955,7 @@ conn_accept(int fd, bool connect_line)
 		return;
 	}
 	c->rx_cap = FIRST_RX;
+	c->is_host = is_host;
 	c->role = connect_line ? AT_CONNECT : AT_REQUEST;
 	source_init(&c->src, fd, ready);
 	c->flush.run = flush;

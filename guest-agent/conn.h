@@ -14,11 +14,17 @@
 struct conn;
 
 /* fd is taken over and must be non-blocking. connect_line: the peer says "CONNECT
- * <port>\n" first, as to a VMM's socket. */
-void conn_accept(int fd, bool connect_line);
+ * <port>\n" first, as to a VMM's socket. is_host: it may say who this machine is. */
+void conn_accept(int fd, bool connect_line, bool is_host);
 
 /* For exec.c: there is something to send; somebody else reads this command now. */
 void conn_notice(struct conn *c);
 void conn_superseded(struct conn *c);
+
+/* For become.c: a step begins; the end, with the acknowledgement's JSON, or without. */
+void conn_hello_step(struct conn *c, const char *name);
+void conn_hello_done(struct conn *c, const char *json);
+struct err;
+void conn_hello_failed(struct conn *c, const struct err *why);
 
 #endif

@@ -26,11 +26,13 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "guest-agent/conn.h"
+#include "guest-agent/become.h"
 #include "guest-agent/loop.h"
+#include "guest-agent/machine.h"
+#include "guest-agent/peer.h"
 #include "guest-agent/reap.h"
 #include "guest-agent/spawn.h"
-
-#define HOST_CID 2
+#include "guest-agent/watch.h"
 
 static struct source listener;
 static bool is_vsock, connect_line;
@@ -51,7 +53,7 @@ incoming(struct source *s, uint32_t events)
 			log_warn("accepting a connection: %s", strerror(errno));
 		return;
 	}
-	if (is_vsock && peer.svm_cid != HOST_CID) {
+	if (is_vsock && !peer_is_host(&peer)) {
 		if (log_allowed(&limit))
 			log_warn("a connection from context id %u refused: only the host "
 				 "may",
@@ -59,7 +61,9 @@ incoming(struct source *s, uint32_t events)
 		close(fd);
 		return;
 	}
-	conn_accept(fd, connect_line);
+	/* On a Unix socket anybody may speak: who this machine is is not theirs to say.
+	 */
+	conn_accept(fd, connect_line, is_vsock || !machine_is_real());
 }
 
 static int
@@ -87,6 +91,7 @@ listen_vsock(uint32_t port, int *ret_fd, struct err *e)
 static int
 set_up(const char *where, struct err *e)
 {
+	struct err why = {0};
 	unsigned port;
 	char end;
 	int fd, r;
@@ -110,6 +115,9 @@ set_up(const char *where, struct err *e)
 	if (r)
 		return r;
 	reap_init();
+	become_init();
+	if (watch_init(&why))
+		log_warn("/etc/environment is not watched: %s", why.msg);
 	source_init(&listener, fd, incoming);
 	r = source_wait(&listener, EPOLLIN);
 	return r ? err_sys(e, r, "watching the listening socket") : 0;
@@ -121,6 +129,7 @@ main(int argc, char **argv)
 	static const struct option options[] = {
 		{"listen", required_argument, NULL, 'l'},
 		{"connect-line", no_argument, NULL, 'c'},
+		{"root", required_argument, NULL, 'r'},
 		{"version", no_argument, NULL, 'V'},
 		{"help", no_argument, NULL, 'h'},
 		{0},
@@ -140,12 +149,18 @@ main(int argc, char **argv)
 		case 'c':
 			connect_line = true;
 			break;
+		case 'r':
+			machine_set_root(optarg);
+			break;
 		case 'V':
 			puts(PANDO_VERSION);
 			return 0;
 		case 'h':
 			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] "
-			     "[--connect-line]");
+			     "[--connect-line] [--root FOLDER]\n"
+			     "  --root: for trying it: what a hello changes is below "
+			     "FOLDER, and clock, host name and\n"
+			     "  random numbers stay as they are");
 			return 0;
 		default:
 			return EXIT_USAGE;

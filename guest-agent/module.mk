@@ -3,8 +3,12 @@ PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
 pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c guest-agent/files.c \
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
-	guest-agent/spawn.c guest-agent/userdb.c
+	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
+	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
+	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c
 pando-agent_LIBS := agentwire common
+# libsodium is called only in sshkey.c.
+pando-agent_LDLIBS := -lsodium
 # Static: one file for guests of any suite, and only the pages of libc that it uses. The sanitizers cannot have it.
 pando-agent_LDFLAGS := $(if $(SAN),,-static)
 
@@ -13,7 +17,7 @@ LIBRARIES += agentwire
 agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c
 
 LIBRARIES += agentclient
-agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c
+agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host/agent_hello.c
 
 # Runs the agent that was built beside it.
 UNIT_TESTS += test_agent
@@ -24,7 +28,7 @@ $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_agent_parts
 test_agent_parts_SRCS := tests/unit/test_agent_parts.c guest-agent/reap.c guest-agent/request.c \
-	guest-agent/ring.c guest-agent/userdb.c
+	guest-agent/ring.c guest-agent/userdb.c guest-agent/hello.c guest-agent/machine.c guest-agent/peer.c
 test_agent_parts_LIBS := agentwire common
 test_agent_parts_PKGS := cmocka
 
@@ -34,12 +38,44 @@ test_agent_tar_LIBS := agentwire common
 test_agent_tar_PKGS := cmocka
 
 agent_fuzz_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c \
-	common/err.c common/io.c common/json.c common/log.c
+	common/err.c common/io.c common/json.c common/log.c common/env.c
 FUZZERS += fuzz_agent_request fuzz_agent_frames_guest fuzz_agent_frames_host
-fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/request.c $(agent_fuzz_SRCS)
+fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/request.c \
+	guest-agent/hello.c $(agent_fuzz_SRCS)
 fuzz_agent_request_CORPUS := tests/fuzz/corpus/agent_request
 fuzz_agent_frames_guest_SRCS := tests/fuzz/fuzz_agent_frames_guest.c \
 	$(filter-out guest-agent/main.c,$(pando-agent_SRCS)) $(agent_fuzz_SRCS)
+fuzz_agent_frames_guest_LDLIBS := -lsodium
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent_client.c $(agent_fuzz_SRCS)
 fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
+
+# The real agent, below a folder, and the host's side of a hello.
+UNIT_TESTS += test_agent_hello
+test_agent_hello_SRCS := tests/unit/test_agent_hello.c
+test_agent_hello_LIBS := agentclient agentwire common
+test_agent_hello_PKGS := cmocka libssh
+$(B)/tests/test_agent_hello: | $(B)/libexec/pando/pando-agent
+
+UNIT_TESTS += test_env
+test_env_SRCS := tests/unit/test_env.c guest-agent/userdb.c guest-agent/machine.c
+test_env_LIBS := common
+test_env_PKGS := cmocka
+
+FUZZERS += fuzz_agent_hello fuzz_env
+fuzz_agent_hello_SRCS := tests/fuzz/fuzz_agent_hello.c guest-agent/request.c guest-agent/hello.c $(agent_fuzz_SRCS)
+fuzz_agent_hello_CORPUS := tests/fuzz/corpus/agent_hello
+fuzz_env_SRCS := tests/fuzz/fuzz_env.c guest-agent/userdb.c guest-agent/machine.c common/env.c common/err.c common/io.c common/log.c
+fuzz_env_CORPUS := tests/fuzz/corpus/env
+
+# Units, for the agent; libsystemd is called only in bus.c.
+PROGRAMS += pando-units
+pando-units_DIR := libexec/pando
+pando-units_SRCS := guest-agent/units_main.c guest-agent/bus.c
+pando-units_LIBS := common
+pando-units_PKGS := libsystemd
+
+UNIT_TESTS += test_agent_bus
+test_agent_bus_SRCS := tests/unit/test_agent_bus.c guest-agent/bus.c
+test_agent_bus_LIBS := common
+test_agent_bus_PKGS := cmocka libsystemd

@@ -59,9 +59,9 @@ static const struct {
 	{"attach", REQUEST_ATTACH, M_ID, M_STDOUT | M_STDERR | M_STDIN},
 	{"list_execs", REQUEST_LIST_EXECS, 0, 0},
 	{"signal", REQUEST_SIGNAL, M_ID | M_SIGNAL, 0},
-	{"put", REQUEST_PUT, M_PATH, M_USER},
-	{"get", REQUEST_GET, M_PATH, 0},
+	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
 	{"list", REQUEST_LIST, M_PATH, 0},
+	{"hello", REQUEST_HELLO, 0, 0}, /* its members are hello.c's */
 };
 
 #define N(a) (sizeof(a) / sizeof((a)[0]))
@@ -242,6 +242,15 @@ request_read(const char *line, size_t len, struct request *ret, struct err *e)
 	if (op == N(ops))
 		return err_set(e, -EINVAL, "the agent has no operation \"%s\"", name);
 	q.op = ops[op].op;
+	if (q.op == REQUEST_HELLO) {
+		q.hello = calloc(1, sizeof(*q.hello));
+		r = q.hello ? hello_read(j, q.hello, e) : err_sys(e, -ENOMEM, "hello");
+		if (r)
+			return r;
+		*ret = q;
+		memset(&q, 0, sizeof(q));
+		return 0;
+	}
 
 	while (json_next(j, 0, &it, &key, &value)) {
 		size_t m;
@@ -291,5 +300,8 @@ request_done(struct request *r)
 	free(r->user);
 	free(r->path);
 	free(r->term);
+	if (r->hello)
+		hello_done(r->hello);
+	free(r->hello);
 	memset(r, 0, sizeof(*r));
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "guest-agent/hello.h"
 
 enum request_op {
 	REQUEST_PING,
@@ -19,6 +20,7 @@ enum request_op {
 	REQUEST_PUT,
 	REQUEST_GET,
 	REQUEST_LIST,
+	REQUEST_HELLO,
 };
 
 struct request {
@@ -31,6 +33,7 @@ struct request {
 	uint64_t id; /* of "e<id>" */
 	uint64_t offset[2];
 	int signal;
+	struct hello *hello; /* owned; NULL but for REQUEST_HELLO */
 };
 
 /* line is without its LF. -EINVAL with a sentence that names the member. */

@@ -8,7 +8,9 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/env.h"
 #include "common/io.h"
+#include "guest-agent/machine.h"
 
 #define FILE_MAX (1u << 20)
 
@@ -330,7 +332,8 @@ int
 environment_build(struct environment *env, const struct user *u, const char *term,
 	char *const *given, struct err *e)
 {
-	cleanup_free char *text = NULL;
+	cleanup_free char *text = NULL, *rest = NULL;
+	cleanup_env struct env held_back = {0};
 
 	environment_setf(env, "PATH",
 		u->uid ? "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
@@ -342,8 +345,12 @@ environment_build(struct environment *env, const struct user *u, const char *ter
 	if (term)
 		environment_setf(env, "TERM", term);
 	/* None, or one that cannot be read: then without. */
-	if (!io_read_file("/etc/environment", FILE_MAX, &text, NULL, NULL))
+	if (!machine_read("/etc/environment", FILE_MAX, &text, NULL))
 		environment_parse(env, text);
+	if (!machine_read("/etc/pando/environment", FILE_MAX, &rest, NULL) &&
+		!env_read(&held_back, "", rest, NULL))
+		for (size_t i = 0; i < held_back.n; i++)
+			environment_set(env, held_back.v[i]);
 	for (; given && *given; given++)
 		environment_set(env, *given);
 	return env->failed ? err_sys(e, -ENOMEM, "the command's environment") : 0;

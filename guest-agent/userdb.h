@@ -46,7 +46,8 @@ void environment_parse(struct environment *env, const char *text);
 void environment_done(struct environment *env);
 #define cleanup_environment __attribute__((cleanup(environment_done)))
 
-/* Defaults for the user, then /etc/environment, then given (NULL-terminated, may be
+/* Defaults for the user, then /etc/environment, what that cannot hold
+ * (common/env.h), then given (NULL-terminated, may be
  * NULL). term: with a terminal, else NULL. */
 int environment_build(struct environment *env, const struct user *u, const char *term,
 	char *const *given, struct err *e);

@@ -97,7 +97,11 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		if (!q)
 			return err_set(e, -ENOMEM, "out of memory");
 		r = request_create(body, len, q, e);
-		return r < 0 ? r : tree_create(t, q, p, out, e);
+		if (r == 0) {
+			r = tree_create(t, q, p, out, e);
+			env_done(&q->env);
+		}
+		return r;
 	}
 	case CALL_BRANCH: {
 		cleanup_free struct branch_request *q = malloc(sizeof(*q));
@@ -105,7 +109,11 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		if (!q)
 			return err_set(e, -ENOMEM, "out of memory");
 		r = request_branch(body, len, q, e);
-		return r < 0 ? r : tree_branch(t, route->vm, q, p, out, e);
+		if (r == 0) {
+			r = tree_branch(t, route->vm, q, p, out, e);
+			env_done(&q->env);
+		}
+		return r;
 	}
 	case CALL_ALIAS: {
 		struct alias_request q;
@@ -145,7 +153,21 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		if (!q)
 			return err_set(e, -ENOMEM, "out of memory");
 		r = request_spawn(body, len, q, e);
-		return r < 0 ? r : tree_spawn(t, route->name, q, p, out, e);
+		if (r == 0) {
+			r = tree_spawn(t, route->name, q, p, out, e);
+			env_done(&q->env);
+		}
+		return r;
+	}
+	case CALL_ENV_PUT: {
+		struct environment_request q;
+
+		r = request_environment(body, len, &q, e);
+		if (r == 0) {
+			r = tree_environment_change(t, &q, out, e);
+			environment_request_done(&q);
+		}
+		return r;
 	}
 	case CALL_TAG_PUT: {
 		struct tag_request q;
@@ -192,6 +214,8 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		return tree_gc(t, p, out, e);
 	case CALL_TAGS:
 		return tree_tags(t, out, e);
+	case CALL_ENV:
+		return tree_environment(t, out, e);
 	case CALL_TAG_DELETE:
 		return tree_tag_delete(t, route->name, out, e);
 	case CALL_SHUTDOWN:

@@ -13,6 +13,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/hello.h"
 #include "host/picture.h"
 
 struct branch {
@@ -69,6 +70,7 @@ enter_child(struct branch *b, unsigned i, struct err *e)
 	vm->row.pid = 0;
 	vm->row.pid_start = 0;
 	vm->row.answered = false;
+	vm->row.host_key[0] = '\0';
 	vm->row.made = false;
 	vm->row.next_segment = 1;
 	vm->row.labels = b->q->labels;
@@ -80,6 +82,8 @@ enter_child(struct branch *b, unsigned i, struct err *e)
 	b->children[b->n_children++] = vm;
 	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 	r = db_insert(t->db, &vm->row, e);
+	if (r == 0)
+		r = vm_environment_enter(t, vm, &b->q->env, i, e);
 	if (r == 0)
 		r = db_chain_copy(t->db, parent->row.id, vm->row.id, e);
 	if (r == 0)
@@ -205,11 +209,15 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 	if (r == 0 && b->q->wait) {
+		struct hello_parent parent;
+
+		hello_parent_begin(&parent, t, b->parent);
 		say(b->p, "%u branch%s run%s; waiting for %s agent%s", b->n_children,
 			b->n_children == 1 ? "" : "es", b->n_children == 1 ? "s" : "",
 			b->n_children == 1 ? "its" : "their",
 			b->n_children == 1 ? "" : "s");
 		r = vms_wait_agents(t, b->children, b->n_children, "branches", b->p, e);
+		hello_parent_end(&parent, b->p);
 	}
 	if (r < 0) {
 		if (e)

@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/env.h"
 #include "common/err.h"
 #include "common/json.h"
 
@@ -87,6 +88,7 @@ struct client_vm {
 	size_t n_labels;
 	int64_t pid; /* 0: none */
 	char generation[40];
+	char host_key[96];	/* SSH, public; "" if none */
 	char agent_socket[128]; /* "" if none */
 	char *console;		/* owned; path of the console file, NULL if none */
 };
@@ -126,7 +128,8 @@ struct client_run {
 	const char *cmdline;
 	const char *const *labels; /* "key=value" */
 	size_t n_labels;
-	bool no_wait; /* do not wait until the agent answers */
+	const struct env *env; /* NULL: only the defaults */
+	bool no_wait;	       /* do not wait until it has acknowledged who it is */
 };
 int client_run(struct client *c, const struct client_run *spec, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
@@ -136,6 +139,7 @@ struct client_branch {
 	const char *alias;
 	const char *const *labels;
 	size_t n_labels;
+	const struct env *env; /* NULL: only the defaults */
 	bool no_wait;
 };
 int client_branch(struct client *c, const char *vm, const struct client_branch *spec,

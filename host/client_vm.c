@@ -146,6 +146,8 @@ read_all(const struct json *j, int tok, struct client_vm *vm)
 			 j, tok, "commit", false, vm->commit, sizeof(vm->commit))) < 0 ||
 		(r = client_read_text(j, tok, "generation", false, vm->generation,
 			 sizeof(vm->generation))) < 0 ||
+		(r = client_read_text(j, tok, "host_key", false, vm->host_key,
+			 sizeof(vm->host_key))) < 0 ||
 		(r = client_read_text(j, tok, "agent_socket", false, vm->agent_socket,
 			 sizeof(vm->agent_socket))) < 0 ||
 		(r = client_read_dup(j, tok, "reason", &vm->reason)) < 0 ||
@@ -350,6 +352,23 @@ client_put_labels(struct json_out *o, const char *const *labels, size_t n)
 	json_out_end_object(o);
 }
 
+static void
+put_env(struct json_out *o, const struct env *env)
+{
+	char name[ENV_NAME_MAX + 1];
+
+	if (!env || !env->n)
+		return;
+	json_out_object(o, "env");
+	for (size_t i = 0; i < env->n; i++) {
+		size_t len = strcspn(env->v[i], "=");
+
+		snprintf(name, sizeof(name), "%.*s", (int)len, env->v[i]);
+		json_out_str(o, name, env->v[i] + len + 1);
+	}
+	json_out_end_object(o);
+}
+
 int
 client_body_end(struct json_out *o, struct err *e)
 {
@@ -380,6 +399,7 @@ client_run(struct client *c, const struct client_run *spec, struct client_vm *re
 	if (spec->cmdline)
 		json_out_str(&o, "cmdline", spec->cmdline);
 	client_put_labels(&o, spec->labels, spec->n_labels);
+	put_env(&o, spec->env);
 	json_out_bool(&o, "wait", !spec->no_wait);
 	r = client_body_end(&o, e);
 	return r < 0 ? r : call_vm(c, "POST", "/v1/vms", o.buf, ret, reply, e);
@@ -394,6 +414,7 @@ client_branch_body(const struct client_branch *spec, struct json_out *o, struct 
 	if (spec->alias)
 		json_out_str(o, "alias", spec->alias);
 	client_put_labels(o, spec->labels, spec->n_labels);
+	put_env(o, spec->env);
 	json_out_bool(o, "wait", !spec->no_wait);
 	return client_body_end(o, e);
 }

@@ -13,8 +13,8 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/hello.h"
 #include "host/image.h"
-#include "host/tree_priv.h"
 
 #define DISK_DEFAULT_MIB 1024
 #define GUEST_CID 3
@@ -226,6 +226,8 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 		if (r == 0)
 			r = db_insert(t->db, &vm->row, e);
 		if (r == 0)
+			r = vm_environment_enter(t, vm, &q->env, 0, e);
+		if (r == 0)
 			r = db_chain_append(t->db, vm->row.id, segment, e);
 		if (r == 0)
 			r = db_commit(t->db, e);
@@ -245,15 +247,23 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 int
 vm_wait_booted(struct tree *t, struct vm *vm, struct err *e)
 {
-	int r = vm_wait_agent(t, vm, NULL, e);
+	struct err why = {0};
+	int r = vm_wait_agent(t, vm, NULL, &why);
 
-	if (r != -ETIMEDOUT)
+	if (r == 0)
+		return 0;
+	err_set(e, r, "%s", why.msg);
+	if (r == -ECANCELED || r == -ESRCH)
 		return r;
 	/* It stays in the tree, as failed, with its console for who wants to know why. */
 	pthread_mutex_lock(&t->lock);
-	snprintf(vm->kill_reason, sizeof(vm->kill_reason),
-		"ended by pandod: its agent did not answer within %d s",
-		t->config.agent_timeout_ms / 1000);
+	if (vm->row.answered) { /* only the database did not take it */
+		pthread_mutex_unlock(&t->lock);
+		return r;
+	}
+	if (!vm->kill_reason[0])
+		snprintf(vm->kill_reason, sizeof(vm->kill_reason),
+			"ended by pandod: %.450s", why.msg);
 	if (vm->pidfd >= 0)
 		process_kill(vm->pidfd);
 	tree_wait_dead(t, vm, 10000);

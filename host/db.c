@@ -59,6 +59,18 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"  size INTEGER NOT NULL,"
 	"  mtime_ns INTEGER NOT NULL,"
 	"  root BLOB NOT NULL) WITHOUT ROWID;",
+	/* Who guests believe to be, and what they are given. Those that run are not asked
+	 * again: their agents may be older than the question. */
+	"ALTER TABLE vms ADD COLUMN host_key TEXT;"
+	"ALTER TABLE vms ADD COLUMN greeted BLOB;"
+	"UPDATE vms SET greeted = generation;"
+	"CREATE TABLE environment ("
+	"  vm TEXT NOT NULL,"
+	"  name TEXT NOT NULL,"
+	"  value TEXT NOT NULL,"
+	"  PRIMARY KEY (vm, name)) WITHOUT ROWID;"
+	"CREATE TRIGGER environment_goes AFTER DELETE ON vms BEGIN"
+	"  DELETE FROM environment WHERE vm = OLD.id; END;",
 };
 
 enum stmt {
@@ -85,6 +97,9 @@ enum stmt {
 	STMT_BASE_PUT,
 	STMT_BASE_DROP,
 	STMT_BASES,
+	STMT_ENV,
+	STMT_ENV_CLEAR,
+	STMT_ENV_PUT,
 	STMT_COUNT,
 };
 
@@ -95,7 +110,8 @@ static const char *const sql[STMT_COUNT] = {
 		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, "
 		"vcpus, disk_mib, kernel,"
 		" rootfs, base_path, generation, pid, pid_start, answered, made, "
-		"next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id"
+		"next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id,"
+		" host_key, greeted"
 		" FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_INSERT] =
@@ -103,17 +119,18 @@ static const char *const sql[STMT_COUNT] = {
 		"vcpus,"
 		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, "
 		"answered, made,"
-		" next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id) "
+		" next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id,"
+		" host_key, greeted) "
 		"VALUES "
 		"(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
-		"?21,?22,?23)",
+		"?21,?22,?23,?24,?25)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
 		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, "
 		"base_path=?12, generation=?13, pid=?14,"
 		" pid_start=?15, answered=?16, made=?17, next_segment=?18, "
 		"resize_mib=?19, "
-		"commit_id=?22, image_id=?23"
+		"commit_id=?22, image_id=?23, host_key=?24, greeted=?25"
 		" WHERE id=?1",
 	[STMT_DELETE] = "DELETE FROM vms WHERE id = ?1",
 	[STMT_SEGMENT] = "INSERT INTO segments (name) VALUES (?1)",
@@ -141,6 +158,10 @@ static const char *const sql[STMT_COUNT] = {
 			  "mtime_ns, root) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
 	[STMT_BASE_DROP] = "DELETE FROM bases WHERE path = ?1",
 	[STMT_BASES] = "SELECT path, dev, inode, size, mtime_ns, root FROM bases",
+	[STMT_ENV] = "SELECT name || '=' || value FROM environment WHERE vm = ?1 "
+		     "ORDER BY name",
+	[STMT_ENV_CLEAR] = "DELETE FROM environment WHERE vm = ?1",
+	[STMT_ENV_PUT] = "INSERT INTO environment (vm, name, value) VALUES (?1, ?2, ?3)",
 };
 
 struct db {
@@ -398,6 +419,7 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 		column_text(s, 19, row->cmdline, sizeof(row->cmdline)) < 0 ||
 		column_text(s, 21, row->commit, sizeof(row->commit)) < 0 ||
 		column_text(s, 22, row->image, sizeof(row->image)) < 0 ||
+		column_text(s, 23, row->host_key, sizeof(row->host_key)) < 0 ||
 		sqlite3_column_bytes(s, 12) != (int)sizeof(row->generation))
 		return -EINVAL;
 	row->created_ms = (uint64_t)sqlite3_column_int64(s, 5);
@@ -405,6 +427,9 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 	row->vcpus = (uint32_t)sqlite3_column_int(s, 7);
 	row->disk_mib = (uint64_t)sqlite3_column_int64(s, 8);
 	memcpy(row->generation, sqlite3_column_blob(s, 12), sizeof(row->generation));
+	memset(row->greeted, 0, sizeof(row->greeted));
+	if (sqlite3_column_bytes(s, 24) == (int)sizeof(row->greeted))
+		memcpy(row->greeted, sqlite3_column_blob(s, 24), sizeof(row->greeted));
 	row->pid = sqlite3_column_int64(s, 13);
 	row->pid_start = (uint64_t)sqlite3_column_int64(s, 14);
 	row->answered = sqlite3_column_int(s, 15);
@@ -463,6 +488,8 @@ bind_row(sqlite3_stmt *s, const struct vm_row *row, bool all)
 	sqlite3_bind_int64(s, 19, (sqlite3_int64)row->resize_mib);
 	bind_text(s, 22, row->commit);
 	bind_text(s, 23, row->image);
+	bind_text(s, 24, row->host_key);
+	sqlite3_bind_blob(s, 25, row->greeted, sizeof(row->greeted), SQLITE_STATIC);
 	if (!all)
 		return;
 	sqlite3_bind_int64(s, 6, (sqlite3_int64)row->created_ms);
@@ -785,4 +812,37 @@ db_bases(struct db *db, struct db_base **ret, size_t *ret_n, struct err *e)
 	*ret = all;
 	*ret_n = n;
 	return 0;
+}
+
+int
+db_env_get(struct db *db, const char *vm, struct env *env, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_ENV];
+	int step, r = 0;
+
+	sqlite3_bind_text(s, 1, vm, -1, SQLITE_STATIC);
+	while (r == 0 && (step = sqlite3_step(s)) == SQLITE_ROW)
+		r = env_set(env, (const char *)sqlite3_column_text(s, 0), e);
+	if (r == 0 && step != SQLITE_DONE)
+		r = failed(db, "reading an environment", e);
+	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
+	return r;
+}
+
+int
+db_env_put(struct db *db, const char *vm, const struct env *env, struct err *e)
+{
+	int r = run_texts(db, STMT_ENV_CLEAR, vm, NULL, "changing an environment", e);
+
+	for (size_t i = 0; i < env->n && r == 0; i++) {
+		sqlite3_stmt *s = db->stmt[STMT_ENV_PUT];
+		size_t len = strcspn(env->v[i], "=");
+
+		sqlite3_bind_text(s, 1, vm, -1, SQLITE_STATIC);
+		sqlite3_bind_text(s, 2, env->v[i], (int)len, SQLITE_STATIC);
+		sqlite3_bind_text(s, 3, env->v[i] + len + 1, -1, SQLITE_STATIC);
+		r = run(db, STMT_ENV_PUT, "changing an environment", e);
+	}
+	return r;
 }

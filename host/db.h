@@ -16,13 +16,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/env.h"
 #include "common/err.h"
 #include "common/vmm_wire.h"
 #include "host/paths.h"
 #include "host/request.h"
 #include "host/store.h"
 
-#define DB_SCHEMA_VERSION 3
+#define DB_SCHEMA_VERSION 4
 #define DB_REASON_MAX 512
 
 enum vm_state {
@@ -59,15 +60,17 @@ struct vm_row {
 	uint64_t
 		resize_mib; /* a resize under way; 0: none. The disk may have that size */
 	uint8_t generation[16];
-	int64_t pid;	    /* 0: none */
-	uint64_t pid_start; /* field 22 of /proc/<pid>/stat: tells a reused pid */
-	bool answered;	    /* the agent did, once */
+	uint8_t greeted[16]; /* the generation its guest has acknowledged last */
+	int64_t pid;	     /* 0: none */
+	uint64_t pid_start;  /* field 22 of /proc/<pid>/stat: tells a reused pid */
+	bool answered;	     /* the agent did, once */
 	bool made;
 	uint32_t next_segment; /* <id>.<n> of the next one */
 	/* The commit it was restored from or last committed as: the next one's parent. */
 	char commit[STORE_ID_MAX];
 	/* The commit on whose memory image its memory lies. */
 	char image[STORE_ID_MAX];
+	char host_key[96]; /* SSH, public: as acknowledged; its guest's word */
 	struct labels labels;
 };
 
@@ -94,7 +97,8 @@ int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struc
 /* -EEXIST: the alias is taken. */
 int db_insert(struct db *db, const struct vm_row *row, struct err *e);
 /* All that can change but labels: alias, state, reason, parent, disk_mib, base_path,
- * generation, pid, answered, made, next_segment, resize_mib, commit, image. */
+ * generation, pid, answered, made, next_segment, resize_mib, commit, image, greeted,
+ * host_key. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
@@ -135,6 +139,11 @@ int db_base_put(struct db *db, const struct db_base *base, struct err *e);
 int db_base_drop(struct db *db, const char *path, struct err *e);
 /* malloc'd array. */
 int db_bases(struct db *db, struct db_base **ret, size_t *ret_n, struct err *e);
+
+/* What vm ("": every new VM) was given, over what env has. Goes with the VM's row. */
+int db_env_get(struct db *db, const char *vm, struct env *env, struct err *e);
+/* In the place of what was there. */
+int db_env_put(struct db *db, const char *vm, const struct env *env, struct err *e);
 
 /* 1 known, 0 not. */
 int db_segment_known(struct db *db, const char *segment, struct err *e);

@@ -312,6 +312,7 @@ enter(struct start *s, struct err *e)
 	vm->row.pid = 0;
 	vm->row.pid_start = 0;
 	vm->row.answered = false;
+	memset(vm->row.greeted, 0, sizeof(vm->row.greeted));
 	vm->row.image[0] = '\0'; /* its memory begins anew */
 	vm->row.disk_mib = vm_disk_mib(&old->row);
 	memcpy(vm->row.base_path, s->base, sizeof(vm->row.base_path));

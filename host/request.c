@@ -2,13 +2,15 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "common/cleanup.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "common/vmm_wire.h"
 
-#define BODY_TOKENS 512 /* the largest body we take has 32 labels */
+#define BODY_TOKENS 1024 /* the largest body we take has 256 variables and 32 labels */
 
 bool
 request_is_id(const char *s)
@@ -306,6 +308,39 @@ create_wait(const struct json *j, int tok, void *request, struct err *e)
 	return read_flag(j, tok, "wait", &((struct create_request *)request)->wait, e);
 }
 
+/* An object of strings. */
+static int
+read_env(const struct json *j, int tok, const char *what, struct env *env, struct err *e)
+{
+	int it = 0, key, value, r = 0;
+
+	if (json_type(j, tok) != JSON_OBJECT)
+		return err_set(e, -EINVAL, "\"%s\" is not an object of strings", what);
+	while (r == 0 && json_next(j, tok, &it, &key, &value)) {
+		cleanup_free char *name = NULL, *text = NULL, *entry = NULL;
+
+		if (json_str_dup(j, key, &name) < 0 || json_str_dup(j, value, &text) < 0)
+			return err_set(e, -EINVAL,
+				"\"%s\" is not an object of strings without NUL", what);
+		/* Else a name with "=" would be split elsewhere. */
+		if (strchr(name, '='))
+			return err_set(e, -EINVAL,
+				"\"%s\" has a variable with a \"=\" in its name", what);
+		if (asprintf(&entry, "%s=%s", name, text) < 0) {
+			entry = NULL;
+			return err_set(e, -ENOMEM, "out of memory");
+		}
+		r = env_set(env, entry, e);
+	}
+	return r;
+}
+
+static int
+create_env(const struct json *j, int tok, void *request, struct err *e)
+{
+	return read_env(j, tok, "env", &((struct create_request *)request)->env, e);
+}
+
 static const struct member create_members[] = {
 	{"alias", create_alias},
 	{"mem_mib", create_mem},
@@ -314,6 +349,7 @@ static const struct member create_members[] = {
 	{"kernel", create_kernel},
 	{"rootfs", create_rootfs},
 	{"cmdline", create_cmdline},
+	{"env", create_env},
 	{"labels", create_labels},
 	{"wait", create_wait},
 	{NULL, NULL},
@@ -333,6 +369,8 @@ request_create(const char *body, size_t len, struct create_request *ret, struct 
 
 	if (r == 0)
 		*ret = q;
+	else
+		env_done(&q.env);
 	return r;
 }
 
@@ -366,7 +404,14 @@ branch_wait(const struct json *j, int tok, void *request, struct err *e)
 	return read_flag(j, tok, "wait", &((struct branch_request *)request)->wait, e);
 }
 
+static int
+branch_env(const struct json *j, int tok, void *request, struct err *e)
+{
+	return read_env(j, tok, "env", &((struct branch_request *)request)->env, e);
+}
+
 static const struct member branch_members[] = {
+	{"env", branch_env},
 	{"count", branch_count},
 	{"alias", branch_alias},
 	{"labels", branch_labels},
@@ -381,16 +426,20 @@ read_branch(const char *what, const char *body, size_t len, struct branch_reques
 	struct branch_request q = {.count = 1, .wait = true};
 	int r = read_body(what, branch_members, body, len, &q, e);
 
-	if (r < 0)
+	if (r < 0) {
+		env_done(&q.env);
 		return r;
+	}
 	if (q.count > 1 && q.alias[0]) {
 		/* The last child's alias, "<alias>-<count - 1>", must be one too. */
 		char last[VM_ALIAS_MAX + 16];
 
 		snprintf(last, sizeof(last), "%s-%u", q.alias, q.count - 1);
 		r = request_check_alias(last, e);
-		if (r < 0)
+		if (r < 0) {
+			env_done(&q.env);
 			return r;
+		}
 	}
 	*ret = q;
 	return 0;
@@ -622,6 +671,60 @@ request_resize(const char *body, size_t len, struct resize_request *ret, struct 
 	return 0;
 }
 
+static int
+environment_set(const struct json *j, int tok, void *request, struct err *e)
+{
+	return read_env(j, tok, "set", &((struct environment_request *)request)->set, e);
+}
+
+static int
+environment_delete(const struct json *j, int tok, void *request, struct err *e)
+{
+	struct environment_request *q = request;
+	int it = 0, key, value;
+
+	if (json_type(j, tok) != JSON_ARRAY || json_size(j, tok) > ENV_VARS_MAX)
+		return err_set(e, -EINVAL,
+			"\"delete\" is not an array of at most %d names", ENV_VARS_MAX);
+	q->remove = calloc((size_t)json_size(j, tok) + 1, sizeof(*q->remove));
+	if (!q->remove)
+		return err_set(e, -ENOMEM, "out of memory");
+	while (json_next(j, tok, &it, &key, &value))
+		if (json_str(j, value, q->remove[q->n_remove++], sizeof(*q->remove)) < 0)
+			return err_set(e, -EINVAL,
+				"\"delete\" is not an array of at most %d names",
+				ENV_VARS_MAX);
+	return 0;
+}
+
+static const struct member environment_members[] = {
+	{"set", environment_set},
+	{"delete", environment_delete},
+	{NULL, NULL},
+};
+
+void
+environment_request_done(struct environment_request *q)
+{
+	env_done(&q->set);
+	free(q->remove);
+	*q = (struct environment_request){0};
+}
+
+int
+request_environment(
+	const char *body, size_t len, struct environment_request *ret, struct err *e)
+{
+	struct environment_request q = {0};
+	int r = read_body("PUT /v1/environment", environment_members, body, len, &q, e);
+
+	if (r == 0)
+		*ret = q;
+	else
+		environment_request_done(&q);
+	return r;
+}
+
 static const struct member no_members[] = {{NULL, NULL}};
 
 int
@@ -794,6 +897,8 @@ static const struct {
 	{"GET", "/v1/tags", CALL_TAGS},
 	{"PUT", "/v1/tags/*", CALL_TAG_PUT},
 	{"DELETE", "/v1/tags/*", CALL_TAG_DELETE},
+	{"GET", "/v1/environment", CALL_ENV},
+	{"PUT", "/v1/environment", CALL_ENV_PUT},
 	{"POST", "/v1/shutdown", CALL_SHUTDOWN},
 };
 

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/env.h"
 #include "common/err.h"
 
 #define REQUEST_BODY_MAX (1024u * 1024u)
@@ -49,6 +50,7 @@ struct create_request {
 	char rootfs[VM_IMAGE_MAX];
 	char cmdline[VM_CMDLINE_MAX];
 	struct labels labels;
+	struct env env; /* owned: env_done() */
 	bool wait;
 };
 
@@ -57,8 +59,17 @@ struct branch_request {
 	uint32_t count;
 	char alias[VM_ALIAS_MAX + 1];
 	struct labels labels;
+	struct env env; /* owned: env_done(); {index} and {id} are not replaced yet */
 	bool wait;
 };
+
+/* PUT /v1/environment */
+struct environment_request {
+	struct env set;			  /* owned */
+	char (*remove)[ENV_NAME_MAX + 1]; /* owned */
+	size_t n_remove;
+};
+void environment_request_done(struct environment_request *q);
 
 /* PUT /v1/vms/{vm}/alias */
 struct alias_request {
@@ -124,6 +135,8 @@ enum call {
 	CALL_TAGS,
 	CALL_TAG_PUT,
 	CALL_TAG_DELETE,
+	CALL_ENV,
+	CALL_ENV_PUT,
 	CALL_SHUTDOWN,
 };
 
@@ -162,6 +175,8 @@ int request_commit(
 int request_spawn(
 	const char *body, size_t len, struct branch_request *ret, struct err *e);
 int request_tag(const char *body, size_t len, struct tag_request *ret, struct err *e);
+int request_environment(
+	const char *body, size_t len, struct environment_request *ret, struct err *e);
 /* For calls that take no body: anything but nothing or {} is an error. */
 int request_empty(const char *body, size_t len, struct err *e);
 

@@ -18,7 +18,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
-#include "host/tree_priv.h"
+#include "host/hello.h"
 
 struct spawn {
 	struct tree *t;
@@ -55,6 +55,8 @@ enter_one(struct spawn *s, unsigned i, struct err *e)
 	s->vms[s->n_vms++] = vm;
 	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 	r = db_insert(t->db, &vm->row, e);
+	if (r == 0)
+		r = vm_environment_enter(t, vm, &s->q->env, i, e);
 	if (r == 0)
 		r = db_chain_append(t->db, vm->row.id, segment, e);
 	return r;

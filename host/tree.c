@@ -16,7 +16,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "host/agent_client.h"
-#include "host/tree_priv.h"
+#include "host/hello.h"
 
 #define NS_PER_MS 1000000ull
 
@@ -496,33 +496,6 @@ tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms)
  * closed its control socket and lives on, which no sound one does.
  */
 
-static void
-probe(struct tree *t, struct vm *vm)
-{
-	char path[PATHS_MAX];
-	int timeout_ms = 200 << (vm->probes > 3 ? 3 : vm->probes);
-	uint64_t pause_ms = 500u << (vm->probes > 5 ? 5 : vm->probes);
-	struct err e;
-	int r;
-
-	vm->probes++;
-	vm->refs++;
-	pthread_mutex_unlock(&t->lock);
-	r = vm_socket_path(t, vm, path);
-	if (r == 0)
-		r = agent_ping(path, timeout_ms, NULL, &e);
-	pthread_mutex_lock(&t->lock);
-	if (r == 0 && vm->row.state == VM_STARTING && !vm->op && vm->listed) {
-		vm->row.state = VM_RUNNING;
-		vm->row.answered = true;
-		if (db_update(t->db, &vm->row, &e) < 0)
-			log_err("vm %s: %s", vm->row.id, e.msg);
-		log_info("vm %s (%s): its agent answers", vm->row.id, vm_name(vm));
-	}
-	vm->probe_at_ns = io_now_ns() + pause_ms * NS_PER_MS;
-	vm_unref(vm);
-}
-
 static void *
 tender_main(void *tree)
 {
@@ -548,7 +521,7 @@ tender_main(void *tree)
 					next = vm->closed_ns + CLOSED_GRACE_NS;
 				}
 			}
-			if (vm->row.state != VM_STARTING || vm->op || vm->dead)
+			if (!vm_hello_due(vm))
 				continue;
 			if (vm->probe_at_ns < next) {
 				next = vm->probe_at_ns;
@@ -556,7 +529,7 @@ tender_main(void *tree)
 			}
 		}
 		if (due && next <= now) {
-			probe(t, due);
+			vm_hello_tend(t, due);
 			continue;
 		}
 		until = deadline_in(next > now ? (next - now) / NS_PER_MS + 1 : 1);
@@ -591,11 +564,22 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
 	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up};
 	char path[PATHS_MAX];
 	struct err why = {0};
+	bool answers = false;
 	int r = vm_socket_path(t, vm, path);
 
 	if (r == 0)
 		r = agent_wait_ready(
 			path, t->config.agent_timeout_ms, agent_wait_cancel, &w, &why);
+	answers = r == 0;
+	/* The tender may be telling it: then it is waited for. */
+	while (answers &&
+		(r = vm_hello(t, vm, t->config.hello_timeout_ms, agent_wait_cancel, &w,
+			 &why)) == -EBUSY &&
+		(r = agent_wait_cancel(&w)) == 0) {
+		struct timespec pause = {.tv_nsec = 5000000};
+
+		nanosleep(&pause, NULL);
+	}
 	/* A VMM that dies takes its socket along; the pidfd says so a moment later. */
 	pthread_mutex_lock(&t->lock);
 	if (r == -ENOTCONN || r == -ENOENT)
@@ -604,6 +588,9 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
 		r = err_set(e, -ESRCH,
 			"vm \"%s\" ended before its agent answered: %.350s", vm_name(vm),
 			vm->row.reason);
+	} else if (r < 0 && answers && r != -ECANCELED) {
+		r = err_set(e, r, "vm \"%s\" did not become who it is: %.400s",
+			vm_name(vm), why.msg);
 	} else if (r == -ETIMEDOUT) {
 		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s",
 			vm_name(vm), t->config.agent_timeout_ms / 1000);
@@ -614,11 +601,6 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
 	} else if (r < 0) {
 		r = err_set(e, r, "vm \"%s\": its agent does not answer: %.350s",
 			vm_name(vm), why.msg);
-	} else {
-		vm->row.answered = true;
-		if (vm->row.state == VM_STARTING)
-			vm->row.state = VM_RUNNING;
-		r = db_update(t->db, &vm->row, e);
 	}
 	pthread_mutex_unlock(&t->lock);
 	return r;
@@ -658,6 +640,8 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	if (!t)
 		return err_set(e, -ENOMEM, "out of memory");
 	t->config = *config;
+	if (!t->config.hello_timeout_ms)
+		t->config.hello_timeout_ms = TREE_HELLO_TIMEOUT_MS;
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_mutex_init(&t->store_lock, NULL);
 	pthread_rwlock_init(&t->gc_lock, NULL);
@@ -751,6 +735,22 @@ stats_json(const struct vmm_stats_answer *s, struct json_out *out)
 	json_out_end_object(out);
 }
 
+static void
+hello_json(const struct agent_ack *ack, struct json_out *out)
+{
+	json_out_object(out, "hello");
+	json_out_u64(out, "total_us", ack->total_us);
+	json_out_array(out, "steps");
+	for (unsigned i = 0; i < ack->n_steps; i++) {
+		json_out_object(out, NULL);
+		json_out_str(out, "step", ack->steps[i].name);
+		json_out_u64(out, "us", ack->steps[i].us);
+		json_out_end_object(out);
+	}
+	json_out_end_array(out);
+	json_out_end_object(out);
+}
+
 void
 vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
 	const struct vmm_stats_answer *stats, const struct vm_costs *costs)
@@ -790,6 +790,7 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 		json_out_null(out, "pid");
 	hex(text, row->generation, sizeof(row->generation));
 	json_out_str(out, "generation", text);
+	json_out_str(out, "host_key", row->host_key[0] ? row->host_key : NULL);
 	snprintf(
 		text, sizeof(text), "%.4000s/vms/%s/agent.sock", t->config.home, row->id);
 	json_out_str(out, "agent_socket", text);
@@ -797,6 +798,8 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 	json_out_str(out, "console", text);
 	if (stats)
 		stats_json(stats, out);
+	if ((stats || costs) && vm->ack.n_steps)
+		hello_json(&vm->ack, out);
 	if (costs)
 		vm_costs_json(costs, out);
 	json_out_end_object(out);

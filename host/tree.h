@@ -29,12 +29,14 @@ struct tree_config {
 	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
 	int answer_timeout_ms;	  /* other requests to a VMM */
 	int agent_timeout_ms;	  /* started -> the agent answers a ping */
+	int hello_timeout_ms;	  /* that -> it acknowledges who it is; 0: the default */
 	unsigned pool_size; /* blank VMMs kept of each shape that is used; 0: none */
 	uint64_t flat_mib;  /* flat images of commits nobody runs on, on disk */
 };
 #define TREE_START_TIMEOUT_MS 60000
 #define TREE_ANSWER_TIMEOUT_MS 20000
 #define TREE_AGENT_TIMEOUT_MS 600000
+#define TREE_HELLO_TIMEOUT_MS 120000
 
 #define TREE_POOL_SIZE 2
 #define TREE_POOL_MAX 64
@@ -78,6 +80,10 @@ int tree_branch(struct tree *t, const char *name, const struct branch_request *q
 int tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 	struct json_out *out, struct err *e);
 int tree_alias(struct tree *t, const char *name, const struct alias_request *q,
+	struct json_out *out, struct err *e);
+/* The environment that every new VM of this home gets. */
+int tree_environment(struct tree *t, struct json_out *out, struct err *e);
+int tree_environment_change(struct tree *t, const struct environment_request *q,
 	struct json_out *out, struct err *e);
 int tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e);
 int tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e);

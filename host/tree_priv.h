@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "host/agent_hello.h"
 #include "host/db.h"
 #include "host/launch.h"
 #include "host/store.h"
@@ -35,6 +36,9 @@ struct vm {
 	uint64_t closed_ns;   /* when its control socket closed; 0: it is open */
 	uint64_t probe_at_ns; /* when the agent is asked next */
 	unsigned probes;
+	bool greeting;		 /* somebody says hello to it (hello.c) */
+	uint64_t hello_began_ns; /* the tender's first; 0: none is under way */
+	struct agent_ack ack;	 /* of its first hello in this life; n_steps 0: none */
 };
 
 struct flat;

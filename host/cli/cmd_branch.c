@@ -35,7 +35,7 @@ run(int argc, char **argv)
 	struct out_progress progress;
 	struct err e = {0};
 	uint64_t start_ns;
-	struct fan fan;
+	cleanup_fan struct fan fan = {0};
 	int r = fan_read(&s, "branch takes one VM; a name for the branch goes behind -n",
 		&fan, &e);
 

@@ -112,6 +112,8 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	}
 	if (vm->generation[0])
 		line("generation", vm->generation);
+	if (vm->host_key[0])
+		line("host key", vm->host_key);
 	if (vm->agent_socket[0])
 		line("socket", vm->agent_socket);
 	if (vm->console)

@@ -9,6 +9,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "host/cli/env.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
@@ -27,7 +28,9 @@ enum {
 	OPT_ROOTFS,
 	OPT_KERNEL,
 	OPT_CMDLINE,
-	OPT_NO_WAIT
+	OPT_NO_WAIT,
+	OPT_ENV,
+	OPT_ENV_FILE
 };
 
 static const struct opt options[] = {
@@ -48,8 +51,13 @@ static const struct opt options[] = {
 	{'l', "label", "key=value", "label the VM; may be given several times",
 		COMPLETE_NOTHING},
 	{'c', "checkout", NULL, "check the VM out in this folder", COMPLETE_NOTHING},
+	{OPT_ENV, "env", "NAME=value", "environment variable; may be given several times",
+		COMPLETE_NOTHING},
+	{OPT_ENV_FILE, "env-file", "FILE", "environment variables, as a shell reads them",
+		COMPLETE_FILE},
 	{OPT_NO_WAIT, "no-wait", NULL,
-		"return when its CPUs run, not when its agent answers", COMPLETE_NOTHING},
+		"return when its CPUs run, not when it has become itself",
+		COMPLETE_NOTHING},
 	{'C', "config", "FILE",
 		"settings, instead of pando.toml or vers.toml in this folder",
 		COMPLETE_FILE},
@@ -171,7 +179,7 @@ run_prepare_image(
 /* The verb --------------------------------------------------------------------------- */
 
 static int
-parse(struct opt_scan *s, struct client_run *spec, const char **labels,
+parse(struct opt_scan *s, struct client_run *spec, struct env *env, const char **labels,
 	const char **config, bool *checkout, struct err *e)
 {
 	int key;
@@ -215,6 +223,12 @@ parse(struct opt_scan *s, struct client_run *spec, const char **labels,
 		case 'c':
 			*checkout = true;
 			break;
+		case OPT_ENV:
+			r = cli_env_add(env, s->arg, e);
+			break;
+		case OPT_ENV_FILE:
+			r = cli_env_file(env, s->arg, e);
+			break;
 		case OPT_NO_WAIT:
 			spec->no_wait = true;
 			break;
@@ -255,18 +269,19 @@ run(int argc, char **argv)
 	struct opt_scan s = opt_scan(&verb_run, argc, argv);
 	cleanup_free char *kernel_path = NULL, *rootfs_path = NULL;
 	cleanup_client_reply struct client_reply reply = {0};
+	cleanup_env struct env env = {0};
 	cleanup_client_vm struct client_vm vm = {0};
 	cleanup_config struct config config = {0};
 	cleanup_client struct client *c = NULL;
 	const char *labels[LABELS_MAX], *config_path = NULL;
-	struct client_run spec = {.labels = labels};
+	struct client_run spec = {.labels = labels, .env = &env};
 	struct out_progress progress;
 	struct err e = {0};
 	bool checkout = false;
 	uint64_t start_ns;
 	int r;
 
-	r = parse(&s, &spec, labels, &config_path, &checkout, &e);
+	r = parse(&s, &spec, &env, labels, &config_path, &checkout, &e);
 	if (r != OPT_END)
 		return opt_leave(&s, r, &e);
 	if (config_load(config_path, ".", &config, &e) < 0)
@@ -296,6 +311,8 @@ run(int argc, char **argv)
 	if (!s.quiet)
 		fprintf(stderr, "pando: %s is %s after %.1f s\n", client_vm_name(&vm),
 			vm.state, (double)(io_now_ns() - start_ns) / 1e9);
+	if (!s.quiet)
+		cli_env_tell(&env);
 	if (checkout)
 		pick_checkout(&vm, s.quiet);
 	return EXIT_OK;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "host/cli/env.h"
 #include "host/cli/pick.h"
 
 static int
@@ -24,6 +25,7 @@ fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *
 
 	*ret = (struct fan){.name = NULL};
 	ret->spec.labels = ret->labels;
+	ret->spec.env = &ret->env;
 	while ((key = opt_next(s, e)) != OPT_END) {
 		r = 0;
 		switch (key) {
@@ -40,6 +42,12 @@ fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *
 			break;
 		case 'l':
 			r = take_label(ret, s->arg, e);
+			break;
+		case FAN_ENV:
+			r = cli_env_add(&ret->env, s->arg, e);
+			break;
+		case FAN_ENV_FILE:
+			r = cli_env_file(&ret->env, s->arg, e);
 			break;
 		case FAN_NO_WAIT:
 			ret->spec.no_wait = true;
@@ -65,6 +73,12 @@ fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *
 }
 
 void
+fan_done(struct fan *f)
+{
+	env_done(&f->env);
+}
+
+void
 fan_print(const struct fan *f, const struct opt_scan *s, const struct client_vms *vms,
 	const struct client_reply *reply)
 {
@@ -73,6 +87,8 @@ fan_print(const struct fan *f, const struct opt_scan *s, const struct client_vms
 	else
 		for (size_t i = 0; i < vms->n; i++)
 			puts(vms->v[i].id);
+	if (!s->quiet)
+		cli_env_tell(&f->env);
 	if (f->checkout && vms->n == 1)
 		pick_checkout(&vms->v[0], s->quiet);
 }

@@ -5,13 +5,14 @@
 #ifndef PANDO_CLI_FAN_H
 #define PANDO_CLI_FAN_H
 
+#include "common/env.h"
 #include "host/cli/opt.h"
 #include "host/client.h"
 
 #define FAN_LABELS_MAX 64
 #define FAN_COUNT_MAX 1024
 
-enum { FAN_NO_WAIT = 256, FAN_COUNT };
+enum { FAN_NO_WAIT = 256, FAN_COUNT, FAN_ENV, FAN_ENV_FILE };
 
 /* shown, shown_name: the spelling of the alias's option that help tells; the other is
  * accepted, too. */
@@ -26,24 +27,34 @@ enum { FAN_NO_WAIT = 256, FAN_COUNT };
 		{'l', "label", "key=value", \
 			"label the " things "; may be given several times", \
 			COMPLETE_NOTHING}, \
+		{FAN_ENV, "env", "NAME=value", \
+			"environment variable; {index} and {id} in it are replaced; " \
+			"may be given several times", \
+			COMPLETE_NOTHING}, \
+		{FAN_ENV_FILE, "env-file", "FILE", \
+			"environment variables, as a shell reads them", COMPLETE_FILE}, \
 		{FAN_NO_WAIT, "no-wait", NULL, \
-			"return when their CPUs run, not when their agents answer", \
+			"return when their CPUs run, not when they have become " \
+			"themselves", \
 			COMPLETE_NOTHING}, \
 	{ \
 		0, NULL, NULL, NULL, COMPLETE_NOTHING \
 	}
 
 struct fan {
-	struct client_branch spec; /* its labels are those below */
+	struct client_branch spec; /* its labels and environment are those below */
+	struct env env;
 	const char *labels[FAN_LABELS_MAX];
 	const char *name; /* of what they are made of; NULL: not said */
 	bool checkout;
 };
 
 /* Reads all options and at most one word; another is an error with that sentence.
- * OPT_END, or what opt_leave() takes. */
+ * OPT_END, or what opt_leave() takes. fan_done() frees it, in each case. */
 int fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *e);
-/* The ids, or pandod's answer, and the checkout. */
+void fan_done(struct fan *f);
+#define cleanup_fan __attribute__((cleanup(fan_done)))
+/* The ids, or pandod's answer, what cannot be where environments are, and the checkout. */
 void fan_print(const struct fan *f, const struct opt_scan *s,
 	const struct client_vms *vms, const struct client_reply *reply);
 

@@ -166,6 +166,15 @@ pick_reachable(const struct client_vm *vm, struct err *e)
 	if (strcmp(vm->state, "paused") == 0)
 		return err_set(e, -EBUSY,
 			"\"%s\" is paused; `pando resume %s` lets it go on", name, name);
+	/* Until it has acknowledged who it is it may believe to be the machine it comes
+	 * from. One that boots is nobody else, and somebody may want to know why it is
+	 * slow. */
+	if (strcmp(vm->state, "starting") == 0 && (vm->parent[0] || vm->commit[0]))
+		return err_set(e, -EAGAIN,
+			"\"%s\" has not become itself yet (state \"starting\"): try "
+			"again; "
+			"without --no-wait it is waited for",
+			name);
 	if (!lives(vm) || !vm->agent_socket[0])
 		return err_set(e, -ESHUTDOWN, "\"%s\" is %s%s%s", name, vm->state,
 			vm->reason ? ": " : "", vm->reason ? vm->reason : "");

@@ -30,7 +30,8 @@ int pick_head(struct client *c, const struct head *h, struct client_vm *ret,
 void pick_checkout(const struct client_vm *vm, bool quiet);
 
 /* Whether commands and files can go to it: a VM that is paused, stopped or failed is a
- * sentence that says so (-EBUSY paused, -ESHUTDOWN otherwise). */
+ * sentence that says so (-EBUSY paused, -EAGAIN a branch that may still believe to be its
+ * parent, -ESHUTDOWN otherwise). */
 int pick_reachable(const struct client_vm *vm, struct err *e);
 
 /* As many leading digits of id as no other id begins with, at least 6. */

@@ -11,7 +11,7 @@ extern const struct verb verb_run, verb_status, verb_info, verb_execute, verb_br
 	verb_disk, verb_doctor, verb_machine, verb_version, verb_completion, verb_help,
 	verb_swarm, verb_stop, verb_start, verb_resize, verb_checkout, verb_head,
 	verb_commit, verb_run_commit, verb_history, verb_tag, verb_diff, verb_verify,
-	verb_gc;
+	verb_gc, verb_env;
 
 const struct verb *const verbs[] = {
 	&verb_run,
@@ -29,6 +29,7 @@ const struct verb *const verbs[] = {
 	&verb_stop,
 	&verb_start,
 	&verb_resize,
+	&verb_env,
 	&verb_checkout,
 	&verb_head,
 	&verb_commit,

@@ -73,7 +73,37 @@ while [ $i -lt "$ROUNDS" ]; do
 	timed "$work/branch" pando branch "$vm" -q -n child
 	pando delete -y -q child >/dev/null 2>&1 || :
 done
-report "branch until its agent answers" "pando branch" "$ROUNDS" "$work/branch"
+report "branch until it is acknowledged" "pando branch" "$ROUNDS" "$work/branch"
+# The guest's own clock: from a hello's arrival to its acknowledgement, and what each step has of it.
+hellos() { # count, rounds
+	hellos_of=$1
+	rm -f "$work"/hello.* "$work/request"
+	i=0
+	while [ $i -lt "$2" ]; do
+		i=$((i + 1))
+		timed "$work/request" pando branch "$vm" -q --count "$1" -n bench
+		k=0
+		while [ $k -lt "$1" ]; do
+			name=bench-$k
+			[ "$1" -gt 1 ] || name=bench
+			[ $k -gt 0 ] || timed "$work/first" pando execute $name -- true
+			info $name '"\n".join("%s %d" % (s["step"], s["us"]) for s in j["hello"]["steps"] + [{"step": "total", "us": j["hello"]["total_us"]}])' \
+				2>/dev/null | while read -r step us; do
+				echo "$us" >>"$work/hello.$step"
+			done
+			pando delete -y -q $name >/dev/null 2>&1 || :
+			k=$((k + 1))
+		done
+	done
+	report "branch of $hellos_of until all are acknowledged" "pando branch --count $hellos_of" "$2" "$work/request"
+	report "  then the first execute true" "pando execute -- true" "$2" "$work/first"
+	for step in total random clock host-name machine-id boot-id seeds environment ssh-keys identity hooks units; do
+		[ ! -e "$work/hello.$step" ] || report "  in the guest: $step" "hello to acknowledgement" $(($1 * $2)) "$work/hello.$step"
+	done
+	rm -f "$work/first"
+}
+hellos 1 "$ROUNDS"
+hellos "${CHILDREN:-32}" "$(((ROUNDS + 9) / 10))"
 own=$(own_memory_kib "$(info "$vm" 'j["pid"]')" 512)
 if [ -n "$json" ]; then
 	printf '{"name":"VMM own memory","unit":"KiB","value":%d}\n' "$own"

@@ -1,8 +1,8 @@
 /*
- * Frames as the host takes them from a guest, which may be hostile: during a command and
- * during a get. The first byte chooses (the second is kept for the guest's side, so that
- * both corpora are alike). Success needs an exit record; nothing may be written beside
- * the get's folder; output may not exceed what came.
+ * Frames as the host takes them from a guest, which may be hostile: during a command, a
+ * get and a hello. The first byte chooses (the second is kept for the guest's side, so
+ * that both corpora are alike). Success needs an exit record; nothing may be written
+ * beside the get's folder; output may not exceed what came.
  */
 #include <dirent.h>
 #include <stdint.h>
@@ -15,6 +15,7 @@
 
 /* The loops are static there; the dialling before them is none of a guest's frames. */
 #include "host/agent_exec.c"
+#include "host/agent_hello.c"
 #include "common/tar.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -123,6 +124,29 @@ in_get(int fd)
 	io_remove_tree(folder, NULL);
 }
 
+static void
+in_hello(int fd)
+{
+	static const uint8_t generation[16] = {0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11,
+		0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11};
+	struct agent_hello h = {.id = "0a1b2c3d4e5f", .generation = generation};
+	struct agent_link l = AGENT_LINK_INIT;
+	char step[AGENT_STEP_NAME_MAX + 1] = "";
+	struct agent_ack ack = {0};
+	struct err e = {0};
+	bool failed = false;
+	int r;
+
+	l.fd = fd;
+	r = hello_frames(&l, &h, io_now_ns() + 1000000000u, step, &failed, &ack, &e);
+	if (r > 0 || (r < 0 && (e.code != r || !*e.msg)) ||
+		strlen(step) > AGENT_STEP_NAME_MAX ||
+		(r == 0 && ack.host_key[0] && !agent_is_host_key(ack.host_key)) ||
+		ack.n_steps > AGENT_STEPS_MAX)
+		abort();
+	agent_link_done(&l);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -140,7 +164,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	}
 	shutdown(fd[0], SHUT_WR);
-	if (data[0] & 1)
+	if (data[0] & 2)
+		in_hello(fd[1]);
+	else if (data[0] & 1)
 		in_command(fd[1], size);
 	else
 		in_get(fd[1]);

@@ -77,12 +77,23 @@ fuzz_route(const char *text)
 	}
 }
 
+/* Every entry has a name and a value, and the whole its bounds. Ends it. */
+static void
+check_env(struct env *env)
+{
+	must(env->n <= ENV_VARS_MAX && env->bytes <= ENV_BYTES_MAX);
+	for (size_t i = 0; i < env->n; i++)
+		must(env->v[i][0] != '=' && strchr(env->v[i], '='));
+	env_done(env);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct create_request create;
 	static struct branch_request branch;
 	static struct commit_request commit;
+	struct environment_request environment;
 	struct tag_request tag;
 	struct alias_request alias;
 	struct resize_request resize;
@@ -100,7 +111,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	memcpy(text, data + 1, size - 1);
 	text[size - 1] = '\0';
-	switch (data[0] % 12) {
+	switch (data[0] % 13) {
 	case 0:
 		fuzz_route(text);
 		break;
@@ -119,6 +130,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			create.mem_mib <= VMM_MEM_MAX_MIB);
 		must(create.vcpus >= 1 && create.vcpus <= VMM_VCPUS_MAX);
 		must(create.disk_mib <= VM_DISK_MAX_MIB);
+		check_env(&create.env);
 		break;
 	case 2:
 		r = request_branch(text, size - 1, &branch, &e);
@@ -129,6 +141,17 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check_alias(branch.alias);
 		check_labels(&branch.labels);
 		must(branch.count >= 1 && branch.count <= VM_BRANCH_MAX);
+		check_env(&branch.env);
+		break;
+	case 12:
+		r = request_environment(text, size - 1, &environment, &e);
+		if (r < 0) {
+			check_error(r, &e);
+			break;
+		}
+		must(environment.n_remove <= ENV_VARS_MAX);
+		check_env(&environment.set);
+		environment_request_done(&environment);
 		break;
 	case 3:
 		r = request_alias(text, size - 1, &alias, &e);
@@ -186,6 +209,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check_alias(branch.alias);
 		check_labels(&branch.labels);
 		must(branch.count >= 1 && branch.count <= VM_BRANCH_MAX);
+		check_env(&branch.env);
 		break;
 	case 11:
 		r = request_tag(text, size - 1, &tag, &e);

@@ -17,6 +17,7 @@
 #include "common/agent_frame.h"
 #include "common/cleanup.h"
 #include "common/json_bytes.h"
+#include "guest-agent/peer.h"
 #include "guest-agent/reap.h"
 #include "guest-agent/request.h"
 #include "guest-agent/ring.h"
@@ -60,6 +61,26 @@ users_are_found_by_name_and_number(void **state)
 	assert_int_equal(user_parse(passwd, NULL, "de", &u, &e), -ENOENT);
 	assert_int_equal(user_parse("", NULL, "root", &u, &e), -ENOENT);
 	assert_non_null(strstr(e.msg, "root"));
+}
+
+static void
+only_the_host_is_the_host(void **state)
+{
+	struct sockaddr_vm a = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST};
+
+	(void)state;
+	assert_true(peer_is_host(&a));
+	/* A process of this machine, by its own number or as a neighbour, the
+	 * hypervisor's old number, nobody. */
+	for (unsigned cid = 0; cid < 6; cid++) {
+		a.svm_cid = cid;
+		assert_int_equal(peer_is_host(&a), cid == 2);
+	}
+	a.svm_cid = VMADDR_CID_ANY;
+	assert_false(peer_is_host(&a));
+	a.svm_cid = VMADDR_CID_HOST;
+	a.svm_family = AF_UNIX;
+	assert_false(peer_is_host(&a));
 }
 
 static void
@@ -326,6 +347,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(users_are_found_by_name_and_number),
+		cmocka_unit_test(only_the_host_is_the_host),
 		cmocka_unit_test(environment_file_is_read_as_pam_does),
 		cmocka_unit_test(journal_keeps_the_last_bytes_by_offset),
 		cmocka_unit_test(requests_keep_what_was_given),

@@ -493,6 +493,29 @@ the_manual_page_has_every_verb_and_option(void **state)
 }
 
 static void
+nobody_reaches_a_branch_that_is_not_itself_yet(void **state)
+{
+	struct client_vm vm = {.id = "0a1b2c3d4e5f",
+		.state = "starting",
+		.agent_socket = "/x",
+		.parent = "ffffffffffff"};
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(pick_reachable(&vm, &e), -EAGAIN);
+	assert_non_null(strstr(e.msg, "0a1b2c3d4e5f"));
+	strcpy(vm.state, "running");
+	assert_int_equal(pick_reachable(&vm, &e), 0);
+	/* Of a commit; and one that boots, which is nobody else. */
+	strcpy(vm.state, "starting");
+	vm.parent[0] = '\0';
+	strcpy(vm.commit, "abc");
+	assert_int_equal(pick_reachable(&vm, &e), -EAGAIN);
+	vm.commit[0] = '\0';
+	assert_int_equal(pick_reachable(&vm, &e), 0);
+}
+
+static void
 ids_are_told_from_names(void **state)
 {
 	struct client_vm vms[] = {
@@ -732,6 +755,7 @@ main(void)
 			remove_project),
 		cmocka_unit_test(every_verb_has_a_table_that_holds_together),
 		cmocka_unit_test(the_manual_page_has_every_verb_and_option),
+		cmocka_unit_test(nobody_reaches_a_branch_that_is_not_itself_yet),
 		cmocka_unit_test(ids_are_told_from_names),
 		cmocka_unit_test(untrusted_text_cannot_command_a_terminal),
 		cmocka_unit_test(sizes_and_ages_are_short),

@@ -232,11 +232,17 @@ an_older_schema_becomes_this_one(void **state)
 	       "cmdline;"
 	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN "
 	       "commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
+	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN "
+	       "greeted;"
+	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
 	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
 	assert_string_equal(got.id, a.id);
 	assert_string_equal(got.kernel_path, "");
+	/* One that runs is not asked who it is: its agent may not know the question. */
+	assert_memory_equal(got.greeted, got.generation, sizeof(got.greeted));
+	assert_string_equal(got.host_key, "");
 	assert_int_equal(got.resize_mib, 0);
 	/* What a start and a resize change. */
 	snprintf(got.base_path, sizeof(got.base_path), "/x/bases/aaaaaaaaaaaa.1");
@@ -247,6 +253,61 @@ an_older_schema_becomes_this_one(void **state)
 	assert_string_equal(a.base_path, got.base_path);
 	assert_int_equal(a.disk_mib, 2048);
 	assert_int_equal(a.resize_mib, 4096);
+}
+
+static void
+environments_are_kept_apart_and_go_with_their_vms(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", ""), b = row("bbbbbbbbbbbb", "b", "");
+	cleanup_env struct env defaults = {0}, own = {0}, other = {0}, got = {0};
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	assert_int_equal(env_set(&defaults, "ALL=1\n2", &e), 0);
+	assert_int_equal(env_set(&own, "OWN=a=b", &e), 0);
+	assert_int_equal(env_set(&other, "OWN=", &e), 0);
+	assert_int_equal(db_env_put(db, "", &defaults, &e), 0);
+	assert_int_equal(db_env_put(db, a.id, &own, &e), 0);
+	assert_int_equal(db_env_put(db, b.id, &other, &e), 0);
+	assert_int_equal(db_env_get(db, a.id, &got, &e), 0);
+	assert_int_equal(got.n, 1);
+	assert_string_equal(got.v[0], "OWN=a=b");
+	env_done(&got);
+	/* Replaced, not merged. */
+	assert_int_equal(db_env_put(db, a.id, &defaults, &e), 0);
+	assert_int_equal(db_env_get(db, a.id, &got, &e), 0);
+	assert_int_equal(got.n, 1);
+	assert_string_equal(got.v[0], "ALL=1\n2");
+	env_done(&got);
+	assert_int_equal(db_delete(db, a.id, &e), 0);
+	assert_int_equal(db_env_get(db, a.id, &got, &e), 0);
+	assert_int_equal(got.n, 0);
+	assert_int_equal(db_env_get(db, b.id, &got, &e), 0);
+	assert_string_equal(env_get(&got, "OWN"), "");
+	env_done(&got);
+	assert_int_equal(db_env_get(db, "", &got, &e), 0);
+	assert_string_equal(env_get(&got, "ALL"), "1\n2");
+}
+
+static void
+who_a_guest_said_it_is_is_kept(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", ""), got;
+
+	(void)state;
+	snprintf(a.host_key, sizeof(a.host_key), "ssh-ed25519 AAAA");
+	memset(a.greeted, 7, sizeof(a.greeted));
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
+	assert_string_equal(got.host_key, a.host_key);
+	assert_memory_equal(got.greeted, a.greeted, sizeof(a.greeted));
+	a.host_key[0] = '\0';
+	memset(a.greeted, 8, sizeof(a.greeted));
+	assert_int_equal(db_update(db, &a, &e), 0);
+	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
+	assert_string_equal(got.host_key, "");
+	assert_memory_equal(got.greeted, a.greeted, sizeof(a.greeted));
 }
 
 static void
@@ -352,7 +413,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 3)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 4)"));
 }
 
 static void
@@ -392,6 +453,8 @@ main(void)
 		T(segments_live_as_long_as_a_chain_names_them),
 		T(a_long_chain_is_read_whole),
 		T(an_older_schema_becomes_this_one),
+		T(environments_are_kept_apart_and_go_with_their_vms),
+		T(who_a_guest_said_it_is_is_kept),
 		T(a_chains_own_segments_are_those_of_no_other),
 		T(where_a_vm_comes_from_is_kept),
 		T(a_base_is_known_as_long_as_it_is_the_same_file),

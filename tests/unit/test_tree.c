@@ -31,6 +31,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "host/agent_client.h"
+#include "host/agent_hello.h"
 #include "host/tree.h"
 #include "tests/unit/fake_vmm.h"
 
@@ -79,6 +80,44 @@ agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), voi
 		poll(NULL, 0, 5);
 	}
 	return err_set(e, -ETIMEDOUT, "nobody answers");
+}
+
+/* What the guests of these tests do with a hello: all of them take it, but those of a
+ * name in hello_refused; hello_count counts. */
+static char hello_refused[32], last_env[256], last_kind[16], last_host_name[64];
+static unsigned hello_count;
+static pthread_mutex_t hello_lock = PTHREAD_MUTEX_INITIALIZER;
+
+int
+agent_hello(const char *path, const struct agent_hello *h, int timeout_ms,
+	int (*cancel)(void *ctx), void *ctx, struct agent_ack *ret, struct err *e)
+{
+	int r = agent_ping(path, 100, NULL, e);
+
+	(void)timeout_ms;
+	if (r == 0 && cancel)
+		r = cancel(ctx);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&hello_lock);
+	hello_count++;
+	snprintf(last_kind, sizeof(last_kind), "%s", h->parent ? "parent" : "new");
+	snprintf(last_host_name, sizeof(last_host_name), "%s", h->host_name);
+	if (!h->parent) {
+		last_env[0] = '\0';
+		for (size_t i = 0; i < h->env->n; i++)
+			snprintf(last_env + strlen(last_env),
+				sizeof(last_env) - strlen(last_env), "%s;", h->env->v[i]);
+	}
+	pthread_mutex_unlock(&hello_lock);
+	if (hello_refused[0] && strcmp(h->name, hello_refused) == 0)
+		return err_set(e, -ENOSPC, "in the guest: environment: disk full");
+	*ret = (struct agent_ack){.total_us = 7, .n_steps = 1};
+	strcpy(ret->steps[0].name, "random");
+	if (!h->parent)
+		snprintf(ret->host_key, sizeof(ret->host_key),
+			"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI%s%031d", h->id, 0);
+	return 0;
 }
 
 static char last_script[1024];
@@ -438,6 +477,158 @@ a_vm_that_cannot_start_leaves_nothing(void **state)
 	start();
 	assert_int_equal(create("a", "", true), -ENOENT);
 	assert_nothing_left();
+}
+
+/* The environment as create_env() and branch_env() of below give it. */
+static int
+branch_env(const char *vm, const char *alias, uint32_t count, const char *entry)
+{
+	struct branch_request q = {.count = count, .wait = true};
+	struct json_out out = {0};
+	int r;
+
+	why = (struct err){0};
+	snprintf(q.alias, sizeof(q.alias), "%s", alias);
+	assert_int_equal(env_set(&q.env, entry, &why), 0);
+	r = take(tree_branch(tree, vm, &q, NULL, &out, &why), &out);
+	env_done(&q.env);
+	return r;
+}
+
+static void
+a_vm_is_told_who_it_is_before_create_returns(void **state)
+{
+	char generation[64], key[128];
+	(void)state;
+	hello_count = 0;
+	assert_int_equal(create("front_end", "agent", true), 0);
+	assert_int_equal(hello_count, 1);
+	assert_string_equal(last_kind, "new");
+	assert_string_equal(last_host_name, "front-end");
+	snprintf(key, sizeof(key), "%s", text("host_key"));
+	assert_int_equal(strncmp(key, "ssh-ed25519 AAAA", 16), 0);
+	snprintf(generation, sizeof(generation), "%s", text("generation"));
+	/* A branch has a key of its own; the parent another generation, and is told. */
+	assert_int_equal(branch("front_end", "b", 1, true), 0);
+	assert_int_equal(hello_count, 3);
+	assert_int_equal(info("b"), 0);
+	assert_string_not_equal(text("host_key"), key);
+	assert_int_equal(info("front_end"), 0);
+	assert_string_equal(text("host_key"), key);
+	assert_string_not_equal(text("generation"), generation);
+	assert_true(json_get(parsed, json_get(parsed, 0, "hello"), "total_us") >= 0);
+	/* What was acknowledged is not asked for again, not by the next pandod either. */
+	stop();
+	start();
+	poll(NULL, 0, 100);
+	assert_int_equal(hello_count, 3);
+	assert_int_equal(info("front_end"), 0);
+	assert_string_equal(text("host_key"), key);
+}
+
+static void
+a_parent_nobody_waited_for_is_told_by_the_tender(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	hello_count = 0;
+	assert_int_equal(branch("a", "b", 1, false), 0);
+	for (int i = 0; i < 500 && hello_count < 2; i++)
+		poll(NULL, 0, 10);
+	wait_state("b", "running");
+	assert_int_equal(hello_count, 2);
+}
+
+static void
+a_branch_that_does_not_become_itself_is_no_branch(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	strcpy(hello_refused, "b-1");
+	assert_int_equal(branch("a", "b", 3, true), -ENOSPC);
+	assert_non_null(strstr(why.msg, "environment: disk full"));
+	assert_non_null(strstr(why.msg, "b-1"));
+	assert_int_equal(count_vms(), 1);
+	/* Nobody waits: it is ended all the same. */
+	assert_int_equal(branch("a", "b-1", 1, false), 0);
+	wait_state("b-1", "failed");
+	assert_non_null(strstr(text("reason"), "environment: disk full"));
+	/* One that boots stays, to be looked at. */
+	strcpy(hello_refused, "c");
+	assert_int_equal(create("c", "agent", true), -ENOSPC);
+	assert_int_equal(info("c"), 0);
+	assert_string_equal(text("state"), "failed");
+	assert_non_null(strstr(text("reason"), "environment: disk full"));
+	hello_refused[0] = '\0';
+}
+
+static void
+each_vm_gets_the_defaults_and_its_own_environment(void **state)
+{
+	struct environment_request q = {0};
+	struct json_out out = {0};
+	char expected[128];
+
+	(void)state;
+	assert_int_equal(env_set(&q.set, "A=1", &why), 0);
+	assert_int_equal(env_set(&q.set, "B={id}", &why), 0);
+	assert_int_equal(take(tree_environment_change(tree, &q, &out, &why), &out), 0);
+	environment_request_done(&q);
+	assert_int_equal(create("a", "agent", true), 0);
+	/* Defaults are taken as they are. */
+	assert_string_equal(last_env, "A=1;B={id};");
+	assert_int_equal(branch_env("a", "b", 1, "A={index}-{id}-{{id}}"), 0);
+	assert_int_equal(info("b"), 0);
+	snprintf(expected, sizeof(expected), "A=0-%s-{id};B={id};", text("id"));
+	assert_string_equal(last_env, expected);
+	/* Nothing is inherited. */
+	assert_int_equal(branch("b", "c", 1, true), 0);
+	assert_string_equal(last_env, "A=1;B={id};");
+
+	memset(&out, 0, sizeof(out));
+	q.remove = calloc(1, sizeof(*q.remove));
+	strcpy(q.remove[0], "A");
+	q.n_remove = 1;
+	assert_int_equal(take(tree_environment_change(tree, &q, &out, &why), &out), 0);
+	memset(&out, 0, sizeof(out));
+	assert_int_equal(
+		take(tree_environment_change(tree, &q, &out, &why), &out), -ENOENT);
+	environment_request_done(&q);
+	memset(&out, 0, sizeof(out));
+	assert_int_equal(take(tree_environment(tree, &out, &why), &out), 0);
+	assert_int_equal(
+		json_get(parsed, json_get(parsed, 0, "environment"), "A"), -ENOENT);
+	assert_int_equal(create("d", "agent", true), 0);
+	assert_string_equal(last_env, "B={id};");
+	/* Each by itself fits, together they do not: said before anything is made. */
+	char *big = malloc(80000), *more = malloc(60000);
+
+	memset(big, 'x', 79999);
+	big[79999] = '\0';
+	memcpy(big, "BIG=", 4);
+	memset(more, 'x', 59999);
+	more[59999] = '\0';
+	memcpy(more, "MORE=", 5);
+	assert_int_equal(env_set(&q.set, big, &why), 0);
+	memset(&out, 0, sizeof(out));
+	assert_int_equal(take(tree_environment_change(tree, &q, &out, &why), &out), 0);
+	environment_request_done(&q);
+	assert_int_equal(branch_env("d", "e", 1, more), -E2BIG);
+	assert_int_equal(info("e"), -ENOENT);
+	/* As many bytes as may be, and six times as many on their way. */
+	memset(more, '\n', 59999);
+	memcpy(more, "MORE=", 5);
+	q = (struct environment_request){0};
+	q.remove = calloc(1, sizeof(*q.remove));
+	strcpy(q.remove[0], "BIG");
+	q.n_remove = 1;
+	memset(&out, 0, sizeof(out));
+	assert_int_equal(take(tree_environment_change(tree, &q, &out, &why), &out), 0);
+	environment_request_done(&q);
+	assert_int_equal(branch_env("d", "e", 1, more), -E2BIG);
+	assert_int_equal(info("e"), -ENOENT);
+	free(big);
+	free(more);
 }
 
 static void
@@ -1523,6 +1714,10 @@ main(int argc, char **argv)
 		T(a_vm_with_an_agent_is_running_when_create_returns),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		T(a_vm_that_cannot_start_leaves_nothing),
+		T(a_vm_is_told_who_it_is_before_create_returns),
+		T(a_parent_nobody_waited_for_is_told_by_the_tender),
+		T(a_branch_that_does_not_become_itself_is_no_branch),
+		T(each_vm_gets_the_defaults_and_its_own_environment),
 		T(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
 		T(the_same_alias_twice_is_refused),
 		T(names_are_ids_aliases_and_unique_prefixes),

@@ -1,0 +1,256 @@
+/*
+ * Units through sd-bus, against a manager of our own on a socket: it speaks as systemd
+ * does on /run/systemd/private, and its units' names say what becomes of their jobs.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <systemd/sd-bus.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "guest-agent/bus.h"
+
+#define PATH "/org/freedesktop/systemd1"
+#define MANAGER "org.freedesktop.systemd1.Manager"
+
+static char folder[64], address[128];
+static int listener;
+static pthread_t thread;
+static char calls[512];
+static int32_t main_status = 203;
+
+static int
+removed(sd_bus *bus, const char *job, const char *unit, const char *result)
+{
+	return sd_bus_emit_signal(
+		bus, PATH, MANAGER, "JobRemoved", "uoss", 7u, job, unit, result);
+}
+
+static int
+on_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
+{
+	sd_bus *bus = sd_bus_message_get_bus(m);
+	const char *unit, *mode;
+	int r = sd_bus_message_read(m, "ss", &unit, &mode);
+
+	(void)ctx;
+	if (r < 0)
+		return r;
+	snprintf(calls + strlen(calls), sizeof(calls) - strlen(calls), "%s(%s,%s) ",
+		sd_bus_message_get_member(m), unit, mode);
+	if (!strncmp(unit, "missing", 7))
+		return sd_bus_error_setf(error, "org.freedesktop.systemd1.NoSuchUnit",
+			"Unit %s not found.", unit);
+	if (!strncmp(unit, "vanish", 6))
+		return -ECONNRESET;
+	r = sd_bus_reply_method_return(m, "o", PATH "/job/7");
+	/* Somebody else's first. */
+	removed(bus, PATH "/job/6", unit, "failed");
+	if (!strncmp(unit, "good", 4))
+		return removed(bus, PATH "/job/7", unit, "done");
+	if (!strncmp(unit, "bad", 3))
+		return removed(bus, PATH "/job/7", unit, "failed");
+	if (!strncmp(unit, "needs", 5))
+		return removed(bus, PATH "/job/7", unit, "dependency");
+	return r;
+}
+
+static int
+on_subscribe(sd_bus_message *m, void *ctx, sd_bus_error *error)
+{
+	(void)ctx;
+	(void)error;
+	return sd_bus_reply_method_return(m, "");
+}
+
+static int
+on_get_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
+{
+	const char *unit;
+
+	(void)ctx;
+	if (sd_bus_message_read(m, "s", &unit) < 0 || strncmp(unit, "bad", 3))
+		return sd_bus_error_set(
+			error, "org.freedesktop.systemd1.NoSuchUnit", "not loaded");
+	return sd_bus_reply_method_return(m, "o", PATH "/unit/bad");
+}
+
+static int
+text_property(sd_bus *bus, const char *path, const char *interface, const char *property,
+	sd_bus_message *reply, void *ctx, sd_bus_error *error)
+{
+	(void)bus;
+	(void)path;
+	(void)interface;
+	(void)ctx;
+	(void)error;
+	return sd_bus_message_append(
+		reply, "s", strcmp(property, "Result") ? "no\033[1m luck" : "exit-code");
+}
+
+static int
+status_property(sd_bus *bus, const char *path, const char *interface,
+	const char *property, sd_bus_message *reply, void *ctx, sd_bus_error *error)
+{
+	(void)bus;
+	(void)path;
+	(void)interface;
+	(void)property;
+	(void)ctx;
+	(void)error;
+	return sd_bus_message_append(reply, "i", main_status);
+}
+
+static const sd_bus_vtable manager[] = {
+	SD_BUS_VTABLE_START(0),
+	SD_BUS_METHOD("Subscribe", "", "", on_subscribe, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("StartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("StopUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("RestartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("TryRestartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("GetUnit", "s", "o", on_get_unit, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_VTABLE_END,
+};
+
+static const sd_bus_vtable service[] = {
+	SD_BUS_VTABLE_START(0),
+	SD_BUS_PROPERTY("Result", "s", text_property, 0, 0),
+	SD_BUS_PROPERTY("StatusText", "s", text_property, 0, 0),
+	SD_BUS_PROPERTY("ExecMainStatus", "i", status_property, 0, 0),
+	SD_BUS_VTABLE_END,
+};
+
+static void *
+serve(void *arg)
+{
+	sd_id128_t id = {.bytes = {1}};
+	int fd = accept(listener, NULL, NULL);
+	sd_bus *bus = NULL;
+
+	(void)arg;
+	if (fd < 0 || sd_bus_new(&bus) < 0 || sd_bus_set_fd(bus, fd, fd) < 0 ||
+		sd_bus_set_server(bus, 1, id) < 0 ||
+		sd_bus_add_object_vtable(bus, NULL, PATH, MANAGER, manager, NULL) < 0 ||
+		sd_bus_add_object_vtable(bus, NULL, PATH "/unit/bad",
+			"org.freedesktop.systemd1.Service", service, NULL) < 0 ||
+		sd_bus_start(bus) < 0)
+		abort();
+	while (1) {
+		int r = sd_bus_process(bus, NULL);
+
+		if (r < 0)
+			break;
+		if (r == 0 && sd_bus_wait(bus, UINT64_MAX) < 0)
+			break;
+	}
+	sd_bus_flush_close_unref(bus);
+	return NULL;
+}
+
+static struct bus *bus;
+static struct err e;
+
+static int
+setup(void **state)
+{
+	char path[96];
+
+	(void)state;
+	strcpy(folder, "/tmp/pando-bus-test-XXXXXX");
+	assert_non_null(mkdtemp(folder));
+	snprintf(path, sizeof(path), "%s/private", folder);
+	snprintf(address, sizeof(address), "unix:path=%s", path);
+	assert_int_equal(io_unix_listen(path, SOCK_STREAM, 1, &listener, &e), 0);
+	assert_int_equal(pthread_create(&thread, NULL, serve, NULL), 0);
+	calls[0] = 0;
+	if (bus_open(address, &bus, &e))
+		fail_msg("%s", e.msg);
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	(void)state;
+	bus_close(bus);
+	pthread_join(thread, NULL);
+	close(listener);
+	return io_remove_tree(folder, NULL);
+}
+
+static void
+a_job_is_waited_for(void **state)
+{
+	(void)state;
+	assert_int_equal(bus_unit(bus, "start", "good.service", 5000, &e), 0);
+	assert_int_equal(bus_unit(bus, "stop", "good.service", 5000, &e), 0);
+	assert_int_equal(bus_unit(bus, "restart", "good.service", 5000, &e), 0);
+	assert_int_equal(bus_unit(bus, "try-restart", "good.service", 5000, &e), 0);
+	assert_string_equal(calls,
+		"StartUnit(good.service,replace) StopUnit(good.service,replace) "
+		"RestartUnit(good.service,replace) "
+		"TryRestartUnit(good.service,replace) ");
+}
+
+static void
+a_job_that_fails_says_why(void **state)
+{
+	(void)state;
+	assert_int_equal(bus_unit(bus, "restart", "bad.service", 5000, &e), -EIO);
+	assert_string_equal(e.msg,
+		"bad.service is not restarted (failed): exit-code, status 203, and said: "
+		"no\\x1b[1m luck");
+	/* One that systemd can say no more of. */
+	assert_int_equal(bus_unit(bus, "start", "needs.service", 5000, &e), -EIO);
+	assert_string_equal(e.msg, "needs.service is not started (dependency)");
+	assert_int_equal(bus_unit(bus, "start", "missing.service", 5000, &e), -ENOENT);
+	assert_string_equal(
+		e.msg, "missing.service is not started: Unit missing.service not found.");
+	assert_int_equal(bus_unit(bus, "dance", "good.service", 5000, &e), -EINVAL);
+	/* The connection is as good as before. */
+	assert_int_equal(bus_unit(bus, "start", "good.service", 5000, &e), 0);
+}
+
+static void
+a_job_without_end_is_given_up(void **state)
+{
+	(void)state;
+	assert_int_equal(bus_unit(bus, "stop", "hangs.service", 200, &e), -ETIMEDOUT);
+	assert_string_equal(e.msg, "hangs.service is not stopped within 200 ms");
+}
+
+static void
+without_systemd_it_says_so(void **state)
+{
+	struct bus *none = NULL;
+
+	(void)state;
+	assert_int_equal(bus_open("unix:path=/nonexistent/private", &none, &e), -ENOENT);
+	assert_non_null(strstr(e.msg, "/nonexistent/private"));
+}
+
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T(a_job_is_waited_for),
+		T(a_job_that_fails_says_why),
+		T(a_job_without_end_is_given_up),
+		cmocka_unit_test(without_systemd_it_says_so),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
