@@ -648,9 +648,12 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	 * largest that QEMU takes. Rarely a timer still does it. */
 	add(a, "-accel");
 	add(a, "tcg,thread=multi,tb-size=2047");
-	/* No 5-level page tables: page walks are shorter. */
+	/* No 5-level page tables: page walks are shorter. No fast string operations: kernels
+	 * then clear and copy by words, not by bytes, which the emulator does one at a time,
+	 * and each the slow way where the page once held code. Clearing a huge page was seen
+	 * to take longer than a minute (soft lockups in clear_page_erms). */
 	add(a, "-cpu");
-	add(a, "max,la57=off");
+	add(a, "max,la57=off,erms=off,fsrm=off");
 	add(a, "-smp");
 	add(a, "%llu", (unsigned long long)m->cpus);
 	add(a, "-m");

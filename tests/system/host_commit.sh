@@ -402,12 +402,13 @@ damage_is_named() {
 	broken=$work/broken
 	mkdir -m 700 "$broken"
 	cp -r "$PANDO_HOME/store" "$broken/store"
-	pack=$(find "$broken/store/packs" -name '*.pack' -size +4k | head -n 1)
-	python3 - "$pack" <<-'END'
-		import sys
-		with open(sys.argv[1], "r+b") as f:
-		    f.seek(200); b = f.read(1); f.seek(200); f.write(bytes([b[0] ^ 1]))
-	END
+	# Each of them: what some hold, no commit reaches any more.
+	find "$broken/store/packs" -name '*.pack' -size +4k -exec python3 -c '
+import sys
+for pack in sys.argv[1:]:
+    with open(pack, "r+b") as f:
+        f.seek(200); b = f.read(1); f.seek(200); f.write(bytes([b[0] ^ 1]))
+' {} +
 	(
 		PANDO_HOME=$broken
 		export PANDO_HOME

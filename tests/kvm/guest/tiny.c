@@ -621,6 +621,8 @@ disk_look(void)
 	disk_sectors = sectors;
 }
 
+#define LOOKS 8 /* in a row; what happens every N rounds has an N of these */
+
 static void
 mode_work(void)
 {
@@ -660,15 +662,16 @@ mode_work(void)
 	for (;;) {
 		u64 now, longest = 0;
 
-		/* Short looks, so that what a look takes is little beside a pause. */
-		for (u32 i = 0; i < 8 && *(volatile u64 *)GENERATION == generation[0];
+		/* Short looks, so that what a look takes is little beside a pause. Each
+		 * counts as a round. */
+		for (u32 i = 0; i < LOOKS && *(volatile u64 *)GENERATION == generation[0];
 			i++) {
 			now = rdtsc();
 			if (now - last > longest)
 				longest = now - last;
 			last = now;
 		}
-		counter++;
+		counter += LOOKS;
 		/* Each look is an exit: not in every round. */
 		if (button && counter % 256 == 0 && (inl(GED_EVENTS) & 2)) {
 			say("power button\n");
