@@ -12,7 +12,7 @@ trap 'rm -f "$said"' EXIT
 
 for attempt in first second; do
 	"$B/bin/pando" machine exec -- env B="$B" ${SUBJECTS:+SUBJECTS="$SUBJECTS"} ${ROUNDS:+ROUNDS="$ROUNDS"} \
-		${DEPTH:+DEPTH="$DEPTH"} ${WIDTH:+WIDTH="$WIDTH"} sh -c 'cd "$1" && shift && exec sh "$@"' sh "$folder" "$@" >"$said"
+		${DEPTH:+DEPTH="$DEPTH"} ${WIDTH:+WIDTH="$WIDTH"} ${CHILDREN:+CHILDREN="$CHILDREN"} sh -c 'cd "$1" && shift && exec sh "$@"' sh "$folder" "$@" >"$said"
 	status=$?
 	[ $attempt = first ] && [ $status = 125 ] && [ "$("$B/bin/pando" machine status -q)" != running ] || break
 	echo "# the test machine itself died; what it said last:"
