@@ -1,9 +1,13 @@
 # guest-agent: pando-agent, and the host's side of its protocol.
+agent_rpc_parts_SRCS := $(addprefix guest-agent/rpc_,conf.c json.c proto.c journal.c place.c spool.c)
+agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c report.c rpc.c rpc_follow.c \
+	rpc_holder.c rpc_input.c rpc_keeper.c rpc_watch.c)
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
 pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c guest-agent/files.c \
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c
+pando-agent_SRCS += $(agent_rpc_SRCS)
 pando-agent_LIBS := agentwire common
 # Static: one file for guests of any suite, and only the pages of libc that it uses. The sanitizers cannot have it.
 pando-agent_LDFLAGS := $(if $(SAN),,-static)
@@ -39,7 +43,7 @@ FUZZERS += fuzz_agent_request fuzz_agent_frames_guest fuzz_agent_frames_host
 fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/request.c $(agent_fuzz_SRCS)
 fuzz_agent_request_CORPUS := tests/fuzz/corpus/agent_request
 fuzz_agent_frames_guest_SRCS := tests/fuzz/fuzz_agent_frames_guest.c \
-	$(filter-out guest-agent/main.c,$(pando-agent_SRCS)) $(agent_fuzz_SRCS)
+	$(filter-out guest-agent/main.c $(agent_rpc_SRCS),$(pando-agent_SRCS)) $(agent_fuzz_SRCS)
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent_client.c $(agent_fuzz_SRCS)
 fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
