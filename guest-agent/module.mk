@@ -47,3 +47,10 @@ fuzz_agent_frames_guest_SRCS := tests/fuzz/fuzz_agent_frames_guest.c \
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent_client.c $(agent_fuzz_SRCS)
 fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
+
+# Coding agents and their keeper: runs the agent that was built beside it.
+UNIT_TESTS += test_rpc
+test_rpc_SRCS := tests/unit/test_rpc.c $(agent_rpc_parts_SRCS)
+test_rpc_LIBS := common
+test_rpc_PKGS := cmocka
+$(B)/tests/test_rpc: | $(B)/libexec/pando/pando-agent
