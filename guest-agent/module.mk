@@ -1,5 +1,5 @@
 # guest-agent: pando-agent, and the host's side of its protocol.
-agent_rpc_parts_SRCS := $(addprefix guest-agent/rpc_,conf.c json.c proto.c journal.c place.c spool.c)
+agent_rpc_parts_SRCS := $(addprefix guest-agent/rpc_,conf.c proto.c journal.c place.c spool.c)
 agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c report.c rpc.c rpc_follow.c \
 	rpc_holder.c rpc_input.c rpc_keeper.c rpc_watch.c)
 PROGRAMS += pando-agent
@@ -14,10 +14,11 @@ pando-agent_LDFLAGS := $(if $(SAN),,-static)
 
 # What both ends share.
 LIBRARIES += agentwire
-agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c
+agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c \
+	guest-agent/rpc_json.c
 
 LIBRARIES += agentclient
-agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c
+agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host/agent_rpc.c host/agent_report.c
 
 # Runs the agent that was built beside it.
 UNIT_TESTS += test_agent
@@ -51,6 +52,13 @@ fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
 # Coding agents and their keeper: runs the agent that was built beside it.
 UNIT_TESTS += test_rpc
 test_rpc_SRCS := tests/unit/test_rpc.c $(agent_rpc_parts_SRCS)
-test_rpc_LIBS := common
+test_rpc_LIBS := agentclient agentwire common
 test_rpc_PKGS := cmocka
 $(B)/tests/test_rpc: | $(B)/libexec/pando/pando-agent
+
+# The same from the host's side.
+UNIT_TESTS += test_agent_rpc
+test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c
+test_agent_rpc_LIBS := agentclient agentwire common
+test_agent_rpc_PKGS := cmocka
+$(B)/tests/test_agent_rpc: | $(B)/libexec/pando/pando-agent

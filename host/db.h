@@ -22,7 +22,7 @@
 #include "host/request.h"
 #include "host/store.h"
 
-#define DB_SCHEMA_VERSION 3
+#define DB_SCHEMA_VERSION 4
 #define DB_REASON_MAX 512
 
 enum vm_state {
@@ -135,6 +135,27 @@ int db_base_put(struct db *db, const struct db_base *base, struct err *e);
 int db_base_drop(struct db *db, const char *path, struct err *e);
 /* malloc'd array. */
 int db_bases(struct db *db, struct db_base **ret, size_t *ret_n, struct err *e);
+
+/*
+ * Reports of VMs, which stay when the VM is gone; the newest DB_REPORTS_MAX.
+ */
+#define DB_REPORTS_MAX 20000
+struct db_report {
+	uint64_t seq; /* in the order of their coming; never used again */
+	char id[33];
+	char vm[VM_ID_LEN + 1];
+	char alias[VM_ALIAS_MAX + 1]; /* that it had then; empty: none */
+	char generation[33];
+	uint64_t time_ms;
+	const char *json; /* borrowed */
+};
+/* Of a report that is known already nothing changes. */
+int db_report_put(struct db *db, const struct db_report *row, struct err *e);
+/* Those with a seq above `after`, of one VM (NULL: of all), in order, until row() returns
+ * other than 0; negative is an error. */
+int db_reports(struct db *db, const char *vm, uint64_t after,
+	int (*row)(void *ctx, const struct db_report *row, struct err *e), void *ctx,
+	struct err *e);
 
 /* 1 known, 0 not. */
 int db_segment_known(struct db *db, const char *segment, struct err *e);

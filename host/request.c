@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/json.h"
@@ -681,6 +682,20 @@ query_flag(const char *name, const char *value, bool *ret, struct err *e)
 }
 
 static int
+query_number(const char *name, const char *value, uint64_t *ret, struct err *e)
+{
+	char *end;
+
+	errno = 0;
+	if (value && value[0] >= '0' && value[0] <= '9') {
+		*ret = strtoull(value, &end, 10);
+		if (!errno && !*end)
+			return 0;
+	}
+	return err_set(e, -EINVAL, "\"%s\" must be a number", name);
+}
+
+static int
 query_label(char *value, struct labels *labels, struct err *e)
 {
 	char *eq = value ? strchr(value, '=') : NULL;
@@ -749,6 +764,9 @@ read_query(const char *query, struct route *route, struct err *e)
 				item, value, route->other, sizeof(route->other), e);
 		else if (strcmp(item, "memory") == 0 && route->call == CALL_LIST)
 			r = query_flag(item, value, &route->memory, e);
+		else if (strcmp(item, "after") == 0 &&
+			 (route->call == CALL_REPORTS || route->call == CALL_VM_REPORTS))
+			r = query_number(item, value, &route->after, e);
 		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
 			r = query_label(value, &route->labels, e);
 		else
@@ -792,6 +810,8 @@ static const struct {
 	{"GET", "/v1/tags", CALL_TAGS},
 	{"PUT", "/v1/tags/*", CALL_TAG_PUT},
 	{"DELETE", "/v1/tags/*", CALL_TAG_DELETE},
+	{"GET", "/v1/reports", CALL_REPORTS},
+	{"GET", "/v1/vms/*/reports", CALL_VM_REPORTS},
 	{"POST", "/v1/shutdown", CALL_SHUTDOWN},
 };
 

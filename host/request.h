@@ -124,6 +124,8 @@ enum call {
 	CALL_TAGS,
 	CALL_TAG_PUT,
 	CALL_TAG_DELETE,
+	CALL_REPORTS,
+	CALL_VM_REPORTS,
 	CALL_SHUTDOWN,
 };
 
@@ -136,6 +138,7 @@ struct route {
 	bool recursive;
 	bool dry_run;
 	bool memory;	      /* ?memory=1 */
+	uint64_t after;	      /* ?after=, of reports */
 	struct labels labels; /* ?label=k=v, which may be there several times */
 };
 
