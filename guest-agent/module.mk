@@ -62,3 +62,14 @@ test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c
 test_agent_rpc_LIBS := agentclient agentwire common
 test_agent_rpc_PKGS := cmocka
 $(B)/tests/test_agent_rpc: | $(B)/libexec/pando/pando-agent
+
+rpc_fuzz_SRCS := guest-agent/rpc_json.c $(agent_fuzz_SRCS)
+FUZZERS += fuzz_rpc_conf fuzz_rpc_journal fuzz_rpc_line fuzz_rpc_frames
+fuzz_rpc_conf_SRCS := tests/fuzz/fuzz_rpc_conf.c guest-agent/rpc_conf.c common/toml.c common/toml_scalar.c common/err.c common/io.c
+fuzz_rpc_conf_CORPUS := tests/fuzz/corpus/rpc_conf
+fuzz_rpc_journal_SRCS := tests/fuzz/fuzz_rpc_journal.c guest-agent/rpc_journal.c common/err.c common/io.c
+fuzz_rpc_journal_CORPUS := tests/fuzz/corpus/rpc_journal
+fuzz_rpc_line_SRCS := tests/fuzz/fuzz_rpc_line.c guest-agent/rpc_proto.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
+fuzz_rpc_line_CORPUS := tests/fuzz/corpus/rpc_line
+fuzz_rpc_frames_SRCS := tests/fuzz/fuzz_rpc_frames.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
+fuzz_rpc_frames_CORPUS := tests/fuzz/corpus/rpc_frames

@@ -306,6 +306,8 @@ take_line(struct rpc_frames *f, const char *text, struct err *e)
 static int
 keep(struct rpc_frames *f, const char *at, size_t len, struct err *e)
 {
+	if (!len)
+		return 0;
 	if (f->len + len > f->cap) {
 		size_t cap = f->in_line ? f->line.len : 4096;
 		char *bigger;
@@ -356,7 +358,8 @@ rpc_frames_feed(struct rpc_frames *f, const void *buf, size_t len, struct err *e
 			at += have + (lf ? 1 : 0);
 			if (r || !lf)
 				continue;
-			memcpy(head, f->buf, f->len);
+			if (f->len)
+				memcpy(head, f->buf, f->len);
 			head[f->len] = 0;
 			r = strlen(head) == f->len ? take_head(f, head, e) : nonsense(e);
 			f->len = 0;
