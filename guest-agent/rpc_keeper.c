@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -73,7 +74,7 @@ static struct keeper {
 	unsigned n_failures, in_a_row;
 	uint64_t started_ns, started_ms, last_out_ns, busy_ns, done_ns;
 	uint64_t starts;
-	bool done, done_well;
+	bool done, done_well, begun;
 	char *look; /* owned */
 	size_t look_cap;
 } k;
@@ -185,6 +186,7 @@ saw(enum rpc_event event, const char *line, size_t len)
 	case RPC_BEGINS:
 	case RPC_RETRIES:
 		k.done = false;
+		k.begun = true;
 		if (!k.busy_ns)
 			k.busy_ns = io_now_ns();
 		break;
@@ -193,6 +195,14 @@ saw(enum rpc_event event, const char *line, size_t len)
 		k.done = true;
 		k.done_well = event == RPC_DONE;
 		k.done_ns = io_now_ns();
+		k.busy_ns = 0;
+		k.begun = false;
+		break;
+	case RPC_REFUSED:
+	case RPC_ANSWERED:
+		/* What it was given began no work. */
+		if (k.begun || !k.busy_ns)
+			return;
 		k.busy_ns = 0;
 		break;
 	case RPC_DIALOG:
@@ -593,7 +603,7 @@ attach(void)
 	uint64_t now = io_now_ns();
 
 	k.busy_ns = k.done_ns = 0;
-	k.done = false;
+	k.done = k.begun = false;
 	k.last_out_ns = now;
 	k.ending = END_NOT;
 	source_init(&k.out[0].src, k.held.out, out_ready);
@@ -843,6 +853,25 @@ watch(struct err *e)
 	return r ? err_sys(e, r, "signals") : 0;
 }
 
+/* Whether an earlier keeper, which was killed, had come to an end with it: `rpc start`
+ * removes what that said. */
+static bool
+was_over(void)
+{
+	char text[8192], state[16] = "";
+	cleanup_json struct json *j = NULL;
+	ssize_t n = rpc_read_file(k.place.dir, "state", text, sizeof(text));
+
+	if (n <= 0 || json_parse(text, (size_t)n, 64, &j, NULL) ||
+		json_str(j, json_get(j, 0, "state"), state, sizeof(state)) ||
+		(strcmp(state, "ended") && strcmp(state, "failed")))
+		return false;
+	if (json_str(j, json_get(j, 0, "reason"), k.reason, sizeof(k.reason)))
+		k.reason[0] = 0;
+	enter(state[0] == 'e' ? ST_ENDED : ST_FAILED);
+	return true;
+}
+
 static int
 set_up(const char *name, struct err *e)
 {
@@ -901,7 +930,8 @@ set_up(const char *name, struct err *e)
 		journal_index(&k.out[i].journal, NULL, NULL);
 		journal_tear(&k.out[i].journal);
 	}
-	start_program();
+	if (!was_over())
+		start_program();
 	return 0;
 }
 
@@ -909,11 +939,13 @@ int
 rpc_keeper_main(const char *name)
 {
 	struct err e = {0};
-	char tag[RPC_NAME_MAX + 8];
+	char tag[RPC_NAME_MAX + 8], process[16];
 	int r;
 
 	snprintf(tag, sizeof(tag), "rpc/%.32s", name);
 	log_init(tag, LOG_LEVEL_INFO);
+	snprintf(process, sizeof(process), "%.*s-keeper", 8, name);
+	prctl(PR_SET_NAME, process); /* it was started as /proc/self/exe */
 	k.held = (struct rpc_held)RPC_HELD_INIT;
 	k.out[0].src.fd = k.out[1].src.fd = -1;
 	k.place.dir = -1;

@@ -162,8 +162,7 @@ rpc_place_only(char ret[static RPC_NAME_MAX + 1], struct err *e)
 		if (!n++)
 			snprintf(ret, RPC_NAME_MAX + 1, "%.32s", name);
 		len = strlen(all);
-		snprintf(all + len, sizeof(all) - len, "%s%.32s", len ? ", " : "",
-			name);
+		snprintf(all + len, sizeof(all) - len, "%s%.32s", len ? ", " : "", name);
 	}
 	if (!n)
 		return err_set(e, -ENOENT,

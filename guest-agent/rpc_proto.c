@@ -63,10 +63,18 @@ pi_event(struct rpc_span line, struct rpc_span type, char *reason)
 		return RPC_FAILED;
 	}
 	if (rpc_json_is(type, "response")) {
+		struct rpc_span command = {"", 0};
+		bool prompt;
+
+		(void)rpc_json_member(line, "command", &command);
+		prompt = rpc_json_is(command, "prompt") || rpc_json_is(command, "parse");
+		if (!prompt)
+			return rpc_json_is(command, "steer") ||
+					       rpc_json_is(command, "follow_up")
+				       ? RPC_NOTHING
+				       : RPC_ANSWERED;
 		if (!rpc_json_member(line, "success", &word) ||
-			!rpc_json_literal(word, "false") ||
-			!rpc_json_member(line, "command", &word) ||
-			!(rpc_json_is(word, "prompt") || rpc_json_is(word, "parse")))
+			!rpc_json_literal(word, "false"))
 			return RPC_NOTHING;
 		take_reason(reason, (struct rpc_span){"refused", 7});
 		return RPC_REFUSED;

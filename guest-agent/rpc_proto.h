@@ -21,12 +21,13 @@ enum rpc_dialogs { RPC_DIALOGS_DENY, RPC_DIALOGS_ALLOW, RPC_DIALOGS_ASK };
 
 enum rpc_event {
 	RPC_NOTHING,
-	RPC_BEGINS,  /* work on a prompt */
-	RPC_DONE,    /* with it, and well */
-	RPC_FAILED,  /* with it, and not well */
-	RPC_RETRIES, /* what has failed is tried again: it was not the end */
-	RPC_REFUSED, /* a prompt was not taken */
-	RPC_DIALOG,  /* waits for an answer */
+	RPC_BEGINS,   /* work on a prompt */
+	RPC_DONE,     /* with it, and well */
+	RPC_FAILED,   /* with it, and not well */
+	RPC_RETRIES,  /* what has failed is tried again: it was not the end */
+	RPC_REFUSED,  /* a prompt was not taken */
+	RPC_ANSWERED, /* a command that is no prompt */
+	RPC_DIALOG,   /* waits for an answer */
 };
 
 #define RPC_REASON_MAX 64

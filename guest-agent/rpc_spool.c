@@ -18,25 +18,6 @@
 #define KEEP (SPOOL_LINE_MAX + 4u * 1024u * 1024u)
 #define PUNCH_STEP (1024u * 1024u)
 
-int
-spool_make(int dir, struct err *e)
-{
-	cleanup_close int fd =
-		openat(dir, "spool", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	cleanup_close int state = openat(
-		dir, "spool.state", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	struct spool_state s = {0};
-	struct stat st;
-	int r = 0;
-
-	if (fd < 0 || state < 0 || fstat(state, &st))
-		return err_sys(e, -errno, "spool");
-	memcpy(s.magic, SPOOL_MAGIC, sizeof(s.magic));
-	if ((size_t)st.st_size < sizeof(s))
-		r = io_pwrite_full(state, &s, sizeof(s), 0);
-	return r ? err_sys(e, r, "spool.state") : 0;
-}
-
 static int
 read_state(int fd, struct spool_state *ret, struct err *e)
 {
@@ -48,14 +29,6 @@ read_state(int fd, struct spool_state *ret, struct err *e)
 			"and "
 			"spool");
 	return 0;
-}
-
-int
-spool_state_read(int dir, struct spool_state *ret, struct err *e)
-{
-	cleanup_close int fd = openat(dir, "spool.state", O_RDONLY | O_CLOEXEC);
-
-	return fd < 0 ? err_sys(e, -errno, "spool.state") : read_state(fd, ret, e);
 }
 
 /* flock, so that two descriptors of one process exclude each other, too. */
@@ -76,6 +49,58 @@ lock(int fd, unsigned lock_ms, struct err *e)
 			nap.tv_nsec *= 2;
 	}
 	return 0;
+}
+
+/* A power cut may have left a spool that is shorter than what it was said to hold. */
+static int
+mend(int fd, int state, struct err *e)
+{
+	struct spool_state s;
+	struct stat st;
+	int r = lock(fd, SPOOL_LOCK_MS, e);
+
+	if (!r)
+		r = read_state(state, &s, e);
+	if (!r && fstat(fd, &st))
+		r = err_sys(e, -errno, "spool");
+	if (!r && (uint64_t)st.st_size < s.committed) {
+		r = spool_line_start(fd, (uint64_t)st.st_size, &s.committed);
+		if (s.forwarded > s.committed)
+			s.forwarded = s.committed;
+		if (!r)
+			r = io_pwrite_full(state, &s, sizeof(s), 0);
+		if (r)
+			err_sys(e, r, "mending the spool");
+	}
+	flock(fd, LOCK_UN);
+	return r;
+}
+
+int
+spool_make(int dir, struct err *e)
+{
+	cleanup_close int fd =
+		openat(dir, "spool", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	cleanup_close int state = openat(
+		dir, "spool.state", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	struct spool_state s = {0};
+	struct stat st;
+	int r = 0;
+
+	if (fd < 0 || state < 0 || fstat(state, &st))
+		return err_sys(e, -errno, "spool");
+	memcpy(s.magic, SPOOL_MAGIC, sizeof(s.magic));
+	if ((size_t)st.st_size < sizeof(s))
+		r = io_pwrite_full(state, &s, sizeof(s), 0);
+	return r ? err_sys(e, r, "spool.state") : mend(fd, state, e);
+}
+
+int
+spool_state_read(int dir, struct spool_state *ret, struct err *e)
+{
+	cleanup_close int fd = openat(dir, "spool.state", O_RDONLY | O_CLOEXEC);
+
+	return fd < 0 ? err_sys(e, -errno, "spool.state") : read_state(fd, ret, e);
 }
 
 static int

@@ -284,8 +284,17 @@ static int
 teardown(void **state)
 {
 	cleanup_said struct said s = RPC("stop", "a");
+	cleanup_free char *log = NULL;
+	char path[160];
 
 	(void)state;
+	/* The keeper's own sanitizers. */
+	snprintf(path, sizeof(path), "%s/var/lib/pando/rpc/a/keeper.log", root);
+	if (!io_read_file(path, 1u << 22, &log, NULL, NULL) &&
+		(strstr(log, "Sanitizer") || strstr(log, "runtime error"))) {
+		fprintf(stderr, "%s\n", log);
+		return -1;
+	}
 	return io_remove_tree(root, NULL);
 }
 
@@ -684,6 +693,56 @@ a_keeper_that_is_killed_again_and_again_loses_nothing(void **state)
 	assert_true(status_number("keeper", "starts") == 0);
 }
 
+/* One that had come to an end does not begin again because its keeper was killed. */
+static void
+an_end_outlives_its_keeper(void **state)
+{
+	(void)state;
+	configure("echo '{}'\n", "");
+	started();
+	WAIT_FOR(state_is("ended"), 10);
+	kill_keeper();
+	{
+		cleanup_said struct said s =
+			RPC("follow", "--from", "0", "--for-ms", "0");
+
+		assert_string_equal(s.out, "{}\n");
+	}
+	usleep(500000);
+	assert_true(state_is("ended"));
+	assert_int_equal(status_number("out", "lines"), 1);
+	/* Asked for, it does. */
+	started();
+	WAIT_FOR(status_number("out", "lines") == 2, 10);
+}
+
+static void
+a_cut_spool_is_mended(void **state)
+{
+	char path[160];
+
+	(void)state;
+	configure(echo_script, "");
+	started();
+	sent("{\"n\":1}");
+	WAIT_FOR(status_number("out", "lines") == 1, 10);
+	{
+		cleanup_said struct said s = RPC("stop");
+	}
+	/* Of two lines that were sent one is there, and a half. */
+	snprintf(path, sizeof(path), "%s/var/lib/pando/rpc/a/spool", root);
+	assert_int_equal(truncate(path, 4), 0);
+	started();
+	sent("{\"n\":2}");
+	WAIT_FOR(status_number("out", "lines") == 2, 10);
+	{
+		cleanup_said struct said s =
+			RPC("follow", "--from", "8", "--for-ms", "0");
+
+		assert_string_equal(s.out, "{\"n\":2}\n");
+	}
+}
+
 static void
 a_holder_that_is_killed_is_a_failure_of_its_program(void **state)
 {
@@ -732,11 +791,15 @@ static void
 one_that_hangs_is_ended_by_its_watchdog(void **state)
 {
 	(void)state;
-	configure("read -r line; echo '{\"type\":\"agent_start\"}'; sleep 1000\n",
+	configure(
+		"read -r line; echo '{\"type\":\"response\",\"command\":\"get_state\"}'\n"
+		"read -r line; echo '{\"type\":\"agent_start\"}'; sleep 1000\n",
 		"protocol = \"pi\"\nstop_s = 0\n[watchdog]\nquiet_s = 1\n"
 		"action = \"stop\"\n");
 	started();
-	usleep(1500000); /* idle: no reason to bark */
+	/* Idle, also after a command that is no prompt: no reason to bark. */
+	sent("{\"type\":\"get_state\"}");
+	usleep(1700000);
 	assert_true(state_is("running"));
 	sent("{\"type\":\"prompt\",\"message\":\"x\"}");
 	WAIT_FOR(state_is("failed"), 10);
@@ -1186,6 +1249,8 @@ main(void)
 		T(a_flood_is_kept_to_its_bound_and_offsets_stay_true),
 		T(half_lines_become_whole_ones_or_none),
 		T(a_keeper_that_is_killed_again_and_again_loses_nothing),
+		T(an_end_outlives_its_keeper),
+		T(a_cut_spool_is_mended),
 		T(a_holder_that_is_killed_is_a_failure_of_its_program),
 		T(what_was_not_read_is_for_the_next_program),
 		T(one_that_hangs_is_ended_by_its_watchdog),
