@@ -24,13 +24,15 @@ called(const char *program, const char *end, char name[static RPC_NAME_MAX + 1])
 }
 
 static int
-keeper_main(int argc, char **argv)
+keeper_main(int argc, char **argv, const char *name)
 {
-	const char *name = NULL;
+	bool wanted = false;
 
 	for (int i = 1; i < argc; i++) {
 		if (!strncmp(argv[i], "--root=", 7))
 			rpc_root_set(argv[i] + 7);
+		else if (!strcmp(argv[i], "--wanted"))
+			wanted = true;
 		else if (!name && argv[i][0] != '-')
 			name = argv[i];
 		else
@@ -40,7 +42,7 @@ keeper_main(int argc, char **argv)
 		fputs("usage: pando-agent rpc-keeper [--root=FOLDER] NAME\n", stderr);
 		return EXIT_USAGE;
 	}
-	return rpc_keeper_main(name);
+	return rpc_keeper_main(name, wanted);
 }
 
 bool
@@ -51,15 +53,13 @@ commands_run(int argc, char **argv, int *ret_status)
 	const char *program = slash ? slash + 1 : argv[0];
 
 	if (called(program, "-keeper", name)) {
-		if (argc > 1 && !strncmp(argv[1], "--root=", 7))
-			rpc_root_set(argv[1] + 7);
-		*ret_status = rpc_keeper_main(name);
+		*ret_status = keeper_main(argc, argv, name);
 	} else if (called(program, "-rpc", name)) {
 		*ret_status = rpc_watch_main(name, false);
 	} else if (argc > 1 && !strcmp(argv[1], "rpc")) {
 		*ret_status = rpc_main(argc - 1, argv + 1);
 	} else if (argc > 1 && !strcmp(argv[1], "rpc-keeper")) {
-		*ret_status = keeper_main(argc - 1, argv + 1);
+		*ret_status = keeper_main(argc - 1, argv + 1, NULL);
 	} else if (argc > 1 && !strcmp(argv[1], "report")) {
 		*ret_status = report_main(argc - 1, argv + 1);
 	} else {

@@ -77,7 +77,8 @@ static void
 become_keeper(const struct rpc_place *p)
 {
 	char name[RPC_NAME_MAX + 16], root[PATH_MAX + 16] = "--root=/";
-	char *argv[] = {name, root, NULL};
+	char wanted[] = "--wanted";
+	char *argv[] = {name, root, wanted, NULL};
 	struct stat st;
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	int log = openat(p->dir, "keeper.log",
@@ -256,6 +257,9 @@ start(const struct rpc_place *p, struct err *e)
 	if (keeper > 0 && !read_state(p, text, sizeof(text)) && state_is(text, "running"))
 		return 0;
 	unlinkat(p->dir, "state", 0);
+	r = rpc_write_file(p->dir, "wanted", "", 0);
+	if (r)
+		return err_sys(e, r, "%.200s/wanted", p->path);
 	if (keeper > 0)
 		kill(keeper, SIGHUP);
 	else

@@ -551,7 +551,7 @@ end_step(struct timer *t)
 			break;
 		}
 		k.ending_step++;
-		/* fall through */
+		__attribute__((fallthrough));
 	case 1:
 		if (program)
 			kill(-program, SIGTERM);
@@ -873,7 +873,7 @@ was_over(void)
 }
 
 static int
-set_up(const char *name, struct err *e)
+set_up(const char *name, bool if_wanted, struct err *e)
 {
 	struct err why = {0};
 	bool other;
@@ -881,6 +881,8 @@ set_up(const char *name, struct err *e)
 
 	if (!r)
 		r = rpc_lock_take(&k.place, "keeper", e);
+	if (!r && if_wanted && faccessat(k.place.dir, "wanted", F_OK, 0))
+		exit(EXIT_OK);
 	if (!r)
 		r = rpc_conf_read(k.place.conf, &k.conf, e);
 	if (!r)
@@ -936,7 +938,7 @@ set_up(const char *name, struct err *e)
 }
 
 int
-rpc_keeper_main(const char *name)
+rpc_keeper_main(const char *name, bool if_wanted)
 {
 	struct err e = {0};
 	char tag[RPC_NAME_MAX + 8], process[16];
@@ -950,7 +952,7 @@ rpc_keeper_main(const char *name)
 	k.out[0].src.fd = k.out[1].src.fd = -1;
 	k.place.dir = -1;
 	umask(077);
-	r = set_up(name, &e);
+	r = set_up(name, if_wanted, &e);
 	if (!r)
 		r = loop_run(&e);
 	log_err("%s", e.msg);

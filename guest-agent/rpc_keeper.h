@@ -14,8 +14,11 @@
 #ifndef PANDO_AGENT_RPC_KEEPER_H
 #define PANDO_AGENT_RPC_KEEPER_H
 
+#include <stdbool.h>
+
 /* Exit status: EXIT_OK stopped; EXIT_CONFLICT another keeper is there; others as errors.
  */
-int rpc_keeper_main(const char *name);
+/* if_wanted: only while it is to be kept; one that was stopped meanwhile is left so. */
+int rpc_keeper_main(const char *name, bool if_wanted);
 
 #endif

@@ -268,6 +268,62 @@ a_follower_goes_on_over_restarts_of_the_guests_agent(void **state)
 	free(s.text);
 }
 
+static void *
+sends_much(void *arg)
+{
+	const char *words[] = {"rpc", "send", root_option, "a", NULL};
+	size_t len = 2u << 20;
+	char *line = malloc(len);
+
+	memset(line, *(char *)arg, len);
+	line[0] = line[len - 1] = '"';
+	for (int i = 0; i < 2; i++) {
+		cleanup_free char *text = NULL;
+
+		if (agent_rpc_call(sock, words, line, len, 4096, 60000, -1, &text, NULL))
+			*(char *)arg = 0;
+	}
+	free(line);
+	return NULL;
+}
+
+static int
+is_of_one_sender(void *ctx, const struct rpc_line *l)
+{
+	struct seen *s = ctx;
+
+	assert_int_equal(l->len, (2u << 20) + 1);
+	for (size_t i = 1; i < l->len - 2; i++)
+		if (l->text[i] != l->text[1])
+			fail_msg("line %u is torn at %zu", s->lines, i);
+	return ++s->lines == s->until ? -ECANCELED : 0;
+}
+
+static void
+lines_of_many_senders_through_the_agent_are_whole(void **state)
+{
+	char letters[] = "abcdefgh";
+	pthread_t threads[8];
+	struct seen s = {.until = 16};
+	struct agent_rpc_follow spec = {.name = "a",
+		.root = root,
+		.wake_fd = -1,
+		.on_line = is_of_one_sender,
+		.ctx = &s};
+	struct agent_rpc_followed end;
+
+	(void)state;
+	configure("exec cat\n");
+	call("start", NULL);
+	for (int i = 0; i < 8; i++)
+		pthread_create(&threads[i], NULL, sends_much, &letters[i]);
+	for (int i = 0; i < 8; i++)
+		pthread_join(threads[i], NULL);
+	assert_string_equal(letters, "abcdefgh");
+	assert_int_equal(agent_rpc_follow(sock, &spec, &end, NULL), -ECANCELED);
+	assert_int_equal(s.lines, 16);
+}
+
 static void
 following_can_be_interrupted(void **state)
 {
@@ -436,6 +492,7 @@ main(void)
 		T(refusals_come_with_their_code_and_sentence),
 		T(send_and_follow_until_done),
 		T(a_follower_goes_on_over_restarts_of_the_guests_agent),
+		T(lines_of_many_senders_through_the_agent_are_whole),
 		T(following_can_be_interrupted),
 		cmocka_unit_test(what_no_follower_says_is_refused),
 		T(reports_are_taken_and_forgotten),

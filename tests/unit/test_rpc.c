@@ -123,6 +123,13 @@ run_words(const char *input, size_t len, const char *const *words)
 	run_words(input, len, (const char *const[]){__VA_ARGS__, NULL})
 #define RPC(...) RUN_IN("", 0, "rpc", __VA_ARGS__, root_option)
 
+/* Where what it says does not matter. */
+static void
+said_nothing(struct said s)
+{
+	said_done(&s);
+}
+
 static void
 write_at(const char *path, const char *text)
 {
@@ -283,11 +290,11 @@ setup(void **state)
 static int
 teardown(void **state)
 {
-	cleanup_said struct said s = RPC("stop", "a");
 	cleanup_free char *log = NULL;
 	char path[160];
 
 	(void)state;
+	said_nothing(RPC("stop", "a"));
 	/* The keeper's own sanitizers. */
 	snprintf(path, sizeof(path), "%s/var/lib/pando/rpc/a/keeper.log", root);
 	if (!io_read_file(path, 1u << 22, &log, NULL, NULL) &&
@@ -504,9 +511,7 @@ one_that_dies_on_start_ten_times_is_given_up(void **state)
 	(void)state;
 	configure("echo dies >&2; exit 3\n",
 		"[restart]\ndelay_ms = 1\ndelay_max_ms = 5\nlimit = 10\n");
-	{
-		cleanup_said struct said s = RPC("start");
-	}
+	said_nothing(RPC("start"));
 	WAIT_FOR(state_is("failed"), 20);
 	err = text_of("/tmp/a-rpc/err");
 	for (const char *at = err; (at = strstr(at, "dies\n")); at++)
@@ -532,9 +537,7 @@ a_program_that_is_not_there_is_said(void **state)
 	write_at("/etc/pando/rpc.d/a.conf",
 		"command = [\"/no/such/program\"]\n"
 		"tmux = false\n[restart]\npolicy = \"never\"\n");
-	{
-		cleanup_said struct said s = RPC("start");
-	}
+	said_nothing(RPC("start"));
 	WAIT_FOR(state_is("failed"), 10);
 	{
 		cleanup_said struct said s = RPC("status", "a");
@@ -659,11 +662,7 @@ a_keeper_that_is_killed_again_and_again_loses_nothing(void **state)
 	for (int i = 0; i < 20; i++) {
 		usleep(50000 + (useconds_t)(i * 7919) % 40000);
 		kill_keeper();
-		{
-			/* whoever asks next revives it */
-			cleanup_said struct said s =
-				RPC("follow", "--from", "0", "--for-ms", "0");
-		}
+		said_nothing(RPC("follow", "--from", "0", "--for-ms", "0"));
 		WAIT_FOR(keeper_pid() > 0, 5);
 		{
 			struct rpc_place p = RPC_PLACE_INIT;
@@ -726,9 +725,7 @@ a_cut_spool_is_mended(void **state)
 	started();
 	sent("{\"n\":1}");
 	WAIT_FOR(status_number("out", "lines") == 1, 10);
-	{
-		cleanup_said struct said s = RPC("stop");
-	}
+	said_nothing(RPC("stop"));
 	/* Of two lines that were sent one is there, and a half. */
 	snprintf(path, sizeof(path), "%s/var/lib/pando/rpc/a/spool", root);
 	assert_int_equal(truncate(path, 4), 0);
@@ -1045,9 +1042,7 @@ what_others_left_in_tmp_is_not_touched(void **state)
 	assert_non_null(strstr(log, "leads elsewhere"));
 	assert_int_equal(access("/etc/in", F_OK), -1);
 	/* A folder that an image made ahead is used. */
-	{
-		cleanup_said struct said s = RPC("stop");
-	}
+	said_nothing(RPC("stop"));
 	unlink(path);
 	assert_int_equal(mkdir(path, 0755), 0);
 	started();
@@ -1078,9 +1073,7 @@ sessions_to_watch_are_there_by_their_names(void **state)
 	snprintf(command, sizeof(command),
 		"tmux capture-pane -p -t =a-rpc: 2>/dev/null | grep -q see");
 	WAIT_FOR(!system(command), 5);
-	{
-		cleanup_said struct said s = RPC("stop");
-	}
+	said_nothing(RPC("stop"));
 	/* They end with it. */
 	WAIT_FOR(system("tmux has-session -t =a-rpc 2>/dev/null"), 5);
 	WAIT_FOR(system("tmux has-session -t =a-keeper 2>/dev/null"), 5);
@@ -1119,9 +1112,7 @@ a_full_disk_stops_the_program_and_loses_nothing(void **state)
 		for (int i = 0; i < 5000; i++)
 			assert_int_equal(atoi(s.out + (size_t)i * 100 + 90), i);
 	}
-	{
-		cleanup_said struct said s = RPC("stop");
-	}
+	said_nothing(RPC("stop"));
 	umount2(path, MNT_DETACH);
 }
 
