@@ -58,3 +58,8 @@ test_execute_SRCS := tests/unit/test_execute.c
 test_execute_LIBS := agentclient agentwire pandohost common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+UNIT_TESTS += test_rpc_cli
+test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
+test_rpc_cli_LIBS := agentclient agentwire pandohost common
+test_rpc_cli_PKGS := cmocka
+$(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
