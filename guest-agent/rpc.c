@@ -20,6 +20,7 @@
 #include "guest-agent/rpc_follow.h"
 #include "guest-agent/rpc_journal.h"
 #include "guest-agent/rpc_json.h"
+#include "guest-agent/rpc_keeper.h"
 #include "guest-agent/rpc_place.h"
 #include "guest-agent/rpc_spool.h"
 #include "guest-agent/rpc_watch.h"
@@ -29,7 +30,6 @@
 #define STOP_MS 15000
 /* A sender that says nothing more: its host is gone. */
 #define SEND_IDLE_MS 60000
-#define LOG_MAX (1024 * 1024)
 
 struct words {
 	char name[RPC_NAME_MAX + 1]; /* "" not said */
@@ -73,46 +73,6 @@ is_wanted(const struct rpc_place *p)
  * The keeper.
  */
 
-static void
-become_keeper(const struct rpc_place *p)
-{
-	char name[RPC_NAME_MAX + 16], root[PATH_MAX + 16] = "--root=/";
-	char wanted[] = "--wanted";
-	char *argv[] = {name, root, wanted, NULL};
-	struct stat st;
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	int log = openat(p->dir, "keeper.log",
-		O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-
-	if (null < 0 || log < 0)
-		_exit(EXIT_FAILED);
-	if (!fstat(log, &st) && st.st_size > LOG_MAX)
-		(void)!ftruncate(log, 0);
-	setsid();
-	dup2(null, 0);
-	dup2(log, 1);
-	dup2(log, 2);
-	/* Whoever gave us a descriptor waits perhaps for its end. */
-	for (int fd = 3; fd < 1024; fd++)
-		fcntl(fd, F_SETFD, FD_CLOEXEC);
-	(void)!chdir("/");
-	snprintf(name, sizeof(name), "%s-keeper", p->name);
-	if (*rpc_root())
-		snprintf(root, sizeof(root), "--root=%s", rpc_root());
-	execv("/proc/self/exe", argv);
-	_exit(127);
-}
-
-/* *ret_pid: our child. */
-static int
-spawn_keeper(const struct rpc_place *p, pid_t *ret_pid, struct err *e)
-{
-	*ret_pid = fork();
-	if (!*ret_pid)
-		become_keeper(p);
-	return *ret_pid < 0 ? err_sys(e, -errno, "starting a keeper") : 0;
-}
-
 /* One that was killed goes on. */
 static int
 revive(const struct rpc_place *p, struct err *e)
@@ -122,7 +82,7 @@ revive(const struct rpc_place *p, struct err *e)
 	if (!is_wanted(p))
 		return err_set(e, -ESRCH,
 			"coding agent \"%s\" is stopped: pando rpc start", p->name);
-	return rpc_lock_holder(p, "keeper") ? 0 : spawn_keeper(p, &pid, e);
+	return rpc_lock_holder(p, "keeper") ? 0 : rpc_keeper_spawn(p, &pid, e);
 }
 
 static int
@@ -263,7 +223,7 @@ start(const struct rpc_place *p, struct err *e)
 	if (keeper > 0)
 		kill(keeper, SIGHUP);
 	else
-		r = spawn_keeper(p, &pid, e);
+		r = rpc_keeper_spawn(p, &pid, e);
 	for (unsigned ms = 0; !r && ms < START_MS; ms += 10) {
 		if (!read_state(p, text, sizeof(text))) {
 			if (!state_is(text, "failed"))
@@ -318,7 +278,7 @@ stop(const struct rpc_place *p, struct err *e)
 	if (is_wanted(p) && !rpc_lock_holder(p, "keeper") &&
 		rpc_lock_holder(p, "holder") > 0) {
 		pid_t pid;
-		int r = spawn_keeper(p, &pid, e);
+		int r = rpc_keeper_spawn(p, &pid, e);
 
 		if (r)
 			return r;

@@ -9,7 +9,7 @@
  *
  * Without a name: the only one that is described in /etc/pando/rpc.d. Answers are JSON on
  * stdout, sentences go to stderr, exit statuses are enum exit_code's; of `follow
- * --until-done` 0 and 1 are the prompt's. send, status and follow start a keeper anew
+ * --until-done` 0 and 1 are the prompt's. send and follow start a keeper anew
  *that was killed.
  */
 #ifndef PANDO_AGENT_RPC_H

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +16,11 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "guest-agent/rpc_keeper.h"
 #include "guest-agent/spawn.h"
 #include "guest-agent/userdb.h"
+
+#define LOOK_MS 3000
 
 /* Where the holder has them: the next keeper finds them by these numbers. */
 enum held_fd {
@@ -73,6 +77,27 @@ step_name(enum spawn_step s)
 	}
 }
 
+/* A keeper that was killed: without one the program would stand still as soon as its
+ * pipes are full. */
+static void
+see_to_keeper(const struct rpc_place *p)
+{
+	struct rpc_place there = *p;
+	pid_t pid, keeper;
+
+	there.dir = HELD_DIR;
+	if (rpc_lock_holder(&there, "keeper") || faccessat(HELD_DIR, "wanted", F_OK, 0))
+		return;
+	/* Not a child of ours: nobody here would take its end. */
+	pid = fork();
+	if (!pid) {
+		rpc_keeper_spawn(&there, &keeper, NULL);
+		_exit(0);
+	}
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
+}
+
 static void
 hold(const struct starting *s)
 {
@@ -103,6 +128,10 @@ hold(const struct starting *s)
 		close(s->theirs[i]);
 	snprintf(text, sizeof(text), "%d\n", (int)pid);
 	(void)rpc_write_file(HELD_DIR, "run/program", text, strlen(text));
+	for (struct pollfd end = {.fd = pidfd, .events = POLLIN};
+		!(end.revents & POLLIN);)
+		if (poll(&end, 1, LOOK_MS) == 0)
+			see_to_keeper(s->p);
 	/* Left a zombie: its number stays its own as long as the holder is there. */
 	while (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) && errno == EINTR)
 		;
@@ -175,7 +204,8 @@ holder_main(struct starting *s, int ready)
 	close(ready);
 	hold(s);
 	for (;;)
-		pause();
+		if (poll(NULL, 0, LOOK_MS) == 0)
+			see_to_keeper(s->p);
 }
 
 static int

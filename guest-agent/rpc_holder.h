@@ -7,7 +7,8 @@
  * on at the very byte.
  *
  * It runs as the keeper does, holds lock.holder, speaks to nobody, and never ends by
- * itself. In run/: `program` (its pid), `exit` (how it ended).
+ * itself. Every few seconds it looks whether there is a keeper, and makes one when there
+ * is none. In run/: `program` (its pid), `exit` (how it ended).
  */
 #ifndef PANDO_AGENT_RPC_HOLDER_H
 #define PANDO_AGENT_RPC_HOLDER_H

@@ -15,10 +15,16 @@
 #define PANDO_AGENT_RPC_KEEPER_H
 
 #include <stdbool.h>
+#include <sys/types.h>
+
+#include "guest-agent/rpc_place.h"
+
+/* A keeper (if_wanted) as a process of its own, with its log for stderr. *ret_pid: our
+ * child. */
+int rpc_keeper_spawn(const struct rpc_place *p, pid_t *ret_pid, struct err *e);
 
 /* Exit status: EXIT_OK stopped; EXIT_CONFLICT another keeper is there; others as errors.
- */
-/* if_wanted: only while it is to be kept; one that was stopped meanwhile is left so. */
+ * if_wanted: only while it is to be kept; one that was stopped meanwhile is left so. */
 int rpc_keeper_main(const char *name, bool if_wanted);
 
 #endif

@@ -295,6 +295,8 @@ teardown(void **state)
 
 	(void)state;
 	said_nothing(RPC("stop", "a"));
+	snprintf(path, sizeof(path), "%s/var", root);
+	umount2(path, MNT_DETACH); /* a_full_disk_… */
 	/* The keeper's own sanitizers. */
 	snprintf(path, sizeof(path), "%s/var/lib/pando/rpc/a/keeper.log", root);
 	if (!io_read_file(path, 1u << 22, &log, NULL, NULL) &&
@@ -690,6 +692,24 @@ a_keeper_that_is_killed_again_and_again_loses_nothing(void **state)
 	}
 	/* It is the same program all the time. */
 	assert_true(status_number("keeper", "starts") == 0);
+}
+
+static void
+a_keeper_that_is_killed_comes_back_by_itself(void **state)
+{
+	struct rpc_place p = RPC_PLACE_INIT;
+
+	(void)state;
+	configure("i=0; while :; do echo \"{\\\"i\\\":$i}\"; i=$((i + 1)); sleep 0.01; "
+		  "done\n",
+		"stop_s = 0\n");
+	started();
+	kill_keeper();
+	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
+	WAIT_FOR(rpc_lock_holder(&p, "keeper") > 0, 15);
+	rpc_place_done(&p);
+	WAIT_FOR(status_number("out", "lines") > 400, 20);
+	assert_int_equal(status_number("keeper", "starts"), 0);
 }
 
 /* One that had come to an end does not begin again because its keeper was killed. */
@@ -1240,6 +1260,7 @@ main(void)
 		T(a_flood_is_kept_to_its_bound_and_offsets_stay_true),
 		T(half_lines_become_whole_ones_or_none),
 		T(a_keeper_that_is_killed_again_and_again_loses_nothing),
+		T(a_keeper_that_is_killed_comes_back_by_itself),
 		T(an_end_outlives_its_keeper),
 		T(a_cut_spool_is_mended),
 		T(a_holder_that_is_killed_is_a_failure_of_its_program),
