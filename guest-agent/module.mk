@@ -73,3 +73,8 @@ fuzz_rpc_line_SRCS := tests/fuzz/fuzz_rpc_line.c guest-agent/rpc_proto.c $(agent
 fuzz_rpc_line_CORPUS := tests/fuzz/corpus/rpc_line
 fuzz_rpc_frames_SRCS := tests/fuzz/fuzz_rpc_frames.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
 fuzz_rpc_frames_CORPUS := tests/fuzz/corpus/rpc_frames
+
+UNIT_TESTS += test_rpc_parts
+test_rpc_parts_SRCS := tests/unit/test_rpc_parts.c $(agent_rpc_parts_SRCS)
+test_rpc_parts_LIBS := agentwire common
+test_rpc_parts_PKGS := cmocka
