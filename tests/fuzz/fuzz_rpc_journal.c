@@ -16,6 +16,15 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static int dir = -1;
+static char folder[] = "/tmp/fuzz-journal-XXXXXX";
+
+static void
+clean_up(void)
+{
+	unlinkat(dir, "out", 0);
+	unlinkat(dir, "out.index", 0);
+	rmdir(folder);
+}
 
 static void
 put(const char *name, const uint8_t *data, size_t len)
@@ -76,9 +85,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	int64_t lines;
 
 	if (dir < 0) {
-		char path[] = "/tmp/fuzz-journal-XXXXXX";
-
-		if (!mkdtemp(path) || (dir = open(path, O_RDONLY | O_DIRECTORY)) < 0)
+		if (!mkdtemp(folder) ||
+			(dir = open(folder, O_RDONLY | O_DIRECTORY)) < 0 ||
+			atexit(clean_up))
 			abort();
 	}
 	if (size < 2)
