@@ -25,6 +25,7 @@
 #include "common/agent_wire.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "guest-agent/commands.h"
 #include "guest-agent/conn.h"
 #include "guest-agent/become.h"
 #include "guest-agent/loop.h"
@@ -138,8 +139,10 @@ main(int argc, char **argv)
 	char vsock[32];
 	struct err e = {0};
 	sigset_t set;
-	int opt;
+	int opt, status;
 
+	if (commands_run(argc, argv, &status))
+		return status;
 	snprintf(vsock, sizeof(vsock), "vsock:%u", AGENT_PORT);
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		switch (opt) {

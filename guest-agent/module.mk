@@ -1,4 +1,7 @@
 # guest-agent: pando-agent, and the host's side of its protocol.
+agent_rpc_parts_SRCS := $(addprefix guest-agent/rpc_,conf.c proto.c journal.c place.c spool.c)
+agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c report.c rpc.c rpc_follow.c \
+	rpc_holder.c rpc_input.c rpc_revive.c rpc_keeper.c rpc_watch.c)
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
 pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c guest-agent/files.c \
@@ -6,6 +9,7 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
 	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c
+pando-agent_SRCS += $(agent_rpc_SRCS)
 pando-agent_LIBS := agentwire common
 # libsodium is called only in sshkey.c.
 pando-agent_LDLIBS := -lsodium
@@ -14,10 +18,12 @@ pando-agent_LDFLAGS := $(if $(SAN),,-static)
 
 # What both ends share.
 LIBRARIES += agentwire
-agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c
+agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c \
+	guest-agent/rpc_json.c
 
 LIBRARIES += agentclient
-agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host/agent_hello.c
+agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host/agent_hello.c \
+	host/agent_rpc.c host/agent_report.c
 
 # Runs the agent that was built beside it.
 UNIT_TESTS += test_agent
@@ -44,7 +50,7 @@ fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/request.c
 	guest-agent/hello.c $(agent_fuzz_SRCS)
 fuzz_agent_request_CORPUS := tests/fuzz/corpus/agent_request
 fuzz_agent_frames_guest_SRCS := tests/fuzz/fuzz_agent_frames_guest.c \
-	$(filter-out guest-agent/main.c,$(pando-agent_SRCS)) $(agent_fuzz_SRCS)
+	$(filter-out guest-agent/main.c $(agent_rpc_SRCS),$(pando-agent_SRCS)) $(agent_fuzz_SRCS)
 fuzz_agent_frames_guest_LDLIBS := -lsodium
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent_client.c $(agent_fuzz_SRCS)
@@ -79,3 +85,32 @@ UNIT_TESTS += test_agent_bus
 test_agent_bus_SRCS := tests/unit/test_agent_bus.c guest-agent/bus.c
 test_agent_bus_LIBS := common
 test_agent_bus_PKGS := cmocka libsystemd
+# Coding agents and their keeper: runs the agent that was built beside it.
+UNIT_TESTS += test_rpc
+test_rpc_SRCS := tests/unit/test_rpc.c $(agent_rpc_parts_SRCS)
+test_rpc_LIBS := agentclient agentwire common
+test_rpc_PKGS := cmocka
+$(B)/tests/test_rpc: | $(B)/libexec/pando/pando-agent
+
+# The same from the host's side.
+UNIT_TESTS += test_agent_rpc
+test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c
+test_agent_rpc_LIBS := agentclient agentwire common
+test_agent_rpc_PKGS := cmocka
+$(B)/tests/test_agent_rpc: | $(B)/libexec/pando/pando-agent
+
+rpc_fuzz_SRCS := guest-agent/rpc_json.c $(agent_fuzz_SRCS)
+FUZZERS += fuzz_rpc_conf fuzz_rpc_journal fuzz_rpc_line fuzz_rpc_frames
+fuzz_rpc_conf_SRCS := tests/fuzz/fuzz_rpc_conf.c guest-agent/rpc_conf.c common/toml.c common/toml_scalar.c common/err.c common/io.c
+fuzz_rpc_conf_CORPUS := tests/fuzz/corpus/rpc_conf
+fuzz_rpc_journal_SRCS := tests/fuzz/fuzz_rpc_journal.c guest-agent/rpc_journal.c common/err.c common/io.c
+fuzz_rpc_journal_CORPUS := tests/fuzz/corpus/rpc_journal
+fuzz_rpc_line_SRCS := tests/fuzz/fuzz_rpc_line.c guest-agent/rpc_proto.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
+fuzz_rpc_line_CORPUS := tests/fuzz/corpus/rpc_line
+fuzz_rpc_frames_SRCS := tests/fuzz/fuzz_rpc_frames.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
+fuzz_rpc_frames_CORPUS := tests/fuzz/corpus/rpc_frames
+
+UNIT_TESTS += test_rpc_parts
+test_rpc_parts_SRCS := tests/unit/test_rpc_parts.c $(agent_rpc_parts_SRCS)
+test_rpc_parts_LIBS := agentwire common
+test_rpc_parts_PKGS := cmocka

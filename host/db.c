@@ -71,6 +71,16 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"  PRIMARY KEY (vm, name)) WITHOUT ROWID;"
 	"CREATE TRIGGER environment_goes AFTER DELETE ON vms BEGIN"
 	"  DELETE FROM environment WHERE vm = OLD.id; END;",
+	/* Reports; vm is no reference, they outlive it. */
+	"CREATE TABLE reports ("
+	"  seq INTEGER PRIMARY KEY AUTOINCREMENT,"
+	"  id TEXT NOT NULL UNIQUE,"
+	"  vm TEXT NOT NULL,"
+	"  alias TEXT,"
+	"  generation TEXT NOT NULL,"
+	"  time_ms INTEGER NOT NULL,"
+	"  report TEXT NOT NULL);"
+	"CREATE INDEX reports_vm ON reports(vm);",
 };
 
 enum stmt {
@@ -100,6 +110,9 @@ enum stmt {
 	STMT_ENV,
 	STMT_ENV_CLEAR,
 	STMT_ENV_PUT,
+	STMT_REPORT_PUT,
+	STMT_REPORT_TRIM,
+	STMT_REPORTS,
 	STMT_COUNT,
 };
 
@@ -162,6 +175,12 @@ static const char *const sql[STMT_COUNT] = {
 		     "ORDER BY name",
 	[STMT_ENV_CLEAR] = "DELETE FROM environment WHERE vm = ?1",
 	[STMT_ENV_PUT] = "INSERT INTO environment (vm, name, value) VALUES (?1, ?2, ?3)",
+	[STMT_REPORT_PUT] = "INSERT OR IGNORE INTO reports (id, vm, alias, generation, "
+			    "time_ms, report) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+	[STMT_REPORT_TRIM] = "DELETE FROM reports WHERE seq <= "
+			     "(SELECT max(seq) FROM reports) - ?1",
+	[STMT_REPORTS] = "SELECT seq, id, vm, alias, generation, time_ms, report FROM "
+			 "reports WHERE seq > ?1 AND (?2 IS NULL OR vm = ?2) ORDER BY seq",
 };
 
 struct db {
@@ -845,4 +864,54 @@ db_env_put(struct db *db, const char *vm, const struct env *env, struct err *e)
 		r = run(db, STMT_ENV_PUT, "changing an environment", e);
 	}
 	return r;
+}
+
+int
+db_report_put(struct db *db, const struct db_report *row, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_REPORT_PUT];
+	int r;
+
+	sqlite3_bind_text(s, 1, row->id, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 2, row->vm, -1, SQLITE_STATIC);
+	bind_text(s, 3, row->alias);
+	sqlite3_bind_text(s, 4, row->generation, -1, SQLITE_STATIC);
+	sqlite3_bind_int64(s, 5, (sqlite3_int64)row->time_ms);
+	sqlite3_bind_text(s, 6, row->json, -1, SQLITE_STATIC);
+	r = run(db, STMT_REPORT_PUT, "keeping a report", e);
+	if (r == 0) {
+		sqlite3_bind_int64(db->stmt[STMT_REPORT_TRIM], 1, DB_REPORTS_MAX);
+		r = run(db, STMT_REPORT_TRIM, "forgetting old reports", e);
+	}
+	return r;
+}
+
+int
+db_reports(struct db *db, const char *vm, uint64_t after,
+	int (*row)(void *ctx, const struct db_report *row, struct err *e), void *ctx,
+	struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_REPORTS];
+	int step, r = 0;
+
+	sqlite3_bind_int64(
+		s, 1, after > INT64_MAX ? INT64_MAX : (sqlite3_int64)after);
+	bind_text(s, 2, vm ? vm : "");
+	while (r == 0 && (step = sqlite3_step(s)) == SQLITE_ROW) {
+		struct db_report v = {.seq = (uint64_t)sqlite3_column_int64(s, 0),
+			.time_ms = (uint64_t)sqlite3_column_int64(s, 5)};
+
+		v.json = (const char *)sqlite3_column_text(s, 6);
+		if (!v.json || column_text(s, 1, v.id, sizeof(v.id)) < 0 ||
+			column_text(s, 2, v.vm, sizeof(v.vm)) < 0 ||
+			column_text(s, 3, v.alias, sizeof(v.alias)) < 0 ||
+			column_text(s, 4, v.generation, sizeof(v.generation)) < 0)
+			continue; /* somebody's sqlite3 shell */
+		r = row(ctx, &v, e);
+	}
+	if (r == 0 && step != SQLITE_DONE)
+		r = failed(db, "reading reports", e);
+	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
+	return r > 0 ? 0 : r;
 }

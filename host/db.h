@@ -23,7 +23,7 @@
 #include "host/request.h"
 #include "host/store.h"
 
-#define DB_SCHEMA_VERSION 4
+#define DB_SCHEMA_VERSION 5
 #define DB_REASON_MAX 512
 
 enum vm_state {
@@ -144,6 +144,26 @@ int db_bases(struct db *db, struct db_base **ret, size_t *ret_n, struct err *e);
 int db_env_get(struct db *db, const char *vm, struct env *env, struct err *e);
 /* In the place of what was there. */
 int db_env_put(struct db *db, const char *vm, const struct env *env, struct err *e);
+/*
+ * Reports of VMs, which stay when the VM is gone; the newest DB_REPORTS_MAX.
+ */
+#define DB_REPORTS_MAX 20000
+struct db_report {
+	uint64_t seq; /* in the order of their coming; never used again */
+	char id[33];
+	char vm[VM_ID_LEN + 1];
+	char alias[VM_ALIAS_MAX + 1]; /* that it had then; empty: none */
+	char generation[33];
+	uint64_t time_ms;
+	const char *json; /* borrowed */
+};
+/* Of a report that is known already nothing changes. */
+int db_report_put(struct db *db, const struct db_report *row, struct err *e);
+/* Those with a seq above `after`, of one VM (NULL: of all), in order, until row() returns
+ * other than 0; negative is an error. */
+int db_reports(struct db *db, const char *vm, uint64_t after,
+	int (*row)(void *ctx, const struct db_report *row, struct err *e), void *ctx,
+	struct err *e);
 
 /* 1 known, 0 not. */
 int db_segment_known(struct db *db, const char *segment, struct err *e);

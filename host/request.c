@@ -784,6 +784,20 @@ query_flag(const char *name, const char *value, bool *ret, struct err *e)
 }
 
 static int
+query_number(const char *name, const char *value, uint64_t *ret, struct err *e)
+{
+	char *end;
+
+	errno = 0;
+	if (value && value[0] >= '0' && value[0] <= '9') {
+		*ret = strtoull(value, &end, 10);
+		if (!errno && !*end)
+			return 0;
+	}
+	return err_set(e, -EINVAL, "\"%s\" must be a number", name);
+}
+
+static int
 query_label(char *value, struct labels *labels, struct err *e)
 {
 	char *eq = value ? strchr(value, '=') : NULL;
@@ -854,6 +868,9 @@ read_query(const char *query, struct route *route, struct err *e)
 			r = query_flag(item, value, &route->files, e);
 		else if (strcmp(item, "memory") == 0 && route->call == CALL_LIST)
 			r = query_flag(item, value, &route->memory, e);
+		else if (strcmp(item, "after") == 0 &&
+			 (route->call == CALL_REPORTS || route->call == CALL_VM_REPORTS))
+			r = query_number(item, value, &route->after, e);
 		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
 			r = query_label(value, &route->labels, e);
 		else
@@ -899,6 +916,8 @@ static const struct {
 	{"DELETE", "/v1/tags/*", CALL_TAG_DELETE},
 	{"GET", "/v1/environment", CALL_ENV},
 	{"PUT", "/v1/environment", CALL_ENV_PUT},
+	{"GET", "/v1/reports", CALL_REPORTS},
+	{"GET", "/v1/vms/*/reports", CALL_VM_REPORTS},
 	{"POST", "/v1/shutdown", CALL_SHUTDOWN},
 };
 

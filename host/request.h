@@ -137,6 +137,8 @@ enum call {
 	CALL_TAG_DELETE,
 	CALL_ENV,
 	CALL_ENV_PUT,
+	CALL_REPORTS,
+	CALL_VM_REPORTS,
 	CALL_SHUTDOWN,
 };
 
@@ -150,6 +152,7 @@ struct route {
 	bool dry_run;
 	bool memory;	      /* ?memory=1 */
 	bool files;	      /* ?files=1 */
+	uint64_t after;	      /* ?after=, of reports */
 	struct labels labels; /* ?label=k=v, which may be there several times */
 };
 

@@ -11,11 +11,12 @@ pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c 
 	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
 	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
-	cmd_commit.c cmd_run_commit.c cmd_history.c cmd_tag.c cmd_diff.c cmd_verify.c cmd_gc.c points.c fan.c tree_commit.c cmd_env.c env.c)
+	cmd_commit.c cmd_run_commit.c cmd_history.c cmd_tag.c cmd_diff.c cmd_verify.c cmd_gc.c points.c \
+	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c)
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
-pando_LIBS := pandocli machine swarm pandoclient agentclient agentwire pandohost vmmdisk common
+pando_LIBS := pandocli machine swarm pandoclient agentclient agentwire pandohost vmmdisk store common
 pando_PKGS := libcurl libsodium libssh
 pando_LDLIBS := -lm
 
@@ -57,3 +58,8 @@ test_execute_SRCS := tests/unit/test_execute.c
 test_execute_LIBS := agentclient agentwire pandohost common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+UNIT_TESTS += test_rpc_cli
+test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
+test_rpc_cli_LIBS := agentclient agentwire pandohost common
+test_rpc_cli_PKGS := cmocka
+$(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent

@@ -235,6 +235,7 @@ an_older_schema_becomes_this_one(void **state)
 	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN "
 	       "greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
+	       "DROP TABLE reports;"
 	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
@@ -253,6 +254,65 @@ an_older_schema_becomes_this_one(void **state)
 	assert_string_equal(a.base_path, got.base_path);
 	assert_int_equal(a.disk_mib, 2048);
 	assert_int_equal(a.resize_mib, 4096);
+}
+
+struct reports_seen {
+	unsigned n, stop_at;
+	uint64_t last;
+	char text[256];
+};
+
+static int
+see_report(void *ctx, const struct db_report *r, struct err *e2)
+{
+	struct reports_seen *s = ctx;
+
+	(void)e2;
+	assert_true(r->seq > s->last);
+	s->last = r->seq;
+	s->n++;
+	snprintf(s->text, sizeof(s->text), "%s %s %s %s %llu %s", r->id, r->vm, r->alias,
+		r->generation, (unsigned long long)r->time_ms, r->json);
+	return s->n == s->stop_at;
+}
+
+static void
+reports_are_kept_once_and_outlive_their_vm(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", "");
+	struct db_report r = {
+		.vm = "aaaaaaaaaaaa", .alias = "a", .time_ms = 9, .json = "{}"};
+	struct reports_seen s = {0};
+
+	(void)state;
+	memset(r.generation, '1', 32);
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	for (int i = 0; i < 6; i++) {
+		memset(r.id, 'a' + i / 2, 32); /* each comes twice */
+		assert_int_equal(db_report_put(db, &r, &e), 0);
+		r.json = "{\"later\":1}";
+	}
+	memset(r.id, 'f', 32);
+	memset(r.vm, 'b', 12);
+	r.alias[0] = 0;
+	assert_int_equal(db_report_put(db, &r, &e), 0);
+	assert_int_equal(db_delete(db, a.id, &e), 0);
+	db_close(db);
+	db = NULL;
+	assert_int_equal(db_open(path, &db, &e), 0);
+	assert_int_equal(db_reports(db, NULL, 0, see_report, &s, &e), 0);
+	assert_int_equal(s.n, 4);
+	s = (struct reports_seen){.stop_at = 1};
+	assert_int_equal(db_reports(db, "aaaaaaaaaaaa", 0, see_report, &s, &e), 0);
+	assert_string_equal(s.text, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa aaaaaaaaaaaa a "
+				    "11111111111111111111111111111111 9 {}");
+	s.stop_at = 0;
+	s.n = 0;
+	assert_int_equal(db_reports(db, "aaaaaaaaaaaa", s.last, see_report, &s, &e), 0);
+	assert_int_equal(s.n, 2);
+	s = (struct reports_seen){0};
+	assert_int_equal(db_reports(db, NULL, UINT64_MAX, see_report, &s, &e), 0);
+	assert_int_equal(s.n, 0);
 }
 
 static void
@@ -455,6 +515,7 @@ main(void)
 		T(an_older_schema_becomes_this_one),
 		T(environments_are_kept_apart_and_go_with_their_vms),
 		T(who_a_guest_said_it_is_is_kept),
+		T(reports_are_kept_once_and_outlive_their_vm),
 		T(a_chains_own_segments_are_those_of_no_other),
 		T(where_a_vm_comes_from_is_kept),
 		T(a_base_is_known_as_long_as_it_is_the_same_file),

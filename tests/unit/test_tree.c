@@ -32,6 +32,7 @@
 #include "common/log.h"
 #include "host/agent_client.h"
 #include "host/agent_hello.h"
+#include "host/agent_report.h"
 #include "host/tree.h"
 #include "tests/unit/fake_vmm.h"
 
@@ -148,6 +149,55 @@ int
 agent_exit_status(const struct agent_exec_result *r)
 {
 	return (int)r->value;
+}
+
+/* The reports that guests have: the same of each. */
+static struct {
+	char vm[13]; /* whose they say they are */
+	unsigned n, acknowledged;
+} fake_reports;
+
+int
+agent_reports_list(const char *path, const char *root, int timeout_ms,
+	struct agent_report **ret, size_t *ret_n, size_t *ret_bad, struct err *e2)
+{
+	struct agent_report *v = calloc(fake_reports.n + 1, sizeof(*v));
+
+	(void)root;
+	(void)timeout_ms;
+	(void)e2;
+	assert_non_null(strstr(path, "agent.sock"));
+	for (unsigned i = 0; i < fake_reports.n; i++) {
+		memset(v[i].id, 'a' + (int)i, REPORT_ID_LEN);
+		memcpy(v[i].vm, fake_reports.vm, sizeof(v[i].vm));
+		v[i].time_ms = i;
+		v[i].json = strdup("{\"status\":\"done\",\"files\":[]}");
+	}
+	*ret = v;
+	*ret_n = fake_reports.n;
+	*ret_bad = 0;
+	return 0;
+}
+
+int
+agent_reports_ack(const char *path, const char *root, int timeout_ms,
+	const struct agent_report *v, size_t n, struct err *e2)
+{
+	(void)path;
+	(void)root;
+	(void)timeout_ms;
+	(void)v;
+	(void)e2;
+	fake_reports.acknowledged += (unsigned)n;
+	return 0;
+}
+
+void
+agent_reports_free(struct agent_report *v, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		free(v[i].json);
+	free(v);
 }
 
 static void *
@@ -436,6 +486,60 @@ a_vm_with_an_agent_is_running_when_create_returns(void **state)
 	assert_true(json_get(parsed, 0, "stats") >= 0);
 	assert_int_equal(delete ("a", false), 0);
 	assert_nothing_left();
+}
+
+static int
+reports(const char *vm, uint64_t after)
+{
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_reports(tree, vm, after, &out, &why), &out);
+}
+
+static unsigned
+n_reports(void)
+{
+	return (unsigned)json_size(parsed, json_get(parsed, 0, "reports"));
+}
+
+static void
+reports_are_taken_once_and_outlive_pandod_and_their_vm(void **state)
+{
+	char id[13];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%.12s", text("id"));
+	assert_int_equal(reports(NULL, 0), 0);
+	assert_int_equal(n_reports(), 0);
+	fake_reports.n = 3;
+	assert_int_equal(reports("a", 0), 0);
+	assert_int_equal(n_reports(), 3);
+	assert_int_equal(fake_reports.acknowledged, 3);
+	assert_int_equal(number("next"), 3);
+	/* Those that were not forgotten come again, and are known. */
+	assert_int_equal(reports(NULL, 0), 0);
+	assert_int_equal(n_reports(), 3);
+	assert_int_equal(reports(NULL, 2), 0);
+	assert_int_equal(n_reports(), 1);
+	/* Those of another VM, made before this one was branched off, are not its own. */
+	fake_reports.n = 5;
+	memset(fake_reports.vm, 'f', 12);
+	assert_int_equal(reports("a", 0), 0);
+	assert_int_equal(n_reports(), 3);
+	snprintf(fake_reports.vm, sizeof(fake_reports.vm), "%s", id);
+	assert_int_equal(reports("a", 0), 0);
+	assert_int_equal(n_reports(), 5);
+	fake_reports.n = 0;
+	stop();
+	start();
+	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(reports(id, 0), 0);
+	assert_int_equal(n_reports(), 5);
+	assert_int_equal(reports("nosuch", 0), -ENOENT);
+	assert_nothing_left();
+	memset(&fake_reports, 0, sizeof(fake_reports));
 }
 
 static void
@@ -1712,6 +1816,7 @@ main(int argc, char **argv)
 	static const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 		T(a_vm_with_an_agent_is_running_when_create_returns),
+		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		T(a_vm_that_cannot_start_leaves_nothing),
 		T(a_vm_is_told_who_it_is_before_create_returns),
