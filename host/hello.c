@@ -97,6 +97,14 @@ log_ack(const struct said *s, const struct vm *vm, const struct agent_ack *ack)
 		(unsigned long long)ack->total_us, text);
 }
 
+/* It has acknowledged the generation it has. Locked. */
+static bool
+is_greeted(const struct vm *vm)
+{
+	return vm->row.answered && memcmp(vm->row.greeted, vm->row.generation,
+					   sizeof(vm->row.greeted)) == 0;
+}
+
 int
 vm_hello(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *ctx),
 	void *ctx, struct err *e)
@@ -105,12 +113,19 @@ vm_hello(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *ctx)
 	struct agent_ack ack = {0};
 	char path[PATHS_MAX];
 	int r = vm_socket_path(t, vm, path);
+	bool done;
 
 	if (!s)
 		return err_set(e, -ENOMEM, "out of memory");
 	if (r < 0)
 		return err_set(e, r, "the path of its socket is too long");
 	pthread_mutex_lock(&t->lock);
+	/* By another since the caller looked, while the tender pinged it, say. */
+	done = vm->row.state == VM_RUNNING && is_greeted(vm);
+	if (done) {
+		pthread_mutex_unlock(&t->lock);
+		return 0;
+	}
 	r = vm->greeting ? err_set(e, -EBUSY, "somebody tells it who it is already")
 			 : prepare(t, vm, s, e);
 	if (r == 0)
@@ -161,8 +176,7 @@ vm_hello_due(const struct vm *vm)
 		return false;
 	if (vm->row.state == VM_STARTING)
 		return true;
-	return vm->row.state == VM_RUNNING && vm->row.answered &&
-	       memcmp(vm->row.greeted, vm->row.generation, sizeof(vm->row.greeted)) != 0;
+	return vm->row.state == VM_RUNNING && vm->row.answered && !is_greeted(vm);
 }
 
 /* Not one who was told and did not do it, but one who cannot be asked (yet). */

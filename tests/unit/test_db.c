@@ -473,7 +473,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 4)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 5)"));
 }
 
 static void
