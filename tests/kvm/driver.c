@@ -30,6 +30,27 @@ driver_has_kvm(char why[static 160])
 	return true;
 }
 
+/* A copy in memory, which anybody may run. */
+static int
+copy_program(const char *path, struct err *e)
+{
+	cleanup_free char *program = NULL;
+	size_t len;
+	int fd, r = io_read_file(path, 256u << 20, &program, &len, e);
+
+	if (r < 0)
+		return r;
+	fd = memfd_create("pando-vmm", MFD_CLOEXEC);
+	if (fd < 0)
+		return err_sys(e, -errno, "memfd_create");
+	r = io_write_full(fd, program, len);
+	if (r < 0) {
+		close(fd);
+		return err_sys(e, r, "copying %s", path);
+	}
+	return fd;
+}
+
 int
 driver_init(struct driver *d, struct err *e)
 {
@@ -53,10 +74,11 @@ driver_init(struct driver *d, struct err *e)
 	}
 	snprintf(d->vmm_path, sizeof(d->vmm_path), "%s/libexec/pando/pando-vmm", exe);
 	snprintf(d->guest_path, sizeof(d->guest_path), "%s/tests/guest/tiny", exe);
-	/* Opened here: a test that becomes another user may not reach their folder. */
-	d->vmm = open(d->vmm_path, O_PATH | O_CLOEXEC);
+	/* Opened here: a test that becomes another user may not reach their folder, or may
+	 * not run a file that is its owner's alone. */
+	d->vmm = copy_program(d->vmm_path, e);
 	if (d->vmm < 0)
-		return err_sys(e, -errno, "%s", d->vmm_path);
+		return d->vmm;
 	d->guest = open(d->guest_path, O_RDONLY | O_CLOEXEC);
 	if (d->guest < 0)
 		return err_sys(e, -errno, "%s", d->guest_path);
