@@ -12,6 +12,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "guest-agent/reap.h"
 #include "guest-agent/spawn.h"
 
@@ -25,23 +26,6 @@ static uint64_t last_group = FIRST_GROUP;
 
 #define container_of(p, type, member) \
 	((type *)(void *)((char *)(p)-offsetof(type, member)))
-
-static void
-keep(struct helper *h, const char *from, size_t len)
-{
-	if (len > HELPER_SAID_MAX) {
-		from += len - HELPER_SAID_MAX;
-		len = HELPER_SAID_MAX;
-	}
-	if (h->said_len + len > HELPER_SAID_MAX) {
-		size_t drop = h->said_len + len - HELPER_SAID_MAX;
-
-		memmove(h->said, h->said + drop, h->said_len - drop);
-		h->said_len -= drop;
-	}
-	memcpy(h->said + h->said_len, from, len);
-	h->said_len += len;
-}
 
 /* One read; false when there is no more now. */
 static bool
@@ -59,7 +43,7 @@ read_some(struct helper *h)
 		source_close(&h->out);
 		return false;
 	}
-	keep(h, buf, (size_t)n);
+	text_keep_last(h->said, sizeof(h->said), &h->said_len, buf, (size_t)n);
 	return true;
 }
 

@@ -44,7 +44,7 @@ test_agent_tar_LIBS := agentwire common
 test_agent_tar_PKGS := cmocka
 
 agent_fuzz_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c common/tar_unpack.c \
-	common/err.c common/io.c common/json.c common/log.c common/env.c
+	common/err.c common/io.c common/json.c common/log.c common/env.c common/text.c
 FUZZERS += fuzz_agent_request fuzz_agent_frames_guest fuzz_agent_frames_host
 fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/request.c \
 	guest-agent/hello.c $(agent_fuzz_SRCS)
@@ -103,7 +103,7 @@ rpc_fuzz_SRCS := guest-agent/rpc_json.c $(agent_fuzz_SRCS)
 FUZZERS += fuzz_rpc_conf fuzz_rpc_journal fuzz_rpc_line fuzz_rpc_frames
 fuzz_rpc_conf_SRCS := tests/fuzz/fuzz_rpc_conf.c guest-agent/rpc_conf.c common/toml.c common/toml_scalar.c common/err.c common/io.c
 fuzz_rpc_conf_CORPUS := tests/fuzz/corpus/rpc_conf
-fuzz_rpc_journal_SRCS := tests/fuzz/fuzz_rpc_journal.c guest-agent/rpc_journal.c common/err.c common/io.c
+fuzz_rpc_journal_SRCS := tests/fuzz/fuzz_rpc_journal.c guest-agent/rpc_journal.c common/err.c common/io.c common/text.c
 fuzz_rpc_journal_CORPUS := tests/fuzz/corpus/rpc_journal
 fuzz_rpc_line_SRCS := tests/fuzz/fuzz_rpc_line.c guest-agent/rpc_proto.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
 fuzz_rpc_line_CORPUS := tests/fuzz/corpus/rpc_line

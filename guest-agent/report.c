@@ -16,6 +16,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json_bytes.h"
+#include "common/text.h"
 #include "guest-agent/rpc_json.h"
 #include "guest-agent/rpc_place.h"
 
@@ -52,17 +53,6 @@ check_score(const char *text, struct err *e)
 	return 0;
 }
 
-static bool
-goes_up(const char *path)
-{
-	for (const char *at = path; *at; at += strcspn(at, "/")) {
-		at += strspn(at, "/");
-		if (!strncmp(at, "..", 2) && (at[2] == '/' || !at[2]))
-			return true;
-	}
-	return false;
-}
-
 /* Its place in the machine, and what it is. */
 static int
 add_file(struct report *r, const char *name, struct json_out *o, struct err *e)
@@ -73,7 +63,7 @@ add_file(struct report *r, const char *name, struct json_out *o, struct err *e)
 	if (!*name || strlen(name) > REPORT_NAME_MAX)
 		return err_set(e, -EINVAL, "--file \"%.60s\": 1 to %d bytes", name,
 			REPORT_NAME_MAX);
-	if (goes_up(name))
+	if (text_path_goes_up(name))
 		return err_set(e, -EINVAL,
 			"--file \"%.200s\" leads upwards: name it without \"..\"", name);
 	if (*name != '/' && !getcwd(cwd, sizeof(cwd)))

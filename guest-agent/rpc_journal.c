@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "common/text.h"
 
 #define CHUNK (64u * 1024u)
 #define PAGE 4096u
@@ -36,12 +37,6 @@ epoch_count(int dir)
 	return (uint32_t)(st.st_size / EPOCH_BYTES);
 }
 
-static bool
-is_hex(const char *s, size_t len)
-{
-	return strspn(s, "0123456789abcdef") >= len;
-}
-
 int
 epoch_read(int dir, uint32_t number, struct journal_epoch *ret)
 {
@@ -58,9 +53,9 @@ epoch_read(int dir, uint32_t number, struct journal_epoch *ret)
 	memset(ret, 0, sizeof(*ret));
 	if (sscanf(text, "%u %12s %32s", &n, vm, generation) != 3 || n != number)
 		return -EBADMSG;
-	if (strlen(vm) == 12 && is_hex(vm, 12))
+	if (strlen(vm) == 12 && text_is_hex(vm, 12))
 		memcpy(ret->vm, vm, 13);
-	if (strlen(generation) == 32 && is_hex(generation, 32))
+	if (strlen(generation) == 32 && text_is_hex(generation, 32))
 		memcpy(ret->generation, generation, 33);
 	return 0;
 }

@@ -10,6 +10,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/text.h"
 #include "guest-agent/rpc_json.h"
 
 #define RPC_D "/etc/pando/rpc.d"
@@ -255,12 +256,6 @@ rpc_read_file(int dir, const char *name, char *buf, size_t cap)
 	return (ssize_t)at;
 }
 
-static bool
-is_hex(const char *s, size_t len)
-{
-	return strspn(s, "0123456789abcdef") >= len;
-}
-
 void
 rpc_identity_read(struct rpc_identity *ret)
 {
@@ -272,12 +267,12 @@ rpc_identity_read(struct rpc_identity *ret)
 	if (rpc_path(path, "/run/pando/generation", NULL))
 		return;
 	n = rpc_read_file(AT_FDCWD, path, text, sizeof(text));
-	if (n >= 32 && is_hex(text, 32))
+	if (n >= 32 && text_is_hex(text, 32))
 		memcpy(ret->generation, text, 32);
 	if (rpc_path(path, "/run/pando/identity", NULL))
 		return;
 	n = rpc_read_file(AT_FDCWD, path, text, sizeof(text));
 	if (n > 0 && rpc_json_member(rpc_json_trim(text, (size_t)n), "id", &v) &&
-		v.len == 14 && is_hex(v.at + 1, 12))
+		v.len == 14 && text_is_hex(v.at + 1, 12))
 		memcpy(ret->vm, v.at + 1, 12);
 }

@@ -8,6 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/json_bytes.h"
+#include "common/text.h"
 #include "guest-agent/rpc_json.h"
 #include "host/agent_client.h"
 #include "host/agent_rpc.h"
@@ -41,12 +42,6 @@ small_parts(struct rpc_span report, struct json_out *o)
 	return o->error;
 }
 
-static bool
-is_hex(const char *text, size_t len)
-{
-	return strlen(text) == len && strspn(text, "0123456789abcdef") == len;
-}
-
 static int
 hex_member(const struct json *j, const char *name, size_t len, char *dst, struct err *e)
 {
@@ -55,20 +50,9 @@ hex_member(const struct json *j, const char *name, size_t len, char *dst, struct
 	dst[0] = 0;
 	if (tok < 0 || json_type(j, tok) == JSON_NULL)
 		return 0;
-	if (json_str(j, tok, dst, len + 1) || !is_hex(dst, len))
+	if (json_str(j, tok, dst, len + 1) || strlen(dst) != len || !text_is_hex(dst, len))
 		return bad(e, "an id that is none");
 	return 0;
-}
-
-static bool
-goes_up(const char *path)
-{
-	for (const char *at = path; *at; at += strcspn(at, "/")) {
-		at += strspn(at, "/");
-		if (!strncmp(at, "..", 2) && (at[2] == '/' || !at[2]))
-			return true;
-	}
-	return false;
 }
 
 static int
@@ -84,7 +68,7 @@ copy_file(const struct json *j, int file, struct json_out *o, struct err *e)
 	if (!*name || *path != '/' || strlen(name) > PATH_BYTES_MAX ||
 		strlen(path) > PATH_BYTES_MAX)
 		return bad(e, "a file without a path");
-	if (goes_up(name) || goes_up(path))
+	if (text_path_goes_up(name) || text_path_goes_up(path))
 		return bad(e, "a file whose name leads upwards (\"..\")");
 	if (bytes > AGENT_REPORT_FILE_BYTES_MAX)
 		return bad(e, "a file of more than 512 MiB");

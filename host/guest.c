@@ -8,6 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "host/agent_client.h"
 
 #define SAID_MAX 300
@@ -21,22 +22,9 @@ static int
 on_output(void *ctx, int stream, const void *buf, size_t len)
 {
 	struct said *s = ctx;
-	const char *from = buf;
 
-	if (stream != 2)
-		return 0;
-	if (len > SAID_MAX) {
-		from += len - SAID_MAX;
-		len = SAID_MAX;
-	}
-	if (s->len + len > SAID_MAX) {
-		size_t drop = s->len + len - SAID_MAX;
-
-		memmove(s->text, s->text + drop, s->len - drop);
-		s->len -= drop;
-	}
-	memcpy(s->text + s->len, from, len);
-	s->len += len;
+	if (stream == 2)
+		text_keep_last(s->text, sizeof(s->text), &s->len, buf, len);
 	return 0;
 }
 
