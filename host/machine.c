@@ -640,22 +640,29 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	add(a, "-display");
 	add(a, "none");
 	add(a, "-no-reboot");
-	/* Emulated: the machine is for hosts whose own KVM is no good. QEMU 7.2 forgets that
-	 * an interrupt which VMRUN injects has been delivered (helper_vmrun() leaves
-	 * exception_index set), and delivers it again when the CPU is told to leave its loop
-	 * before the next exit of the guest; a guest that was in user mode dies of it. All
-	 * CPUs leave their loops when the buffer of translated code is full: hence the
-	 * largest that QEMU takes. Rarely a timer still does it. */
+	/* Emulated: the machine is for hosts whose own KVM is no good. QEMU 7.2 forgets
+	 * that an interrupt which VMRUN injects has been delivered (helper_vmrun() leaves
+	 * exception_index set), and delivers it again when the CPU is told to leave its
+	 * loop before the next exit of the guest. All CPUs leave their loops when the
+	 * buffer of translated code is full: hence the largest that QEMU takes. */
 	add(a, "-accel");
 	add(a, "tcg,thread=multi,tb-size=2047");
-	/* No 5-level page tables: page walks are shorter. No fast string operations: kernels
-	 * then clear and copy by words, not by bytes, which the emulator does one at a time,
-	 * and each the slow way where the page once held code. Clearing a huge page was seen
-	 * to take longer than a minute (soft lockups in clear_page_erms). */
+	/* No 5-level page tables: page walks are shorter. No fast string operations:
+	 * kernels then clear and copy by words, not by bytes, which the emulator does one
+	 * at a time, and each the slow way where the page once held code. Clearing a huge
+	 * page was seen to take longer than a minute (soft lockups in clear_page_erms).
+	 */
 	add(a, "-cpu");
 	add(a, "max,la57=off,erms=off,fsrm=off");
+	/* One more than was asked for, the first, on which commands do not run
+	 * (MACHINE_CPUS_FOR_USE): an XRSTOR on any CPU changes hflags2 of
+	 * the first one from its own thread, without a lock (cpu_clear_ignne()). A CPU
+	 * that enters and leaves guests keeps there whether its page tables are nested
+	 * and whether it takes interrupts; either can be lost, or come back. Guests died
+	 * of triple faults, CPUs took no interrupt for a minute, and the machine itself
+	 * crashed. */
 	add(a, "-smp");
-	add(a, "%llu", (unsigned long long)m->cpus);
+	add(a, "%llu", (unsigned long long)m->cpus + 1);
 	add(a, "-m");
 	add(a, "%llu", (unsigned long long)m->mem_mib);
 	add(a, "-kernel");

@@ -38,6 +38,9 @@
 #define MACHINE_MEM_MIN_MIB 1024u /* less does not carry the machine and one VM */
 #define MACHINE_DISK_MIB 24576u	  /* sparse */
 #define MACHINE_CPUS 2u
+/* What runs in it stays off its first CPU, which is there besides those asked for: a list
+ * for taskset, which does not mind CPUs that are not there. */
+#define MACHINE_CPUS_FOR_USE "1-255"
 
 enum machine_state {
 	MACHINE_ABSENT = 1, /* never started, or deleted */

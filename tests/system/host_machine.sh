@@ -99,6 +99,14 @@ line" -n >"$work/words"
 line][-n]"
 }
 
+# Guests on the first CPU of an emulated machine die of triple faults: host/machine.c says why.
+commands_run_beside_the_first_cpu() {
+	needs_machine
+	equal "CPUs of a command" "$(inside -- nproc)" "$(pando machine status --format json | json "j['cpus']")"
+	equal "CPUs of the machine" "$(inside -- nproc --all)" "$(($(inside -- nproc) + 1))"
+	lacks "CPUs of a command" ",$(inside -- taskset -cp self | sed 's/.*: //')," ",0"
+}
+
 environment_and_folder_are_as_asked() {
 	needs_machine
 	equal folder "$(inside -- pwd)" "$project"
@@ -202,6 +210,7 @@ t streams_and_status_are_the_commands
 t input_arrives_whole
 t output_arrives_whole
 t words_reach_the_command_as_they_are
+t commands_run_beside_the_first_cpu
 t environment_and_folder_are_as_asked
 t each_command_sees_the_host_s_files_of_now
 t the_machine_does_not_write_to_the_host
