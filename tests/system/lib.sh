@@ -104,7 +104,7 @@ skip() { # reason
 }
 
 fail() {
-	echo "failed: $*"
+	echo "failed: $*" >&2
 	exit 1
 }
 
@@ -119,7 +119,7 @@ wait_until() { # seconds, what, command…
 	shift 2
 	until "$@"; do
 		[ "$(date +%s)" -lt "$wait_limit" ] || {
-			echo "waited in vain: $wait_what"
+			echo "waited in vain: $wait_what" >&2
 			return 1
 		}
 		sleep 0.2
