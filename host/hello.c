@@ -143,6 +143,7 @@ vm_hello(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *ctx)
 		.parent = s->row.answered,
 		.env = &s->env,
 		.labels = s->labels,
+		.ssh_key = t->ssh_key[0] ? t->ssh_key : NULL,
 	};
 
 	r = agent_hello(path, &h, timeout_ms, cancel, ctx, &ack, e);

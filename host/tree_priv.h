@@ -54,6 +54,7 @@ struct tree {
 	pthread_cond_t flat_changed;
 	struct flat *flats; /* owned */
 	struct pool *pool;  /* owned; NULL: none */
+	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
 	struct db *db;	    /* owned */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;	      /* some VM died, or stopping */
