@@ -179,8 +179,7 @@ read_ssh_key(const struct json *j, int tok, struct hello *h, struct err *e)
 
 	/* It becomes a line of a file that says who may come in. */
 	if (json_str(j, tok, h->ssh_key, sizeof(h->ssh_key)) ||
-		strlen(h->ssh_key) != AGENT_SSH_KEY_LEN ||
-		strncmp(h->ssh_key, type, n) ||
+		strlen(h->ssh_key) != AGENT_SSH_KEY_LEN || strncmp(h->ssh_key, type, n) ||
 		strspn(h->ssh_key + n, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw"
 				       "xyz0123456789+/") != AGENT_SSH_KEY_LEN - n)
 		return wrong(e, "ssh_key", "an Ed25519 key: \"ssh-ed25519 AAAA…\"");

@@ -2,12 +2,13 @@
  * pando-agent: runs in the guest, as root, under systemd (pando-agent.service), and does
  * what the host asks: execute, files.
  *
- * It listens on vsock ports AGENT_PORT and AGENT_SSH_PORT and talks to context id 2, the host, only; the host
- * owns this machine's memory and disk, so there is nothing to protect from it. It trusts
- * no process of the guest: none can reach the socket, and what they do to their own
- * pipes, terminals and folders costs the agent at most a bounded buffer. One thread, no
- * blocking call but on the file system. After a live fork of the machine its listening
- * socket lives, its connections are reset, and the commands behind them go on detached.
+ * It listens on vsock ports AGENT_PORT and AGENT_SSH_PORT and talks to context id 2, the
+ * host, only; the host owns this machine's memory and disk, so there is nothing to
+ * protect from it. It trusts no process of the guest: none can reach the socket, and what
+ * they do to their own pipes, terminals and folders costs the agent at most a bounded
+ * buffer. One thread, no blocking call but on the file system. After a live fork of the
+ * machine its listening socket lives, its connections are reset, and the commands behind
+ * them go on detached.
  */
 #include <errno.h>
 #include <getopt.h>

@@ -94,7 +94,7 @@ start(struct served *x, const char *program, int fd, struct err *e)
 	char name[PATH_MAX], key[PATH_MAX + 16], keys[PATH_MAX + 64], config[PATH_MAX];
 	char path[PATH_MAX], self[PATH_MAX + 32] = "SetEnv=" AGENT_SSH_SELF "=";
 	char own_path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:"
-					  "/usr/bin:/sbin:/bin";
+			  "/usr/bin:/sbin:/bin";
 	char *env[] = {own_path, NULL};
 	/* First come first served: what is said here goes before the file. All of
 	 * sshd's own configuration is left out, which is about who comes over a
@@ -157,8 +157,8 @@ serve(int fd, struct err *e)
 	while (i < SSHD_MAX && served[i].used)
 		i++;
 	if (i == SSHD_MAX)
-		return err_set(e, -EAGAIN, "%d SSH connections are open already",
-			SSHD_MAX);
+		return err_set(
+			e, -EAGAIN, "%d SSH connections are open already", SSHD_MAX);
 	/* Its service makes it elsewhere; here none is needed. */
 	if (machine_is_real() && mkdir(PRIVSEP_FOLDER, 0755) && errno != EEXIST)
 		return err_sys(e, -errno, PRIVSEP_FOLDER);

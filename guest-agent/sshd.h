@@ -4,8 +4,8 @@
  * the hello made (sshkey.h), and lets in whoever has the key that the hello named, or one
  * of the user's own.
  *
- * Who cannot be served gets one line that is no SSH, which begins with AGENT_SSH_SAYS; SSH's
- * clients pass over such lines (RFC 4253, 4.2), the host's programs show them.
+ * Who cannot be served gets one line that is no SSH, which begins with AGENT_SSH_SAYS;
+ * SSH's clients pass over such lines (RFC 4253, 4.2), the host's programs show them.
  */
 #ifndef PANDO_AGENT_SSHD_H
 #define PANDO_AGENT_SSHD_H

@@ -33,8 +33,8 @@ int sshkey_make(const uint8_t seed[static SSHKEY_SEED_LEN], const uint8_t check[
 int sshkey_public(
 	const char *text, char ret_public[static SSHKEY_PUBLIC_MAX], struct err *e);
 
-/* hostkey.c: new host keys for this machine, in the place of all that are there; or, when keep is
- * set and there is an Ed25519 one, that one. ret_public: as in struct sshkey. */
+/* hostkey.c: new host keys for this machine, in the place of all that are there; or, when
+ * keep is set and there is an Ed25519 one, that one. ret_public: as in struct sshkey. */
 int sshkey_install(const char *comment, int keep,
 	char ret_public[static SSHKEY_PUBLIC_MAX], struct err *e);
 

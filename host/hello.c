@@ -101,8 +101,8 @@ log_ack(const struct said *s, const struct vm *vm, const struct agent_ack *ack)
 static bool
 is_greeted(const struct vm *vm)
 {
-	return vm->row.answered && memcmp(vm->row.greeted, vm->row.generation,
-					   sizeof(vm->row.greeted)) == 0;
+	return vm->row.answered &&
+	       memcmp(vm->row.greeted, vm->row.generation, sizeof(vm->row.greeted)) == 0;
 }
 
 int

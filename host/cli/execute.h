@@ -21,7 +21,7 @@ struct execute_words {
 	size_t n_env;
 	const char *cwd, *user, *shell, *attach; /* NULL: not said */
 	uint64_t timeout_ms;			 /* 0: none */
-	bool stdin_on, stdin_off, tty, detach, list;
+	bool stdin_on, stdin_off, tty, detach, list, ssh;
 	const char **shell_argv; /* owned; NULL unless --shell was used */
 };
 
@@ -29,6 +29,11 @@ struct execute_words {
  * opt_leave(). */
 int execute_parse(struct opt_scan *s, struct execute_words *w, struct err *e);
 void execute_words_done(struct execute_words *w);
+
+/* The command as a user's login shell over SSH is to read it; mark (NULL: none): what
+ * vmssh_signal() finds it by. malloc'd. -E2BIG above SSH_COMMAND_MAX. */
+int execute_ssh_text(
+	const struct execute_words *w, const char *mark, char **ret, struct err *e);
 
 extern const struct opt execute_options[];
 extern const struct verb verb_execute;

@@ -11,13 +11,15 @@ extern const struct verb verb_run, verb_status, verb_info, verb_execute, verb_br
 	verb_disk, verb_doctor, verb_machine, verb_version, verb_completion, verb_help,
 	verb_swarm, verb_stop, verb_start, verb_resize, verb_checkout, verb_head,
 	verb_commit, verb_run_commit, verb_history, verb_tag, verb_diff, verb_verify,
-	verb_gc, verb_env, verb_rpc, verb_reports;
+	verb_gc, verb_env, verb_rpc, verb_reports, verb_ssh_config, verb_ssh_proxy;
 
 const struct verb *const verbs[] = {
 	&verb_run,
 	&verb_branch,
 	&verb_execute,
 	&verb_copy,
+	&verb_ssh_config,
+	&verb_ssh_proxy,
 	&verb_rpc,
 	&verb_reports,
 	&verb_swarm,

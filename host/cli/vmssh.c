@@ -1,0 +1,215 @@
+#include "host/cli/vmssh.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/agent_wire.h"
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "host/cli/out.h"
+#include "host/paths.h"
+#include "host/ssh_key.h"
+
+/* Guests may be slow: emulated, or swapping. */
+#define DIAL_MS 60000
+#define CONNECT_MS 60000
+#define SIGNAL_MS 30000
+#define LINE_MAX_BYTES 400
+#define NS_PER_MS UINT64_C(1000000)
+
+/* What stands where "SSH-2.0-…" should: the agent's sentence, or nothing of ours. */
+static int
+refused(const char *name, const char *line, size_t len, struct err *e)
+{
+	static const char says[] = AGENT_SSH_SAYS;
+	size_t n = strlen(says);
+	char raw[LINE_MAX_BYTES + 1], plain[4 * LINE_MAX_BYTES + 1];
+
+	if (len < n || memcmp(line, says, n) != 0)
+		return err_set(e, -EPROTO,
+			"\"%s\": what answers on its port %u is no SSH server", name,
+			AGENT_SSH_PORT);
+	snprintf(raw, sizeof(raw), "%.*s", (int)(len - n), line + n);
+	raw[strcspn(raw, "\r\n")] = '\0';
+	out_plain(plain, sizeof(plain), raw);
+	return err_set(e, -ECONNREFUSED, "\"%s\": %.380s", name, plain);
+}
+
+/* Waits until the server has said who it is, which it does first, and leaves that unread.
+ */
+static int
+await_banner(int fd, const char *name, struct err *e)
+{
+	uint64_t deadline = io_now_ns() + DIAL_MS * NS_PER_MS;
+	struct timespec pause = {.tv_nsec = 1000000};
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	char line[LINE_MAX_BYTES];
+	ssize_t n;
+
+	while (io_now_ns() < deadline) {
+		if (poll(&p, 1, 1000) <= 0)
+			continue;
+		n = recv(fd, line, sizeof(line), MSG_PEEK | MSG_DONTWAIT);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+			continue;
+		if (n <= 0)
+			return err_set(e, -ECONNREFUSED,
+				"\"%s\": its SSH server ended at once; its log says why "
+				"(`pando execute %s -- journalctl -t sshd`), or `sshd "
+				"-t` in it",
+				name, name);
+		if (n >= 4 && memcmp(line, "SSH-", 4) == 0)
+			return 0;
+		if (memchr(line, '\n', (size_t)n) || n == (ssize_t)sizeof(line))
+			return refused(name, line, (size_t)n, e);
+		/* A part of a line: poll(2) would not wait for the rest. */
+		nanosleep(&pause, NULL);
+	}
+	return err_set(e, -ETIMEDOUT, "\"%s\": its SSH server says nothing", name);
+}
+
+int
+vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
+{
+	cleanup_close int fd = -1;
+	int r = agent_connect_port(vm->agent_socket, AGENT_SSH_PORT, DIAL_MS, &fd, e);
+
+	if (r == 0)
+		r = await_banner(fd, client_vm_name(vm), e);
+	if (r == 0)
+		*ret_fd = TAKE_FD(fd);
+	return r;
+}
+
+int
+vmssh_open(const struct client_vm *vm, const char *home, const char *user,
+	struct ssh_link **ret, struct err *e)
+{
+	static const char type[] = "ssh-ed25519 ";
+	char key[PATHS_MAX], what[80];
+	struct ssh_target t = {
+		.user = user ? user : "root", .key_path = key, .what = what};
+	int fd, r;
+
+	snprintf(what, sizeof(what), "\"%s\"", client_vm_name(vm));
+	if (strncmp(vm->host_key, type, strlen(type)) != 0)
+		return err_set(e, -ENOKEY,
+			"%s has not acknowledged an SSH host key yet, so that nobody "
+			"knows whether it is it; `pando info %s` shows its state",
+			what, client_vm_name(vm));
+	t.host_key = vm->host_key + strlen(type);
+	r = paths_format(key, sizeof(key), e, "%s/" SSH_KEY_FILE, home);
+	if (r == 0)
+		r = vmssh_dial(vm, &fd, e);
+	return r < 0 ? r : ssh_link_open_fd(fd, &t, CONNECT_MS, ret, e);
+}
+
+/*
+ * A terminal.
+ */
+
+static int
+terminal_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGWINCH);
+	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+		return -1;
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int
+vmssh_terminal(const struct client_vm *vm, const char *home, const char *user,
+	const char *text, int *ret_status, struct err *e)
+{
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	cleanup_close int signals = -1;
+	struct ssh_command c = {
+		.text = text,
+		.in_fd = STDIN_FILENO,
+		.out_fd = STDOUT_FILENO,
+		.err_fd = STDERR_FILENO,
+		.tty = true,
+		.term = getenv("TERM"),
+		.impatient = true,
+	};
+	struct termios was, raw;
+	int r;
+
+	if (!isatty(STDOUT_FILENO) || tcgetattr(STDIN_FILENO, &was) < 0)
+		return err_set(e, -EINVAL,
+			"standard input and output must be a terminal: `pando execute "
+			"--ssh` needs none");
+	r = vmssh_open(vm, home, user, &link, e);
+	if (r < 0)
+		return r;
+	c.signal_fd = signals = terminal_signals();
+	raw = was;
+	cfmakeraw(&raw);
+	tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
+	r = ssh_link_run(link, &c, ret_status, e);
+	tcsetattr(STDIN_FILENO, TCSADRAIN, &was);
+	return r;
+}
+
+/*
+ * Signals.
+ */
+
+int
+vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char *home,
+	const char *user, struct err *e)
+{
+	unsigned char random[16];
+
+	*m = (struct vmssh_mark){.vm = vm, .home = home, .user = user};
+	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
+		return err_sys(e, -errno, "getrandom");
+	for (size_t i = 0; i < sizeof(random); i++)
+		snprintf(m->token + 2 * i, 3, "%02x", random[i]);
+	return 0;
+}
+
+void
+vmssh_signal(const struct vmssh_mark *m, int number)
+{
+	/* The one that has the mark and was started by sshd (or what that calls itself
+	 * since it is several programs) leads the group. */
+	static const char script[] =
+		"exec /bin/sh -c 'for e in $(grep -lszx " VMSSH_MARK
+		"=%s /proc/[0-9]*/environ); do p=${e#/proc/}; p=${p%%/environ}; "
+		"while read -r k v; do [ \"$k\" = PPid: ] && parent=$v; done "
+		"</proc/$p/status; read -r name </proc/$parent/comm; "
+		"case $name in sshd*) kill -%d -- \"-$p\";; esac; done 2>/dev/null; exit "
+		"0'";
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	struct ssh_command c = SSH_COMMAND_INIT;
+	struct err e = {0};
+	char text[1024];
+	int status, r;
+
+	snprintf(text, sizeof(text), script, m->token, number);
+	c.text = text;
+	c.timeout_ms = SIGNAL_MS;
+	r = vmssh_open(m->vm, m->home, m->user, &link, &e);
+	if (r == 0)
+		r = ssh_link_run(link, &c, &status, &e);
+	if (r < 0)
+		out_complain(
+			"the command could not be told, and may still run: %s", e.msg);
+}
