@@ -11,7 +11,7 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c guest-agent/hostkey.c guest-agent/sshd.c
 pando-agent_SRCS += $(agent_rpc_SRCS)
 pando-agent_LIBS := agentwire common
-# libsodium is called only in sshkey.c.
+# libsodium is called only in sshkey.c, which pandod links too.
 pando-agent_LDLIBS := -lsodium
 # Static: one file for guests of any suite, and only the pages of libc that it uses. The sanitizers cannot have it.
 pando-agent_LDFLAGS := $(if $(SAN),,-static)
@@ -73,6 +73,11 @@ fuzz_agent_hello_SRCS := tests/fuzz/fuzz_agent_hello.c guest-agent/request.c gue
 fuzz_agent_hello_CORPUS := tests/fuzz/corpus/agent_hello
 fuzz_env_SRCS := tests/fuzz/fuzz_env.c guest-agent/userdb.c guest-agent/machine.c common/env.c common/err.c common/io.c common/log.c
 fuzz_env_CORPUS := tests/fuzz/corpus/env
+
+FUZZERS += fuzz_ssh_key
+fuzz_ssh_key_SRCS := tests/fuzz/fuzz_ssh_key.c guest-agent/sshkey.c common/err.c
+fuzz_ssh_key_PKGS := libsodium
+fuzz_ssh_key_CORPUS := tests/fuzz/corpus/ssh_key
 
 # Units, for the agent; libsystemd is called only in bus.c.
 PROGRAMS += pando-units

@@ -221,7 +221,7 @@ run_terminal(const char *socket, const struct agent_exec_req *req, struct runnin
 struct over_ssh {
 	struct running *run;
 	struct vmssh_mark mark;
-	unsigned told;
+	uint64_t bytes[2]; /* with --format json, also what is not kept */
 };
 
 static int
@@ -230,6 +230,7 @@ ssh_output(void *ctx, int stream, const void *buf, size_t len, struct err *e)
 	struct over_ssh *o = ctx;
 	int r = on_output(o->run, stream, buf, len);
 
+	o->bytes[stream == 2] += len;
 	return r < 0 ? err_sys(e, r, "the command's output") : 0;
 }
 
@@ -271,8 +272,8 @@ ssh_result(struct over_ssh *o, int r, int status, int signal,
 		ret->kind = signal ? AGENT_SIGNALLED : AGENT_EXITED;
 		ret->value = (uint32_t)(signal ? signal : status);
 	}
-	ret->stdout_bytes = o->run->out[0].len;
-	ret->stderr_bytes = o->run->out[1].len;
+	ret->stdout_bytes = o->bytes[0];
+	ret->stderr_bytes = o->bytes[1];
 	return r;
 }
 

@@ -200,8 +200,7 @@ execute_ssh_text(
 	char marked[64];
 	int r = 0;
 
-	/* "--": the words may look like options. Their quotes let no NAME of an
-	 * environment become anything else. */
+	/* No "--" behind exec: not all shells know that. */
 	snprintf(marked, sizeof(marked), VMSSH_MARK "=%s", mark ? mark : "");
 	if (mark)
 		r = append(&inner, "export ", marked);
@@ -217,11 +216,7 @@ execute_ssh_text(
 		}
 	}
 	for (size_t i = 0; r == 0 && w->argv[i]; i++)
-		r = append(&inner,
-			i	? " "
-			: inner ? "; exec -- "
-				: "exec -- ",
-			w->argv[i]);
+		r = append(&inner, i ? " " : inner ? "; exec " : "exec ", w->argv[i]);
 	/* Login shells are of many kinds, and all understand this much. */
 	if (r == 0)
 		r = append(&outer, "exec /bin/sh -c ", inner);

@@ -64,3 +64,9 @@ test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
 test_rpc_cli_LIBS := agentclient agentwire pandohost common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+UNIT_TESTS += test_ssh
+test_ssh_SRCS := tests/unit/test_ssh.c host/ssh_key.c guest-agent/sshkey.c
+test_ssh_LIBS := agentclient agentwire pandohost common
+test_ssh_PKGS := cmocka libsodium
+test_ssh_LDLIBS := -lutil
+$(B)/tests/test_ssh: | $(B)/bin/pando $(B)/libexec/pando/pando-agent

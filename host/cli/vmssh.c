@@ -188,22 +188,26 @@ vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char *ho
 void
 vmssh_signal(const struct vmssh_mark *m, int number)
 {
-	/* The one that has the mark and was started by sshd (or what that calls itself
-	 * since it is several programs) leads the group. */
+	/* All that has the mark; to be told anything but to die, only the group of the
+	 * one that sshd (or what that calls itself since it is several programs) has
+	 * started. No "--" for kill: not all shells know that. */
+	static const char
+		all[] = "kill -9 $p",
+		group[] = "while read -r k v; do [ \"$k\" = PPid: ] && parent=$v; done "
+			  "</proc/$p/status; read -r name </proc/$parent/comm; "
+			  "case $name in sshd*) kill -%d -$p;; esac";
 	static const char script[] =
 		"exec /bin/sh -c 'for e in $(grep -lszx " VMSSH_MARK
-		"=%s /proc/[0-9]*/environ); do p=${e#/proc/}; p=${p%%/environ}; "
-		"while read -r k v; do [ \"$k\" = PPid: ] && parent=$v; done "
-		"</proc/$p/status; read -r name </proc/$parent/comm; "
-		"case $name in sshd*) kill -%d -- \"-$p\";; esac; done 2>/dev/null; exit "
-		"0'";
+		"=%s /proc/[0-9]*/environ); do p=${e#/proc/}; p=${p%%/environ}; %s; done "
+		"2>/dev/null; exit 0'";
 	cleanup_ssh_link struct ssh_link *link = NULL;
 	struct ssh_command c = SSH_COMMAND_INIT;
 	struct err e = {0};
-	char text[1024];
+	char text[1024], what[512];
 	int status, r;
 
-	snprintf(text, sizeof(text), script, m->token, number);
+	snprintf(what, sizeof(what), number == SIGKILL ? all : group, number);
+	snprintf(text, sizeof(text), script, m->token, what);
 	c.text = text;
 	c.timeout_ms = SIGNAL_MS;
 	r = vmssh_open(m->vm, m->home, m->user, &link, &e);

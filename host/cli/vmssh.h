@@ -39,7 +39,7 @@ int vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char
 	const char *user, struct err *e);
 /* Words to be prefixed to a POSIX shell's command: "PANDO_SSH_EXEC=…". */
 #define VMSSH_MARK "PANDO_SSH_EXEC"
-/* To all of its process group. What fails is said on stderr. */
+/* To its process group; SIGKILL to all that it started. What fails is said on stderr. */
 void vmssh_signal(const struct vmssh_mark *m, int number);
 
 /* agent_put() and agent_get() with the guest's side as a command of that user, whose home
