@@ -251,7 +251,7 @@ run_ssh_terminal(const struct client_vm *vm, const char *home,
 	struct err e = {0};
 	int status;
 
-	if (execute_ssh_text(w, NULL, &text, &e) < 0 ||
+	if (vmssh_text(w->argv, w->env, w->cwd, NULL, &text, &e) < 0 ||
 		vmssh_terminal(vm, home, w->user, text, &status, &e) < 0)
 		return e.code == -EINVAL ? out_fail(&e) : host_side(&e);
 	result.value = (uint32_t)status;
@@ -291,7 +291,7 @@ run_ssh(const struct client_vm *vm, const char *home, const struct execute_words
 
 	r = vmssh_mark_make(&over.mark, vm, home, w->user, &e);
 	if (r == 0)
-		r = execute_ssh_text(w, over.mark.token, &text, &e);
+		r = vmssh_text(w->argv, w->env, w->cwd, over.mark.token, &text, &e);
 	if (r == 0)
 		r = vmssh_open(vm, home, w->user, &link, &e);
 	if (r < 0)

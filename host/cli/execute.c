@@ -1,12 +1,8 @@
 #include "host/cli/execute.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "common/cleanup.h"
-#include "host/cli/vmssh.h"
 
 const struct opt execute_options[] = {
 	{'t', "timeout", "SECONDS",
@@ -173,61 +169,4 @@ execute_parse(struct opt_scan *s, struct execute_words *w, struct err *e)
 		}
 	}
 	return check(w, command, e) < 0 ? OPT_ERROR : OPT_END;
-}
-
-/* Appends to *text: before and the word, quoted. */
-static int
-append(char **text, const char *before, const char *word)
-{
-	cleanup_free char *quoted = NULL;
-	char *longer;
-	int r = ssh_quote(&quoted, word);
-
-	if (r < 0)
-		return r;
-	if (asprintf(&longer, "%s%s%s", *text ? *text : "", before, quoted) < 0)
-		return -ENOMEM;
-	free(*text);
-	*text = longer;
-	return strlen(longer) > SSH_COMMAND_MAX ? -E2BIG : 0;
-}
-
-int
-execute_ssh_text(
-	const struct execute_words *w, const char *mark, char **ret, struct err *e)
-{
-	cleanup_free char *inner = NULL, *outer = NULL;
-	char marked[64];
-	int r = 0;
-
-	/* No "--" behind exec: not all shells know that. */
-	snprintf(marked, sizeof(marked), VMSSH_MARK "=%s", mark ? mark : "");
-	if (mark)
-		r = append(&inner, "export ", marked);
-	for (size_t i = 0; r == 0 && i < w->n_env; i++)
-		r = append(&inner, inner ? "; export " : "export ", w->env[i]);
-	if (r == 0 && w->cwd) {
-		r = append(&inner, inner ? "; cd -- " : "cd -- ", w->cwd);
-		if (r == 0 && asprintf(&outer, "%s || exit 126", inner) < 0)
-			r = -ENOMEM;
-		if (r == 0) {
-			free(inner);
-			inner = TAKE_PTR(outer);
-		}
-	}
-	for (size_t i = 0; r == 0 && w->argv[i]; i++)
-		r = append(&inner, i ? " " : inner ? "; exec " : "exec ", w->argv[i]);
-	/* Login shells are of many kinds, and all understand this much. */
-	if (r == 0)
-		r = append(&outer, "exec /bin/sh -c ", inner);
-	if (r == -E2BIG)
-		return err_set(e, r,
-			"the command, its folder and environment are longer than %u "
-			"bytes: put long texts into a file or standard input, or leave "
-			"out --ssh",
-			SSH_COMMAND_MAX);
-	if (r < 0)
-		return err_sys(e, r, "the command");
-	*ret = TAKE_PTR(outer);
-	return 0;
 }

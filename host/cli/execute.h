@@ -30,11 +30,6 @@ struct execute_words {
 int execute_parse(struct opt_scan *s, struct execute_words *w, struct err *e);
 void execute_words_done(struct execute_words *w);
 
-/* The command as a user's login shell over SSH is to read it; mark (NULL: none): what
- * vmssh_signal() finds it by. malloc'd. -E2BIG above SSH_COMMAND_MAX. */
-int execute_ssh_text(
-	const struct execute_words *w, const char *mark, char **ret, struct err *e);
-
 extern const struct opt execute_options[];
 extern const struct verb verb_execute;
 

@@ -115,11 +115,80 @@ vmssh_open(const struct client_vm *vm, const char *home, const char *user,
 }
 
 /*
+ * What the other side's shell reads.
+ */
+
+/* Appends to *text: before and the word, quoted. */
+static int
+append(char **text, const char *before, const char *word)
+{
+	cleanup_free char *quoted = NULL;
+	char *longer;
+	int r = ssh_quote(&quoted, word);
+
+	if (r < 0)
+		return r;
+	if (asprintf(&longer, "%s%s%s", *text ? *text : "", before, quoted) < 0)
+		return -ENOMEM;
+	free(*text);
+	*text = longer;
+	return strlen(longer) > SSH_COMMAND_MAX ? -E2BIG : 0;
+}
+
+int
+vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
+	const char *mark, char **ret, struct err *e)
+{
+	cleanup_free char *inner = strdup(""), *outer = NULL;
+	char marked[64];
+	int r = inner ? 0 : -ENOMEM;
+
+	snprintf(marked, sizeof(marked), VMSSH_MARK "=%s", mark ? mark : "");
+	if (r == 0 && mark)
+		r = append(&inner, "export ", marked);
+	for (; r == 0 && env && *env; env++)
+		r = append(&inner, *inner ? "; export " : "export ", *env);
+	if (r == 0 && cwd)
+		r = append(&inner, *inner ? "; cd -- " : "cd -- ", cwd);
+	/* No "--" behind exec: not all shells know that. */
+	if (r == 0 && asprintf(&outer, "%s%sexec", inner,
+			      cwd      ? " || exit 126; "
+			      : *inner ? "; "
+				       : "") < 0)
+		r = -ENOMEM;
+	if (r == 0) {
+		free(inner);
+		inner = TAKE_PTR(outer);
+	}
+	for (size_t i = 0; r == 0 && argv && argv[i]; i++)
+		r = append(&inner, " ", argv[i]);
+	if (r == 0 && !argv && asprintf(&outer, "%s \"$SHELL\" -l", inner) < 0)
+		r = -ENOMEM;
+	if (r == 0 && !argv) {
+		free(inner);
+		inner = TAKE_PTR(outer);
+	}
+	/* Login shells are of many kinds, and all understand this much. */
+	if (r == 0)
+		r = append(&outer, "exec /bin/sh -c ", inner);
+	if (r == -E2BIG)
+		return err_set(e, r,
+			"the command, its folder and environment are longer than %u "
+			"bytes: put long texts into a file or standard input, or leave "
+			"out --ssh",
+			SSH_COMMAND_MAX);
+	if (r < 0)
+		return err_sys(e, r, "the command");
+	*ret = TAKE_PTR(outer);
+	return 0;
+}
+
+/*
  * A terminal.
  */
 
 static int
-terminal_signals(void)
+end_signals(bool and_size)
 {
 	sigset_t set;
 
@@ -127,7 +196,8 @@ terminal_signals(void)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGHUP);
-	sigaddset(&set, SIGWINCH);
+	if (and_size)
+		sigaddset(&set, SIGWINCH);
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
 		return -1;
 	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -158,13 +228,38 @@ vmssh_terminal(const struct client_vm *vm, const char *home, const char *user,
 	r = vmssh_open(vm, home, user, &link, e);
 	if (r < 0)
 		return r;
-	c.signal_fd = signals = terminal_signals();
+	c.signal_fd = signals = end_signals(true);
 	raw = was;
 	cfmakeraw(&raw);
 	tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
 	r = ssh_link_run(link, &c, ret_status, e);
 	tcsetattr(STDIN_FILENO, TCSADRAIN, &was);
 	return r;
+}
+
+int
+vmssh_shell(const struct client_vm *vm, const char *home, const struct vmssh_shell *s,
+	int *ret_status, struct err *e)
+{
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	cleanup_close int signals = -1;
+	struct ssh_command c = SSH_COMMAND_INIT;
+	cleanup_free char *text = NULL;
+	int r = vmssh_text(s->argv, s->env, s->cwd, NULL, &text, e);
+
+	if (r == 0 && s->tty)
+		return vmssh_terminal(vm, home, s->user, text, ret_status, e);
+	if (r == 0)
+		r = vmssh_open(vm, home, s->user, &link, e);
+	if (r < 0)
+		return r;
+	c.text = text;
+	c.in_fd = STDIN_FILENO;
+	c.out_fd = STDOUT_FILENO;
+	c.err_fd = STDERR_FILENO;
+	c.signal_fd = signals = end_signals(false);
+	c.impatient = true;
+	return ssh_link_run(link, &c, ret_status, e);
 }
 
 /*

@@ -20,11 +20,32 @@ int vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e);
 int vmssh_open(const struct client_vm *vm, const char *home, const char *user,
 	struct ssh_link **ret, struct err *e);
 
+/* A command as a user's login shell over SSH is to read it. argv, env NULL-terminated;
+ * argv NULL: that login shell itself, anew; env, cwd, mark NULL: none. mark: what
+ * vmssh_signal() finds it by. malloc'd. -E2BIG above SSH_COMMAND_MAX. */
+int vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
+	const char *mark, char **ret, struct err *e);
+
 /* With our terminal in raw mode as the command's; text NULL: the user's login shell. Ends
  * when our terminal goes away. *ret_status as ssh_link_run(). Needs a terminal on
  * standard input and output: -EINVAL. */
 int vmssh_terminal(const struct client_vm *vm, const char *home, const char *user,
 	const char *text, int *ret_status, struct err *e);
+
+/*
+ * A session for a person, or a script on standard input: a login shell, or a command.
+ * tty: as vmssh_terminal(); else with our streams as they are, and the first signal ends
+ * us with -ECANCELED. What runs there is hung up when we go.
+ */
+struct vmssh_shell {
+	const char *user;	 /* NULL: root */
+	const char *const *argv; /* NULL: a login shell */
+	const char *const *env;	 /* "NAME=value"; NULL: none */
+	const char *cwd;	 /* NULL: the user's home */
+	bool tty;
+};
+int vmssh_shell(const struct client_vm *vm, const char *home, const struct vmssh_shell *s,
+	int *ret_status, struct err *e);
 
 /*
  * Commands that can be told signals: a server delivers none to root's. The text begins

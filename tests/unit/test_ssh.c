@@ -30,6 +30,7 @@
 #include "guest-agent/sshkey.h"
 #include "host/agent_client.h"
 #include "host/agent_hello.h"
+#include "host/cli/vmssh.h"
 #include "host/paths.h"
 #include "host/ssh_key.h"
 
@@ -479,6 +480,65 @@ a_terminal_has_our_size_and_one_stream(void **state)
 	close(fd);
 }
 
+/* In a process of its own, on a terminal of its own. */
+static void
+shell_in(const struct vmssh_shell *sh, const char *typed, char **ret_out, int *ret_status)
+{
+	struct client_vm vm = {.id = "0a1b2c3d4e5f", .alias = "a", .state = "running"};
+	size_t len = 0;
+	int fd, status;
+	pid_t pid;
+
+	strcpy(vm.host_key, host_key);
+	strcpy(vm.agent_socket, agent_socket);
+	pid = forkpty(&fd, NULL, NULL, NULL);
+	if (pid == 0) {
+		struct err e = {0};
+		int r;
+
+		alarm(LIMIT_S);
+		r = vmssh_shell(&vm, home, sh, &status, &e);
+		if (r < 0)
+			fprintf(stderr, "%s\n", e.msg);
+		_exit(r < 0 ? 125 : status);
+	}
+	(void)io_write_full(fd, typed, strlen(typed));
+	*ret_out = NULL;
+	while (collect(fd, ret_out, &len))
+		;
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	*ret_status = WEXITSTATUS(status);
+	close(fd);
+}
+
+static void
+a_shell_is_a_login_in_that_folder(void **state)
+{
+	const char *env[] = {"GREETING=it's me", NULL};
+	struct vmssh_shell sh = {.env = env, .cwd = "/usr", .tty = true};
+	char *out;
+	int status;
+
+	(void)state;
+	NEEDS_SSHD;
+	shell_in(&sh, "printf '%s:%s\\n' \"$GREETING\" \"$PWD\"; exit 11\r", &out,
+		&status);
+	assert_non_null(strstr(out, "it's me:/usr"));
+	assert_int_equal(status, 11);
+	free(out);
+	/* Nothing but the words. */
+	sh = (struct vmssh_shell){.tty = true};
+	shell_in(&sh, "tty; shopt -q login_shell && echo lo''gin; exit\r", &out, &status);
+	assert_non_null(strstr(out, "/dev/pts/"));
+	assert_int_equal(status, 0);
+	free(out);
+	const char *argv[] = {"sh", "-c", "exit $1", "sh", "13", NULL};
+	sh = (struct vmssh_shell){.argv = argv};
+	shell_in(&sh, "", &out, &status);
+	assert_int_equal(status, 13);
+	free(out);
+}
+
 static void
 another_host_key_is_refused_and_both_are_named(void **state)
 {
@@ -833,6 +893,7 @@ main(void)
 		T(a_timeout_is_status_6_and_leaves_nothing_behind),
 		T(signals_are_the_commands_and_the_second_one_kills),
 		T(a_terminal_has_our_size_and_one_stream),
+		T(a_shell_is_a_login_in_that_folder),
 		T(another_host_key_is_refused_and_both_are_named),
 		T(without_an_acknowledged_key_nobody_goes_in),
 		T(a_machine_without_sshd_says_so),
