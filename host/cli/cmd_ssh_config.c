@@ -113,8 +113,7 @@ static int
 include(const char *file, const char *line, bool *ret_done, struct err *e)
 {
 	cleanup_free char *text = NULL, *all = NULL, *folder = strdup(file);
-	char *real = realpath(file, NULL);
-	cleanup_free char *owned = real;
+	cleanup_free char *real = realpath(file, NULL);
 	const char *at;
 	struct stat st = {.st_mode = 0600};
 	int r;
