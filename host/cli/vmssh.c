@@ -82,10 +82,18 @@ int
 vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
 {
 	cleanup_close int fd = -1;
-	int r = agent_connect_port(vm->agent_socket, AGENT_SSH_PORT, DIAL_MS, &fd, e);
+	struct err why = {0};
+	int r = agent_connect_port(vm->agent_socket, AGENT_SSH_PORT, DIAL_MS, &fd, &why);
 
-	if (r == 0)
-		r = await_banner(fd, client_vm_name(vm), e);
+	/* Where another port answers, the guest has an agent, and an old one. */
+	if (r == -ECONNREFUSED && agent_ping(vm->agent_socket, DIAL_MS, NULL, NULL) == 0)
+		return err_set(e, r,
+			"\"%s\": its agent is older than SSH: build its image again "
+			"(`pando-golden image`), and its commits",
+			client_vm_name(vm));
+	if (r < 0)
+		return err_set(e, r, "%s", why.msg);
+	r = await_banner(fd, client_vm_name(vm), e);
 	if (r == 0)
 		*ret_fd = TAKE_FD(fd);
 	return r;

@@ -605,6 +605,93 @@ a_machine_without_sshd_says_so(void **state)
 }
 
 static void
+an_sshd_that_ends_at_once_is_said(void **state)
+{
+	char path[128];
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s" SSHD, root);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(symlink("/bin/false", path), 0);
+	RUN("execute", "--ssh", "a", "true");
+	assert_int_equal(got.status, EXIT_HOST_SIDE);
+	assert_non_null(strstr(got.err, "ended at once"));
+	/* What answers there and is no SSH server is no sentence of the agent. */
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(symlink("/bin/echo", path), 0);
+	RUN("ssh-proxy", "a");
+	assert_int_not_equal(got.status, 0);
+	assert_string_equal(got.out, "");
+	assert_non_null(strstr(got.err, "is no SSH server"));
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(symlink(SSHD, path), 0);
+}
+
+/* An agent of the time before SSH, for as long as its socket is open. */
+static void *
+old_agent(void *arg)
+{
+	static const char no[] = "{\"ok\":false,\"error\":\"\\\"hello\\\" has no member "
+				 "\\\"ssh_key\\\"\",\"errno\":\"EINVAL\",\"code\":-22}\n";
+	static const char pong[] = "{\"ok\":true,\"version\":\"0\",\"uptime_ms\":1,"
+				   "\"boot_id\":\"x\"}\n";
+	static const char ok[] = "{\"ok\":true}\n";
+	static const char ack[] =
+		"{\"id\":\"" A "\",\"generation\":\"77777777777777777777777777777777\","
+		"\"host_key\":\"" NOBODYS "\",\"total_us\":1,\"steps\":[]}";
+	struct agent_frame_hdr h = {.type = AGENT_ACK, .len = sizeof(ack) - 1};
+	int fd, listener = *(const int *)arg;
+	char line[8192];
+	ssize_t n;
+
+	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		n = io_read(fd, line, sizeof(line) - 1);
+		if (n == 13 && memcmp(line, "CONNECT 1024\n", 13) == 0) {
+			(void)io_write_full(fd, "OK 1\n", 5);
+			n = io_read(fd, line, sizeof(line) - 1);
+			line[n > 0 ? n : 0] = '\0';
+			if (strstr(line, "ping")) {
+				(void)io_write_full(fd, pong, strlen(pong));
+			} else if (strstr(line, "ssh_key")) {
+				(void)io_write_full(fd, no, strlen(no));
+			} else {
+				(void)io_write_full(fd, ok, strlen(ok));
+				(void)io_write_full(fd, &h, sizeof(h));
+				(void)io_write_full(fd, ack, sizeof(ack) - 1);
+			}
+		}
+		close(fd);
+	}
+	return NULL;
+}
+
+static void
+agents_that_are_older_than_ssh_are_known_as_such(void **state)
+{
+	struct client_vm vm = {.id = "0a1b2c3d4e5f", .alias = "old", .state = "running"};
+	char before[sizeof(agent_socket)];
+	struct err e = {0};
+	pthread_t thread;
+	int listener, fd;
+
+	(void)state;
+	strcpy(before, agent_socket);
+	snprintf(agent_socket, sizeof(agent_socket), "%s/old.sock", home);
+	assert_int_equal(io_unix_listen(agent_socket, SOCK_STREAM, 8, &listener, &e), 0);
+	assert_int_equal(pthread_create(&thread, NULL, old_agent, &listener), 0);
+	/* Told without the key, and acknowledged. */
+	assert_int_equal(hello(A, 0x77, client_key, &e), 0);
+	assert_string_equal(host_key, NOBODYS);
+	strcpy(vm.agent_socket, agent_socket);
+	assert_int_equal(vmssh_dial(&vm, &fd, &e), -ECONNREFUSED);
+	assert_non_null(strstr(e.msg, "older than SSH"));
+	shutdown(listener, SHUT_RDWR);
+	pthread_join(thread, NULL);
+	close(listener);
+	strcpy(agent_socket, before);
+}
+
+static void
 only_the_key_of_the_last_hello_comes_in(void **state)
 {
 	struct err e = {0};
@@ -897,6 +984,8 @@ main(void)
 		T(another_host_key_is_refused_and_both_are_named),
 		T(without_an_acknowledged_key_nobody_goes_in),
 		T(a_machine_without_sshd_says_so),
+		T(an_sshd_that_ends_at_once_is_said),
+		T(agents_that_are_older_than_ssh_are_known_as_such),
 		T(only_the_key_of_the_last_hello_comes_in),
 		T(a_key_that_is_none_is_refused_by_the_agent),
 		T(trees_are_copied_as_without_ssh),
