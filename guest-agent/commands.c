@@ -4,12 +4,12 @@
 #include <string.h>
 
 #include "common/err.h"
-#include "guest-agent/files_main.h"
 #include "guest-agent/report.h"
 #include "guest-agent/rpc.h"
 #include "guest-agent/rpc_keeper.h"
 #include "guest-agent/rpc_place.h"
 #include "guest-agent/rpc_watch.h"
+#include "guest-agent/files_main.h"
 
 /* "<name><end>" -> name, when that is a coding agent's. */
 static bool

@@ -6,12 +6,11 @@ pandohost_SRCS := host/paths.c
 
 # All of pandod but its main().
 LIBRARIES += pandodcore
-pandodcore_PKGS := libmicrohttpd sqlite3 libsodium
+pandodcore_PKGS := libmicrohttpd sqlite3
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
 	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
-	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
-	host/ssh_key.c guest-agent/sshkey.c
+	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c
 
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
 LIBRARIES += store
@@ -19,6 +18,9 @@ store_PKGS := libsodium libzstd
 store_SRCS := host/store.c host/store_list.c host/store_tag.c host/store_manifest.c host/store_hash.c \
 	host/store_zip.c host/store_bloom.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
 	host/store_write.c host/store_gc.c host/store_verify.c
+
+# The key guests let in: made by the agent's own code.
+pandodcore_SRCS += host/ssh_key.c guest-agent/sshkey.c
 
 UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
 $(foreach t,test_store test_store_crash test_store_hostile test_store_model,\

@@ -663,13 +663,13 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		r = paths_format(path, sizeof(path), e, "%s/segments", config->home);
 	if (r == 0)
 		r = io_mkdir_p(path, 0700, e);
+	/* Who would use it is told so then; everybody else needs none. */
+	if (r == 0 && ssh_key_of_home(config->home, t->ssh_key, &why) < 0)
+		log_warn("no SSH into VMs: %s", why.msg);
 	if (r == 0)
 		r = paths_format(path, sizeof(path), e, "%s/state.db", config->home);
 	if (r == 0)
 		r = db_open(path, &t->db, e);
-	/* Who would use it is told so then; everybody else needs none. */
-	if (r == 0 && ssh_key_of_home(config->home, t->ssh_key, &why) < 0)
-		log_warn("no SSH into VMs: %s", why.msg);
 	if (r == 0)
 		r = tree_adopt(t, e);
 	if (r == 0) {

@@ -52,10 +52,9 @@ struct tree {
 	pthread_rwlock_t gc_lock;
 	pthread_mutex_t flat_lock; /* flat.c's; order: flat_lock, then lock */
 	pthread_cond_t flat_changed;
-	struct flat *flats;		     /* owned */
-	struct pool *pool;		     /* owned; NULL: none */
-	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
-	struct db *db;			     /* owned */
+	struct flat *flats; /* owned */
+	struct pool *pool;  /* owned; NULL: none */
+	struct db *db;	    /* owned */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;	      /* some VM died, or stopping */
 	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
@@ -65,6 +64,7 @@ struct tree {
 	bool stopping;
 	pthread_t tender; /* asks agents, ends VMs whose control socket closed */
 	bool has_tender;
+	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
 };
 
 /* All of these with the lock held, but where they say otherwise. */

@@ -12,8 +12,7 @@ pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c 
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
 	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
 	cmd_commit.c cmd_run_commit.c cmd_history.c cmd_tag.c cmd_diff.c cmd_verify.c cmd_gc.c points.c \
-	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c \
-	vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
+	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c)
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
@@ -64,6 +63,9 @@ test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
 test_rpc_cli_LIBS := agentclient agentwire pandohost common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+
+# SSH into VMs.
+pandocli_SRCS += $(addprefix host/cli/,vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
 UNIT_TESTS += test_ssh
 test_ssh_SRCS := tests/unit/test_ssh.c host/ssh_key.c guest-agent/sshkey.c
 test_ssh_LIBS := $(pando_LIBS)
