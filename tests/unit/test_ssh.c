@@ -452,6 +452,18 @@ signals_are_the_commands_and_the_second_one_kills(void **state)
 }
 
 static void
+a_reader_that_leaves_ends_the_command(void **state)
+{
+	(void)state;
+	NEEDS_SSHD;
+	sh("{ \"$PANDO\" execute --ssh a -- sh -c 'echo one; exec yes $((98760 + 2))'; "
+	   "echo $? "
+	   ">st; } "
+	   "| head -1; sleep 0.2; pgrep -f 'yes 9876[2]'; cat st");
+	assert_string_equal(got.out, "one\n141\n");
+}
+
+static void
 a_terminal_has_our_size_and_one_stream(void **state)
 {
 	char *argv[] = {"pando", "execute", "--ssh", "--tty", "a", "--", "sh", "-c",
@@ -979,6 +991,7 @@ main(void)
 		T(a_hundred_megabytes_come_and_go_whole),
 		T(a_timeout_is_status_6_and_leaves_nothing_behind),
 		T(signals_are_the_commands_and_the_second_one_kills),
+		T(a_reader_that_leaves_ends_the_command),
 		T(a_terminal_has_our_size_and_one_stream),
 		T(a_shell_is_a_login_in_that_folder),
 		T(another_host_key_is_refused_and_both_are_named),
