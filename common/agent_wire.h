@@ -81,6 +81,8 @@
  * line that begins with AGENT_SSH_SAYS in the place of the server's "SSH-2.0-…". */
 #define AGENT_SSH_PORT 22u
 #define AGENT_SSH_SAYS "pando-agent: "
+/* Behind that: it is a matter of moments. */
+#define AGENT_SSH_BECOMING "this machine is becoming another one"
 /* In the environment of what is started over SSH: the agent's program. */
 #define AGENT_SSH_SELF "PANDO_AGENT"
 /* "ssh-ed25519 " and the 68 letters of an Ed25519 key. */

@@ -144,8 +144,7 @@ serve(int fd, struct err *e)
 
 	if (become_runs())
 		return err_set(e, -EAGAIN,
-			"this machine is becoming another one; it takes nobody in until "
-			"that is done");
+			AGENT_SSH_BECOMING "; it takes nobody in until that is done");
 	if (!find(program))
 		return err_set(e, -ENOENT,
 			"there is no sshd in this machine: install openssh-server in it, "

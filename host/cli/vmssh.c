@@ -22,6 +22,8 @@
 
 /* Guests may be slow: emulated, or swapping. */
 #define DIAL_MS 60000
+/* A guest that is told who it is takes nobody in meanwhile. */
+#define BECOMING_MS 20000
 #define CONNECT_MS 60000
 #define SIGNAL_MS 30000
 #define LINE_MAX_BYTES 400
@@ -34,6 +36,7 @@ refused(const char *name, const char *line, size_t len, struct err *e)
 	static const char says[] = AGENT_SSH_SAYS;
 	size_t n = strlen(says);
 	char raw[LINE_MAX_BYTES + 1], plain[4 * LINE_MAX_BYTES + 1];
+	int r;
 
 	if (len < n || memcmp(line, says, n) != 0)
 		return err_set(e, -EPROTO,
@@ -42,7 +45,10 @@ refused(const char *name, const char *line, size_t len, struct err *e)
 	snprintf(raw, sizeof(raw), "%.*s", (int)(len - n), line + n);
 	raw[strcspn(raw, "\r\n")] = '\0';
 	out_plain(plain, sizeof(plain), raw);
-	return err_set(e, -ECONNREFUSED, "\"%s\": %.380s", name, plain);
+	r = strncmp(raw, AGENT_SSH_BECOMING, strlen(AGENT_SSH_BECOMING)) == 0
+		    ? -EAGAIN
+		    : -ECONNREFUSED;
+	return err_set(e, r, "\"%s\": %.380s", name, plain);
 }
 
 /* Waits until the server has said who it is, which it does first, and leaves that unread.
@@ -78,8 +84,8 @@ await_banner(int fd, const char *name, struct err *e)
 	return err_set(e, -ETIMEDOUT, "\"%s\": its SSH server says nothing", name);
 }
 
-int
-vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
+static int
+dial_once(const struct client_vm *vm, int *ret_fd, struct err *e)
 {
 	cleanup_close int fd = -1;
 	struct err why = {0};
@@ -97,6 +103,20 @@ vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
 	if (r == 0)
 		*ret_fd = TAKE_FD(fd);
 	return r;
+}
+
+int
+vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
+{
+	uint64_t until = io_now_ns() + BECOMING_MS * NS_PER_MS;
+	struct timespec pause = {.tv_nsec = 20000000};
+	struct err why = {0};
+	int r;
+
+	/* A parent, too, is told of each of its branches, and goes on. */
+	while ((r = dial_once(vm, ret_fd, &why)) == -EAGAIN && io_now_ns() < until)
+		nanosleep(&pause, NULL);
+	return r < 0 ? err_set(e, r, "%s", why.msg) : 0;
 }
 
 int

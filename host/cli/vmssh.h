@@ -11,7 +11,8 @@
 #include "host/ssh.h"
 
 /* A connection to the guest's SSH server, which has begun to speak: not a byte is read.
- * -ECONNREFUSED nothing serves SSH there, and why if the guest says so. */
+ * One that is just being told who it is is waited for. -ECONNREFUSED: nothing serves SSH
+ * there, and why if the guest says so. */
 int vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e);
 
 /* user NULL: root. home: PANDO_HOME. vm must be reachable (pick_reachable()).

@@ -703,6 +703,33 @@ agents_that_are_older_than_ssh_are_known_as_such(void **state)
 	strcpy(agent_socket, before);
 }
 
+static void *
+become_slowly(void *arg)
+{
+	(void)arg;
+	become(A);
+	return NULL;
+}
+
+static void
+a_machine_that_is_being_told_who_it_is_is_waited_for(void **state)
+{
+	pthread_t thread;
+
+	(void)state;
+	NEEDS_SSHD;
+	good("mkdir -p root/etc/pando/fork.d && cd root/etc/pando/fork.d && printf "
+	     "'#!/bin/sh\\nsleep 1.5\\n' >slow && chmod 755 slow");
+	assert_int_equal(pthread_create(&thread, NULL, become_slowly, NULL), 0);
+	usleep(300000);
+	RUN("execute", "--ssh", "a", "true");
+	pthread_join(thread, NULL);
+	assert_string_equal(got.err, "");
+	assert_int_equal(got.status, 0);
+	assert_true(got.took_ns > UINT64_C(700000000));
+	good("rm root/etc/pando/fork.d/slow");
+}
+
 static void
 only_the_key_of_the_last_hello_comes_in(void **state)
 {
@@ -999,6 +1026,7 @@ main(void)
 		T(a_machine_without_sshd_says_so),
 		T(an_sshd_that_ends_at_once_is_said),
 		T(agents_that_are_older_than_ssh_are_known_as_such),
+		T(a_machine_that_is_being_told_who_it_is_is_waited_for),
 		T(only_the_key_of_the_last_hello_comes_in),
 		T(a_key_that_is_none_is_refused_by_the_agent),
 		T(trees_are_copied_as_without_ssh),
