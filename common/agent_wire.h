@@ -52,7 +52,8 @@
  * spawn.
  *  {"op":"hello","id":12 hex digits,"name":…,"host_name":…,"generation":32 hex digits,
  *   "kind":"new"|"parent","entropy":64 to 128 hex digits,"wall_ns":…,
- *   "env":["NAME=value",…],"labels":{…},"hook_ms":limit of each hook}
+ *   "env":["NAME=value",…],"labels":{…},"ssh_key":"ssh-ed25519 AAAA…",
+ *   "hook_ms":limit of each hook}
  *  - The agent does one step after the other ; AGENT_STEP names each
  *    before it begins, so that the host knows where one hangs. AGENT_ACK is the end:
  *    {"id","generation","kind","host_key":"ssh-ed25519 AAAA…"|null,"total_us",
@@ -64,7 +65,10 @@
  * or is being done; nothing is done twice. One that this machine has left behind is
  * ESTALE. Another one, while an earlier hello is under way, ends that: it was said to
  * whoever this machine was forked from.
- *  - From its hello's begin to its end no command is started (EAGAIN).
+ *  - ssh_key: who has it may come in over SSH as anybody; replaces the one of the hello
+ * before, and without one nobody may.
+ *  - From its hello's begin to its end no command is started (EAGAIN), and nobody comes
+ * in over SSH.
  *  - A connection that breaks does not end it.
  */
 #ifndef PANDO_AGENT_WIRE_H
@@ -73,6 +77,16 @@
 #include <stdint.h>
 
 #define AGENT_PORT 1024u
+/* SSH: of this protocol only that "CONNECT 22\n" leads there. Who is not served gets one
+ * line that begins with AGENT_SSH_SAYS in the place of the server's "SSH-2.0-…". */
+#define AGENT_SSH_PORT 22u
+#define AGENT_SSH_SAYS "pando-agent: "
+/* Behind that: it is a matter of moments. */
+#define AGENT_SSH_BECOMING "this machine is becoming another one"
+/* In the environment of what is started over SSH: the agent's program. */
+#define AGENT_SSH_SELF "PANDO_AGENT"
+/* "ssh-ed25519 " and the 68 letters of an Ed25519 key. */
+#define AGENT_SSH_KEY_LEN 80
 #define AGENT_REQUEST_MAX (256u * 1024u)
 #define AGENT_FRAME_MAX (64u * 1024u) /* payload; more is a protocol error: close */
 #define AGENT_ANSWER_MAX (8u * 1024u * 1024u)

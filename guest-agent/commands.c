@@ -9,6 +9,7 @@
 #include "guest-agent/rpc_keeper.h"
 #include "guest-agent/rpc_place.h"
 #include "guest-agent/rpc_watch.h"
+#include "guest-agent/files_main.h"
 
 /* "<name><end>" -> name, when that is a coding agent's. */
 static bool
@@ -60,6 +61,8 @@ commands_run(int argc, char **argv, int *ret_status)
 		*ret_status = rpc_main(argc - 1, argv + 1);
 	} else if (argc > 1 && !strcmp(argv[1], "rpc-keeper")) {
 		*ret_status = keeper_main(argc - 1, argv + 1, NULL);
+	} else if (argc > 1 && !strcmp(argv[1], "files")) {
+		*ret_status = files_main(argc - 1, argv + 1);
 	} else if (argc > 1 && !strcmp(argv[1], "report")) {
 		*ret_status = report_main(argc - 1, argv + 1);
 	} else {

@@ -5,6 +5,7 @@
  *	pando-agent rpc …            rpc.h
  *	pando-agent rpc-keeper NAME  rpc_keeper.h; or a link <name>-keeper
  *	pando-agent report …         report.h
+ *	pando-agent files …          files_main.h
  *	a link <name>-rpc            pando-agent rpc watch <name>
  */
 #ifndef PANDO_AGENT_COMMANDS_H

@@ -21,6 +21,7 @@
 #include "guest-agent/files.h"
 #include "guest-agent/loop.h"
 #include "guest-agent/request.h"
+#include "guest-agent/sshd.h"
 
 #define FIRST_RX 2048
 #define STREAM_RX (2 * AGENT_FRAME_WHOLE)
@@ -742,6 +743,21 @@ take_frame(struct conn *c, const struct agent_frame *f, struct err *e)
 	}
 }
 
+/* All there was of it is its first line: the peer waits for the answer to that. */
+static void
+give_to_sshd(struct conn *c)
+{
+	int fd = c->src.fd;
+
+	source_wait(&c->src, 0);
+	c->src.fd = -1;
+	drop(c);
+	if (send(fd, OK_LINE, strlen(OK_LINE), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		close(fd);
+	else
+		sshd_serve(fd);
+}
+
 static int
 take_line(struct conn *c, const char *line, size_t len, struct err *e)
 {
@@ -758,6 +774,10 @@ take_line(struct conn *c, const char *line, size_t len, struct err *e)
 		text[len] = 0;
 		if (sscanf(text, "CONNECT %u%c", &port, &end) != 1)
 			return err_set(e, -EPROTO, "expected \"CONNECT <port>\"");
+		if (port == AGENT_SSH_PORT) {
+			give_to_sshd(c);
+			return 0;
+		}
 		if (port != AGENT_PORT) {
 			/* What a VMM does when nobody listens there. */
 			drop(c);

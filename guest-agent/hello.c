@@ -171,6 +171,21 @@ read_hook_ms(const struct json *j, int tok, struct hello *h, struct err *e)
 	return 0;
 }
 
+static int
+read_ssh_key(const struct json *j, int tok, struct hello *h, struct err *e)
+{
+	static const char type[] = "ssh-ed25519 ";
+	size_t n = strlen(type);
+
+	/* It becomes a line of a file that says who may come in. */
+	if (json_str(j, tok, h->ssh_key, sizeof(h->ssh_key)) ||
+		strlen(h->ssh_key) != AGENT_SSH_KEY_LEN || strncmp(h->ssh_key, type, n) ||
+		strspn(h->ssh_key + n, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw"
+				       "xyz0123456789+/") != AGENT_SSH_KEY_LEN - n)
+		return wrong(e, "ssh_key", "an Ed25519 key: \"ssh-ed25519 AAAA…\"");
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	int (*read)(const struct json *j, int tok, struct hello *h, struct err *e);
@@ -186,6 +201,7 @@ static const struct {
 	{"env", read_env, false},
 	{"labels", read_labels, false},
 	{"hook_ms", read_hook_ms, false},
+	{"ssh_key", read_ssh_key, false},
 };
 
 #define N(a) (sizeof(a) / sizeof((a)[0]))

@@ -24,6 +24,7 @@ struct hello {
 	uint8_t entropy[AGENT_ENTROPY_MAX];
 	size_t entropy_len;
 	uint32_t hook_ms;
+	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* of the host; empty: none */
 };
 
 /* -EINVAL with a sentence that names the member. */

@@ -9,6 +9,7 @@
 #include "common/cleanup.h"
 #include "common/json.h"
 #include "guest-agent/machine.h"
+#include "guest-agent/sshd.h"
 
 #define BOOT_ID_FILE "/run/pando/boot_id"
 #define SAVED_ID_FILE "/var/lib/pando/id"
@@ -236,6 +237,8 @@ identity_ssh_keys(struct becoming *b, struct err *e)
 
 	snprintf(comment, sizeof(comment), "root@%s", b->hello.host_name);
 	r = sshkey_install(comment, b->same, b->host_key, e);
+	if (!r)
+		r = sshd_authorize(b->hello.ssh_key, e);
 	return r < 0 ? r : !b->same;
 }
 

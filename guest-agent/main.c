@@ -2,12 +2,13 @@
  * pando-agent: runs in the guest, as root, under systemd (pando-agent.service), and does
  * what the host asks: execute, files.
  *
- * It listens on vsock port AGENT_PORT and talks to context id 2, the host, only; the host
- * owns this machine's memory and disk, so there is nothing to protect from it. It trusts
- * no process of the guest: none can reach the socket, and what they do to their own
- * pipes, terminals and folders costs the agent at most a bounded buffer. One thread, no
- * blocking call but on the file system. After a live fork of the machine its listening
- * socket lives, its connections are reset, and the commands behind them go on detached.
+ * It listens on vsock ports AGENT_PORT and AGENT_SSH_PORT and talks to context id 2, the
+ * host, only; the host owns this machine's memory and disk, so there is nothing to
+ * protect from it. It trusts no process of the guest: none can reach the socket, and what
+ * they do to their own pipes, terminals and folders costs the agent at most a bounded
+ * buffer. One thread, no blocking call but on the file system. After a live fork of the
+ * machine its listening socket lives, its connections are reset, and the commands behind
+ * them go on detached.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -33,13 +34,15 @@
 #include "guest-agent/peer.h"
 #include "guest-agent/reap.h"
 #include "guest-agent/spawn.h"
+#include "guest-agent/sshd.h"
 #include "guest-agent/watch.h"
 
-static struct source listener;
+static struct source listener, ssh_listener;
 static bool is_vsock, connect_line;
 
-static void
-incoming(struct source *s, uint32_t events)
+/* The next connection of a listener, from the host; -1: none. */
+static int
+take_next(struct source *s)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct sockaddr_vm peer = {0};
@@ -47,12 +50,11 @@ incoming(struct source *s, uint32_t events)
 	int fd = accept4(s->fd, is_vsock ? (struct sockaddr *)(void *)&peer : NULL,
 		is_vsock ? &len : NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
-	(void)events;
 	if (fd < 0) {
 		if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED &&
 			log_allowed(&limit))
 			log_warn("accepting a connection: %s", strerror(errno));
-		return;
+		return -1;
 	}
 	if (is_vsock && !peer_is_host(&peer)) {
 		if (log_allowed(&limit))
@@ -60,11 +62,31 @@ incoming(struct source *s, uint32_t events)
 				 "may",
 				peer.svm_cid);
 		close(fd);
-		return;
+		return -1;
 	}
+	return fd;
+}
+
+static void
+incoming(struct source *s, uint32_t events)
+{
+	int fd = take_next(s);
+
+	(void)events;
 	/* On a Unix socket anybody may speak: who this machine is is not theirs to say.
 	 */
-	conn_accept(fd, connect_line, is_vsock || !machine_is_real());
+	if (fd >= 0)
+		conn_accept(fd, connect_line, is_vsock || !machine_is_real());
+}
+
+static void
+incoming_ssh(struct source *s, uint32_t events)
+{
+	int fd = take_next(s);
+
+	(void)events;
+	if (fd >= 0)
+		sshd_serve(fd);
 }
 
 static int
@@ -87,6 +109,24 @@ listen_vsock(uint32_t port, int *ret_fd, struct err *e)
 	}
 	*ret_fd = fd;
 	return 0;
+}
+
+/* An image may have an sshd of its own there: then that is the machine's, and only the
+ * host's own key is missing. */
+static void
+listen_ssh(void)
+{
+	struct err why = {0};
+	int fd, r = listen_vsock(AGENT_SSH_PORT, &fd, &why);
+
+	if (!r)
+		r = io_set_nonblock(fd, 1);
+	if (!r) {
+		source_init(&ssh_listener, fd, incoming_ssh);
+		r = source_wait(&ssh_listener, EPOLLIN);
+	}
+	if (r)
+		log_warn("no SSH from the host: %s", *why.msg ? why.msg : strerror(-r));
 }
 
 static int
@@ -119,6 +159,8 @@ set_up(const char *where, struct err *e)
 	become_init();
 	if (watch_init(&why))
 		log_warn("/etc/environment is not watched: %s", why.msg);
+	if (is_vsock && port == AGENT_PORT)
+		listen_ssh();
 	source_init(&listener, fd, incoming);
 	r = source_wait(&listener, EPOLLIN);
 	return r ? err_sys(e, r, "watching the listening socket") : 0;

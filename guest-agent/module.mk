@@ -2,6 +2,7 @@
 agent_rpc_parts_SRCS := $(addprefix guest-agent/rpc_,conf.c proto.c journal.c place.c spool.c)
 agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c report.c rpc.c rpc_follow.c \
 	rpc_holder.c rpc_input.c rpc_revive.c rpc_keeper.c rpc_watch.c)
+agent_rpc_SRCS += guest-agent/files_main.c
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
 pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c guest-agent/files.c \
@@ -10,8 +11,9 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
 	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c
 pando-agent_SRCS += $(agent_rpc_SRCS)
+pando-agent_SRCS += guest-agent/hostkey.c guest-agent/sshd.c
 pando-agent_LIBS := agentwire common
-# libsodium is called only in sshkey.c.
+# libsodium is called only in sshkey.c, which pandod links too.
 pando-agent_LDLIBS := -lsodium
 # Static: one file for guests of any suite, and only the pages of libc that it uses. The sanitizers cannot have it.
 pando-agent_LDFLAGS := $(if $(SAN),,-static)
@@ -73,6 +75,11 @@ fuzz_agent_hello_SRCS := tests/fuzz/fuzz_agent_hello.c guest-agent/request.c gue
 fuzz_agent_hello_CORPUS := tests/fuzz/corpus/agent_hello
 fuzz_env_SRCS := tests/fuzz/fuzz_env.c guest-agent/userdb.c guest-agent/machine.c common/env.c common/err.c common/io.c common/log.c
 fuzz_env_CORPUS := tests/fuzz/corpus/env
+
+FUZZERS += fuzz_ssh_key
+fuzz_ssh_key_SRCS := tests/fuzz/fuzz_ssh_key.c guest-agent/sshkey.c common/err.c
+fuzz_ssh_key_PKGS := libsodium
+fuzz_ssh_key_CORPUS := tests/fuzz/corpus/ssh_key
 
 # Units, for the agent; libsystemd is called only in bus.c.
 PROGRAMS += pando-units

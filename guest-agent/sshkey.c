@@ -1,18 +1,15 @@
-/* The only caller of libsodium in the guest. */
+/* The only caller of libsodium in the guest, and for keys in pandod. */
 #include "guest-agent/sshkey.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <sodium.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "common/cleanup.h"
-#include "guest-agent/machine.h"
-
-#define FOLDER "/etc/ssh"
-#define KEY_FILE FOLDER "/ssh_host_ed25519_key"
+#define MAGIC "openssh-key-v1" /* and its NUL */
+#define BEGIN "-----BEGIN OPENSSH PRIVATE KEY-----\n"
+#define END "-----END OPENSSH PRIVATE KEY-----\n"
 #define TYPE "ssh-ed25519"
 #define BLOB_MAX 512
 #define LINE 70
@@ -62,7 +59,6 @@ int
 sshkey_make(const uint8_t seed[static SSHKEY_SEED_LEN], const uint8_t check[static 4],
 	const char *comment, struct sshkey *ret, struct err *e)
 {
-	static const char head[] = "openssh-key-v1"; /* with its NUL */
 	uint8_t pk[crypto_sign_PUBLICKEYBYTES], sk[crypto_sign_SECRETKEYBYTES];
 	struct blob pub = {.n = 0}, priv = {.n = 0}, all = {.n = 0};
 	char text[SSHKEY_PRIVATE_MAX], *at = ret->private;
@@ -83,7 +79,7 @@ sshkey_make(const uint8_t seed[static SSHKEY_SEED_LEN], const uint8_t check[stat
 	for (uint8_t pad = 1; priv.n % 8; pad++)
 		put(&priv, &pad, 1);
 
-	put(&all, head, sizeof(head));
+	put(&all, MAGIC, sizeof(MAGIC));
 	put_text(&all, "none"); /* cipher */
 	put_text(&all, "none"); /* key derivation, and its options */
 	put_text(&all, "");
@@ -95,10 +91,10 @@ sshkey_make(const uint8_t seed[static SSHKEY_SEED_LEN], const uint8_t check[stat
 	base64(ret->public + strlen(ret->public), sizeof(ret->public) - strlen(TYPE) - 1,
 		&pub);
 	base64(text, sizeof(text), &all);
-	at = stpcpy(at, "-----BEGIN OPENSSH PRIVATE KEY-----\n");
+	at = stpcpy(at, BEGIN);
 	for (size_t i = 0, n = strlen(text); i < n; i += LINE)
 		at += sprintf(at, "%.*s\n", LINE, text + i);
-	strcpy(at, "-----END OPENSSH PRIVATE KEY-----\n");
+	strcpy(at, END);
 	sodium_memzero(sk, sizeof(sk));
 	sodium_memzero(&priv, sizeof(priv));
 	sodium_memzero(&all, sizeof(all));
@@ -106,79 +102,99 @@ sshkey_make(const uint8_t seed[static SSHKEY_SEED_LEN], const uint8_t check[stat
 	return 0;
 }
 
-/* The public key that is there, and looks like one. */
-static bool
-present(char ret_public[static SSHKEY_PUBLIC_MAX])
-{
-	cleanup_free char *text = NULL, *secret = NULL;
-	size_t len;
+/*
+ * Reading.
+ */
 
-	if (machine_read(KEY_FILE ".pub", 4096, &text, NULL) ||
-		machine_read(KEY_FILE, 16384, &secret, NULL))
+struct reader {
+	const uint8_t *b;
+	size_t n;
+};
+
+static bool
+take(struct reader *r, size_t len, const uint8_t **ret)
+{
+	if (len > r->n)
 		return false;
-	sodium_memzero(secret, strlen(secret));
-	text[strcspn(text, "\n")] = 0;
-	len = strlen(TYPE " ");
-	if (strncmp(text, TYPE " ", len))
-		return false;
-	len += strcspn(text + len, " ");
-	if (len >= SSHKEY_PUBLIC_MAX)
-		return false;
-	memcpy(ret_public, text, len);
-	ret_public[len] = 0;
+	*ret = r->b;
+	r->b += len;
+	r->n -= len;
 	return true;
 }
 
-/* Every host key but the one this file writes: they are those of the machine this one was
- * forked from. */
-static int
-remove_others(struct err *e)
+static bool
+take_u32(struct reader *r, uint32_t *ret)
 {
-	char path[PATH_MAX];
-	cleanup_closedir DIR *d = opendir(machine_path(path, FOLDER));
-	struct dirent *de;
+	const uint8_t *p;
 
-	while (d && (de = readdir(d))) {
-		size_t len = strlen(de->d_name);
-		bool key = len > 4 && !strcmp(de->d_name + len - 4, "_key");
-		bool pub = len > 8 && !strcmp(de->d_name + len - 8, "_key.pub");
-		int r;
+	if (!take(r, 4, &p))
+		return false;
+	*ret = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+	return true;
+}
 
-		if (strncmp(de->d_name, "ssh_host_", 9) || !(key || pub) ||
-			!strncmp(de->d_name, "ssh_host_ed25519_key", 20) || len > 200)
-			continue;
-		snprintf(path, sizeof(path), FOLDER "/%s", de->d_name);
-		r = machine_remove(path, e);
-		if (r < 0)
-			return r;
-	}
-	return 0;
+static bool
+take_string(struct reader *r, struct reader *ret)
+{
+	uint32_t len;
+	const uint8_t *p;
+
+	if (!take_u32(r, &len) || !take(r, len, &p))
+		return false;
+	*ret = (struct reader){p, len};
+	return true;
+}
+
+static bool
+is_text(const struct reader *r, const char *text)
+{
+	return r->n == strlen(text) && !memcmp(r->b, text, r->n);
+}
+
+/* The blob of the public key in the decoded file. */
+static bool
+find_public(struct reader all, struct reader *ret)
+{
+	struct reader cipher, kdf, options, blob, type, pk;
+	const uint8_t *magic;
+	uint32_t n;
+
+	if (!take(&all, sizeof(MAGIC), &magic) || memcmp(magic, MAGIC, sizeof(MAGIC)) ||
+		!take_string(&all, &cipher) || !is_text(&cipher, "none") ||
+		!take_string(&all, &kdf) || !is_text(&kdf, "none") ||
+		!take_string(&all, &options) || options.n || !take_u32(&all, &n) ||
+		n != 1 || !take_string(&all, &blob))
+		return false;
+	*ret = blob;
+	return take_string(&blob, &type) && is_text(&type, TYPE) &&
+	       take_string(&blob, &pk) && pk.n == crypto_sign_PUBLICKEYBYTES && !blob.n;
 }
 
 int
-sshkey_install(const char *comment, int keep, char ret_public[static SSHKEY_PUBLIC_MAX],
-	struct err *e)
+sshkey_public(const char *text, char ret_public[static SSHKEY_PUBLIC_MAX], struct err *e)
 {
-	uint8_t random[SSHKEY_SEED_LEN + 4];
-	char line[SSHKEY_PUBLIC_MAX + SSHKEY_COMMENT_MAX + 4];
-	struct sshkey key;
-	int r;
+	uint8_t file[SSHKEY_PRIVATE_MAX];
+	struct blob pub = {.n = 0};
+	struct reader blob;
+	const char *end;
+	size_t len;
+	bool good;
 
-	if (keep && present(ret_public))
-		return 0;
-	r = machine_random(random, sizeof(random), e);
-	if (!r)
-		r = sshkey_make(random, random + SSHKEY_SEED_LEN, comment, &key, e);
-	sodium_memzero(random, sizeof(random));
-	if (r)
-		return r;
-	snprintf(line, sizeof(line), "%s %s\n", key.public, comment);
-	r = remove_others(e);
-	if (!r)
-		r = machine_write(KEY_FILE, key.private, strlen(key.private), 0600, e);
-	if (!r)
-		r = machine_write(KEY_FILE ".pub", line, strlen(line), 0644, e);
-	memcpy(ret_public, key.public, sizeof(key.public));
-	sodium_memzero(&key, sizeof(key));
-	return r;
+	text = strncmp(text, BEGIN, strlen(BEGIN)) ? "" : text + strlen(BEGIN);
+	end = strstr(text, "-----END");
+	good = end && sodium_init() >= 0 &&
+	       !sodium_base642bin(file, sizeof(file), text, (size_t)(end - text), "\r\n",
+		       &len, NULL, sodium_base64_VARIANT_ORIGINAL) &&
+	       find_public((struct reader){file, len}, &blob);
+	if (good) {
+		put(&pub, blob.b, blob.n);
+		strcpy(ret_public, TYPE " ");
+		base64(ret_public + strlen(ret_public),
+			SSHKEY_PUBLIC_MAX - strlen(TYPE) - 1, &pub);
+	}
+	sodium_memzero(file, sizeof(file));
+	return good ? 0
+		    : err_set(e, -EINVAL,
+			      "it is no Ed25519 key without a password, in OpenSSH's "
+			      "format");
 }

@@ -1,7 +1,8 @@
 /*
- * SSH host keys: Ed25519, made here by libsodium and written as OpenSSH writes them
- * (PROTOCOL.key of OpenSSH: "openssh-key-v1", unencrypted; the public half as in RFC
- * 8709).
+ * SSH keys: Ed25519, made by libsodium and written as OpenSSH writes them (PROTOCOL.key
+ * of OpenSSH: "openssh-key-v1", unencrypted; the public half as in RFC 8709). Host keys
+ * of the machine; and, for pandod, which links sshkey.c too, the key that the host comes
+ * in with.
  */
 #ifndef PANDO_AGENT_SSHKEY_H
 #define PANDO_AGENT_SSHKEY_H
@@ -11,6 +12,7 @@
 
 #include "common/err.h"
 
+#define SSHKEY_FILE "/etc/ssh/ssh_host_ed25519_key"
 #define SSHKEY_SEED_LEN 32
 /* "ssh-ed25519 " and 68 letters of base64. */
 #define SSHKEY_PUBLIC_MAX 96
@@ -27,8 +29,12 @@ struct sshkey {
 int sshkey_make(const uint8_t seed[static SSHKEY_SEED_LEN], const uint8_t check[static 4],
 	const char *comment, struct sshkey *ret, struct err *e);
 
-/* New host keys for this machine, in the place of all that are there; or, when keep is
- * set and there is an Ed25519 one, that one. ret_public: as in struct sshkey. */
+/* The public half of such a file's text. -EINVAL: it is none, or an encrypted one. */
+int sshkey_public(
+	const char *text, char ret_public[static SSHKEY_PUBLIC_MAX], struct err *e);
+
+/* hostkey.c: new host keys for this machine, in the place of all that are there; or, when
+ * keep is set and there is an Ed25519 one, that one. ret_public: as in struct sshkey. */
 int sshkey_install(const char *comment, int keep,
 	char ret_public[static SSHKEY_PUBLIC_MAX], struct err *e);
 

@@ -70,6 +70,8 @@ write_request(struct json_out *o, const struct agent_hello *h)
 			json_out_str(o, l[0], l[1]);
 		json_out_end_object(o);
 	}
+	if (h->ssh_key && !h->parent)
+		json_out_str(o, "ssh_key", h->ssh_key);
 	if (h->hook_ms)
 		json_out_u64(o, "hook_ms", h->hook_ms);
 	/* Last: it is old by the time it takes from here to the guest. */
@@ -208,12 +210,21 @@ agent_hello(const char *socket_path, const struct agent_hello *h, int timeout_ms
 	uint64_t deadline = io_now_ns() + (uint64_t)timeout_ms * NS_PER_MS;
 	struct timespec pause = {.tv_nsec = 2000000};
 	char step[AGENT_STEP_NAME_MAX + 1] = "";
+	struct agent_hello said = *h;
 	struct waiting w = {cancel, ctx};
 
 	while (1) {
 		bool failed = false;
 		struct err why = {0};
-		int r = attempt(socket_path, h, deadline, &w, step, &failed, ret, &why);
+		int r = attempt(
+			socket_path, &said, deadline, &w, step, &failed, ret, &why);
+
+		/* Images and commits keep the agent they were made with. */
+		if (r == -EINVAL && said.ssh_key && !failed &&
+			strstr(why.msg, "no member \"ssh_key\"")) {
+			said.ssh_key = NULL;
+			continue;
+		}
 
 		if (!r)
 			return 0;

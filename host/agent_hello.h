@@ -24,6 +24,8 @@ struct agent_hello {
 	const struct env *env;	   /* NULL: none */
 	const char *const *labels; /* key, value, key, value, …, NULL; NULL: none */
 	uint32_t hook_ms;	   /* 0: the agent's default */
+	const char *ssh_key; /* that may come in (public); NULL: none. An agent that is
+				older than SSH is told without. */
 };
 
 struct agent_ack {

@@ -80,9 +80,8 @@ on_wake(void *ctx, struct agent_session *session)
 	return err_set(c->e, -ETIMEDOUT, "the guest did not answer in time");
 }
 
-/* What it said of its failure, as an error. */
-static int
-its_failure(const struct call *c, const struct agent_exec_result *result, struct err *e)
+int
+agent_command_failed(int status, const char *said, size_t len, struct err *e)
 {
 	static const int codes[] = {[EXIT_USAGE] = -EINVAL,
 		[EXIT_NOT_FOUND] = -ENOENT,
@@ -90,22 +89,20 @@ its_failure(const struct call *c, const struct agent_exec_result *result, struct
 		[EXIT_REFUSED] = -EPERM,
 		[EXIT_TIMED_OUT] = -ETIMEDOUT,
 		[EXIT_CANCELLED] = -ECANCELED};
-	int status = agent_exit_status(result), code = -EIO;
 	static const char self[] = "pando-agent: ";
-	const char *text = c->said;
-	size_t len = c->said_len;
 	char plain[SAID_MAX + 1];
+	int code = -EIO;
 
 	if (status >= 0 && (size_t)status < sizeof(codes) / sizeof(codes[0]) &&
 		codes[status])
 		code = codes[status];
-	if (len >= sizeof(self) - 1 && !memcmp(text, self, sizeof(self) - 1)) {
-		text += sizeof(self) - 1;
+	if (len >= sizeof(self) - 1 && !memcmp(said, self, sizeof(self) - 1)) {
+		said += sizeof(self) - 1;
 		len -= sizeof(self) - 1;
 	}
-	while (len && (text[len - 1] == '\n' || text[len - 1] == ' '))
+	while (len && (said[len - 1] == '\n' || said[len - 1] == ' '))
 		len--;
-	agent_text(plain, sizeof(plain), text, len);
+	agent_text(plain, sizeof(plain), said, len);
 	if (len)
 		return err_set(e, code, "%s", plain);
 	return err_set(e, code, "the guest's command ended with status %d", status);
@@ -157,7 +154,7 @@ run(const char *socket_path, const char *const *words, int stdin_fd, int timeout
 		return why.code == r ? err_set(e, r, "%s", why.msg) : r;
 	if (result.kind == AGENT_EXITED && result.value == 0)
 		return 0;
-	return its_failure(c, &result, e);
+	return agent_command_failed(agent_exit_status(&result), c->said, c->said_len, e);
 }
 
 /* Input as a file: the guest's command takes it in its own time. */

@@ -83,4 +83,8 @@ struct agent_rpc_followed {
 int agent_rpc_follow(const char *socket_path, const struct agent_rpc_follow *spec,
 	struct agent_rpc_followed *ret, struct err *e);
 
+/* What a command of the agent's own program said of its failure on stderr, as an error:
+ * the code by its status, the sentence without the program's name. */
+int agent_command_failed(int status, const char *said, size_t len, struct err *e);
+
 #endif

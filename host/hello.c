@@ -101,8 +101,8 @@ log_ack(const struct said *s, const struct vm *vm, const struct agent_ack *ack)
 static bool
 is_greeted(const struct vm *vm)
 {
-	return vm->row.answered && memcmp(vm->row.greeted, vm->row.generation,
-					   sizeof(vm->row.greeted)) == 0;
+	return vm->row.answered &&
+	       memcmp(vm->row.greeted, vm->row.generation, sizeof(vm->row.greeted)) == 0;
 }
 
 int
@@ -143,6 +143,7 @@ vm_hello(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *ctx)
 		.parent = s->row.answered,
 		.env = &s->env,
 		.labels = s->labels,
+		.ssh_key = t->ssh_key[0] ? t->ssh_key : NULL,
 	};
 
 	r = agent_hello(path, &h, timeout_ms, cancel, ctx, &ack, e);

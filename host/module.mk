@@ -19,6 +19,9 @@ store_SRCS := host/store.c host/store_list.c host/store_tag.c host/store_manifes
 	host/store_zip.c host/store_bloom.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
 	host/store_write.c host/store_gc.c host/store_verify.c
 
+# The key guests let in: made by the agent's own code.
+pandodcore_SRCS += host/ssh_key.c guest-agent/sshkey.c
+
 UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
 $(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\

@@ -7,11 +7,13 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
@@ -22,6 +24,7 @@
 
 struct ssh_link {
 	ssh_session session; /* owned */
+	int fd; /* owned: of ssh_link_open_fd(), which libssh does not close; -1 */
 };
 
 /* libssh's own sentence, copied at once: the next call overwrites it. */
@@ -105,6 +108,42 @@ ssh_quote(char **text, const char *word)
 
 /* Connecting ------------------------------------------------------------------------ */
 
+/* "SHA256:…", as ssh-keygen(1) shows it. */
+static void
+fingerprint(char *dst, size_t cap, const ssh_key key)
+{
+	unsigned char *hash = NULL;
+	char *text = NULL;
+	size_t len;
+
+	if (ssh_get_publickey_hash(key, SSH_PUBLICKEY_HASH_SHA256, &hash, &len) == 0)
+		text = ssh_get_fingerprint_hash(SSH_PUBLICKEY_HASH_SHA256, hash, len);
+	snprintf(dst, cap, "%s", text ? text : "(unknown)");
+	ssh_string_free_char(text);
+	ssh_clean_pubkey_hash(&hash);
+}
+
+static int
+other_host_key(const struct ssh_target *t, const ssh_key theirs, const ssh_key known,
+	struct err *e)
+{
+	char is[80], should[80];
+
+	if (!t->what)
+		return err_set(e, -EKEYREJECTED,
+			"port %u of %.100s has another host key than the machine we "
+			"made: something else "
+			"listens there",
+			t->port, t->address);
+	fingerprint(is, sizeof(is), theirs);
+	fingerprint(should, sizeof(should), known);
+	return err_set(e, -EKEYREJECTED,
+		"%.100s: its SSH host key is %s and not %s, which it acknowledged; if "
+		"that was changed on purpose, stop and start it to have the new one "
+		"acknowledged",
+		t->what, is, should);
+}
+
 static int
 check_host_key(ssh_session session, const struct ssh_target *t, struct err *e)
 {
@@ -113,16 +152,12 @@ check_host_key(ssh_session session, const struct ssh_target *t, struct err *e)
 
 	if (ssh_pki_import_pubkey_base64(t->host_key, SSH_KEYTYPE_ED25519, &known) !=
 		SSH_OK)
-		r = err_set(e, -EINVAL, "the known host key of port %u is no ed25519 key",
-			t->port);
+		r = err_set(e, -EINVAL, "the known host key of %.100s is no ed25519 key",
+			t->what ? t->what : t->address);
 	else if (ssh_get_server_publickey(session, &theirs) != SSH_OK)
 		r = fail(e, -EPROTO, "the server's host key", session);
 	else if (ssh_key_cmp(theirs, known, SSH_KEY_CMP_PUBLIC) != 0)
-		r = err_set(e, -EKEYREJECTED,
-			"port %u of %.100s has another host key than the machine we "
-			"made: something else "
-			"listens there",
-			t->port, t->address);
+		r = other_host_key(t, theirs, known, e);
 	ssh_key_free(theirs);
 	ssh_key_free(known);
 	return r;
@@ -140,6 +175,11 @@ authenticate(ssh_session session, const struct ssh_target *t, struct err *e)
 	ssh_key_free(key);
 	if (r == SSH_AUTH_SUCCESS)
 		return 0;
+	if (t->what && r == SSH_AUTH_DENIED)
+		return err_set(e, -EACCES,
+			"%.100s does not let user \"%.60s\" in: there is none of that "
+			"name with a shell, or the guest was told another key",
+			t->what, t->user);
 	return fail(e, r == SSH_AUTH_DENIED ? -EACCES : -EPROTO,
 		"the machine does not take our key", session);
 }
@@ -170,20 +210,30 @@ configure(ssh_session session, const struct ssh_target *t, unsigned timeout_ms)
 		       : 0;
 }
 
-int
-ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret,
+static int
+open_link(int fd, const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret,
 	struct err *e)
 {
 	cleanup_ssh_link struct ssh_link *l = calloc(1, sizeof(*l));
 	int r;
 
-	if (!l || !(l->session = ssh_new()))
+	if (!l) {
+		if (fd >= 0)
+			close(fd);
 		return err_sys(e, -ENOMEM, "SSH");
-	if (configure(l->session, t, timeout_ms) < 0)
+	}
+	l->fd = fd;
+	if (!(l->session = ssh_new()))
+		return err_sys(e, -ENOMEM, "SSH");
+	if (configure(l->session, t, timeout_ms) < 0 ||
+		(fd >= 0 && ssh_options_set(l->session, SSH_OPTIONS_FD, &fd) < 0))
 		return fail(e, -EINVAL, "SSH options", l->session);
 	errno = 0;
 	if (ssh_connect(l->session) != SSH_OK) {
 		r = errno == ECONNREFUSED ? -ECONNREFUSED : -ETIMEDOUT;
+		if (t->what)
+			return err_set(e, -EPROTO, "%.100s speaks no SSH with us: %.250s",
+				t->what, ssh_get_error(l->session));
 		return fail(e, r, "the machine does not answer", l->session);
 	}
 	r = check_host_key(l->session, t, e);
@@ -192,6 +242,25 @@ ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link *
 	if (r == 0)
 		*ret = TAKE_PTR(l);
 	return r;
+}
+
+int
+ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret,
+	struct err *e)
+{
+	return open_link(-1, t, timeout_ms, ret, e);
+}
+
+int
+ssh_link_open_fd(int fd, const struct ssh_target *t, unsigned timeout_ms,
+	struct ssh_link **ret, struct err *e)
+{
+	/* A name that libssh may look at as it likes. */
+	struct ssh_target named = *t;
+
+	named.address = "pando-vm";
+	named.port = 22;
+	return open_link(fd, &named, timeout_ms, ret, e);
 }
 
 void
@@ -203,6 +272,8 @@ ssh_link_close(struct ssh_link *l)
 		ssh_disconnect(l->session);
 		ssh_free(l->session);
 	}
+	if (l->fd >= 0)
+		close(l->fd);
 	free(l);
 }
 
@@ -242,7 +313,7 @@ struct run {
 	const struct ssh_command *c;
 	bool in_done;
 	bool has_status;
-	int status;
+	int status, signal;
 	unsigned n_signals;
 	uint64_t heard_ns;    /* when something last came, or the command ended */
 	uint64_t deadline_ns; /* 0: none */
@@ -278,6 +349,7 @@ on_exit_signal(ssh_session session, ssh_channel channel, const char *name, int c
 	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
 		if (name && strcmp(name, signals[i].name) == 0)
 			r->status = 128 + signals[i].number;
+	r->signal = r->status - 128;
 }
 
 static void
@@ -306,7 +378,8 @@ start(struct run *r, ssh_channel_callbacks callbacks, struct err *e)
 			    w.ws_row ? w.ws_row : 24) != SSH_OK)
 			return fail(e, -EIO, "the machine gives no terminal", r->session);
 	}
-	if (ssh_channel_request_exec(r->channel, r->c->text) != SSH_OK)
+	if ((r->c->text ? ssh_channel_request_exec(r->channel, r->c->text)
+			: ssh_channel_request_shell(r->channel)) != SSH_OK)
 		return fail(
 			e, -EIO, "the machine does not start the command", r->session);
 	return 0;
@@ -327,6 +400,8 @@ take_signal(struct run *r, struct err *e)
 	r->n_signals++;
 	if (r->c->on_signal)
 		r->c->on_signal(r->c->ctx, (int)info.ssi_signo, r->n_signals);
+	if (r->c->impatient)
+		return err_set(e, -ECANCELED, "cancelled");
 	return r->n_signals > 1 ? err_set(e, -ECANCELED, "interrupted twice") : 0;
 }
 
@@ -338,9 +413,12 @@ feed(struct run *r, struct err *e)
 	char buf[32768];
 	uint32_t window = ssh_channel_window_size(r->channel);
 	size_t want = window < sizeof(buf) ? window : sizeof(buf);
-	ssize_t n = io_read(r->c->in_fd, buf, want);
+	ssize_t n = r->c->input ? r->c->input(r->c->ctx, buf, want, e)
+				: io_read(r->c->in_fd, buf, want);
 	int sent;
 
+	if (r->c->input && n < 0)
+		return (int)n;
 	if (n == -EAGAIN)
 		return 0;
 	if (n <= 0) {
@@ -382,7 +460,11 @@ fetch(struct run *r, int which, struct err *e)
 		return 0;
 	r->heard_ns = io_now_ns();
 	o->at = 0;
-	o->len = o->fd < 0 ? 0 : (size_t)n;
+	o->len = o->fd < 0 || r->c->output ? 0 : (size_t)n;
+	if (r->c->output) {
+		n = r->c->output(r->c->ctx, which + 1, o->buf, (size_t)n, e);
+		return n < 0 ? n : 1;
+	}
 	return 1;
 }
 
@@ -422,8 +504,10 @@ prepare_poll(struct run *r, struct pollfd p[AT_COUNT])
 	p[AT_SIGNAL].fd = r->c->signal_fd;
 	p[AT_SIGNAL].events = POLLIN;
 	if (!r->in_done && !writing && ssh_channel_window_size(r->channel)) {
-		p[AT_IN].fd = r->c->in_fd;
+		p[AT_IN].fd = r->c->input ? -1 : r->c->in_fd;
 		p[AT_IN].events = POLLIN;
+		/* Only seen by us: what makes input has always some. */
+		p[AT_IN].revents = r->c->input ? POLLIN : 0;
 	}
 	for (int i = 0; i < 2; i++) {
 		if (r->out[i].len > r->out[i].at) {
@@ -451,6 +535,7 @@ turn(struct run *r, struct err *e)
 {
 	struct pollfd p[AT_COUNT];
 	int got = 0, n, i, rc;
+	bool input;
 
 	/* Reading from the channel alone would not: after its end of file nothing looks
 	 * at the socket, and the command's status mostly comes after that. */
@@ -473,16 +558,17 @@ turn(struct run *r, struct err *e)
 		return err_set(e, -ECONNRESET,
 			"the connection to the machine ended before the command did");
 	prepare_poll(r, p);
+	input = p[AT_IN].revents != 0;
 	/* libssh may have taken a packet off the socket that it gives us in the next
 	 * round: after something came, only look. */
-	if (poll(p, AT_COUNT, got ? 0 : r->has_status ? 100 : 1000) < 0)
+	if (poll(p, AT_COUNT, got || input ? 0 : r->has_status ? 100 : 1000) < 0)
 		return errno == EINTR ? 0 : err_sys(e, -errno, "poll");
 	if (p[AT_SIGNAL].revents && (rc = take_signal(r, e)) < 0)
 		return rc;
 	for (i = 0; i < 2; i++)
 		if (p[AT_OUT + i].revents && (rc = drain(&r->out[i], e)) < 0)
 			return rc;
-	if (p[AT_IN].revents && (rc = feed(r, e)) < 0)
+	if ((input || p[AT_IN].revents) && (rc = feed(r, e)) < 0)
 		return rc;
 	return 0;
 }
@@ -511,7 +597,7 @@ ssh_link_run(
 	ssh_set_blocking(r->session, 1);
 	rc = start(r, &callbacks, e);
 	if (rc == 0) {
-		if (c->in_fd < 0) {
+		if (c->in_fd < 0 && !c->input) {
 			r->in_done = true;
 			ssh_channel_send_eof(r->channel);
 		}
@@ -537,5 +623,7 @@ ssh_link_run(
 	if (!r->has_status)
 		return err_set(e, -EPROTO, "the command ended without saying how");
 	*ret_status = r->status;
+	if (c->ret_signal)
+		*c->ret_signal = r->signal;
 	return 0;
 }

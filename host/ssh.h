@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 #include "common/err.h"
 
@@ -20,6 +21,7 @@ struct ssh_target {
 	const char *key_path; /* our private key */
 	const char
 		*host_key; /* the server's public key as base64, without "ssh-ed25519 " */
+	const char *what;  /* in sentences; NULL: the test machine */
 };
 
 struct ssh_link;
@@ -29,6 +31,10 @@ struct ssh_link;
  * (yet). */
 int ssh_link_open(const struct ssh_target *t, unsigned timeout_ms, struct ssh_link **ret,
 	struct err *e);
+/* The same over a connected stream socket, which is taken over in any case; address and
+ * port are not looked at. -EKEYREJECTED names both fingerprints. */
+int ssh_link_open_fd(int fd, const struct ssh_target *t, unsigned timeout_ms,
+	struct ssh_link **ret, struct err *e);
 void ssh_link_close(struct ssh_link *l);
 static inline void
 ssh_link_close_fn(struct ssh_link **l)
@@ -38,10 +44,17 @@ ssh_link_close_fn(struct ssh_link **l)
 #define cleanup_ssh_link __attribute__((cleanup(ssh_link_close_fn)))
 
 struct ssh_command {
-	const char *text; /* for the user's login shell: ssh_quote() makes one of words */
+	const char *text; /* for the user's login shell: ssh_quote() makes one of words;
+			     NULL: that shell itself */
 	int in_fd;	  /* borrowed; -1: the command reads an end of file at once */
 	int out_fd;	  /* borrowed, as err_fd; -1: thrown away */
 	int err_fd;
+	/* In the place of in_fd, unless NULL: fills buf; 0 at the end, negative ends the
+	 * command with that code. */
+	ssize_t (*input)(void *ctx, void *buf, size_t cap, struct err *e);
+	/* In the place of out_fd and err_fd, unless NULL; stream is 1 or 2. Negative: as
+	 * above. */
+	int (*output)(void *ctx, int stream, const void *buf, size_t len, struct err *e);
 	bool tty; /* a terminal of in_fd's size; there is no separate stderr then */
 	const char *term; /* its kind; NULL: "dumb" */
 	/* A signalfd(2) or -1. SIGWINCH sends the new size; any other signal is given to
@@ -50,6 +63,8 @@ struct ssh_command {
 	 * way.) */
 	int signal_fd;
 	void (*on_signal)(void *ctx, int number, unsigned nth); /* nth: 1, 2 */
+	bool impatient;	 /* the first signal ends us with -ECANCELED already */
+	int *ret_signal; /* NULL, or: the signal that ended the command, 0 if none did */
 	void *ctx;
 	unsigned timeout_ms; /* 0: as long as it takes; else -ETIMEDOUT */
 };

@@ -17,6 +17,7 @@
 #include "common/log.h"
 #include "host/agent_client.h"
 #include "host/hello.h"
+#include "host/ssh_key.h"
 
 #define NS_PER_MS 1000000ull
 
@@ -634,6 +635,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 {
 	struct tree *t = calloc(1, sizeof(*t));
 	pthread_condattr_t attr;
+	struct err why = {0};
 	char path[PATHS_MAX];
 	int r;
 
@@ -661,6 +663,9 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		r = paths_format(path, sizeof(path), e, "%s/segments", config->home);
 	if (r == 0)
 		r = io_mkdir_p(path, 0700, e);
+	/* Who would use it is told so then; everybody else needs none. */
+	if (r == 0 && ssh_key_of_home(config->home, t->ssh_key, &why) < 0)
+		log_warn("no SSH into VMs: %s", why.msg);
 	if (r == 0)
 		r = paths_format(path, sizeof(path), e, "%s/state.db", config->home);
 	if (r == 0)

@@ -64,6 +64,7 @@ struct tree {
 	bool stopping;
 	pthread_t tender; /* asks agents, ends VMs whose control socket closed */
 	bool has_tender;
+	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
 };
 
 /* All of these with the lock held, but where they say otherwise. */

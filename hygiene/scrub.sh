@@ -45,6 +45,7 @@ fi
 rm -f "$root/etc/shadow-" "$root/etc/passwd-" "$root/etc/group-" "$root/etc/gshadow-" \
 	"$root/etc/subuid-" "$root/etc/subgid-"
 rm -rf "$root/root/.ssh"
+rm -f "$root/etc/pando/authorized_keys"
 rm -f "$root/root/.bash_history" "$root/root/.lesshst" "$root/root/.python_history"
 
 # Where it came from: package lists, caches, logs, the builder's apt configuration and resolver.

@@ -12,8 +12,16 @@
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
+#include "host/cli/vmssh.h"
 
 extern const struct verb verb_copy;
+
+static const struct opt options[] = {
+	{256, "ssh", NULL, "over SSH: needs openssh-server in the VM", COMPLETE_NOTHING},
+	{'u', "user", "NAME", "with --ssh: as that user; root if not said",
+		COMPLETE_NOTHING},
+	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
+};
 
 struct watch {
 	struct out_progress *progress;
@@ -109,10 +117,16 @@ run(int argc, char **argv)
 	struct err e = {0};
 	size_t n = 0;
 	uint64_t start_ns;
-	bool get;
+	struct vmssh_copy over = {.progress = on_progress, .ctx = &watch};
+	bool get, ssh = false;
 	int key, r;
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
+		if (key == 256 || key == 'u') {
+			ssh = ssh || key == 256;
+			over.user = key == 'u' ? s.arg : over.user;
+			continue;
+		}
 		if (key == OPT_WORD && n == 2)
 			key = (err_set(&e, -EINVAL,
 				       "copy takes a source and a destination"),
@@ -131,6 +145,8 @@ run(int argc, char **argv)
 		err_set(&e, -EINVAL,
 			"neither \"%.60s\" nor \"%.60s\" is in a VM: write vm:path",
 			words[0], words[1]);
+	else if (over.user && !ssh)
+		err_set(&e, -EINVAL, "--user goes with --ssh");
 	if (e.code)
 		return opt_leave(&s, OPT_ERROR, &e);
 	local = get ? words[1] : words[0];
@@ -140,10 +156,18 @@ run(int argc, char **argv)
 	watch.cancel_fd = pick_cancel_fd();
 	out_progress_start(&progress, s.quiet);
 	start_ns = io_now_ns();
-	r = get ? agent_get(
-			  vm.agent_socket, remote, local, on_progress, &watch, &stats, &e)
-		: agent_put(vm.agent_socket, local, remote, on_progress, &watch, &stats,
-			  &e);
+	over.vm = &vm;
+	over.home = client_home(c);
+	over.local = local;
+	over.remote = remote;
+	over.cancel_fd = watch.cancel_fd;
+	if (ssh)
+		r = get ? vmssh_get(&over, &stats, &e) : vmssh_put(&over, &stats, &e);
+	else
+		r = get ? agent_get(vm.agent_socket, remote, local, on_progress, &watch,
+				  &stats, &e)
+			: agent_put(vm.agent_socket, local, remote, on_progress, &watch,
+				  &stats, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
 		err_set(&e, r, "cancelled; what was copied so far is there");
@@ -157,7 +181,8 @@ const struct verb verb_copy = {
 	.aliases = "cp",
 	.summary = "Copies files and trees into a VM or out of it",
 	.run = run,
-	.usage = "<path> <vm>:<path>\n<vm>:<path> <path>",
+	.usage = "[options] <path> <vm>:<path>\n[options] <vm>:<path> <path>",
+	.options = options,
 	.text = "As `cp -r`: into a folder that exists, else under the new name; modes, "
 		"times and links are kept. A path in\n"
 		"a VM that does not begin with '/' is below root's home. A local name "

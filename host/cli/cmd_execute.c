@@ -12,6 +12,7 @@
 #include "host/cli/execute.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
+#include "host/cli/vmssh.h"
 
 /* --format json keeps the output until the end; more than this of a stream is cut off and
  * counted. */
@@ -213,8 +214,112 @@ run_terminal(const char *socket, const struct agent_exec_req *req, struct runnin
 	return conclude(run, &result, false);
 }
 
+/*
+ * Over SSH.
+ */
+
+struct over_ssh {
+	struct running *run;
+	struct vmssh_mark mark;
+	uint64_t bytes[2]; /* with --format json, also what is not kept */
+};
+
 static int
-run_in(const struct client_vm *vm, const struct execute_words *w,
+ssh_output(void *ctx, int stream, const void *buf, size_t len, struct err *e)
+{
+	struct over_ssh *o = ctx;
+	int r = on_output(o->run, stream, buf, len);
+
+	o->bytes[stream == 2] += len;
+	return r < 0 ? err_sys(e, r, "the command's output") : 0;
+}
+
+static void
+ssh_signal(void *ctx, int number, unsigned nth)
+{
+	const struct over_ssh *o = ctx;
+
+	vmssh_signal(&o->mark, nth > 1 ? SIGKILL : number);
+}
+
+static int
+run_ssh_terminal(const struct client_vm *vm, const char *home,
+	const struct execute_words *w, struct running *run)
+{
+	struct agent_exec_result result = {.kind = AGENT_EXITED};
+	cleanup_free char *text = NULL;
+	struct err e = {0};
+	int status;
+
+	if (vmssh_text(w->argv, w->env, w->cwd, NULL, &text, &e) < 0 ||
+		vmssh_terminal(vm, home, w->user, text, &status, &e) < 0)
+		return e.code == -EINVAL ? out_fail(&e) : host_side(&e);
+	result.value = (uint32_t)status;
+	return conclude(run, &result, false);
+}
+
+/* How it ended, as an agent tells it. */
+static int
+ssh_result(struct over_ssh *o, int r, int status, int signal,
+	struct agent_exec_result *ret, struct err *e)
+{
+	if (r == -ETIMEDOUT) {
+		vmssh_signal(&o->mark, SIGKILL);
+		*e = (struct err){0};
+		ret->kind = AGENT_TIMED_OUT;
+		r = 0;
+	} else if (r == 0) {
+		ret->kind = signal ? AGENT_SIGNALLED : AGENT_EXITED;
+		ret->value = (uint32_t)(signal ? signal : status);
+	}
+	ret->stdout_bytes = o->bytes[0];
+	ret->stderr_bytes = o->bytes[1];
+	return r;
+}
+
+static int
+run_ssh(const struct client_vm *vm, const char *home, const struct execute_words *w,
+	struct running *run, bool json)
+{
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	struct ssh_command c = SSH_COMMAND_INIT;
+	struct over_ssh over = {.run = run};
+	struct agent_exec_result result = {0};
+	cleanup_free char *text = NULL;
+	int status = 0, signal = 0, r;
+	struct err e = {0};
+
+	r = vmssh_mark_make(&over.mark, vm, home, w->user, &e);
+	if (r == 0)
+		r = vmssh_text(w->argv, w->env, w->cwd, over.mark.token, &text, &e);
+	if (r == 0)
+		r = vmssh_open(vm, home, w->user, &link, &e);
+	if (r < 0)
+		return host_side(&e);
+	c.text = text;
+	if (!w->stdin_off && (w->stdin_on || !isatty(STDIN_FILENO)))
+		c.in_fd = STDIN_FILENO;
+	c.out_fd = STDOUT_FILENO;
+	c.err_fd = STDERR_FILENO;
+	c.output = json ? ssh_output : NULL;
+	c.signal_fd = pick_cancel_fd();
+	c.on_signal = ssh_signal;
+	c.ret_signal = &signal;
+	c.ctx = &over;
+	c.timeout_ms = w->timeout_ms > UINT32_MAX ? 0 : (unsigned)w->timeout_ms;
+	r = ssh_link_run(link, &c, &status, &e);
+	if (r == -EPIPE) {
+		vmssh_signal(&over.mark, SIGPIPE);
+		return 128 + SIGPIPE;
+	}
+	if (r == -ECANCELED)
+		err_set(&e, r, "interrupted twice: the command was told to die");
+	r = ssh_result(&over, r, status, signal, &result, &e);
+	return r < 0 ? host_side(&e) : conclude(run, &result, json);
+}
+
+static int
+run_in(const struct client_vm *vm, const char *home, const struct execute_words *w,
 	const struct opt_scan *s)
 {
 	__attribute__((cleanup(running_done))) struct running run = {.words = w,
@@ -237,6 +342,9 @@ run_in(const struct client_vm *vm, const struct execute_words *w,
 
 	if (w->list)
 		return list(vm->agent_socket);
+	if (w->ssh)
+		return w->tty ? run_ssh_terminal(vm, home, w, &run)
+			      : run_ssh(vm, home, w, &run, s->json);
 	if (w->tty)
 		return run_terminal(vm->agent_socket, &req, &run);
 	if (!w->stdin_off && !w->detach && (w->stdin_on || !isatty(STDIN_FILENO)))
@@ -287,7 +395,7 @@ run(int argc, char **argv)
 	if (pick_reachable(&vm, &e) < 0)
 		return host_side(&e);
 	/* From here on the guest is spoken to directly. */
-	return run_in(&vm, &w, &s);
+	return run_in(&vm, client_home(c), &w, &s);
 }
 
 const struct verb verb_execute = {
@@ -303,6 +411,9 @@ const struct verb verb_execute = {
 		"--shell asks for one.\n"
 		"Standard input is passed on when it is no terminal. Ctrl-C goes to the "
 		"command; a second one kills it.\n"
+		"--ssh: over the VM's SSH server, so that the user's login shell and "
+		"PAM have their say; at --timeout and\n"
+		"Ctrl-C its process group is told.\n"
 		"\n"
 		"Exit status: the command's own; 128 + n when signal n ended it; 6 after "
 		"--timeout; 126 or 127 when it\n"

@@ -25,6 +25,9 @@ const struct opt execute_options[] = {
 		COMPLETE_NOTHING},
 	{'d', "detach", NULL, "start it, print its id and return", COMPLETE_NOTHING},
 	{'A', "attach", "ID", "take up a command that was detached", COMPLETE_NOTHING},
+	{257, "ssh", NULL,
+		"over SSH, as a login of that user: needs openssh-server in it",
+		COMPLETE_NOTHING},
 	{256, "list", NULL, "list the guest's commands, as JSON", COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
@@ -82,6 +85,9 @@ take_option(struct execute_words *w, int key, const struct opt_scan *s, struct e
 	case 'A':
 		w->attach = s->arg;
 		return 0;
+	case 257:
+		w->ssh = true;
+		return 0;
 	default:
 		w->list = true;
 		return 0;
@@ -115,6 +121,12 @@ check(struct execute_words *w, char *const *command, struct err *e)
 {
 	bool runs = command || w->shell;
 
+	if (w->ssh && (w->detach || w->attach || w->list))
+		return err_set(e, -EINVAL,
+			"--ssh does not go with --detach, --attach and --list: what is "
+			"started over SSH ends with its connection");
+	if (w->ssh && w->tty && w->timeout_ms)
+		return err_set(e, -EINVAL, "--timeout does not go with --ssh --tty");
 	if (w->shell && !w->shell[0])
 		return err_set(e, -EINVAL, "--shell needs a command");
 	if (w->shell)

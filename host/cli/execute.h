@@ -21,7 +21,7 @@ struct execute_words {
 	size_t n_env;
 	const char *cwd, *user, *shell, *attach; /* NULL: not said */
 	uint64_t timeout_ms;			 /* 0: none */
-	bool stdin_on, stdin_off, tty, detach, list;
+	bool stdin_on, stdin_off, tty, detach, list, ssh;
 	const char **shell_argv; /* owned; NULL unless --shell was used */
 };
 

@@ -63,3 +63,12 @@ test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
 test_rpc_cli_LIBS := agentclient agentwire pandohost common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+
+# SSH into VMs.
+pandocli_SRCS += $(addprefix host/cli/,vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
+UNIT_TESTS += test_ssh
+test_ssh_SRCS := tests/unit/test_ssh.c host/ssh_key.c guest-agent/sshkey.c
+test_ssh_LIBS := $(pando_LIBS)
+test_ssh_PKGS := cmocka $(pando_PKGS)
+test_ssh_LDLIBS := $(pando_LDLIBS)
+$(B)/tests/test_ssh: | $(B)/bin/pando $(B)/libexec/pando/pando-agent

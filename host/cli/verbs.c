@@ -6,6 +6,7 @@
 
 #include "host/cli/near.h"
 
+extern const struct verb verb_ssh_config, verb_ssh_proxy;
 extern const struct verb verb_run, verb_status, verb_info, verb_execute, verb_branch,
 	verb_tree, verb_copy, verb_logs, verb_alias, verb_pause, verb_resume, verb_delete,
 	verb_disk, verb_doctor, verb_machine, verb_version, verb_completion, verb_help,
@@ -18,6 +19,8 @@ const struct verb *const verbs[] = {
 	&verb_branch,
 	&verb_execute,
 	&verb_copy,
+	&verb_ssh_config,
+	&verb_ssh_proxy,
 	&verb_rpc,
 	&verb_reports,
 	&verb_swarm,

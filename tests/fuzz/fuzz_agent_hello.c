@@ -35,6 +35,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			!*h->host_name || strpbrk(h->host_name, "/ \n") ||
 			strpbrk(h->name, "/ \n") || h->entropy_len < AGENT_ENTROPY_MIN ||
 			h->entropy_len > AGENT_ENTROPY_MAX || !h->hook_ms ||
+			(*h->ssh_key && (strlen(h->ssh_key) != AGENT_SSH_KEY_LEN ||
+						strpbrk(h->ssh_key, "\n\r\t\""))) ||
 			!h->wall_ns || (h->parent && h->env.n) || h->env.n > ENV_VARS_MAX)
 			abort();
 		if (env_write(&h->env, false, &one, &e) ||

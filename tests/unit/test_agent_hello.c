@@ -201,6 +201,7 @@ a_hello_makes_a_machine_somebody_of_its_own(void **state)
 
 	(void)state;
 	put("/etc/hosts", "127.0.0.1\tlocalhost\n127.0.1.1\told old.lan\n::1 x\n", 0644);
+	put("/etc/pando/authorized_keys", "the parent's", 0644);
 	put("/etc/ssh/ssh_host_rsa_key", "the parent's", 0600);
 	put("/etc/ssh/ssh_host_rsa_key.pub", "the parent's", 0644);
 	put("/etc/ssh/ssh_config", "stays", 0644);
@@ -215,6 +216,8 @@ a_hello_makes_a_machine_somebody_of_its_own(void **state)
 	assert_string_equal(text_of("/etc/hostname"), "vm-aaaa\n");
 	assert_string_equal(text_of("/etc/hosts"),
 		"127.0.0.1\tlocalhost\n127.0.1.1\tvm-aaaa\n::1 x\n");
+	/* The host said no key of its own: none comes in. */
+	assert_false(there("/etc/pando/authorized_keys"));
 	assert_false(there("/etc/ssh/ssh_host_rsa_key"));
 	assert_false(there("/etc/ssh/ssh_host_rsa_key.pub"));
 	assert_string_equal(text_of("/etc/ssh/ssh_config"), "stays");

@@ -1,0 +1,342 @@
+#include "host/cli/vmssh.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/agent_wire.h"
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "host/cli/out.h"
+#include "host/paths.h"
+#include "host/ssh_key.h"
+
+/* Guests may be slow: emulated, or swapping. */
+#define DIAL_MS 60000
+/* A guest that is told who it is takes nobody in meanwhile. */
+#define BECOMING_MS 20000
+#define CONNECT_MS 60000
+#define SIGNAL_MS 30000
+#define LINE_MAX_BYTES 400
+#define NS_PER_MS UINT64_C(1000000)
+
+/* What stands where "SSH-2.0-…" should: the agent's sentence, or nothing of ours. */
+static int
+refused(const char *name, const char *line, size_t len, struct err *e)
+{
+	static const char says[] = AGENT_SSH_SAYS;
+	size_t n = strlen(says);
+	char raw[LINE_MAX_BYTES + 1], plain[4 * LINE_MAX_BYTES + 1];
+	int r;
+
+	if (len < n || memcmp(line, says, n) != 0)
+		return err_set(e, -EPROTO,
+			"\"%s\": what answers on its port %u is no SSH server", name,
+			AGENT_SSH_PORT);
+	snprintf(raw, sizeof(raw), "%.*s", (int)(len - n), line + n);
+	raw[strcspn(raw, "\r\n")] = '\0';
+	out_plain(plain, sizeof(plain), raw);
+	r = strncmp(raw, AGENT_SSH_BECOMING, strlen(AGENT_SSH_BECOMING)) == 0
+		    ? -EAGAIN
+		    : -ECONNREFUSED;
+	return err_set(e, r, "\"%s\": %.380s", name, plain);
+}
+
+/* Waits until the server has said who it is, which it does first, and leaves that unread.
+ */
+static int
+await_banner(int fd, const char *name, struct err *e)
+{
+	uint64_t deadline = io_now_ns() + DIAL_MS * NS_PER_MS;
+	struct timespec pause = {.tv_nsec = 1000000};
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	char line[LINE_MAX_BYTES];
+	ssize_t n;
+
+	while (io_now_ns() < deadline) {
+		if (poll(&p, 1, 1000) <= 0)
+			continue;
+		n = recv(fd, line, sizeof(line), MSG_PEEK | MSG_DONTWAIT);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+			continue;
+		if (n <= 0)
+			return err_set(e, -ECONNREFUSED,
+				"\"%s\": its SSH server ended at once; its log says why "
+				"(`pando execute %s -- journalctl -t sshd`), or `sshd "
+				"-t` in it",
+				name, name);
+		if (n >= 4 && memcmp(line, "SSH-", 4) == 0)
+			return 0;
+		if (memchr(line, '\n', (size_t)n) || n == (ssize_t)sizeof(line))
+			return refused(name, line, (size_t)n, e);
+		/* A part of a line: poll(2) would not wait for the rest. */
+		nanosleep(&pause, NULL);
+	}
+	return err_set(e, -ETIMEDOUT, "\"%s\": its SSH server says nothing", name);
+}
+
+static int
+dial_once(const struct client_vm *vm, int *ret_fd, struct err *e)
+{
+	cleanup_close int fd = -1;
+	struct err why = {0};
+	int r = agent_connect_port(vm->agent_socket, AGENT_SSH_PORT, DIAL_MS, &fd, &why);
+
+	/* Where another port answers, the guest has an agent, and an old one. */
+	if (r == -ECONNREFUSED && agent_ping(vm->agent_socket, DIAL_MS, NULL, NULL) == 0)
+		return err_set(e, r,
+			"\"%s\": its agent is older than SSH: build its image again "
+			"(`pando-golden image`), and its commits",
+			client_vm_name(vm));
+	if (r < 0)
+		return err_set(e, r, "%s", why.msg);
+	r = await_banner(fd, client_vm_name(vm), e);
+	if (r == 0)
+		*ret_fd = TAKE_FD(fd);
+	return r;
+}
+
+int
+vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
+{
+	uint64_t until = io_now_ns() + BECOMING_MS * NS_PER_MS;
+	struct timespec pause = {.tv_nsec = 20000000};
+	struct err why = {0};
+	int r;
+
+	/* A parent, too, is told of each of its branches, and goes on. */
+	while ((r = dial_once(vm, ret_fd, &why)) == -EAGAIN && io_now_ns() < until)
+		nanosleep(&pause, NULL);
+	return r < 0 ? err_set(e, r, "%s", why.msg) : 0;
+}
+
+int
+vmssh_open(const struct client_vm *vm, const char *home, const char *user,
+	struct ssh_link **ret, struct err *e)
+{
+	static const char type[] = "ssh-ed25519 ";
+	char key[PATHS_MAX], what[80];
+	struct ssh_target t = {
+		.user = user ? user : "root", .key_path = key, .what = what};
+	int fd, r;
+
+	snprintf(what, sizeof(what), "\"%s\"", client_vm_name(vm));
+	if (strncmp(vm->host_key, type, strlen(type)) != 0)
+		return err_set(e, -ENOKEY,
+			"%s has not acknowledged an SSH host key yet, so that nobody "
+			"knows whether it is it; `pando info %s` shows its state",
+			what, client_vm_name(vm));
+	t.host_key = vm->host_key + strlen(type);
+	r = paths_format(key, sizeof(key), e, "%s/" SSH_KEY_FILE, home);
+	if (r == 0)
+		r = vmssh_dial(vm, &fd, e);
+	return r < 0 ? r : ssh_link_open_fd(fd, &t, CONNECT_MS, ret, e);
+}
+
+/*
+ * What the other side's shell reads.
+ */
+
+/* Appends to *text: before and the word, quoted. */
+static int
+append(char **text, const char *before, const char *word)
+{
+	cleanup_free char *quoted = NULL;
+	char *longer;
+	int r = ssh_quote(&quoted, word);
+
+	if (r < 0)
+		return r;
+	if (asprintf(&longer, "%s%s%s", *text ? *text : "", before, quoted) < 0)
+		return -ENOMEM;
+	free(*text);
+	*text = longer;
+	return strlen(longer) > SSH_COMMAND_MAX ? -E2BIG : 0;
+}
+
+int
+vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
+	const char *mark, char **ret, struct err *e)
+{
+	cleanup_free char *inner = strdup(""), *outer = NULL;
+	char marked[64];
+	int r = inner ? 0 : -ENOMEM;
+
+	snprintf(marked, sizeof(marked), VMSSH_MARK "=%s", mark ? mark : "");
+	if (r == 0 && mark)
+		r = append(&inner, "export ", marked);
+	for (; r == 0 && env && *env; env++)
+		r = append(&inner, *inner ? "; export " : "export ", *env);
+	if (r == 0 && cwd)
+		r = append(&inner, *inner ? "; cd -- " : "cd -- ", cwd);
+	/* No "--" behind exec: not all shells know that. */
+	if (r == 0 && asprintf(&outer, "%s%sexec", inner,
+			      cwd      ? " || exit 126; "
+			      : *inner ? "; "
+				       : "") < 0)
+		r = -ENOMEM;
+	if (r == 0) {
+		free(inner);
+		inner = TAKE_PTR(outer);
+	}
+	for (size_t i = 0; r == 0 && argv && argv[i]; i++)
+		r = append(&inner, " ", argv[i]);
+	if (r == 0 && !argv && asprintf(&outer, "%s \"$SHELL\" -l", inner) < 0)
+		r = -ENOMEM;
+	if (r == 0 && !argv) {
+		free(inner);
+		inner = TAKE_PTR(outer);
+	}
+	/* Login shells are of many kinds, and all understand this much. */
+	if (r == 0)
+		r = append(&outer, "exec /bin/sh -c ", inner);
+	if (r == -E2BIG)
+		return err_set(e, r,
+			"the command, its folder and environment are longer than %u "
+			"bytes: put long texts into a file or standard input, or leave "
+			"out --ssh",
+			SSH_COMMAND_MAX);
+	if (r < 0)
+		return err_sys(e, r, "the command");
+	*ret = TAKE_PTR(outer);
+	return 0;
+}
+
+/*
+ * A terminal.
+ */
+
+static int
+end_signals(bool and_size)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGHUP);
+	if (and_size)
+		sigaddset(&set, SIGWINCH);
+	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+		return -1;
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int
+vmssh_terminal(const struct client_vm *vm, const char *home, const char *user,
+	const char *text, int *ret_status, struct err *e)
+{
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	cleanup_close int signals = -1;
+	struct ssh_command c = {
+		.text = text,
+		.in_fd = STDIN_FILENO,
+		.out_fd = STDOUT_FILENO,
+		.err_fd = STDERR_FILENO,
+		.tty = true,
+		.term = getenv("TERM"),
+		.impatient = true,
+	};
+	struct termios was, raw;
+	int r;
+
+	if (!isatty(STDOUT_FILENO) || tcgetattr(STDIN_FILENO, &was) < 0)
+		return err_set(e, -EINVAL,
+			"standard input and output must be a terminal: `pando execute "
+			"--ssh` needs none");
+	r = vmssh_open(vm, home, user, &link, e);
+	if (r < 0)
+		return r;
+	c.signal_fd = signals = end_signals(true);
+	raw = was;
+	cfmakeraw(&raw);
+	tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
+	r = ssh_link_run(link, &c, ret_status, e);
+	tcsetattr(STDIN_FILENO, TCSADRAIN, &was);
+	return r;
+}
+
+int
+vmssh_shell(const struct client_vm *vm, const char *home, const struct vmssh_shell *s,
+	int *ret_status, struct err *e)
+{
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	cleanup_close int signals = -1;
+	struct ssh_command c = SSH_COMMAND_INIT;
+	cleanup_free char *text = NULL;
+	int r = vmssh_text(s->argv, s->env, s->cwd, NULL, &text, e);
+
+	if (r == 0 && s->tty)
+		return vmssh_terminal(vm, home, s->user, text, ret_status, e);
+	if (r == 0)
+		r = vmssh_open(vm, home, s->user, &link, e);
+	if (r < 0)
+		return r;
+	c.text = text;
+	c.in_fd = STDIN_FILENO;
+	c.out_fd = STDOUT_FILENO;
+	c.err_fd = STDERR_FILENO;
+	c.signal_fd = signals = end_signals(false);
+	c.impatient = true;
+	return ssh_link_run(link, &c, ret_status, e);
+}
+
+/*
+ * Signals.
+ */
+
+int
+vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char *home,
+	const char *user, struct err *e)
+{
+	unsigned char random[16];
+
+	*m = (struct vmssh_mark){.vm = vm, .home = home, .user = user};
+	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
+		return err_sys(e, -errno, "getrandom");
+	for (size_t i = 0; i < sizeof(random); i++)
+		snprintf(m->token + 2 * i, 3, "%02x", random[i]);
+	return 0;
+}
+
+void
+vmssh_signal(const struct vmssh_mark *m, int number)
+{
+	/* All that has the mark; to be told anything but to die, only the group of the
+	 * one that sshd (or what that calls itself since it is several programs) has
+	 * started. No "--" for kill: not all shells know that. */
+	static const char
+		all[] = "kill -9 $p",
+		group[] = "while read -r k v; do [ \"$k\" = PPid: ] && parent=$v; done "
+			  "</proc/$p/status; read -r name </proc/$parent/comm; "
+			  "case $name in sshd*) kill -%d -$p;; esac";
+	static const char script[] =
+		"exec /bin/sh -c 'for e in $(grep -lszx " VMSSH_MARK
+		"=%s /proc/[0-9]*/environ); do p=${e#/proc/}; p=${p%%/environ}; %s; done "
+		"2>/dev/null; exit 0'";
+	cleanup_ssh_link struct ssh_link *link = NULL;
+	struct ssh_command c = SSH_COMMAND_INIT;
+	struct err e = {0};
+	char text[1024], what[512];
+	int status, r;
+
+	snprintf(what, sizeof(what), number == SIGKILL ? all : group, number);
+	snprintf(text, sizeof(text), script, m->token, what);
+	c.text = text;
+	c.timeout_ms = SIGNAL_MS;
+	r = vmssh_open(m->vm, m->home, m->user, &link, &e);
+	if (r == 0)
+		r = ssh_link_run(link, &c, &status, &e);
+	if (r < 0)
+		out_complain(
+			"the command could not be told, and may still run: %s", e.msg);
+}
