@@ -65,7 +65,7 @@ fail(unsigned slot, enum spawn_step step, int code)
 static int
 exec_path(const struct spawn *s)
 {
-	const char *name = s->argv[0], *path = s->path ? s->path : "/usr/bin:/bin";
+	const char *name = s->file ? s->file : s->argv[0], *path = s->path ? s->path : "/usr/bin:/bin";
 	size_t name_len = strlen(name);
 	char file[PATH_MAX];
 	int seen = ENOENT;
