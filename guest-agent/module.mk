@@ -23,6 +23,7 @@ agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c com
 
 LIBRARIES += agentclient
 agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host/agent_hello.c \
+	host/agent_terminal.c host/agent_dial.c host/terminal.c host/terminal_text.c \
 	host/agent_rpc.c host/agent_report.c
 
 # Runs the agent that was built beside it.

@@ -12,7 +12,8 @@ pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c 
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
 	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
 	cmd_commit.c cmd_run_commit.c cmd_history.c cmd_tag.c cmd_diff.c cmd_verify.c cmd_gc.c points.c \
-	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c)
+	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c \
+	cmd_connect.c cmd_tunnel.c gone.c tunnel.c)
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
