@@ -103,6 +103,10 @@ child(const struct spawn *s, unsigned slot)
 	sigset_t none;
 	int fd[3], r;
 
+	/* What whoever started the agent ignores (SIGINT in the background of a shell) the
+	 * clone still does. */
+	for (int i = 1; i < NSIG; i++)
+		signal(i, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();

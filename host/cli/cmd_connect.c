@@ -96,7 +96,7 @@ read_words(struct opt_scan *s, struct words *w, struct err *e)
 			break;
 		case 'e':
 			r = opt_env(s->arg, "--env", e);
-			if (!r)
+			if (r >= 0)
 				r = add_env(w, s->arg, e);
 			break;
 		case NO_TTY:

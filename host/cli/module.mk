@@ -54,6 +54,14 @@ $(B)/share/zsh/site-functions/_pando: $(B)/bin/pando
 	$< completion zsh >$@
 
 # The two programs as they are shipped, the one speaking to the other.
+UNIT_TESTS += test_connect test_tunnel test_terminal
+test_connect_SRCS := tests/unit/test_connect.c tests/unit/stand_in.c
+test_tunnel_SRCS := tests/unit/test_tunnel.c tests/unit/stand_in.c
+test_terminal_SRCS := tests/unit/test_terminal.c
+$(foreach t,test_connect test_tunnel test_terminal,\
+	$(eval $(t)_LIBS := agentclient agentwire pandohost common)$(eval $(t)_PKGS := cmocka))
+$(B)/tests/test_connect $(B)/tests/test_tunnel: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+
 UNIT_TESTS += test_execute
 test_execute_SRCS := tests/unit/test_execute.c
 test_execute_LIBS := agentclient agentwire pandohost common
