@@ -361,8 +361,9 @@ turn(struct chore *ch)
 {
 	struct dial *d = container_of(ch, struct dial, turn);
 	uint32_t tcp = 0, host = 0;
+	int did = 1;
 
-	for (int i = 0, did = 1; did && i < ROUNDS_A_TURN; i++) {
+	for (int i = 0; did && i < ROUNDS_A_TURN; i++) {
 		int (*const steps[])(struct dial *) = {
 			take_from_host, give_to_tcp, take_from_tcp, give_to_host};
 
@@ -381,9 +382,11 @@ turn(struct chore *ch)
 		source_close(&d->tcp);
 		timer_set(&d->deadline, io_now_ns() + CLOSE_NS);
 	}
-	if (d->up_at < d->up_to)
+	/* Nobody tells of a frame that is here already: it goes on with the next round of
+	 * all, as soon as the program takes it. */
+	if (d->up_at < d->up_to || (did && d->rx_at < d->rx_len))
 		tcp |= EPOLLOUT;
-	else
+	if (d->up_at == d->up_to)
 		host |= EPOLLIN;
 	if (d->tx_at < d->tx_len)
 		host |= EPOLLOUT;

@@ -71,9 +71,12 @@ static int
 take_frames(struct carry *c, struct err *e)
 {
 	struct agent_frame f;
-	int r = 0;
 
-	while (!c->out_len && (r = agent_link_frame(&c->link, &f, e)) == 1) {
+	while (!c->out_len) {
+		int r = agent_link_frame(&c->link, &f, e);
+
+		if (r != 1)
+			return r;
 		switch (f.type) {
 		case AGENT_DATA:
 			if (c->down_end)
@@ -97,7 +100,7 @@ take_frames(struct carry *c, struct err *e)
 				f.type);
 		}
 	}
-	return r;
+	return 0;
 }
 
 static int

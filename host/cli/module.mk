@@ -56,7 +56,7 @@ $(B)/share/zsh/site-functions/_pando: $(B)/bin/pando
 # The two programs as they are shipped, the one speaking to the other.
 UNIT_TESTS += test_connect test_tunnel test_terminal
 test_connect_SRCS := tests/unit/test_connect.c tests/unit/stand_in.c
-test_tunnel_SRCS := tests/unit/test_tunnel.c tests/unit/stand_in.c
+test_tunnel_SRCS := tests/unit/test_tunnel.c tests/unit/stand_in.c host/cli/tunnel.c host/cli/out.c
 test_terminal_SRCS := tests/unit/test_terminal.c
 $(foreach t,test_connect test_tunnel test_terminal,\
 	$(eval $(t)_LIBS := agentclient agentwire pandohost common)$(eval $(t)_PKGS := cmocka))
