@@ -17,8 +17,9 @@
 #include "guest-agent/conn.h"
 #include "guest-agent/loop.h"
 
-/* A listener whose queue is full answers nothing. */
-#define CONNECT_NS 10000000000ull
+/* A listener whose queue is full answers nothing, and the kernel tries again after 1, 3, 7,
+ * 15, 31 s. The host waits for a minute. */
+#define CONNECT_NS 50000000000ull
 /* For the host to close after the terminal record. */
 #define CLOSE_NS 10000000000ull
 #define PIECE (32u * 1024u)

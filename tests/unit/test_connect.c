@@ -575,6 +575,13 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_script_on_stdin_is_run_without_a_terminal),
+		cmocka_unit_test(a_command_has_its_words_user_and_folder),
+		cmocka_unit_test(wrong_words_are_refused),
+		cmocka_unit_test(a_client_that_is_killed_leaves_no_shell_behind),
+		cmocka_unit_test(a_flood_that_nobody_reads_takes_no_memory),
+		cmocka_unit_test(half_a_connection_is_no_end),
+		cmocka_unit_test(a_mute_guest_is_left_all_the_same),
 		ON_SCREEN(the_shell_is_a_login_shell_and_its_status_ours),
 		ON_SCREEN(colours_pass),
 		ON_SCREEN(the_size_follows_ours),
@@ -585,25 +592,7 @@ main(void)
 		ON_SCREEN(the_terminal_is_itself_again_after_a_signal),
 		ON_SCREEN(the_terminal_is_itself_again_when_the_vm_dies),
 	};
-	const struct CMUnitTest others[] = {
-		cmocka_unit_test(a_script_on_stdin_is_run_without_a_terminal),
-		cmocka_unit_test(a_command_has_its_words_user_and_folder),
-		cmocka_unit_test(wrong_words_are_refused),
-		cmocka_unit_test(a_client_that_is_killed_leaves_no_shell_behind),
-		cmocka_unit_test(a_flood_that_nobody_reads_takes_no_memory),
-		cmocka_unit_test(half_a_connection_is_no_end),
-		cmocka_unit_test(a_mute_guest_is_left_all_the_same),
-	};
-	int failed;
 
 	signal(SIGPIPE, SIG_IGN);
-	if (stand_in_setup(NULL))
-		return 1;
-	failed = cmocka_run_group_tests_name("without a screen", others, NULL, NULL);
-	if (!system("command -v tmux >/dev/null"))
-		failed += cmocka_run_group_tests_name("on a screen", tests, NULL, NULL);
-	else
-		print_message("skipped: the tests on a screen, for there is no tmux\n");
-	stand_in_teardown(NULL);
-	return failed;
+	return cmocka_run_group_tests(tests, stand_in_setup, stand_in_teardown);
 }
