@@ -29,13 +29,12 @@
  * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
  * {"ok":true,"entries":[…]}; no frames
  *  hello   see below -> {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
- *  dial    {"port":…} -> {"ok":true} when a program of the guest has taken the connection;
- *          AGENT_DATA both ways, see below
- *  stay    {} -> {"ok":true}; nothing more is said: the connection lasts until one side
- *          goes, and so tells the other
- * put and get carry a POSIX ustar/pax stream
- * (common/tar.h): modes, times, symlinks and names of any bytes are kept. The answers of
- * list and list_execs are one line too, of at most AGENT_ANSWER_MAX bytes.
+ *  dial    {"port":…} -> {"ok":true} when a program of the guest has taken the
+ * connection; AGENT_DATA both ways, see below stay    {} -> {"ok":true}; nothing more is
+ * said: the connection lasts until one side goes, and so tells the other put and get
+ * carry a POSIX ustar/pax stream (common/tar.h): modes, times, symlinks and names of any
+ * bytes are kept. The answers of list and list_execs are one line too, of at most
+ * AGENT_ANSWER_MAX bytes.
  *
  * Execute:
  *  - Output flows in step with the reader (a slow one slows the command, as on a pipe).
@@ -53,13 +52,14 @@
  * that holds the pipes open does not delay it by more than a moment, and is not killed by
  * it.
  *  - "login" (then without "argv") is the user's shell, as a login shell.
- *  - With "hangup" nobody takes the command up again: a connection that ends before it does,
- *    hangs its terminal up, or without one sends its group a SIGHUP, and nothing is kept.
+ *  - With "hangup" nobody takes the command up again: a connection that ends before it
+ * does, hangs its terminal up, or without one sends its group a SIGHUP, and nothing is
+ * kept.
  *
- * Dial: a TCP connection to that port of the guest's own loopback, 127.0.0.1 and then ::1.
- * Nowhere else: a tunnel must not make a guest the way into its networks.
- *  - AGENT_END from the host and AGENT_DATA_END from the agent end one direction each; the
- *    other goes on. After both the agent sends AGENT_END (bytes: those from the guest).
+ * Dial: a TCP connection to that port of the guest's own loopback, 127.0.0.1 and then
+ * ::1. Nowhere else: a tunnel must not make a guest the way into its networks.
+ *  - AGENT_END from the host and AGENT_DATA_END from the agent end one direction each;
+ * the other goes on. After both the agent sends AGENT_END (bytes: those from the guest).
  *  - Each side reads only what it could write on: a slow program slows the other.
  *  - A connection that the program breaks is AGENT_ERROR, after what it had written; one
  *    that the host breaks is reset in the guest.

@@ -73,7 +73,7 @@ struct conn {
 	bool with_stdin, closed_told, exit_told;
 	uint64_t credit_told;
 
-	struct dial *dial; /* owned, while DIALLING */
+	struct dial *dial;	   /* owned, while DIALLING */
 	struct tar_unpack *unpack; /* owned */
 	struct tar_pack *pack;	   /* owned */
 };

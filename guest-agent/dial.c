@@ -17,8 +17,8 @@
 #include "guest-agent/conn.h"
 #include "guest-agent/loop.h"
 
-/* A listener whose queue is full answers nothing, and the kernel tries again after 1, 3, 7,
- * 15, 31 s. The host waits for a minute. */
+/* A listener whose queue is full answers nothing, and the kernel tries again after 1, 3,
+ * 7, 15, 31 s. The host waits for a minute. */
 #define CONNECT_NS 50000000000ull
 /* For the host to close after the terminal record. */
 #define CLOSE_NS 10000000000ull
@@ -31,8 +31,8 @@ struct dial {
 	struct dial *unused; /* first: loop_free() writes here */
 	struct conn *asker;  /* weak; NULL from dial_run() on */
 	uint16_t port;
-	bool second;	 /* ::1 is being tried */
-	struct err why;	 /* for the report; code 0: it went well */
+	bool second;	/* ::1 is being tried */
+	struct err why; /* for the report; code 0: it went well */
 	struct source tcp, host;
 	struct chore report, turn;
 	struct timer deadline;
@@ -160,8 +160,8 @@ attempt(struct dial *d)
 	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
 		.sin6_port = htons(d->port),
 		.sin6_addr = IN6ADDR_LOOPBACK_INIT};
-	const struct sockaddr *a = d->second ? (struct sockaddr *)&v6
-					     : (struct sockaddr *)&v4;
+	const struct sockaddr *a =
+		d->second ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4;
 	int fd = socket(a->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	int r;
 

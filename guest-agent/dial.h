@@ -1,5 +1,6 @@
 /*
- * Dials: a host's TCP connection to a port of this guest's loopback (common/agent_wire.h).
+ * Dials: a host's TCP connection to a port of this guest's loopback
+ * (common/agent_wire.h).
  *
  * At first a dial belongs to the connection that asked for it and says through
  * conn_dialled() how it went. From dial_run() on it has that connection's socket and

@@ -628,7 +628,8 @@ pipe_for(int *ours, int *theirs, bool we_write, struct err *e)
 static size_t
 journal_size(bool tty)
 {
-	/* What is under way to a person is what a Ctrl-C during a flood has to wait for. */
+	/* What is under way to a person is what a Ctrl-C during a flood has to wait for.
+	 */
 	return n_running < 16 && !tty ? 256 * 1024
 	       : n_running < 64	      ? 64 * 1024
 				      : 16 * 1024;
@@ -703,8 +704,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 		return err_set(e, -EPERM,
 			"the agent does not run as root and cannot become \"%s\"",
 			user.name);
-	r = environment_build(
-		&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
+	r = environment_build(&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
 	if (r)
 		return r;
 	if (q->login) {

@@ -67,8 +67,8 @@ static const struct {
 	{"list_execs", REQUEST_LIST_EXECS, 0, 0},
 	{"signal", REQUEST_SIGNAL, M_ID | M_SIGNAL, 0},
 	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
-	{"list", REQUEST_LIST, M_PATH, 0},
-	{"dial", REQUEST_DIAL, M_PORT, 0}, {"stay", REQUEST_STAY, 0, 0},
+	{"list", REQUEST_LIST, M_PATH, 0}, {"dial", REQUEST_DIAL, M_PORT, 0},
+	{"stay", REQUEST_STAY, 0, 0},
 	{"hello", REQUEST_HELLO, 0, 0}, /* its members are hello.c's */
 };
 
@@ -230,8 +230,8 @@ check(const struct request *q, struct err *e)
 			return err_set(e, -EINVAL,
 				"\"login\" is a shell of its own and takes no \"argv\"");
 		if (q->hangup && q->detach)
-			return err_set(e, -EINVAL,
-				"\"hangup\" does not go with \"detach\"");
+			return err_set(
+				e, -EINVAL, "\"hangup\" does not go with \"detach\"");
 		if (q->argv && (!q->argv[0] || !*q->argv[0]))
 			return err_set(e, -EINVAL, "\"argv\" must name a program");
 		for (char **v = q->env; v && *v; v++)

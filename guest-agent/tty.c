@@ -32,7 +32,8 @@ tty_open(uint16_t rows, uint16_t cols, uid_t owner, int *ret_master, int *ret_sl
 	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (slave < 0)
 		return err_sys(e, -errno, "opening a terminal");
-	if (owner != (uid_t)-1 && (fchown(slave, owner, (gid_t)-1) || fchmod(slave, 0620)))
+	if (owner != (uid_t)-1 &&
+		(fchown(slave, owner, (gid_t)-1) || fchmod(slave, 0620)))
 		return err_sys(
 			e, -errno, "giving the terminal to user %u", (unsigned)owner);
 	if ((rows || cols) && ioctl(master, TIOCSWINSZ, &ws))

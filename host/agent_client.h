@@ -72,7 +72,7 @@ struct agent_exec_req {
 	uint16_t rows, cols;
 	const char *term; /* TERM with tty; NULL: "xterm-256color" */
 	bool login;	  /* the user's login shell; argv is NULL then */
-	bool hangup; /* should we go, in whatever way, it is hung up and not kept */
+	bool hangup;	  /* should we go, in whatever way, it is hung up and not kept */
 	char escape; /* agent_exec_terminal: keys of our own (host/terminal.h); 0: none */
 };
 
@@ -179,10 +179,11 @@ int agent_list_execs(const char *socket_path, char **ret_json, struct err *e);
 /* Carries bytes between a connected stream socket and that port of the guest's loopback,
  * until both directions have ended: 0. fd stays the caller's, to be closed; where
  * something was cut short, closing it resets it. stop_fd: readable when it is to be given
- * up (-ECANCELED; -1: never); not read. -ECONNREFUSED with the sentence of the guest: nothing
- * listens there. -ECONNRESET: the guest's program, or our client, broke it. -EPIPE: the
- * guest went. Takes a bounded buffer each way, whatever either side does. */
-int agent_dial(const char *socket_path, uint16_t port, int fd, int stop_fd, struct err *e);
+ * up (-ECANCELED; -1: never); not read. -ECONNREFUSED with the sentence of the guest:
+ * nothing listens there. -ECONNRESET: the guest's program, or our client, broke it.
+ * -EPIPE: the guest went. Takes a bounded buffer each way, whatever either side does. */
+int agent_dial(
+	const char *socket_path, uint16_t port, int fd, int stop_fd, struct err *e);
 /* Waits until the guest goes: -EPIPE with a sentence when its agent was there and went,
  * -ECANCELED when stop_fd is readable, else why there was none. Never 0. */
 int agent_stay(const char *socket_path, int stop_fd, struct err *e);

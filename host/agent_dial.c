@@ -68,7 +68,7 @@ take_end(const struct carry *c, const struct agent_frame *f, struct err *e)
 
 /* Frames that are there, until one must wait for the client. 1: the end. */
 static int
-take_frames(struct carry *c, struct err *e)
+dial_frames(struct carry *c, struct err *e)
 {
 	struct agent_frame f;
 
@@ -159,9 +159,9 @@ carry(struct carry *c, int stop_fd, struct err *e)
 {
 	int r;
 
-	while (!(r = take_frames(c, e))) {
-		struct pollfd p[3] = {
-			{.fd = c->link.fd}, {.fd = c->fd}, {.fd = stop_fd, .events = POLLIN}};
+	while (!(r = dial_frames(c, e))) {
+		struct pollfd p[3] = {{.fd = c->link.fd}, {.fd = c->fd},
+			{.fd = stop_fd, .events = POLLIN}};
 		bool up = c->tx_at < c->tx_len;
 
 		if (c->out_len)
@@ -195,7 +195,7 @@ carry(struct carry *c, int stop_fd, struct err *e)
 		if (!r && p[0].revents && (p[0].events & POLLIN))
 			r = agent_link_fill(&c->link, e);
 		if (!r)
-			r = take_frames(c, e);
+			r = dial_frames(c, e);
 		if (!r)
 			r = give_to_client(c, e);
 		if (r)

@@ -22,8 +22,8 @@ struct terminal {
 	bool raw;
 };
 
-static const int watched[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2,
-	SIGWINCH, SIGCONT};
+static const int watched[] = {
+	SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT};
 /* Of our own bugs. */
 static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSYS};
 #define N(a) (sizeof(a) / sizeof((a)[0]))
@@ -70,7 +70,8 @@ set(const struct termios *how)
 {
 	if (tcgetpgrp(STDIN_FILENO) != getpgrp())
 		return;
-	/* Not TCSADRAIN: it waits for as long as the terminal does not take our output. */
+	/* Not TCSADRAIN: it waits for as long as the terminal does not take our output.
+	 */
 	while (tcsetattr(STDIN_FILENO, TCSANOW, how) && errno == EINTR)
 		;
 }
@@ -117,7 +118,8 @@ terminal_open(struct terminal **ret, struct err *e)
 		pthread_sigmask(SIG_SETMASK, &t->mask_before, NULL);
 		return r;
 	}
-	/* A description of its own: O_NONBLOCK on the shared one would reach the shell. */
+	/* A description of its own: O_NONBLOCK on the shared one would reach the shell.
+	 */
 	snprintf(name, sizeof(name), "/proc/self/fd/%d", STDOUT_FILENO);
 	t->out_fd = open(name, O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
 	arm(&t->before);

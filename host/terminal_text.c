@@ -51,15 +51,24 @@ static const struct {
 	uint16_t mode;
 	bool usual;
 } modes[] = {
-	{1, false},    /* cursor keys of applications */
-	{7, true},     /* lines wrap */
-	{25, true},    /* the cursor is seen */
-	{9, false},    /* mouse */
-	{1000, false}, {1001, false}, {1002, false}, {1003, false}, {1004, false},
-	{1005, false}, {1006, false}, {1015, false}, {1016, false}, {2004, false}, /* paste */
+	{1, false}, /* cursor keys of applications */
+	{7, true},  /* lines wrap */
+	{25, true}, /* the cursor is seen */
+	{9, false}, /* mouse */
+	{1000, false},
+	{1001, false},
+	{1002, false},
+	{1003, false},
+	{1004, false},
+	{1005, false},
+	{1006, false},
+	{1015, false},
+	{1016, false},
+	{2004, false}, /* paste */
 	{2026, false}, /* drawing is put off */
 	{47, false},   /* the alternate screen: last, it brings the other one back */
-	{1047, false}, {1049, false},
+	{1047, false},
+	{1049, false},
 };
 
 #define N(a) (sizeof(a) / sizeof((a)[0]))

@@ -21,8 +21,8 @@ extern const struct verb verb_connect;
 extern char **environ;
 
 struct words {
-	const char *vm;		  /* NULL: not named */
-	const char *const *argv;  /* NULL: a login shell */
+	const char *vm;		      /* NULL: not named */
+	const char *const *argv;      /* NULL: a login shell */
 	const char *env[ENV_MAX + 1]; /* NULL-terminated, borrowed */
 	size_t n_env;
 	const char *user, *cwd;
@@ -111,11 +111,10 @@ read_words(struct opt_scan *s, struct words *w, struct err *e)
 				break;
 			}
 			w->argv = (const char *const *)s->argv + s->at - 1;
-			return w->argv[0][0]
-				       ? OPT_END
-				       : (err_set(e, -EINVAL,
-						  "the command is an empty word"),
-						 OPT_ERROR);
+			return w->argv[0][0] ? OPT_END
+					     : (err_set(e, -EINVAL,
+							"the command is an empty word"),
+						       OPT_ERROR);
 		default:
 			return key;
 		}
@@ -253,15 +252,19 @@ const struct verb verb_connect = {
 		"network there. Keys go to the guest,\n"
 		"Ctrl-C, Ctrl-Z and Ctrl-\\ too. At the start of a line ~. leaves (what "
 		"runs is hung up), ~^Z stops this\n"
-		"command, ~~ is one ~, and ~? says so. TERM, COLORTERM, NO_COLOR, LANG and "
+		"command, ~~ is one ~, and ~? says so. TERM, COLORTERM, NO_COLOR, LANG "
+		"and "
 		"LC_* go along.\n"
 		"\n"
-		"Where standard input or output is no terminal the guest has none either: "
+		"Where standard input or output is no terminal the guest has none "
+		"either: "
 		"a script on standard input is run.\n"
 		"\n"
-		"Exit status: the shell's or command's own; 128 + n when signal n ended it; "
+		"Exit status: the shell's or command's own; 128 + n when signal n ended "
+		"it; "
 		"126 or 127 when it could not be\n"
-		"started; 7 after ~.; 3 no such VM; 2 wrong usage; 125 our side failed, or "
+		"started; 7 after ~.; 3 no such VM; 2 wrong usage; 125 our side failed, "
+		"or "
 		"the VM went.",
 	.words = COMPLETE_VM,
 };

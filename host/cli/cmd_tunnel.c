@@ -62,8 +62,9 @@ read_words(struct opt_scan *s, struct words *w, struct err *e)
 	}
 	if (w->n)
 		return OPT_END;
-	err_set(e, -EINVAL, "no port: pando tunnel %s 8080:80 makes the guest's port 80 "
-			    "this host's 8080",
+	err_set(e, -EINVAL,
+		"no port: pando tunnel %s 8080:80 makes the guest's port 80 "
+		"this host's 8080",
 		w->vm ? w->vm : "<vm>");
 	return OPT_ERROR;
 }
@@ -164,13 +165,15 @@ const struct verb verb_tunnel = {
 	.run = run,
 	.usage = "[options] [vm] [LOCAL:]PORT…",
 	.options = options,
-	.text = "Listens on 127.0.0.1 and carries each connection to the same port of the "
+	.text = "Listens on 127.0.0.1 and carries each connection to the same port of "
+		"the "
 		"guest's own loopback\n"
 		"(127.0.0.1, else ::1); the guest needs no network for it. LOCAL is the "
 		"port here: PORT if not said, 0\n"
 		"for any that is free. Every user of this host can connect to it. Prints "
 		"what it listens on, and goes on\n"
-		"until Ctrl-C (status 0) or until the VM ends (3). Where nothing listens in "
+		"until Ctrl-C (status 0) or until the VM ends (3). Where nothing listens "
+		"in "
 		"the guest, connections are\n"
 		"closed and standard error says so once.",
 	.words = COMPLETE_VM,

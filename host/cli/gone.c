@@ -19,8 +19,8 @@ gone_why(struct client *c, const struct client_vm *vm, struct err *e)
 		int r = client_get(c, vm->id, &now, NULL, NULL);
 
 		if (r == -ENOENT)
-			return err_set(e, -ESHUTDOWN, "\"%s\" was deleted",
-				client_vm_name(vm));
+			return err_set(
+				e, -ESHUTDOWN, "\"%s\" was deleted", client_vm_name(vm));
 		if (r < 0)
 			return 0; /* pandod is another matter */
 		r = pick_reachable(&now, e);
@@ -34,8 +34,8 @@ gone_why(struct client *c, const struct client_vm *vm, struct err *e)
 void
 gone_if_old(struct err *e)
 {
-	if (e->code == -EINVAL &&
-		(strstr(e->msg, " has no member \"") || strstr(e->msg, "no operation \"")))
+	if (e->code == -EINVAL && (strstr(e->msg, " has no member \"") ||
+					  strstr(e->msg, "no operation \"")))
 		err_set(e, -EPROTONOSUPPORT,
 			"the agent in that guest is older than this command; make a new "
 			"image (`make images`) and boot that");

@@ -2,8 +2,8 @@
  * The listening side of `pando tunnel`: doors (a local address each, and the port of the
  * guest behind it), and a thread for each connection that came through one.
  *
- * Bounded: TUNNEL_CONNS_MAX connections, each with a buffer each way (host/agent_client.h);
- * more wait in the listening queues until one ends.
+ * Bounded: TUNNEL_CONNS_MAX connections, each with a buffer each way
+ * (host/agent_client.h); more wait in the listening queues until one ends.
  */
 #ifndef PANDO_CLI_TUNNEL_H
 #define PANDO_CLI_TUNNEL_H
@@ -19,8 +19,8 @@
 #define TUNNEL_CONNS_MAX 240 /* the guest's agent takes AGENT_DIALS_MAX of all */
 
 struct tunnel_door {
-	uint16_t local, guest; /* local 0: any */
-	int fd;		       /* owned; -1 */
+	uint16_t local, guest;		    /* local 0: any */
+	int fd;				    /* owned; -1 */
 	char address[INET6_ADDRSTRLEN + 8]; /* as it is written: 127.0.0.1:8080 */
 	int told; /* the last failure that was complained of; 0 after a success */
 };
@@ -32,8 +32,7 @@ bool tunnel_is_door(const char *word);
 
 /* Binds and listens at the numeric address bind; local and address are filled in.
  * *ret_open: others than this host reach it. */
-int tunnel_listen(
-	struct tunnel_door *d, const char *bind, bool *ret_open, struct err *e);
+int tunnel_listen(struct tunnel_door *d, const char *bind, bool *ret_open, struct err *e);
 
 struct tunnel {
 	const char *name;   /* borrowed: of the VM, for sentences */

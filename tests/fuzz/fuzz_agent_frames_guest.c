@@ -1,8 +1,9 @@
 /*
  * Frames as the agent takes them from the host: into a command (one that lives across
- * inputs, taken up by attach), into a put and into a dial, whose program reads now and then. The first byte chooses, the second how the
- * bytes are cut. The agent's own loop, connections and table are what runs. Nothing may
- * be written beside the put's folder, and the agent must answer a ping after each input.
+ * inputs, taken up by attach), into a put and into a dial, whose program reads now and
+ * then. The first byte chooses, the second how the bytes are cut. The agent's own loop,
+ * connections and table are what runs. Nothing may be written beside the put's folder,
+ * and the agent must answer a ping after each input.
  */
 #include <arpa/inet.h>
 #include <dirent.h>

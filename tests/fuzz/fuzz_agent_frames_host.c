@@ -1,8 +1,8 @@
 /*
  * Frames as the host takes them from a guest, which may be hostile: during a command, a
- * get, a hello and a dial. The first byte chooses (the second is kept for the guest's side, so
- * that both corpora are alike). Success needs an exit record; nothing may be written
- * beside the get's folder; output may not exceed what came.
+ * get, a hello and a dial. The first byte chooses (the second is kept for the guest's
+ * side, so that both corpora are alike). Success needs an exit record; nothing may be
+ * written beside the get's folder; output may not exceed what came.
  */
 #include <dirent.h>
 #include <stdint.h>
@@ -148,8 +148,8 @@ in_hello(int fd)
 	agent_link_done(&l);
 }
 
-/* The client is a socket pair whose other end has said its end already, and reads all. What
- * it gets may not exceed what came, nor success come without the agent's end. */
+/* The client is a socket pair whose other end has said its end already, and reads all.
+ * What it gets may not exceed what came, nor success come without the agent's end. */
 static void
 in_dial(int fd, size_t size)
 {

@@ -36,7 +36,8 @@ answer(int fd, const char *request)
 	char body[1024], text[1400];
 	const char *status = "200 OK";
 
-	if (strstr(request, "GET /v1/vms/a ") || strstr(request, "GET /v1/vms/0a1b2c3d4e5f "))
+	if (strstr(request, "GET /v1/vms/a ") ||
+		strstr(request, "GET /v1/vms/0a1b2c3d4e5f "))
 		snprintf(body, sizeof(body),
 			"{\"id\":\"0a1b2c3d4e5f\",\"alias\":\"a\",\"state\":\"%s\","
 			"\"reason\":%s%s%s,\"agent_socket\":\"%s\"}",
@@ -238,9 +239,8 @@ stand_in_finish(pid_t pid, int out, int err, struct ran *ret)
 			fail_msg("pando did not end; it said: %s %s", ret->out, ret->err);
 		}
 		for (int i = 0; i < 2; i++) {
-			if (!p[i].revents ||
-				collect(p[i].fd, i ? &ret->err : &ret->out,
-					i ? &ret->err_len : &ret->out_len))
+			if (!p[i].revents || collect(p[i].fd, i ? &ret->err : &ret->out,
+						     i ? &ret->err_len : &ret->out_len))
 				continue;
 			close(p[i].fd);
 			p[i].fd = -1;

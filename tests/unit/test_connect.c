@@ -134,7 +134,8 @@ static void
 the_shell_is_a_login_shell_and_its_status_ours(void **state)
 {
 	(void)state;
-	type("echo [$0] [$COLORTERM] [$LC_PANDO] | tr - +; [ $TERM = $OUTER ] && echo TE\"\"RM");
+	type("echo [$0] [$COLORTERM] [$LC_PANDO] | tr - +; [ $TERM = $OUTER ] && echo "
+	     "TE\"\"RM");
 	shows("[+");
 	shows("] [truecolor] [carried]");
 	shows("TERM\n");
@@ -147,7 +148,8 @@ static void
 colours_pass(void **state)
 {
 	(void)state;
-	type("printf \"\\\\033[1;31mr\\\\145d\\\\033[m \\\\033[38;5;42mgr\\\\145en\\\\033[m\\\\n\"");
+	type("printf \"\\\\033[1;31mr\\\\145d\\\\033[m "
+	     "\\\\033[38;5;42mgr\\\\145en\\\\033[m\\\\n\"");
 	shows("red");
 	assert_non_null(strstr(look(), "31mred"));
 	assert_non_null(strstr(look(), "38;5;42mgreen"));
@@ -245,7 +247,8 @@ the_terminal_is_itself_again_when_the_vm_dies(void **state)
 {
 	(void)state;
 	/* In the middle of a program that has the screen. */
-	type("printf \"\\\\033[?1049h\\\\033[?25l\\\\033[?1000h\\\\033[31mIN\\\\055IT\"; cat");
+	type("printf \"\\\\033[?1049h\\\\033[?25l\\\\033[?1000h\\\\033[31mIN\\\\055IT\"; "
+	     "cat");
 	shows("IN-IT");
 	stand_in_says("failed", "killed by signal 9");
 	stand_in_kill_agent();
@@ -253,8 +256,9 @@ the_terminal_is_itself_again_when_the_vm_dies(void **state)
 	shows("killed by signal 9");
 	is_restored();
 	type("echo status=$?");
-	assert_int_equal(tmux("display-message -p 'alt=#{alternate_on} cursor=#{cursor_flag} "
-			      "mouse=#{mouse_any_flag}' | grep -q 'alt=0 cursor=1 mouse=0'"),
+	assert_int_equal(
+		tmux("display-message -p 'alt=#{alternate_on} cursor=#{cursor_flag} "
+		     "mouse=#{mouse_any_flag}' | grep -q 'alt=0 cursor=1 mouse=0'"),
 		0);
 }
 
@@ -318,8 +322,8 @@ a_script_on_stdin_is_run_without_a_terminal(void **state)
 	char *data = malloc(len);
 
 	(void)state;
-	stand_in_run(script, sizeof(script) - 1, (char *[]){"pando", "connect", "a", NULL},
-		&got);
+	stand_in_run(script, sizeof(script) - 1,
+		(char *[]){"pando", "connect", "a", NULL}, &got);
 	assert_int_equal(got.status, 9);
 	assert_non_null(strstr(got.out, "not a tty\nout\n"));
 	assert_non_null(strstr(got.err, "err\n"));
@@ -327,8 +331,8 @@ a_script_on_stdin_is_run_without_a_terminal(void **state)
 	for (size_t i = 0; i < len; i++)
 		data[i] = (char)(i % 7 ? i * 2654435761u >> 13 : '~');
 	memcpy(data, "~.\n~.", 5);
-	stand_in_run(data, len,
-		(char *[]){"pando", "connect", "a", "--", "cat", NULL}, &got);
+	stand_in_run(
+		data, len, (char *[]){"pando", "connect", "a", "--", "cat", NULL}, &got);
 	assert_int_equal(got.status, 0);
 	assert_int_equal(got.out_len, len);
 	assert_memory_equal(got.out, data, len);
@@ -499,7 +503,7 @@ half_a_connection_is_no_end(void **state)
 		uint32_t len;
 		const char *payload;
 	} lies[] = {
-		{0},				       /* nothing, and no more */
+		{0},					    /* nothing, and no more */
 		{AGENT_STDOUT, 12, "\0\0\0\0\0\0\0\1huh?"}, /* from elsewhere */
 		{AGENT_EXIT, 24, "\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"},
 		{AGENT_DATA, 1, "x"}, {99, 1, "x"},

@@ -72,8 +72,7 @@ keys_of_ours_are_taken_at_the_start_of_a_line(void **state)
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
 		for (size_t piece = 1; piece < 8; piece++)
-			assert_string_equal(
-				typed(cases[i].in, piece, '~'), cases[i].out);
+			assert_string_equal(typed(cases[i].in, piece, '~'), cases[i].out);
 	assert_string_equal(typed("~.", 1, 0), "~.");
 	assert_string_equal(typed("\r%.", 2, '%'), "\r<L>");
 	assert_string_equal(typed("~.", 2, '%'), "~.");
@@ -145,11 +144,11 @@ all_modes_at_once_and_noise_fit(void **state)
 	}
 	strcpy(noise, "\033[?1;9;1000;1001;1002;1003;1004;1005;1006;1015;1016;2004;2026;"
 		      "47;1047h\033[?1049h\033[?7;25l\033=\033[1m");
-	assert_int_equal(
-		strlen(undone(noise, strlen(noise), 3)), strlen("\033[?1l\033[?7h\033[?25h"
-			"\033[?9l\033[?1000l\033[?1001l\033[?1002l\033[?1003l\033[?1004l"
-			"\033[?1005l\033[?1006l\033[?1015l\033[?1016l\033[?2004l"
-			"\033[?2026l\033[?47l\033[?1047l\033[?1049l\033>\033[m"));
+	assert_int_equal(strlen(undone(noise, strlen(noise), 3)),
+		strlen("\033[?1l\033[?7h\033[?25h"
+		       "\033[?9l\033[?1000l\033[?1001l\033[?1002l\033[?1003l\033[?1004l"
+		       "\033[?1005l\033[?1006l\033[?1015l\033[?1016l\033[?2004l"
+		       "\033[?2026l\033[?47l\033[?1047l\033[?1049l\033>\033[m"));
 }
 
 int

@@ -201,8 +201,8 @@ two_hundred_http_requests_at_once(void **state)
 		" return urllib.request.urlopen(u,timeout=100).read()==want\n"
 		"with f.ThreadPoolExecutor(200) as p:\n"
 		" print(sum(p.map(get,range(200))))\n";
-	/* As `python3 -m http.server`, whose queue has 5 places: the rest would wait for the
-	 * kernel's second and third tries. */
+	/* As `python3 -m http.server`, whose queue has 5 places: the rest would wait for
+	 * the kernel's second and third tries. */
 	static const char server[] =
 		"import http.server as h\n"
 		"h.ThreadingHTTPServer.request_queue_size=256\n"
@@ -564,7 +564,8 @@ what_is_listened_on_is_said(void **state)
 	assert_int_equal(json_u64(j, json_get(j, door, "guest_port"), &port), 0);
 	assert_int_equal(port, 443);
 	assert_int_equal(json_u64(j, json_get(j, door, "port"), &port), 0);
-	assert_int_equal(json_str(j, json_get(j, door, "address"), text, sizeof(text)), 0);
+	assert_int_equal(
+		json_str(j, json_get(j, door, "address"), text, sizeof(text)), 0);
 	assert_int_equal(strtoul(strchr(text, ':') + 1, NULL, 10), port);
 	kill(pid, SIGTERM);
 	stand_in_finish(pid, out, err, &got);
@@ -589,9 +590,8 @@ what_is_listened_on_is_said(void **state)
 static void
 wrong_words_are_refused(void **state)
 {
-	static const char *const bad[] = {
-		"0", "65536", "80:", "80:0", ":80", "80:80:80", "x:80", "70000:80", "-1",
-		"1:123456", ""};
+	static const char *const bad[] = {"0", "65536", "80:", "80:0", ":80", "80:80:80",
+		"x:80", "70000:80", "-1", "1:123456", ""};
 	cleanup_ran struct ran got = {0};
 	struct tunnel_door d;
 	uint16_t port;
@@ -659,10 +659,10 @@ the_agent_dials_its_loopback_only(void **state)
 
 struct agent {
 	int listener;
-	bool ends;		   /* the conversation of each dial is one lie */
+	bool ends; /* the conversation of each dial is one lie */
 	const void *lie;
 	size_t lie_len;
-	_Atomic uint64_t flood;	   /* bytes of it that were taken */
+	_Atomic uint64_t flood; /* bytes of it that were taken */
 };
 
 static void *
@@ -678,7 +678,8 @@ play(void *arg)
 		size_t len = 0;
 		int lines = 0;
 
-		while (lines < 2 && len < sizeof(line) - 1 && read(fd, line + len, 1) == 1)
+		while (lines < 2 && len < sizeof(line) - 1 &&
+			read(fd, line + len, 1) == 1)
 			if (line[len++] == '\n' && !lines++)
 				(void)io_write_full(fd, "OK 1\n", 5);
 		line[len] = 0;
@@ -726,8 +727,8 @@ a_hostile_guest_floods_only_itself(void **state)
 	for (int i = 0; i < 6000 && !a.ends; i++)
 		usleep(10000);
 	kib = stand_in_memory(t.pid, "VmHWM:");
-	print_message("%llu KiB taken, peak %zu KiB\n",
-		(unsigned long long)a.flood >> 10, kib);
+	print_message(
+		"%llu KiB taken, peak %zu KiB\n", (unsigned long long)a.flood >> 10, kib);
 	assert_true(a.ends && a.flood < 32u << 20);
 #ifndef __SANITIZE_ADDRESS__
 	assert_true(kib < 32 * 1024);
@@ -742,22 +743,24 @@ a_hostile_guest_floods_only_itself(void **state)
 static void
 what_the_protocol_does_not_have_ends_that_connection_only(void **state)
 {
-#define LIE(text) {text, sizeof(text) - 1}
+#define LIE(text) \
+	{ \
+		text, sizeof(text) - 1 \
+	}
 	static const struct {
 		const char *text;
 		size_t len;
 	} lies[] = {
-		LIE(""),
-		LIE("\x40\0\0\0\4\0\0\0abc"),		/* cut */
-		LIE("\x40\0\0\0\0\0\0\0"),		/* no bytes */
-		LIE("\x40\0\0\0\xff\xff\xff\xff"),	/* absurd */
-		LIE("\x40\1\0\0\1\0\0\0a"),		/* of a stream */
+		LIE(""), LIE("\x40\0\0\0\4\0\0\0abc"),	      /* cut */
+		LIE("\x40\0\0\0\0\0\0\0"),		      /* no bytes */
+		LIE("\x40\0\0\0\xff\xff\xff\xff"),	      /* absurd */
+		LIE("\x40\1\0\0\1\0\0\0a"),		      /* of a stream */
 		LIE("\x28\0\0\0\0\0\0\0\x40\0\0\0\1\0\0\0a"), /* data after its end */
-		LIE("\x28\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0"), /* it ends twice, is cut */
+		LIE("\x28\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0"),  /* it ends twice, is cut */
 		/* over before the client has said all */
 		LIE("\x28\0\0\0\0\0\0\0\x41\0\0\0\x28\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
 		    "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
-		LIE("\x26\0\0\0\1\0\0\0a"), /* a step of a hello */
+		LIE("\x26\0\0\0\1\0\0\0a"),		       /* a step of a hello */
 		LIE("\x42\0\0\0\x0a\0\0\0\0\0\0\0\0\0\0\0no"), /* an error of 0 */
 	};
 	struct agent a = {.listener = stand_in_fake_agent()};
@@ -837,7 +840,8 @@ main(void)
 		cmocka_unit_test(two_hundred_http_requests_at_once),
 		cmocka_unit_test(a_hundred_megabytes_each_way_at_once),
 		cmocka_unit_test(a_hostile_guest_floods_only_itself),
-		cmocka_unit_test(what_the_protocol_does_not_have_ends_that_connection_only),
+		cmocka_unit_test(
+			what_the_protocol_does_not_have_ends_that_connection_only),
 		cmocka_unit_test(the_end_of_the_vm_is_the_tunnels),
 	};
 
