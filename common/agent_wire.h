@@ -29,12 +29,14 @@
  * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
  * {"ok":true,"entries":[…]}; no frames
  *  hello   see below -> {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
- *  dial    {"port":…} -> {"ok":true} when a program of the guest has taken the
- * connection; AGENT_DATA both ways, see below stay    {} -> {"ok":true}; nothing more is
- * said: the connection lasts until one side goes, and so tells the other put and get
- * carry a POSIX ustar/pax stream (common/tar.h): modes, times, symlinks and names of any
- * bytes are kept. The answers of list and list_execs are one line too, of at most
- * AGENT_ANSWER_MAX bytes.
+ * put and get carry a POSIX ustar/pax stream (common/tar.h): modes, times, symlinks and
+ * names of any bytes are kept. The answers of list and list_execs are one line too, of at
+ * most AGENT_ANSWER_MAX bytes.
+ *
+ *  - dial {"port":…}: {"ok":true} when a program of the guest has taken the connection;
+ *    AGENT_DATA both ways, see below.
+ *  - stay {}: {"ok":true}, and nothing more: the connection lasts until one side goes,
+ * and so tells the other.
  *
  * Execute:
  *  - Output flows in step with the reader (a slow one slows the command, as on a pipe).

@@ -63,12 +63,18 @@ disarm(void)
 	crash_armed = 0;
 }
 
+static bool
+is_ours(void)
+{
+	return tcgetpgrp(STDIN_FILENO) == getpgrp();
+}
+
 /* From the background it would stop us: then somebody else has the terminal, and it is
- * his to set. */
+ * theirs to set. */
 static void
 set(const struct termios *how)
 {
-	if (tcgetpgrp(STDIN_FILENO) != getpgrp())
+	if (!is_ours())
 		return;
 	/* Not TCSADRAIN: it waits for as long as the terminal does not take our output.
 	 */
@@ -136,7 +142,8 @@ terminal_close(struct terminal *t, bool lost)
 
 	if (!t)
 		return;
-	if (lost) {
+	/* In the background both would stop us: the terminal is somebody else's then. */
+	if (lost && is_ours()) {
 		terminal_modes_undo(&t->modes, undo);
 		if (*undo)
 			(void)!write(terminal_out_fd(t), undo, strlen(undo));

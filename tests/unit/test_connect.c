@@ -532,6 +532,29 @@ half_a_connection_is_no_end(void **state)
 	close(listener);
 }
 
+/* An image that was made before this command was. */
+static void
+an_older_agent_is_said_to_be_one(void **state)
+{
+	char *const argv[] = {"pando", "connect", "a", NULL};
+	static const char no[] = "OK 1\n{\"ok\":false,\"error\":\"\\\"exec\\\" has no "
+				 "member \\\"login\\\"\","
+				 "\"errno\":\"EINVAL\",\"code\":-22}\n";
+	int listener = stand_in_fake_agent(), out, err, fd;
+	cleanup_ran struct ran got = {0};
+	pid_t pid;
+
+	(void)state;
+	pid = stand_in_start(argv, open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	assert_int_equal(io_write_full(fd, no, sizeof(no) - 1), 0);
+	stand_in_finish(pid, out, err, &got);
+	assert_int_equal(got.status, EXIT_HOST_SIDE);
+	assert_non_null(strstr(got.err, "older than this command"));
+	close(fd);
+	close(listener);
+}
+
 /* Typing into a guest that does not answer, and giving up. */
 static void
 a_mute_guest_is_left_all_the_same(void **state)
@@ -585,6 +608,7 @@ main(void)
 		cmocka_unit_test(a_client_that_is_killed_leaves_no_shell_behind),
 		cmocka_unit_test(a_flood_that_nobody_reads_takes_no_memory),
 		cmocka_unit_test(half_a_connection_is_no_end),
+		cmocka_unit_test(an_older_agent_is_said_to_be_one),
 		cmocka_unit_test(a_mute_guest_is_left_all_the_same),
 		ON_SCREEN(the_shell_is_a_login_shell_and_its_status_ours),
 		ON_SCREEN(colours_pass),
