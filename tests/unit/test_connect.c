@@ -140,6 +140,8 @@ the_shell_is_a_login_shell_and_its_status_ours(void **state)
 	shows("] [truecolor] [carried]");
 	shows("TERM\n");
 	type("exit 41");
+	/* What is typed before is still the guest's. */
+	shows("here>");
 	type("echo status=$?");
 	shows("status=41");
 }
