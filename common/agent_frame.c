@@ -51,6 +51,7 @@ length_range(uint8_t type, enum agent_side from, uint32_t *min, uint32_t *max)
 		*min = *max = sizeof(struct agent_stdin_credit);
 		return true;
 	case AGENT_STDIN_CLOSED:
+	case AGENT_DATA_END:
 		return true;
 	case AGENT_STEP:
 		*min = 1;

@@ -17,7 +17,8 @@
  *  ping    {}                                          ->
  * {"ok":true,"version":…,"uptime_ms":…,"boot_id":…}; no frames exec
  * {"argv":[…],"env":["NAME=value",…],"cwd":…,"user":…,"timeout_ms":…,
- *           "tty":{"rows":…,"cols":…,"term":…},"stdin":bool,"detach":bool}
+ *           "tty":{"rows":…,"cols":…,"term":…},"stdin":bool,"detach":bool,
+ *           "login":bool,"hangup":bool}
  *                                                       -> {"ok":true,"id":"e7"}; frames
  * (none with detach) attach  {"id":"e7","stdout":offset,"stderr":offset,"stdin":bool}
  *                                                       ->
@@ -28,9 +29,14 @@
  * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
  * {"ok":true,"entries":[…]}; no frames
  *  hello   see below -> {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
- * put and get carry a POSIX ustar/pax stream
- * (common/tar.h): modes, times, symlinks and names of any bytes are kept. The answers of
- * list and list_execs are one line too, of at most AGENT_ANSWER_MAX bytes.
+ * put and get carry a POSIX ustar/pax stream (common/tar.h): modes, times, symlinks and
+ * names of any bytes are kept. The answers of list and list_execs are one line too, of at
+ * most AGENT_ANSWER_MAX bytes.
+ *
+ *  - dial {"port":…}: {"ok":true} when a program of the guest has taken the connection;
+ *    AGENT_DATA both ways, see below.
+ *  - stay {}: {"ok":true}, and nothing more: the connection lasts until one side goes,
+ * and so tells the other.
  *
  * Execute:
  *  - Output flows in step with the reader (a slow one slows the command, as on a pipe).
@@ -47,6 +53,18 @@
  *  - Exit comes when the command has ended and its output is drained. A background child
  * that holds the pipes open does not delay it by more than a moment, and is not killed by
  * it.
+ *  - "login" (then without "argv") is the user's shell, as a login shell.
+ *  - With "hangup" nobody takes the command up again: a connection that ends before it
+ * does, hangs its terminal up, or without one sends its group a SIGHUP, and nothing is
+ * kept.
+ *
+ * Dial: a TCP connection to that port of the guest's own loopback, 127.0.0.1 and then
+ * ::1. Nowhere else: a tunnel must not make a guest the way into its networks.
+ *  - AGENT_END from the host and AGENT_DATA_END from the agent end one direction each;
+ * the other goes on. After both the agent sends AGENT_END (bytes: those from the guest).
+ *  - Each side reads only what it could write on: a slow program slows the other.
+ *  - A connection that the program breaks is AGENT_ERROR, after what it had written; one
+ *    that the host breaks is reset in the guest.
  *
  * Hello: who this machine is from now on. Said after every boot, branch, restore and
  * spawn.
@@ -93,6 +111,7 @@
 #define AGENT_STDIN_WINDOW (256u * 1024u)
 #define AGENT_EXECS_MAX 256   /* running at once; one more is EAGAIN */
 #define AGENT_FINISHED_MAX 64 /* exit records nobody has taken */
+#define AGENT_DIALS_MAX 256   /* open at once; one more is EAGAIN */
 #define AGENT_VM_ID_LEN 12
 #define AGENT_VM_NAME_MAX 63
 #define AGENT_HOST_NAME_MAX 63
@@ -120,6 +139,7 @@ enum agent_frame_type {
 	AGENT_STDIN_CLOSED = 37, /* no payload: further input is discarded */
 	AGENT_STEP = 38,	 /* a step of a hello begins: its name */
 	AGENT_ACK = 39,		 /* JSON: terminal */
+	AGENT_DATA_END = 40,	 /* of a dial: no AGENT_DATA follows */
 	/* both, 64.. */
 	AGENT_DATA = 64, /* bytes of a file stream */
 	AGENT_END =

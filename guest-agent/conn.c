@@ -17,6 +17,7 @@
 #include "common/log.h"
 #include "common/tar.h"
 #include "guest-agent/become.h"
+#include "guest-agent/dial.h"
 #include "guest-agent/exec.h"
 #include "guest-agent/files.h"
 #include "guest-agent/loop.h"
@@ -40,6 +41,8 @@ enum role {
 	IN_PUT,
 	IN_GET,
 	IN_HELLO,
+	DIALLING, /* the answer comes when the port has said yes or no */
+	STAYING,
 	DONE, /* the last word is said or queued; waits for the peer to close */
 };
 
@@ -71,6 +74,7 @@ struct conn {
 	bool with_stdin, closed_told, exit_told;
 	uint64_t credit_told;
 
+	struct dial *dial;	   /* owned, while DIALLING */
 	struct tar_unpack *unpack; /* owned */
 	struct tar_pack *pack;	   /* owned */
 };
@@ -107,6 +111,8 @@ drop(struct conn *c)
 		exec_detach(c->exec, c);
 	if (c->role == IN_HELLO)
 		become_leave(c);
+	if (c->dial)
+		dial_cancel(c->dial);
 	source_close(&c->src);
 	timer_stop(&c->deadline);
 	chore_drop(&c->flush);
@@ -195,7 +201,7 @@ answer_ok(struct conn *c)
 static void
 fail(struct conn *c, const struct err *e)
 {
-	if (c->role == AT_CONNECT || c->role == AT_REQUEST) {
+	if (c->role == AT_CONNECT || c->role == AT_REQUEST || c->role == DIALLING) {
 		cleanup_json_out struct json_out o = {0};
 		const char *name = strerrorname_np(-e->code);
 
@@ -512,6 +518,29 @@ conn_hello_failed(struct conn *c, const struct err *why)
 		fail(c, why);
 }
 
+/* On success the dial takes over: our socket, what is still to be sent and what has come.
+ */
+void
+conn_dialled(struct conn *c, const struct err *why)
+{
+	struct dial *d = TAKE_PTR(c->dial);
+	int fd = c->src.fd;
+
+	if (why) {
+		fail(c, why);
+		return;
+	}
+	answer_ok(c);
+	if (c->dead) {
+		dial_cancel(d);
+		return;
+	}
+	source_wait(&c->src, 0);
+	c->src.fd = -1;
+	dial_run(d, fd, c->tx + c->tx_at, c->tx_len - c->tx_at, c->rx, c->rx_len);
+	drop(c);
+}
+
 /*
  * In.
  */
@@ -671,6 +700,19 @@ begin(struct conn *c, struct request *q, struct err *e)
 		if (!r && c->role == AT_REQUEST)
 			hello_begins(c);
 		return r;
+	case REQUEST_DIAL:
+		if (become_runs())
+			return err_set(e, -EAGAIN,
+				"this machine is becoming another one; it takes "
+				"connections when that is done");
+		r = dial_begin(q->port, c, &c->dial, e);
+		if (!r)
+			c->role = DIALLING;
+		return r;
+	case REQUEST_STAY:
+		c->role = STAYING;
+		answer_ok(c);
+		return 0;
 	case REQUEST_LIST:
 	case REQUEST_LIST_EXECS:
 		return answer_list(c, q, e);
@@ -825,7 +867,10 @@ process(struct conn *c, struct err *e)
 			at = (size_t)(lf - c->rx) + 1;
 			continue;
 		}
-		if (c->role == DONE || c->role == IN_GET || c->role == IN_HELLO) {
+		if (c->role == DIALLING)
+			break; /* it is the dial's */
+		if (c->role == DONE || c->role == IN_GET || c->role == IN_HELLO ||
+			c->role == STAYING) {
 			at = c->rx_len; /* nothing it could say matters */
 			break;
 		}
@@ -898,7 +943,8 @@ receive(struct conn *c)
 				c->role != IN_HELLO && c->tx_at == c->tx_len)
 				drop(c);
 			else if (c->role == IN_PUT || c->role == AT_REQUEST ||
-				 c->role == AT_CONNECT)
+				 c->role == AT_CONNECT || c->role == DIALLING ||
+				 c->role == STAYING)
 				drop(c);
 			else
 				chore_queue(&c->flush);

@@ -21,10 +21,13 @@ void conn_accept(int fd, bool connect_line, bool is_host);
 void conn_notice(struct conn *c);
 void conn_superseded(struct conn *c);
 
+/* For dial.c: the port has taken the connection, or why it has not (NULL: it has). */
+struct err;
+void conn_dialled(struct conn *c, const struct err *why);
+
 /* For become.c: a step begins; the end, with the acknowledgement's JSON, or without. */
 void conn_hello_step(struct conn *c, const char *name);
 void conn_hello_done(struct conn *c, const char *json);
-struct err;
 void conn_hello_failed(struct conn *c, const struct err *why);
 
 #endif

@@ -21,6 +21,7 @@
 #include "guest-agent/loop.h"
 #include "guest-agent/reap.h"
 #include "guest-agent/spawn.h"
+#include "guest-agent/tty.h"
 #include "guest-agent/userdb.h"
 
 #define READ_MAX (64u * 1024u)
@@ -55,6 +56,7 @@ struct exec {
 	unsigned slot; /* of spawn.h */
 	int group_fd;  /* owned; -1 */
 	bool tty, timed_out, taken;
+	bool hangup; /* nobody will take it up again */
 
 	struct source pidfd;
 	struct out_stream out[2];
@@ -278,6 +280,8 @@ check_end(struct exec *x)
 	for (int i = 0; i < 2; i++)
 		source_wait(&x->out[i].src, EPOLLIN);
 	notice(x);
+	if (x->hangup && !x->reader)
+		exec_taken(x);
 	trim();
 }
 
@@ -533,6 +537,18 @@ exec_attach(struct exec *x, struct conn *c, const uint64_t from[2])
 		x->out[i].keep = from[i];
 }
 
+/* A terminal whose other end is closed sends what runs on it a SIGHUP by itself. */
+static void
+hang_up(struct exec *x)
+{
+	if (!x->tty) {
+		exec_signal(x, SIGHUP, NULL);
+		return;
+	}
+	close_stdin(x);
+	at_end(&x->out[0]);
+}
+
 void
 exec_detach(struct exec *x, struct conn *c)
 {
@@ -540,9 +556,13 @@ exec_detach(struct exec *x, struct conn *c)
 		return;
 	x->reader = NULL;
 	if (x->state == ENDED) {
+		if (x->hangup)
+			exec_taken(x);
 		trim();
 		return;
 	}
+	if (x->hangup)
+		hang_up(x);
 	for (int i = 0; i < 2; i++)
 		source_wait(&x->out[i].src, EPOLLIN);
 }
@@ -604,34 +624,25 @@ pipe_for(int *ours, int *theirs, bool we_write, struct err *e)
 	return 0;
 }
 
-static int
-open_tty(const struct request *q, const struct user *u, bool chown_it, int *ret_master,
-	int *ret_slave, struct err *e)
-{
-	struct winsize ws = {.ws_row = q->rows, .ws_col = q->cols};
-	int unlock = 0;
-
-	*ret_master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-	if (*ret_master < 0)
-		return err_sys(e, -errno, "/dev/ptmx");
-	if (ioctl(*ret_master, TIOCSPTLCK, &unlock))
-		return err_sys(e, -errno, "unlocking a terminal");
-	*ret_slave = ioctl(*ret_master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (*ret_slave < 0)
-		return err_sys(e, -errno, "opening a terminal");
-	if (chown_it &&
-		(fchown(*ret_slave, u->uid, (gid_t)-1) || fchmod(*ret_slave, 0620)))
-		return err_sys(e, -errno, "giving the terminal to \"%s\"", u->name);
-	if ((q->rows || q->cols) && ioctl(*ret_master, TIOCSWINSZ, &ws))
-		return err_sys(e, -errno, "the terminal's size");
-	return 0;
-}
-
 /* Many commands at once share the memory of a few. */
 static size_t
-journal_size(void)
+journal_size(bool tty)
 {
-	return n_running < 16 ? 256 * 1024 : n_running < 64 ? 64 * 1024 : 16 * 1024;
+	/* What is under way to a person is what a Ctrl-C during a flood has to wait for.
+	 */
+	return n_running < 16 && !tty ? 256 * 1024
+	       : n_running < 64	      ? 64 * 1024
+				      : 16 * 1024;
+}
+
+/* "-bash" for /bin/bash: how a shell is told that somebody logs in. */
+static char *
+login_name(const char *shell)
+{
+	const char *slash = strrchr(shell, '/');
+	char *name = NULL;
+
+	return asprintf(&name, "-%s", slash ? slash + 1 : shell) < 0 ? NULL : name;
 }
 
 static char *
@@ -673,7 +684,9 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	cleanup_close int ours0 = -1, ours1 = -1, ours2 = -1, group = -1;
 	cleanup_close int theirs0 = -1, theirs1 = -1, theirs2 = -1;
 	cleanup_free struct exec *x = NULL;
-	cleanup_free char *json = NULL;
+	cleanup_free char *json = NULL, *login = NULL;
+	char *login_argv[2] = {NULL, NULL};
+	char *const *argv = q->argv;
 	struct user user;
 	struct spawn s;
 	int pidfd, r;
@@ -691,17 +704,21 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 		return err_set(e, -EPERM,
 			"the agent does not run as root and cannot become \"%s\"",
 			user.name);
-	r = environment_build(&env, &user,
-		q->tty ? (q->term ? q->term : "xterm-256color") : NULL, q->env, e);
+	r = environment_build(&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
 	if (r)
 		return r;
-	json = argv_json(q->argv);
+	if (q->login) {
+		login_argv[0] = login = login_name(user.shell);
+		argv = login_argv;
+	}
+	json = argv[0] ? argv_json(argv) : NULL;
 	x = calloc(1, sizeof(*x));
 	if (!x || !json)
 		return err_sys(e, -ENOMEM, "a command");
 
 	if (q->tty) {
-		r = open_tty(q, &user, switch_user, &ours1, &theirs0, e);
+		r = tty_open(q->rows, q->cols, switch_user ? user.uid : (uid_t)-1, &ours1,
+			&theirs0, e);
 		if (!r) {
 			ours0 = fcntl(ours1, F_DUPFD_CLOEXEC, 3);
 			theirs1 = fcntl(theirs0, F_DUPFD_CLOEXEC, 3);
@@ -727,7 +744,8 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	if (q->timeout_ms)
 		group = reap_group_make(x->id);
 	s = (struct spawn){
-		.argv = q->argv,
+		.argv = argv,
+		.file = q->login ? user.shell : NULL,
 		.envp = env.v,
 		.path = environment_get(&env, "PATH"),
 		.cwd = q->cwd,
@@ -750,6 +768,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	x->started_ms = io_wall_ms();
 	x->group_fd = TAKE_FD(group);
 	x->tty = q->tty;
+	x->hangup = q->hangup;
 	x->in_closed = ours0 < 0;
 	source_init(&x->pidfd, pidfd, ended);
 	source_init(&x->in, TAKE_FD(ours0), in_ready);
@@ -758,7 +777,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	source_init(&x->out[1].src, TAKE_FD(ours2), out_ready);
 	for (int i = 0; i < 2; i++) {
 		x->out[i].x = x;
-		ring_init(&x->out[i].ring, journal_size());
+		ring_init(&x->out[i].ring, journal_size(q->tty));
 	}
 	x->timeout.fire = time_is_up;
 	x->quiet.fire = quiet_over;

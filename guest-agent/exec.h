@@ -8,7 +8,8 @@
  * record stays until exec_taken(), or until AGENT_FINISHED_MAX younger ones are there.
  *
  * Pointers are good until the end of the loop's round; the table forgets a command only
- * through exec_taken() and exec_start() (which drops the oldest finished one).
+ * through exec_taken() and exec_start() (which drops the oldest finished one); one that
+ * was started with "hangup" is hung up by exec_detach(), and forgotten when it has ended.
  */
 #ifndef PANDO_AGENT_EXEC_H
 #define PANDO_AGENT_EXEC_H

@@ -9,7 +9,7 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
-	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c
+	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c guest-agent/tty.c guest-agent/dial.c
 pando-agent_SRCS += $(agent_rpc_SRCS)
 pando-agent_SRCS += guest-agent/hostkey.c guest-agent/sshd.c
 pando-agent_LIBS := agentwire common
@@ -25,6 +25,7 @@ agentwire_SRCS := common/agent_frame.c common/json_bytes.c common/tar_pack.c com
 
 LIBRARIES += agentclient
 agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host/agent_hello.c \
+	host/agent_terminal.c host/agent_dial.c host/terminal.c host/terminal_text.c \
 	host/agent_rpc.c host/agent_report.c
 
 # Runs the agent that was built beside it.

@@ -27,6 +27,9 @@ enum member {
 	M_STDERR = 1 << 10,
 	M_SIGNAL = 1 << 11,
 	M_PATH = 1 << 12,
+	M_LOGIN = 1 << 13,
+	M_HANGUP = 1 << 14,
+	M_PORT = 1 << 15,
 };
 
 static const struct {
@@ -46,6 +49,9 @@ static const struct {
 	{"stderr", M_STDERR},
 	{"signal", M_SIGNAL},
 	{"path", M_PATH},
+	{"login", M_LOGIN},
+	{"hangup", M_HANGUP},
+	{"port", M_PORT},
 };
 
 static const struct {
@@ -54,13 +60,15 @@ static const struct {
 	unsigned need, may;
 } ops[] = {
 	{"ping", REQUEST_PING, 0, 0},
-	{"exec", REQUEST_EXEC, M_ARGV,
-		M_ENV | M_CWD | M_USER | M_TIMEOUT | M_TTY | M_STDIN | M_DETACH},
+	{"exec", REQUEST_EXEC, 0,
+		M_ARGV | M_ENV | M_CWD | M_USER | M_TIMEOUT | M_TTY | M_STDIN | M_DETACH |
+			M_LOGIN | M_HANGUP},
 	{"attach", REQUEST_ATTACH, M_ID, M_STDOUT | M_STDERR | M_STDIN},
 	{"list_execs", REQUEST_LIST_EXECS, 0, 0},
 	{"signal", REQUEST_SIGNAL, M_ID | M_SIGNAL, 0},
 	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
-	{"list", REQUEST_LIST, M_PATH, 0},
+	{"list", REQUEST_LIST, M_PATH, 0}, {"dial", REQUEST_DIAL, M_PORT, 0},
+	{"stay", REQUEST_STAY, 0, 0},
 	{"hello", REQUEST_HELLO, 0, 0}, /* its members are hello.c's */
 };
 
@@ -189,6 +197,17 @@ read_member(const struct json *j, int tok, const char *name, unsigned member,
 			return wrong(e, name, "a signal number");
 		q->signal = (int)v;
 		return 0;
+	case M_PORT:
+		if (json_u64(j, tok, &v) || v < 1 || v > UINT16_MAX)
+			return wrong(e, name, "a port, 1 to 65535");
+		q->port = (uint16_t)v;
+		return 0;
+	case M_LOGIN:
+		flag = &q->login;
+		break;
+	case M_HANGUP:
+		flag = &q->hangup;
+		break;
 	case M_STDIN:
 		flag = &q->want_stdin;
 		break;
@@ -205,7 +224,15 @@ static int
 check(const struct request *q, struct err *e)
 {
 	if (q->op == REQUEST_EXEC) {
-		if (!q->argv[0] || !*q->argv[0])
+		if (!q->argv && !q->login)
+			return err_set(e, -EINVAL, "\"exec\" needs \"argv\"");
+		if (q->argv && q->login)
+			return err_set(e, -EINVAL,
+				"\"login\" is a shell of its own and takes no \"argv\"");
+		if (q->hangup && q->detach)
+			return err_set(
+				e, -EINVAL, "\"hangup\" does not go with \"detach\"");
+		if (q->argv && (!q->argv[0] || !*q->argv[0]))
 			return err_set(e, -EINVAL, "\"argv\" must name a program");
 		for (char **v = q->env; v && *v; v++)
 			if (**v == '=' || !strchr(*v, '='))

@@ -21,15 +21,17 @@ enum request_op {
 	REQUEST_GET,
 	REQUEST_LIST,
 	REQUEST_HELLO,
+	REQUEST_DIAL,
+	REQUEST_STAY,
 };
 
 struct request {
 	enum request_op op;
-	char **argv, **env;		/* owned, NULL-terminated; env may be NULL */
+	char **argv, **env; /* owned, NULL-terminated; env may be NULL, argv with login */
 	char *cwd, *user, *path, *term; /* owned; NULL when absent */
 	uint64_t timeout_ms;
-	bool tty, want_stdin, detach;
-	uint16_t rows, cols;
+	bool tty, want_stdin, detach, login, hangup;
+	uint16_t rows, cols, port;
 	uint64_t id; /* of "e<id>" */
 	uint64_t offset[2];
 	int signal;

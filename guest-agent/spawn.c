@@ -65,7 +65,8 @@ fail(unsigned slot, enum spawn_step step, int code)
 static int
 exec_path(const struct spawn *s)
 {
-	const char *name = s->argv[0], *path = s->path ? s->path : "/usr/bin:/bin";
+	const char *name = s->file ? s->file : s->argv[0],
+		   *path = s->path ? s->path : "/usr/bin:/bin";
 	size_t name_len = strlen(name);
 	char file[PATH_MAX];
 	int seen = ENOENT;
@@ -103,6 +104,10 @@ child(const struct spawn *s, unsigned slot)
 	sigset_t none;
 	int fd[3], r;
 
+	/* What whoever started the agent ignores (SIGINT in the background of a shell)
+	 * the clone still does. */
+	for (int i = 1; i < NSIG; i++)
+		signal(i, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();

@@ -18,6 +18,7 @@ enum spawn_step { SPAWN_OK, SPAWN_USER, SPAWN_CWD, SPAWN_EXEC, SPAWN_SETUP };
 
 struct spawn {
 	char *const *argv;
+	const char *file; /* what is started; NULL: argv[0] */
 	char *const *envp;
 	const char *path;	 /* PATH of that environment; NULL: the default */
 	const char *cwd;	 /* must work, when given */

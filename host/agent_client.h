@@ -26,6 +26,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "common/agent_wire.h"
 #include "common/err.h"
@@ -70,6 +71,9 @@ struct agent_exec_req {
 	bool tty;    /* a terminal: stdout only, rows and cols its first size */
 	uint16_t rows, cols;
 	const char *term; /* TERM with tty; NULL: "xterm-256color" */
+	bool login;	  /* the user's login shell; argv is NULL then */
+	bool hangup;	  /* should we go, in whatever way, it is hung up and not kept */
+	char escape; /* agent_exec_terminal: keys of our own (host/terminal.h); 0: none */
 };
 
 struct agent_session; /* a running call, only inside the wake callback */
@@ -84,6 +88,14 @@ struct agent_exec_io {
 	int stdout_fd, stderr_fd;
 	/* stream is 1 or 2. Negative: end the call with that code. */
 	int (*output)(void *ctx, int stream, const void *buf, size_t len);
+	/* What was read from stdin, before it is sent; NULL: sent as it is. in has len
+	 * bytes (0: the end of stdin), what is to be sent goes to out, which begins one
+	 * byte before in and has room for len + 1. Returns their count; negative ends the
+	 * call with that code. */
+	ssize_t (*input)(void *ctx, struct agent_session *s, const char *in, size_t len,
+		char *out);
+	/* What goes to stdout_fd; may be NULL. */
+	void (*seen)(void *ctx, const void *buf, size_t len);
 	/* Called when wake_fd (-1: none; a signalfd, pipe, eventfd) is readable. It must
 	 * read it, may call agent_session_*, and a negative return ends the call with
 	 * that code: the command itself goes on, detached (send it a signal first where
@@ -118,7 +130,8 @@ int agent_exec(const char *socket_path, const struct agent_exec_req *req,
 
 /* As agent_exec with this process's own stdin and stdout, which must be terminals: sets
  * raw mode and restores it on every way out, follows SIGWINCH. req->tty, rows and cols
- * are filled in. */
+ * are filled in. -ECANCELED: a signal wanted us gone, or req->escape and '.' were typed;
+ * the command gets a SIGHUP. */
 int agent_exec_terminal(const char *socket_path, const struct agent_exec_req *req,
 	struct agent_exec_result *ret, struct err *e);
 
@@ -158,6 +171,22 @@ int agent_signal(const char *socket_path, const char *id, int signo, struct err 
 
 /* The "execs" array of the answer as JSON text (checked), malloc'd. */
 int agent_list_execs(const char *socket_path, char **ret_json, struct err *e);
+
+/*
+ * Ports.
+ */
+
+/* Carries bytes between a connected stream socket and that port of the guest's loopback,
+ * until both directions have ended: 0. fd stays the caller's, to be closed; where
+ * something was cut short, closing it resets it. stop_fd: readable when it is to be given
+ * up (-ECANCELED; -1: never); not read. -ECONNREFUSED with the sentence of the guest:
+ * nothing listens there. -ECONNRESET: the guest's program, or our client, broke it.
+ * -EPIPE: the guest went. Takes a bounded buffer each way, whatever either side does. */
+int agent_dial(
+	const char *socket_path, uint16_t port, int fd, int stop_fd, struct err *e);
+/* Waits until the guest goes: -EPIPE with a sentence when its agent was there and went,
+ * -ECANCELED when stop_fd is readable, else why there was none. Never 0. */
+int agent_stay(const char *socket_path, int stop_fd, struct err *e);
 
 /*
  * Files. Semantics of `cp -r`: when the destination is an existing folder, the source

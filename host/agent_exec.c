@@ -12,12 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <termios.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -92,7 +89,16 @@ int
 agent_session_winsize(struct agent_session *s, uint16_t rows, uint16_t cols)
 {
 	struct agent_winsize ws = {rows, cols};
+	const struct agent_frame_hdr h = agent_frame_hdr(AGENT_WINSIZE, 0, sizeof(ws));
+	size_t whole = sizeof(h) + sizeof(ws);
 
+	/* In the place of one that still waits: the last size is the one that counts, and
+	 * the queue is short. */
+	if (s->ctl_len - s->ctl_at >= whole &&
+		!memcmp(s->ctl + s->ctl_len - whole, &h, sizeof(h))) {
+		memcpy(s->ctl + s->ctl_len - sizeof(ws), &ws, sizeof(ws));
+		return 0;
+	}
 	return queue(s, AGENT_WINSIZE, &ws, sizeof(ws));
 }
 
@@ -165,16 +171,30 @@ pull(struct agent_session *s, struct err *e)
 {
 	struct agent_frame_hdr h;
 	uint64_t max = s->stdin_limit - s->stdin_sent;
+	bool hooked = s->io->input != NULL;
+	char *at = s->tx + sizeof(h);
 	ssize_t n;
 
 	if (max > AGENT_FRAME_MAX)
 		max = AGENT_FRAME_MAX;
-	n = read(s->io->stdin_fd, s->tx + sizeof(h), max);
+	/* A hook may make one byte more of it. */
+	n = read(s->io->stdin_fd, at + hooked, max - hooked);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (n < 0)
 		return err_sys(e, -errno, "reading stdin");
 	s->tx_at = 0;
+	if (hooked) {
+		bool end = !n;
+
+		n = s->io->input(s->io->ctx, s, at + 1, (size_t)n, at);
+		if (n < 0)
+			return err_set(e, (int)n, "cancelled");
+		if (!n && !end) {
+			s->tx_len = 0;
+			return push(s, e);
+		}
+	}
 	if (n) {
 		h = agent_frame_hdr(AGENT_STDIN, 0, (uint32_t)n);
 		s->stdin_sent += (uint64_t)n;
@@ -248,6 +268,8 @@ take_output(struct agent_session *s, const struct agent_frame *f, struct err *e)
 			(unsigned long long)o.offset, (unsigned long long)s->expected[i]);
 	s->expected[i] += len;
 	if (out_fd(s, i) >= 0) {
+		if (s->io->seen && !i)
+			s->io->seen(s->io->ctx, data, len);
 		s->out_stream = i;
 		s->out = data;
 		s->out_len = len;
@@ -398,7 +420,8 @@ pump(struct agent_session *s, struct err *e)
 			p[2].fd = out_fd(s, s->out_stream);
 		if (pending(s))
 			p[0].events |= POLLOUT;
-		else if (s->stdin_open && s->stdin_sent < s->stdin_limit)
+		else if (s->stdin_open &&
+			 s->stdin_sent + (s->io->input != NULL) < s->stdin_limit)
 			p[1].fd = s->io->stdin_fd;
 		/* Hang-ups are reported unasked: while output waits, they would be all
 		 * poll says. */
@@ -577,11 +600,16 @@ agent_exec(const char *socket_path, const struct agent_exec_req *req,
 {
 	cleanup_json_out struct json_out o = {0};
 
-	if (!req->argv || !req->argv[0])
+	if (!req->login && (!req->argv || !req->argv[0]))
 		return err_set(e, -EINVAL, "no command to execute");
 	json_out_object(&o, NULL);
 	json_out_str(&o, "op", "exec");
-	out_strings(&o, "argv", req->argv);
+	if (req->login)
+		json_out_bool(&o, "login", true);
+	else
+		out_strings(&o, "argv", req->argv);
+	if (req->hangup)
+		json_out_bool(&o, "hangup", true);
 	if (req->env && req->env[0])
 		out_strings(&o, "env", req->env);
 	if (req->cwd)
@@ -699,78 +727,4 @@ agent_exec_capture(const char *socket_path, const struct agent_exec_req *req,
 	*ret = got;
 	memset(&got, 0, sizeof(got));
 	return 0;
-}
-
-/*
- * A terminal.
- */
-
-static int
-terminal_wake(void *ctx, struct agent_session *s)
-{
-	int fd = *(int *)ctx;
-	struct signalfd_siginfo info;
-	struct winsize ws;
-
-	if (read(fd, &info, sizeof(info)) != sizeof(info))
-		return 0;
-	if (info.ssi_signo == SIGWINCH) {
-		if (!ioctl(STDIN_FILENO, TIOCGWINSZ, &ws))
-			agent_session_winsize(s, ws.ws_row, ws.ws_col);
-		return 0;
-	}
-	/* Our terminal goes away, or somebody wants us gone: so does the command's. */
-	agent_session_signal(s, SIGHUP);
-	return -ECANCELED;
-}
-
-int
-agent_exec_terminal(const char *socket_path, const struct agent_exec_req *req,
-	struct agent_exec_result *ret, struct err *e)
-{
-	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
-	struct agent_exec_req q = *req;
-	struct termios before, raw;
-	cleanup_close int fd = -1;
-	struct winsize ws = {0};
-	sigset_t set, old;
-	int r;
-
-	if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO) ||
-		tcgetattr(STDIN_FILENO, &before))
-		return err_set(e, -ENOTTY,
-			"stdin and stdout must be a terminal for an interactive command");
-	sigemptyset(&set);
-	sigaddset(&set, SIGWINCH);
-	sigaddset(&set, SIGHUP);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGQUIT);
-	pthread_sigmask(SIG_BLOCK, &set, &old);
-	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (fd < 0) {
-		r = err_sys(e, -errno, "signalfd");
-		pthread_sigmask(SIG_SETMASK, &old, NULL);
-		return r;
-	}
-	if (!ioctl(STDIN_FILENO, TIOCGWINSZ, &ws)) {
-		q.rows = ws.ws_row;
-		q.cols = ws.ws_col;
-	}
-	q.tty = true;
-	if (!q.term)
-		q.term = getenv("TERM");
-	io.stdin_fd = STDIN_FILENO;
-	io.stdout_fd = STDOUT_FILENO;
-	io.wake_fd = fd;
-	io.wake = terminal_wake;
-	io.ctx = &fd;
-
-	raw = before;
-	cfmakeraw(&raw);
-	tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
-	r = agent_exec(socket_path, &q, &io, ret, e);
-	tcsetattr(STDIN_FILENO, TCSADRAIN, &before);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return r;
 }

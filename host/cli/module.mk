@@ -12,7 +12,8 @@ pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c 
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
 	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
 	cmd_commit.c cmd_run_commit.c cmd_history.c cmd_tag.c cmd_diff.c cmd_verify.c cmd_gc.c points.c \
-	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c)
+	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c \
+	cmd_connect.c cmd_tunnel.c gone.c tunnel.c)
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
@@ -53,6 +54,14 @@ $(B)/share/zsh/site-functions/_pando: $(B)/bin/pando
 	$< completion zsh >$@
 
 # The two programs as they are shipped, the one speaking to the other.
+UNIT_TESTS += test_connect test_tunnel test_terminal
+test_connect_SRCS := tests/unit/test_connect.c tests/unit/stand_in.c
+test_tunnel_SRCS := tests/unit/test_tunnel.c tests/unit/stand_in.c host/cli/tunnel.c host/cli/out.c
+test_terminal_SRCS := tests/unit/test_terminal.c
+$(foreach t,test_connect test_tunnel test_terminal,\
+	$(eval $(t)_LIBS := agentclient agentwire pandohost common)$(eval $(t)_PKGS := cmocka))
+$(B)/tests/test_connect $(B)/tests/test_tunnel: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+
 UNIT_TESTS += test_execute
 test_execute_SRCS := tests/unit/test_execute.c
 test_execute_LIBS := agentclient agentwire pandohost common

@@ -1,11 +1,14 @@
 /*
  * Frames as the agent takes them from the host: into a command (one that lives across
- * inputs, taken up by attach) and into a put. The first byte chooses, the second how the
- * bytes are cut. The agent's own loop, connections and table are what runs. Nothing may
- * be written beside the put's folder, and the agent must answer a ping after each input.
+ * inputs, taken up by attach), into a put and into a dial, whose program reads now and
+ * then. The first byte chooses, the second how the bytes are cut. The agent's own loop,
+ * connections and table are what runs. Nothing may be written beside the put's folder,
+ * and the agent must answer a ping after each input.
  */
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -143,12 +146,32 @@ command(void)
 	}
 }
 
+/* A program that listens; the port is found once. */
+static int listener = -1;
+static uint16_t port;
+
+static void
+listens(void)
+{
+	struct sockaddr_in a = {
+		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(a);
+
+	if (listener >= 0)
+		return;
+	listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (bind(listener, (struct sockaddr *)&a, len) || listen(listener, 16) ||
+		getsockname(listener, (struct sockaddr *)&a, &len))
+		abort();
+	port = ntohs(a.sin_port);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+	int fd, n = 0, program = -1;
 	char line[200];
 	size_t cut;
-	int fd, n = 0;
 	struct dirent *de;
 	DIR *d;
 
@@ -157,7 +180,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	cut = data[1] ? data[1] : 65536;
 	mkdir(folder, 0700);
 	mkdir(put_folder, 0700);
-	if (data[0] & 1) {
+	if (data[0] & 2) {
+		listens();
+		snprintf(line, sizeof(line), "{\"op\":\"dial\",\"port\":%u}\n", port);
+	} else if (data[0] & 1) {
 		command();
 		snprintf(line, sizeof(line),
 			"{\"op\":\"attach\",\"id\":\"e%llu\",\"stdin\":true}\n",
@@ -168,13 +194,25 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	fd = dial();
 	ask(fd, line);
+	if (data[0] & 2) {
+		program = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		if (program < 0 || write(program, "hello", 5) != 5)
+			abort();
+		if (data[0] & 4)
+			shutdown(program, SHUT_WR);
+	}
 	for (size_t at = 2; at < size; at += cut) {
 		say(fd, data + at, size - at < cut ? size - at : cut);
 		rounds(1);
 		drain(fd);
+		if (program >= 0)
+			drain(program);
 	}
 	close(fd);
 	rounds(3);
+	if (program >= 0)
+		close(program);
+	rounds(2);
 
 	d = opendir(folder);
 	while (d && (de = readdir(d)))

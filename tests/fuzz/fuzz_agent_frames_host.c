@@ -1,8 +1,8 @@
 /*
  * Frames as the host takes them from a guest, which may be hostile: during a command, a
- * get and a hello. The first byte chooses (the second is kept for the guest's side, so
- * that both corpora are alike). Success needs an exit record; nothing may be written
- * beside the get's folder; output may not exceed what came.
+ * get, a hello and a dial. The first byte chooses (the second is kept for the guest's
+ * side, so that both corpora are alike). Success needs an exit record; nothing may be
+ * written beside the get's folder; output may not exceed what came.
  */
 #include <dirent.h>
 #include <stdint.h>
@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 /* The loops are static there; the dialling before them is none of a guest's frames. */
+#include "host/agent_dial.c"
 #include "host/agent_exec.c"
 #include "host/agent_hello.c"
 #include "common/tar.h"
@@ -147,6 +148,38 @@ in_hello(int fd)
 	agent_link_done(&l);
 }
 
+/* The client is a socket pair whose other end has said its end already, and reads all.
+ * What it gets may not exceed what came, nor success come without the agent's end. */
+static void
+in_dial(int fd, size_t size)
+{
+	struct carry c = {.link = AGENT_LINK_INIT};
+	char buf[4096], tx[sizeof(struct agent_frame_hdr) + PIECE];
+	int client[2], big = 1 << 20, r;
+	struct err e = {0};
+	size_t got = 0;
+	ssize_t n;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, client))
+		abort();
+	setsockopt(client[0], SOL_SOCKET, SO_SNDBUF, &big, sizeof(big));
+	shutdown(client[1], SHUT_WR);
+	c.link.fd = fd;
+	c.fd = client[0];
+	c.tx = tx;
+	r = carry(&c, -1, &e);
+	if (r == 0 || r > 1 || (r < 0 && (e.code != r || !*e.msg)) ||
+		(r == 1 && (!c.down_end || !c.up_end)))
+		abort();
+	while ((n = recv(client[1], buf, sizeof(buf), MSG_DONTWAIT)) > 0)
+		got += (size_t)n;
+	if (got > size || (r == 1 && got != c.bytes))
+		abort();
+	agent_link_done(&c.link);
+	close(client[0]);
+	close(client[1]);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -164,7 +197,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	}
 	shutdown(fd[0], SHUT_WR);
-	if (data[0] & 2)
+	if (data[0] & 4)
+		in_dial(fd[1], size);
+	else if (data[0] & 2)
 		in_hello(fd[1]);
 	else if (data[0] & 1)
 		in_command(fd[1], size);

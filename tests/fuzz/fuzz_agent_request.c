@@ -1,6 +1,6 @@
 /*
- * The request line the agent reads. What is taken must be whole: a program to run, an
- * environment of NAME=value.
+ * The request line the agent reads. What is taken must be whole: a program to run or a
+ * login shell, an environment of NAME=value, a port.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -24,7 +24,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	}
 	if (q.op == REQUEST_EXEC) {
-		if (!q.argv[0] || !*q.argv[0])
+		if (q.login ? q.argv != NULL : !q.argv || !q.argv[0] || !*q.argv[0])
+			abort();
+		if (q.hangup && q.detach)
 			abort();
 		for (char **v = q.env; v && *v; v++)
 			if (!strchr(*v, '='))
@@ -32,6 +34,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	if ((q.op == REQUEST_PUT || q.op == REQUEST_GET || q.op == REQUEST_LIST) &&
 		!q.path)
+		abort();
+	if (q.op == REQUEST_DIAL && !q.port)
 		abort();
 	request_done(&q);
 	return 0;
