@@ -1,6 +1,6 @@
 # guest-agent: pando-agent, and the host's side of its protocol.
 agent_rpc_parts_SRCS := $(addprefix guest-agent/rpc_,conf.c proto.c journal.c place.c spool.c)
-agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c report.c rpc.c rpc_follow.c \
+agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c doctor.c report.c rpc.c rpc_follow.c \
 	rpc_holder.c rpc_input.c rpc_revive.c rpc_keeper.c rpc_watch.c)
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
