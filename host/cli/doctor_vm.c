@@ -161,8 +161,7 @@ judge_units(struct doctor *d, const char *vm, const struct json *j, struct err *
 			return nonsense(e, "units");
 		f = doctor_find(d, "units", DOCTOR_NOTE,
 			"its units cannot be looked at: %s", text);
-		doctor_mend(
-			f, "`pando-golden` puts pando-units into images with systemd");
+		doctor_mend(f, "pando-golden puts pando-units into images with systemd");
 		return 0;
 	}
 	if (!text_of(j, units, "system", text, sizeof(text)))
@@ -212,9 +211,8 @@ judge_identity(struct doctor *d, const char *vm, const char *generation,
 	f = doctor_find(d, "identity", DOCTOR_PROBLEM,
 		"the guest believes to be of generation %.12s, and it is of %.12s", told,
 		generation);
-	doctor_mend(f,
-		"try again in a moment: it is being told; else `pando start` after "
-		"`pando stop`");
+	doctor_mend(f, "try again in a moment: it is being told; else pando start after "
+		       "pando stop");
 	return 0;
 }
 
@@ -309,7 +307,10 @@ judge_environment(struct doctor *d, const char *vm, const struct json *j, struct
 			       "the file anew");
 	}
 	while (json_next(j, arr, &it, &key, &tok)) {
-		if (!text_of(j, tok, "name", name, sizeof(name)) ||
+		if (json_str(j, json_get(j, tok, "name"), name, sizeof(name)) < 0 ||
+			strspn(name,
+				"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				"0123456789_") != strlen(name) ||
 			!text_of(j, tok, "why", why, sizeof(why)))
 			return nonsense(e, "held_back");
 		f = doctor_find(d, "environment", DOCTOR_NOTE,

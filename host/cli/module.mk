@@ -63,3 +63,15 @@ test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
 test_rpc_cli_LIBS := agentclient agentwire pandohost common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+
+# What a guest says of itself, judged; runs the agent that was built beside it.
+UNIT_TESTS += test_doctor_vm
+test_doctor_vm_SRCS := tests/unit/test_doctor_vm.c
+test_doctor_vm_LIBS := $(pando_LIBS)
+test_doctor_vm_PKGS := cmocka $(pando_PKGS)
+test_doctor_vm_LDLIBS := $(pando_LDLIBS)
+$(B)/tests/test_doctor_vm: | $(B)/libexec/pando/pando-agent
+
+FUZZERS += fuzz_doctor_guest
+fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/io.c common/json.c
+fuzz_doctor_guest_CORPUS := tests/fuzz/corpus/doctor_guest
