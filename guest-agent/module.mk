@@ -8,7 +8,7 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
-	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c
+	guest-agent/units.c guest-agent/agents.c guest-agent/watch.c guest-agent/peer.c
 pando-agent_SRCS += $(agent_rpc_SRCS)
 pando-agent_LIBS := agentwire common
 # libsodium is called only in sshkey.c.
