@@ -75,3 +75,12 @@ $(B)/tests/test_doctor_vm: | $(B)/libexec/pando/pando-agent
 FUZZERS += fuzz_doctor_guest
 fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/io.c common/json.c
 fuzz_doctor_guest_CORPUS := tests/fuzz/corpus/doctor_guest
+
+# The manual and the completion say all that --help says.
+UNIT_TESTS += test_manual
+test_manual_SRCS := tests/unit/test_manual.c
+test_manual_LIBS := $(pando_LIBS)
+test_manual_PKGS := cmocka $(pando_PKGS)
+test_manual_LDLIBS := $(pando_LDLIBS)
+$(B)/tests/test_manual: | $(B)/share/man/man1/pando.1 $(B)/share/bash-completion/completions/pando \
+	$(B)/share/zsh/site-functions/_pando
