@@ -196,7 +196,10 @@ cgroup_limit(const struct cgroup *g, const char *path, uint64_t memory_max, stru
 
 	if (!g->memory)
 		return 0;
-	snprintf(text, sizeof(text), "%" PRIu64, memory_max);
+	if (memory_max == UINT64_MAX)
+		snprintf(text, sizeof(text), "max");
+	else
+		snprintf(text, sizeof(text), "%" PRIu64, memory_max);
 	return write_file(g, path, "memory.max", text, e);
 }
 

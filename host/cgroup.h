@@ -29,8 +29,9 @@ int cgroup_open(const char *below, struct cgroup *ret, struct err *e);
 /* Removes the slice when nothing is in it, of anybody. */
 void cgroup_close(const struct cgroup *g);
 
-/* Makes the group, sets its limits, moves all of the process into it; ret_path: what it
- * is called. One that cannot be entered is removed. */
+/* Makes the group, sets its limits (memory_max: bytes; UINT64_MAX: none), moves all of
+ * the process into it; ret_path: what it is called. One that cannot be entered is
+ * removed. */
 int cgroup_enter(const struct cgroup *g, const char *name, pid_t pid, uint64_t memory_max,
 	uint64_t cpu_weight, char ret_path[static CGROUP_PATH_MAX], struct err *e);
 int cgroup_limit(

@@ -2,12 +2,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -58,6 +60,7 @@ struct scopes {
 	pthread_cond_t changed;
 	pthread_t thread;
 	bool stopping;
+	bool in_memory;	       /* what VMs write to disks is memory, too */
 	struct entry *entries; /* owned */
 	unsigned n_in;
 	/* What was found out; how is written by the thread under the lock. */
@@ -141,11 +144,14 @@ conclude(struct scopes *s, enum scopes_use how, bool limits, const char *detail)
 	s->how = how;
 	s->limits = limits;
 	s->lingers = how != SCOPES_SYSTEMD || user_lingers();
-	snprintf(s->detail, sizeof(s->detail), "%s", detail);
+	snprintf(s->detail, sizeof(s->detail), "%s%s", detail,
+		s->in_memory && limits
+			? "; memory has no limit, for PANDO_HOME is in memory itself"
+			: "");
 	s->known = true;
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
-	log_info("scopes: %s", detail);
+	log_info("scopes: %s", s->detail);
 }
 
 static void
@@ -156,9 +162,8 @@ find_out(struct scopes *s)
 
 	if (s->use != SCOPES_CGROUP && bus_open(&s->bus, &no_bus) == 0) {
 		conclude(s, SCOPES_SYSTEMD, true,
-			bus_is_system(s->bus)
-				? "each VM is a scope of the host's systemd"
-				: "each VM is a scope of the user's systemd");
+			geteuid() == 0 ? "each VM is a scope of the host's systemd"
+				       : "each VM is a scope of the user's systemd");
 		return;
 	}
 	if (s->use == SCOPES_CGROUP)
@@ -238,6 +243,12 @@ register_machine(struct scopes *s, struct entry *v)
 		log_warn("vm %s: not registered: %s", v->id, e.msg);
 }
 
+static uint64_t
+memory_max(const struct scopes *s, const struct entry *v)
+{
+	return s->in_memory ? UINT64_MAX : scope_memory_max(v->mem_mib, v->allowed);
+}
+
 /* Its limit may be higher than what is known now calls for: forks that have ended. */
 static void
 found_there(struct scopes *s, struct entry *v)
@@ -279,7 +290,7 @@ enter(struct scopes *s, struct entry *v, unsigned forks, struct err *e)
 		return 0;
 	v->allowed = room_for(forks);
 	scope.unit = unit;
-	scope.memory_max = scope_memory_max(v->mem_mib, v->allowed);
+	scope.memory_max = memory_max(s, v);
 	if (s->how == SCOPES_CGROUP) {
 		r = cgroup_enter(&s->cgroup, unit, v->pid, scope.memory_max,
 			scope.cpu_weight, v->group, e);
@@ -298,13 +309,16 @@ enter(struct scopes *s, struct entry *v, unsigned forks, struct err *e)
 static void
 raise_limit(struct scopes *s, struct entry *v, unsigned forks)
 {
-	unsigned allowed = room_for(forks);
-	uint64_t bytes = scope_memory_max(v->mem_mib, allowed);
+	uint64_t bytes;
 	char unit[32];
 	struct err e;
 	int r;
 
 	unit_of(v, unit);
+	v->allowed = room_for(forks);
+	bytes = memory_max(s, v);
+	if (bytes == UINT64_MAX)
+		return;
 	if (s->how == SCOPES_CGROUP) {
 		r = v->group[0] ? cgroup_limit(&s->cgroup, v->group, bytes, &e) : 0;
 	} else {
@@ -313,7 +327,6 @@ raise_limit(struct scopes *s, struct entry *v, unsigned forks)
 			r = after_call(s, bus_scope_limit(s->bus, unit, bytes, &e));
 	}
 	/* Not again and again: what is short of memory then is told by the kernel. */
-	v->allowed = allowed;
 	if (r < 0)
 		log_warn("vm %s: its limit is not raised: %s", v->id, e.msg);
 }
@@ -478,8 +491,17 @@ scopes_main(void *arg)
  * From outside.
  */
 
+static bool
+is_in_memory(const char *path)
+{
+	struct statfs fs;
+
+	return statfs(path, &fs) == 0 &&
+	       (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+}
+
 struct scopes *
-scopes_open(enum scopes_use use, const char *group)
+scopes_open(enum scopes_use use, const char *home, const char *group)
 {
 	struct scopes *s;
 	pthread_condattr_t attr;
@@ -492,6 +514,7 @@ scopes_open(enum scopes_use use, const char *group)
 		return NULL;
 	}
 	s->use = use;
+	s->in_memory = home && is_in_memory(home);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -47,8 +47,10 @@ struct scope_vm {
 };
 
 /* NULL for SCOPES_NONE, and when there is no memory for a thread; every call takes that.
- * group: of SCOPES_CGROUP, for tests (cgroup_open()); else NULL. */
-struct scopes *scopes_open(enum scopes_use use, const char *group);
+ * home: where the VMs' files are; in memory (a tmpfs), what they write there is on their
+ * account and cannot be taken back, so no limit of memory is set. group: of
+ * SCOPES_CGROUP, for tests (cgroup_open()). Both may be NULL. */
+struct scopes *scopes_open(enum scopes_use use, const char *home, const char *group);
 /* The VMs stay where they are: the next pandod finds them there. */
 void scopes_close(struct scopes *s);
 

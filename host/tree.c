@@ -695,7 +695,8 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	if (r == 0)
 		r = db_open(path, &t->db, e);
 	if (r == 0) {
-		t->scopes = scopes_open(t->config.scopes, t->config.scopes_group);
+		t->scopes = scopes_open(
+			t->config.scopes, t->config.home, t->config.scopes_group);
 		r = tree_adopt(t, e);
 	}
 	if (r == 0) {

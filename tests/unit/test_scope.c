@@ -437,7 +437,7 @@ a_vm_is_a_scope_with_its_limits_and_a_machine(void **state)
 	NEEDS_DAEMON();
 	mock_start();
 	vm = vm_start();
-	s = scopes_open(SCOPES_AUTO, NULL);
+	s = scopes_open(SCOPES_AUTO, NULL, NULL);
 	enter(s, &vm, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
 	/* Twice the guest's memory, and 64 MiB. */
@@ -473,7 +473,7 @@ forks_raise_the_limit_of_all_they_came_from(void **state)
 	mock_start();
 	a = vm_start();
 	b = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL);
+	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 	enter(s, &a, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
 	scopes_expect(s, A, 1);
@@ -503,9 +503,32 @@ a_scope_of_that_name_is_waited_for(void **state)
 	mock_start();
 	vm = vm_start();
 	mock.exists = 2;
-	s = scopes_open(SCOPES_SYSTEMD, NULL);
+	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 	enter(s, &vm, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
+	scopes_close(s);
+	vm_end(&vm);
+}
+
+/* Its disk is memory, and on its account. */
+static void
+a_home_in_memory_has_no_limit_of_memory(void **state)
+{
+	struct scopes *s;
+	struct vm vm;
+
+	(void)state;
+	NEEDS_DAEMON();
+	mock_start();
+	vm = vm_start();
+	s = scopes_open(SCOPES_SYSTEMD, "/dev/shm", NULL);
+	enter(s, &vm, A, "", false);
+	WAIT_FOR(IN(s) == 1, 10);
+	assert_true(said(" MemoryMax=18446744073709551615 CPUWeight=200 "));
+	assert_non_null(strstr(detail, "memory has no limit"));
+	scopes_expect(s, A, 9);
+	usleep(100000);
+	assert_false(said("set "));
 	scopes_close(s);
 	vm_end(&vm);
 }
@@ -521,7 +544,7 @@ what_is_refused_is_said_and_hurts_nobody(void **state)
 	mock_start();
 	mock.denies = true;
 	vm = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL);
+	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 	enter(s, &vm, A, "", false);
 	WAIT_FOR((IN(s), strstr(detail, "no scope of their own: scope pando-" A
 					".scope: not \\x1b[1myou") != NULL),
@@ -545,7 +568,7 @@ a_bus_that_hangs_holds_nobody_up(void **state)
 	mock_start();
 	mock.hangs = true;
 	vm = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL);
+	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 	enter(s, &vm, A, "", false);
 	WAIT_FOR(said("start pando-" A), 10);
 	began = io_now_ns();
@@ -570,7 +593,7 @@ a_bus_that_comes_back_is_used_again(void **state)
 	mock_start();
 	a = vm_start();
 	b = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL);
+	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 	enter(s, &a, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
 	daemon_stop();
@@ -596,7 +619,7 @@ a_process_that_has_ended_is_put_nowhere(void **state)
 	NEEDS_DAEMON();
 	mock_start();
 	vm = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL);
+	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 	enter(s, &vm, A, "", false);
 	kill(vm.pid, SIGKILL);
 	waitpid(vm.pid, NULL, 0);
@@ -618,7 +641,7 @@ without_systemd_or_groups_it_is_said_once(void **state)
 	struct vm vm = vm_start();
 
 	(void)state;
-	s = scopes_open(SCOPES_SYSTEMD, NULL);
+	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 	enter(s, &vm, A, "", false);
 	WAIT_FOR((IN(s), strstr(detail, "have no scopes and no limits") != NULL), 10);
 	enter(s, &vm, B, "", false);
@@ -628,13 +651,13 @@ without_systemd_or_groups_it_is_said_once(void **state)
 	scopes_close(s);
 	/* A bus that systemd is not on. */
 	if (daemon_start()) {
-		s = scopes_open(SCOPES_SYSTEMD, NULL);
+		s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
 		WAIT_FOR((IN(s), strstr(detail, "there is no systemd on the") != NULL),
 			10);
 		scopes_close(s);
 	}
 	/* And no scopes at all. */
-	assert_null(scopes_open(SCOPES_NONE, NULL));
+	assert_null(scopes_open(SCOPES_NONE, NULL, NULL));
 	enter(NULL, &vm, A, "", false);
 	scopes_expect(NULL, A, 1);
 	scopes_leave(NULL, A);
@@ -708,7 +731,7 @@ a_vm_has_a_group_that_goes_with_it(void **state)
 	(void)state;
 	NEEDS_GROUPS();
 	vm = vm_start();
-	s = scopes_open(SCOPES_CGROUP, below);
+	s = scopes_open(SCOPES_CGROUP, NULL, below);
 	enter(s, &vm, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
 	assert_true(cgroup_find(vm.pid, "pando-" A ".scope", path));
@@ -744,7 +767,7 @@ a_fork_leaves_its_parents_group_which_then_can_go(void **state)
 	NEEDS_GROUPS();
 	a = vm_start();
 	b = vm_start();
-	s = scopes_open(SCOPES_CGROUP, below);
+	s = scopes_open(SCOPES_CGROUP, NULL, below);
 	enter(s, &a, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
 	/* As a live fork does, it begins there. */
@@ -778,7 +801,7 @@ the_next_pandod_finds_them_and_sweeps_what_is_left(void **state)
 	(void)state;
 	NEEDS_GROUPS();
 	vm = vm_start();
-	s = scopes_open(SCOPES_CGROUP, below);
+	s = scopes_open(SCOPES_CGROUP, NULL, below);
 	enter(s, &vm, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
 	snprintf(empty, sizeof(empty), "%s%s/" CGROUP_SLICE "/pando-" B ".scope",
@@ -787,7 +810,7 @@ the_next_pandod_finds_them_and_sweeps_what_is_left(void **state)
 	scopes_close(s);
 	assert_true(group_there(A));
 
-	s = scopes_open(SCOPES_CGROUP, below);
+	s = scopes_open(SCOPES_CGROUP, NULL, below);
 	enter(s, &vm, A, "", true);
 	WAIT_FOR(IN(s) == 1, 10);
 	assert_false(group_there(B));
@@ -810,7 +833,7 @@ a_life_after_the_last_has_the_group_of_that_name(void **state)
 	NEEDS_GROUPS();
 	a = vm_start();
 	b = vm_start();
-	s = scopes_open(SCOPES_CGROUP, below);
+	s = scopes_open(SCOPES_CGROUP, NULL, below);
 	enter(s, &a, A, "", false);
 	WAIT_FOR(IN(s) == 1, 10);
 	vm_end(&a);
@@ -844,6 +867,7 @@ main(void)
 		T(a_vm_is_a_scope_with_its_limits_and_a_machine),
 		T(forks_raise_the_limit_of_all_they_came_from),
 		T(a_scope_of_that_name_is_waited_for),
+		T(a_home_in_memory_has_no_limit_of_memory),
 		T(what_is_refused_is_said_and_hurts_nobody),
 		T(a_bus_that_hangs_holds_nobody_up),
 		T(a_bus_that_comes_back_is_used_again),
