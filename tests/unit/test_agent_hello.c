@@ -258,11 +258,38 @@ a_hello_makes_a_machine_somebody_of_its_own(void **state)
 	assert_string_not_equal(text_of("/run/pando/boot_id"), boot_id);
 }
 
+/* Who holds that lock of the coding agent "a"; 0: nobody. */
+static pid_t
+lock_of(const char *what)
+{
+	struct flock f = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	char path[96];
+	cleanup_close int fd = -1;
+
+	snprintf(path, sizeof(path), "/var/lib/pando/rpc/a/lock.%s", what);
+	fd = open(at(path), O_RDWR | O_CLOEXEC);
+	return fd >= 0 && !fcntl(fd, F_GETLK, &f) && f.l_type != F_UNLCK ? f.l_pid : 0;
+}
+
+/* Its keeper, its holder and the program, as a power cut does. */
+static void
+end_kept(void)
+{
+	pid_t program = atoi(text_of("/var/lib/pando/rpc/a/run/program")), pid;
+
+	while ((pid = lock_of("keeper")) > 0 || (pid = lock_of("holder")) > 0) {
+		kill(pid, SIGKILL);
+		usleep(1000);
+	}
+	if (program > 1)
+		kill(program, SIGKILL);
+}
+
 /* Once in each boot, and with the environment of the hello. */
 static void
 kept_coding_agents_are_started_with_the_machine(void **state)
 {
-	char line[300], pid[32];
+	char line[300];
 
 	(void)state;
 	snprintf(line, sizeof(line),
@@ -288,18 +315,7 @@ kept_coding_agents_are_started_with_the_machine(void **state)
 	usleep(300000);
 	assert_string_equal(text_of("/started"), "new\n");
 	/* The machine is started anew: all of its processes are gone, and /run. */
-	snprintf(line, sizeof(line), "pkill -KILL -f -- '^a-keeper --root=%s'; cat %s",
-		root, at("/var/lib/pando/rpc/a/run/program"));
-	{
-		FILE *f = popen(line, "re");
-
-		assert_non_null(fgets(pid, sizeof(pid), f));
-		pclose(f);
-	}
-	kill(atoi(pid), SIGKILL);
-	snprintf(line, sizeof(line), "pkill -KILL -f -- '^a-keeper --root=%s'", root);
-	usleep(100000);
-	(void)!system(line);
+	end_kept();
 	end_agent();
 	assert_int_equal(io_remove_tree(at("/run/pando"), NULL), 0);
 	start_agent(true, false);
@@ -308,7 +324,7 @@ kept_coding_agents_are_started_with_the_machine(void **state)
 	for (int i = 0; i < 500 && strcmp(text_of("/started"), "new\nnewer\n"); i++)
 		usleep(10000);
 	assert_string_equal(text_of("/started"), "new\nnewer\n");
-	(void)!system(line);
+	end_kept();
 	env_done(&env);
 }
 
