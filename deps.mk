@@ -6,7 +6,7 @@ DEPS := gcc clang libclang-rt-dev make pkg-config acpica-tools \
 	openssh-client openssh-server rsync git \
 	libcurl4-openssl-dev libext2fs-dev libzstd-dev libseccomp-dev libcmocka-dev \
 	mmdebstrap e2fsprogs kmod fakeroot uidmap cpio xz-utils zstd busybox-static qemu-system-x86 \
-	tmux socat curl python3 patch
+	tmux socat curl python3 patch dbus-daemon
 
 # What follows on the same command line (`make deps check`) needs them, also with -j.
 ifneq ($(filter deps,$(MAKECMDGOALS)),)

@@ -10,6 +10,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "guest-agent/agents.h"
 #include "guest-agent/conn.h"
 #include "guest-agent/helper.h"
 #include "guest-agent/identity.h"
@@ -27,6 +28,7 @@
 
 static int run_hooks(struct becoming *b, struct err *e);
 static int run_units(struct becoming *b, struct err *e);
+static int run_agents(struct becoming *b, struct err *e);
 
 static const struct step {
 	const char *name;
@@ -44,6 +46,7 @@ static const struct step {
 	{"identity", identity_note, true},
 	{"hooks", run_hooks, false},
 	{"units", run_units, false},
+	{"agents", run_agents, false},
 };
 
 #define STEPS (sizeof(steps) / sizeof(steps[0]))
@@ -397,4 +400,31 @@ run_units(struct becoming *b, struct err *e)
 	me.helper.done = units_over;
 	r = units_restart(&me.helper, e);
 	return r == 1 ? UNDER_WAY : r;
+}
+
+/*
+ * Coding agents. One that does not start is no reason for the machine not to: `rpc
+ * status` and `doctor --vm` tell.
+ */
+
+static void
+agents_over(struct helper *h, int r, const struct err *why)
+{
+	(void)h;
+	if (r < 0)
+		log_warn("%s", why->msg);
+	step_over(1, NULL);
+}
+
+static int
+run_agents(struct becoming *b, struct err *e)
+{
+	int r;
+
+	(void)b;
+	me.helper.done = agents_over;
+	r = agents_start(&me.helper, e);
+	if (r < 0)
+		log_warn("starting coding agents again: %s", e->msg);
+	return r == 1 ? UNDER_WAY : 0;
 }

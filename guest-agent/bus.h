@@ -32,4 +32,19 @@ bus_close_fn(struct bus **b)
 int bus_unit(struct bus *b, const char *verb, const char *unit, unsigned limit_ms,
 	struct err *e);
 
+/*
+ * What of the units is not as it should be, into *o as an object:
+ *
+ *	{"system": "running"…,               systemd's word for all of it
+ *	 "failed": [{"unit", "why"}…],
+ *	 "not_active": [{"unit", "why"}…],   enabled, wanted by what is active, and not
+ *active "paths": [{"unit", "service", "state"}…]} path units that wait, whose service is
+ *active, and what that does ("exited", "running")
+ *
+ * At most BUS_LOOK_MAX of each.
+ */
+#define BUS_LOOK_MAX 32
+struct json_out;
+int bus_look(struct bus *b, struct json_out *o, struct err *e);
+
 #endif

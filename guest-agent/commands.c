@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/err.h"
+#include "guest-agent/doctor.h"
 #include "guest-agent/report.h"
 #include "guest-agent/rpc.h"
 #include "guest-agent/rpc_keeper.h"
@@ -65,6 +66,8 @@ commands_run(int argc, char **argv, int *ret_status)
 		*ret_status = files_main(argc - 1, argv + 1);
 	} else if (argc > 1 && !strcmp(argv[1], "report")) {
 		*ret_status = report_main(argc - 1, argv + 1);
+	} else if (argc > 1 && !strcmp(argv[1], "doctor")) {
+		*ret_status = doctor_main(argc - 1, argv + 1);
 	} else {
 		return false;
 	}

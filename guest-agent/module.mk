@@ -1,6 +1,6 @@
 # guest-agent: pando-agent, and the host's side of its protocol.
 agent_rpc_parts_SRCS := $(addprefix guest-agent/rpc_,conf.c proto.c journal.c place.c spool.c)
-agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c report.c rpc.c rpc_follow.c \
+agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c doctor.c report.c rpc.c rpc_follow.c \
 	rpc_holder.c rpc_input.c rpc_revive.c rpc_keeper.c rpc_watch.c)
 agent_rpc_SRCS += guest-agent/files_main.c
 PROGRAMS += pando-agent
@@ -9,7 +9,7 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c gue
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
-	guest-agent/units.c guest-agent/watch.c guest-agent/peer.c guest-agent/tty.c guest-agent/dial.c
+	guest-agent/units.c guest-agent/agents.c guest-agent/watch.c guest-agent/peer.c guest-agent/tty.c guest-agent/dial.c
 pando-agent_SRCS += $(agent_rpc_SRCS)
 pando-agent_SRCS += guest-agent/hostkey.c guest-agent/sshd.c
 pando-agent_LIBS := agentwire common

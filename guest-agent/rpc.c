@@ -217,6 +217,7 @@ start(const struct rpc_place *p, struct err *e)
 	if (keeper > 0 && !read_state(p, text, sizeof(text)) && state_is(text, "running"))
 		return 0;
 	unlinkat(p->dir, "state", 0);
+	unlinkat(p->dir, "was-wanted", 0);
 	r = rpc_write_file(p->dir, "wanted", "", 0);
 	if (r)
 		return err_sys(e, r, "%.200s/wanted", p->path);
@@ -289,6 +290,7 @@ stop(const struct rpc_place *p, struct err *e)
 	if (!rpc_conf_read(p->conf, &c, NULL))
 		limit_ms += c.stop_s * 1000;
 	unlinkat(p->dir, "wanted", 0);
+	unlinkat(p->dir, "was-wanted", 0);
 	keeper = rpc_lock_holder(p, "keeper");
 	if (keeper <= 0)
 		return 0;
@@ -314,6 +316,54 @@ cmd_stop(struct words *w)
 	if (!r)
 		r = stop(&p, &e);
 	return r ? complain(&e) : answer_status(&p);
+}
+
+/*
+ * Boot.
+ */
+
+/* After the machine was started anew: what was to be kept until then is kept again. One
+ * whose keeper or holder lives is none of its business. */
+static int
+boot_one(const char *name, struct err *e)
+{
+	static const char left[] = "{\"state\":\"stopped\",\"reason\":\"the machine was "
+				   "started anew, and [restart] boot is false\"}";
+	cleanup_rpc_place struct rpc_place p = RPC_PLACE_INIT;
+	cleanup_rpc_conf struct rpc_conf c = {0};
+	int r = rpc_place_open(name, false, &p, e);
+
+	if (r || (!is_wanted(&p) && faccessat(p.dir, "was-wanted", F_OK, 0)) ||
+		rpc_lock_holder(&p, "keeper") || rpc_lock_holder(&p, "holder"))
+		return r;
+	r = rpc_conf_read(p.conf, &c, e);
+	if (r)
+		return err_wrap(e, r, "coding agent \"%s\" is not started again", name);
+	if (c.boot)
+		return start(&p, e);
+	unlinkat(p.dir, "wanted", 0);
+	unlinkat(p.dir, "was-wanted", 0);
+	r = rpc_write_file(p.dir, "state", left, sizeof(left) - 1);
+	return r ? err_sys(e, r, "%.200s/state", p.path) : 0;
+}
+
+static int
+cmd_boot(struct words *w)
+{
+	cleanup_closedir DIR *d = NULL;
+	int status = EXIT_OK;
+	char path[PATH_MAX];
+	struct dirent *de;
+	struct err e = {0};
+
+	(void)w;
+	if (rpc_path(path, "/var/lib/pando/rpc", &e))
+		return complain(&e);
+	d = opendir(path);
+	while (d && (de = readdir(d)))
+		if (!rpc_name_check(de->d_name, NULL) && boot_one(de->d_name, &e))
+			status = complain(&e);
+	return status;
 }
 
 /*
@@ -456,6 +506,7 @@ static const struct {
 } commands[] = {
 	{"start", cmd_start, false},
 	{"stop", cmd_stop, false},
+	{"boot", cmd_boot, true},
 	{"status", cmd_status, true},
 	{"send", cmd_send, false},
 	{"follow", cmd_follow, false},

@@ -15,6 +15,7 @@
 
 struct reading {
 	const char *what; /* the file */
+	bool *boot_said;
 	struct rpc_conf *c;
 	struct err *e;
 };
@@ -183,6 +184,10 @@ read_restart(const struct reading *r, const char *key, const struct toml *t)
 			c->restart = (enum rpc_restart)word;
 		return n;
 	}
+	if (!strcmp(key, "boot")) {
+		*r->boot_said = true;
+		return toml_bool(t, &c->boot) ? wrong(r, t, key, "true or false") : 0;
+	}
 	if (!strcmp(key, "delay_ms"))
 		return read_u32(r, t, key, 1, DAY_S * 1000u, &c->delay_ms);
 	if (!strcmp(key, "delay_max_ms"))
@@ -305,7 +310,8 @@ rpc_conf_parse(const char *what, const char *text, size_t len, struct rpc_conf *
 		.tmux = true,
 		.keep_mib = 64,
 	};
-	struct reading reading = {.what = what, .c = &c, .e = e};
+	bool boot_said = false;
+	struct reading reading = {.what = what, .boot_said = &boot_said, .c = &c, .e = e};
 	cleanup_toml struct toml *root = NULL;
 	const struct toml *t;
 	const char *key;
@@ -328,6 +334,8 @@ rpc_conf_parse(const char *what, const char *text, size_t len, struct rpc_conf *
 			what);
 	if (c.delay_max_ms < c.delay_ms)
 		c.delay_max_ms = c.delay_ms;
+	if (!boot_said)
+		c.boot = c.restart != RPC_RESTART_NEVER;
 	*ret = c;
 	memset(&c, 0, sizeof(c));
 	return 0;

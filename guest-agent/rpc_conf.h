@@ -16,6 +16,8 @@
  *	delay_max_ms = 30000
  *	limit = 5                           # failures within window_s: it is given up
  *	window_s = 300
+ *	boot = true                         # again when the machine boots; not said: true
+ *	                                    # unless the policy is "never"
  *	[watchdog]
  *	quiet_s = 0                         # no output that long while it works; 0: never
  *	exit_s = 0                          # done, and still there after that; 0: never
@@ -48,6 +50,7 @@ struct rpc_conf {
 	enum rpc_on_fork on_fork;
 	int fork_signal;
 	enum rpc_restart restart;
+	bool boot; /* started again with the machine */
 	uint32_t delay_ms, delay_max_ms, limit, window_s;
 	uint32_t stop_s, quiet_s, exit_s;
 	bool quiet_stops; /* [watchdog] action = "stop" */

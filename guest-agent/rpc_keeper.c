@@ -801,7 +801,9 @@ signals_ready(struct source *s, uint32_t events)
 		start_program();
 		break;
 	default:
-		unlinkat(k.place.dir, "wanted", 0);
+		/* `rpc stop` has removed it by now. This is somebody else, as when the
+		 * machine ends: the next boot knows (`rpc boot`). */
+		(void)renameat(k.place.dir, "wanted", k.place.dir, "was-wanted");
 		if (k.state == ST_RUNNING)
 			begin_end(END_STOP);
 		else if (k.state == ST_DRAINING)

@@ -8,7 +8,8 @@
  * senders, by way of the spool. It may be killed at any time and started again: nothing
  * is lost but the part of a line that it had read from the FIFO.
  *
- * Signals: TERM and INT stop the program, and with it the keeper; HUP reads the
+ * Signals: TERM and INT stop the program, and with it the keeper (only `rpc stop` makes
+ * the next boot forget it); HUP reads the
  * configuration again, and starts what does not run.
  */
 #ifndef PANDO_AGENT_RPC_KEEPER_H

@@ -2,14 +2,21 @@
  * Where a kept coding agent lives in the machine:
  *
  *	/etc/pando/rpc.d/<name>.conf     what it is (rpc_conf.h)
+ *	/tmp/<name>-rpc/                 leads to its folder, which is
  *	/var/lib/pando/rpc/<name>/       mode 0700:
- *	  in                             FIFO: lines for it (of at most 4096 bytes; rpc
- *send has no such limit) out, err                       what it wrote; .index beside each
- *(rpc_journal.h) epochs                         who the machine was when spool,
- *spool.state             lines on their way to it (rpc_spool.h) state JSON: what the
- *keeper says of itself keeper.log wanted                         is there while it is to
- *be kept run/                           of the holder (rpc_holder.h) lock.keeper,
- *lock.holder       locked by these processes /tmp/<name>-rpc/                 leads there
+ *	  in                             FIFO: lines of at most 4096 bytes (rpc send has
+ *	                                 no such limit)
+ *	  out, err                       what it wrote; .index beside each
+ *	                                 (rpc_journal.h)
+ *	  epochs                         who the machine was when
+ *	  spool, spool.state             lines on their way to it (rpc_spool.h)
+ *	  state                          JSON: what the keeper says of itself
+ *	  keeper.log
+ *	  wanted                         is there while it is to be kept
+ *	  was-wanted                     it was, when something other than rpc stop ended
+ *	                                 its keeper
+ *	  run/                           of the holder (rpc_holder.h)
+ *	  lock.keeper, lock.holder       locked by these processes
  */
 #ifndef PANDO_AGENT_RPC_PLACE_H
 #define PANDO_AGENT_RPC_PLACE_H

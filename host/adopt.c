@@ -183,8 +183,10 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 	else if (vm->row.state == VM_PAUSED)
 		vm->row.state = vm->row.answered ? VM_RUNNING : VM_STARTING;
 	r = tree_watch(t, vm, e);
-	if (r == 0)
+	if (r == 0) {
+		vm_enter_scope(t, vm, true);
 		r = db_update(t->db, &vm->row, e);
+	}
 	log_info("vm %s (%s): adopted, pid %lld, %s", vm->row.id, vm_name(vm),
 		(long long)vm->row.pid, vm_state_name(vm->row.state));
 	pthread_mutex_unlock(&t->lock);

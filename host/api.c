@@ -232,6 +232,7 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		json_out_str(out, "version", PANDO_VERSION);
 		json_out_i64(out, "pid", getpid());
 		json_out_str(out, "home", tree_home(t));
+		tree_scopes(t, "scopes", out);
 		json_out_end_object(out);
 		return 0;
 	}

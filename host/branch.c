@@ -114,8 +114,10 @@ enter(struct branch *b, struct err *e)
 		r = cut_enter(&b->cut, e);
 	if (r == 0)
 		r = db_commit(t->db, e);
-	if (r == 0)
+	if (r == 0) {
+		scopes_expect(t->scopes, parent->row.id, b->q->count);
 		return 0;
+	}
 	db_rollback(t->db);
 	cut_undo(&b->cut);
 	for (unsigned i = 0; i < b->n_children; i++) {

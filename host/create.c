@@ -70,6 +70,8 @@ vm_made(struct tree *t, struct vm *vm, struct err *e)
 		r = tree_watch(t, vm, e);
 	if (r < 0)
 		vm->row.made = false; /* vm_undo's, not tree_remove's */
+	else
+		vm_enter_scope(t, vm, false);
 	pthread_mutex_unlock(&t->lock);
 	return r;
 }

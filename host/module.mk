@@ -6,11 +6,13 @@ pandohost_SRCS := host/paths.c
 
 # All of pandod but its main().
 LIBRARIES += pandodcore
-pandodcore_PKGS := libmicrohttpd sqlite3
+# libsystemd is called only in bus.c.
+pandodcore_PKGS := libmicrohttpd sqlite3 libsystemd
 pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
 	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
-	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c
+	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
+	host/bus.c host/cgroup.c host/scope.c
 
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
 LIBRARIES += store
@@ -49,12 +51,12 @@ test_machine_WRAP := ssh_link_run
 PROGRAMS += pandod
 pandod_SRCS := host/pandod.c
 pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk vmmstate store common
-pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd
+pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
 UNIT_TESTS += test_request test_image test_db test_tree test_api test_commit
 test_commit_SRCS := tests/unit/test_commit.c
 test_commit_LIBS := pandodcore agentclient agentwire pandohost vmmdisk vmmstate store common
-test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
+test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 test_request_SRCS := tests/unit/test_request.c
 test_request_LIBS := pandodcore pandohost common
 test_request_PKGS := cmocka
@@ -66,10 +68,16 @@ test_db_LIBS := pandodcore pandohost common
 test_db_PKGS := cmocka sqlite3
 test_api_SRCS := tests/unit/test_api.c
 test_api_LIBS := pandodcore agentclient agentwire pandohost vmmdisk vmmstate store common
-test_api_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
+test_api_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
 test_tree_LIBS := pandodcore pandohost vmmdisk vmmstate store common
-test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd
+test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
+
+# A private D-Bus daemon, with a systemd and a machined of the test's own; control groups for real where they may be made.
+UNIT_TESTS += test_scope
+test_scope_SRCS := tests/unit/test_scope.c
+test_scope_LIBS := pandodcore pandohost common
+test_scope_PKGS := cmocka libsystemd
 
 # Reads the file systems of two disks, for pandod; libext2fs is called only in ext4.c.
 PROGRAMS += pando-fsdiff

@@ -387,6 +387,7 @@ serve(struct options *o, struct err *e)
 	config->agent_timeout_ms = TREE_AGENT_TIMEOUT_MS;
 	config->pool_size = TREE_POOL_SIZE;
 	config->flat_mib = TREE_FLAT_MIB;
+	config->scopes = SCOPES_AUTO;
 	r = make_home(config->home, sizeof(config->home), e);
 	if (r == 0)
 		r = paths_images(config->images, sizeof(config->images), e);

@@ -192,7 +192,8 @@ made(struct spawn *s, struct err *e)
 		db_rollback(t->db);
 	while (r == 0 && watched < s->n_vms) {
 		r = tree_watch(t, s->vms[watched], e);
-		watched += r == 0;
+		if (r == 0)
+			vm_enter_scope(t, s->vms[watched++], false);
 	}
 	/* Those are vm_undo()'s, not tree_remove()'s. */
 	for (unsigned i = watched; i < s->n_vms; i++)

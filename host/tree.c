@@ -309,6 +309,28 @@ tree_watch(struct tree *t, struct vm *vm, struct err *e)
 	return 0;
 }
 
+void
+vm_enter_scope(struct tree *t, const struct vm *vm, bool found)
+{
+	char folder[PATHS_MAX];
+	struct scope_vm v = {
+		.id = vm->row.id,
+		.alias = vm->row.alias,
+		.parent = vm->row.parent,
+		.folder = folder,
+		.machine_id = vm->row.generation,
+		.pid = (pid_t)vm->row.pid,
+		.pidfd = vm->pidfd,
+		.mem_mib = vm->row.mem_mib,
+		.vcpus = vm->row.vcpus,
+		.found = found,
+	};
+
+	if (t->scopes && paths_format(folder, sizeof(folder), NULL, "%s/vms/%s",
+				 t->config.home, vm->row.id) == 0)
+		scopes_enter(t->scopes, &v);
+}
+
 /* Why it ended, in a sentence, from its last words, what pandod did, and what the kernel
  * says. */
 static enum vm_state
@@ -381,6 +403,7 @@ process_ended(struct tree *t, struct vm *vm)
 	cleanup_close_fn(&vm->pidfd);
 	vm->pidfd = -1;
 	vm->dead = true;
+	scopes_leave(t->scopes, vm->row.id);
 	if (vm_state_lives(vm->row.state) && !vm->removing) {
 		vm->row.state =
 			explain_end(vm, &si, vm->row.reason, sizeof(vm->row.reason));
@@ -420,6 +443,12 @@ const char *
 tree_home(const struct tree *t)
 {
 	return t->config.home;
+}
+
+void
+tree_scopes(struct tree *t, const char *key, struct json_out *out)
+{
+	scopes_json(t->scopes, key, out);
 }
 
 int
@@ -670,8 +699,11 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		r = paths_format(path, sizeof(path), e, "%s/state.db", config->home);
 	if (r == 0)
 		r = db_open(path, &t->db, e);
-	if (r == 0)
+	if (r == 0) {
+		t->scopes = scopes_open(
+			t->config.scopes, t->config.home, t->config.scopes_group);
 		r = tree_adopt(t, e);
+	}
 	if (r == 0) {
 		r = -pthread_create(&t->tender, NULL, tender_main, t);
 		if (r < 0)
@@ -707,6 +739,8 @@ tree_close(struct tree *t)
 	if (t->has_tender)
 		pthread_join(t->tender, NULL);
 	pool_close(t);
+	scopes_close(t->scopes);
+	t->scopes = NULL;
 	while (t->n_vms)
 		tree_unlist_vm(t, t->vms[t->n_vms - 1]);
 	flat_close(t);

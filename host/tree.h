@@ -17,6 +17,7 @@
 #include "common/json.h"
 #include "host/paths.h"
 #include "host/request.h"
+#include "host/scope.h"
 
 #define TREE_VMS_MAX 4096
 
@@ -32,6 +33,8 @@ struct tree_config {
 	int hello_timeout_ms;	  /* that -> it acknowledges who it is; 0: the default */
 	unsigned pool_size; /* blank VMMs kept of each shape that is used; 0: none */
 	uint64_t flat_mib;  /* flat images of commits nobody runs on, on disk */
+	enum scopes_use scopes;
+	const char *scopes_group; /* scopes_open(); borrowed */
 };
 #define TREE_START_TIMEOUT_MS 60000
 #define TREE_ANSWER_TIMEOUT_MS 20000
@@ -41,8 +44,8 @@ struct tree_config {
 #define TREE_POOL_SIZE 2
 #define TREE_POOL_MAX 64
 #define TREE_FLAT_MIB 8192
-/* The [pool] of <home>/pandod.toml into config; a file that is not there changes nothing.
- */
+/* [pool] and [scopes] of <home>/pandod.toml into config; a file that is not there changes
+ * nothing. */
 int tree_settings(struct tree_config *config, struct err *e);
 
 struct tree;
@@ -56,6 +59,8 @@ void tree_close(struct tree *t);
 void tree_stop(struct tree *t);
 
 const char *tree_home(const struct tree *t);
+/* What VMs are in: scopes_json(). */
+void tree_scopes(struct tree *t, const char *key, struct json_out *out);
 
 /* For the main loop: readable when tree_dispatch() has something to do. */
 int tree_fd(const struct tree *t);

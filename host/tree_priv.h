@@ -52,9 +52,10 @@ struct tree {
 	pthread_rwlock_t gc_lock;
 	pthread_mutex_t flat_lock; /* flat.c's; order: flat_lock, then lock */
 	pthread_cond_t flat_changed;
-	struct flat *flats; /* owned */
-	struct pool *pool;  /* owned; NULL: none */
-	struct db *db;	    /* owned */
+	struct flat *flats;    /* owned */
+	struct pool *pool;     /* owned; NULL: none */
+	struct scopes *scopes; /* owned; NULL: none */
+	struct db *db;	       /* owned */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;	      /* some VM died, or stopping */
 	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
@@ -92,6 +93,8 @@ int tree_claim(
 int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
 /* Puts the VM's process and control connection under the event loop's watch. */
 int tree_watch(struct tree *t, struct vm *vm, struct err *e);
+/* It is watched: it gets its scope. found: an earlier pandod's. */
+void vm_enter_scope(struct tree *t, const struct vm *vm, bool found);
 /* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
 int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
 /* The names of segments no chain has any more: removed from the database now, the files

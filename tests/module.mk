@@ -93,7 +93,7 @@ bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/sample.c
 $(1)_LIBS := pandodcore agentclient agentwire pandohost vmmcore vmmdev vmmdisk store common
-$(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp
+$(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))

@@ -12,6 +12,10 @@ static const struct opt options[] = {
 	{256, "can-boot-linux", NULL,
 		"look only whether VMs can run on this host; with -q say nothing",
 		COMPLETE_NOTHING},
+	{257, "vm", "VM",
+		"look into this VM instead: its agent, identity, units, clock, disks, "
+		"environment",
+		COMPLETE_VM},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -21,16 +25,18 @@ static const char *const verdicts[] = {
 	[DOCTOR_PROBLEM] = "problem",
 };
 
+/* host: what is looked at is this host. */
 static int
-print_json(const struct doctor *d)
+print_json(const struct doctor *d, bool host)
 {
 	cleanup_json_out struct json_out o = {0};
 
 	json_out_object(&o, NULL);
-	json_out_str(&o, "kvm",
-		d->boots_linux	? "linux"
-		: d->runs_small ? "small"
-				: "none");
+	if (host)
+		json_out_str(&o, "kvm",
+			d->boots_linux	? "linux"
+			: d->runs_small ? "small"
+					: "none");
 	json_out_array(&o, "findings");
 	for (size_t i = 0; i < d->n; i++) {
 		const struct doctor_finding *f = &d->findings[i];
@@ -71,7 +77,8 @@ run(int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(&verb_doctor, argc, argv);
 	struct doctor d = {.n = 0};
-	bool kvm_only = false;
+	bool kvm_only = false, wrong = false;
+	const char *vm = NULL;
 	struct err e = {0};
 	int key;
 
@@ -80,14 +87,25 @@ run(int argc, char **argv)
 			key = (err_set(&e, -EINVAL, "doctor takes no words"), OPT_ERROR);
 		if (key < 0)
 			return opt_leave(&s, key, &e);
-		kvm_only = true;
+		if (key == 257)
+			vm = s.arg;
+		else
+			kvm_only = true;
 	}
+	if (vm && kvm_only) {
+		err_set(&e, -EINVAL, "--can-boot-linux is of this host, --vm of a VM");
+		return opt_leave(&s, OPT_ERROR, &e);
+	}
+	if (s.quiet)
+		out_hush();
 	if (kvm_only)
 		doctor_check_kvm(&d);
-	else
+	else if (!vm)
 		doctor_check_all(&d);
+	else if (doctor_check_vm(&d, vm, &e) < 0)
+		return out_fail(&e);
 	if (s.json) {
-		if (print_json(&d) < 0)
+		if (print_json(&d, !vm) < 0)
 			return EXIT_FAILED;
 	} else if (!s.quiet) {
 		print_text(&d);
@@ -96,6 +114,10 @@ run(int argc, char **argv)
 			if (d.findings[i].verdict != DOCTOR_OK)
 				puts(d.findings[i].id);
 	}
+	for (size_t i = 0; i < d.n; i++)
+		wrong = wrong || d.findings[i].verdict == DOCTOR_PROBLEM;
+	if (vm)
+		return wrong ? EXIT_FAILED : EXIT_OK;
 	return d.boots_linux ? EXIT_OK : EXIT_FAILED;
 }
 
@@ -103,10 +125,18 @@ const struct verb verb_doctor = {
 	.name = "doctor",
 	.summary = "Says what this host can do, and how to mend what it cannot",
 	.run = run,
-	.usage = "[--can-boot-linux]",
+	.usage = "[--can-boot-linux]\n"
+		 "--vm VM",
 	.options = options,
 	.text = "Exit status: 0 when VMs can run on this host, 1 when they cannot (the "
 		"test machine, `pando machine`, is\n"
 		"the way then). Notes do not change it. -q prints the ids of what is not "
-		"ok.",
+		"ok.\n"
+		"\n"
+		"--vm asks the VM's own agent: what has failed in it, what is enabled "
+		"and "
+		"not active, path units whose service\n"
+		"is still active and will not start again (see there before a commit), "
+		"and how to mend each; 1 when something\n"
+		"is wrong.",
 };

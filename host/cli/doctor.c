@@ -24,12 +24,9 @@
 
 #define PROBE_TIMEOUT_MS 15000
 
-static struct doctor_finding *find(struct doctor *d, const char *id,
-	enum doctor_verdict verdict, const char *fmt, ...)
-	__attribute__((format(printf, 4, 5)));
-
-static struct doctor_finding *
-find(struct doctor *d, const char *id, enum doctor_verdict verdict, const char *fmt, ...)
+struct doctor_finding *
+doctor_find(struct doctor *d, const char *id, enum doctor_verdict verdict,
+	const char *fmt, ...)
 {
 	struct doctor_finding *f =
 		&d->findings[d->n < DOCTOR_MAX ? d->n++ : DOCTOR_MAX - 1];
@@ -42,11 +39,8 @@ find(struct doctor *d, const char *id, enum doctor_verdict verdict, const char *
 	return f;
 }
 
-static void mend(struct doctor_finding *f, const char *fmt, ...)
-	__attribute__((format(printf, 2, 3)));
-
-static void
-mend(struct doctor_finding *f, const char *fmt, ...)
+void
+doctor_mend(struct doctor_finding *f, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -92,22 +86,24 @@ doctor_read_probe(struct doctor *d, const char *line, size_t len)
 	out_plain(plain, sizeof(plain), detail);
 	if (strcmp(kvm, "linux") == 0) {
 		d->boots_linux = d->runs_small = true;
-		f = find(d, "kvm", DOCTOR_OK,
+		f = doctor_find(d, "kvm", DOCTOR_OK,
 			"KVM boots Linux: VMs run on this host directly");
 		if (json_f64(j, json_get(j, 0, "create_vm_us"), &us) == 0 && us > 5000) {
-			f = find(d, "kvm-speed", DOCTOR_NOTE,
+			f = doctor_find(d, "kvm-speed", DOCTOR_NOTE,
 				"making a KVM VM took %.1f ms", us / 1e3);
-			mend(f, "see kvm-hugepages and cgroup below");
+			doctor_mend(f, "see kvm-hugepages and cgroup below");
 		}
 	} else if (strcmp(kvm, "small") == 0) {
 		d->runs_small = true;
-		f = find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
-		mend(f, "use a host with hardware virtualization (nested is enough), or "
+		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
+		doctor_mend(f,
+			"use a host with hardware virtualization (nested is enough), or "
 			"the same verbs in "
 			"the test machine: `pando machine start`");
 	} else if (strcmp(kvm, "none") == 0) {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
-		mend(f, "use a host with hardware virtualization, or the test machine: "
+		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
+		doctor_mend(f,
+			"use a host with hardware virtualization, or the test machine: "
 			"`pando machine start`");
 	} else {
 		return false;
@@ -169,18 +165,19 @@ kvm_cannot_be_opened(struct doctor *d, int error)
 	struct doctor_finding *f;
 
 	if (error == ENOENT || error == ENXIO || error == ENODEV) {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "there is no KVM here (/dev/kvm: %s)",
-			strerror(error));
-		mend(f, "load kvm_intel or kvm_amd, switch virtualization on in the "
+		f = doctor_find(d, "kvm", DOCTOR_PROBLEM,
+			"there is no KVM here (/dev/kvm: %s)", strerror(error));
+		doctor_mend(f,
+			"load kvm_intel or kvm_amd, switch virtualization on in the "
 			"firmware or (in a VM) "
 			"nested virtualization on its host; else `pando machine start`");
 	} else if (error == EACCES || error == EPERM) {
-		f = find(d, "kvm", DOCTOR_PROBLEM,
+		f = doctor_find(d, "kvm", DOCTOR_PROBLEM,
 			"KVM is there, but you may not use it (/dev/kvm: %s)",
 			strerror(error));
-		mend(f, "sudo usermod -aG kvm \"$USER\", then log in again");
+		doctor_mend(f, "sudo usermod -aG kvm \"$USER\", then log in again");
 	} else {
-		f = find(d, "kvm", DOCTOR_PROBLEM, "/dev/kvm cannot be opened: %s",
+		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "/dev/kvm cannot be opened: %s",
 			strerror(error));
 	}
 }
@@ -200,21 +197,21 @@ doctor_check_kvm(struct doctor *d)
 	}
 	close(TAKE_FD(fd));
 	if (paths_program("libexec/pando/pando-vmm", program, sizeof(program), &e) < 0) {
-		find(d, "kvm", DOCTOR_PROBLEM, "%s", e.msg);
+		doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", e.msg);
 		return;
 	}
 	if (access(program, X_OK) < 0) {
-		f = find(d, "kvm", DOCTOR_PROBLEM,
+		f = doctor_find(d, "kvm", DOCTOR_PROBLEM,
 			"what KVM can do cannot be tried: %s: %s", program,
 			strerror(errno));
-		mend(f, "the installation is not complete: install pando again");
+		doctor_mend(f, "the installation is not complete: install pando again");
 		return;
 	}
 	n = run_probe(program, answer, sizeof(answer));
 	if (n < 0 || !doctor_read_probe(d, answer, (size_t)n)) {
-		f = find(d, "kvm", DOCTOR_PROBLEM,
+		f = doctor_find(d, "kvm", DOCTOR_PROBLEM,
 			"the probe guest gave no answer (%s --probe)", program);
-		mend(f, "run it by hand; KVM on this host may hang");
+		doctor_mend(f, "run it by hand; KVM on this host may hang");
 	}
 }
 
@@ -227,7 +224,7 @@ check_nested(struct doctor *d)
 
 	for (size_t i = 0; i < 2; i++)
 		if (read_setting(files[i], v, sizeof(v)))
-			find(d, "nested", DOCTOR_OK,
+			doctor_find(d, "nested", DOCTOR_OK,
 				"VMs made here %s run VMs of their own (%s is %s)",
 				v[0] == 'Y' || v[0] == '1' ? "can" : "cannot", files[i],
 				v);
@@ -243,15 +240,15 @@ check_nx_huge_pages(struct doctor *d)
 	if (!read_setting(path, v, sizeof(v)))
 		return;
 	if (v[0] != 'Y' && v[0] != '1' && v[0] != 'f') {
-		find(d, "kvm-hugepages", DOCTOR_OK, "kvm.nx_huge_pages is %s", v);
+		doctor_find(d, "kvm-hugepages", DOCTOR_OK, "kvm.nx_huge_pages is %s", v);
 		return;
 	}
-	f = find(d, "kvm-hugepages", DOCTOR_NOTE,
+	f = doctor_find(d, "kvm-hugepages", DOCTOR_NOTE,
 		"kvm.nx_huge_pages is %s: each VM starts a kernel thread, which makes "
 		"creating VMs slow in a "
 		"cgroup",
 		v);
-	mend(f,
+	doctor_mend(f,
 		"if this CPU does not have the iTLB multihit bug (see "
 		"/sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | "
 		"sudo tee %s; else "
@@ -293,13 +290,14 @@ check_cgroup(struct doctor *d)
 		return;
 	switch (doctor_favordynmods(mounts)) {
 	case 1:
-		find(d, "cgroup", DOCTOR_OK, "cgroup2 is mounted with favordynmods");
+		doctor_find(
+			d, "cgroup", DOCTOR_OK, "cgroup2 is mounted with favordynmods");
 		break;
 	case 0:
-		f = find(d, "cgroup", DOCTOR_NOTE,
+		f = doctor_find(d, "cgroup", DOCTOR_NOTE,
 			"cgroup2 is mounted without favordynmods: threads move between "
 			"cgroups slowly");
-		mend(f, "sudo mount -o remount,favordynmods /sys/fs/cgroup");
+		doctor_mend(f, "sudo mount -o remount,favordynmods /sys/fs/cgroup");
 		break;
 	}
 }
@@ -330,26 +328,27 @@ check_namespaces(struct doctor *d)
 	char v[32];
 
 	if (userns_works()) {
-		find(d, "namespaces", DOCTOR_OK,
+		doctor_find(d, "namespaces", DOCTOR_OK,
 			"user namespaces can be made: VMMs run in their own");
 		return;
 	}
-	f = find(d, "namespaces", DOCTOR_NOTE,
+	f = doctor_find(d, "namespaces", DOCTOR_NOTE,
 		"user namespaces cannot be made here: VMMs run with less isolation, "
 		"images are built with more "
 		"rights");
 	if (read_setting("/proc/sys/kernel/unprivileged_userns_clone", v, sizeof(v)) &&
 		v[0] == '0')
-		mend(f, "sudo sysctl kernel.unprivileged_userns_clone=1");
+		doctor_mend(f, "sudo sysctl kernel.unprivileged_userns_clone=1");
 	else if (read_setting("/proc/sys/user/max_user_namespaces", v, sizeof(v)) &&
 		 v[0] == '0')
-		mend(f, "sudo sysctl user.max_user_namespaces=10000");
+		doctor_mend(f, "sudo sysctl user.max_user_namespaces=10000");
 	else if (read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", v,
 			 sizeof(v)) &&
 		 v[0] == '1')
-		mend(f, "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0");
+		doctor_mend(
+			f, "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0");
 	else
-		mend(f, "a container's or the system's policy forbids it");
+		doctor_mend(f, "a container's or the system's policy forbids it");
 }
 
 static bool
@@ -396,12 +395,12 @@ check_programs(struct doctor *d)
 				needed[i].what);
 	}
 	if (!packages[0]) {
-		find(d, "packages", DOCTOR_OK, "all programs are there");
+		doctor_find(d, "packages", DOCTOR_OK, "all programs are there");
 		return;
 	}
-	f = find(d, "packages", DOCTOR_NOTE, "packages are missing, needed for %s:%s",
-		whats, packages);
-	mend(f, "sudo apt-get install%s", packages);
+	f = doctor_find(d, "packages", DOCTOR_NOTE,
+		"packages are missing, needed for %s:%s", whats, packages);
+	doctor_mend(f, "sudo apt-get install%s", packages);
 }
 
 /* The nearest folder above that exists. */
@@ -434,11 +433,11 @@ check_space(struct doctor *d, const char *id, const char *path, uint64_t want_mi
 	mib = (uint64_t)st.f_bavail * st.f_frsize >> 20;
 	out_mib(free_text, sizeof(free_text), mib);
 	if (mib >= want_mib) {
-		find(d, id, DOCTOR_OK, "%s free at %s", free_text, path);
+		doctor_find(d, id, DOCTOR_OK, "%s free at %s", free_text, path);
 		return;
 	}
-	f = find(d, id, DOCTOR_NOTE, "only %s free at %s", free_text, path);
-	mend(f, "free some, or set %s to a roomier place",
+	f = doctor_find(d, id, DOCTOR_NOTE, "only %s free at %s", free_text, path);
+	doctor_mend(f, "free some, or set %s to a roomier place",
 		strcmp(id, "home-space") == 0 ? "PANDO_HOME" : "PANDO_IMAGES");
 }
 
@@ -450,11 +449,11 @@ check_home(struct doctor *d)
 	struct err e = {0};
 
 	if (paths_home(home, sizeof(home), &e) < 0) {
-		f = find(d, "home", DOCTOR_PROBLEM, "%s", e.msg);
-		mend(f, "set PANDO_HOME to a short absolute path");
+		f = doctor_find(d, "home", DOCTOR_PROBLEM, "%s", e.msg);
+		doctor_mend(f, "set PANDO_HOME to a short absolute path");
 		return;
 	}
-	find(d, "home", DOCTOR_OK, "state is kept in %s", home);
+	doctor_find(d, "home", DOCTOR_OK, "state is kept in %s", home);
 	check_space(d, "home-space", home, 2048);
 }
 
@@ -466,17 +465,18 @@ check_image(struct doctor *d)
 	struct err e = {0};
 
 	if (paths_images(images, sizeof(images), &e) < 0) {
-		f = find(d, "image", DOCTOR_PROBLEM, "%s", e.msg);
-		mend(f, "set PANDO_IMAGES to an absolute path");
+		f = doctor_find(d, "image", DOCTOR_PROBLEM, "%s", e.msg);
+		doctor_mend(f, "set PANDO_IMAGES to an absolute path");
 		return;
 	}
 	snprintf(path, sizeof(path), "%s/default/image.json", images);
 	if (access(path, R_OK) == 0) {
-		find(d, "image", DOCTOR_OK, "there is a default image in %s", images);
+		doctor_find(
+			d, "image", DOCTOR_OK, "there is a default image in %s", images);
 	} else {
-		f = find(d, "image", DOCTOR_NOTE, "there is no default image yet in %s",
-			images);
-		mend(f, "nothing: the first `pando run` builds it");
+		f = doctor_find(d, "image", DOCTOR_NOTE,
+			"there is no default image yet in %s", images);
+		doctor_mend(f, "nothing: the first `pando run` builds it");
 		check_space(d, "image-space", images, 4096);
 	}
 }
@@ -497,12 +497,13 @@ check_memory(struct doctor *d)
 		return;
 	out_mib(free_text, sizeof(free_text), kib >> 10);
 	if (kib >> 10 >= 1024) {
-		find(d, "memory", DOCTOR_OK, "%s of memory are available", free_text);
+		doctor_find(
+			d, "memory", DOCTOR_OK, "%s of memory are available", free_text);
 		return;
 	}
-	f = find(d, "memory", DOCTOR_NOTE,
+	f = doctor_find(d, "memory", DOCTOR_NOTE,
 		"only %s of memory are available: a VM wants 512 MiB", free_text);
-	mend(f, "run fewer VMs, or smaller ones (--mem-size)");
+	doctor_mend(f, "run fewer VMs, or smaller ones (--mem-size)");
 }
 
 bool
@@ -527,13 +528,14 @@ check_huge_pages(struct doctor *d)
 		!doctor_chosen_word(text, word, sizeof(word)))
 		return;
 	if (strcmp(word, "never") != 0) {
-		find(d, "huge-pages", DOCTOR_OK, "transparent huge pages: %s", word);
+		doctor_find(
+			d, "huge-pages", DOCTOR_OK, "transparent huge pages: %s", word);
 		return;
 	}
-	f = find(d, "huge-pages", DOCTOR_NOTE,
+	f = doctor_find(d, "huge-pages", DOCTOR_NOTE,
 		"transparent huge pages are off: a branch of a 512 MiB VM takes "
 		"milliseconds longer");
-	mend(f, "echo madvise | sudo tee %s", path);
+	doctor_mend(f, "echo madvise | sudo tee %s", path);
 }
 
 static void
@@ -544,10 +546,49 @@ check_overcommit(struct doctor *d)
 
 	if (!read_setting("/proc/sys/vm/overcommit_memory", v, sizeof(v)) || v[0] != '2')
 		return;
-	f = find(d, "overcommit", DOCTOR_NOTE,
+	f = doctor_find(d, "overcommit", DOCTOR_NOTE,
 		"vm.overcommit_memory is 2: branches are refused when their memory, all "
 		"of it, would not fit");
-	mend(f, "sudo sysctl vm.overcommit_memory=0");
+	doctor_mend(f, "sudo sysctl vm.overcommit_memory=0");
+}
+
+bool
+doctor_read_scopes(struct doctor *d, const struct json *j, int tok)
+{
+	struct doctor_finding *f;
+	bool limits, lingers, machined;
+	char how[16], detail[400];
+
+	if (json_str(j, json_get(j, tok, "how"), how, sizeof(how)) < 0 ||
+		json_str(j, json_get(j, tok, "detail"), detail, sizeof(detail)) < 0 ||
+		json_bool(j, json_get(j, tok, "limits"), &limits) < 0 ||
+		json_bool(j, json_get(j, tok, "lingers"), &lingers) < 0 ||
+		json_bool(j, json_get(j, tok, "machined"), &machined) < 0)
+		return false;
+	if (strcmp(how, "unknown") == 0)
+		return true;
+	if (!lingers) {
+		f = doctor_find(d, "scopes", DOCTOR_NOTE,
+			"%s, which ends with your last session, and VMs with it", detail);
+		doctor_mend(f, "sudo loginctl enable-linger \"$USER\"");
+	} else if (limits) {
+		doctor_find(d, "scopes", DOCTOR_OK, "%s%s", detail,
+			machined ? "; machinectl lists them" : "");
+	} else {
+		f = doctor_find(d, "scopes", DOCTOR_NOTE, "%s", detail);
+		doctor_mend(f,
+			strcmp(how, "none") == 0
+				? "for limits of each VM, start pandod where a systemd "
+				  "is "
+				  "(log in, or as a service), or in a control group that "
+				  "is writable"
+				: "for limits of each VM, start pandod where a systemd "
+				  "is "
+				  "(log in, or as a service), or alone in a control "
+				  "group "
+				  "that has the memory and cpu controllers");
+	}
+	return true;
 }
 
 static void
@@ -561,26 +602,28 @@ check_pandod(struct doctor *d)
 	struct err e = {0};
 
 	if (client_open(NULL, 0, &c, &e) < 0) {
-		find(d, "pandod", DOCTOR_OK,
+		doctor_find(d, "pandod", DOCTOR_OK,
 			"no pandod runs; the first command starts one");
 		return;
 	}
 	if (client_call(c, "GET", "/v1/version", NULL, &reply, &e) < 0) {
-		f = find(d, "pandod", DOCTOR_PROBLEM, "%s", e.msg);
-		mend(f, "see %s/pandod.log", client_home(c));
+		f = doctor_find(d, "pandod", DOCTOR_PROBLEM, "%s", e.msg);
+		doctor_mend(f, "see %s/pandod.log", client_home(c));
 		return;
 	}
 	(void)json_str(
 		reply.json, json_get(reply.json, 0, "version"), version, sizeof(version));
 	(void)json_u64(reply.json, json_get(reply.json, 0, "pid"), &pid);
+	(void)doctor_read_scopes(d, reply.json, json_get(reply.json, 0, "scopes"));
 	if (strcmp(version, PANDO_VERSION) == 0) {
-		find(d, "pandod", DOCTOR_OK, "pandod %s runs (pid %llu)", version,
+		doctor_find(d, "pandod", DOCTOR_OK, "pandod %s runs (pid %llu)", version,
 			(unsigned long long)pid);
 		return;
 	}
-	f = find(d, "pandod", DOCTOR_NOTE, "pandod %s runs (pid %llu), this is pando %s",
-		version, (unsigned long long)pid, PANDO_VERSION);
-	mend(f, "kill %llu; VMs go on, and the next command starts the new one",
+	f = doctor_find(d, "pandod", DOCTOR_NOTE,
+		"pandod %s runs (pid %llu), this is pando %s", version,
+		(unsigned long long)pid, PANDO_VERSION);
+	doctor_mend(f, "kill %llu; VMs go on, and the next command starts the new one",
 		(unsigned long long)pid);
 }
 

@@ -7,6 +7,9 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
 
 enum doctor_verdict {
 	DOCTOR_OK,
@@ -22,7 +25,7 @@ struct doctor_finding {
 	char mend[512]; /* "" if there is nothing to do */
 };
 
-#define DOCTOR_MAX 24
+#define DOCTOR_MAX 96
 
 struct doctor {
 	struct doctor_finding findings[DOCTOR_MAX];
@@ -31,10 +34,34 @@ struct doctor {
 	bool runs_small;  /* … or at least small guests of our own */
 };
 
+/* Adds a finding; the last one is overwritten when there is no more room. */
+struct doctor_finding *doctor_find(struct doctor *d, const char *id,
+	enum doctor_verdict verdict, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+/* Its mend. */
+void doctor_mend(struct doctor_finding *f, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
 /* Only what decides whether VMs can run here: the finding "kvm". */
 void doctor_check_kvm(struct doctor *d);
 /* Everything, "kvm" first. */
 void doctor_check_all(struct doctor *d);
+
+/* What a VM is like from within (doctor_vm.c). name NULL: as pick_vm() chooses. An error:
+ * there is no such VM, or no pandod; what is wrong with the guest is a finding. */
+int doctor_check_vm(struct doctor *d, const char *name, struct err *e);
+/* The guest's word (guest-agent/doctor.h), judged. vm: how it is called in commands;
+ * generation: that pandod knows. -EPROTO: it is no such word; what was found until then
+ * stays. */
+int doctor_judge_guest(struct doctor *d, const char *vm, const char *generation,
+	const char *text, size_t len, struct err *e);
+/* The guest's clock, asked for between two moments of ours. */
+void doctor_judge_clock(struct doctor *d, const char *vm, uint64_t guest_ns,
+	uint64_t before_ns, uint64_t after_ns);
+
+/* What pandod says of scopes (host/scope.h); false: nothing. */
+struct json;
+bool doctor_read_scopes(struct doctor *d, const struct json *j, int tok);
 
 /* The probe's JSON line (`pando-vmm --probe`); false if it is none. */
 bool doctor_read_probe(struct doctor *d, const char *line, size_t len);

@@ -7,7 +7,7 @@ pandoclient_PKGS := libcurl
 
 # Everything of the command but its main(), so that tests can link it.
 LIBRARIES += pandocli
-pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c logs.c execute.c \
+pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c doctor_vm.c logs.c execute.c \
 	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
 	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
@@ -81,3 +81,23 @@ test_ssh_LIBS := $(pando_LIBS)
 test_ssh_PKGS := cmocka $(pando_PKGS)
 test_ssh_LDLIBS := $(pando_LDLIBS)
 $(B)/tests/test_ssh: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+# What a guest says of itself, judged; runs the agent that was built beside it.
+UNIT_TESTS += test_doctor_vm
+test_doctor_vm_SRCS := tests/unit/test_doctor_vm.c
+test_doctor_vm_LIBS := $(pando_LIBS)
+test_doctor_vm_PKGS := cmocka $(pando_PKGS)
+test_doctor_vm_LDLIBS := $(pando_LDLIBS)
+$(B)/tests/test_doctor_vm: | $(B)/libexec/pando/pando-agent
+
+FUZZERS += fuzz_doctor_guest
+fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/io.c common/json.c
+fuzz_doctor_guest_CORPUS := tests/fuzz/corpus/doctor_guest
+
+# The manual and the completion say all that --help says.
+UNIT_TESTS += test_manual
+test_manual_SRCS := tests/unit/test_manual.c
+test_manual_LIBS := $(pando_LIBS)
+test_manual_PKGS := cmocka $(pando_PKGS)
+test_manual_LDLIBS := $(pando_LDLIBS)
+$(B)/tests/test_manual: | $(B)/share/man/man1/pando.1 $(B)/share/bash-completion/completions/pando \
+	$(B)/share/zsh/site-functions/_pando

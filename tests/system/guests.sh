@@ -19,7 +19,7 @@ boots() {
 it "a Debian machine boots until its agent answers" boots
 
 # SUBJECTS="copy faults" runs only those; ROUNDS=2 branches twice in a row instead of 20 times.
-for subject in ${SUBJECTS:-execute connect copy branch identity ssh lifecycle commit rpc faults}; do
+for subject in ${SUBJECTS:-execute connect copy branch identity ssh lifecycle commit rpc pathunit faults}; do
 	. "$here/guests/$subject.sh"
 done
 finish

@@ -6,14 +6,23 @@ PANDO_IMAGES=$work/images
 export PANDO_IMAGES
 ROUNDS=${ROUNDS:-100}
 
+# Control groups of VMs whose id this home has had: those of others come and go beside this test.
+vm_groups() {
+	find /sys/fs/cgroup -type d -name 'pando-*.scope' 2>/dev/null | while read -r group; do
+		id=${group##*/pando-}
+		grep -q "vm ${id%.scope}" "$PANDO_HOME/pandod.log" 2>/dev/null && echo "$group"
+	done
+}
+
 # What is counted: processes of ours, files of the home, the daemon's descriptors and threads, namespaces on this
-# host that belong to no other process than ours did.
+# host that belong to no other process than ours did, control groups of VMs.
 counts() {
 	echo "processes $(home_pids pando-vmm | wc -l) $(home_pids pandod | wc -l)"
 	echo "files $(find "$PANDO_HOME" | wc -l)"
 	echo "vms $(find "$PANDO_HOME/vms" -mindepth 1 2>/dev/null | wc -l)"
 	echo "segments $(find "$PANDO_HOME/segments" -mindepth 1 2>/dev/null | wc -l)"
 	echo "sockets $(grep -c "$PANDO_HOME" /proc/net/unix)"
+	echo "groups $(vm_groups | wc -l)"
 	echo "descriptors $(find "/proc/$(pandod_pid)/fd" -mindepth 1 | wc -l)"
 	echo "namespaces $(find /proc/[0-9]*/ns -name net -o -name mnt -o -name user 2>/dev/null |
 		while read -r ns; do readlink "$ns" 2>/dev/null; done | sort -u | wc -l)"

@@ -19,6 +19,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/json.h"
 #include "guest-agent/bus.h"
 
 #define PATH "/org/freedesktop/systemd1"
@@ -112,22 +113,223 @@ status_property(sd_bus *bus, const char *path, const char *interface,
 	return sd_bus_message_append(reply, "i", main_status);
 }
 
+/*
+ * What there is to look at. Names say what a unit is like: "…-idle…" is inactive and was
+ * never started, "…-over…" has ended, "…-cond…" has a condition that did not hold.
+ */
+static const char *system_state = "degraded";
+
+static const struct {
+	const char *name, *active, *sub;
+} loaded[] = {
+	{"multi-user.target", "active", "active"},
+	{"graphical.target", "inactive", "dead"},
+	{"bad.service", "failed", "failed"},
+	{"good.service", "active", "running"},
+	{"rpc.path", "active", "waiting"},
+	{"rpc.service", "active", "exited"},
+	{"long.path", "active", "waiting"},
+	{"long.service", "active", "running"},
+	{"fresh.path", "active", "waiting"},
+	{"fresh.service", "inactive", "dead"},
+};
+
+static const char *const files[] = {"/etc/systemd/system/good.service",
+	"/lib/systemd/system/a-idle.service", "/lib/systemd/system/b-idle.path",
+	"/lib/systemd/system/c-over.service", "/lib/systemd/system/d-cond.service",
+	"/lib/systemd/system/e-over-oneshot.service",
+	"/lib/systemd/system/f-idle-graphical.service",
+	"/lib/systemd/system/g-idle-triggered.service",
+	"/lib/systemd/system/h-idle@.service", "/lib/systemd/system/i-idle.target",
+	"/lib/systemd/system/j-off.service"};
+
+static int
+on_list_units(sd_bus_message *m, void *ctx, sd_bus_error *error)
+{
+	__attribute__((cleanup(sd_bus_message_unrefp))) sd_bus_message *answer = NULL;
+	int r = sd_bus_message_new_method_return(m, &answer);
+
+	(void)ctx;
+	(void)error;
+	if (r >= 0)
+		r = sd_bus_message_open_container(answer, 'a', "(ssssssouso)");
+	for (size_t i = 0; r >= 0 && i < sizeof(loaded) / sizeof(loaded[0]); i++) {
+		char path[128];
+
+		snprintf(path, sizeof(path), PATH "/unit/%.*s",
+			(int)strcspn(loaded[i].name, "."), loaded[i].name);
+		for (char *s = path; *s; s++)
+			if (*s == '-')
+				*s = '_';
+		r = sd_bus_message_append(answer, "(ssssssouso)", loaded[i].name, "",
+			"loaded", loaded[i].active, loaded[i].sub, "", path, 0u, "", "/");
+	}
+	if (r >= 0)
+		r = sd_bus_message_close_container(answer);
+	return r < 0 ? r : sd_bus_send(NULL, answer, NULL);
+}
+
+static int
+on_list_files(sd_bus_message *m, void *ctx, sd_bus_error *error)
+{
+	__attribute__((cleanup(sd_bus_message_unrefp))) sd_bus_message *answer = NULL;
+	int r = sd_bus_message_new_method_return(m, &answer);
+
+	(void)ctx;
+	(void)error;
+	if (r >= 0)
+		r = sd_bus_message_open_container(answer, 'a', "(ss)");
+	for (size_t i = 0; r >= 0 && i < sizeof(files) / sizeof(files[0]); i++)
+		r = sd_bus_message_append(answer, "(ss)", files[i],
+			strstr(files[i], "-off") ? "disabled" : "enabled");
+	if (r >= 0)
+		r = sd_bus_message_close_container(answer);
+	return r < 0 ? r : sd_bus_send(NULL, answer, NULL);
+}
+
+/* The object's path has all of the name but its kind. */
+static int
+on_load_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
+{
+	char path[128];
+	const char *unit;
+
+	(void)ctx;
+	(void)error;
+	if (sd_bus_message_read(m, "s", &unit) < 0)
+		return -EINVAL;
+	snprintf(path, sizeof(path), PATH "/unit/%.*s", (int)strcspn(unit, "."), unit);
+	for (char *s = path; *s; s++)
+		if (*s == '-')
+			*s = '_';
+	return sd_bus_reply_method_return(m, "o", path);
+}
+
+static int
+unit_property(sd_bus *h, const char *path, const char *interface, const char *property,
+	sd_bus_message *reply, void *ctx, sd_bus_error *error)
+{
+	bool ran = strstr(path, "_over") || strstr(path, "_cond");
+
+	(void)h;
+	(void)interface;
+	(void)ctx;
+	(void)error;
+	if (!strcmp(property, "ActiveState"))
+		return sd_bus_message_append(reply, "s",
+			strstr(path, "/good") || strstr(path, "/rpc") ? "active"
+								      : "inactive");
+	if (!strcmp(property, "ConditionResult"))
+		return sd_bus_message_append(reply, "b", !strstr(path, "_cond"));
+	if (!strcmp(property, "ConditionTimestamp"))
+		return sd_bus_message_append(reply, "t", ran ? UINT64_C(5) : UINT64_C(0));
+	if (!strcmp(property, "InactiveExitTimestamp"))
+		return sd_bus_message_append(
+			reply, "t", strstr(path, "_over") ? UINT64_C(6) : UINT64_C(0));
+	if (!strcmp(property, "WantedBy"))
+		return sd_bus_message_append(reply, "as", 1,
+			strstr(path, "_graphical") ? "graphical.target"
+						   : "multi-user.target");
+	if (!strcmp(property, "TriggeredBy") && strstr(path, "_triggered"))
+		return sd_bus_message_append(reply, "as", 1, "g.socket");
+	return sd_bus_message_append(reply, "as", 0);
+}
+
+static int
+type_property(sd_bus *h, const char *path, const char *interface, const char *property,
+	sd_bus_message *reply, void *ctx, sd_bus_error *error)
+{
+	(void)h;
+	(void)interface;
+	(void)property;
+	(void)ctx;
+	(void)error;
+	return sd_bus_message_append(
+		reply, "s", strstr(path, "_oneshot") ? "oneshot" : "simple");
+}
+
+static int
+path_property(sd_bus *h, const char *path, const char *interface, const char *property,
+	sd_bus_message *reply, void *ctx, sd_bus_error *error)
+{
+	char service[64];
+
+	(void)h;
+	(void)interface;
+	(void)property;
+	(void)ctx;
+	(void)error;
+	snprintf(service, sizeof(service), "%s.service", strrchr(path, '/') + 1);
+	return sd_bus_message_append(reply, "s", service);
+}
+
+static int
+state_property(sd_bus *h, const char *path, const char *interface, const char *property,
+	sd_bus_message *reply, void *ctx, sd_bus_error *error)
+{
+	(void)h;
+	(void)path;
+	(void)interface;
+	(void)property;
+	(void)ctx;
+	(void)error;
+	return sd_bus_message_append(reply, "s", system_state);
+}
+
+static const sd_bus_vtable any_unit[] = {
+	SD_BUS_VTABLE_START(0),
+	SD_BUS_PROPERTY("ActiveState", "s", unit_property, 0, 0),
+	SD_BUS_PROPERTY("ConditionResult", "b", unit_property, 0, 0),
+	SD_BUS_PROPERTY("ConditionTimestamp", "t", unit_property, 0, 0),
+	SD_BUS_PROPERTY("InactiveExitTimestamp", "t", unit_property, 0, 0),
+	SD_BUS_PROPERTY("WantedBy", "as", unit_property, 0, 0),
+	SD_BUS_PROPERTY("RequiredBy", "as", unit_property, 0, 0),
+	SD_BUS_PROPERTY("UpheldBy", "as", unit_property, 0, 0),
+	SD_BUS_PROPERTY("TriggeredBy", "as", unit_property, 0, 0),
+	SD_BUS_VTABLE_END,
+};
+
+static const sd_bus_vtable any_service[] = {
+	SD_BUS_VTABLE_START(0),
+	SD_BUS_PROPERTY("Type", "s", type_property, 0, 0),
+	SD_BUS_PROPERTY("Result", "s", text_property, 0, 0),
+	SD_BUS_PROPERTY("StatusText", "s", text_property, 0, 0),
+	SD_BUS_PROPERTY("ExecMainStatus", "i", status_property, 0, 0),
+	SD_BUS_VTABLE_END,
+};
+
+static const sd_bus_vtable any_path[] = {
+	SD_BUS_VTABLE_START(0),
+	SD_BUS_PROPERTY("Unit", "s", path_property, 0, 0),
+	SD_BUS_VTABLE_END,
+};
+
+static int
+find_any(sd_bus *h, const char *path, const char *interface, void *ctx, void **ret,
+	sd_bus_error *error)
+{
+	(void)h;
+	(void)path;
+	(void)interface;
+	(void)error;
+	*ret = ctx;
+	return 1;
+}
+
 static const sd_bus_vtable manager[] = {
 	SD_BUS_VTABLE_START(0),
+	SD_BUS_METHOD("ListUnits", "", "a(ssssssouso)", on_list_units,
+		SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD(
+		"ListUnitFiles", "", "a(ss)", on_list_files, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("LoadUnit", "s", "o", on_load_unit, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_PROPERTY("SystemState", "s", state_property, 0, 0),
 	SD_BUS_METHOD("Subscribe", "", "", on_subscribe, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("StartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("StopUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("RestartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("TryRestartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("GetUnit", "s", "o", on_get_unit, SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_VTABLE_END,
-};
-
-static const sd_bus_vtable service[] = {
-	SD_BUS_VTABLE_START(0),
-	SD_BUS_PROPERTY("Result", "s", text_property, 0, 0),
-	SD_BUS_PROPERTY("StatusText", "s", text_property, 0, 0),
-	SD_BUS_PROPERTY("ExecMainStatus", "i", status_property, 0, 0),
 	SD_BUS_VTABLE_END,
 };
 
@@ -142,8 +344,15 @@ serve(void *arg)
 	if (fd < 0 || sd_bus_new(&bus) < 0 || sd_bus_set_fd(bus, fd, fd) < 0 ||
 		sd_bus_set_server(bus, 1, id) < 0 ||
 		sd_bus_add_object_vtable(bus, NULL, PATH, MANAGER, manager, NULL) < 0 ||
-		sd_bus_add_object_vtable(bus, NULL, PATH "/unit/bad",
-			"org.freedesktop.systemd1.Service", service, NULL) < 0 ||
+		sd_bus_add_fallback_vtable(bus, NULL, PATH "/unit",
+			"org.freedesktop.systemd1.Unit", any_unit, find_any,
+			&main_status) < 0 ||
+		sd_bus_add_fallback_vtable(bus, NULL, PATH "/unit",
+			"org.freedesktop.systemd1.Service", any_service, find_any,
+			&main_status) < 0 ||
+		sd_bus_add_fallback_vtable(bus, NULL, PATH "/unit",
+			"org.freedesktop.systemd1.Path", any_path, find_any,
+			&main_status) < 0 ||
 		sd_bus_start(bus) < 0)
 		abort();
 	while (1) {
@@ -240,6 +449,35 @@ without_systemd_it_says_so(void **state)
 	assert_non_null(strstr(e.msg, "/nonexistent/private"));
 }
 
+static void
+what_is_not_as_it_should_be_is_found_and_nothing_else(void **state)
+{
+	cleanup_json_out struct json_out o = {0}, young = {0};
+
+	(void)state;
+	system_state = "degraded";
+	if (bus_look(bus, &o, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(o.buf,
+		"{\"system\":\"degraded\",\"failed\":[{\"unit\":\"bad.service\",\"why\":"
+		"\"exit-code, status 203, and said: no\\\\x1b[1m "
+		"luck\"}],\"not_active\":["
+		"{\"unit\":\"a-idle.service\",\"why\":\"it was never started\"},"
+		"{\"unit\":\"b-idle.path\",\"why\":\"it was never started\"},"
+		"{\"unit\":\"c-over.service\",\"why\":\"it has ended\"}],\"paths\":["
+		"{\"unit\":\"rpc.path\",\"service\":\"rpc.service\",\"state\":\"exited\"}"
+		","
+		"{\"unit\":\"long.path\",\"service\":\"long.service\",\"state\":"
+		"\"running\"}]}");
+	/* What is not there yet while it boots is no fault. */
+	system_state = "starting";
+	assert_int_equal(bus_look(bus, &young, &e), 0);
+	assert_non_null(strstr(young.buf, "\"starting\""));
+	assert_null(strstr(young.buf, "not_active"));
+	/* The connection is as good as before. */
+	assert_int_equal(bus_unit(bus, "start", "good.service", 5000, &e), 0);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int
@@ -249,6 +487,7 @@ main(void)
 		T(a_job_is_waited_for),
 		T(a_job_that_fails_says_why),
 		T(a_job_without_end_is_given_up),
+		T(what_is_not_as_it_should_be_is_found_and_nothing_else),
 		cmocka_unit_test(without_systemd_it_says_so),
 	};
 

@@ -195,7 +195,7 @@ a_hello_makes_a_machine_somebody_of_its_own(void **state)
 {
 	static const char *const steps[] = {"random", "clock", "host-name", "machine-id",
 		"boot-id", "seeds", "environment", "ssh-keys", "identity", "hooks",
-		"units"};
+		"units", "agents"};
 	char machine_id[64], boot_id[64], key[AGENT_HOST_KEY_MAX];
 	struct stat st;
 
@@ -209,8 +209,8 @@ a_hello_makes_a_machine_somebody_of_its_own(void **state)
 	put("/etc/environment", "OLD=1\n", 0644);
 	assert_int_equal(env_set(&env, "NEW=it's new", &e), 0);
 	assert_int_equal(hello(A, 1), 0);
-	assert_int_equal(ack.n_steps, 11);
-	for (unsigned i = 0; i < 11; i++)
+	assert_int_equal(ack.n_steps, 12);
+	for (unsigned i = 0; i < 12; i++)
 		assert_string_equal(ack.steps[i].name, steps[i]);
 	assert_true(agent_is_host_key(ack.host_key));
 	assert_string_equal(text_of("/etc/hostname"), "vm-aaaa\n");
@@ -259,6 +259,76 @@ a_hello_makes_a_machine_somebody_of_its_own(void **state)
 	assert_int_equal(stat(at("/run/pando/boot_id"), &now), 0);
 	assert_int_equal(now.st_ino, st.st_ino);
 	assert_string_not_equal(text_of("/run/pando/boot_id"), boot_id);
+}
+
+/* Who holds that lock of the coding agent "a"; 0: nobody. */
+static pid_t
+lock_of(const char *what)
+{
+	struct flock f = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	char path[96];
+	cleanup_close int fd = -1;
+
+	snprintf(path, sizeof(path), "/var/lib/pando/rpc/a/lock.%s", what);
+	fd = open(at(path), O_RDWR | O_CLOEXEC);
+	return fd >= 0 && !fcntl(fd, F_GETLK, &f) && f.l_type != F_UNLCK ? f.l_pid : 0;
+}
+
+/* Its keeper, its holder and the program, as a power cut does. */
+static void
+end_kept(void)
+{
+	pid_t program = atoi(text_of("/var/lib/pando/rpc/a/run/program")), pid;
+
+	while ((pid = lock_of("keeper")) > 0 || (pid = lock_of("holder")) > 0) {
+		kill(pid, SIGKILL);
+		usleep(1000);
+	}
+	if (program > 1)
+		kill(program, SIGKILL);
+}
+
+/* Once in each boot, and with the environment of the hello. */
+static void
+kept_coding_agents_are_started_with_the_machine(void **state)
+{
+	char line[300];
+
+	(void)state;
+	snprintf(line, sizeof(line),
+		"command = [\"sh\", \"-c\", \"echo $KEY >>%s/started; exec cat\"]\ntmux "
+		"= "
+		"false\nstop_s = 0\n",
+		root);
+	put("/etc/pando/rpc.d/a.conf", line, 0644);
+	put("/etc/pando/rpc.d/never.conf", line, 0644);
+	put("/var/lib/pando/rpc/a/wanted", "", 0600);
+	mkdir(at("/tmp"), 0755);
+	assert_int_equal(env_set(&env, "KEY=new", &e), 0);
+	assert_int_equal(hello(A, 1), 0);
+	for (int i = 0; i < 500 && !there("/started"); i++)
+		usleep(10000);
+	assert_string_equal(text_of("/started"), "new\n");
+	assert_false(there("/var/lib/pando/rpc/never"));
+	/* As a branch it has it already; as it has after the agent's own restart. */
+	assert_int_equal(hello(B, 2), 0);
+	end_agent();
+	start_agent(true, false);
+	assert_int_equal(hello(A, 3), 0);
+	usleep(300000);
+	assert_string_equal(text_of("/started"), "new\n");
+	/* The machine is started anew: all of its processes are gone, and /run. */
+	end_kept();
+	end_agent();
+	assert_int_equal(io_remove_tree(at("/run/pando"), NULL), 0);
+	start_agent(true, false);
+	assert_int_equal(env_set(&env, "KEY=newer", &e), 0);
+	assert_int_equal(hello(A, 4), 0);
+	for (int i = 0; i < 500 && strcmp(text_of("/started"), "new\nnewer\n"); i++)
+		usleep(10000);
+	assert_string_equal(text_of("/started"), "new\nnewer\n");
+	end_kept();
+	env_done(&env);
 }
 
 static void
@@ -776,6 +846,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(a_hello_makes_a_machine_somebody_of_its_own),
+		T(kept_coding_agents_are_started_with_the_machine),
 		T(ssh_reads_the_host_key),
 		T(a_machine_that_boots_again_stays_who_it_was),
 		T(a_parent_is_reseeded_and_stays_who_it_is),

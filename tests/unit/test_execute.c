@@ -320,6 +320,29 @@ binary_input_of_any_size_comes_back_whole(void **state)
 }
 
 static void
+doctor_looks_into_a_vm(void **state)
+{
+	cleanup_json struct json *j = NULL;
+
+	(void)state;
+	RUN("doctor", "--vm", "a", "--format", "json");
+	/* This host is no guest: it was never told who it is. */
+	assert_int_equal(got.status, 1);
+	assert_int_equal(json_parse(got.out, got.out_len, 4096, &j, NULL), 0);
+	assert_non_null(strstr(got.out, "\"its agent is of version " PANDO_VERSION));
+	assert_non_null(strstr(got.out, "\"its clock is the host's\""));
+	assert_non_null(strstr(got.out, "the guest was never told who it is"));
+	RUN("doctor", "--vm", "dead");
+	assert_int_equal(got.status, 1);
+	assert_non_null(strstr(got.out, "pando start a"));
+	RUN("doctor", "--vm", "nobody");
+	assert_int_equal(got.status, 3);
+	assert_int_equal(got.out_len, 0);
+	RUN("doctor", "--vm", "a", "--can-boot-linux");
+	assert_int_equal(got.status, 2);
+}
+
+static void
 a_timeout_is_status_6_and_leaves_nothing_behind(void **state)
 {
 	(void)state;
@@ -572,6 +595,7 @@ main(void)
 		cmocka_unit_test(out_and_err_and_the_status_are_the_commands_own),
 		cmocka_unit_test(words_arrive_as_they_are),
 		cmocka_unit_test(binary_input_of_any_size_comes_back_whole),
+		cmocka_unit_test(doctor_looks_into_a_vm),
 		cmocka_unit_test(a_timeout_is_status_6_and_leaves_nothing_behind),
 		cmocka_unit_test(what_cannot_be_started_is_126_or_127),
 		cmocka_unit_test(our_own_failures_have_their_numbers),

@@ -735,6 +735,118 @@ an_end_outlives_its_keeper(void **state)
 	WAIT_FOR(status_number("out", "lines") == 2, 10);
 }
 
+/*
+ * The machine is started anew.
+ */
+
+static pid_t
+lock_of(const char *what)
+{
+	struct rpc_place p = RPC_PLACE_INIT;
+	pid_t pid;
+
+	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
+	pid = rpc_lock_holder(&p, what);
+	rpc_place_done(&p);
+	return pid;
+}
+
+/* As systemd does when it shuts down, and as a power cut. */
+static void
+end_machine(bool in_order)
+{
+	pid_t agent = (pid_t)status_number("keeper", "program"), pid;
+
+	if (in_order) {
+		kill(lock_of("keeper"), SIGTERM);
+		WAIT_FOR(!lock_of("keeper") && !lock_of("holder"), 20);
+		return;
+	}
+	while ((pid = lock_of("keeper")) > 0 || (pid = lock_of("holder")) > 0) {
+		kill(pid, SIGKILL);
+		usleep(1000);
+	}
+	if (agent > 1)
+		kill(agent, SIGKILL);
+}
+
+static void
+what_was_kept_is_kept_again_after_a_boot(void **state)
+{
+	pid_t keeper;
+
+	(void)state;
+	configure(echo_script, "stop_s = 1\n");
+	for (int in_order = 0; in_order < 2; in_order++) {
+		started();
+		sent("{\"n\":1}");
+		WAIT_FOR(status_number("out", "lines") == 2 * in_order + 1, 10);
+		end_machine(in_order);
+		assert_false(state_is("running") && lock_of("keeper"));
+		said_nothing(RPC("boot"));
+		assert_true(state_is("running"));
+		keeper = keeper_pid();
+		/* Not twice. */
+		said_nothing(RPC("boot"));
+		assert_int_equal(keeper_pid(), keeper);
+		assert_int_equal(status_number("keeper", "starts"), 1);
+		sent("{\"n\":2}");
+		WAIT_FOR(status_number("out", "lines") == 2 * in_order + 2, 10);
+		said_nothing(RPC("stop"));
+	}
+	/* Stopped, it stays so. */
+	said_nothing(RPC("boot"));
+	assert_true(state_is("stopped"));
+	assert_int_equal(lock_of("keeper"), 0);
+}
+
+static void
+one_that_had_ended_begins_again_with_the_machine(void **state)
+{
+	(void)state;
+	configure("echo '{}'\n", "");
+	started();
+	WAIT_FOR(state_is("ended"), 10);
+	end_machine(true);
+	said_nothing(RPC("boot"));
+	WAIT_FOR(status_number("out", "lines") == 2, 10);
+}
+
+static void
+one_that_is_not_to_boot_stays_stopped(void **state)
+{
+	static const char *const confs[] = {
+		"[restart]\nboot = false\n", "[restart]\npolicy = \"never\"\n"};
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		configure(echo_script, confs[i]);
+		started();
+		end_machine(i);
+		said_nothing(RPC("boot"));
+		assert_true(state_is("stopped"));
+		{
+			cleanup_said struct said s = RPC("status", "a");
+
+			assert_non_null(strstr(s.out, "the machine was started anew"));
+		}
+		{
+			cleanup_said struct said s =
+				RUN_IN("{}", 2, "rpc", "send", "a", root_option);
+
+			assert_int_not_equal(s.status, 0);
+			assert_non_null(strstr(s.err, "is stopped: pando rpc start"));
+		}
+		assert_int_equal(lock_of("keeper"), 0);
+	}
+	/* Said so, it is, whatever the policy. */
+	configure(echo_script, "[restart]\npolicy = \"never\"\nboot = true\n");
+	started();
+	end_machine(false);
+	said_nothing(RPC("boot"));
+	assert_true(state_is("running"));
+}
+
 static void
 a_cut_spool_is_mended(void **state)
 {
@@ -1262,6 +1374,9 @@ main(void)
 		T(a_keeper_that_is_killed_again_and_again_loses_nothing),
 		T(a_keeper_that_is_killed_comes_back_by_itself),
 		T(an_end_outlives_its_keeper),
+		T(what_was_kept_is_kept_again_after_a_boot),
+		T(one_that_had_ended_begins_again_with_the_machine),
+		T(one_that_is_not_to_boot_stays_stopped),
 		T(a_cut_spool_is_mended),
 		T(a_holder_that_is_killed_is_a_failure_of_its_program),
 		T(what_was_not_read_is_for_the_next_program),

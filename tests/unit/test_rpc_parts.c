@@ -77,6 +77,7 @@ a_configuration_is_read(void **state)
 	assert_int_equal(parse("command = \"exec x | y\"\n", &c, &e), 0);
 	assert_string_equal(c.argv[0], "/bin/sh");
 	assert_string_equal(c.argv[2], "exec x | y");
+	assert_true(c.boot);
 	assert_int_equal(c.on_fork, RPC_FORK_KEEP);
 	assert_int_equal(c.dialogs, RPC_DIALOGS_DENY);
 	rpc_conf_done(&c);
@@ -100,6 +101,7 @@ what_is_wrong_with_a_configuration_is_named(void **state)
 		{"command = \"x\"\nenv = [\"=x\"]\n", "NAME=value"},
 		{"command = \"x\"\n[restart]\nlimit = 0\n",
 			"limit must be a number from 1"},
+		{"command = \"x\"\n[restart]\nboot = 1\n", "boot must be true or false"},
 		{"command = \"x\"\n[restart]\nlimt = 1\n",
 			"unknown key \"restart.limt\""},
 		{"command = \"x\"\nrestart = 1\n", "restart must be a table"},
