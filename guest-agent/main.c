@@ -89,6 +89,10 @@ incoming_ssh(struct source *s, uint32_t events)
 		sshd_serve(fd);
 }
 
+/* Who finds the queue full is refused, as if nobody listened: all the connections that a
+ * tunnel may open at once, and others beside them, find room in it. */
+#define QUEUE 1024
+
 static int
 listen_vsock(uint32_t port, int *ret_fd, struct err *e)
 {
@@ -101,7 +105,7 @@ listen_vsock(uint32_t port, int *ret_fd, struct err *e)
 
 	if (fd < 0)
 		return err_sys(e, -errno, "vsock sockets (is the vsock module there?)");
-	if (bind(fd, (struct sockaddr *)(void *)&a, sizeof(a)) || listen(fd, 128)) {
+	if (bind(fd, (struct sockaddr *)(void *)&a, sizeof(a)) || listen(fd, QUEUE)) {
 		int r = err_sys(e, -errno, "listening on vsock port %u", port);
 
 		close(fd);
@@ -141,7 +145,7 @@ set_up(const char *where, struct err *e)
 		is_vsock = true;
 		r = listen_vsock(port, &fd, e);
 	} else if (!strncmp(where, "unix:", 5)) {
-		r = io_unix_listen(where + 5, SOCK_STREAM, 128, &fd, e);
+		r = io_unix_listen(where + 5, SOCK_STREAM, QUEUE, &fd, e);
 	} else {
 		r = err_set(
 			e, -EINVAL, "--listen \"%s\": vsock:PORT or unix:PATH", where);

@@ -361,7 +361,7 @@ a_child_told_to_quit_before_it_lives_ends(void **state)
 		snprintf(name, sizeof(name), "child-%u", i);
 		MUST(driver_fork(parent, name, flags, &child, &f, e));
 		while (kill((pid_t)f.child_pid, 0) == 0) {
-			if (++tries == 1000)
+			if (++tries == 6000)
 				fail_msg("%s, process %u, lives on", name, f.child_pid);
 			usleep(10000);
 		}
