@@ -81,7 +81,9 @@ forget_parent(struct vm *vm)
 	}
 	atomic_store(&vm->stop, 0);
 	atomic_store(&vm->parked, 0);
-	atomic_store(&vm->epoch, 0);
+	/* Even, and one that there was not: vCPU 0's thread is still in the parent's, and
+	 * would take the child's first stop for that. */
+	atomic_store(&vm->epoch, (atomic_load(&vm->epoch) | 1) + 1);
 	atomic_store(&vm->first_run_ns, 0);
 	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
