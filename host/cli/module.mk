@@ -63,12 +63,12 @@ $(foreach t,test_connect test_tunnel test_terminal,\
 $(B)/tests/test_connect $(B)/tests/test_tunnel: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_execute
-test_execute_SRCS := tests/unit/test_execute.c
+test_execute_SRCS := tests/unit/test_execute.c tests/unit/stand_in.c
 test_execute_LIBS := agentclient agentwire pandohost common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 UNIT_TESTS += test_rpc_cli
-test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
+test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c tests/unit/stand_in.c
 test_rpc_cli_LIBS := agentclient agentwire pandohost common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
@@ -76,7 +76,7 @@ $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 # SSH into VMs.
 pandocli_SRCS += $(addprefix host/cli/,vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
 UNIT_TESTS += test_ssh
-test_ssh_SRCS := tests/unit/test_ssh.c host/ssh_key.c guest-agent/sshkey.c
+test_ssh_SRCS := tests/unit/test_ssh.c tests/unit/stand_in.c host/ssh_key.c guest-agent/sshkey.c
 test_ssh_LIBS := $(pando_LIBS)
 test_ssh_PKGS := cmocka $(pando_PKGS)
 test_ssh_LDLIBS := $(pando_LDLIBS)

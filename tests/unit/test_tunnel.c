@@ -85,8 +85,8 @@ open_tunnel(uint16_t guest)
 	const char *said, *at;
 
 	snprintf(door, sizeof(door), "0:%u", guest);
-	t.pid = stand_in_start((char *[]){"pando", "tunnel", "a", door, NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &t.out, &t.err);
+	t.pid = stand_in_start(
+		(char *[]){"pando", "tunnel", "a", door, NULL}, -1, &t.out, &t.err);
 	said = stand_in_await(t.out, "\n");
 	at = strstr(said, "127.0.0.1:");
 	assert_ptr_equal(at, said);
@@ -557,7 +557,7 @@ what_is_listened_on_is_said(void **state)
 	(void)state;
 	pid = stand_in_start((char *[]){"pando", "tunnel", "--format", "json", "a",
 				     "0:80", "0:443", NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+		-1, &out, &err);
 	said = stand_in_await(out, "\n");
 	assert_int_equal(json_parse(said, strlen(said), 64, &j, NULL), 0);
 	door = json_at(j, json_get(j, 0, "listens"), 1);
@@ -573,14 +573,14 @@ what_is_listened_on_is_said(void **state)
 
 	/* To all the world only when asked for, and not without a word. */
 	pid = stand_in_start(
-		(char *[]){"pando", "tunnel", "-b", "0.0.0.0", "a", "0:80", NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+		(char *[]){"pando", "tunnel", "-b", "0.0.0.0", "a", "0:80", NULL}, -1,
+		&out, &err);
 	stand_in_await(out, "0.0.0.0:");
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
 	assert_non_null(strstr(got.err, "whoever reaches this host"));
-	pid = stand_in_start((char *[]){"pando", "tunnel", "-q", "a", "0:80", NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+	pid = stand_in_start(
+		(char *[]){"pando", "tunnel", "-q", "a", "0:80", NULL}, -1, &out, &err);
 	assert_null(strstr(stand_in_await(out, "\n"), "->"));
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
