@@ -189,6 +189,7 @@ stand_in_start_agent_in(const char *root, bool (*enter)(void))
 	char listen_on[160];
 	char *const argv[] = {"pando-agent", "--listen", listen_on, "--connect-line",
 		root ? "--root" : NULL, (char *)(uintptr_t)root, NULL};
+	struct err e = {0};
 	int status;
 
 	snprintf(listen_on, sizeof(listen_on), "unix:%s", stand_in_agent_socket);
@@ -211,8 +212,8 @@ stand_in_start_agent_in(const char *root, bool (*enter)(void))
 		}
 		usleep(10000);
 	}
-	assert_int_equal(
-		agent_wait_ready(stand_in_agent_socket, 30000, NULL, NULL, NULL), 0);
+	if (agent_wait_ready(stand_in_agent_socket, 30000, NULL, NULL, &e) < 0)
+		fail_msg("%s", e.msg);
 	stand_in_says("running", NULL);
 	return true;
 }

@@ -71,6 +71,17 @@ dial(uint16_t port)
 	return fd;
 }
 
+/* A connection through the tunnel: this host's end, and the guest's. */
+static int
+dial_through(uint16_t port, int listener, int *ret_there)
+{
+	int here = dial(port);
+
+	*ret_there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	assert_true(*ret_there >= 0);
+	return here;
+}
+
 struct tunnel_run {
 	pid_t pid;
 	int out, err;
@@ -169,12 +180,12 @@ a_hundred_megabytes_each_way_at_once(void **state)
 	struct stream s[4] = {{.seed = 1, .bytes = bytes}, {.seed = 1, .bytes = bytes},
 		{.seed = 2, .bytes = bytes}, {.seed = 2, .bytes = bytes}};
 	uint16_t port;
-	int listener = listen_at(AF_INET, &port);
+	int listener = listen_at(AF_INET, &port), there;
 
 	(void)state;
 	t = open_tunnel(port);
-	s[0].fd = s[3].fd = dial(t.port);
-	s[1].fd = s[2].fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	s[0].fd = s[3].fd = dial_through(t.port, listener, &there);
+	s[1].fd = s[2].fd = there;
 	for (int i = 0; i < 4; i++)
 		pthread_create(&s[i].thread, NULL, i % 2 ? sink : pour, &s[i]);
 	for (int i = 0; i < 4; i++) {
@@ -275,8 +286,7 @@ each_direction_ends_on_its_own(void **state)
 	(void)state;
 	t = open_tunnel(port);
 	/* The client first. */
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	assert_int_equal(io_write_full(here, "question", 8), 0);
 	shutdown(here, SHUT_WR);
 	assert_int_equal(io_read_full(there, buf, 8), 0);
@@ -289,8 +299,7 @@ each_direction_ends_on_its_own(void **state)
 	assert_int_equal(read(here, buf, 1), 0);
 	close(here);
 	/* Then the guest's program. */
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	assert_int_equal(io_write_full(there, "hello", 5), 0);
 	shutdown(there, SHUT_WR);
 	assert_int_equal(io_read_full(here, buf, 5), 0);
@@ -326,8 +335,7 @@ what_is_broken_on_one_side_is_broken_on_the_other(void **state)
 	(void)state;
 	t = open_tunnel(port);
 	for (int half = 0; half < 2; half++) {
-		here = dial(t.port);
-		there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		here = dial_through(t.port, listener, &there);
 		if (half) {
 			/* One that only waits for an answer hears of it, too. */
 			shutdown(here, SHUT_WR);
@@ -341,8 +349,7 @@ what_is_broken_on_one_side_is_broken_on_the_other(void **state)
 		assert_int_equal(errno, ECONNRESET);
 		close(here);
 
-		here = dial(t.port);
-		there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		here = dial_through(t.port, listener, &there);
 		if (half) {
 			shutdown(there, SHUT_WR);
 			assert_int_equal(read(here, buf, 1), 0);
@@ -356,8 +363,7 @@ what_is_broken_on_one_side_is_broken_on_the_other(void **state)
 		close(there);
 	}
 	/* A client that has said all and is gone before the answer. */
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	shutdown(here, SHUT_WR);
 	assert_int_equal(read(there, buf, 1), 0);
 	reset(here);
@@ -400,8 +406,7 @@ a_port_without_a_program_is_said_once(void **state)
 			sizeof(struct sockaddr_in)),
 		0);
 	assert_int_equal(listen(listener, 5), 0);
-	fd = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	fd = dial_through(t.port, listener, &there);
 	shutdown(fd, SHUT_WR);
 	close(there);
 	assert_int_equal(read(fd, buf, 1), 0);
@@ -432,8 +437,7 @@ a_program_on_ipv6_only_is_found(void **state)
 	if (listener < 0)
 		skip();
 	t = open_tunnel(port);
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	assert_int_equal(io_write_full(here, "six", 3), 0);
 	assert_int_equal(io_read_full(there, buf, 3), 0);
 	close(here);
@@ -473,8 +477,7 @@ who_does_not_read_stops_the_other_and_takes_no_memory(void **state)
 	agent_kib = stand_in_memory(stand_in_agent, "VmRSS:");
 	setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
 	t = open_tunnel(port);
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	up = stuff(here, 64u << 20);
 	down = stuff(there, 64u << 20);
 	kib = stand_in_memory(t.pid, "VmHWM:");
@@ -805,8 +808,7 @@ the_end_of_the_vm_is_the_tunnels(void **state)
 	(void)state;
 	stand_in_start_agent();
 	t = open_tunnel(port);
-	fd = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	fd = dial_through(t.port, listener, &there);
 	stand_in_says("stopped", "powered off");
 	stand_in_kill_agent();
 	stand_in_finish(t.pid, t.out, t.err, &got);
