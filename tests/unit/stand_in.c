@@ -24,7 +24,7 @@
 #include "host/paths.h"
 
 char stand_in_home[] = "/tmp/pando-standin.XXXXXX";
-char stand_in_agent_socket[128], stand_in_pando[PATHS_MAX];
+char stand_in_agent_socket[128], stand_in_pando[PATHS_MAX], stand_in_mark[16];
 pid_t stand_in_agent = -1;
 static char agent_program[PATHS_MAX];
 static int api_fd = -1;
@@ -246,6 +246,9 @@ stand_in_open(void)
 		paths_program("libexec/pando/pando-agent", agent_program,
 			sizeof(agent_program), NULL) < 0)
 		return -1;
+	/* Others run these tests on this host, too, and may have left something. */
+	snprintf(stand_in_mark, sizeof(stand_in_mark), "9%07d%04u", (int)getpid(),
+		(unsigned)(io_now_ns() / 1000 % 10000));
 	snprintf(path, sizeof(path), "%s/pandod.sock", stand_in_home);
 	snprintf(stand_in_agent_socket, sizeof(stand_in_agent_socket), "%s/agent.sock",
 		stand_in_home);
@@ -478,6 +481,23 @@ stand_in_read_all(int fd)
 			fail_msg("no end; what came: %s", text ? text : "");
 	} while (collect(fd, &text, &len));
 	return text;
+}
+
+unsigned
+stand_in_running(const char *program)
+{
+	char command[64];
+	unsigned n = 0;
+	FILE *f;
+
+	/* In brackets, so that the shell's own words are not found. */
+	snprintf(command, sizeof(command), "pgrep -fc '%s [9]%s'", program,
+		stand_in_mark + 1);
+	f = popen(command, "re");
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%u", &n), 1);
+	pclose(f);
+	return n;
 }
 
 size_t

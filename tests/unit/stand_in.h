@@ -17,7 +17,8 @@
 extern char stand_in_home[];	     /* PANDO_HOME, a folder of its own */
 extern char stand_in_agent_socket[]; /* "a"'s */
 extern char stand_in_pando[];	     /* the program */
-extern pid_t stand_in_agent;	     /* -1: none runs */
+extern char stand_in_mark[]; /* a number that stands in no other process's words */
+extern pid_t stand_in_agent; /* -1: none runs */
 
 /* cmocka's set-up and tear-down of a group. */
 int stand_in_setup(void **state);
@@ -79,6 +80,8 @@ void ran_done(struct ran *r);
 const char *stand_in_await(int fd, const char *text);
 /* Reads fd to its end, a terminal's too; the text is the caller's. */
 char *stand_in_read_all(int fd);
+/* How many processes of this host run `<program> <the mark>`, or are to run it. */
+unsigned stand_in_running(const char *program);
 /* In KiB, of a process; 0 when it is gone. key: "VmHWM:", "VmRSS:". */
 size_t stand_in_memory(pid_t pid, const char *key);
 

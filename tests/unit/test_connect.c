@@ -304,7 +304,8 @@ our_keys_leave_help_and_stop(void **state)
 	key("Enter");
 	type("stty size | tr \" \" x");
 	shows("24x80");
-	type("exec sleep 98764");
+	snprintf(command, sizeof(command), "exec sleep %s", stand_in_mark);
+	type(command);
 	usleep(300000);
 	key("Enter");
 	key("~");
@@ -314,10 +315,9 @@ our_keys_leave_help_and_stop(void **state)
 	shows("status=7");
 	is_restored();
 	/* What ran there was hung up. */
-	snprintf(command, sizeof(command), "pgrep -xf 'sleep 98764' >/dev/null");
-	for (int i = 0; !system(command) && i < 300; i++)
+	for (int i = 0; stand_in_running("sleep") && i < 300; i++)
 		usleep(100000);
-	assert_int_not_equal(system(command), 0);
+	assert_int_equal(stand_in_running("sleep"), 0);
 }
 
 /* Without a screen ------------------------------------------------------------------- */
@@ -395,23 +395,25 @@ wrong_words_are_refused(void **state)
 static void
 a_client_that_is_killed_leaves_no_shell_behind(void **state)
 {
-	char *const argv[] = {"pando", "connect", "a", "--", "sh", "-c",
-		"echo rea\"\"dy; exec sleep 98765", NULL};
+	char words[64];
+	char *const argv[] = {"pando", "connect", "a", "--", "sh", "-c", words, NULL};
 	cleanup_ran struct ran got = {0};
 	int master;
-	pid_t pid = stand_in_start_on_terminal(argv, 24, 80, &master);
+	pid_t pid;
 
 	(void)state;
+	snprintf(words, sizeof(words), "echo rea\"\"dy; exec sleep %s", stand_in_mark);
+	pid = stand_in_start_on_terminal(argv, 24, 80, &master);
 	stand_in_await(master, "ready");
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	close(master);
-	for (int i = 0; !system("pgrep -xf 'sleep 98765' >/dev/null") && i < 300; i++)
+	for (int i = 0; stand_in_running("sleep") && i < 300; i++)
 		usleep(100000);
-	assert_int_not_equal(system("pgrep -xf 'sleep 98765' >/dev/null"), 0);
+	assert_int_equal(stand_in_running("sleep"), 0);
 	for (int i = 0; i < 100; i++) {
 		RUN(&got, "execute", "a", "--list");
-		if (!strstr(got.out, "98765"))
+		if (!strstr(got.out, stand_in_mark))
 			return;
 		usleep(100000);
 	}

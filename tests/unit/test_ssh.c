@@ -249,14 +249,17 @@ a_hundred_megabytes_come_and_go_whole(void **state)
 static void
 a_timeout_is_status_6_and_leaves_nothing_behind(void **state)
 {
+	char words[64];
+
 	(void)state;
 	NEEDS_SSHD;
-	PANDO("execute", "--ssh", "-t", "1", "a", "--", "sh", "-c",
-		"sleep 98764 & sleep 98764");
+	snprintf(words, sizeof(words), "sleep %s & sleep %s", stand_in_mark,
+		stand_in_mark);
+	PANDO("execute", "--ssh", "-t", "1", "a", "--", "sh", "-c", words);
 	assert_int_equal(got.status, EXIT_TIMED_OUT);
 	assert_non_null(strstr(got.err, "longer than 1 s"));
-	sh("sleep 0.2; pgrep -f 'sleep 9876[4]'");
-	assert_string_equal(got.out, "");
+	usleep(200000);
+	assert_int_equal(stand_in_running("sleep"), 0);
 }
 
 static void
@@ -265,9 +268,8 @@ signals_are_the_commands_and_the_second_one_kills(void **state)
 	char *argv[] = {"pando", "execute", "--ssh", "a", "--", "sh", "-c",
 		"trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.1; done",
 		NULL};
-	char *deaf[] = {"pando", "execute", "--ssh", "a", "--", "sh", "-c",
-		"trap '' INT; echo ready; exec sleep 98763", NULL};
-	char first[6];
+	char words[96], first[6];
+	char *deaf[] = {"pando", "execute", "--ssh", "a", "--", "sh", "-c", words, NULL};
 	int out, err;
 	pid_t pid;
 
@@ -280,6 +282,8 @@ signals_are_the_commands_and_the_second_one_kills(void **state)
 	assert_string_equal(got.out, "caught\n");
 	assert_int_equal(got.status, 9);
 
+	snprintf(words, sizeof(words), "trap '' INT; echo ready; exec sleep %s",
+		stand_in_mark);
 	pid = stand_in_start(deaf, -1, &out, &err);
 	assert_int_equal(io_read_full(out, first, 6), 0);
 	kill(pid, SIGINT);
@@ -287,8 +291,8 @@ signals_are_the_commands_and_the_second_one_kills(void **state)
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
 	assert_int_equal(got.status, EXIT_CANCELLED);
-	sh("sleep 0.2; pgrep -f 'sleep 9876[3]'");
-	assert_string_equal(got.out, "");
+	usleep(200000);
+	assert_int_equal(stand_in_running("sleep"), 0);
 }
 
 static void
@@ -296,11 +300,12 @@ a_reader_that_leaves_ends_the_command(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	sh("{ \"$PANDO\" execute --ssh a -- sh -c 'echo one; exec yes $((98760 + 2))'; "
-	   "echo $? "
-	   ">st; } "
-	   "| head -1; sleep 0.2; pgrep -f 'yes 9876[2]'; cat st");
+	setenv("MARK", stand_in_mark, 1);
+	sh("{ \"$PANDO\" execute --ssh a -- sh -c \"echo one; exec yes $MARK\"; echo $? "
+	   ">st; } | head -1; cat st");
 	assert_string_equal(got.out, "one\n141\n");
+	usleep(200000);
+	assert_int_equal(stand_in_running("yes"), 0);
 }
 
 static void
