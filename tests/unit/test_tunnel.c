@@ -107,6 +107,17 @@ open_tunnel(uint16_t guest)
 	return t;
 }
 
+/* To a program that listens, and is this one. */
+static struct tunnel_run
+open_tunnel_to(int *ret_listener)
+{
+	uint16_t port;
+
+	*ret_listener = listen_at(AF_INET, &port);
+	assert_true(*ret_listener >= 0);
+	return open_tunnel(port);
+}
+
 /* Ctrl-C. */
 static void
 close_tunnel(struct tunnel_run *t, struct ran *got)
@@ -179,11 +190,10 @@ a_hundred_megabytes_each_way_at_once(void **state)
 	struct tunnel_run t;
 	struct stream s[4] = {{.seed = 1, .bytes = bytes}, {.seed = 1, .bytes = bytes},
 		{.seed = 2, .bytes = bytes}, {.seed = 2, .bytes = bytes}};
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), there;
+	int listener, there;
 
 	(void)state;
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	s[0].fd = s[3].fd = dial_through(t.port, listener, &there);
 	s[1].fd = s[2].fd = there;
 	for (int i = 0; i < 4; i++)
@@ -280,11 +290,10 @@ each_direction_ends_on_its_own(void **state)
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
 	char buf[64];
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), here, there;
+	int listener, here, there;
 
 	(void)state;
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	/* The client first. */
 	here = dial_through(t.port, listener, &there);
 	assert_int_equal(io_write_full(here, "question", 8), 0);
@@ -329,11 +338,10 @@ what_is_broken_on_one_side_is_broken_on_the_other(void **state)
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
 	char buf[64];
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), here, there;
+	int listener, here, there;
 
 	(void)state;
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	for (int half = 0; half < 2; half++) {
 		here = dial_through(t.port, listener, &there);
 		if (half) {
@@ -504,12 +512,11 @@ many_that_wait_are_served_when_others_end(void **state)
 	static int here[N];
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), there, n = 0;
+	int listener, there, n = 0;
 	char c;
 
 	(void)state;
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	for (int i = 0; i < N; i++)
 		here[i] = dial(t.port);
 	for (; n < TUNNEL_CONNS_MAX; n++) {
@@ -801,13 +808,12 @@ the_end_of_the_vm_is_the_tunnels(void **state)
 {
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), fd, there;
+	int listener, fd, there;
 	char c;
 
 	(void)state;
 	stand_in_start_agent();
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	fd = dial_through(t.port, listener, &there);
 	stand_in_says("stopped", "powered off");
 	stand_in_kill_agent();
