@@ -7,7 +7,7 @@ pandoclient_PKGS := libcurl
 
 # Everything of the command but its main(), so that tests can link it.
 LIBRARIES += pandocli
-pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c doctor_vm.c logs.c execute.c \
+pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c doctor_find.c doctor_vm.c logs.c execute.c \
 	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
 	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
 	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
@@ -63,12 +63,12 @@ $(foreach t,test_connect test_tunnel test_terminal,\
 $(B)/tests/test_connect $(B)/tests/test_tunnel: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_execute
-test_execute_SRCS := tests/unit/test_execute.c
+test_execute_SRCS := tests/unit/test_execute.c tests/unit/stand_in.c
 test_execute_LIBS := agentclient agentwire pandohost common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 UNIT_TESTS += test_rpc_cli
-test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c
+test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c tests/unit/stand_in.c
 test_rpc_cli_LIBS := agentclient agentwire pandohost common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
@@ -76,7 +76,7 @@ $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 # SSH into VMs.
 pandocli_SRCS += $(addprefix host/cli/,vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
 UNIT_TESTS += test_ssh
-test_ssh_SRCS := tests/unit/test_ssh.c host/ssh_key.c guest-agent/sshkey.c
+test_ssh_SRCS := tests/unit/test_ssh.c tests/unit/stand_in.c host/ssh_key.c guest-agent/sshkey.c
 test_ssh_LIBS := $(pando_LIBS)
 test_ssh_PKGS := cmocka $(pando_PKGS)
 test_ssh_LDLIBS := $(pando_LDLIBS)
@@ -90,7 +90,7 @@ test_doctor_vm_LDLIBS := $(pando_LDLIBS)
 $(B)/tests/test_doctor_vm: | $(B)/libexec/pando/pando-agent
 
 FUZZERS += fuzz_doctor_guest
-fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/io.c common/json.c
+fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_find.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/io.c common/json.c
 fuzz_doctor_guest_CORPUS := tests/fuzz/corpus/doctor_guest
 
 # The manual and the completion say all that --help says.

@@ -1,7 +1,5 @@
 /* What a hostile guest says of itself to `pando doctor --vm` (host/cli/doctor_vm.c). */
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -83,31 +81,6 @@ agent_rpc_call(const char *path, const char *const *words, const void *input, si
 	(void)wake_fd;
 	(void)ret;
 	return err_set(e, -1, "nobody");
-}
-
-struct doctor_finding *
-doctor_find(struct doctor *d, const char *id, enum doctor_verdict verdict,
-	const char *fmt, ...)
-{
-	struct doctor_finding *f =
-		&d->findings[d->n < DOCTOR_MAX ? d->n++ : DOCTOR_MAX - 1];
-	va_list ap;
-
-	*f = (struct doctor_finding){.id = id, .verdict = verdict};
-	va_start(ap, fmt);
-	vsnprintf(f->detail, sizeof(f->detail), fmt, ap);
-	va_end(ap);
-	return f;
-}
-
-void
-doctor_mend(struct doctor_finding *f, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(f->mend, sizeof(f->mend), fmt, ap);
-	va_end(ap);
 }
 
 int

@@ -304,7 +304,8 @@ our_keys_leave_help_and_stop(void **state)
 	key("Enter");
 	type("stty size | tr \" \" x");
 	shows("24x80");
-	type("exec sleep 98764");
+	snprintf(command, sizeof(command), "exec sleep %s", stand_in_mark);
+	type(command);
 	usleep(300000);
 	key("Enter");
 	key("~");
@@ -314,10 +315,9 @@ our_keys_leave_help_and_stop(void **state)
 	shows("status=7");
 	is_restored();
 	/* What ran there was hung up. */
-	snprintf(command, sizeof(command), "pgrep -xf 'sleep 98764' >/dev/null");
-	for (int i = 0; !system(command) && i < 300; i++)
+	for (int i = 0; stand_in_running("sleep") && i < 300; i++)
 		usleep(100000);
-	assert_int_not_equal(system(command), 0);
+	assert_int_equal(stand_in_running("sleep"), 0);
 }
 
 /* Without a screen ------------------------------------------------------------------- */
@@ -331,8 +331,7 @@ a_script_on_stdin_is_run_without_a_terminal(void **state)
 	char *data = malloc(len);
 
 	(void)state;
-	stand_in_run(script, sizeof(script) - 1,
-		(char *[]){"pando", "connect", "a", NULL}, &got);
+	RUN_WITH(&got, script, sizeof(script) - 1, "connect", "a");
 	assert_int_equal(got.status, 9);
 	assert_non_null(strstr(got.out, "not a tty\nout\n"));
 	assert_non_null(strstr(got.err, "err\n"));
@@ -340,8 +339,7 @@ a_script_on_stdin_is_run_without_a_terminal(void **state)
 	for (size_t i = 0; i < len; i++)
 		data[i] = (char)(i % 7 ? i * 2654435761u >> 13 : '~');
 	memcpy(data, "~.\n~.", 5);
-	stand_in_run(
-		data, len, (char *[]){"pando", "connect", "a", "--", "cat", NULL}, &got);
+	RUN_WITH(&got, data, len, "connect", "a", "--", "cat");
 	assert_int_equal(got.status, 0);
 	assert_int_equal(got.out_len, len);
 	assert_memory_equal(got.out, data, len);
@@ -394,41 +392,28 @@ wrong_words_are_refused(void **state)
 	assert_non_null(strstr(got.err, "pando resume"));
 }
 
-/* pando on a terminal of ours, without tmux. */
-static pid_t
-on_pty(char *const argv[], int *ret_master)
-{
-	struct winsize size = {.ws_row = 24, .ws_col = 80};
-	pid_t pid = forkpty(ret_master, NULL, NULL, &size);
-
-	if (pid == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execv(stand_in_pando, argv);
-		_exit(127);
-	}
-	return pid;
-}
-
 static void
 a_client_that_is_killed_leaves_no_shell_behind(void **state)
 {
-	char *const argv[] = {"pando", "connect", "a", "--", "sh", "-c",
-		"echo rea\"\"dy; exec sleep 98765", NULL};
+	char words[64];
+	char *const argv[] = {"pando", "connect", "a", "--", "sh", "-c", words, NULL};
 	cleanup_ran struct ran got = {0};
 	int master;
-	pid_t pid = on_pty(argv, &master);
+	pid_t pid;
 
 	(void)state;
+	snprintf(words, sizeof(words), "echo rea\"\"dy; exec sleep %s", stand_in_mark);
+	pid = stand_in_start_on_terminal(argv, 24, 80, &master);
 	stand_in_await(master, "ready");
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	close(master);
-	for (int i = 0; !system("pgrep -xf 'sleep 98765' >/dev/null") && i < 300; i++)
+	for (int i = 0; stand_in_running("sleep") && i < 300; i++)
 		usleep(100000);
-	assert_int_not_equal(system("pgrep -xf 'sleep 98765' >/dev/null"), 0);
+	assert_int_equal(stand_in_running("sleep"), 0);
 	for (int i = 0; i < 100; i++) {
 		RUN(&got, "execute", "a", "--list");
-		if (!strstr(got.out, "98765"))
+		if (!strstr(got.out, stand_in_mark))
 			return;
 		usleep(100000);
 	}
@@ -554,7 +539,7 @@ an_older_agent_is_said_to_be_one(void **state)
 	pid_t pid;
 
 	(void)state;
-	pid = stand_in_start(argv, open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+	pid = stand_in_start(argv, -1, &out, &err);
 	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	assert_int_equal(io_write_full(fd, no, sizeof(no) - 1), 0);
 	stand_in_finish(pid, out, err, &got);
@@ -569,9 +554,9 @@ static void
 a_mute_guest_is_left_all_the_same(void **state)
 {
 	char *const argv[] = {"pando", "connect", "a", NULL};
-	int listener = stand_in_fake_agent(), fd, master, status;
+	int listener = stand_in_fake_agent(), fd, master;
 	struct termios before, after;
-	pid_t pid = on_pty(argv, &master);
+	pid_t pid = stand_in_start_on_terminal(argv, 24, 80, &master);
 
 	(void)state;
 	assert_int_equal(tcgetattr(master, &before), 0);
@@ -585,21 +570,19 @@ a_mute_guest_is_left_all_the_same(void **state)
 	assert_false(after.c_lflag & ICANON);
 	assert_int_equal(io_write_full(master, "hello\r~.", 8), 0);
 	stand_in_await(master, "left");
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(WEXITSTATUS(status), EXIT_CANCELLED);
+	assert_int_equal(stand_in_wait(pid), EXIT_CANCELLED);
 	assert_int_equal(tcgetattr(master, &after), 0);
 	assert_int_equal(before.c_lflag, after.c_lflag);
 	close(fd);
 	close(master);
 
 	/* Before it has said yes, Ctrl-C is still ours. */
-	pid = on_pty(argv, &master);
+	pid = stand_in_start_on_terminal(argv, 24, 80, &master);
 	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	usleep(200000);
 	assert_int_equal(io_write_full(master, "\003", 1), 0);
 	stand_in_await(master, "left");
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(WEXITSTATUS(status), EXIT_CANCELLED);
+	assert_int_equal(stand_in_wait(pid), EXIT_CANCELLED);
 	close(fd);
 	close(master);
 	close(listener);

@@ -426,6 +426,19 @@ static char detail[400];
  * With a bus.
  */
 
+/* Our systemd comes to the bus, and VM A to new scopes. */
+static struct scopes *
+scopes_with(struct vm *ret, enum scopes_use use, const char *home)
+{
+	struct scopes *s;
+
+	mock_start();
+	*ret = vm_start();
+	s = scopes_open(use, home, NULL);
+	enter(s, ret, A, "", false);
+	return s;
+}
+
 static void
 a_vm_is_a_scope_with_its_limits_and_a_machine(void **state)
 {
@@ -435,10 +448,7 @@ a_vm_is_a_scope_with_its_limits_and_a_machine(void **state)
 
 	(void)state;
 	NEEDS_DAEMON();
-	mock_start();
-	vm = vm_start();
-	s = scopes_open(SCOPES_AUTO, NULL, NULL);
-	enter(s, &vm, A, "", false);
+	s = scopes_with(&vm, SCOPES_AUTO, NULL);
 	WAIT_FOR(IN(s) == 1, 10);
 	/* Twice the guest's memory, and 64 MiB. */
 	snprintf(want, sizeof(want),
@@ -470,11 +480,8 @@ forks_raise_the_limit_of_all_they_came_from(void **state)
 	(void)state;
 	NEEDS_DAEMON();
 	mock.machined = false;
-	mock_start();
-	a = vm_start();
 	b = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
-	enter(s, &a, A, "", false);
+	s = scopes_with(&a, SCOPES_SYSTEMD, NULL);
 	WAIT_FOR(IN(s) == 1, 10);
 	scopes_expect(s, A, 1);
 	enter(s, &b, B, A, false);
@@ -500,11 +507,8 @@ a_scope_of_that_name_is_waited_for(void **state)
 
 	(void)state;
 	NEEDS_DAEMON();
-	mock_start();
-	vm = vm_start();
 	mock.exists = 2;
-	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
-	enter(s, &vm, A, "", false);
+	s = scopes_with(&vm, SCOPES_SYSTEMD, NULL);
 	WAIT_FOR(IN(s) == 1, 10);
 	scopes_close(s);
 	vm_end(&vm);
@@ -519,10 +523,7 @@ a_home_in_memory_has_no_limit_of_memory(void **state)
 
 	(void)state;
 	NEEDS_DAEMON();
-	mock_start();
-	vm = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, "/dev/shm", NULL);
-	enter(s, &vm, A, "", false);
+	s = scopes_with(&vm, SCOPES_SYSTEMD, "/dev/shm");
 	WAIT_FOR(IN(s) == 1, 10);
 	assert_true(said(" MemoryMax=18446744073709551615 CPUWeight=200 "));
 	assert_non_null(strstr(detail, "memory has no limit"));
@@ -541,11 +542,8 @@ what_is_refused_is_said_and_hurts_nobody(void **state)
 
 	(void)state;
 	NEEDS_DAEMON();
-	mock_start();
 	mock.denies = true;
-	vm = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
-	enter(s, &vm, A, "", false);
+	s = scopes_with(&vm, SCOPES_SYSTEMD, NULL);
 	WAIT_FOR((IN(s), strstr(detail, "no scope of their own: scope pando-" A
 					".scope: not \\x1b[1myou") != NULL),
 		10);
@@ -565,11 +563,8 @@ a_bus_that_hangs_holds_nobody_up(void **state)
 
 	(void)state;
 	NEEDS_DAEMON();
-	mock_start();
 	mock.hangs = true;
-	vm = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
-	enter(s, &vm, A, "", false);
+	s = scopes_with(&vm, SCOPES_SYSTEMD, NULL);
 	WAIT_FOR(said("start pando-" A), 10);
 	began = io_now_ns();
 	enter(s, &vm, B, "", false);
@@ -590,11 +585,8 @@ a_bus_that_comes_back_is_used_again(void **state)
 
 	(void)state;
 	NEEDS_DAEMON();
-	mock_start();
-	a = vm_start();
 	b = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
-	enter(s, &a, A, "", false);
+	s = scopes_with(&a, SCOPES_SYSTEMD, NULL);
 	WAIT_FOR(IN(s) == 1, 10);
 	daemon_stop();
 	mock_stop();
@@ -617,10 +609,7 @@ a_process_that_has_ended_is_put_nowhere(void **state)
 
 	(void)state;
 	NEEDS_DAEMON();
-	mock_start();
-	vm = vm_start();
-	s = scopes_open(SCOPES_SYSTEMD, NULL, NULL);
-	enter(s, &vm, A, "", false);
+	s = scopes_with(&vm, SCOPES_SYSTEMD, NULL);
 	kill(vm.pid, SIGKILL);
 	waitpid(vm.pid, NULL, 0);
 	usleep(300000);

@@ -1,12 +1,10 @@
 /*
  * SSH into a VM, for real: the shipped `pando`, stock OpenSSH's clients through `pando
  * ssh-config`, the shipped pando-agent with a folder in the place of "/", and this host's
- * own sshd behind it. No VM is between them. Who stands in for pandod here answers where
- * the agent's socket is and which host key was acknowledged.
+ * own sshd behind it. No VM is between them; pandod's stand-in (stand_in.h) says which
+ * host key was acknowledged.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <pty.h>
 #include <setjmp.h>
@@ -20,7 +18,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -28,91 +25,32 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "guest-agent/sshkey.h"
-#include "host/agent_client.h"
 #include "host/agent_hello.h"
 #include "host/cli/vmssh.h"
-#include "host/paths.h"
 #include "host/ssh_key.h"
+#include "tests/unit/stand_in.h"
 
-#define LIMIT_S 120 /* for one command */
 #define SSHD "/usr/sbin/sshd"
 /* An Ed25519 key that nobody has. */
 #define NOBODYS \
 	"ssh-ed25519 " \
 	"AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
-static char home[] = "/tmp/pando-ssh.XXXXXX";
-static char root[64], agent_socket[128], pando[PATHS_MAX], agent[PATHS_MAX];
-static char client_key[AGENT_SSH_KEY_LEN + 1];
+static char root[64], client_key[AGENT_SSH_KEY_LEN + 1];
 static char host_key[AGENT_HOST_KEY_MAX]; /* as VM "a" acknowledged it */
-static const char *shown_key = host_key;  /* what the stand-in says it was */
-static int api_fd = -1;
-static pthread_t api_thread;
-static pid_t agent_pid = -1;
+static struct ran got;
 
-/* pandod's part ------------------------------------------------------------------------
- */
-
+/* Which key pandod says that "a" acknowledged. */
 static void
-answer(int fd, const char *request)
+shows(const char *key)
 {
-	char body[1024], text[1400], key[128] = "null";
-	const char *status = "200 OK", *state = "running";
-
-	snprintf(key, sizeof(key), "\"%s\"", shown_key);
-	if (strstr(request, "GET /v1/vms/paused "))
-		state = "paused";
-	else if (strstr(request, "GET /v1/vms/new "))
-		strcpy(key, "null");
-	else if (strstr(request, "GET /v1/vms/other "))
-		strcpy(key, "\"" NOBODYS "\"");
-	else if (!strstr(request, "GET /v1/vms/a "))
-		status = "404 Not Found";
-	if (status[0] == '4')
-		snprintf(body, sizeof(body),
-			"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no "
-			"VM named so\"}}");
-	else
-		snprintf(body, sizeof(body),
-			"{\"id\":\"0a1b2c3d4e5f\",\"alias\":\"a\",\"state\":\"%s\","
-			"\"reason\":\"why\",\"host_key\":%s,\"agent_socket\":\"%s\"}",
-			state, key, agent_socket);
-	snprintf(text, sizeof(text),
-		"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-		"Connection: close\r\n\r\n%s",
-		status, strlen(body), body);
-	(void)io_write_full(fd, text, strlen(text));
-}
-
-static void *
-api_main(void *arg)
-{
-	char request[4096];
-	size_t len;
-	ssize_t n;
-	int fd;
-
-	(void)arg;
-	while ((fd = accept4(api_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
-		for (len = 0; len < sizeof(request) - 1;) {
-			n = io_read(fd, request + len, sizeof(request) - 1 - len);
-			if (n <= 0)
-				break;
-			len += (size_t)n;
-			request[len] = '\0';
-			if (strstr(request, "\r\n\r\n")) {
-				answer(fd, request);
-				break;
-			}
-		}
-		close(fd);
-	}
-	return NULL;
+	stand_in_knows(&(struct stand_in_vm){.name = "a", .host_key = key});
 }
 
 /* n: the generation. */
 static int
-hello(const char *id, uint8_t n, const char *key, struct err *e)
+hello_at(const char *agent_socket, const char *id, uint8_t n, const char *key,
+	struct err *e)
 {
 	uint8_t generation[16], entropy[AGENT_ENTROPY_MAX];
 	struct agent_ack ack = {0};
@@ -132,6 +70,12 @@ hello(const char *id, uint8_t n, const char *key, struct err *e)
 	if (r == 0)
 		strcpy(host_key, ack.host_key);
 	return r;
+}
+
+static int
+hello(const char *id, uint8_t n, const char *key, struct err *e)
+{
+	return hello_at(stand_in_agent_socket, id, n, key, e);
 }
 
 #define A "aaaaaaaaaaaa"
@@ -158,22 +102,19 @@ can_run(void)
 static int
 start_all(void **state)
 {
-	char path[160], listen_on[160];
+	char path[160];
 
 	(void)state;
-	if (!mkdtemp(home) || chmod(home, 0755) || setenv("PANDO_HOME", home, 1) ||
-		paths_program("bin/pando", pando, sizeof(pando), NULL) < 0 ||
-		paths_program("libexec/pando/pando-agent", agent, sizeof(agent), NULL) <
-			0)
+	if (stand_in_open() || chmod(stand_in_home, 0755) ||
+		ssh_key_of_home(stand_in_home, client_key, NULL) < 0)
 		return -1;
-	snprintf(path, sizeof(path), "%s/pandod.sock", home);
-	snprintf(agent_socket, sizeof(agent_socket), "%s/agent.sock", home);
-	snprintf(listen_on, sizeof(listen_on), "unix:%s", agent_socket);
-	snprintf(root, sizeof(root), "%s/root", home);
-	if (io_unix_listen(path, SOCK_STREAM, 16, &api_fd, NULL) < 0 ||
-		pthread_create(&api_thread, NULL, api_main, NULL) ||
-		ssh_key_of_home(home, client_key, NULL) < 0)
-		return -1;
+	stand_in_knows(&(struct stand_in_vm){.name = "paused",
+		.state = "paused",
+		.reason = "why",
+		.host_key = host_key});
+	stand_in_knows(&(struct stand_in_vm){.name = "new"});
+	stand_in_knows(&(struct stand_in_vm){.name = "other", .host_key = NOBODYS});
+	snprintf(root, sizeof(root), "%s/root", stand_in_home);
 	snprintf(path, sizeof(path), "%s/usr/sbin", root);
 	if (io_mkdir_p(path, 0755, NULL) < 0)
 		return -1;
@@ -182,37 +123,15 @@ start_all(void **state)
 		return -1;
 	if (can_run())
 		mkdir("/run/sshd", 0755);
-	agent_pid = fork();
-	if (agent_pid == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execl(agent, "pando-agent", "--listen", listen_on, "--connect-line",
-			"--root", root, (char *)NULL);
-		_exit(127);
-	}
-	for (int i = 0; access(agent_socket, F_OK) && i < 1000; i++)
-		usleep(10000);
-	return agent_wait_ready(agent_socket, 10000, NULL, NULL, NULL);
-}
-
-static int
-stop_all(void **state)
-{
-	(void)state;
-	if (agent_pid > 0) {
-		kill(agent_pid, SIGKILL);
-		waitpid(agent_pid, NULL, 0);
-	}
-	shutdown(api_fd, SHUT_RDWR);
-	pthread_join(api_thread, NULL);
-	close(api_fd);
-	return io_remove_tree(home, NULL);
+	stand_in_start_agent_in(root, NULL);
+	return 0;
 }
 
 static int
 begin(void **state)
 {
 	(void)state;
-	shown_key = host_key;
+	shows(host_key);
 	become(A);
 	return 0;
 }
@@ -228,89 +147,8 @@ begin(void **state)
 /* Running things -----------------------------------------------------------------------
  */
 
-static struct {
-	int status; /* exit status; 1000 + n: signal n */
-	char *out, *err;
-	size_t out_len, err_len;
-	uint64_t took_ns;
-} got;
-
-static bool
-collect(int fd, char **buf, size_t *len)
-{
-	*buf = realloc(*buf, *len + 65537);
-	ssize_t n = io_read(fd, *buf + *len, 65536);
-	*len += n > 0 ? (size_t)n : 0;
-	(*buf)[*len] = '\0';
-	return n > 0;
-}
-
-static pid_t
-start(const char *program, char *const argv[], int *ret_out, int *ret_err)
-{
-	int out[2], err[2];
-	pid_t pid;
-
-	assert_int_equal(pipe2(out, O_CLOEXEC), 0);
-	assert_int_equal(pipe2(err, O_CLOEXEC), 0);
-	pid = fork();
-	if (pid == 0) {
-		int null = open("/dev/null", O_RDONLY);
-
-		dup2(null, 0);
-		dup2(out[1], 1);
-		dup2(err[1], 2);
-		alarm(LIMIT_S);
-		execv(program, argv);
-		_exit(127);
-	}
-	close(out[1]);
-	close(err[1]);
-	*ret_out = out[0];
-	*ret_err = err[0];
-	return pid;
-}
-
-static void
-finish(pid_t pid, int out, int err)
-{
-	struct pollfd p[2] = {
-		{.fd = out, .events = POLLIN}, {.fd = err, .events = POLLIN}};
-	int status;
-
-	free(got.out);
-	free(got.err);
-	got.out = calloc(1, 1);
-	got.err = calloc(1, 1);
-	got.out_len = got.err_len = 0;
-	while (p[0].fd >= 0 || p[1].fd >= 0) {
-		assert_true(poll(p, 2, -1) > 0);
-		for (int i = 0; i < 2; i++) {
-			if (!p[i].revents)
-				continue;
-			if (!(i ? collect(err, &got.err, &got.err_len)
-				: collect(out, &got.out, &got.out_len))) {
-				close(p[i].fd);
-				p[i].fd = -1;
-			}
-		}
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	got.status = WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
-}
-
-static void
-run_argv(const char *program, char *const argv[])
-{
-	uint64_t start_ns = io_now_ns();
-	int out, err;
-	pid_t pid = start(program, argv, &out, &err);
-
-	finish(pid, out, err);
-	got.took_ns = io_now_ns() - start_ns;
-}
-
-#define RUN(...) run_argv(pando, (char *[]){"pando", __VA_ARGS__, NULL})
+/* With nothing to read. */
+#define PANDO(...) RUN_WITH(&got, NULL, 0, __VA_ARGS__)
 
 /* A shell's text, in which $PANDO is the program and $T a folder of ours. */
 static void
@@ -318,10 +156,10 @@ sh(const char *text)
 {
 	char all[4096];
 
-	setenv("PANDO", pando, 1);
-	setenv("T", home, 1);
+	setenv("PANDO", stand_in_pando, 1);
+	setenv("T", stand_in_home, 1);
 	snprintf(all, sizeof(all), "cd \"$T\" && { %s\n}", text);
-	run_argv("/bin/sh", (char *[]){"sh", "-c", all, NULL});
+	stand_in_run(NULL, 0, (char *[]){"sh", "-c", all, NULL}, &got);
 }
 
 static void
@@ -340,20 +178,21 @@ out_and_err_and_the_status_are_the_commands_own(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	RUN("execute", "--ssh", "a", "--", "sh", "-c", "echo out; echo err >&2; exit 7");
+	PANDO("execute", "--ssh", "a", "--", "sh", "-c",
+		"echo out; echo err >&2; exit 7");
 	assert_string_equal(got.err, "err\n");
 	assert_string_equal(got.out, "out\n");
 	assert_int_equal(got.status, 7);
-	RUN("execute", "--ssh", "a", "true");
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, 0);
 	assert_int_equal(got.out_len + got.err_len, 0);
-	RUN("execute", "--ssh", "a", "--", "sh", "-c", "kill -TERM $$");
+	PANDO("execute", "--ssh", "a", "--", "sh", "-c", "kill -TERM $$");
 	assert_int_equal(got.status, 128 + SIGTERM);
-	RUN("execute", "--ssh", "a", "--", "no-such-program");
+	PANDO("execute", "--ssh", "a", "--", "no-such-program");
 	assert_int_equal(got.status, 127);
-	RUN("execute", "--ssh", "-w", "/no/such", "a", "--", "true");
+	PANDO("execute", "--ssh", "-w", "/no/such", "a", "--", "true");
 	assert_int_equal(got.status, 126);
-	RUN("execute", "--ssh", "-u", "no-such-user", "a", "--", "true");
+	PANDO("execute", "--ssh", "-u", "no-such-user", "a", "--", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	assert_non_null(strstr(got.err, "no-such-user"));
 }
@@ -363,16 +202,16 @@ words_arrive_as_they_are(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	RUN("execute", "--ssh", "a", "--", "printf", "%s|", "", "a b", "$HOME", "*",
+	PANDO("execute", "--ssh", "a", "--", "printf", "%s|", "", "a b", "$HOME", "*",
 		"'\"\\", "-t", "a\nb", "\xff");
 	assert_string_equal(got.out, "|a b|$HOME|*|'\"\\|-t|a\nb|\xff|");
-	RUN("execute", "--ssh", "a", "--shell", "echo one | tr a-z A-Z; echo \"$1\"",
+	PANDO("execute", "--ssh", "a", "--shell", "echo one | tr a-z A-Z; echo \"$1\"",
 		"--", "x  y");
 	assert_string_equal(got.out, "ONE\nx  y\n");
-	RUN("execute", "--ssh", "-e", "G=it's $HOME", "-w", "/usr", "a", "--", "sh", "-c",
-		"echo \"$G\"; pwd; whoami");
+	PANDO("execute", "--ssh", "-e", "G=it's $HOME", "-w", "/usr", "a", "--", "sh",
+		"-c", "echo \"$G\"; pwd; whoami");
 	assert_string_equal(got.out, "it's $HOME\n/usr\nroot\n");
-	RUN("execute", "--ssh", "--detach", "a", "--", "true");
+	PANDO("execute", "--ssh", "--detach", "a", "--", "true");
 	assert_int_equal(got.status, EXIT_USAGE);
 }
 
@@ -381,13 +220,14 @@ json_tells_the_same_as_without_ssh(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	RUN("execute", "--ssh", "--format", "json", "a", "--", "sh", "-c",
+	PANDO("execute", "--ssh", "--format", "json", "a", "--", "sh", "-c",
 		"echo o; echo e >&2; exit 3");
 	assert_int_equal(got.status, 3);
 	assert_non_null(strstr(got.out, "\"end\":\"exited\",\"status\":3"));
 	assert_non_null(
 		strstr(got.out, "\"stdout\":\"o\\u000a\",\"stderr\":\"e\\u000a\""));
-	RUN("execute", "--ssh", "--format", "json", "a", "--", "sh", "-c", "kill -9 $$");
+	PANDO("execute", "--ssh", "--format", "json", "a", "--", "sh", "-c",
+		"kill -9 $$");
 	assert_non_null(strstr(got.out, "\"end\":\"signalled\""));
 	assert_non_null(strstr(got.out, "\"signal\":9"));
 }
@@ -409,14 +249,17 @@ a_hundred_megabytes_come_and_go_whole(void **state)
 static void
 a_timeout_is_status_6_and_leaves_nothing_behind(void **state)
 {
+	char words[64];
+
 	(void)state;
 	NEEDS_SSHD;
-	RUN("execute", "--ssh", "-t", "1", "a", "--", "sh", "-c",
-		"sleep 98764 & sleep 98764");
+	snprintf(words, sizeof(words), "sleep %s & sleep %s", stand_in_mark,
+		stand_in_mark);
+	PANDO("execute", "--ssh", "-t", "1", "a", "--", "sh", "-c", words);
 	assert_int_equal(got.status, EXIT_TIMED_OUT);
 	assert_non_null(strstr(got.err, "longer than 1 s"));
-	sh("sleep 0.2; pgrep -f 'sleep 9876[4]'");
-	assert_string_equal(got.out, "");
+	usleep(200000);
+	assert_int_equal(stand_in_running("sleep"), 0);
 }
 
 static void
@@ -425,30 +268,31 @@ signals_are_the_commands_and_the_second_one_kills(void **state)
 	char *argv[] = {"pando", "execute", "--ssh", "a", "--", "sh", "-c",
 		"trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.1; done",
 		NULL};
-	char *deaf[] = {"pando", "execute", "--ssh", "a", "--", "sh", "-c",
-		"trap '' INT; echo ready; exec sleep 98763", NULL};
-	char first[6];
+	char words[96], first[6];
+	char *deaf[] = {"pando", "execute", "--ssh", "a", "--", "sh", "-c", words, NULL};
 	int out, err;
 	pid_t pid;
 
 	(void)state;
 	NEEDS_SSHD;
-	pid = start(pando, argv, &out, &err);
+	pid = stand_in_start(argv, -1, &out, &err);
 	assert_int_equal(io_read_full(out, first, 6), 0);
 	kill(pid, SIGINT);
-	finish(pid, out, err);
+	stand_in_finish(pid, out, err, &got);
 	assert_string_equal(got.out, "caught\n");
 	assert_int_equal(got.status, 9);
 
-	pid = start(pando, deaf, &out, &err);
+	snprintf(words, sizeof(words), "trap '' INT; echo ready; exec sleep %s",
+		stand_in_mark);
+	pid = stand_in_start(deaf, -1, &out, &err);
 	assert_int_equal(io_read_full(out, first, 6), 0);
 	kill(pid, SIGINT);
 	usleep(1500000);
 	kill(pid, SIGINT);
-	finish(pid, out, err);
+	stand_in_finish(pid, out, err, &got);
 	assert_int_equal(got.status, EXIT_CANCELLED);
-	sh("sleep 0.2; pgrep -f 'sleep 9876[3]'");
-	assert_string_equal(got.out, "");
+	usleep(200000);
+	assert_int_equal(stand_in_running("sleep"), 0);
 }
 
 static void
@@ -456,39 +300,31 @@ a_reader_that_leaves_ends_the_command(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	sh("{ \"$PANDO\" execute --ssh a -- sh -c 'echo one; exec yes $((98760 + 2))'; "
-	   "echo $? "
-	   ">st; } "
-	   "| head -1; sleep 0.2; pgrep -f 'yes 9876[2]'; cat st");
+	setenv("MARK", stand_in_mark, 1);
+	sh("{ \"$PANDO\" execute --ssh a -- sh -c \"echo one; exec yes $MARK\"; echo $? "
+	   ">st; } | head -1; cat st");
 	assert_string_equal(got.out, "one\n141\n");
+	usleep(200000);
+	assert_int_equal(stand_in_running("yes"), 0);
 }
 
 static void
 a_terminal_has_our_size_and_one_stream(void **state)
 {
-	char *argv[] = {"pando", "execute", "--ssh", "--tty", "a", "--", "sh", "-c",
-		"stty size; tty | cut -c1-8; echo $TERM; exit 5", NULL};
-	struct winsize ws = {.ws_row = 33, .ws_col = 77};
-	char *out = NULL;
-	size_t len = 0;
+	char *argv[] = {"env", "TERM=vt220", stand_in_pando, "execute", "--ssh", "--tty",
+		"a", "--", "sh", "-c", "stty size; tty | cut -c1-8; echo $TERM; exit 5",
+		NULL};
+	cleanup_free char *out = NULL;
 	int fd, status;
 	pid_t pid;
 
 	(void)state;
 	NEEDS_SSHD;
-	pid = forkpty(&fd, NULL, NULL, &ws);
-	if (pid == 0) {
-		setenv("TERM", "vt220", 1);
-		alarm(LIMIT_S);
-		execv(pando, argv);
-		_exit(127);
-	}
-	while (collect(fd, &out, &len))
-		;
-	assert_int_equal(waitpid(pid, &status, 0), pid);
+	pid = stand_in_start_on_terminal(argv, 33, 77, &fd);
+	out = stand_in_read_all(fd);
+	status = stand_in_wait(pid);
 	assert_string_equal(out, "33 77\r\n/dev/pts\r\nvt220\r\n");
-	assert_int_equal(WEXITSTATUS(status), 5);
-	free(out);
+	assert_int_equal(status, 5);
 	close(fd);
 }
 
@@ -497,29 +333,25 @@ static void
 shell_in(const struct vmssh_shell *sh, const char *typed, char **ret_out, int *ret_status)
 {
 	struct client_vm vm = {.id = "0a1b2c3d4e5f", .alias = "a", .state = "running"};
-	size_t len = 0;
 	int fd, status;
 	pid_t pid;
 
 	strcpy(vm.host_key, host_key);
-	strcpy(vm.agent_socket, agent_socket);
+	strcpy(vm.agent_socket, stand_in_agent_socket);
 	pid = forkpty(&fd, NULL, NULL, NULL);
 	if (pid == 0) {
 		struct err e = {0};
 		int r;
 
-		alarm(LIMIT_S);
-		r = vmssh_shell(&vm, home, sh, &status, &e);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		r = vmssh_shell(&vm, stand_in_home, sh, &status, &e);
 		if (r < 0)
 			fprintf(stderr, "%s\n", e.msg);
 		_exit(r < 0 ? 125 : status);
 	}
 	(void)io_write_full(fd, typed, strlen(typed));
-	*ret_out = NULL;
-	while (collect(fd, ret_out, &len))
-		;
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	*ret_status = WEXITSTATUS(status);
+	*ret_out = stand_in_read_all(fd);
+	*ret_status = stand_in_wait(pid);
 	close(fd);
 }
 
@@ -559,8 +391,8 @@ another_host_key_is_refused_and_both_are_named(void **state)
 	(void)state;
 	NEEDS_SSHD;
 	/* The one of a branch that somebody else was, say. */
-	shown_key = NOBODYS;
-	RUN("execute", "--ssh", "a", "--", "touch", "/tmp/pando-ssh-was-here");
+	shows(NOBODYS);
+	PANDO("execute", "--ssh", "a", "--", "touch", "/tmp/pando-ssh-was-here");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	is = strstr(got.err, "SHA256:");
 	assert_non_null(is);
@@ -568,16 +400,16 @@ another_host_key_is_refused_and_both_are_named(void **state)
 	assert_non_null(should);
 	assert_true(strncmp(is, should, 50) != 0);
 	assert_int_equal(access("/tmp/pando-ssh-was-here", F_OK), -1);
-	shown_key = host_key;
-	RUN("execute", "--ssh", "a", "true");
+	shows(host_key);
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, 0);
 	/* It became another, and we still go by what was before. */
 	char before[AGENT_HOST_KEY_MAX];
 	strcpy(before, host_key);
 	become(B);
 	assert_string_not_equal(before, host_key);
-	shown_key = before;
-	RUN("execute", "--ssh", "a", "true");
+	shows(before);
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	assert_non_null(strstr(got.err, "SHA256:"));
 }
@@ -586,14 +418,14 @@ static void
 without_an_acknowledged_key_nobody_goes_in(void **state)
 {
 	(void)state;
-	RUN("execute", "--ssh", "new", "true");
+	PANDO("execute", "--ssh", "new", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	assert_non_null(strstr(got.err, "has not acknowledged"));
-	RUN("ssh-proxy", "new.pando");
+	PANDO("ssh-proxy", "new.pando");
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");
 	assert_non_null(strstr(got.err, "has not acknowledged"));
-	RUN("ssh-proxy", "--known-host", "new.pando", "new.pando");
+	PANDO("ssh-proxy", "--known-host", "new.pando", "new.pando");
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");
 }
@@ -606,10 +438,10 @@ a_machine_without_sshd_says_so(void **state)
 	(void)state;
 	snprintf(path, sizeof(path), "%s" SSHD, root);
 	assert_int_equal(unlink(path), 0);
-	RUN("execute", "--ssh", "a", "true");
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	assert_non_null(strstr(got.err, "install openssh-server"));
-	RUN("ssh-proxy", "a");
+	PANDO("ssh-proxy", "a");
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");
 	assert_non_null(strstr(got.err, "install openssh-server"));
@@ -625,13 +457,13 @@ an_sshd_that_ends_at_once_is_said(void **state)
 	snprintf(path, sizeof(path), "%s" SSHD, root);
 	assert_int_equal(unlink(path), 0);
 	assert_int_equal(symlink("/bin/false", path), 0);
-	RUN("execute", "--ssh", "a", "true");
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	assert_non_null(strstr(got.err, "ended at once"));
 	/* What answers there and is no SSH server is no sentence of the agent. */
 	assert_int_equal(unlink(path), 0);
 	assert_int_equal(symlink("/bin/echo", path), 0);
-	RUN("ssh-proxy", "a");
+	PANDO("ssh-proxy", "a");
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");
 	assert_non_null(strstr(got.err, "is no SSH server"));
@@ -681,26 +513,23 @@ static void
 agents_that_are_older_than_ssh_are_known_as_such(void **state)
 {
 	struct client_vm vm = {.id = "0a1b2c3d4e5f", .alias = "old", .state = "running"};
-	char before[sizeof(agent_socket)];
 	struct err e = {0};
 	pthread_t thread;
 	int listener, fd;
 
 	(void)state;
-	strcpy(before, agent_socket);
-	snprintf(agent_socket, sizeof(agent_socket), "%s/old.sock", home);
-	assert_int_equal(io_unix_listen(agent_socket, SOCK_STREAM, 8, &listener, &e), 0);
+	snprintf(vm.agent_socket, sizeof(vm.agent_socket), "%s/old.sock", stand_in_home);
+	assert_int_equal(
+		io_unix_listen(vm.agent_socket, SOCK_STREAM, 8, &listener, &e), 0);
 	assert_int_equal(pthread_create(&thread, NULL, old_agent, &listener), 0);
 	/* Told without the key, and acknowledged. */
-	assert_int_equal(hello(A, 0x77, client_key, &e), 0);
+	assert_int_equal(hello_at(vm.agent_socket, A, 0x77, client_key, &e), 0);
 	assert_string_equal(host_key, NOBODYS);
-	strcpy(vm.agent_socket, agent_socket);
 	assert_int_equal(vmssh_dial(&vm, &fd, &e), -ECONNREFUSED);
 	assert_non_null(strstr(e.msg, "older than SSH"));
 	shutdown(listener, SHUT_RDWR);
 	pthread_join(thread, NULL);
 	close(listener);
-	strcpy(agent_socket, before);
 }
 
 static void *
@@ -722,7 +551,7 @@ a_machine_that_is_being_told_who_it_is_is_waited_for(void **state)
 	     "'#!/bin/sh\\nsleep 1.5\\n' >slow && chmod 755 slow");
 	assert_int_equal(pthread_create(&thread, NULL, become_slowly, NULL), 0);
 	usleep(300000);
-	RUN("execute", "--ssh", "a", "true");
+	PANDO("execute", "--ssh", "a", "true");
 	pthread_join(thread, NULL);
 	assert_string_equal(got.err, "");
 	assert_int_equal(got.status, 0);
@@ -737,14 +566,14 @@ only_the_key_of_the_last_hello_comes_in(void **state)
 
 	(void)state;
 	NEEDS_SSHD;
-	RUN("execute", "--ssh", "a", "true");
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, 0);
 	assert_int_equal(hello(B, ++generation, NOBODYS, &e), 0);
-	RUN("execute", "--ssh", "a", "true");
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	assert_non_null(strstr(got.err, "does not let user \"root\" in"));
 	assert_int_equal(hello(B, ++generation, NULL, &e), 0);
-	RUN("execute", "--ssh", "a", "true");
+	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 }
 
@@ -872,17 +701,17 @@ the_proxy_starts_nothing_and_names_what_is_wrong(void **state)
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");
 	assert_non_null(strstr(got.err, "pandod"));
-	RUN("ssh-proxy", "paused.pando");
+	PANDO("ssh-proxy", "paused.pando");
 	assert_int_equal(got.status, EXIT_CONFLICT);
 	assert_non_null(strstr(got.err, "paused"));
-	RUN("ssh-proxy");
+	PANDO("ssh-proxy");
 	assert_int_equal(got.status, EXIT_USAGE);
-	RUN("ssh-proxy", ".pando");
+	PANDO("ssh-proxy", ".pando");
 	assert_int_not_equal(got.status, 0);
-	RUN("ssh-proxy", "--known-host", "a b", "a");
+	PANDO("ssh-proxy", "--known-host", "a b", "a");
 	assert_int_equal(got.status, EXIT_USAGE);
 	assert_string_equal(got.out, "");
-	RUN("ssh-proxy", "--known-host", "[a.pando]:23", "a.pando");
+	PANDO("ssh-proxy", "--known-host", "[a.pando]:23", "a.pando");
 	assert_int_equal(got.status, 0);
 	assert_memory_equal(got.out, "[a.pando]:23 ssh-ed25519 AAAA", 29);
 }
@@ -892,7 +721,7 @@ the_proxy_ends_when_its_input_does(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	RUN("ssh-proxy", "a");
+	PANDO("ssh-proxy", "a");
 	assert_int_equal(got.status, 0);
 	assert_memory_equal(got.out, "SSH-2.0-", 8);
 	/* And when the server does: no client says this. */
@@ -904,6 +733,8 @@ the_proxy_ends_when_its_input_does(void **state)
 static void
 installing_is_one_line_above_all_and_only_once(void **state)
 {
+	char want[128];
+
 	(void)state;
 	sh("printf 'Host x\\n\\tUser me\\n' >real && chmod 640 real && ln -s real cfg && "
 	   "\"$PANDO\" ssh-config --install --file \"$T/cfg\" && \"$PANDO\" ssh-config "
@@ -911,8 +742,9 @@ installing_is_one_line_above_all_and_only_once(void **state)
 	   "&& "
 	   "readlink cfg && cmp ssh/config - <<E\n$(\"$PANDO\" ssh-config)\nE");
 	assert_int_equal(got.status, 0);
-	assert_non_null(strstr(got.out, "Include \"/tmp/pando-ssh."));
-	assert_non_null(strstr(got.out, "/ssh/config\"\n4\n640\nreal\n"));
+	snprintf(want, sizeof(want), "Include \"%s/ssh/config\"\n4\n640\nreal\n",
+		stand_in_home);
+	assert_non_null(strstr(got.out, want));
 	assert_non_null(strstr(got.err, "now"));
 	assert_non_null(strstr(got.err, "already"));
 	sh("\"$PANDO\" ssh-config --install --file \"$T/new/cfg\" && stat -c %a new "
@@ -921,7 +753,7 @@ installing_is_one_line_above_all_and_only_once(void **state)
 	sh("mkdir \"q'x\"; PANDO_HOME=\"$T/q'x\" \"$PANDO\" ssh-config");
 	assert_int_equal(got.status, EXIT_USAGE);
 	assert_string_equal(got.out, "");
-	RUN("ssh-config", "--file", "x");
+	PANDO("ssh-config", "--file", "x");
 	assert_int_equal(got.status, EXIT_USAGE);
 	/* Spaces and % in a path. */
 	sh("mkdir 'a %h b' && PANDO_HOME=\"$T/a %h b\" \"$PANDO\" ssh-config >d && ssh "
@@ -939,15 +771,15 @@ the_key_of_a_home_is_made_once_and_only_its_owners(void **state)
 	FILE *f;
 
 	(void)state;
-	snprintf(path, sizeof(path), "%s/k", home);
+	snprintf(path, sizeof(path), "%s/k", stand_in_home);
 	assert_int_equal(ssh_key_of_home(path, one, &e), 0);
 	assert_true(agent_is_host_key(one));
 	assert_int_equal(ssh_key_of_home(path, two, &e), 0);
 	assert_string_equal(one, two);
-	snprintf(path, sizeof(path), "%s/k/ssh", home);
+	snprintf(path, sizeof(path), "%s/k/ssh", stand_in_home);
 	assert_int_equal(stat(path, &st), 0);
 	assert_int_equal(st.st_mode & 07777, 0700);
-	snprintf(path, sizeof(path), "%s/k/ssh/id_ed25519", home);
+	snprintf(path, sizeof(path), "%s/k/ssh/id_ed25519", stand_in_home);
 	assert_int_equal(stat(path, &st), 0);
 	assert_int_equal(st.st_mode & 07777, 0600);
 	if (access("/usr/bin/ssh-keygen", X_OK) == 0) {
@@ -956,13 +788,14 @@ the_key_of_a_home_is_made_once_and_only_its_owners(void **state)
 	}
 	/* The public half is made anew; a file that is no key is not overwritten. */
 	sh("rm k/ssh/id_ed25519.pub");
-	assert_int_equal(ssh_key_of_home(strcat(strcpy(path, home), "/k"), two, &e), 0);
+	assert_int_equal(
+		ssh_key_of_home(strcat(strcpy(path, stand_in_home), "/k"), two, &e), 0);
 	sh("cut -d' ' -f1,2 k/ssh/id_ed25519.pub");
 	assert_memory_equal(got.out, one, AGENT_SSH_KEY_LEN);
 	sh("echo mine >k/ssh/id_ed25519");
 	assert_int_equal(ssh_key_of_home(path, two, &e), -EINVAL);
 	assert_non_null(strstr(e.msg, "remove it"));
-	snprintf(path, sizeof(path), "%s/k/ssh/id_ed25519", home);
+	snprintf(path, sizeof(path), "%s/k/ssh/id_ed25519", stand_in_home);
 	f = fopen(path, "r");
 	assert_int_equal(fgetc(f), 'm');
 	fclose(f);
@@ -995,12 +828,12 @@ private_keys_are_read_or_refused(void **state)
 
 		good("rm -f enc rsa; ssh-keygen -qt ed25519 -N secret -f enc; ssh-keygen "
 		     "-qt ecdsa -N '' -f rsa");
-		snprintf(path, sizeof(path), "%s/enc", home);
+		snprintf(path, sizeof(path), "%s/enc", stand_in_home);
 		assert_int_equal(io_read_file(path, 8192, &text, NULL, NULL), 0);
 		assert_int_equal(sshkey_public(text, public, &e), -EINVAL);
 		free(text);
 		text = NULL;
-		snprintf(path, sizeof(path), "%s/rsa", home);
+		snprintf(path, sizeof(path), "%s/rsa", stand_in_home);
 		assert_int_equal(io_read_file(path, 8192, &text, NULL, NULL), 0);
 		assert_int_equal(sshkey_public(text, public, &e), -EINVAL);
 	}
@@ -1041,5 +874,5 @@ main(void)
 	};
 
 	signal(SIGPIPE, SIG_IGN);
-	return cmocka_run_group_tests(tests, start_all, stop_all);
+	return cmocka_run_group_tests(tests, start_all, stand_in_teardown);
 }

@@ -71,6 +71,17 @@ dial(uint16_t port)
 	return fd;
 }
 
+/* A connection through the tunnel: this host's end, and the guest's. */
+static int
+dial_through(uint16_t port, int listener, int *ret_there)
+{
+	int here = dial(port);
+
+	*ret_there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	assert_true(*ret_there >= 0);
+	return here;
+}
+
 struct tunnel_run {
 	pid_t pid;
 	int out, err;
@@ -85,8 +96,8 @@ open_tunnel(uint16_t guest)
 	const char *said, *at;
 
 	snprintf(door, sizeof(door), "0:%u", guest);
-	t.pid = stand_in_start((char *[]){"pando", "tunnel", "a", door, NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &t.out, &t.err);
+	t.pid = stand_in_start(
+		(char *[]){"pando", "tunnel", "a", door, NULL}, -1, &t.out, &t.err);
 	said = stand_in_await(t.out, "\n");
 	at = strstr(said, "127.0.0.1:");
 	assert_ptr_equal(at, said);
@@ -94,6 +105,17 @@ open_tunnel(uint16_t guest)
 	snprintf(door, sizeof(door), " -> a:%u\n", guest);
 	assert_non_null(strstr(said, door));
 	return t;
+}
+
+/* To a program that listens, and is this one. */
+static struct tunnel_run
+open_tunnel_to(int *ret_listener)
+{
+	uint16_t port;
+
+	*ret_listener = listen_at(AF_INET, &port);
+	assert_true(*ret_listener >= 0);
+	return open_tunnel(port);
 }
 
 /* Ctrl-C. */
@@ -168,13 +190,12 @@ a_hundred_megabytes_each_way_at_once(void **state)
 	struct tunnel_run t;
 	struct stream s[4] = {{.seed = 1, .bytes = bytes}, {.seed = 1, .bytes = bytes},
 		{.seed = 2, .bytes = bytes}, {.seed = 2, .bytes = bytes}};
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port);
+	int listener, there;
 
 	(void)state;
-	t = open_tunnel(port);
-	s[0].fd = s[3].fd = dial(t.port);
-	s[1].fd = s[2].fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	t = open_tunnel_to(&listener);
+	s[0].fd = s[3].fd = dial_through(t.port, listener, &there);
+	s[1].fd = s[2].fd = there;
 	for (int i = 0; i < 4; i++)
 		pthread_create(&s[i].thread, NULL, i % 2 ? sink : pour, &s[i]);
 	for (int i = 0; i < 4; i++) {
@@ -269,14 +290,12 @@ each_direction_ends_on_its_own(void **state)
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
 	char buf[64];
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), here, there;
+	int listener, here, there;
 
 	(void)state;
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	/* The client first. */
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	assert_int_equal(io_write_full(here, "question", 8), 0);
 	shutdown(here, SHUT_WR);
 	assert_int_equal(io_read_full(there, buf, 8), 0);
@@ -289,8 +308,7 @@ each_direction_ends_on_its_own(void **state)
 	assert_int_equal(read(here, buf, 1), 0);
 	close(here);
 	/* Then the guest's program. */
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	assert_int_equal(io_write_full(there, "hello", 5), 0);
 	shutdown(there, SHUT_WR);
 	assert_int_equal(io_read_full(here, buf, 5), 0);
@@ -320,14 +338,12 @@ what_is_broken_on_one_side_is_broken_on_the_other(void **state)
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
 	char buf[64];
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), here, there;
+	int listener, here, there;
 
 	(void)state;
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	for (int half = 0; half < 2; half++) {
-		here = dial(t.port);
-		there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		here = dial_through(t.port, listener, &there);
 		if (half) {
 			/* One that only waits for an answer hears of it, too. */
 			shutdown(here, SHUT_WR);
@@ -341,8 +357,7 @@ what_is_broken_on_one_side_is_broken_on_the_other(void **state)
 		assert_int_equal(errno, ECONNRESET);
 		close(here);
 
-		here = dial(t.port);
-		there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		here = dial_through(t.port, listener, &there);
 		if (half) {
 			shutdown(there, SHUT_WR);
 			assert_int_equal(read(here, buf, 1), 0);
@@ -356,8 +371,7 @@ what_is_broken_on_one_side_is_broken_on_the_other(void **state)
 		close(there);
 	}
 	/* A client that has said all and is gone before the answer. */
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	shutdown(here, SHUT_WR);
 	assert_int_equal(read(there, buf, 1), 0);
 	reset(here);
@@ -400,8 +414,7 @@ a_port_without_a_program_is_said_once(void **state)
 			sizeof(struct sockaddr_in)),
 		0);
 	assert_int_equal(listen(listener, 5), 0);
-	fd = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	fd = dial_through(t.port, listener, &there);
 	shutdown(fd, SHUT_WR);
 	close(there);
 	assert_int_equal(read(fd, buf, 1), 0);
@@ -432,8 +445,7 @@ a_program_on_ipv6_only_is_found(void **state)
 	if (listener < 0)
 		skip();
 	t = open_tunnel(port);
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	assert_int_equal(io_write_full(here, "six", 3), 0);
 	assert_int_equal(io_read_full(there, buf, 3), 0);
 	close(here);
@@ -473,8 +485,7 @@ who_does_not_read_stops_the_other_and_takes_no_memory(void **state)
 	agent_kib = stand_in_memory(stand_in_agent, "VmRSS:");
 	setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
 	t = open_tunnel(port);
-	here = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	here = dial_through(t.port, listener, &there);
 	up = stuff(here, 64u << 20);
 	down = stuff(there, 64u << 20);
 	kib = stand_in_memory(t.pid, "VmHWM:");
@@ -501,12 +512,11 @@ many_that_wait_are_served_when_others_end(void **state)
 	static int here[N];
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), there, n = 0;
+	int listener, there, n = 0;
 	char c;
 
 	(void)state;
-	t = open_tunnel(port);
+	t = open_tunnel_to(&listener);
 	for (int i = 0; i < N; i++)
 		here[i] = dial(t.port);
 	for (; n < TUNNEL_CONNS_MAX; n++) {
@@ -557,7 +567,7 @@ what_is_listened_on_is_said(void **state)
 	(void)state;
 	pid = stand_in_start((char *[]){"pando", "tunnel", "--format", "json", "a",
 				     "0:80", "0:443", NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+		-1, &out, &err);
 	said = stand_in_await(out, "\n");
 	assert_int_equal(json_parse(said, strlen(said), 64, &j, NULL), 0);
 	door = json_at(j, json_get(j, 0, "listens"), 1);
@@ -573,14 +583,14 @@ what_is_listened_on_is_said(void **state)
 
 	/* To all the world only when asked for, and not without a word. */
 	pid = stand_in_start(
-		(char *[]){"pando", "tunnel", "-b", "0.0.0.0", "a", "0:80", NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+		(char *[]){"pando", "tunnel", "-b", "0.0.0.0", "a", "0:80", NULL}, -1,
+		&out, &err);
 	stand_in_await(out, "0.0.0.0:");
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
 	assert_non_null(strstr(got.err, "whoever reaches this host"));
-	pid = stand_in_start((char *[]){"pando", "tunnel", "-q", "a", "0:80", NULL},
-		open("/dev/null", O_RDONLY | O_CLOEXEC), &out, &err);
+	pid = stand_in_start(
+		(char *[]){"pando", "tunnel", "-q", "a", "0:80", NULL}, -1, &out, &err);
 	assert_null(strstr(stand_in_await(out, "\n"), "->"));
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
@@ -798,15 +808,13 @@ the_end_of_the_vm_is_the_tunnels(void **state)
 {
 	cleanup_ran struct ran got = {0};
 	struct tunnel_run t;
-	uint16_t port;
-	int listener = listen_at(AF_INET, &port), fd, there;
+	int listener, fd, there;
 	char c;
 
 	(void)state;
 	stand_in_start_agent();
-	t = open_tunnel(port);
-	fd = dial(t.port);
-	there = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	t = open_tunnel_to(&listener);
+	fd = dial_through(t.port, listener, &there);
 	stand_in_says("stopped", "powered off");
 	stand_in_kill_agent();
 	stand_in_finish(t.pid, t.out, t.err, &got);
