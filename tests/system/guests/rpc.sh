@@ -1,12 +1,15 @@
 # Sourced by ../guests.sh: coding agents that a machine keeps, and reports. The coding agent is a shell script
 # that speaks a little of pi's protocol.
 
-# A prompt is answered by 200 numbered lines, each written in two halves, and an agent_end.
+# A prompt is answered by so many numbered lines, each written in two halves, and an agent_end. Fewer in the test machine,
+# where a line takes a second when other machines have much to do.
+rpc_lines=200
+[ ! -e /run/pando-machine ] || rpc_lines=60
 rpc_agent='#!/bin/sh
 while IFS= read -r line; do
 	echo "{\"type\":\"agent_start\"}"
 	i=0
-	while [ $i -lt 200 ]; do
+	while [ $i -lt LINES ]; do
 		printf "{\"type\":\"x\",\"who\":\"%s\"," "$WHO"
 		sleep 0.02
 		printf "\"n\":%d}\n" $i
@@ -18,7 +21,7 @@ done'
 
 rpc_set_up() {
 	pando branch g -q -n coder
-	printf '%s\n' "$rpc_agent" >"$work/agent.sh"
+	printf '%s\n' "$rpc_agent" | sed "s/LINES/$rpc_lines/" >"$work/agent.sh"
 	printf 'command = ["sh", "/root/agent.sh"]\nprotocol = "pi"\nstop_s = 2\n%s\n' "$1" >"$work/pi.conf"
 	pando execute coder -- mkdir -p /etc/pando/rpc.d
 	pando copy "$work/agent.sh" coder:/root/agent.sh
@@ -28,11 +31,11 @@ rpc_set_up() {
 
 # Whole lines of JSON, numbers in order from 0, and an end.
 rpc_is_whole() {
-	python3 - "$1" <<-'END'
+	python3 - "$1" "$rpc_lines" <<-'END'
 		import json, sys
 		lines = [json.loads(l) for l in open(sys.argv[1])]
 		n = [l["n"] for l in lines if l["type"] == "x"]
-		assert n == list(range(200)), n
+		assert n == list(range(int(sys.argv[2]))), n
 		assert lines[-1]["type"] == "agent_end", lines[-1]
 	END
 }
