@@ -57,6 +57,12 @@ put_stamp(char *dst, size_t cap)
 		(unsigned)(ms % 1000));
 }
 
+int
+log_wants(enum log_level level)
+{
+	return level <= max_level;
+}
+
 void
 log_line(enum log_level level, const char *fmt, ...)
 {
@@ -64,7 +70,7 @@ log_line(enum log_level level, const char *fmt, ...)
 	int len;
 	va_list ap;
 
-	if (level > max_level)
+	if (!log_wants(level))
 		return;
 	len = snprintf(line, sizeof(line) - 1, "<%d>", level);
 	if (stamps)

@@ -24,6 +24,8 @@ void log_set_fd(int fd);
  * files. */
 void log_set_stamps(int on);
 
+/* Whether a line of this level is written: for those that are costly to put together. */
+int log_wants(enum log_level level);
 void log_line(enum log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 #define log_err(...) log_line(LOG_LEVEL_ERR, __VA_ARGS__)

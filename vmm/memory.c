@@ -62,6 +62,17 @@ guest_mem_reserve(struct guest_mem *m, uint64_t mem_mib, struct err *e)
 	return map_aligned(m, mem_mib, PROT_NONE, e);
 }
 
+int
+guest_mem_lend_page(struct guest_mem *m, gpa_t page, struct err *e)
+{
+	const size_t len = 4096;
+	void *p = guest_range(m, page, len);
+
+	if (!p || mprotect(p, len, PROT_READ | PROT_WRITE) < 0)
+		return err_sys(e, p ? -errno : -EFAULT, "a page of guest memory");
+	return 0;
+}
+
 void
 guest_mem_open_hole(struct guest_mem *m)
 {

@@ -42,6 +42,8 @@ int guest_mem_create(struct guest_mem *m, uint64_t mem_mib, struct err *e);
  * low piece, high piece. Between the last two nothing else may map memory; if something
  * did, that is -EEXIST and no harm is done. */
 int guest_mem_reserve(struct guest_mem *m, uint64_t mem_mib, struct err *e);
+/* One page of what is reserved becomes usable, until the hole is opened. */
+int guest_mem_lend_page(struct guest_mem *m, gpa_t page, struct err *e);
 void guest_mem_open_hole(struct guest_mem *m);
 int guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e);
 void guest_mem_destroy(struct guest_mem *m);

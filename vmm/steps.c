@@ -31,6 +31,8 @@ steps_log(const struct steps *s, const char *what)
 	char text[STEPS_MAX * 24] = "";
 	size_t used = 0;
 
+	if (!log_wants(LOG_LEVEL_DEBUG))
+		return;
 	for (unsigned i = 0; i < s->n && used < sizeof(text); i++)
 		used += (size_t)snprintf(text + used, sizeof(text) - used, " %s %.1f",
 			s->step[i].name, (double)s->step[i].ns / 1000);
