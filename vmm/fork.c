@@ -16,11 +16,10 @@
  * the descriptors that came with the request, and runs.
  *
  * It is glibc's fork(), not clone(CLONE_PARENT): only then does glibc in the child know
- * that the vCPU threads are gone, and takes their stacks back for the child's own.
- * Without it every generation would leave its parent's stacks and thread descriptors
- * behind. So a child's parent is the VMM it came from, not pandod; SIGCHLD is ignored,
- * which makes the kernel reap it, and pandod follows it by a pidfd taken from the peer
- * credentials of its control socket. A child outlives its parent.
+ * that the other threads are gone. So a child's parent is the VMM it came from, not
+ * pandod; SIGCHLD is ignored, which makes the kernel reap it, and pandod follows it by a
+ * pidfd taken from the peer credentials of its control socket. A child outlives its
+ * parent.
  *
  * A parked child (VMM_FORK_PARK) stops after taking its descriptors: it is a picture,
  * holds no KVM VM, and forks children of its own from the state it carries.
@@ -45,6 +44,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/control.h"
+#include "vmm/own_memory.h"
 #include "vmm/seal.h"
 #include "vmm/steps.h"
 #include "vmm/vcpu.h"
@@ -150,14 +150,9 @@ static int
 start_main_thread(struct vm *vm, struct err *e)
 {
 	pthread_t thread;
-	pthread_attr_t attr;
-	int r;
+	int r = own_memory_thread(&thread, main_thread, vm, e);
 
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, VM_STACK_BYTES);
-	r = pthread_create(&thread, &attr, main_thread, vm);
-	pthread_attr_destroy(&attr);
-	return r ? err_sys(e, -r, "starting the main thread") : 0;
+	return r < 0 ? err_wrap(e, r, "the main thread") : 0;
 }
 
 static int
@@ -228,6 +223,25 @@ map_text(void)
 		MADV_POPULATE_READ); /* a wish; Linux before 5.14 has it not */
 }
 
+/* Lest the parent's fork() take longer with every generation; see own_memory.h. Once in
+ * so many, because it takes the child a tenth of a millisecond. */
+#define RENEW_EVERY 4
+#define SMALL_MAP_BYTES (256u << 10)
+
+static void
+renew_memory(const struct vm *vm)
+{
+	const struct blockmap *map = &vm->blk.map;
+	const size_t page = 4096, bytes = map->n_blocks * sizeof(*map->entries);
+	struct own_range more[3] = {{0}};
+
+	vsock_own_ranges(&vm->vsock, more);
+	if (bytes <= SMALL_MAP_BYTES)
+		more[2] = (struct own_range){
+			.at = map->entries, .len = (bytes + page - 1) & ~(page - 1)};
+	(void)own_memory_renew(more, sizeof(more) / sizeof(*more));
+}
+
 /* Returns on the thread that forked, as that of the child's vCPU 0 or as its main thread;
  * a picture that vCPU 0's thread made has that as its main thread and does not return. */
 static void
@@ -257,6 +271,10 @@ become_child(struct vm *vm, struct job *job)
 	vm->control_fd = TAKE_FD(fds[VMM_FORK_FD_CONTROL]);
 	vm->listen_fd = TAKE_FD(fds[VMM_FORK_FD_LISTEN]);
 	steps_add(&job->steps, "forget");
+	own_memory_forked();
+	if (++vm->forks % RENEW_EVERY == 0)
+		renew_memory(vm);
+	steps_add(&job->steps, "renew");
 
 	r = set_up_child(vm, job, &e);
 	if (r < 0)

@@ -25,7 +25,7 @@ test_vsock_WRAP := io_now_ns
 # The machine itself.
 LIBRARIES += vmmcore
 vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c vmm/console.c \
-	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/steps.c vmm/fork.c vmm/cpu_features.c \
+	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/own_memory.c vmm/steps.c vmm/fork.c vmm/cpu_features.c \
 	vmm/snapshot.c vmm/restore.c vmm/control.c vmm/seal.c vmm/probe.c
 vmmcore_PKGS := libseccomp
 
@@ -47,7 +47,7 @@ FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk
 
-MACHINE_TESTS := test_memory test_ioapic test_console test_boot
+MACHINE_TESTS := test_memory test_own_memory test_ioapic test_console test_boot
 UNIT_TESTS += $(MACHINE_TESTS)
 define machine_test
 $(1)_SRCS := tests/unit/$(1).c

@@ -13,6 +13,7 @@
 #include "common/log.h"
 #include "vmm/control.h"
 #include "vmm/cpuid.h"
+#include "vmm/own_memory.h"
 #include "vmm/vcpu.h"
 
 void
@@ -210,21 +211,17 @@ vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e)
 int
 vm_start_vcpus(struct vm *vm, struct err *e)
 {
-	pthread_attr_t attr;
 	int r = 0;
 
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, VM_STACK_BYTES);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++) {
 		struct vcpu *v = &vm->vcpus[i];
 
 		if (v->has_thread)
 			continue;
-		r = pthread_create(&v->thread, &attr, vcpu_thread, v);
+		r = own_memory_thread(&v->thread, vcpu_thread, v, e);
 		v->has_thread = r == 0;
 	}
-	pthread_attr_destroy(&attr);
-	return r ? err_sys(e, -r, "starting a vCPU thread") : 0;
+	return r < 0 ? err_wrap(e, r, "a vCPU") : 0;
 }
 
 /* With its last words KVM_RUN leaves registers behind that would cost a call each. Not of

@@ -36,8 +36,8 @@
 #include "vmm/state.h"
 #include "vmm/vsock.h"
 
-/* Of a thread: KVM_RUN, device code, the control loop, a log line. One size for all, so
- * that a branch takes its ancestors' stacks for its own. Sanitizers need more. */
+/* Of a thread: KVM_RUN, device code, the control loop, a log line. One size for all: in a
+ * branch any thread may get any ancestor's (own_memory.h). Sanitizers need more. */
 #ifdef PANDO_SAN
 #define VM_STACK_BYTES (1024u << 10)
 #else
@@ -102,6 +102,7 @@ struct vm {
 	int control_fd, listen_fd, epoll_fd; /* owned; -1: none */
 	int event_fd;	   /* owned: vCPU threads wake the main thread (end, first run) */
 	int vsock_kick_fd; /* owned: doorbells of the vsock device */
+	unsigned forks;	   /* between the VM that was started and this */
 	bool is_parked;	   /* a picture: no KVM VM, no threads */
 	bool is_readable;  /* by its user, since VMM_STATE */
 	bool is_paused;	   /* by VMM_PAUSE */

@@ -42,6 +42,7 @@
 #define PANDO_VMM_VSOCK_H
 
 #include "common/err.h"
+#include "vmm/own_memory.h"
 #include "vmm/virtio_mmio.h"
 
 #define VSOCK_CONNS_MAX 1024
@@ -126,6 +127,9 @@ struct vsock {
 int vsock_init(struct vsock *vs, const struct guest_mem *mem, struct irq_line irq,
 	uint32_t guest_cid, int listen_fd, int kick_fd, const struct vsock_loop *loop,
 	struct err *e);
+/* What it maps for itself; before vsock_reset_child() the connections are the parent's,
+ * and nobody needs what is in their rings. */
+void vsock_own_ranges(const struct vsock *vs, struct own_range ret[static 2]);
 void vsock_destroy(struct vsock *vs);
 /* The listener of a device that was made without one; taken over on success. */
 int vsock_listen(struct vsock *vs, int listen_fd, struct err *e);
