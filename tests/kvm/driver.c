@@ -74,8 +74,8 @@ driver_init(struct driver *d, struct err *e)
 	}
 	snprintf(d->vmm_path, sizeof(d->vmm_path), "%s/libexec/pando/pando-vmm", exe);
 	snprintf(d->guest_path, sizeof(d->guest_path), "%s/tests/guest/tiny", exe);
-	/* Opened here: a test that becomes another user may not reach their folder, or may
-	 * not run a file that is its owner's alone. */
+	/* Opened here: a test that becomes another user may not reach their folder, or
+	 * may not run a file that is its owner's alone. */
 	d->vmm = copy_program(d->vmm_path, e);
 	if (d->vmm < 0)
 		return d->vmm;

@@ -156,7 +156,8 @@ full_disks_missing_programs_and_values_are_told(void **state)
 	assert_int_equal(found("disk", "only 9 more files")->verdict, DOCTOR_PROBLEM);
 	found("programs", "no tmux");
 	assert_non_null(strstr(found("programs", "no sshd")->mend, "openssh-server"));
-	assert_int_equal(found("environment", "cannot be read as one")->verdict, DOCTOR_PROBLEM);
+	assert_int_equal(
+		found("environment", "cannot be read as one")->verdict, DOCTOR_PROBLEM);
 	found("environment", "KEY cannot be in /etc/environment (a line break)");
 	assert_int_equal(found("agents", "pi is to run")->verdict, DOCTOR_PROBLEM);
 }
