@@ -102,12 +102,7 @@ print_json(const struct machine *m)
 		json_out_u64(&o, "started_ms", m->started_ms);
 	}
 	json_out_end_object(&o);
-	if (o.error) {
-		out_complain("no memory for the answer");
-		return EXIT_FAILED;
-	}
-	puts(o.buf);
-	return EXIT_OK;
+	return out_json(&o);
 }
 
 static int
