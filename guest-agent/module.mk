@@ -82,15 +82,15 @@ fuzz_ssh_key_SRCS := tests/fuzz/fuzz_ssh_key.c guest-agent/sshkey.c common/err.c
 fuzz_ssh_key_PKGS := libsodium
 fuzz_ssh_key_CORPUS := tests/fuzz/corpus/ssh_key
 
-# Units, for the agent; libsystemd is called only in bus.c.
+# Units, for the agent; libsystemd is called only in bus.c and common/systemd.c.
 PROGRAMS += pando-units
 pando-units_DIR := libexec/pando
-pando-units_SRCS := guest-agent/units_main.c guest-agent/bus.c
+pando-units_SRCS := guest-agent/units_main.c guest-agent/bus.c common/systemd.c
 pando-units_LIBS := common
 pando-units_PKGS := libsystemd
 
 UNIT_TESTS += test_agent_bus
-test_agent_bus_SRCS := tests/unit/test_agent_bus.c guest-agent/bus.c
+test_agent_bus_SRCS := tests/unit/test_agent_bus.c guest-agent/bus.c common/systemd.c
 test_agent_bus_LIBS := common
 test_agent_bus_PKGS := cmocka libsystemd
 # Coding agents and their keeper: runs the agent that was built beside it.
