@@ -30,7 +30,7 @@ agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host
 
 # Runs the agent that was built beside it.
 UNIT_TESTS += test_agent
-test_agent_SRCS := tests/unit/test_agent.c
+test_agent_SRCS := tests/unit/test_agent.c tests/unit/agent_help.c
 test_agent_LIBS := agentclient agentwire common
 test_agent_PKGS := cmocka
 $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
@@ -61,7 +61,7 @@ fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
 
 # The real agent, below a folder, and the host's side of a hello.
 UNIT_TESTS += test_agent_hello
-test_agent_hello_SRCS := tests/unit/test_agent_hello.c
+test_agent_hello_SRCS := tests/unit/test_agent_hello.c tests/unit/agent_help.c
 test_agent_hello_LIBS := agentclient agentwire common
 test_agent_hello_PKGS := cmocka libssh
 $(B)/tests/test_agent_hello: | $(B)/libexec/pando/pando-agent
@@ -90,19 +90,19 @@ pando-units_LIBS := common
 pando-units_PKGS := libsystemd
 
 UNIT_TESTS += test_agent_bus
-test_agent_bus_SRCS := tests/unit/test_agent_bus.c guest-agent/bus.c common/systemd.c
+test_agent_bus_SRCS := tests/unit/test_agent_bus.c tests/unit/bus_help.c guest-agent/bus.c common/systemd.c
 test_agent_bus_LIBS := common
 test_agent_bus_PKGS := cmocka libsystemd
 # Coding agents and their keeper: runs the agent that was built beside it.
 UNIT_TESTS += test_rpc
-test_rpc_SRCS := tests/unit/test_rpc.c $(agent_rpc_parts_SRCS)
+test_rpc_SRCS := tests/unit/test_rpc.c tests/unit/agent_help.c $(agent_rpc_parts_SRCS)
 test_rpc_LIBS := agentclient agentwire common
 test_rpc_PKGS := cmocka
 $(B)/tests/test_rpc: | $(B)/libexec/pando/pando-agent
 
 # The same from the host's side.
 UNIT_TESTS += test_agent_rpc
-test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c
+test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c tests/unit/agent_help.c
 test_agent_rpc_LIBS := agentclient agentwire common
 test_agent_rpc_PKGS := cmocka
 $(B)/tests/test_agent_rpc: | $(B)/libexec/pando/pando-agent

@@ -75,7 +75,7 @@ test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
 # A private D-Bus daemon, with a systemd and a machined of the test's own; control groups for real where they may be made.
 UNIT_TESTS += test_scope
-test_scope_SRCS := tests/unit/test_scope.c
+test_scope_SRCS := tests/unit/test_scope.c tests/unit/bus_help.c
 test_scope_LIBS := pandodcore pandohost common
 test_scope_PKGS := cmocka libsystemd
 
