@@ -9,7 +9,7 @@ LIBRARIES += pandodcore
 # libsystemd is called only in bus.c and common/systemd.c.
 pandodcore_PKGS := libmicrohttpd sqlite3 libsystemd
 pandodcore_SRCS := host/request.c host/request_route.c host/image.c host/vmmctl.c host/launch.c host/db.c \
-	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
+	host/tree.c host/tree_show.c host/tree_watch.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
 	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
 	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
 	host/bus.c common/systemd.c host/cgroup.c host/scope.c

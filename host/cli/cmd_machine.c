@@ -17,6 +17,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
+#include "common/text.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/machine.h"
@@ -324,12 +325,11 @@ append(char **text, const char *before, const char *word, const char *after)
 static int
 make_token(char token[static 33], struct err *e)
 {
-	unsigned char random[16];
+	uint8_t random[16];
 
 	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
 		return err_sys(e, -errno, "getrandom");
-	for (size_t i = 0; i < sizeof(random); i++)
-		snprintf(token + 2 * i, 3, "%02x", random[i]);
+	text_hex(token, random, sizeof(random));
 	return 0;
 }
 

@@ -16,6 +16,7 @@
 #include "common/agent_wire.h"
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/text.h"
 #include "host/cli/out.h"
 #include "host/paths.h"
 #include "host/ssh_key.h"
@@ -298,13 +299,12 @@ int
 vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char *home,
 	const char *user, struct err *e)
 {
-	unsigned char random[16];
+	uint8_t random[16];
 
 	*m = (struct vmssh_mark){.vm = vm, .home = home, .user = user};
 	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
 		return err_sys(e, -errno, "getrandom");
-	for (size_t i = 0; i < sizeof(random); i++)
-		snprintf(m->token + 2 * i, 3, "%02x", random[i]);
+	text_hex(m->token, random, sizeof(random));
 	return 0;
 }
 
