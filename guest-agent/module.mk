@@ -5,7 +5,8 @@ agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c do
 agent_rpc_SRCS += guest-agent/files_main.c
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
-pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c guest-agent/files.c \
+pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/conn_ask.c guest-agent/conn_out.c \
+	guest-agent/exec.c guest-agent/files.c \
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
