@@ -75,7 +75,7 @@ test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 # SSH into VMs.
-pandocli_SRCS += $(addprefix host/cli/,vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
+pandocli_SRCS += $(addprefix host/cli/,remote.c vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
 UNIT_TESTS += test_ssh
 test_ssh_SRCS := tests/unit/test_ssh.c $(stand_in_SRCS) host/ssh_key.c guest-agent/sshkey.c
 test_ssh_LIBS := $(pando_LIBS)
