@@ -11,7 +11,7 @@ pandodcore_PKGS := libmicrohttpd sqlite3 libsystemd
 pandodcore_SRCS := host/request.c host/request_route.c host/image.c host/vmmctl.c host/launch.c host/db.c \
 	host/tree.c host/tree_show.c host/tree_watch.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
 	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
-	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
+	host/commit_read.c host/commit_cpu.c host/commits.c host/settings.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
 	host/bus.c common/systemd.c host/cgroup.c host/scope.c
 
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
@@ -41,7 +41,7 @@ fuzz_store_manifest_PKGS := libsodium libzstd
 LIBRARIES += machine
 machine_PKGS := libssh
 machine_SRCS := host/ssh.c host/machine.c host/machine_make.c host/machine_qemu.c \
-	host/machine_copy.c
+	host/machine_copy.c host/machine_project.c
 
 UNIT_TESTS += test_machine
 test_machine_SRCS := tests/unit/test_machine.c
