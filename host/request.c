@@ -61,10 +61,31 @@ struct member {
 		struct err *e);
 	size_t at;
 };
+#define FIELD(request, field) (((struct request *)0)->field)
+#define SAME_TYPE(a, type) __builtin_types_compatible_p(__typeof__(a), type)
+/* A field of another type than its reader is made for does not compile. */
 #define MEMBER(request, name, read, field) \
 	{ \
-		name, read, offsetof(struct request, field) \
+		name, read, \
+			offsetof(struct request, field) + \
+				0 * sizeof(char[SAME_TYPE(FIELD(request, field), \
+							OF_##read) \
+							? 1 \
+							: -1]) \
 	}
+#define OF_read_alias char[VM_ALIAS_MAX + 1]
+#define OF_read_cmdline char[VM_CMDLINE_MAX]
+#define OF_read_commit_name char[COMMIT_NAME_MAX + 1]
+#define OF_read_count uint32_t
+#define OF_read_disk uint64_t
+#define OF_read_env struct env
+#define OF_read_flag bool
+#define OF_read_image char[VM_IMAGE_MAX]
+#define OF_read_labels struct labels
+#define OF_read_mem uint64_t
+#define OF_read_message char[COMMIT_MESSAGE_MAX + 1]
+#define OF_read_timeout uint32_t
+#define OF_read_vcpus uint32_t
 #define MEMBERS_END \
 	{ \
 		NULL, NULL, 0 \

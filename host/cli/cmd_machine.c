@@ -334,7 +334,7 @@ compose(const struct request *q, const struct view *v, char **ret, struct err *e
 		r = remote_append(&text, " ", q->env[i], "");
 	if (r == 0)
 		r = remote_append(&text, "; mkdir -p -- ", v->cwd, "");
-	/* Not on the first CPU, on which guests are not safe: machine.c says why. */
+	/* Not on the first CPU, on which guests are not safe: machine_qemu.c says why. */
 	if (r == 0)
 		r = remote_append(&text, " && cd -- ", v->cwd,
 			" && taskset -cp " MACHINE_CPUS_FOR_USE
