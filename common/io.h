@@ -45,9 +45,9 @@ int io_remove_tree(const char *path, struct err *e);
 /* One message with descriptors over a SOCK_SEQPACKET or SOCK_STREAM Unix socket. */
 #define IO_FDS_MAX 64
 int io_send_fds(int sock, const void *buf, size_t len, const int *fds, size_t n_fds);
-/* Returns bytes received (0: peer closed, and all that it had sent was given). Up to *n_fds descriptors are stored,
- * *n_fds is set to how many came; more than that, or a truncated message, is
- * -EBADMSG with all of them closed. flags: MSG_DONTWAIT or 0. */
+/* Returns bytes received (0: peer closed, and all that it had sent was given). Up to
+ * *n_fds descriptors are stored, *n_fds is set to how many came; more than that, or a
+ * truncated message, is -EBADMSG with all of them closed. flags: MSG_DONTWAIT or 0. */
 ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds, int flags);
 
 /* Unix sockets. Path longer than sun_path: -ENAMETOOLONG with a sentence. */

@@ -8,6 +8,18 @@ text_is_hex(const char *text, size_t len)
 	return strspn(text, "0123456789abcdef") >= len;
 }
 
+void
+text_hex(char *dst, const uint8_t *src, size_t len)
+{
+	static const char digits[] = "0123456789abcdef";
+
+	for (size_t i = 0; i < len; i++) {
+		*dst++ = digits[src[i] >> 4];
+		*dst++ = digits[src[i] & 0xf];
+	}
+	*dst = '\0';
+}
+
 bool
 text_path_goes_up(const char *path)
 {

@@ -5,24 +5,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <systemd/sd-bus.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/systemd.h"
 
-#define SERVICE "org.freedesktop.systemd1"
-#define MANAGER_PATH "/org/freedesktop/systemd1"
-#define MANAGER SERVICE ".Manager"
 /* Of one call; jobs have the caller's limit. */
 #define CALL_US 20000000ull
 
 struct bus {
-	sd_bus *h; /* owned */
-	char *job; /* owned: the one that is waited for */
-	bool over; /* it was removed */
-	char result[32];
+	struct systemd s;
 };
 
 static const struct {
@@ -39,90 +33,27 @@ bus_close(struct bus *b)
 {
 	if (!b)
 		return;
-	sd_bus_flush_close_unref(b->h);
-	free(b->job);
+	systemd_done(&b->s);
 	free(b);
-}
-
-static int
-on_job_removed(sd_bus_message *m, void *bus, sd_bus_error *error)
-{
-	struct bus *b = bus;
-	const char *job, *unit, *result;
-	uint32_t id;
-
-	(void)error;
-	if (sd_bus_message_read(m, "uoss", &id, &job, &unit, &result) < 0)
-		return 0;
-	if (b->job && !strcmp(b->job, job)) {
-		b->over = true;
-		snprintf(b->result, sizeof(b->result), "%s", result);
-	}
-	return 0;
-}
-
-/* What systemd says, as a person may read it. */
-static int
-said(int r, const sd_bus_error *error, const char *doing, struct err *e)
-{
-	char text[300];
-
-	if (!error->message)
-		return err_sys(e, r, "%s", doing);
-	log_escape(text, sizeof(text), error->message, strlen(error->message));
-	return err_set(e, r, "%s: %s", doing, text);
 }
 
 int
 bus_open(const char *address, struct bus **ret, struct err *e)
 {
 	cleanup_bus struct bus *b = calloc(1, sizeof(*b));
-	__attribute__((cleanup(sd_bus_error_free))) sd_bus_error error =
-		SD_BUS_ERROR_NULL;
 	int r;
 
 	if (!b)
 		return err_sys(e, -ENOMEM, "a connection to systemd");
-	r = sd_bus_new(&b->h);
-	if (r >= 0)
-		r = sd_bus_set_address(b->h, address);
-	if (r >= 0)
-		r = sd_bus_start(b->h);
-	if (r >= 0)
-		r = sd_bus_set_method_call_timeout(b->h, CALL_US);
+	if (!address)
+		address = SYSTEMD_PRIVATE;
+	r = systemd_dial(&b->s, address, CALL_US);
 	if (r < 0)
 		return err_sys(e, r, "systemd at %s", address);
-	/* Without a daemon between: no names, and nobody else's signals. */
-	r = sd_bus_match_signal(
-		b->h, NULL, NULL, MANAGER_PATH, MANAGER, "JobRemoved", on_job_removed, b);
+	r = systemd_listen(&b->s, NULL, e);
 	if (r < 0)
-		return err_sys(e, r, "listening to systemd");
-	r = sd_bus_call_method(
-		b->h, SERVICE, MANAGER_PATH, MANAGER, "Subscribe", &error, NULL, NULL);
-	if (r < 0)
-		return said(r, &error, "listening to systemd", e);
+		return r;
 	*ret = TAKE_PTR(b);
-	return 0;
-}
-
-/* 0 when the job is over. */
-static int
-wait_job(struct bus *b, uint64_t until_ns, struct err *e)
-{
-	while (!b->over) {
-		uint64_t now = io_now_ns();
-		int r = sd_bus_process(b->h, NULL);
-
-		if (r < 0)
-			return err_sys(e, r, "waiting for systemd");
-		if (r > 0)
-			continue;
-		if (now >= until_ns)
-			return -ETIMEDOUT;
-		r = sd_bus_wait(b->h, (until_ns - now) / 1000 + 1);
-		if (r < 0 && r != -EINTR)
-			return err_sys(e, r, "waiting for systemd");
-	}
 	return 0;
 }
 
@@ -130,22 +61,22 @@ wait_job(struct bus *b, uint64_t until_ns, struct err *e)
 static void
 reason(struct bus *b, const char *unit, char *dst, size_t cap)
 {
-	__attribute__((cleanup(sd_bus_message_unrefp))) sd_bus_message *m = NULL;
+	cleanup_bus_message sd_bus_message *m = NULL;
 	cleanup_free char *result = NULL, *text = NULL;
 	const char *path;
 	char shown[200] = "";
 	int32_t status = 0;
 
 	dst[0] = 0;
-	if (sd_bus_call_method(b->h, SERVICE, MANAGER_PATH, MANAGER, "GetUnit", NULL, &m,
-		    "s", unit) < 0 ||
+	if (sd_bus_call_method(b->s.h, SYSTEMD, SYSTEMD_PATH, SYSTEMD_MANAGER, "GetUnit",
+		    NULL, &m, "s", unit) < 0 ||
 		sd_bus_message_read(m, "o", &path) < 0 ||
-		sd_bus_get_property_string(b->h, SERVICE, path, SERVICE ".Service",
+		sd_bus_get_property_string(b->s.h, SYSTEMD, path, SYSTEMD ".Service",
 			"Result", NULL, &result) < 0)
 		return;
-	sd_bus_get_property_trivial(b->h, SERVICE, path, SERVICE ".Service",
+	sd_bus_get_property_trivial(b->s.h, SYSTEMD, path, SYSTEMD ".Service",
 		"ExecMainStatus", NULL, 'i', &status);
-	if (sd_bus_get_property_string(b->h, SERVICE, path, SERVICE ".Service",
+	if (sd_bus_get_property_string(b->s.h, SYSTEMD, path, SYSTEMD ".Service",
 		    "StatusText", NULL, &text) >= 0)
 		log_escape(shown, sizeof(shown), text, strlen(text));
 	snprintf(dst, cap, ": %.32s, status %d%s%s", result, (int)status,
@@ -156,12 +87,10 @@ int
 bus_unit(struct bus *b, const char *verb, const char *unit, unsigned limit_ms,
 	struct err *e)
 {
-	__attribute__((cleanup(sd_bus_message_unrefp))) sd_bus_message *m = NULL;
-	__attribute__((cleanup(sd_bus_error_free))) sd_bus_error error =
-		SD_BUS_ERROR_NULL;
+	cleanup_bus_message sd_bus_message *m = NULL;
+	cleanup_bus_error sd_bus_error error = SD_BUS_ERROR_NULL;
 	uint64_t until = io_now_ns() + (uint64_t)limit_ms * 1000000;
 	char doing[320], why[320];
-	const char *job;
 	size_t v;
 	int r;
 
@@ -171,37 +100,29 @@ bus_unit(struct bus *b, const char *verb, const char *unit, unsigned limit_ms,
 	if (v == sizeof(verbs) / sizeof(verbs[0]))
 		return err_set(e, -EINVAL, "units cannot be told to \"%.32s\"", verb);
 	snprintf(doing, sizeof(doing), "%.255s is not %s", unit, verbs[v].done);
-	r = sd_bus_call_method(b->h, SERVICE, MANAGER_PATH, MANAGER, verbs[v].method,
-		&error, &m, "ss", unit, "replace");
+	r = sd_bus_call_method(b->s.h, SYSTEMD, SYSTEMD_PATH, SYSTEMD_MANAGER,
+		verbs[v].method, &error, &m, "ss", unit, "replace");
 	if (r < 0)
-		return said(sd_bus_error_has_name(&error, SERVICE ".NoSuchUnit") ? -ENOENT
-										 : r,
+		return systemd_said(sd_bus_error_has_name(&error, SYSTEMD ".NoSuchUnit")
+					    ? -ENOENT
+					    : r,
 			&error, doing, e);
-	r = sd_bus_message_read(m, "o", &job);
-	if (r < 0)
-		return err_sys(e, r, "%s", doing);
-	free(b->job);
-	b->job = strdup(job);
-	b->over = false;
-	if (!b->job)
-		return err_sys(e, -ENOMEM, "%s", doing);
-	r = wait_job(b, until, e);
+	r = systemd_job(&b->s, m, until);
 	if (r == -ETIMEDOUT)
 		return err_set(e, r, "%s within %u ms", doing, limit_ms);
 	if (r < 0)
-		return r;
-	if (!strcmp(b->result, "done") || !strcmp(b->result, "skipped"))
+		return err_sys(e, r, "%s", doing);
+	if (!strcmp(b->s.result, "done") || !strcmp(b->s.result, "skipped"))
 		return 0;
 	reason(b, unit, why, sizeof(why));
-	return err_set(e, -EIO, "%s (%s)%s", doing, b->result, why);
+	return err_set(e, -EIO, "%s (%s)%s", doing, b->s.result, why);
 }
 
 /*
  * Looking.
  */
 
-#define UNIT SERVICE ".Unit"
-#define cleanup_message __attribute__((cleanup(sd_bus_message_unrefp)))
+#define UNIT SYSTEMD ".Unit"
 
 struct unit {
 	const char *name, *active, *sub, *path; /* borrowed from the answer */
@@ -225,8 +146,8 @@ static int
 units_list(struct bus *b, struct units *u)
 {
 	size_t cap = 0;
-	int r = sd_bus_call_method(
-		b->h, SERVICE, MANAGER_PATH, MANAGER, "ListUnits", NULL, &u->m, "");
+	int r = sd_bus_call_method(b->s.h, SYSTEMD, SYSTEMD_PATH, SYSTEMD_MANAGER,
+		"ListUnits", NULL, &u->m, "");
 
 	if (r >= 0)
 		r = sd_bus_message_enter_container(u->m, 'a', "(ssssssouso)");
@@ -275,7 +196,7 @@ number_of(struct bus *b, const char *path, const char *name)
 {
 	uint64_t v = 0;
 
-	sd_bus_get_property_trivial(b->h, SERVICE, path, UNIT, name, NULL, 't', &v);
+	sd_bus_get_property_trivial(b->s.h, SYSTEMD, path, UNIT, name, NULL, 't', &v);
 	return v;
 }
 
@@ -284,7 +205,7 @@ truth_of(struct bus *b, const char *path, const char *name)
 {
 	int v = 0;
 
-	sd_bus_get_property_trivial(b->h, SERVICE, path, UNIT, name, NULL, 'b', &v);
+	sd_bus_get_property_trivial(b->s.h, SYSTEMD, path, UNIT, name, NULL, 'b', &v);
 	return v;
 }
 
@@ -295,7 +216,7 @@ names_one(struct bus *b, const char *path, const char *name, const struct units 
 	char **all = NULL;
 	bool found = false;
 
-	if (sd_bus_get_property_strv(b->h, SERVICE, path, UNIT, name, NULL, &all) < 0)
+	if (sd_bus_get_property_strv(b->s.h, SYSTEMD, path, UNIT, name, NULL, &all) < 0)
 		return false;
 	for (char **v = all; v && *v; v++) {
 		const struct unit *u = active ? units_find(active, *v) : NULL;
@@ -340,7 +261,7 @@ look_failed(struct bus *b, const struct units *u, struct json_out *o)
 static const char *
 why_not_active(struct bus *b, const struct units *u, const char *name)
 {
-	__attribute__((cleanup(sd_bus_message_unrefp))) sd_bus_message *m = NULL;
+	cleanup_bus_message sd_bus_message *m = NULL;
 	cleanup_free char *type = NULL, *active = NULL;
 	bool service = ends_with(name, ".service"), began;
 	const struct unit *loaded = units_find(u, name);
@@ -348,11 +269,11 @@ why_not_active(struct bus *b, const struct units *u, const char *name)
 
 	if (loaded && strcmp(loaded->active, "inactive"))
 		return NULL;
-	if (sd_bus_call_method(b->h, SERVICE, MANAGER_PATH, MANAGER, "LoadUnit", NULL, &m,
-		    "s", name) < 0 ||
+	if (sd_bus_call_method(b->s.h, SYSTEMD, SYSTEMD_PATH, SYSTEMD_MANAGER, "LoadUnit",
+		    NULL, &m, "s", name) < 0 ||
 		sd_bus_message_read(m, "o", &path) < 0 ||
 		sd_bus_get_property_string(
-			b->h, SERVICE, path, UNIT, "ActiveState", NULL, &active) < 0)
+			b->s.h, SYSTEMD, path, UNIT, "ActiveState", NULL, &active) < 0)
 		return NULL;
 	/* An alias of one that is. */
 	if (strcmp(active, "inactive"))
@@ -367,8 +288,8 @@ why_not_active(struct bus *b, const struct units *u, const char *name)
 	if (service) {
 		if (names_one(b, path, "TriggeredBy", NULL))
 			return NULL;
-		if (began && (sd_bus_get_property_string(b->h, SERVICE, path,
-				      SERVICE ".Service", "Type", NULL, &type) < 0 ||
+		if (began && (sd_bus_get_property_string(b->s.h, SYSTEMD, path,
+				      SYSTEMD ".Service", "Type", NULL, &type) < 0 ||
 				     !strcmp(type, "oneshot")))
 			return NULL;
 	}
@@ -380,10 +301,10 @@ look_enabled(struct bus *b, const struct units *u, struct json_out *o)
 {
 	static const char *const kinds[] = {
 		".service", ".path", ".socket", ".timer", ".mount"};
-	cleanup_message sd_bus_message *m = NULL;
+	cleanup_bus_message sd_bus_message *m = NULL;
 	unsigned said_of = 0;
-	int r = sd_bus_call_method(
-		b->h, SERVICE, MANAGER_PATH, MANAGER, "ListUnitFiles", NULL, &m, "");
+	int r = sd_bus_call_method(b->s.h, SYSTEMD, SYSTEMD_PATH, SYSTEMD_MANAGER,
+		"ListUnitFiles", NULL, &m, "");
 
 	json_out_array(o, "not_active");
 	if (r >= 0)
@@ -425,8 +346,8 @@ look_paths(struct bus *b, const struct units *u, struct json_out *o)
 
 		if (!ends_with(u->v[i].name, ".path") ||
 			strcmp(u->v[i].active, "active") ||
-			sd_bus_get_property_string(b->h, SERVICE, u->v[i].path,
-				SERVICE ".Path", "Unit", NULL, &service) < 0)
+			sd_bus_get_property_string(b->s.h, SYSTEMD, u->v[i].path,
+				SYSTEMD ".Path", "Unit", NULL, &service) < 0)
 			continue;
 		s = units_find(u, service);
 		if (!s || strcmp(s->active, "active"))
@@ -449,8 +370,8 @@ bus_look(struct bus *b, struct json_out *o, struct err *e)
 	int r = units_list(b, &u);
 
 	if (r >= 0)
-		r = sd_bus_get_property_string(b->h, SERVICE, MANAGER_PATH, MANAGER,
-			"SystemState", NULL, &system);
+		r = sd_bus_get_property_string(b->s.h, SYSTEMD, SYSTEMD_PATH,
+			SYSTEMD_MANAGER, "SystemState", NULL, &system);
 	if (r < 0)
 		return err_sys(e, r, "asking systemd for its units");
 	json_out_object(o, NULL);

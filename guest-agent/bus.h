@@ -4,19 +4,17 @@
  * (/run/systemd/private), so that it works in guests that have no D-Bus daemon; root
  * only.
  *
- * The only caller of libsystemd in the guest. It is in a program of its own, pando-units:
- * the agent is static, and stays as small as it is.
+ * The only caller of libsystemd in the guest, with common/systemd.c. It is in a program
+ * of its own, pando-units: the agent is static, and stays as small as it is.
  */
 #ifndef PANDO_AGENT_BUS_H
 #define PANDO_AGENT_BUS_H
 
 #include "common/err.h"
 
-#define BUS_SYSTEMD "unix:path=/run/systemd/private"
-
 struct bus;
 
-/* -ECONNREFUSED, -ENOENT: no systemd there. */
+/* address NULL: systemd's own. -ECONNREFUSED, -ENOENT: no systemd there. */
 int bus_open(const char *address, struct bus **ret, struct err *e);
 void bus_close(struct bus *b);
 static inline void

@@ -8,6 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/json.h"
+#include "common/text.h"
 #include "guest-agent/machine.h"
 #include "guest-agent/sshd.h"
 
@@ -121,8 +122,7 @@ new_uuid(char dst[static 33], struct err *e)
 
 	u[6] = (u[6] & 0x0f) | 0x40;
 	u[8] = (u[8] & 0x3f) | 0x80;
-	for (int i = 0; i < 16; i++)
-		sprintf(dst + 2 * i, "%02x", u[i]);
+	text_hex(dst, u, sizeof(u));
 	return r;
 }
 

@@ -5,7 +5,8 @@ agent_rpc_SRCS := $(agent_rpc_parts_SRCS) $(addprefix guest-agent/,commands.c do
 agent_rpc_SRCS += guest-agent/files_main.c
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
-pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/exec.c guest-agent/files.c \
+pando-agent_SRCS := guest-agent/main.c guest-agent/conn.c guest-agent/conn_ask.c guest-agent/conn_out.c \
+	guest-agent/exec.c guest-agent/files.c \
 	guest-agent/loop.c guest-agent/reap.c guest-agent/request.c guest-agent/ring.c \
 	guest-agent/spawn.c guest-agent/userdb.c guest-agent/become.c guest-agent/hello.c \
 	guest-agent/helper.c guest-agent/identity.c guest-agent/machine.c guest-agent/sshkey.c \
@@ -30,7 +31,7 @@ agentclient_SRCS := host/agent_client.c host/agent_copy.c host/agent_exec.c host
 
 # Runs the agent that was built beside it.
 UNIT_TESTS += test_agent
-test_agent_SRCS := tests/unit/test_agent.c
+test_agent_SRCS := tests/unit/test_agent.c tests/unit/agent_help.c
 test_agent_LIBS := agentclient agentwire common
 test_agent_PKGS := cmocka
 $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
@@ -61,7 +62,7 @@ fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
 
 # The real agent, below a folder, and the host's side of a hello.
 UNIT_TESTS += test_agent_hello
-test_agent_hello_SRCS := tests/unit/test_agent_hello.c
+test_agent_hello_SRCS := tests/unit/test_agent_hello.c tests/unit/agent_help.c
 test_agent_hello_LIBS := agentclient agentwire common
 test_agent_hello_PKGS := cmocka libssh
 $(B)/tests/test_agent_hello: | $(B)/libexec/pando/pando-agent
@@ -82,27 +83,27 @@ fuzz_ssh_key_SRCS := tests/fuzz/fuzz_ssh_key.c guest-agent/sshkey.c common/err.c
 fuzz_ssh_key_PKGS := libsodium
 fuzz_ssh_key_CORPUS := tests/fuzz/corpus/ssh_key
 
-# Units, for the agent; libsystemd is called only in bus.c.
+# Units, for the agent; libsystemd is called only in bus.c and common/systemd.c.
 PROGRAMS += pando-units
 pando-units_DIR := libexec/pando
-pando-units_SRCS := guest-agent/units_main.c guest-agent/bus.c
+pando-units_SRCS := guest-agent/units_main.c guest-agent/bus.c common/systemd.c
 pando-units_LIBS := common
 pando-units_PKGS := libsystemd
 
 UNIT_TESTS += test_agent_bus
-test_agent_bus_SRCS := tests/unit/test_agent_bus.c guest-agent/bus.c
+test_agent_bus_SRCS := tests/unit/test_agent_bus.c tests/unit/bus_help.c guest-agent/bus.c common/systemd.c
 test_agent_bus_LIBS := common
 test_agent_bus_PKGS := cmocka libsystemd
 # Coding agents and their keeper: runs the agent that was built beside it.
 UNIT_TESTS += test_rpc
-test_rpc_SRCS := tests/unit/test_rpc.c $(agent_rpc_parts_SRCS)
+test_rpc_SRCS := tests/unit/test_rpc.c tests/unit/agent_help.c $(agent_rpc_parts_SRCS)
 test_rpc_LIBS := agentclient agentwire common
 test_rpc_PKGS := cmocka
 $(B)/tests/test_rpc: | $(B)/libexec/pando/pando-agent
 
 # The same from the host's side.
 UNIT_TESTS += test_agent_rpc
-test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c
+test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c tests/unit/agent_help.c
 test_agent_rpc_LIBS := agentclient agentwire common
 test_agent_rpc_PKGS := cmocka
 $(B)/tests/test_agent_rpc: | $(B)/libexec/pando/pando-agent

@@ -98,8 +98,7 @@ make_id(char id[static ID_LEN + 1])
 
 	if (getrandom(raw, sizeof(raw), 0) != (ssize_t)sizeof(raw))
 		return -EIO;
-	for (size_t i = 0; i < sizeof(raw); i++)
-		sprintf(id + 2 * i, "%02x", raw[i]);
+	text_hex(id, raw, sizeof(raw));
 	return 0;
 }
 

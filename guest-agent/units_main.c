@@ -22,7 +22,7 @@ look(void)
 	cleanup_bus struct bus *bus = NULL;
 	struct err e = {0};
 
-	if (bus_open(BUS_SYSTEMD, &bus, &e) < 0 || bus_look(bus, &o, &e) < 0) {
+	if (bus_open(NULL, &bus, &e) < 0 || bus_look(bus, &o, &e) < 0) {
 		fprintf(stderr, "%s\n", e.msg);
 		return EXIT_FAILED;
 	}
@@ -45,7 +45,7 @@ main(int argc, char **argv)
 		fputs("       pando-units look\n", stderr);
 		return EXIT_USAGE;
 	}
-	if (bus_open(BUS_SYSTEMD, &bus, &e) < 0) {
+	if (bus_open(NULL, &bus, &e) < 0) {
 		fprintf(stderr, "%s\n", e.msg);
 		return EXIT_FAILED;
 	}

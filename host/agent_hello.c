@@ -8,6 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/text.h"
 #include "host/agent_client.h"
 #include "host/agent_link.h"
 
@@ -21,13 +22,6 @@ struct waiting {
 	int (*cancel)(void *ctx);
 	void *ctx;
 };
-
-static void
-hello_hex(char *dst, const uint8_t *src, size_t len)
-{
-	for (size_t i = 0; i < len; i++)
-		sprintf(dst + 2 * i, "%02x", src[i]);
-}
 
 bool
 agent_is_host_key(const char *text)
@@ -52,10 +46,10 @@ write_request(struct json_out *o, const struct agent_hello *h)
 	json_out_str(o, "id", h->id);
 	json_out_str(o, "name", h->name);
 	json_out_str(o, "host_name", h->host_name);
-	hello_hex(text, h->generation, AGENT_GENERATION_LEN / 2);
+	text_hex(text, h->generation, AGENT_GENERATION_LEN / 2);
 	json_out_str(o, "generation", text);
 	json_out_str(o, "kind", h->parent ? "parent" : "new");
-	hello_hex(text, h->entropy, AGENT_ENTROPY_MAX);
+	text_hex(text, h->entropy, AGENT_ENTROPY_MAX);
 	json_out_str(o, "entropy", text);
 	explicit_bzero(text, sizeof(text));
 	if (h->env && !h->parent) {
@@ -96,7 +90,7 @@ read_ack(const struct agent_frame *f, const struct agent_hello *h, struct agent_
 		err_wrap(e, r, "the acknowledgement of the guest's agent is no JSON");
 		return e ? (e->code = -EPROTO) : -EPROTO;
 	}
-	hello_hex(expected, h->generation, AGENT_GENERATION_LEN / 2);
+	text_hex(expected, h->generation, AGENT_GENERATION_LEN / 2);
 	if (json_str(j, json_get(j, 0, "id"), id, sizeof(id)) ||
 		json_str(j, json_get(j, 0, "generation"), generation,
 			sizeof(generation)) ||

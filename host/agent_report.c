@@ -50,7 +50,8 @@ hex_member(const struct json *j, const char *name, size_t len, char *dst, struct
 	dst[0] = 0;
 	if (tok < 0 || json_type(j, tok) == JSON_NULL)
 		return 0;
-	if (json_str(j, tok, dst, len + 1) || strlen(dst) != len || !text_is_hex(dst, len))
+	if (json_str(j, tok, dst, len + 1) || strlen(dst) != len ||
+		!text_is_hex(dst, len))
 		return bad(e, "an id that is none");
 	return 0;
 }

@@ -1,7 +1,8 @@
 /*
  * What pandod says to systemd and machined of the host, through sd-bus: root over the
  * system's bus or, where there is none, to systemd itself (/run/systemd/private); anybody
- * else over their own bus. The only caller of libsystemd on the host.
+ * else over their own bus. The only caller of libsystemd on the host, with
+ * common/systemd.c.
  *
  * One connection belongs to one thread. Every call has an end: BUS_CALL_MS, and as long
  * again for a job. A connection that broke (-ENOTCONN, -ECONNRESET, -EPIPE) is of no more

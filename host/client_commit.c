@@ -76,16 +76,6 @@ read_point(const struct json *j, int tok, struct client_point *ret, struct err *
 	return 0;
 }
 
-/* What the answer is made of is the caller's; the answer itself goes to reply. */
-static void
-hand_over(struct client_reply *own, struct client_reply *reply)
-{
-	if (!reply)
-		return;
-	*reply = *own;
-	*own = (struct client_reply){0};
-}
-
 int
 client_commit(struct client *c, const char *vm, const struct client_commit *spec,
 	struct client_committed *ret, struct client_reply *reply, struct err *e)
@@ -120,7 +110,7 @@ client_commit(struct client *c, const char *vm, const struct client_commit *spec
 		return r;
 	(void)client_read_u64(own.json, 0, "pause_us", &ret->pause_us);
 	(void)client_read_u64(own.json, 0, "written_bytes", &ret->written_bytes);
-	hand_over(&own, reply);
+	client_hand_over(&own, reply);
 	return 0;
 }
 
@@ -150,7 +140,7 @@ client_point(struct client *c, const char *commit, struct client_point *ret,
 	if (r == 0)
 		r = read_point(own.json, 0, ret, e);
 	if (r == 0)
-		hand_over(&own, reply);
+		client_hand_over(&own, reply);
 	return r;
 }
 
@@ -184,7 +174,7 @@ read_points(struct client *c, const char *path, struct client_points *ret,
 		return r;
 	}
 	*ret = points;
-	hand_over(&own, reply);
+	client_hand_over(&own, reply);
 	return 0;
 }
 

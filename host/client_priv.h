@@ -19,6 +19,9 @@ void client_put_labels(struct json_out *o, const char *const *labels, size_t n);
 int client_body_end(struct json_out *o, struct err *e);
 int client_branch_body(
 	const struct client_branch *spec, struct json_out *o, struct err *e);
+/* What an answer is made of is the caller's; the answer itself goes to reply (NULL: it is
+ * dropped). */
+void client_hand_over(struct client_reply *own, struct client_reply *reply);
 int client_call_vms(struct client *c, const char *method, const char *path,
 	const char *body, struct client_vms *ret, struct client_reply *reply,
 	struct err *e);

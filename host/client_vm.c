@@ -260,6 +260,15 @@ client_vm_path(char *dst, size_t cap, const char *vm, const char *suffix, struct
 	return n < 0 || (size_t)n >= cap ? err_set(e, -ENAMETOOLONG, "path too long") : 0;
 }
 
+void
+client_hand_over(struct client_reply *own, struct client_reply *reply)
+{
+	if (!reply)
+		return;
+	*reply = *own;
+	*own = (struct client_reply){0};
+}
+
 /* Calls; what the answer is made of is the caller's, the answer itself goes to reply or
  * is dropped. */
 static int
@@ -273,10 +282,7 @@ call_vm(struct client *c, const char *method, const char *path, const char *body
 		r = client_vm_read(own.json, 0, ret, e);
 	if (r < 0)
 		return r;
-	if (reply) {
-		*reply = own;
-		own = (struct client_reply){0};
-	}
+	client_hand_over(&own, reply);
 	return 0;
 }
 
@@ -291,10 +297,7 @@ client_call_vms(struct client *c, const char *method, const char *path, const ch
 		r = read_vms(own.json, ret, e);
 	if (r < 0)
 		return r;
-	if (reply) {
-		*reply = own;
-		own = (struct client_reply){0};
-	}
+	client_hand_over(&own, reply);
 	return 0;
 }
 
@@ -575,9 +578,6 @@ client_resize(struct client *c, const char *vm, uint64_t disk_mib, struct client
 		return r;
 	}
 	*ret_note = note;
-	if (reply) {
-		*reply = own;
-		own = (struct client_reply){0};
-	}
+	client_hand_over(&own, reply);
 	return 0;
 }

@@ -179,8 +179,9 @@ static const char *const sql[STMT_COUNT] = {
 			    "time_ms, report) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
 	[STMT_REPORT_TRIM] = "DELETE FROM reports WHERE seq <= "
 			     "(SELECT max(seq) FROM reports) - ?1",
-	[STMT_REPORTS] = "SELECT seq, id, vm, alias, generation, time_ms, report FROM "
-			 "reports WHERE seq > ?1 AND (?2 IS NULL OR vm = ?2) ORDER BY seq",
+	[STMT_REPORTS] =
+		"SELECT seq, id, vm, alias, generation, time_ms, report FROM "
+		"reports WHERE seq > ?1 AND (?2 IS NULL OR vm = ?2) ORDER BY seq",
 };
 
 struct db {
@@ -894,8 +895,7 @@ db_reports(struct db *db, const char *vm, uint64_t after,
 	sqlite3_stmt *s = db->stmt[STMT_REPORTS];
 	int step, r = 0;
 
-	sqlite3_bind_int64(
-		s, 1, after > INT64_MAX ? INT64_MAX : (sqlite3_int64)after);
+	sqlite3_bind_int64(s, 1, after > INT64_MAX ? INT64_MAX : (sqlite3_int64)after);
 	bind_text(s, 2, vm ? vm : "");
 	while (r == 0 && (step = sqlite3_step(s)) == SQLITE_ROW) {
 		struct db_report v = {.seq = (uint64_t)sqlite3_column_int64(s, 0),

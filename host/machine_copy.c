@@ -73,8 +73,9 @@ by_path(const void *a, const void *b)
 	return strcmp(((const struct file *)a)->path, ((const struct file *)b)->path);
 }
 
-/* --- What the host has
- * ---------------------------------------------------------------------- */
+/*
+ * What the host has.
+ */
 
 struct scan {
 	const struct machine_folder *folder;
@@ -247,8 +248,9 @@ scan(const struct machine_folder *folder, struct list *list, struct err *e)
 	return r;
 }
 
-/* --- What the machine has
- * ------------------------------------------------------------------- */
+/*
+ * What the machine has.
+ */
 
 /* "mode size mtime ctime inode path", each ended by a NUL: a path may hold anything else.
  * The first one is the folder itself, because two names could share a hash. */
@@ -309,8 +311,9 @@ write_list(const char *path, const char *folder, const struct list *l, struct er
 	return io_write_file_atomic(path, text, len, 0600, e);
 }
 
-/* --- The difference
- * ------------------------------------------------------------------------- */
+/*
+ * The difference.
+ */
 
 struct change {
 	struct list send;   /* what the host has and the machine has not, or not so */
@@ -378,8 +381,9 @@ compare(const struct list *host, const struct list *machine, bool keep, struct c
 	return r;
 }
 
-/* --- Sending
- * -------------------------------------------------------------------------------- */
+/*
+ * Sending.
+ */
 
 /* The paths, each ended by a NUL, in memory, to be read from the start. */
 static int
@@ -643,78 +647,6 @@ machine_copy(const struct machine *m, struct ssh_link *link,
 	if (compare(&after, &host, false, &c) < 0)
 		return err_sys(e, -ENOMEM, "%.200s", f->path);
 	return write_list(path, f->path, &c.during, e);
-}
-
-/* --- Which folders
- * -------------------------------------------------------------------------- */
-
-static bool
-has(const char *folder, const char *name)
-{
-	char path[PATHS_MAX];
-
-	return paths_format(path, sizeof(path), NULL, "%s/%s", folder, name) == 0 &&
-	       access(path, F_OK) == 0;
-}
-
-/* a is b, or above it. */
-static bool
-holds(const char *a, const char *b)
-{
-	size_t n = strlen(a);
-
-	return strcmp(a, "/") == 0 ||
-	       (strncmp(a, b, n) == 0 && (b[n] == '\0' || b[n] == '/'));
-}
-
-/* Whether a folder of that name in the machine is the machine's own. */
-static bool
-is_the_systems(const char *folder)
-{
-	/* With everything below, and only themselves. */
-	static const char *const trees[] = {"/bin", "/boot", "/dev", "/etc", "/lib",
-		"/lib32", "/lib64", "/libx32", "/lost+found", "/proc", "/run", "/sbin",
-		"/sys", "/usr", "/var/lib/dpkg", "/var/lib/pando", NULL};
-	static const char *const alone[] = {"/home", "/media", "/mnt", "/opt", "/root",
-		"/srv", "/tmp", "/usr", "/var", "/var/cache", "/var/lib", "/var/log",
-		"/var/tmp", NULL};
-
-	for (const char *const *t = trees; *t; t++)
-		if (holds(*t, folder) && !holds("/usr/src", folder) &&
-			!holds("/usr/local", folder))
-			return true;
-	for (const char *const *a = alone; *a; a++)
-		if (strcmp(*a, folder) == 0)
-			return true;
-	return strcmp(folder, "/") == 0 || strcmp(folder, "/usr/local") == 0;
-}
-
-int
-machine_project(const char *folder, const char *home, char dst[PATHS_MAX], struct err *e)
-{
-	char at[PATHS_MAX];
-	int r = paths_format(at, sizeof(at), e, "%s", folder);
-
-	if (r < 0)
-		return r;
-	for (;;) {
-		char *slash;
-
-		if (is_the_systems(at) || (home && *home && holds(at, home)))
-			break;
-		if (has(at, ".git") || has(at, "pando.toml") || has(at, "vers.toml")) {
-			r = paths_format(dst, PATHS_MAX, e, "%s", at);
-			return r < 0 ? r : 1;
-		}
-		slash = strrchr(at, '/');
-		if (!slash || slash == at)
-			break;
-		*slash = '\0';
-	}
-	if (is_the_systems(folder) || (home && *home && holds(folder, home)))
-		return 0;
-	r = paths_format(dst, PATHS_MAX, e, "%s", folder);
-	return r < 0 ? r : 1;
 }
 
 int

@@ -6,13 +6,13 @@ pandohost_SRCS := host/paths.c
 
 # All of pandod but its main().
 LIBRARIES += pandodcore
-# libsystemd is called only in bus.c.
+# libsystemd is called only in bus.c and common/systemd.c.
 pandodcore_PKGS := libmicrohttpd sqlite3 libsystemd
-pandodcore_SRCS := host/request.c host/image.c host/vmmctl.c host/launch.c host/db.c \
-	host/tree.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
+pandodcore_SRCS := host/request.c host/request_route.c host/image.c host/vmmctl.c host/launch.c host/db.c \
+	host/tree.c host/tree_show.c host/tree_watch.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
 	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
-	host/commit_read.c host/commit_cpu.c host/commits.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
-	host/bus.c host/cgroup.c host/scope.c
+	host/commit_read.c host/commit_cpu.c host/commits.c host/settings.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
+	host/bus.c common/systemd.c host/cgroup.c host/scope.c
 
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
 LIBRARIES += store
@@ -40,7 +40,8 @@ fuzz_store_manifest_PKGS := libsodium libzstd
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine
 machine_PKGS := libssh
-machine_SRCS := host/ssh.c host/machine.c host/machine_copy.c
+machine_SRCS := host/ssh.c host/machine.c host/machine_make.c host/machine_qemu.c \
+	host/machine_copy.c host/machine_project.c
 
 UNIT_TESTS += test_machine
 test_machine_SRCS := tests/unit/test_machine.c
@@ -75,7 +76,7 @@ test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
 # A private D-Bus daemon, with a systemd and a machined of the test's own; control groups for real where they may be made.
 UNIT_TESTS += test_scope
-test_scope_SRCS := tests/unit/test_scope.c
+test_scope_SRCS := tests/unit/test_scope.c tests/unit/bus_help.c
 test_scope_LIBS := pandodcore pandohost common
 test_scope_PKGS := cmocka libsystemd
 
@@ -101,7 +102,7 @@ fuzz_commit_cpu_SRCS := tests/fuzz/fuzz_commit_cpu.c host/commit_cpu.c $(vmmstat
 fuzz_commit_cpu_CORPUS := tests/fuzz/corpus/snapshot
 
 FUZZERS += fuzz_http_body
-fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/request.c host/vmmctl.c \
+fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/request.c host/request_route.c host/vmmctl.c \
 	common/err.c common/io.c common/json.c common/log.c common/env.c
 fuzz_http_body_CORPUS := tests/fuzz/corpus/http_body
 

@@ -12,6 +12,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "host/agent_report.h"
 #include "host/tree_priv.h"
 
@@ -48,9 +49,8 @@ keep(struct tree *t, const struct vm *vm, const struct agent_report *v, size_t n
 		if (v[i].generation[0])
 			memcpy(row.generation, v[i].generation, sizeof(row.generation));
 		else
-			for (size_t k = 0; k < sizeof(vm->row.generation); k++)
-				snprintf(row.generation + 2 * k, 3, "%02x",
-					vm->row.generation[k]);
+			text_hex(row.generation, vm->row.generation,
+				sizeof(vm->row.generation));
 		r = db_report_put(t->db, &row, &e);
 	}
 	if (!r)

@@ -1,6 +1,7 @@
 #include "host/request.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,11 +54,42 @@ request_check_alias(const char *alias, struct err *e)
 	return 0;
 }
 
-/* One member of a body: its name and what reads it into the request. */
+/* One member of a body: its name, and what reads it into the request's field at `at`. */
 struct member {
 	const char *name;
-	int (*read)(const struct json *j, int tok, void *request, struct err *e);
+	int (*read)(const struct json *j, int tok, const char *name, void *field,
+		struct err *e);
+	size_t at;
 };
+#define FIELD(request, field) (((struct request *)0)->field)
+#define SAME_TYPE(a, type) __builtin_types_compatible_p(__typeof__(a), type)
+/* A field of another type than its reader is made for does not compile. */
+#define MEMBER(request, name, read, field) \
+	{ \
+		name, read, \
+			offsetof(struct request, field) + \
+				0 * sizeof(char[SAME_TYPE(FIELD(request, field), \
+							OF_##read) \
+							? 1 \
+							: -1]) \
+	}
+#define OF_read_alias char[VM_ALIAS_MAX + 1]
+#define OF_read_cmdline char[VM_CMDLINE_MAX]
+#define OF_read_commit_name char[COMMIT_NAME_MAX + 1]
+#define OF_read_count uint32_t
+#define OF_read_disk uint64_t
+#define OF_read_env struct env
+#define OF_read_flag bool
+#define OF_read_image char[VM_IMAGE_MAX]
+#define OF_read_labels struct labels
+#define OF_read_mem uint64_t
+#define OF_read_message char[COMMIT_MESSAGE_MAX + 1]
+#define OF_read_timeout uint32_t
+#define OF_read_vcpus uint32_t
+#define MEMBERS_END \
+	{ \
+		NULL, NULL, 0 \
+	}
 
 static int
 read_body(const char *what, const struct member *members, const char *body, size_t len,
@@ -96,7 +128,7 @@ read_body(const char *what, const struct member *members, const char *body, size
 			return err_set(e, -EINVAL, "unknown member \"%s\" in %s",
 				log_escape(shown, sizeof(shown), name, strlen(name)),
 				what);
-		r = m->read(j, value, request, e);
+		r = m->read(j, value, m->name, (char *)request + m->at, e);
 		if (r < 0)
 			return r;
 	}
@@ -121,6 +153,19 @@ read_number(const struct json *j, int tok, const char *name, uint64_t min, uint6
 			(unsigned long long)min, (unsigned long long)max, unit);
 	*ret = v;
 	return 0;
+}
+
+/* From 1 on. */
+static int
+read_u32(const struct json *j, int tok, const char *name, uint32_t max, const char *unit,
+	uint32_t *ret, struct err *e)
+{
+	uint64_t v;
+	int r = read_number(j, tok, name, 1, max, unit, &v, e);
+
+	if (r == 0)
+		*ret = (uint32_t)v;
+	return r;
 }
 
 static int
@@ -149,7 +194,7 @@ read_text(const struct json *j, int tok, const char *name, char *dst, size_t cap
 }
 
 static int
-read_flag(const struct json *j, int tok, const char *name, bool *ret, struct err *e)
+read_flag(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
 	if (json_type(j, tok) != JSON_BOOL || json_bool(j, tok, ret) < 0)
 		return err_set(e, -EINVAL, "\"%s\" is neither true nor false", name);
@@ -157,16 +202,17 @@ read_flag(const struct json *j, int tok, const char *name, bool *ret, struct err
 }
 
 static int
-read_alias(const struct json *j, int tok, char *dst, struct err *e)
+read_alias(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
 	char alias[VM_ALIAS_MAX + 2]; /* one too long is still told as an alias */
+	char *dst = ret;
 	int r;
 
 	if (json_type(j, tok) == JSON_NULL) {
 		dst[0] = '\0';
 		return 0;
 	}
-	r = read_text(j, tok, "alias", alias, sizeof(alias), e);
+	r = read_text(j, tok, name, alias, sizeof(alias), e);
 	if (r == 0)
 		r = request_check_alias(alias, e);
 	if (r == 0)
@@ -174,8 +220,8 @@ read_alias(const struct json *j, int tok, char *dst, struct err *e)
 	return r;
 }
 
-static int
-check_label_key(const char *key, struct err *e)
+int
+request_check_label(const char *key, struct err *e)
 {
 	char shown[160];
 	size_t len = strlen(key);
@@ -192,141 +238,96 @@ check_label_key(const char *key, struct err *e)
 }
 
 static int
-read_labels(const struct json *j, int tok, struct labels *ret, struct err *e)
+read_labels(const struct json *j, int tok, const char *name, void *labels, struct err *e)
 {
+	struct labels *ret = labels;
 	int it = 0, key, value;
 
 	if (json_type(j, tok) != JSON_OBJECT)
-		return err_set(e, -EINVAL, "\"labels\" is not an object of strings");
+		return err_set(e, -EINVAL, "\"%s\" is not an object of strings", name);
 	if (json_size(j, tok) > VM_LABELS_MAX)
-		return err_set(e, -EINVAL,
-			"\"labels\" has %d members; at most %d are taken",
-			json_size(j, tok), VM_LABELS_MAX);
+		return err_set(e, -EINVAL, "\"%s\" has %d members; at most %d are taken",
+			name, json_size(j, tok), VM_LABELS_MAX);
 	ret->n = 0;
 	while (json_next(j, tok, &it, &key, &value)) {
 		struct label *l = &ret->items[ret->n];
-		char name[VM_LABEL_KEY_MAX + 2];
-		int r = json_str(j, key, name, sizeof(name));
+		char own[VM_LABEL_KEY_MAX + 2];
+		int r = json_str(j, key, own, sizeof(own));
 
 		if (r < 0)
 			return err_set(e, -EINVAL,
-				"\"labels\": a label's name has 1 to %d letters, digits, "
+				"\"%s\": a label's name has 1 to %d letters, digits, "
 				"'.', '_', '-' "
 				"and '/'",
-				VM_LABEL_KEY_MAX);
-		r = check_label_key(name, e);
+				name, VM_LABEL_KEY_MAX);
+		r = request_check_label(own, e);
 		if (r < 0)
 			return r;
-		memcpy(l->key, name, strlen(name) + 1);
-		r = read_text(j, value, name, l->value, sizeof(l->value), e);
+		memcpy(l->key, own, strlen(own) + 1);
+		r = read_text(j, value, own, l->value, sizeof(l->value), e);
 		if (r < 0)
-			return err_wrap(e, r, "\"labels\"");
+			return err_wrap(e, r, "\"%s\"", name);
 		ret->n++;
 	}
 	return 0;
 }
 
-/* The readers of the tables below: `request` is the struct the table is for. */
+/* The readers of the tables below. */
 
 static int
-create_alias(const struct json *j, int tok, void *request, struct err *e)
+read_mem(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
-	return read_alias(j, tok, ((struct create_request *)request)->alias, e);
-}
-
-static int
-create_mem(const struct json *j, int tok, void *request, struct err *e)
-{
-	struct create_request *q = request;
-
-	return read_number(j, tok, "mem_mib", VMM_MEM_MIN_MIB, VMM_MEM_MAX_MIB, " (MiB)",
-		&q->mem_mib, e);
-}
-
-static int
-create_vcpus(const struct json *j, int tok, void *request, struct err *e)
-{
-	struct create_request *q = request;
-	uint64_t v;
-	int r = read_number(j, tok, "vcpus", 1, VMM_VCPUS_MAX, "", &v, e);
-
-	if (r == 0)
-		q->vcpus = (uint32_t)v;
-	return r;
-}
-
-static int
-create_disk(const struct json *j, int tok, void *request, struct err *e)
-{
-	struct create_request *q = request;
-
 	return read_number(
-		j, tok, "disk_mib", 1, VM_DISK_MAX_MIB, " (MiB)", &q->disk_mib, e);
+		j, tok, name, VMM_MEM_MIN_MIB, VMM_MEM_MAX_MIB, " (MiB)", ret, e);
 }
 
 static int
-read_image(const struct json *j, int tok, const char *name, char *dst, struct err *e)
+read_vcpus(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
-	int r = read_text(j, tok, name, dst, VM_IMAGE_MAX, e);
+	return read_u32(j, tok, name, VMM_VCPUS_MAX, "", ret, e);
+}
 
-	if (r == 0 && dst[0] == '\0')
+static int
+read_disk(const struct json *j, int tok, const char *name, void *ret, struct err *e)
+{
+	return read_number(j, tok, name, 1, VM_DISK_MAX_MIB, " (MiB)", ret, e);
+}
+
+static int
+read_image(const struct json *j, int tok, const char *name, void *ret, struct err *e)
+{
+	int r = read_text(j, tok, name, ret, VM_IMAGE_MAX, e);
+
+	if (r == 0 && *(char *)ret == '\0')
 		return err_set(e, -EINVAL, "\"%s\" is empty", name);
 	return r;
 }
 
 static int
-create_kernel(const struct json *j, int tok, void *request, struct err *e)
+read_cmdline(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
-	return read_image(
-		j, tok, "kernel", ((struct create_request *)request)->kernel, e);
-}
-
-static int
-create_rootfs(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_image(
-		j, tok, "rootfs", ((struct create_request *)request)->rootfs, e);
-}
-
-static int
-create_cmdline(const struct json *j, int tok, void *request, struct err *e)
-{
-	struct create_request *q = request;
-
-	return read_text(j, tok, "cmdline", q->cmdline, sizeof(q->cmdline), e);
-}
-
-static int
-create_labels(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_labels(j, tok, &((struct create_request *)request)->labels, e);
-}
-
-static int
-create_wait(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_flag(j, tok, "wait", &((struct create_request *)request)->wait, e);
+	return read_text(j, tok, name, ret, VM_CMDLINE_MAX, e);
 }
 
 /* An object of strings. */
 static int
-read_env(const struct json *j, int tok, const char *what, struct env *env, struct err *e)
+read_env(const struct json *j, int tok, const char *name, void *env, struct err *e)
 {
 	int it = 0, key, value, r = 0;
 
 	if (json_type(j, tok) != JSON_OBJECT)
-		return err_set(e, -EINVAL, "\"%s\" is not an object of strings", what);
+		return err_set(e, -EINVAL, "\"%s\" is not an object of strings", name);
 	while (r == 0 && json_next(j, tok, &it, &key, &value)) {
-		cleanup_free char *name = NULL, *text = NULL, *entry = NULL;
+		cleanup_free char *own = NULL, *text = NULL, *entry = NULL;
 
-		if (json_str_dup(j, key, &name) < 0 || json_str_dup(j, value, &text) < 0)
+		if (json_str_dup(j, key, &own) < 0 || json_str_dup(j, value, &text) < 0)
 			return err_set(e, -EINVAL,
-				"\"%s\" is not an object of strings without NUL", what);
+				"\"%s\" is not an object of strings without NUL", name);
 		/* Else a name with "=" would be split elsewhere. */
-		if (strchr(name, '='))
+		if (strchr(own, '='))
 			return err_set(e, -EINVAL,
-				"\"%s\" has a variable with a \"=\" in its name", what);
-		if (asprintf(&entry, "%s=%s", name, text) < 0) {
+				"\"%s\" has a variable with a \"=\" in its name", name);
+		if (asprintf(&entry, "%s=%s", own, text) < 0) {
 			entry = NULL;
 			return err_set(e, -ENOMEM, "out of memory");
 		}
@@ -335,24 +336,18 @@ read_env(const struct json *j, int tok, const char *what, struct env *env, struc
 	return r;
 }
 
-static int
-create_env(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_env(j, tok, "env", &((struct create_request *)request)->env, e);
-}
-
 static const struct member create_members[] = {
-	{"alias", create_alias},
-	{"mem_mib", create_mem},
-	{"vcpus", create_vcpus},
-	{"disk_mib", create_disk},
-	{"kernel", create_kernel},
-	{"rootfs", create_rootfs},
-	{"cmdline", create_cmdline},
-	{"env", create_env},
-	{"labels", create_labels},
-	{"wait", create_wait},
-	{NULL, NULL},
+	MEMBER(create_request, "alias", read_alias, alias),
+	MEMBER(create_request, "mem_mib", read_mem, mem_mib),
+	MEMBER(create_request, "vcpus", read_vcpus, vcpus),
+	MEMBER(create_request, "disk_mib", read_disk, disk_mib),
+	MEMBER(create_request, "kernel", read_image, kernel),
+	MEMBER(create_request, "rootfs", read_image, rootfs),
+	MEMBER(create_request, "cmdline", read_cmdline, cmdline),
+	MEMBER(create_request, "env", read_env, env),
+	MEMBER(create_request, "labels", read_labels, labels),
+	MEMBER(create_request, "wait", read_flag, wait),
+	MEMBERS_END,
 };
 
 int
@@ -375,48 +370,18 @@ request_create(const char *body, size_t len, struct create_request *ret, struct 
 }
 
 static int
-branch_count(const struct json *j, int tok, void *request, struct err *e)
+read_count(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
-	struct branch_request *q = request;
-	uint64_t v;
-	int r = read_number(j, tok, "count", 1, VM_BRANCH_MAX, "", &v, e);
-
-	if (r == 0)
-		q->count = (uint32_t)v;
-	return r;
-}
-
-static int
-branch_alias(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_alias(j, tok, ((struct branch_request *)request)->alias, e);
-}
-
-static int
-branch_labels(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_labels(j, tok, &((struct branch_request *)request)->labels, e);
-}
-
-static int
-branch_wait(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_flag(j, tok, "wait", &((struct branch_request *)request)->wait, e);
-}
-
-static int
-branch_env(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_env(j, tok, "env", &((struct branch_request *)request)->env, e);
+	return read_u32(j, tok, name, VM_BRANCH_MAX, "", ret, e);
 }
 
 static const struct member branch_members[] = {
-	{"env", branch_env},
-	{"count", branch_count},
-	{"alias", branch_alias},
-	{"labels", branch_labels},
-	{"wait", branch_wait},
-	{NULL, NULL},
+	MEMBER(branch_request, "env", read_env, env),
+	MEMBER(branch_request, "count", read_count, count),
+	MEMBER(branch_request, "alias", read_alias, alias),
+	MEMBER(branch_request, "labels", read_labels, labels),
+	MEMBER(branch_request, "wait", read_flag, wait),
+	MEMBERS_END,
 };
 
 static int
@@ -458,32 +423,27 @@ request_spawn(const char *body, size_t len, struct branch_request *ret, struct e
 }
 
 static int
-commit_message(const struct json *j, int tok, void *request, struct err *e)
+read_message(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
-	struct commit_request *q = request;
-
-	return read_text_with(
-		j, tok, "message", "\n\t", q->message, sizeof(q->message), e);
+	return read_text_with(j, tok, name, "\n\t", ret, COMMIT_MESSAGE_MAX + 1, e);
 }
 
 static int
-commit_tags(const struct json *j, int tok, void *request, struct err *e)
+read_tags(const struct json *j, int tok, const char *name, void *request, struct err *e)
 {
 	struct commit_request *q = request;
 	int it = 0, key, value, r;
 
 	if (json_type(j, tok) != JSON_ARRAY)
-		return err_set(e, -EINVAL, "\"tags\" is not an array of strings");
+		return err_set(e, -EINVAL, "\"%s\" is not an array of strings", name);
 	if (json_size(j, tok) > COMMIT_TAGS_MAX)
-		return err_set(e, -EINVAL,
-			"\"tags\" has %d elements; at most %d are taken",
-			json_size(j, tok), COMMIT_TAGS_MAX);
+		return err_set(e, -EINVAL, "\"%s\" has %d elements; at most %d are taken",
+			name, json_size(j, tok), COMMIT_TAGS_MAX);
 	q->n_tags = 0;
 	while (json_next(j, tok, &it, &key, &value)) {
-		r = read_text(
-			j, value, "tags", q->tags[q->n_tags], sizeof(q->tags[0]), e);
+		r = read_text(j, value, name, q->tags[q->n_tags], sizeof(q->tags[0]), e);
 		if (r == 0 && !q->tags[q->n_tags][0])
-			r = err_set(e, -EINVAL, "\"tags\" has an empty name");
+			r = err_set(e, -EINVAL, "\"%s\" has an empty name", name);
 		if (r < 0)
 			return r;
 		q->n_tags++;
@@ -491,17 +451,11 @@ commit_tags(const struct json *j, int tok, void *request, struct err *e)
 	return 0;
 }
 
-static int
-commit_labels(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_labels(j, tok, &((struct commit_request *)request)->labels, e);
-}
-
 static const struct member commit_members[] = {
-	{"message", commit_message},
-	{"tags", commit_tags},
-	{"labels", commit_labels},
-	{NULL, NULL},
+	MEMBER(commit_request, "message", read_message, message),
+	{"tags", read_tags, 0}, /* into several fields */
+	MEMBER(commit_request, "labels", read_labels, labels),
+	MEMBERS_END,
 };
 
 int
@@ -516,23 +470,16 @@ request_commit(const char *body, size_t len, struct commit_request *ret, struct 
 }
 
 static int
-tag_commit(const struct json *j, int tok, void *request, struct err *e)
+read_commit_name(
+	const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
-	struct tag_request *q = request;
-
-	return read_text(j, tok, "commit", q->commit, sizeof(q->commit), e);
-}
-
-static int
-tag_move(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_flag(j, tok, "move", &((struct tag_request *)request)->move, e);
+	return read_text(j, tok, name, ret, COMMIT_NAME_MAX + 1, e);
 }
 
 static const struct member tag_members[] = {
-	{"commit", tag_commit},
-	{"move", tag_move},
-	{NULL, NULL},
+	MEMBER(tag_request, "commit", read_commit_name, commit),
+	MEMBER(tag_request, "move", read_flag, move),
+	MEMBERS_END,
 };
 
 int
@@ -556,17 +503,18 @@ struct alias_body {
 };
 
 static int
-alias_alias(const struct json *j, int tok, void *request, struct err *e)
+read_given_alias(
+	const struct json *j, int tok, const char *name, void *body, struct err *e)
 {
-	struct alias_body *b = request;
+	struct alias_body *b = body;
 
 	b->given = true;
-	return read_alias(j, tok, b->q.alias, e);
+	return read_alias(j, tok, name, b->q.alias, e);
 }
 
 static const struct member alias_members[] = {
-	{"alias", alias_alias},
-	{NULL, NULL},
+	{"alias", read_given_alias, 0},
+	MEMBERS_END,
 };
 
 int
@@ -585,28 +533,15 @@ request_alias(const char *body, size_t len, struct alias_request *ret, struct er
 }
 
 static int
-stop_force(const struct json *j, int tok, void *request, struct err *e)
+read_timeout(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
-	return read_flag(j, tok, "force", &((struct stop_request *)request)->force, e);
-}
-
-static int
-stop_timeout(const struct json *j, int tok, void *request, struct err *e)
-{
-	struct stop_request *q = request;
-	uint64_t v;
-	int r = read_number(
-		j, tok, "timeout_ms", 1, VM_STOP_TIMEOUT_MAX_MS, " (ms)", &v, e);
-
-	if (r == 0)
-		q->timeout_ms = (uint32_t)v;
-	return r;
+	return read_u32(j, tok, name, VM_STOP_TIMEOUT_MAX_MS, " (ms)", ret, e);
 }
 
 static const struct member stop_members[] = {
-	{"force", stop_force},
-	{"timeout_ms", stop_timeout},
-	{NULL, NULL},
+	MEMBER(stop_request, "force", read_flag, force),
+	MEMBER(stop_request, "timeout_ms", read_timeout, timeout_ms),
+	MEMBERS_END,
 };
 
 int
@@ -620,15 +555,9 @@ request_stop(const char *body, size_t len, struct stop_request *ret, struct err 
 	return r;
 }
 
-static int
-start_wait(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_flag(j, tok, "wait", &((struct start_request *)request)->wait, e);
-}
-
 static const struct member start_members[] = {
-	{"wait", start_wait},
-	{NULL, NULL},
+	MEMBER(start_request, "wait", read_flag, wait),
+	MEMBERS_END,
 };
 
 int
@@ -642,18 +571,9 @@ request_start(const char *body, size_t len, struct start_request *ret, struct er
 	return r;
 }
 
-static int
-resize_disk(const struct json *j, int tok, void *request, struct err *e)
-{
-	struct resize_request *q = request;
-
-	return read_number(
-		j, tok, "disk_mib", 1, VM_DISK_MAX_MIB, " (MiB)", &q->disk_mib, e);
-}
-
 static const struct member resize_members[] = {
-	{"disk_mib", resize_disk},
-	{NULL, NULL},
+	MEMBER(resize_request, "disk_mib", read_disk, disk_mib),
+	MEMBERS_END,
 };
 
 int
@@ -672,35 +592,29 @@ request_resize(const char *body, size_t len, struct resize_request *ret, struct 
 }
 
 static int
-environment_set(const struct json *j, int tok, void *request, struct err *e)
-{
-	return read_env(j, tok, "set", &((struct environment_request *)request)->set, e);
-}
-
-static int
-environment_delete(const struct json *j, int tok, void *request, struct err *e)
+read_names(const struct json *j, int tok, const char *name, void *request, struct err *e)
 {
 	struct environment_request *q = request;
 	int it = 0, key, value;
 
 	if (json_type(j, tok) != JSON_ARRAY || json_size(j, tok) > ENV_VARS_MAX)
-		return err_set(e, -EINVAL,
-			"\"delete\" is not an array of at most %d names", ENV_VARS_MAX);
+		return err_set(e, -EINVAL, "\"%s\" is not an array of at most %d names",
+			name, ENV_VARS_MAX);
 	q->remove = calloc((size_t)json_size(j, tok) + 1, sizeof(*q->remove));
 	if (!q->remove)
 		return err_set(e, -ENOMEM, "out of memory");
 	while (json_next(j, tok, &it, &key, &value))
 		if (json_str(j, value, q->remove[q->n_remove++], sizeof(*q->remove)) < 0)
 			return err_set(e, -EINVAL,
-				"\"delete\" is not an array of at most %d names",
+				"\"%s\" is not an array of at most %d names", name,
 				ENV_VARS_MAX);
 	return 0;
 }
 
 static const struct member environment_members[] = {
-	{"set", environment_set},
-	{"delete", environment_delete},
-	{NULL, NULL},
+	MEMBER(environment_request, "set", read_env, set),
+	{"delete", read_names, 0},
+	MEMBERS_END,
 };
 
 void
@@ -725,270 +639,10 @@ request_environment(
 	return r;
 }
 
-static const struct member no_members[] = {{NULL, NULL}};
+static const struct member no_members[] = {MEMBERS_END};
 
 int
 request_empty(const char *body, size_t len, struct err *e)
 {
 	return read_body("a call that takes none", no_members, body, len, NULL, e);
-}
-
-static int
-hex_digit(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
-}
-
-/* Percent-decodes len bytes. Control characters, decoded or not, are refused: nothing we
- * name has any. */
-static int
-decode(const char *src, size_t len, char *dst, size_t cap)
-{
-	size_t n = 0;
-
-	for (size_t i = 0; i < len; i++) {
-		int c = (unsigned char)src[i];
-
-		if (c == '%') {
-			int hi = len - i > 2 ? hex_digit(src[i + 1]) : -1;
-			int lo = len - i > 2 ? hex_digit(src[i + 2]) : -1;
-
-			if (hi < 0 || lo < 0)
-				return -EINVAL;
-			c = hi * 16 + lo;
-			i += 2;
-		}
-		if (c < 0x20 || c == 0x7f)
-			return -EINVAL;
-		if (n + 1 >= cap)
-			return -ENAMETOOLONG;
-		dst[n++] = (char)c;
-	}
-	dst[n] = '\0';
-	return 0;
-}
-
-static int
-query_flag(const char *name, const char *value, bool *ret, struct err *e)
-{
-	if (!value || (strcmp(value, "1") != 0 && strcmp(value, "0") != 0))
-		return err_set(e, -EINVAL, "\"%s\" must be 0 or 1", name);
-	*ret = value[0] == '1';
-	return 0;
-}
-
-static int
-query_number(const char *name, const char *value, uint64_t *ret, struct err *e)
-{
-	char *end;
-
-	errno = 0;
-	if (value && value[0] >= '0' && value[0] <= '9') {
-		*ret = strtoull(value, &end, 10);
-		if (!errno && !*end)
-			return 0;
-	}
-	return err_set(e, -EINVAL, "\"%s\" must be a number", name);
-}
-
-static int
-query_label(char *value, struct labels *labels, struct err *e)
-{
-	char *eq = value ? strchr(value, '=') : NULL;
-	struct label *l = &labels->items[labels->n];
-	int r;
-
-	if (!eq)
-		return err_set(e, -EINVAL, "\"label\" must be name=value");
-	if (labels->n == VM_LABELS_MAX)
-		return err_set(
-			e, -EINVAL, "more than %d labels are asked for", VM_LABELS_MAX);
-	*eq = '\0';
-	r = check_label_key(value, e);
-	if (r < 0)
-		return r;
-	if (strlen(eq + 1) > VM_LABEL_VALUE_MAX)
-		return err_set(e, -EINVAL,
-			"label \"%s\": the value is longer than %d bytes", value,
-			VM_LABEL_VALUE_MAX);
-	memcpy(l->key, value, strlen(value) + 1);
-	memcpy(l->value, eq + 1, strlen(eq + 1) + 1);
-	labels->n++;
-	return 0;
-}
-
-static int
-query_name(const char *name, const char *value, char *dst, size_t cap, struct err *e)
-{
-	if (!value || !value[0] || strlen(value) >= cap)
-		return err_set(e, -EINVAL, "\"%s\" must be a name of 1 to %zu letters",
-			name, cap - 1);
-	memcpy(dst, value, strlen(value) + 1);
-	return 0;
-}
-
-static int
-read_query(const char *query, struct route *route, struct err *e)
-{
-	bool deletes = route->call == CALL_DELETE || route->call == CALL_COMMIT_DELETE;
-
-	while (*query) {
-		size_t len = strcspn(query, "&");
-		char item[VM_LABEL_KEY_MAX + VM_LABEL_VALUE_MAX + 16], shown[160];
-		char *eq, *value;
-		int r;
-
-		if (len == 0) {
-			query++;
-			continue;
-		}
-		if (decode(query, len, item, sizeof(item)) < 0)
-			return err_set(e, -EINVAL,
-				"the query \"%s\" is too long or badly encoded",
-				log_escape(shown, sizeof(shown), query, len));
-		query += len;
-		eq = strchr(item, '=');
-		value = eq ? eq + 1 : NULL;
-		if (eq)
-			*eq = '\0';
-		if (strcmp(item, "recursive") == 0 && deletes)
-			r = query_flag(item, value, &route->recursive, e);
-		else if (strcmp(item, "dry_run") == 0 && deletes)
-			r = query_flag(item, value, &route->dry_run, e);
-		else if (strcmp(item, "with") == 0 && route->call == CALL_DIFF)
-			r = query_name(
-				item, value, route->other, sizeof(route->other), e);
-		else if (strcmp(item, "files") == 0 && route->call == CALL_DIFF)
-			r = query_flag(item, value, &route->files, e);
-		else if (strcmp(item, "memory") == 0 && route->call == CALL_LIST)
-			r = query_flag(item, value, &route->memory, e);
-		else if (strcmp(item, "after") == 0 &&
-			 (route->call == CALL_REPORTS || route->call == CALL_VM_REPORTS))
-			r = query_number(item, value, &route->after, e);
-		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
-			r = query_label(value, &route->labels, e);
-		else
-			r = err_set(e, -EINVAL, "unknown query parameter \"%s\"",
-				log_escape(shown, sizeof(shown), item, strlen(item)));
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-/* Every call there is. "*" stands for {vm}, {commit} or {tag}. */
-static const struct {
-	const char *method;
-	const char *path;
-	enum call call;
-} calls[] = {
-	{"GET", "/v1/version", CALL_VERSION},
-	{"GET", "/v1/vms", CALL_LIST},
-	{"POST", "/v1/vms", CALL_CREATE},
-	{"GET", "/v1/vms/*", CALL_INFO},
-	{"DELETE", "/v1/vms/*", CALL_DELETE},
-	{"POST", "/v1/vms/*/branch", CALL_BRANCH},
-	{"PUT", "/v1/vms/*/alias", CALL_ALIAS},
-	{"POST", "/v1/vms/*/pause", CALL_PAUSE},
-	{"POST", "/v1/vms/*/resume", CALL_RESUME},
-	{"POST", "/v1/vms/*/stop", CALL_STOP},
-	{"POST", "/v1/vms/*/start", CALL_START},
-	{"POST", "/v1/vms/*/resize", CALL_RESIZE},
-	{"GET", "/v1/vms/*/disk", CALL_DISK},
-	{"POST", "/v1/vms/*/commit", CALL_COMMIT},
-	{"GET", "/v1/commits", CALL_COMMITS},
-	{"GET", "/v1/commits/*", CALL_COMMIT_INFO},
-	{"DELETE", "/v1/commits/*", CALL_COMMIT_DELETE},
-	{"POST", "/v1/commits/*/run", CALL_SPAWN},
-	{"GET", "/v1/commits/*/history", CALL_HISTORY},
-	{"GET", "/v1/commits/*/diff", CALL_DIFF},
-	{"POST", "/v1/commits/*/verify", CALL_VERIFY},
-	{"POST", "/v1/verify", CALL_VERIFY_ALL},
-	{"POST", "/v1/gc", CALL_GC},
-	{"GET", "/v1/tags", CALL_TAGS},
-	{"PUT", "/v1/tags/*", CALL_TAG_PUT},
-	{"DELETE", "/v1/tags/*", CALL_TAG_DELETE},
-	{"GET", "/v1/environment", CALL_ENV},
-	{"PUT", "/v1/environment", CALL_ENV_PUT},
-	{"GET", "/v1/reports", CALL_REPORTS},
-	{"GET", "/v1/vms/*/reports", CALL_VM_REPORTS},
-	{"POST", "/v1/shutdown", CALL_SHUTDOWN},
-};
-
-/* Does path (len bytes) match the pattern? *ret_vm, *ret_len: where the "*" part lies. */
-static bool
-path_matches(const char *pattern, const char *path, size_t len, const char **ret_vm,
-	size_t *ret_len)
-{
-	const char *end = path + len;
-
-	*ret_vm = NULL;
-	for (; *pattern; pattern++) {
-		if (*pattern == '*') {
-			*ret_vm = path;
-			while (path < end && *path != '/')
-				path++;
-			*ret_len = (size_t)(path - *ret_vm);
-			if (*ret_len == 0)
-				return false;
-		} else if (path < end && *path == *pattern) {
-			path++;
-		} else {
-			return false;
-		}
-	}
-	return path == end;
-}
-
-int
-request_route(const char *method, const char *target, struct route *ret, struct err *e)
-{
-	size_t path_len = strcspn(target, "?");
-	bool path_known = false;
-	char shown[200], shown_method[40];
-
-	if (strlen(target) > REQUEST_TARGET_MAX)
-		return err_set(e, -EINVAL, "the request's path is longer than %d bytes",
-			REQUEST_TARGET_MAX);
-	for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
-		struct route route = {.call = calls[i].call};
-		const char *vm;
-		size_t vm_len = 0;
-		int r;
-
-		if (!path_matches(calls[i].path, target, path_len, &vm, &vm_len))
-			continue;
-		path_known = true;
-		if (strcmp(method, calls[i].method) != 0)
-			continue;
-		if (vm) {
-			bool is_vm = strncmp(calls[i].path, "/v1/vms/", 8) == 0;
-
-			r = decode(vm, vm_len, is_vm ? route.vm : route.name,
-				is_vm ? sizeof(route.vm) : sizeof(route.name));
-			if (r < 0)
-				return err_set(e, r == -ENAMETOOLONG ? -ENOENT : -EINVAL,
-					"\"%s\" names no %s: it is %s",
-					log_escape(shown, sizeof(shown), vm,
-						vm_len > 60 ? 60 : vm_len),
-					is_vm ? "VM" : "commit",
-					r == -ENAMETOOLONG ? "too long"
-							   : "badly encoded");
-		}
-		r = target[path_len] ? read_query(target + path_len + 1, &route, e) : 0;
-		if (r == 0)
-			*ret = route;
-		return r;
-	}
-	log_escape(shown, sizeof(shown), target, path_len > 100 ? 100 : path_len);
-	log_escape(shown_method, sizeof(shown_method), method, strnlen(method, 16));
-	if (path_known)
-		return err_set(e, -EOPNOTSUPP, "%s takes no %s", shown, shown_method);
-	return err_set(e, -ENOENT, "there is no call %s %s", shown_method, shown);
 }

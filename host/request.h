@@ -185,5 +185,6 @@ int request_empty(const char *body, size_t len, struct err *e);
 
 bool request_is_id(const char *s); /* exactly 12 lower-case hex digits */
 int request_check_alias(const char *alias, struct err *e);
+int request_check_label(const char *name, struct err *e); /* of a label */
 
 #endif

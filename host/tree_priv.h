@@ -1,5 +1,6 @@
 /*
- * What tree.c, create.c, branch.c and adopt.c share. Nobody else includes this.
+ * What tree*.c, create.c, branch.c, adopt.c and the rest of the tree share. Nobody else
+ * includes this.
  *
  * Locks: tree.lock covers the table, every struct vm's fields and the database. It is
  * never held while waiting for a VMM, an agent or a process. A control connection has its
@@ -95,6 +96,10 @@ int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
 int tree_watch(struct tree *t, struct vm *vm, struct err *e);
 /* It is watched: it gets its scope. found: an earlier pandod's. */
 void vm_enter_scope(struct tree *t, const struct vm *vm, bool found);
+/* The tender, a thread until the tree stops: asks the agents of VMs that nobody waits
+ * for, and ends a VMM that has closed its control socket and lives on, which no sound one
+ * does. Without the lock. */
+void *tree_tender(void *tree);
 /* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
 int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
 /* The names of segments no chain has any more: removed from the database now, the files

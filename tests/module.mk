@@ -66,7 +66,7 @@ $(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/tiny.ld
 OBJCOPY ?= objcopy
 
 LIBRARIES += kvmdriver
-kvmdriver_SRCS := tests/kvm/driver.c tests/kvm/driver_restore.c
+kvmdriver_SRCS := tests/kvm/driver.c tests/kvm/driver_restore.c tests/kvm/console_line.c
 KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
@@ -91,7 +91,7 @@ bench_spawn_SRCS := tests/bench/bench_spawn.c tests/bench/floor.c
 bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms
-$(1)_SRCS += tests/bench/bench.c tests/bench/sample.c
+$(1)_SRCS += tests/bench/bench.c tests/bench/sample.c tests/kvm/console_line.c
 $(1)_LIBS := pandodcore agentclient agentwire pandohost vmmcore vmmdev vmmdisk store common
 $(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)

@@ -34,10 +34,7 @@ print(const struct head *h, const struct client_vm *vm, bool json)
 	json_out_str(&o, "previous", h->previous[0] ? h->previous : NULL);
 	json_out_str(&o, "folder", h->folder);
 	json_out_end_object(&o);
-	if (o.error)
-		return EXIT_FAILED;
-	puts(o.buf);
-	return EXIT_OK;
+	return out_json(&o);
 }
 
 /* A damaged file is no reason not to write a good one. */

@@ -188,8 +188,8 @@ static int delete (
 	}
 	json_out_end_array(&o);
 	json_out_end_object(&o);
-	if (s->json && !o.error)
-		puts(o.buf);
+	if (s->json && out_json(&o) != EXIT_OK && status == EXIT_OK)
+		status = EXIT_FAILED;
 	return status;
 }
 

@@ -84,10 +84,7 @@ print(const struct agent_copy_stats *n, const struct opt_scan *s, uint64_t took_
 		json_out_u64(&o, "skipped", n->skipped);
 		json_out_u64(&o, "bytes", n->bytes);
 		json_out_end_object(&o);
-		if (o.error)
-			return EXIT_FAILED;
-		puts(o.buf);
-		return EXIT_OK;
+		return out_json(&o);
 	}
 	if (!s->quiet)
 		fprintf(stderr,

@@ -115,7 +115,7 @@ print(const struct work *w, bool json)
 	if (!json) {
 		for (size_t i = 0; i < w->n_deleted; i++)
 			puts(w->deleted[i]);
-		return 0;
+		return EXIT_OK;
 	}
 	json_out_object(&o, NULL);
 	json_out_array(&o, w->dry ? "would_delete" : "deleted");
@@ -123,10 +123,7 @@ print(const struct work *w, bool json)
 		json_out_str(&o, NULL, w->deleted[i]);
 	json_out_end_array(&o);
 	json_out_end_object(&o);
-	if (o.error)
-		return o.error;
-	puts(o.buf);
-	return 0;
+	return out_json(&o);
 }
 
 static int
@@ -193,9 +190,7 @@ run(int argc, char **argv)
 	if (w.dry)
 		out_note("%zu VM%s would be deleted; nothing was", w.n_deleted,
 			w.n_deleted == 1 ? "" : "s");
-	if (print(&w, s.json) < 0 && status == EXIT_OK)
-		status = EXIT_FAILED;
-	return status;
+	return print(&w, s.json) == EXIT_OK || status != EXIT_OK ? status : EXIT_FAILED;
 }
 
 const struct verb verb_delete = {

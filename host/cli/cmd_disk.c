@@ -163,10 +163,7 @@ run(int argc, char **argv)
 	json_out_str(&o, "file", words[2]);
 	json_out_u64(&o, "disk_mib", chain.disk_mib);
 	json_out_end_object(&o);
-	if (o.error)
-		return EXIT_FAILED;
-	puts(o.buf);
-	return EXIT_OK;
+	return out_json(&o);
 }
 
 const struct verb verb_disk = {

@@ -50,10 +50,7 @@ print_json(const struct doctor *d, bool host)
 	}
 	json_out_end_array(&o);
 	json_out_end_object(&o);
-	if (o.error)
-		return o.error;
-	puts(o.buf);
-	return 0;
+	return out_json(&o);
 }
 
 static void
@@ -105,7 +102,7 @@ run(int argc, char **argv)
 	else if (doctor_check_vm(&d, vm, &e) < 0)
 		return out_fail(&e);
 	if (s.json) {
-		if (print_json(&d, !vm) < 0)
+		if (print_json(&d, !vm) != EXIT_OK)
 			return EXIT_FAILED;
 	} else if (!s.quiet) {
 		print_text(&d);

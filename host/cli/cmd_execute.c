@@ -160,12 +160,7 @@ print_json(const struct running *run, const struct agent_exec_result *result, in
 		json_out_u64(&o, "stderr_bytes", result->stderr_bytes);
 	}
 	json_out_end_object(&o);
-	if (o.error) {
-		out_complain("no memory for the answer");
-		return EXIT_HOST_SIDE;
-	}
-	puts(o.buf);
-	return status;
+	return out_json(&o) == EXIT_OK ? status : EXIT_HOST_SIDE;
 }
 
 /* Notes about an end that is no plain exit, and the status. */

@@ -8,10 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
-#include <termios.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -19,6 +16,7 @@
 #include "common/json.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
+#include "host/cli/remote.h"
 #include "host/machine.h"
 #include "host/machine_copy.h"
 
@@ -63,12 +61,14 @@ struct request {
 	size_t n_env;
 	const char *cwd;
 	bool tty, no_stdin, force, yes, json, quiet;
-	char token[33]; /* tells the command from all others in the machine */
+	/* Tells the command from all others in the machine. */
+	char token[REMOTE_TOKEN_LEN + 1];
 	struct machine_spec spec;
 };
 
-/* --- status
- * --------------------------------------------------------------------------------- */
+/*
+ * Status.
+ */
 
 static const char *
 state_name(const struct machine *m)
@@ -102,12 +102,7 @@ print_json(const struct machine *m)
 		json_out_u64(&o, "started_ms", m->started_ms);
 	}
 	json_out_end_object(&o);
-	if (o.error) {
-		out_complain("no memory for the answer");
-		return EXIT_FAILED;
-	}
-	puts(o.buf);
-	return EXIT_OK;
+	return out_json(&o);
 }
 
 static int
@@ -147,8 +142,9 @@ do_status(const struct request *q, struct err *e)
 	return print_state(m, q);
 }
 
-/* --- start, stop, delete
- * --------------------------------------------------------------------- */
+/*
+ * Start, stop, delete.
+ */
 
 static int
 do_start(const struct request *q, struct err *e)
@@ -201,8 +197,9 @@ do_delete(const struct request *q, struct err *e)
 	return r;
 }
 
-/* --- exec
- * ----------------------------------------------------------------------------------- */
+/*
+ * Exec.
+ */
 
 /* What of the host the command is to find in the machine. */
 struct view {
@@ -310,34 +307,6 @@ bring_up_to_date(const struct machine *m, struct ssh_link *link, const struct vi
 	return r;
 }
 
-static int
-append(char **text, const char *before, const char *word, const char *after)
-{
-	cleanup_free char *quoted = NULL;
-	char *longer;
-	int r = ssh_quote(&quoted, word);
-
-	if (r < 0)
-		return r;
-	if (asprintf(&longer, "%s%s%s%s", *text ? *text : "", before, quoted, after) < 0)
-		return -ENOMEM;
-	free(*text);
-	*text = longer;
-	return strlen(longer) > SSH_COMMAND_MAX ? -E2BIG : 0;
-}
-
-static int
-make_token(char token[static 33], struct err *e)
-{
-	unsigned char random[16];
-
-	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
-		return err_sys(e, -errno, "getrandom");
-	for (size_t i = 0; i < sizeof(random); i++)
-		snprintf(token + 2 * i, 3, "%02x", random[i]);
-	return 0;
-}
-
 /* What root's shell in the machine is to read. */
 static int
 compose(const struct request *q, const struct view *v, char **ret, struct err *e)
@@ -353,25 +322,25 @@ compose(const struct request *q, const struct view *v, char **ret, struct err *e
 	else
 		snprintf(path, sizeof(path), "PATH=%s/bin:%s", v->prefix,
 			"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-	r = append(&text, "export ", path, "");
+	r = remote_append(&text, "export ", path, "");
 	if (r == 0)
-		r = append(&text, " ", "PANDO_HOME=" HOME_THERE, "");
+		r = remote_append(&text, " ", "PANDO_HOME=" HOME_THERE, "");
 	snprintf(path, sizeof(path), "PANDO_IMAGES=%s", v->images);
 	if (r == 0)
-		r = append(&text, " ", path, " LANG=C.UTF-8 " TOKEN "=");
+		r = remote_append(&text, " ", path, " LANG=C.UTF-8 " TOKEN "=");
 	if (r == 0)
-		r = append(&text, "", q->token, "");
+		r = remote_append(&text, "", q->token, "");
 	for (size_t i = 0; r == 0 && i < q->n_env; i++)
-		r = append(&text, " ", q->env[i], "");
+		r = remote_append(&text, " ", q->env[i], "");
 	if (r == 0)
-		r = append(&text, "; mkdir -p -- ", v->cwd, "");
-	/* Not on the first CPU, on which guests are not safe: machine.c says why. */
+		r = remote_append(&text, "; mkdir -p -- ", v->cwd, "");
+	/* Not on the first CPU, on which guests are not safe: machine_qemu.c says why. */
 	if (r == 0)
-		r = append(&text, " && cd -- ", v->cwd,
+		r = remote_append(&text, " && cd -- ", v->cwd,
 			" && taskset -cp " MACHINE_CPUS_FOR_USE
 			" $$ >/dev/null || exit 125; exec --");
 	for (const char *const *w = q->command; r == 0 && *w; w++)
-		r = append(&text, " ", *w, "");
+		r = remote_append(&text, " ", *w, "");
 	if (r == -E2BIG)
 		return err_set(e, r,
 			"the command, its folder and environment are longer than %u "
@@ -382,22 +351,6 @@ compose(const struct request *q, const struct view *v, char **ret, struct err *e
 		return err_sys(e, r, "the command");
 	*ret = TAKE_PTR(text);
 	return 0;
-}
-
-static int
-signal_fd(bool tty)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
-	if (tty)
-		sigaddset(&set, SIGWINCH);
-	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
-		return -1;
-	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
 struct signals {
@@ -444,7 +397,7 @@ run_command(const struct machine *m, struct ssh_link *link, const struct request
 	struct signals passing = {m, q->token};
 	bool tty =
 		q->tty || (!q->no_stdin && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO));
-	cleanup_close int signals = signal_fd(tty);
+	cleanup_close int signals = remote_signals(tty);
 	struct ssh_command c = {
 		.text = text,
 		.in_fd = q->no_stdin ? -1 : STDIN_FILENO,
@@ -456,19 +409,8 @@ run_command(const struct machine *m, struct ssh_link *link, const struct request
 		.on_signal = pass_signal,
 		.ctx = &passing,
 	};
-	struct termios was, raw;
-	bool is_raw = tty && tcgetattr(STDIN_FILENO, &was) == 0;
-	int r;
 
-	if (is_raw) {
-		raw = was;
-		cfmakeraw(&raw);
-		tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
-	}
-	r = ssh_link_run(link, &c, ret_status, e);
-	if (is_raw)
-		tcsetattr(STDIN_FILENO, TCSADRAIN, &was);
-	return r;
+	return remote_run(link, &c, ret_status, e);
 }
 
 static int
@@ -486,7 +428,7 @@ exec_there(struct request *q, int *ret_status, struct err *e)
 	if (q->tty && !(isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)))
 		return err_set(e, -EINVAL,
 			"--tty needs a terminal on standard input and output");
-	r = make_token(q->token, e);
+	r = remote_token(q->token, e);
 	if (r == 0)
 		r = look_around(q, v, e);
 	if (r == 0)
@@ -521,8 +463,9 @@ do_exec(struct request *q)
 	return status == EXIT_USAGE || status == EXIT_CANCELLED ? status : EXIT_HOST_SIDE;
 }
 
-/* --- words
- * ----------------------------------------------------------------------------------- */
+/*
+ * Words.
+ */
 
 static int
 take_option(struct request *q, int key, const struct opt_scan *s, struct err *e)

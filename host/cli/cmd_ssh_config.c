@@ -183,12 +183,7 @@ print(const char *text, bool json)
 	json_out_object(&o, NULL);
 	json_out_str(&o, "config", text);
 	json_out_end_object(&o);
-	if (o.error) {
-		out_complain("no memory for the answer");
-		return EXIT_FAILED;
-	}
-	puts(o.buf);
-	return EXIT_OK;
+	return out_json(&o);
 }
 
 static int

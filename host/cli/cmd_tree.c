@@ -160,12 +160,7 @@ print_json(const struct row *rows, size_t n)
 	}
 	json_out_end_array(&o);
 	json_out_end_object(&o);
-	if (o.error) {
-		out_complain("no memory for the answer");
-		return EXIT_FAILED;
-	}
-	puts(o.buf);
-	return EXIT_OK;
+	return out_json(&o);
 }
 
 static int

@@ -35,10 +35,7 @@ run(int argc, char **argv)
 		json_out_str(&o, "version", PANDO_VERSION);
 		json_out_str(&o, "pandod", daemon[0] ? daemon : NULL);
 		json_out_end_object(&o);
-		if (o.error)
-			return EXIT_FAILED;
-		puts(o.buf);
-		return EXIT_OK;
+		return out_json(&o);
 	}
 	printf("%s\n", PANDO_VERSION);
 	if (daemon[0] && strcmp(daemon, PANDO_VERSION) != 0 && !s.quiet)

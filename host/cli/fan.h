@@ -54,7 +54,8 @@ struct fan {
 int fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *e);
 void fan_done(struct fan *f);
 #define cleanup_fan __attribute__((cleanup(fan_done)))
-/* The ids, or pandod's answer, what cannot be where environments are, and the checkout. */
+/* The ids, or pandod's answer, what cannot be where environments are, and the checkout.
+ */
 void fan_print(const struct fan *f, const struct opt_scan *s,
 	const struct client_vms *vms, const struct client_reply *reply);
 

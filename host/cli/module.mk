@@ -54,36 +54,37 @@ $(B)/share/zsh/site-functions/_pando: $(B)/bin/pando
 	$< completion zsh >$@
 
 # The two programs as they are shipped, the one speaking to the other.
+stand_in_SRCS := tests/unit/stand_in.c tests/unit/agent_help.c
 UNIT_TESTS += test_connect test_tunnel test_terminal
-test_connect_SRCS := tests/unit/test_connect.c tests/unit/stand_in.c
-test_tunnel_SRCS := tests/unit/test_tunnel.c tests/unit/stand_in.c host/cli/tunnel.c host/cli/out.c
+test_connect_SRCS := tests/unit/test_connect.c $(stand_in_SRCS)
+test_tunnel_SRCS := tests/unit/test_tunnel.c $(stand_in_SRCS) host/cli/tunnel.c host/cli/out.c
 test_terminal_SRCS := tests/unit/test_terminal.c
 $(foreach t,test_connect test_tunnel test_terminal,\
 	$(eval $(t)_LIBS := agentclient agentwire pandohost common)$(eval $(t)_PKGS := cmocka))
 $(B)/tests/test_connect $(B)/tests/test_tunnel: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_execute
-test_execute_SRCS := tests/unit/test_execute.c tests/unit/stand_in.c
+test_execute_SRCS := tests/unit/test_execute.c $(stand_in_SRCS)
 test_execute_LIBS := agentclient agentwire pandohost common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 UNIT_TESTS += test_rpc_cli
-test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c tests/unit/stand_in.c
+test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c $(stand_in_SRCS)
 test_rpc_cli_LIBS := agentclient agentwire pandohost common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 # SSH into VMs.
-pandocli_SRCS += $(addprefix host/cli/,vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
+pandocli_SRCS += $(addprefix host/cli/,remote.c vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
 UNIT_TESTS += test_ssh
-test_ssh_SRCS := tests/unit/test_ssh.c tests/unit/stand_in.c host/ssh_key.c guest-agent/sshkey.c
+test_ssh_SRCS := tests/unit/test_ssh.c $(stand_in_SRCS) host/ssh_key.c guest-agent/sshkey.c
 test_ssh_LIBS := $(pando_LIBS)
 test_ssh_PKGS := cmocka $(pando_PKGS)
 test_ssh_LDLIBS := $(pando_LDLIBS)
 $(B)/tests/test_ssh: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 # What a guest says of itself, judged; runs the agent that was built beside it.
 UNIT_TESTS += test_doctor_vm
-test_doctor_vm_SRCS := tests/unit/test_doctor_vm.c
+test_doctor_vm_SRCS := tests/unit/test_doctor_vm.c tests/unit/agent_help.c
 test_doctor_vm_LIBS := $(pando_LIBS)
 test_doctor_vm_PKGS := cmocka $(pando_PKGS)
 test_doctor_vm_LDLIBS := $(pando_LDLIBS)

@@ -52,6 +52,17 @@ out_fail(const struct err *e)
 }
 
 int
+out_json(const struct json_out *o)
+{
+	if (o->error) {
+		out_complain("no memory for the answer");
+		return EXIT_FAILED;
+	}
+	puts(o->buf);
+	return EXIT_OK;
+}
+
+int
 out_end(int status)
 {
 	struct pollfd p = {.fd = STDOUT_FILENO};

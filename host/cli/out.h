@@ -12,6 +12,7 @@
 #include <stdio.h>
 
 #include "common/err.h"
+#include "common/json.h"
 
 /* "pando: sentence" on stderr. */
 void out_complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -20,6 +21,9 @@ void out_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void out_hush(void);
 /* Complains and gives the exit status. */
 int out_fail(const struct err *e);
+/* The answer as a line of JSON on stdout. The exit status; complains when there was no
+ * memory for all of it, and says none of it then. */
+int out_json(const struct json_out *o);
 /* Flushes stdout; a full disk turns success into EXIT_FAILED, a reader that left into 128
  * + SIGPIPE. */
 int out_end(int status);

@@ -227,12 +227,7 @@ print_json(const struct drawing *d, size_t at)
 	}
 	json_out_end_array(&o);
 	json_out_end_object(&o);
-	if (o.error) {
-		out_complain("no memory for the answer");
-		return EXIT_FAILED;
-	}
-	puts(o.buf);
-	return EXIT_OK;
+	return out_json(&o);
 }
 
 int

@@ -6,10 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,6 +14,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "host/cli/out.h"
+#include "host/cli/remote.h"
 #include "host/paths.h"
 #include "host/ssh_key.h"
 
@@ -146,23 +144,6 @@ vmssh_open(const struct client_vm *vm, const char *home, const char *user,
  * What the other side's shell reads.
  */
 
-/* Appends to *text: before and the word, quoted. */
-static int
-append(char **text, const char *before, const char *word)
-{
-	cleanup_free char *quoted = NULL;
-	char *longer;
-	int r = ssh_quote(&quoted, word);
-
-	if (r < 0)
-		return r;
-	if (asprintf(&longer, "%s%s%s", *text ? *text : "", before, quoted) < 0)
-		return -ENOMEM;
-	free(*text);
-	*text = longer;
-	return strlen(longer) > SSH_COMMAND_MAX ? -E2BIG : 0;
-}
-
 int
 vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
 	const char *mark, char **ret, struct err *e)
@@ -173,11 +154,11 @@ vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
 
 	snprintf(marked, sizeof(marked), VMSSH_MARK "=%s", mark ? mark : "");
 	if (r == 0 && mark)
-		r = append(&inner, "export ", marked);
+		r = remote_append(&inner, "export ", marked, "");
 	for (; r == 0 && env && *env; env++)
-		r = append(&inner, *inner ? "; export " : "export ", *env);
+		r = remote_append(&inner, *inner ? "; export " : "export ", *env, "");
 	if (r == 0 && cwd)
-		r = append(&inner, *inner ? "; cd -- " : "cd -- ", cwd);
+		r = remote_append(&inner, *inner ? "; cd -- " : "cd -- ", cwd, "");
 	/* No "--" behind exec: not all shells know that. */
 	if (r == 0 && asprintf(&outer, "%s%sexec", inner,
 			      cwd      ? " || exit 126; "
@@ -189,7 +170,7 @@ vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
 		inner = TAKE_PTR(outer);
 	}
 	for (size_t i = 0; r == 0 && argv && argv[i]; i++)
-		r = append(&inner, " ", argv[i]);
+		r = remote_append(&inner, " ", argv[i], "");
 	if (r == 0 && !argv && asprintf(&outer, "%s \"$SHELL\" -l", inner) < 0)
 		r = -ENOMEM;
 	if (r == 0 && !argv) {
@@ -198,7 +179,7 @@ vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
 	}
 	/* Login shells are of many kinds, and all understand this much. */
 	if (r == 0)
-		r = append(&outer, "exec /bin/sh -c ", inner);
+		r = remote_append(&outer, "exec /bin/sh -c ", inner, "");
 	if (r == -E2BIG)
 		return err_set(e, r,
 			"the command, its folder and environment are longer than %u "
@@ -215,22 +196,6 @@ vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
  * A terminal.
  */
 
-static int
-end_signals(bool and_size)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
-	if (and_size)
-		sigaddset(&set, SIGWINCH);
-	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
-		return -1;
-	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
 int
 vmssh_terminal(const struct client_vm *vm, const char *home, const char *user,
 	const char *text, int *ret_status, struct err *e)
@@ -246,23 +211,17 @@ vmssh_terminal(const struct client_vm *vm, const char *home, const char *user,
 		.term = getenv("TERM"),
 		.impatient = true,
 	};
-	struct termios was, raw;
 	int r;
 
-	if (!isatty(STDOUT_FILENO) || tcgetattr(STDIN_FILENO, &was) < 0)
+	if (!isatty(STDOUT_FILENO) || !isatty(STDIN_FILENO))
 		return err_set(e, -EINVAL,
 			"standard input and output must be a terminal: `pando execute "
 			"--ssh` needs none");
 	r = vmssh_open(vm, home, user, &link, e);
 	if (r < 0)
 		return r;
-	c.signal_fd = signals = end_signals(true);
-	raw = was;
-	cfmakeraw(&raw);
-	tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
-	r = ssh_link_run(link, &c, ret_status, e);
-	tcsetattr(STDIN_FILENO, TCSADRAIN, &was);
-	return r;
+	c.signal_fd = signals = remote_signals(true);
+	return remote_run(link, &c, ret_status, e);
 }
 
 int
@@ -285,7 +244,7 @@ vmssh_shell(const struct client_vm *vm, const char *home, const struct vmssh_she
 	c.in_fd = STDIN_FILENO;
 	c.out_fd = STDOUT_FILENO;
 	c.err_fd = STDERR_FILENO;
-	c.signal_fd = signals = end_signals(false);
+	c.signal_fd = signals = remote_signals(false);
 	c.impatient = true;
 	return ssh_link_run(link, &c, ret_status, e);
 }
@@ -298,14 +257,8 @@ int
 vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char *home,
 	const char *user, struct err *e)
 {
-	unsigned char random[16];
-
 	*m = (struct vmssh_mark){.vm = vm, .home = home, .user = user};
-	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
-		return err_sys(e, -errno, "getrandom");
-	for (size_t i = 0; i < sizeof(random); i++)
-		snprintf(m->token + 2 * i, 3, "%02x", random[i]);
-	return 0;
+	return remote_token(m->token, e);
 }
 
 void

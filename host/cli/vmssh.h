@@ -7,6 +7,7 @@
 #define PANDO_CLI_VMSSH_H
 
 #include "host/agent_client.h"
+#include "host/cli/remote.h"
 #include "host/client.h"
 #include "host/ssh.h"
 
@@ -55,7 +56,7 @@ int vmssh_shell(const struct client_vm *vm, const char *home, const struct vmssh
 struct vmssh_mark {
 	const struct client_vm *vm; /* borrowed */
 	const char *home, *user;    /* borrowed */
-	char token[33];
+	char token[REMOTE_TOKEN_LEN + 1];
 };
 int vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char *home,
 	const char *user, struct err *e);

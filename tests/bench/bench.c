@@ -494,45 +494,25 @@ bench_line(struct bench_vm *vm, const char *text, char *line, size_t cap)
 
 	do {
 		uint64_t written = 0;
-		size_t n;
-		char *found, *start, *end;
+		size_t n, used;
 
 		io_pread_full(vm->console, &written, sizeof(written),
 			offsetof(struct console_hdr, written));
 		n = (size_t)(written - vm->console_read);
 		/* Nothing the small guest says fills the ring. */
-		if (n > sizeof(buf) - 1)
-			n = sizeof(buf) - 1;
+		if (n > sizeof(buf))
+			n = sizeof(buf);
 		if (io_pread_full(vm->console, buf, n,
 			    CONSOLE_HDR_BYTES + vm->console_read % CONSOLE_RING_BYTES) <
 			0)
 			n = 0;
-		buf[n] = '\0';
-		found = memmem(buf, n, text, strlen(text));
-		end = found ? memchr(found, '\n', n - (size_t)(found - buf)) : NULL;
-		if (end) {
-			*end = '\0';
-			for (start = found; start > buf && start[-1] != '\n'; start--)
-				;
-			if (line)
-				snprintf(line, cap, "%s", start);
-			vm->console_read += (uint64_t)(end - buf) + 1;
+		used = console_line_find(buf, n, text, line, cap);
+		vm->console_read += used;
+		if (used)
 			return true;
-		}
 		nap(NAP_NS);
 	} while (io_now_ns() < deadline_ns && process_lives(vm->pidfd));
 	return false;
-}
-
-uint64_t
-bench_line_number(const char *line, const char *key)
-{
-	char pattern[64];
-	const char *p;
-
-	snprintf(pattern, sizeof(pattern), "%s=", key);
-	p = strstr(line, pattern);
-	return p ? strtoull(p + strlen(pattern), NULL, 10) : UINT64_MAX;
 }
 
 void

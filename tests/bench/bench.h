@@ -14,6 +14,7 @@
 
 #include "common/json.h"
 #include "host/tree_priv.h"
+#include "tests/kvm/console_line.h"
 
 #define BENCH_WAIT_MS 60000
 
@@ -84,8 +85,6 @@ uint64_t bench_first_doorbell(const struct bench_vm *vm);
 /* The line of the console that holds text, behind what was found before; false when none
  * comes. */
 bool bench_line(struct bench_vm *vm, const char *text, char *line, size_t cap);
-/* The number behind "key=", UINT64_MAX when there is none. */
-uint64_t bench_line_number(const char *line, const char *key);
 /* Kills it and removes its files. */
 void bench_end_vm(struct bench_vm *vm);
 

@@ -114,7 +114,7 @@ measure(uint64_t pages, unsigned depth)
 		if (rang_ns)
 			sample_add(&e2e, rang_ns - began_ns);
 		if (bench_line(vm, "fork n=", line, sizeof(line))) {
-			ticks = bench_line_number(line, "gap");
+			ticks = console_line_number(line, "gap");
 			if (ticks != UINT64_MAX)
 				sample_add(&gap,
 					(uint64_t)((double)ticks / bench.ticks_per_ns));

@@ -78,7 +78,7 @@ add_gap(struct samples *s, struct bench_vm *vm)
 
 	s->tried++;
 	if (bench_line(vm, "fork n=", line, sizeof(line)))
-		sample_add(s, (uint64_t)((double)bench_line_number(line, "gap") /
+		sample_add(s, (uint64_t)((double)console_line_number(line, "gap") /
 					 bench.ticks_per_ns));
 }
 

@@ -74,8 +74,8 @@ driver_init(struct driver *d, struct err *e)
 	}
 	snprintf(d->vmm_path, sizeof(d->vmm_path), "%s/libexec/pando/pando-vmm", exe);
 	snprintf(d->guest_path, sizeof(d->guest_path), "%s/tests/guest/tiny", exe);
-	/* Opened here: a test that becomes another user may not reach their folder, or may
-	 * not run a file that is its owner's alone. */
+	/* Opened here: a test that becomes another user may not reach their folder, or
+	 * may not run a file that is its owner's alone. */
 	d->vmm = copy_program(d->vmm_path, e);
 	if (d->vmm < 0)
 		return d->vmm;
@@ -645,23 +645,16 @@ driver_expect(struct vm *vm, const char *text, int timeout_ms, char *line, size_
 	for (;;) {
 		bool alive = driver_alive(vm);
 		uint64_t end = driver_console_written(vm);
-		size_t n = 0;
-		char *found, *start, *stop;
+		size_t n = 0, used;
 
 		if (end - vm->console_read > CONSOLE_RING_BYTES)
 			vm->console_read = end - CONSOLE_RING_BYTES;
 		for (uint64_t i = vm->console_read; i < end; i++)
 			buf[n++] = ring[i % CONSOLE_RING_BYTES];
 		buf[n] = 0;
-		found = memmem(buf, n, text, strlen(text));
-		stop = found ? memchr(found, '\n', n - (size_t)(found - buf)) : NULL;
-		if (stop) {
-			for (start = found; start > buf && start[-1] != '\n'; start--)
-				;
-			*stop = 0;
-			if (line)
-				snprintf(line, cap, "%s", start);
-			vm->console_read += (uint64_t)(stop - buf) + 1;
+		used = console_line_find(buf, n, text, line, cap);
+		if (used) {
+			vm->console_read += used;
 			return 0;
 		}
 		if (!alive || io_now_ns() > deadline) {
@@ -680,17 +673,6 @@ driver_expect(struct vm *vm, const char *text, int timeout_ms, char *line, size_
 		}
 		usleep(500);
 	}
-}
-
-uint64_t
-driver_number(const char *line, const char *key)
-{
-	char pattern[64];
-	const char *p;
-
-	snprintf(pattern, sizeof(pattern), "%s=", key);
-	p = strstr(line, pattern);
-	return p ? strtoull(p + strlen(pattern), NULL, 10) : UINT64_MAX;
 }
 
 const char *

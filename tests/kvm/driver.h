@@ -16,6 +16,7 @@
 
 #include "common/err.h"
 #include "common/vmm_wire.h"
+#include "tests/kvm/console_line.h"
 #include "vmm/console.h"
 
 #define DRIVER_VMS_MAX 256
@@ -143,8 +144,6 @@ size_t driver_console(const struct vm *vm, char *dst, size_t cap);
 int driver_expect(struct vm *vm, const char *text, int timeout_ms, char *line, size_t cap,
 	struct err *e);
 uint64_t driver_console_written(const struct vm *vm);
-/* The number behind "key=" in a line; UINT64_MAX when absent. */
-uint64_t driver_number(const char *line, const char *key);
 
 /* Kills and forgets one VM. */
 void driver_kill(struct vm *vm);

@@ -66,11 +66,11 @@ expect_lineage(struct vm *vm, const struct lineage *l, const char *disk,
 			i ? "," : " history=", (unsigned long long)l->generations[i]);
 	if (!strstr(line, history) || strlen(strstr(line, " history=")) != n)
 		fail_msg("%s: its history is not%s but %s", vm->name, history, line);
-	if (driver_number(line, "counter") <= counter_min)
+	if (console_line_number(line, "counter") <= counter_min)
 		fail_msg("%s: did not count on from %llu: %s", vm->name,
 			(unsigned long long)counter_min, line);
 	/* A TSC that went backwards shows as a gap of nearly 2^64. */
-	if (driver_number(line, "gap") >= 1ull << 40)
+	if (console_line_number(line, "gap") >= 1ull << 40)
 		fail_msg("%s: its clock jumped: %s", vm->name, line);
 }
 

@@ -106,7 +106,7 @@ goes_on_after_restore(void **state, bool from_blank, unsigned vcpus)
 	driver_kill(vm); /* a commit needs nothing of where it came from */
 	again = restored("again", &c, from_blank);
 	expect_goes_on(again, 2, "ok", line);
-	assert_true(driver_number(line, "counter") >= ticked);
+	assert_true(console_line_number(line, "counter") >= ticked);
 	if (vcpus > 1 && !strstr(line, "cpu1=counts"))
 		fail_msg("the second CPU stands: %s", line);
 	expect(again, "tick ", line, sizeof(line));
@@ -196,7 +196,7 @@ clock_and_timer_go_on_from_the_commit(void **state)
 	sleep(6);
 	again = restored("again", &c, true);
 	expect_goes_on(again, 2, "none", line);
-	gap = driver_number(line, "gap");
+	gap = console_line_number(line, "gap");
 	if (tsc_is_fixed(again))
 		print_message(
 			"# this host's KVM cannot offset a guest's TSC: not compared\n");
@@ -553,7 +553,7 @@ the_guest_sees_its_disk_grow(void **state)
 	MUST(driver_resize(vm, 16, e)); /* what it is: nothing happens */
 	MUST(driver_resize(vm, 24, e));
 	expect(vm, "disk sectors=49152 interrupt=", line, sizeof(line));
-	if (!(driver_number(line, "interrupt") & 2) || !strstr(line, "end=ok"))
+	if (!(console_line_number(line, "interrupt") & 2) || !strstr(line, "end=ok"))
 		fail_msg("%s", line);
 	assert_true(driver_resize(vm, 23, &why) < 0);
 	assert_non_null(strstr(why.msg, "only grow"));
@@ -574,7 +574,7 @@ the_guest_sees_its_disk_grow(void **state)
 	MUST(driver_send_restore(again, &r, e));
 	MUST(driver_wait_started(again, START_MS, e));
 	expect(again, "disk sectors=196608 interrupt=", line, sizeof(line));
-	if (!(driver_number(line, "interrupt") & 2) || !strstr(line, "end=ok"))
+	if (!(console_line_number(line, "interrupt") & 2) || !strstr(line, "end=ok"))
 		fail_msg("%s", line);
 }
 

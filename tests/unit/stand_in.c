@@ -20,13 +20,12 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "host/agent_client.h"
 #include "host/paths.h"
+#include "tests/unit/agent_help.h"
 
 char stand_in_home[] = "/tmp/pando-standin.XXXXXX";
 char stand_in_agent_socket[128], stand_in_pando[PATHS_MAX], stand_in_mark[16];
 pid_t stand_in_agent = -1;
-static char agent_program[PATHS_MAX];
 static int api_fd = -1;
 static pthread_t api_thread;
 
@@ -171,49 +170,21 @@ api_main(void *arg)
  * The agent.
  */
 
-#define EXIT_NOT_ENTERED 77
-
 void
 stand_in_kill_agent(void)
 {
-	if (stand_in_agent <= 0)
-		return;
-	kill(stand_in_agent, SIGKILL);
-	waitpid(stand_in_agent, NULL, 0);
+	agent_help_end(&stand_in_agent, SIGKILL);
 	stand_in_agent = -1;
 }
 
 bool
 stand_in_start_agent_in(const char *root, bool (*enter)(void))
 {
-	char listen_on[160];
-	char *const argv[] = {"pando-agent", "--listen", listen_on, "--connect-line",
-		root ? "--root" : NULL, (char *)(uintptr_t)root, NULL};
-	struct err e = {0};
-	int status;
-
-	snprintf(listen_on, sizeof(listen_on), "unix:%s", stand_in_agent_socket);
-	unlink(stand_in_agent_socket);
-	stand_in_agent = fork();
-	if (stand_in_agent == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (enter && !enter())
-			_exit(EXIT_NOT_ENTERED);
-		execv(agent_program, argv);
-		_exit(127);
+	stand_in_agent = agent_help_start(stand_in_agent_socket, root, enter);
+	if (!stand_in_agent) {
+		stand_in_agent = -1;
+		return false;
 	}
-	for (int i = 0; access(stand_in_agent_socket, F_OK) && i < 3000; i++) {
-		if (waitpid(stand_in_agent, &status, WNOHANG) == stand_in_agent) {
-			stand_in_agent = -1;
-			if (enter && WIFEXITED(status) &&
-				WEXITSTATUS(status) == EXIT_NOT_ENTERED)
-				return false;
-			fail_msg("the agent ended at once, with status %d", status);
-		}
-		usleep(10000);
-	}
-	if (agent_wait_ready(stand_in_agent_socket, 30000, NULL, NULL, &e) < 0)
-		fail_msg("%s", e.msg);
 	stand_in_says("running", NULL);
 	return true;
 }
@@ -242,9 +213,7 @@ stand_in_open(void)
 	char path[128];
 
 	if (!mkdtemp(stand_in_home) || setenv("PANDO_HOME", stand_in_home, 1) ||
-		paths_program("bin/pando", stand_in_pando, PATHS_MAX, NULL) < 0 ||
-		paths_program("libexec/pando/pando-agent", agent_program,
-			sizeof(agent_program), NULL) < 0)
+		paths_program("bin/pando", stand_in_pando, PATHS_MAX, NULL) < 0)
 		return -1;
 	/* Others run these tests on this host, too, and may have left something. */
 	snprintf(stand_in_mark, sizeof(stand_in_mark), "9%07d%04u", (int)getpid(),

@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <poll.h>
 #include <pthread.h>
 #include <pty.h>
@@ -32,51 +31,26 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "host/agent_client.h"
+#include "tests/unit/agent_help.h"
 
 static char folder[64], sock[96];
 static pid_t agent_pid;
 
-static int
-start_agent(void)
+static bool
+enter(void)
 {
-	char self[512], program[600], listen_on[128];
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-
-	assert_true(n > 0);
-	self[n] = 0;
-	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent",
-		dirname(self));
-	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
-	unlink(sock);
-	agent_pid = fork();
-	if (!agent_pid) {
-		setenv("PANDO_TEST_OF_AGENT", "must not reach commands", 1);
-		execl(program, "pando-agent", "--listen", listen_on, "--connect-line",
-			(char *)NULL);
-		perror(program);
-		_exit(1);
-	}
-	return 0;
+	return !setenv("PANDO_TEST_OF_AGENT", "must not reach commands", 1);
 }
 
 static int
 setup(void **state)
 {
-	struct err e = {0};
-
 	(void)state;
 	strcpy(folder, "/tmp/pando-agent-test-XXXXXX");
 	if (!mkdtemp(folder))
 		return -1;
 	snprintf(sock, sizeof(sock), "%s/agent.sock", folder);
-	start_agent();
-	/* Until it is bound, and until it listens. */
-	for (int i = 0; i < 1000 && agent_wait_ready(sock, 10000, NULL, NULL, &e); i++)
-		usleep(10000);
-	if (agent_ping(sock, 1000, NULL, &e)) {
-		fprintf(stderr, "%s\n", e.msg);
-		return -1;
-	}
+	agent_pid = agent_help_start(sock, NULL, enter);
 	return 0;
 }
 
@@ -84,8 +58,7 @@ static int
 teardown(void **state)
 {
 	(void)state;
-	kill(agent_pid, SIGTERM);
-	waitpid(agent_pid, NULL, 0);
+	agent_help_end(&agent_pid, SIGTERM);
 	return io_remove_tree(folder, NULL);
 }
 

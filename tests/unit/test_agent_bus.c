@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <systemd/sd-bus.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -21,22 +20,13 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "guest-agent/bus.h"
-
-#define PATH "/org/freedesktop/systemd1"
-#define MANAGER "org.freedesktop.systemd1.Manager"
+#include "tests/unit/bus_help.h"
 
 static char folder[64], address[128];
 static int listener;
 static pthread_t thread;
 static char calls[512];
 static int32_t main_status = 203;
-
-static int
-removed(sd_bus *bus, const char *job, const char *unit, const char *result)
-{
-	return sd_bus_emit_signal(
-		bus, PATH, MANAGER, "JobRemoved", "uoss", 7u, job, unit, result);
-}
 
 static int
 on_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
@@ -51,28 +41,20 @@ on_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
 	snprintf(calls + strlen(calls), sizeof(calls) - strlen(calls), "%s(%s,%s) ",
 		sd_bus_message_get_member(m), unit, mode);
 	if (!strncmp(unit, "missing", 7))
-		return sd_bus_error_setf(error, "org.freedesktop.systemd1.NoSuchUnit",
-			"Unit %s not found.", unit);
+		return sd_bus_error_setf(
+			error, SYSTEMD ".NoSuchUnit", "Unit %s not found.", unit);
 	if (!strncmp(unit, "vanish", 6))
 		return -ECONNRESET;
-	r = sd_bus_reply_method_return(m, "o", PATH "/job/7");
+	r = sd_bus_reply_method_return(m, "o", BUS_HELP_JOB);
 	/* Somebody else's first. */
-	removed(bus, PATH "/job/6", unit, "failed");
+	bus_help_removed(bus, SYSTEMD_PATH "/job/6", unit, "failed");
 	if (!strncmp(unit, "good", 4))
-		return removed(bus, PATH "/job/7", unit, "done");
+		return bus_help_removed(bus, BUS_HELP_JOB, unit, "done");
 	if (!strncmp(unit, "bad", 3))
-		return removed(bus, PATH "/job/7", unit, "failed");
+		return bus_help_removed(bus, BUS_HELP_JOB, unit, "failed");
 	if (!strncmp(unit, "needs", 5))
-		return removed(bus, PATH "/job/7", unit, "dependency");
+		return bus_help_removed(bus, BUS_HELP_JOB, unit, "dependency");
 	return r;
-}
-
-static int
-on_subscribe(sd_bus_message *m, void *ctx, sd_bus_error *error)
-{
-	(void)ctx;
-	(void)error;
-	return sd_bus_reply_method_return(m, "");
 }
 
 static int
@@ -82,9 +64,8 @@ on_get_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
 
 	(void)ctx;
 	if (sd_bus_message_read(m, "s", &unit) < 0 || strncmp(unit, "bad", 3))
-		return sd_bus_error_set(
-			error, "org.freedesktop.systemd1.NoSuchUnit", "not loaded");
-	return sd_bus_reply_method_return(m, "o", PATH "/unit/bad");
+		return sd_bus_error_set(error, SYSTEMD ".NoSuchUnit", "not loaded");
+	return sd_bus_reply_method_return(m, "o", SYSTEMD_PATH "/unit/bad");
 }
 
 static int
@@ -156,7 +137,7 @@ on_list_units(sd_bus_message *m, void *ctx, sd_bus_error *error)
 	for (size_t i = 0; r >= 0 && i < sizeof(loaded) / sizeof(loaded[0]); i++) {
 		char path[128];
 
-		snprintf(path, sizeof(path), PATH "/unit/%.*s",
+		snprintf(path, sizeof(path), SYSTEMD_PATH "/unit/%.*s",
 			(int)strcspn(loaded[i].name, "."), loaded[i].name);
 		for (char *s = path; *s; s++)
 			if (*s == '-')
@@ -198,7 +179,8 @@ on_load_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
 	(void)error;
 	if (sd_bus_message_read(m, "s", &unit) < 0)
 		return -EINVAL;
-	snprintf(path, sizeof(path), PATH "/unit/%.*s", (int)strcspn(unit, "."), unit);
+	snprintf(path, sizeof(path), SYSTEMD_PATH "/unit/%.*s", (int)strcspn(unit, "."),
+		unit);
 	for (char *s = path; *s; s++)
 		if (*s == '-')
 			*s = '_';
@@ -324,7 +306,7 @@ static const sd_bus_vtable manager[] = {
 		"ListUnitFiles", "", "a(ss)", on_list_files, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("LoadUnit", "s", "o", on_load_unit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_PROPERTY("SystemState", "s", state_property, 0, 0),
-	SD_BUS_METHOD("Subscribe", "", "", on_subscribe, SD_BUS_VTABLE_UNPRIVILEGED),
+	BUS_HELP_SUBSCRIBE,
 	SD_BUS_METHOD("StartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("StopUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("RestartUnit", "ss", "o", on_unit, SD_BUS_VTABLE_UNPRIVILEGED),
@@ -343,16 +325,14 @@ serve(void *arg)
 	(void)arg;
 	if (fd < 0 || sd_bus_new(&bus) < 0 || sd_bus_set_fd(bus, fd, fd) < 0 ||
 		sd_bus_set_server(bus, 1, id) < 0 ||
-		sd_bus_add_object_vtable(bus, NULL, PATH, MANAGER, manager, NULL) < 0 ||
-		sd_bus_add_fallback_vtable(bus, NULL, PATH "/unit",
-			"org.freedesktop.systemd1.Unit", any_unit, find_any,
-			&main_status) < 0 ||
-		sd_bus_add_fallback_vtable(bus, NULL, PATH "/unit",
-			"org.freedesktop.systemd1.Service", any_service, find_any,
-			&main_status) < 0 ||
-		sd_bus_add_fallback_vtable(bus, NULL, PATH "/unit",
-			"org.freedesktop.systemd1.Path", any_path, find_any,
-			&main_status) < 0 ||
+		sd_bus_add_object_vtable(
+			bus, NULL, SYSTEMD_PATH, SYSTEMD_MANAGER, manager, NULL) < 0 ||
+		sd_bus_add_fallback_vtable(bus, NULL, SYSTEMD_PATH "/unit",
+			SYSTEMD ".Unit", any_unit, find_any, &main_status) < 0 ||
+		sd_bus_add_fallback_vtable(bus, NULL, SYSTEMD_PATH "/unit",
+			SYSTEMD ".Service", any_service, find_any, &main_status) < 0 ||
+		sd_bus_add_fallback_vtable(bus, NULL, SYSTEMD_PATH "/unit",
+			SYSTEMD ".Path", any_path, find_any, &main_status) < 0 ||
 		sd_bus_start(bus) < 0)
 		abort();
 	while (1) {

@@ -17,10 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -30,6 +28,7 @@
 #include "common/json.h"
 #include "host/agent_client.h"
 #include "host/agent_hello.h"
+#include "tests/unit/agent_help.h"
 
 static char root[64], sock[96];
 static pid_t agent_pid;
@@ -80,55 +79,42 @@ there(const char *path)
 	return access(at(path), F_OK) == 0;
 }
 
-/* limited: /etc of the agent, and nobody else's, is on a file system of 64 KiB. */
 static void
-start_agent(bool with_root, bool limited)
+log_apart(void)
 {
-	char self[512], program[600], listen_on[128];
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	int log = open(at("/agent.log"), O_CREAT | O_WRONLY | O_APPEND, 0600);
 
-	assert_true(n > 0);
-	self[n] = 0;
-	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent",
-		dirname(self));
-	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
-	unlink(sock);
-	agent_pid = fork();
-	if (!agent_pid) {
-		int log = open(at("/agent.log"), O_CREAT | O_WRONLY | O_APPEND, 0600);
+	if (log >= 0 && !getenv("VERBOSE"))
+		dup2(log, 2);
+}
 
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (log >= 0 && !getenv("VERBOSE"))
-			dup2(log, 2);
-		if (limited &&
-			(unshare(CLONE_NEWNS) ||
-				mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
-				mount("pando-test", at("/etc"), "tmpfs", 0, "size=64k")))
-			_exit(77);
-		execl(program, "pando-agent", "--listen", listen_on, "--connect-line",
-			with_root ? "--root" : NULL, root, (char *)NULL);
-		_exit(1);
-	}
-	for (int i = 0; i < 1000; i++) {
-		if (agent_wait_ready(sock, 10000, NULL, NULL, NULL) == 0)
-			return;
-		if (limited && waitpid(agent_pid, NULL, WNOHANG) == agent_pid) {
-			agent_pid = 0;
-			return;
-		}
-		usleep(10000);
-	}
-	fail_msg("the agent does not answer");
+static bool
+enter(void)
+{
+	log_apart();
+	return true;
+}
+
+/* /etc of the agent, and nobody else's, is on a file system of 64 KiB. */
+static bool
+enter_limits(void)
+{
+	log_apart();
+	return !unshare(CLONE_NEWNS) &&
+	       !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
+	       !mount("pando-test", at("/etc"), "tmpfs", 0, "size=64k");
+}
+
+static void
+start_agent(void)
+{
+	agent_pid = agent_help_start(sock, root, enter);
 }
 
 static void
 end_agent(void)
 {
-	if (!agent_pid)
-		return;
-	kill(agent_pid, SIGTERM);
-	waitpid(agent_pid, NULL, 0);
-	agent_pid = 0;
+	agent_help_end(&agent_pid, SIGTERM);
 }
 
 static int
@@ -141,7 +127,7 @@ setup(void **state)
 	mkdir(at("/etc"), 0755);
 	put("/usr/bin/systemctl", "#!/bin/sh\necho \"$@\" >>${0%/usr/*}/systemctl.log\n",
 		0755);
-	start_agent(true, false);
+	start_agent();
 	return 0;
 }
 
@@ -313,7 +299,7 @@ kept_coding_agents_are_started_with_the_machine(void **state)
 	/* As a branch it has it already; as it has after the agent's own restart. */
 	assert_int_equal(hello(B, 2), 0);
 	end_agent();
-	start_agent(true, false);
+	start_agent();
 	assert_int_equal(hello(A, 3), 0);
 	usleep(300000);
 	assert_string_equal(text_of("/started"), "new\n");
@@ -321,7 +307,7 @@ kept_coding_agents_are_started_with_the_machine(void **state)
 	end_kept();
 	end_agent();
 	assert_int_equal(io_remove_tree(at("/run/pando"), NULL), 0);
-	start_agent(true, false);
+	start_agent();
 	assert_int_equal(env_set(&env, "KEY=newer", &e), 0);
 	assert_int_equal(hello(A, 4), 0);
 	for (int i = 0; i < 500 && strcmp(text_of("/started"), "new\nnewer\n"); i++)
@@ -362,7 +348,7 @@ a_machine_that_boots_again_stays_who_it_was(void **state)
 	snprintf(key, sizeof(key), "%s", ack.host_key);
 	end_agent();
 	assert_int_equal(io_remove_tree(at("/run"), NULL), 0);
-	start_agent(true, false);
+	start_agent();
 	assert_int_equal(hello(A, 2), 0);
 	assert_string_equal(text_of("/etc/machine-id"), machine_id);
 	assert_string_equal(ack.host_key, key);
@@ -422,7 +408,7 @@ a_generation_left_behind_is_refused_and_a_repeated_one_not_redone(void **state)
 	assert_non_null(strstr(e.msg, "\"generation\""));
 	/* An agent that was started again knows which it has. */
 	end_agent();
-	start_agent(true, false);
+	start_agent();
 	assert_int_equal(hello(A, 3), 0);
 	assert_non_null(strstr(text_of("/run/pando/identity"),
 		"\"old_generation\":\"02020202020202020202020202020202\""));
@@ -433,7 +419,7 @@ only_the_host_says_who_a_machine_is(void **state)
 {
 	(void)state;
 	end_agent();
-	start_agent(false, false);
+	agent_pid = agent_help_start(sock, NULL, enter);
 	assert_int_equal(hello(A, 1), -EPERM);
 	assert_non_null(strstr(e.msg, "only the host"));
 	assert_false(there("/etc/hostname"));
@@ -611,9 +597,9 @@ a_full_disk_leaves_the_old_environment_and_says_so(void **state)
 
 	(void)state;
 	end_agent();
-	start_agent(true, true);
+	agent_pid = agent_help_start(sock, root, enter_limits);
 	if (!agent_pid) {
-		start_agent(true, false);
+		start_agent();
 		print_message("no mounts here: not tried\n");
 		skip();
 	}

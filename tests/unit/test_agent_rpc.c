@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -16,7 +15,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -26,66 +24,37 @@
 #include "host/agent_client.h"
 #include "host/agent_report.h"
 #include "host/agent_rpc.h"
+#include "tests/unit/agent_help.h"
 
-static char root[64], sock[96], program[600], root_option[80];
+static char root[64], sock[96], root_option[80];
 static pid_t agent_pid;
 
 static void
 start_agent(void)
 {
-	char listen_on[128];
-	struct err e = {0};
-
-	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
-	unlink(sock);
-	agent_pid = fork();
-	if (!agent_pid) {
-		execl(program, "pando-agent", "--listen", listen_on, "--connect-line",
-			(char *)NULL);
-		_exit(1);
-	}
-	for (int i = 0; i < 1000 && agent_wait_ready(sock, 10000, NULL, NULL, &e); i++)
-		usleep(10000);
+	agent_pid = agent_help_start(sock, NULL, NULL);
 }
 
 static void
 end_agent(void)
 {
-	kill(agent_pid, SIGKILL);
-	waitpid(agent_pid, NULL, 0);
+	agent_help_end(&agent_pid, SIGKILL);
 }
 
 static void
 write_at(const char *path, const char *text)
 {
-	char at[256];
-	struct err e = {0};
-
-	snprintf(at, sizeof(at), "%s%s", root, path);
-	if (io_write_file_atomic(at, text, strlen(text), 0644, &e))
-		fail_msg("%s", e.msg);
+	agent_help_put(root, path, text, 0644);
 }
 
 static int
 setup(void **state)
 {
-	char path[128];
-
 	(void)state;
 	strcpy(root, "/tmp/pando-agent-rpc-XXXXXX");
-	if (!mkdtemp(root))
-		return -1;
+	agent_help_make_root(root);
 	snprintf(root_option, sizeof(root_option), "--root=%s", root);
 	snprintf(sock, sizeof(sock), "%s/agent.sock", root);
-	snprintf(path, sizeof(path), "%s/etc/pando/rpc.d", root);
-	if (io_mkdir_p(path, 0755, NULL))
-		return -1;
-	snprintf(path, sizeof(path), "%s/tmp", root);
-	if (io_mkdir_p(path, 0755, NULL))
-		return -1;
-	snprintf(path, sizeof(path), "%s/run/pando", root);
-	if (io_mkdir_p(path, 0755, NULL))
-		return -1;
 	start_agent();
 	return 0;
 }
@@ -402,8 +371,8 @@ what_no_follower_says_is_refused(void **state)
 static void
 reports_are_taken_and_forgotten(void **state)
 {
-	const char *words[] = {
-		"report", root_option, "--score", "0.5", "--file", program, NULL};
+	const char *words[] = {"report", root_option, "--score", "0.5", "--file",
+		agent_help_program(), NULL};
 	cleanup_free char *text = NULL;
 	struct agent_report *v;
 	struct err e = {0};
@@ -498,13 +467,6 @@ main(void)
 		T(reports_are_taken_and_forgotten),
 		cmocka_unit_test(a_guests_report_is_checked),
 	};
-	char self[512];
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
 
-	if (n <= 0)
-		return 1;
-	self[n] = 0;
-	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent",
-		dirname(self));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

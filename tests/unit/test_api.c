@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -114,14 +115,16 @@ call(const char *method, const char *target, const char *headers, const char *bo
 {
 	cleanup_close int fd = dial();
 	char head[4096];
-	int status = 0;
+	int status = 0, r;
 
 	snprintf(head, sizeof(head),
 		"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
 		"%zu\r\n%s\r\n",
 		method, target, strlen(body), headers);
 	assert_int_equal(io_write_full(fd, head, strlen(head)), 0);
-	assert_int_equal(io_write_full(fd, body, strlen(body)), 0);
+	/* Who is answered before they have said all is not listened to any more. */
+	r = io_write_full(fd, body, strlen(body));
+	assert_true(r == 0 || r == -EPIPE);
 	read_all(fd);
 	sscanf(answer, "HTTP/1.1 %d", &status);
 	return status;
@@ -346,5 +349,6 @@ main(void)
 	while (open("/dev/null", O_RDWR) < 3)
 		;
 	log_init("test", LOG_LEVEL_ERR);
+	signal(SIGPIPE, SIG_IGN);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -552,6 +552,15 @@ untrusted_text_cannot_command_a_terminal(void **state)
 }
 
 static void
+an_answer_that_there_was_no_memory_for_is_a_failure(void **state)
+{
+	const struct json_out cut = {.buf = NULL, .error = -ENOMEM};
+
+	(void)state;
+	assert_int_equal(out_json(&cut), EXIT_FAILED);
+}
+
+static void
 sizes_and_ages_are_short(void **state)
 {
 	char dst[32];
@@ -758,6 +767,7 @@ main(void)
 		cmocka_unit_test(nobody_reaches_a_branch_that_is_not_itself_yet),
 		cmocka_unit_test(ids_are_told_from_names),
 		cmocka_unit_test(untrusted_text_cannot_command_a_terminal),
+		cmocka_unit_test(an_answer_that_there_was_no_memory_for_is_a_failure),
 		cmocka_unit_test(sizes_and_ages_are_short),
 		cmocka_unit_test(a_table_is_aligned_by_what_is_seen),
 		cmocka_unit_test(a_ring_is_read_by_true_offsets_and_says_what_it_lost),

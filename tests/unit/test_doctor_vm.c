@@ -2,7 +2,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,6 +20,7 @@
 #include "common/json.h"
 #include "host/cli/doctor.h"
 #include "host/paths.h"
+#include "tests/unit/agent_help.h"
 
 #define G "0123456789abcdef0123456789abcdef"
 #define NS_PER_S UINT64_C(1000000000)
@@ -156,7 +156,8 @@ full_disks_missing_programs_and_values_are_told(void **state)
 	assert_int_equal(found("disk", "only 9 more files")->verdict, DOCTOR_PROBLEM);
 	found("programs", "no tmux");
 	assert_non_null(strstr(found("programs", "no sshd")->mend, "openssh-server"));
-	assert_int_equal(found("environment", "cannot be read as one")->verdict, DOCTOR_PROBLEM);
+	assert_int_equal(
+		found("environment", "cannot be read as one")->verdict, DOCTOR_PROBLEM);
 	found("environment", "KEY cannot be in /etc/environment (a line break)");
 	assert_int_equal(found("agents", "pi is to run")->verdict, DOCTOR_PROBLEM);
 }
@@ -289,29 +290,19 @@ static char root[64];
 static void
 put(const char *path, const char *text, mode_t mode)
 {
-	char at[256];
-	cleanup_free char *folder = NULL;
-
-	snprintf(at, sizeof(at), "%s%s", root, path);
-	folder = strdup(at);
-	assert_int_equal(io_mkdir_p(dirname(folder), 0755, NULL), 0);
-	if (io_write_file_atomic(at, text, strlen(text), mode, &e))
-		fail_msg("%s", e.msg);
+	agent_help_put(root, path, text, mode);
 }
 
 static void
 the_agents_word_is_one(void **state)
 {
-	char agent[PATHS_MAX], command[PATHS_MAX + 200];
+	char command[PATHS_MAX + 200];
 	cleanup_free char *text = calloc(1, 65536);
 	FILE *f;
 
 	(void)state;
 	strcpy(root, "/tmp/pando-doctor-test-XXXXXX");
 	assert_non_null(mkdtemp(root));
-	assert_int_equal(
-		paths_program("libexec/pando/pando-agent", agent, sizeof(agent), NULL),
-		0);
 	put("/run/pando/generation", G "\n", 0644);
 	put("/etc/environment", "A='1'\nB='with # in it'\n", 0644);
 	put("/etc/pando/environment", "SECRET='two\nlines'\n", 0644);
@@ -324,7 +315,8 @@ the_agents_word_is_one(void **state)
 		"\"not_active\":[{\"unit\":\"x.path\",\"why\":\"it was never started\"}],"
 		"\"paths\":[]}'\n",
 		0755);
-	snprintf(command, sizeof(command), "%s doctor --root %s", agent, root);
+	snprintf(command, sizeof(command), "%s doctor --root %s", agent_help_program(),
+		root);
 	f = popen(command, "re");
 	assert_non_null(f);
 	assert_true(fread(text, 1, 65535, f) > 0);

@@ -1,4 +1,5 @@
 #include "common/log.h"
+#include "common/text.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -155,6 +156,22 @@ foreign_text_is_escaped(void **state)
 	assert_string_equal(log_escape(dst, sizeof(dst), "", 0), "");
 }
 
+static void
+hex_digits_are_two_a_byte_and_end(void **state)
+{
+	const uint8_t bytes[] = {0x00, 0x0f, 0xa5, 0xff};
+	char text[10] = "xxxxxxxxx";
+
+	(void)state;
+	text_hex(text, bytes, sizeof(bytes));
+	assert_string_equal(text, "000fa5ff");
+	assert_int_equal(text[9], '\0');
+	text_hex(text, bytes, 0);
+	assert_string_equal(text, "");
+	assert_true(text_is_hex("000fa5ff", 8));
+	assert_false(text_is_hex("000FA5ff", 8));
+}
+
 int
 main(void)
 {
@@ -165,6 +182,7 @@ main(void)
 		cmocka_unit_test(a_message_is_one_line_whatever_is_in_it),
 		cmocka_unit_test(a_flood_is_held_back),
 		cmocka_unit_test(foreign_text_is_escaped),
+		cmocka_unit_test(hex_digits_are_two_a_byte_and_end),
 	};
 
 	return cmocka_run_group_tests(tests, open_log, close_log);

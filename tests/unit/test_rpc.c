@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -27,8 +26,9 @@
 #include "guest-agent/rpc_journal.h"
 #include "guest-agent/rpc_place.h"
 #include "guest-agent/rpc_spool.h"
+#include "tests/unit/agent_help.h"
 
-static char root[64], program[600], root_option[80];
+static char root[64], root_option[80];
 
 struct said {
 	int status;
@@ -69,6 +69,7 @@ run_words(const char *input, size_t len, const char *const *words)
 	const char *argv[24] = {"pando-agent"};
 	int in[2], out[2], err[2], status;
 	size_t n = 1;
+	const char *program = agent_help_program();
 	pid_t pid;
 
 	while (*words)
@@ -133,12 +134,7 @@ said_nothing(struct said s)
 static void
 write_at(const char *path, const char *text)
 {
-	char at[256];
-	struct err e = {0};
-
-	snprintf(at, sizeof(at), "%s%s", root, path);
-	if (io_write_file_atomic(at, text, strlen(text), 0644, &e))
-		fail_msg("%s", e.msg);
+	agent_help_put(root, path, text, 0644);
 }
 
 static char *
@@ -269,22 +265,12 @@ kill_holder(void)
 static int
 setup(void **state)
 {
-	char path[128];
-
 	(void)state;
 	strcpy(root, "/tmp/pando-rpc-test-XXXXXX");
-	if (!mkdtemp(root))
-		return -1;
+	agent_help_make_root(root);
 	snprintf(root_option, sizeof(root_option), "--root=%s", root);
 	rpc_root_set(root);
-	snprintf(path, sizeof(path), "%s/etc/pando/rpc.d", root);
-	if (io_mkdir_p(path, 0755, NULL))
-		return -1;
-	snprintf(path, sizeof(path), "%s/tmp", root);
-	if (io_mkdir_p(path, 0755, NULL))
-		return -1;
-	snprintf(path, sizeof(path), "%s/run/pando", root);
-	return io_mkdir_p(path, 0755, NULL);
+	return 0;
 }
 
 static int
@@ -1395,14 +1381,7 @@ main(void)
 		T(reports_wait_until_they_are_taken),
 		T(bad_reports_are_refused_with_a_sentence),
 	};
-	char self[512];
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
 
 	signal(SIGPIPE, SIG_IGN);
-	if (n <= 0)
-		return 1;
-	self[n] = 0;
-	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent",
-		dirname(self));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

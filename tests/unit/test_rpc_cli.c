@@ -97,98 +97,77 @@ stop_all(void **state)
 	return stand_in_teardown(state);
 }
 
-#define HAS(text) \
-	do { \
-		if (!strstr(got.out, text)) \
-			fail_msg("no \"%s\" in: %s", text, got.out); \
-	} while (0)
+/* texts ends with NULL: all that must be in what it says. */
+static void
+run_to(int status, const char *command, const char *const *texts)
+{
+	run(command);
+	if (got.status != status)
+		fail_msg("%s: %d: %s", command, got.status, got.out);
+	for (; *texts; texts++)
+		if (!strstr(got.out, *texts))
+			fail_msg("%s: no \"%s\" in: %s", command, *texts, got.out);
+}
+
+#define RUN_TO(status, command, ...) \
+	run_to(status, command, (const char *const[]){__VA_ARGS__ __VA_OPT__(, ) NULL})
 
 static void
 words_that_make_no_sense_are_usage(void **state)
 {
 	(void)state;
-	run("pando rpc");
-	assert_int_equal(got.status, 2);
-	run("pando rpc dance a");
-	assert_int_equal(got.status, 2);
-	HAS("there is start, stop, status, send, follow and attach");
-	run("pando rpc start a b");
-	assert_int_equal(got.status, 2);
-	HAS("one word too many");
-	run("pando rpc status a --until-done");
-	assert_int_equal(got.status, 2);
-	run("pando rpc follow a --from -3");
-	assert_int_equal(got.status, 2);
-	run("pando rpc attach a </dev/null");
-	assert_int_equal(got.status, 2);
-	HAS("needs a terminal");
+	RUN_TO(2, "pando rpc");
+	RUN_TO(2, "pando rpc dance a",
+		"there is start, stop, status, send, follow and attach");
+	RUN_TO(2, "pando rpc start a b", "one word too many");
+	RUN_TO(2, "pando rpc status a --until-done");
+	RUN_TO(2, "pando rpc follow a --from -3");
+	RUN_TO(2, "pando rpc attach a </dev/null", "needs a terminal");
 }
 
 static void
 a_conversation(void **state)
 {
 	(void)state;
-	run("pando rpc send a '{}'");
-	assert_int_equal(got.status, 3);
-	HAS("pando rpc start");
-	run("pando rpc start a");
-	assert_int_equal(got.status, 0);
-	HAS("cli-test");
-	HAS("running");
-	run("pando rpc send --until-done a '{\"type\":\"prompt\",\"message\":\"good\"}'");
-	assert_int_equal(got.status, 0);
-	HAS("\"stopReason\":\"stop\"");
-	run("echo '{\"type\":\"prompt\",\"message\":\"bad\"}' | pando rpc send -u a");
-	assert_int_equal(got.status, 1);
-	HAS("not done well: error");
-	run("pando rpc send a '{\"type\":'");
-	assert_int_equal(got.status, 2);
-	HAS("no JSON");
-	run("pando rpc follow --once --format json a");
-	assert_int_equal(got.status, 0);
-	HAS("\"number\":3,");
-	HAS("next: --from ");
-	run("pando rpc follow --once --from 9999 a");
-	assert_int_equal(got.status, 2);
-	run("pando rpc follow --name nosuch --once a");
-	assert_int_equal(got.status, 3);
-	HAS("\"nosuch\" was never started here");
-	run("pando rpc status --format json a");
-	assert_int_equal(got.status, 0);
-	HAS("\"lines\":4");
-	run("pando rpc stop a");
-	assert_int_equal(got.status, 0);
-	HAS("stopped");
+	RUN_TO(3, "pando rpc send a '{}'", "pando rpc start");
+	RUN_TO(0, "pando rpc start a", "cli-test", "running");
+	RUN_TO(0,
+		"pando rpc send --until-done a "
+		"'{\"type\":\"prompt\",\"message\":\"good\"}'",
+		"\"stopReason\":\"stop\"");
+	RUN_TO(1,
+		"echo '{\"type\":\"prompt\",\"message\":\"bad\"}' | pando rpc send -u a",
+		"not done well: error");
+	RUN_TO(2, "pando rpc send a '{\"type\":'", "no JSON");
+	RUN_TO(0, "pando rpc follow --once --format json a", "\"number\":3,",
+		"next: --from ");
+	RUN_TO(2, "pando rpc follow --once --from 9999 a");
+	RUN_TO(3, "pando rpc follow --name nosuch --once a",
+		"\"nosuch\" was never started here");
+	RUN_TO(0, "pando rpc status --format json a", "\"lines\":4");
+	RUN_TO(0, "pando rpc stop a", "stopped");
 }
 
 static void
 reports_and_their_files(void **state)
 {
 	(void)state;
-	run("pando reports");
-	assert_int_equal(got.status, 0);
-	HAS("0.5");
-	HAS("it\\x1b is");
-	run("pando reports --format json a");
-	HAS("\"seq\":7");
+	RUN_TO(0, "pando reports", "0.5", "it\\x1b is");
+	RUN_TO(0, "pando reports --format json a", "\"seq\":7");
 	/* One is there, one is gone, and one has become a folder. */
-	run("printf 'result\\n' >one; mkdir folder; pando reports --fetch got a; ls -R "
-	    "got");
-	HAS("0-one");
-	HAS("No such file");
-	HAS("no regular file");
-	run("pando reports -q --fetch got a >/dev/null");
-	assert_int_equal(got.status, 1);
+	RUN_TO(0,
+		"printf 'result\\n' >one; mkdir folder; pando reports --fetch got a; ls "
+		"-R got",
+		"0-one", "No such file", "no regular file");
+	RUN_TO(1, "pando reports -q --fetch got a >/dev/null");
 	run("test \"$(pando reports --fetch got a 2>/dev/null | grep 0-one | cut -d ' ' "
 	    "-f 1)\" = "
 	    "\"$(b2sum -l 256 one | cut -d ' ' -f 1)\" && cmp one "
 	    "got/0a1b2c3d4e5f/00112233/0-one && "
 	    "ls got/0a1b2c3d4e5f/00112233");
 	assert_string_equal(got.out, "0-one\n");
-	run("pando reports --fetch got --format json a");
-	HAS("\"blake2b\":\"");
-	run("pando reports --after x");
-	assert_int_equal(got.status, 2);
+	RUN_TO(1, "pando reports --fetch got --format json a", "\"blake2b\":\"");
+	RUN_TO(2, "pando reports --after x");
 }
 
 int

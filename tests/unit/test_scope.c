@@ -18,7 +18,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <systemd/sd-bus.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -30,9 +29,8 @@
 #include "host/bus.h"
 #include "host/cgroup.h"
 #include "host/scope.h"
+#include "tests/unit/bus_help.h"
 
-#define SYSTEMD_PATH "/org/freedesktop/systemd1"
-#define MANAGER "org.freedesktop.systemd1.Manager"
 #define A "aaaaaaaaaaaa"
 #define B "bbbbbbbbbbbb"
 
@@ -100,14 +98,6 @@ note_properties(sd_bus_message *m)
 }
 
 static int
-on_subscribe(sd_bus_message *m, void *ctx, sd_bus_error *error)
-{
-	(void)ctx;
-	(void)error;
-	return sd_bus_reply_method_return(m, "");
-}
-
-static int
 on_start(sd_bus_message *m, void *ctx, sd_bus_error *error)
 {
 	sd_bus *bus = sd_bus_message_get_bus(m);
@@ -127,14 +117,13 @@ on_start(sd_bus_message *m, void *ctx, sd_bus_error *error)
 			error, SD_BUS_ERROR_ACCESS_DENIED, "not \033[1myou");
 	if (mock.exists) {
 		mock.exists--;
-		return sd_bus_error_setf(error, "org.freedesktop.systemd1.UnitExists",
-			"Unit %s was already loaded", unit);
+		return sd_bus_error_setf(
+			error, SYSTEMD ".UnitExists", "Unit %s was already loaded", unit);
 	}
-	r = sd_bus_reply_method_return(m, "o", SYSTEMD_PATH "/job/7");
+	r = sd_bus_reply_method_return(m, "o", BUS_HELP_JOB);
 	if (r < 0)
 		return r;
-	return sd_bus_emit_signal(bus, SYSTEMD_PATH, MANAGER, "JobRemoved", "uoss", 7u,
-		SYSTEMD_PATH "/job/7", unit, mock.fails ? "failed" : "done");
+	return bus_help_removed(bus, BUS_HELP_JOB, unit, mock.fails ? "failed" : "done");
 }
 
 static int
@@ -186,7 +175,7 @@ on_unregister(sd_bus_message *m, void *ctx, sd_bus_error *error)
 
 static const sd_bus_vtable manager[] = {
 	SD_BUS_VTABLE_START(0),
-	SD_BUS_METHOD("Subscribe", "", "", on_subscribe, SD_BUS_VTABLE_UNPRIVILEGED),
+	BUS_HELP_SUBSCRIBE,
 	SD_BUS_METHOD("StartTransientUnit", "ssa(sv)a(sa(sv))", "o", on_start,
 		SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD(
@@ -227,10 +216,10 @@ mock_start(void)
 	if (sd_bus_new(&bus) < 0 || sd_bus_set_address(bus, address) < 0 ||
 		sd_bus_set_bus_client(bus, 1) < 0 || sd_bus_start(bus) < 0 ||
 		sd_bus_add_object_vtable(
-			bus, NULL, SYSTEMD_PATH, MANAGER, manager, NULL) < 0 ||
+			bus, NULL, SYSTEMD_PATH, SYSTEMD_MANAGER, manager, NULL) < 0 ||
 		sd_bus_add_object_vtable(bus, NULL, "/org/freedesktop/machine1",
 			"org.freedesktop.machine1.Manager", machines, NULL) < 0 ||
-		sd_bus_request_name(bus, "org.freedesktop.systemd1", 0) < 0)
+		sd_bus_request_name(bus, SYSTEMD, 0) < 0)
 		fail_msg("the test's own systemd cannot be");
 	if (mock.machined)
 		assert_true(sd_bus_request_name(bus, "org.freedesktop.machine1", 0) >= 0);
@@ -710,6 +699,30 @@ group_there(const char *id)
 			skip(); \
 	} while (0)
 
+/* VM A comes to a group of its own. */
+static struct scopes *
+group_of(struct vm *ret)
+{
+	struct scopes *s;
+
+	*ret = vm_start();
+	s = scopes_open(SCOPES_CGROUP, NULL, below);
+	enter(s, ret, A, "", false);
+	WAIT_FOR(IN(s) == 1, 10);
+	return s;
+}
+
+/* With the last VM its group goes, and with that all there was of groups. */
+static void
+group_end(struct scopes *s, struct vm *vm, const char *id)
+{
+	vm_end(vm);
+	scopes_leave(s, id);
+	WAIT_FOR(!group_there(id), 10);
+	scopes_close(s);
+	assert_true(groups_gone());
+}
+
 static void
 a_vm_has_a_group_that_goes_with_it(void **state)
 {
@@ -719,10 +732,7 @@ a_vm_has_a_group_that_goes_with_it(void **state)
 
 	(void)state;
 	NEEDS_GROUPS();
-	vm = vm_start();
-	s = scopes_open(SCOPES_CGROUP, NULL, below);
-	enter(s, &vm, A, "", false);
-	WAIT_FOR(IN(s) == 1, 10);
+	s = group_of(&vm);
 	assert_true(cgroup_find(vm.pid, "pando-" A ".scope", path));
 	assert_int_equal(strncmp(path, below, strlen(below)), 0);
 	assert_non_null(strstr(detail, "a control group of its own"));
@@ -737,11 +747,7 @@ a_vm_has_a_group_that_goes_with_it(void **state)
 	} else {
 		assert_non_null(strstr(detail, "no limits are kept"));
 	}
-	vm_end(&vm);
-	scopes_leave(s, A);
-	WAIT_FOR(!group_there(A), 10);
-	scopes_close(s);
-	assert_true(groups_gone());
+	group_end(s, &vm, A);
 }
 
 static void
@@ -754,11 +760,8 @@ a_fork_leaves_its_parents_group_which_then_can_go(void **state)
 
 	(void)state;
 	NEEDS_GROUPS();
-	a = vm_start();
+	s = group_of(&a);
 	b = vm_start();
-	s = scopes_open(SCOPES_CGROUP, NULL, below);
-	enter(s, &a, A, "", false);
-	WAIT_FOR(IN(s) == 1, 10);
 	/* As a live fork does, it begins there. */
 	assert_true(cgroup_find(a.pid, "pando-" A ".scope", path));
 	snprintf(procs, sizeof(procs), "%s%s/cgroup.procs", probe.mount, path);
@@ -773,11 +776,7 @@ a_fork_leaves_its_parents_group_which_then_can_go(void **state)
 	WAIT_FOR(cgroup_find(b.pid, "pando-" B ".scope", path), 10);
 	WAIT_FOR(!group_there(A), 10);
 	assert_true(group_there(B));
-	vm_end(&b);
-	scopes_leave(s, B);
-	WAIT_FOR(!group_there(B), 10);
-	scopes_close(s);
-	assert_true(groups_gone());
+	group_end(s, &b, B);
 }
 
 static void
@@ -789,10 +788,7 @@ the_next_pandod_finds_them_and_sweeps_what_is_left(void **state)
 
 	(void)state;
 	NEEDS_GROUPS();
-	vm = vm_start();
-	s = scopes_open(SCOPES_CGROUP, NULL, below);
-	enter(s, &vm, A, "", false);
-	WAIT_FOR(IN(s) == 1, 10);
+	s = group_of(&vm);
 	snprintf(empty, sizeof(empty), "%s%s/" CGROUP_SLICE "/pando-" B ".scope",
 		probe.mount, below);
 	assert_int_equal(mkdir(empty, 0755), 0);
@@ -804,11 +800,7 @@ the_next_pandod_finds_them_and_sweeps_what_is_left(void **state)
 	WAIT_FOR(IN(s) == 1, 10);
 	assert_false(group_there(B));
 	assert_true(cgroup_find(vm.pid, "pando-" A ".scope", path));
-	vm_end(&vm);
-	scopes_leave(s, A);
-	WAIT_FOR(!group_there(A), 10);
-	scopes_close(s);
-	assert_true(groups_gone());
+	group_end(s, &vm, A);
 }
 
 static void
@@ -820,21 +812,14 @@ a_life_after_the_last_has_the_group_of_that_name(void **state)
 
 	(void)state;
 	NEEDS_GROUPS();
-	a = vm_start();
+	s = group_of(&a);
 	b = vm_start();
-	s = scopes_open(SCOPES_CGROUP, NULL, below);
-	enter(s, &a, A, "", false);
-	WAIT_FOR(IN(s) == 1, 10);
 	vm_end(&a);
 	scopes_leave(s, A);
 	enter(s, &b, A, "", false);
 	WAIT_FOR(cgroup_find(b.pid, "pando-" A ".scope", path), 10);
 	WAIT_FOR(IN(s) == 1, 10);
-	vm_end(&b);
-	scopes_leave(s, A);
-	WAIT_FOR(!group_there(A), 10);
-	scopes_close(s);
-	assert_true(groups_gone());
+	group_end(s, &b, A);
 }
 
 static void

@@ -1,0 +1,117 @@
+#include "tests/unit/agent_help.h"
+
+#include <libgen.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "host/agent_client.h"
+
+#define EXIT_NOT_ENTERED 77
+
+const char *
+agent_help_program(void)
+{
+	static char program[600];
+	char self[512];
+	ssize_t n;
+
+	if (program[0])
+		return program;
+	n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	assert_true(n > 0);
+	self[n] = '\0';
+	snprintf(program, sizeof(program), "%s/../libexec/pando/pando-agent",
+		dirname(self));
+	return program;
+}
+
+pid_t
+agent_help_start(const char *sock, const char *root, bool (*enter)(void))
+{
+	const char *program = agent_help_program();
+	/* The end of a thread is not the end of the test. */
+	bool main_thread = gettid() == getpid();
+	char listen_on[160];
+	int status;
+	pid_t pid;
+
+	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
+	unlink(sock);
+	pid = fork();
+	if (!pid) {
+		if (main_thread)
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (enter && !enter())
+			_exit(EXIT_NOT_ENTERED);
+		execl(program, "pando-agent", "--listen", listen_on, "--connect-line",
+			root ? "--root" : NULL, root, (char *)NULL);
+		perror(program);
+		_exit(127);
+	}
+	assert_true(pid > 0);
+	/* Until it is bound, and until it listens. */
+	for (int i = 0; i < 3000; i++) {
+		if (agent_wait_ready(sock, 10000, NULL, NULL, NULL) == 0)
+			return pid;
+		if (waitpid(pid, &status, WNOHANG) == pid) {
+			if (enter && WIFEXITED(status) &&
+				WEXITSTATUS(status) == EXIT_NOT_ENTERED)
+				return 0;
+			fail_msg("the agent ended at once, with status %d", status);
+		}
+		usleep(10000);
+	}
+	fail_msg("the agent does not answer");
+	return 0;
+}
+
+void
+agent_help_end(pid_t *pid, int signo)
+{
+	if (*pid <= 0)
+		return;
+	kill(*pid, signo);
+	waitpid(*pid, NULL, 0);
+	*pid = 0;
+}
+
+void
+agent_help_put(const char *root, const char *path, const char *text, mode_t mode)
+{
+	cleanup_free char *folder = NULL;
+	struct err e = {0};
+	char at[256];
+
+	snprintf(at, sizeof(at), "%s%s", root, path);
+	folder = strdup(at);
+	assert_non_null(folder);
+	assert_int_equal(io_mkdir_p(dirname(folder), 0755, NULL), 0);
+	if (io_write_file_atomic(at, text, strlen(text), mode, &e))
+		fail_msg("%s", e.msg);
+}
+
+void
+agent_help_make_root(char *root)
+{
+	static const char *const folders[] = {"etc/pando/rpc.d", "tmp", "run/pando"};
+	char path[128];
+
+	assert_non_null(mkdtemp(root));
+	for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
+		snprintf(path, sizeof(path), "%s/%s", root, folders[i]);
+		assert_int_equal(io_mkdir_p(path, 0755, NULL), 0);
+	}
+}
