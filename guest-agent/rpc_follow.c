@@ -28,6 +28,9 @@ struct following {
 	uint32_t epoch_number;
 	bool epoch_known, begun, ended, failed;
 	uint64_t failed_ns; /* a failure that may be tried again */
+	/* begun: behind that line; and what the keeper says of the last program's end,
+	 * which is before the line if that was of another one. */
+	uint64_t begun_at, program_end;
 	char reason[RPC_REASON_MAX];
 	char *line; /* owned */
 	size_t cap;
@@ -71,6 +74,7 @@ look(struct following *w, size_t len)
 	case RPC_BEGINS:
 	case RPC_RETRIES:
 		w->begun = true;
+		w->begun_at = w->next + len;
 		w->failed_ns = 0;
 		break;
 	case RPC_DONE:
@@ -112,6 +116,27 @@ gap(struct following *w, struct err *e)
 	w->number = b.first;
 	w->next = b.start;
 	return 0;
+}
+
+/* Its program ended before the prompt did, and no other will go on with it. */
+static bool
+was_cut_off(struct following *w)
+{
+	if (!w->f->until_done || !w->begun || w->program_end < w->begun_at ||
+		w->next < w->program_end)
+		return false;
+	if (!w->failed_ns)
+		snprintf(w->reason, sizeof(w->reason), "ended");
+	return true;
+}
+
+static void
+look_for_end(struct following *w)
+{
+	char text[32];
+
+	if (rpc_read_file(w->p->dir, "ended", text, sizeof(text)) > 0)
+		w->program_end = strtoull(text, NULL, 10);
 }
 
 /* The next line: 1; 0 there is none yet. */
@@ -188,14 +213,24 @@ go_on(struct following *w, uint64_t until_ns, int notes, struct err *e)
 		uint64_t now;
 		char waste[4096];
 		struct pollfd p = {.fd = notes, .events = POLLIN};
-		int r = one(w, e), ms = POLL_MS;
+		int r, ms = POLL_MS;
 
+		if (was_cut_off(w)) {
+			w->ended = w->failed = true;
+			return 0;
+		}
+		r = one(w, e);
 		if (r < 0)
 			return r;
 		if (w->ended)
 			return 0;
 		if (r)
 			continue;
+		if (w->f->until_done) {
+			look_for_end(w);
+			if (was_cut_off(w))
+				continue;
+		}
 		if (ferror(stdout) || fflush(stdout))
 			return err_set(e, -EPIPE, "nobody reads any more");
 		now = io_now_ns();
@@ -243,6 +278,8 @@ rpc_follow(const struct rpc_place *p, const struct rpc_follow *f, bool *ret_fail
 		(void)inotify_add_watch(notes, path, IN_MODIFY);
 	if (!r)
 		r = begin(&w, e);
+	w.begun_at = w.next;
+	look_for_end(&w);
 	if (!r)
 		r = go_on(&w, until_ns, notes, e);
 	if (!r && f->framed) {

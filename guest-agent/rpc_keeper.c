@@ -383,6 +383,7 @@ after_end(const struct rpc_exit *x)
 
 	k.ending = END_NOT;
 	k.busy_ns = 0;
+	k.begun = false;
 	switch (why) {
 	case END_STOP:
 		leave();
@@ -429,6 +430,17 @@ keep_unread(void)
 		spool_set_forwarded(k.place.dir, start);
 }
 
+/* For who follows a prompt: whatever had begun before this byte will not go on. */
+static void
+say_ended(void)
+{
+	char text[32];
+	int n = snprintf(text, sizeof(text), "%" PRIu64 "\n", k.out[0].journal.indexed);
+
+	if (rpc_write_file(k.place.dir, "ended", text, (size_t)n))
+		log_warn("where its output ended could not be written");
+}
+
 static void
 drain(void)
 {
@@ -459,6 +471,7 @@ drain(void)
 		source_wait(&k.out[i].src, 0);
 		k.out[i].src.fd = -1;
 	}
+	say_ended();
 	keep_unread();
 	holder_release(&k.place, &k.held);
 	unlinkat(k.place.dir, "run/program", 0);
@@ -934,6 +947,7 @@ set_up(const char *name, bool if_wanted, struct err *e)
 		journal_index(&k.out[i].journal, NULL, NULL);
 		journal_tear(&k.out[i].journal);
 	}
+	say_ended();
 	if (!was_over())
 		start_program();
 	return 0;

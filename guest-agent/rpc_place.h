@@ -11,6 +11,7 @@
  *	  epochs                         who the machine was when
  *	  spool, spool.state             lines on their way to it (rpc_spool.h)
  *	  state                          JSON: what the keeper says of itself
+ *	  ended                          where in out the last program's end is
  *	  keeper.log
  *	  wanted                         is there while it is to be kept
  *	  was-wanted                     it was, when something other than rpc stop ended

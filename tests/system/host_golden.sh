@@ -54,7 +54,8 @@ scrub_tells_of_an_account_that_needs_no_password() {
 }
 
 wrong_words_are_status_two_with_a_sentence() {
-	for words in "" "imag" "image --suite" "image --name .x" "image --name default" "image --suite Trixie!" "image extra"; do
+	for words in "" "imag" "image --suite" "image --name .x" "image --name default" "image --suite Trixie!" "image extra" \
+		"image --package" "image --package=" "image --package No_Name" "image --package=-x" "image --package a,b" "machine --package curl"; do
 		status=0
 		# shellcheck disable=SC2086 # words
 		"$golden" $words >"$work/o" 2>"$work/e" || status=$?
@@ -69,6 +70,33 @@ a_suite_that_is_none_is_named_and_leaves_nothing() {
 	grep -q '"nosuchsuite"' "$work/e"
 	[ -z "$(ls -A "$work/images")" ]
 	[ "$(ls -A "$work/cache/pando/golden")" = lock ]
+}
+
+# A name that apt would take for something else than a package is none either.
+a_package_that_is_none_is_named_and_leaves_nothing() {
+	for package in no-such-package-at-all libssl.+ nodejs-; do
+		status=0
+		PANDO_IMAGES=$work/no-packages "$golden" image --name more --package "$package" >"$work/o" 2>"$work/e" || status=$?
+		[ $status -eq 1 ] && [ ! -s "$work/o" ]
+		grep -q "no package \"$package\"" "$work/e"
+		[ -z "$(ls -A "$work/no-packages")" ]
+	done
+}
+
+a_package_more_is_in_that_image_alone() {
+	PANDO_IMAGES=$work/more "$golden" image --name more --package bc --package=dc --package bc >"$work/folder.more"
+	grep -q '^bc ' "$(cat "$work/folder.more")/packages"
+	grep -q '^dc ' "$(cat "$work/folder.more")/packages"
+	image=$(cat "$work/folder.more")
+	e2fsck -fn "$image/rootfs.ext4"
+	inside /usr/bin/bc >"$work/bc"
+	[ -s "$work/bc" ]
+	# The order and number of names are all one, and a second run builds nothing.
+	PANDO_IMAGES=$work/more "$golden" image --name more --package dc --package bc >"$work/again" 2>"$work/e"
+	cmp "$work/folder.more" "$work/again"
+	[ ! -s "$work/e" ]
+	not grep -q '^bc ' "$(cat "$work/folder")/packages"
+	[ "$("$golden" image)" = "$(cat "$work/folder")" ]
 }
 
 the_default_image_is_built_and_then_only_looked_up() {
@@ -180,6 +208,8 @@ t the_default_image_is_built_and_then_only_looked_up
 t its_file_system_is_sound_and_holds_the_agent_of_this_build
 t it_has_no_identity_no_password_and_no_trace_of_the_build
 t its_initramfs_loads_modules_after_what_they_need
+t a_package_that_is_none_is_named_and_leaves_nothing
+t a_package_more_is_in_that_image_alone
 t two_builds_at_once_make_one_image
 t a_killed_build_leaves_nothing_that_looks_like_an_image
 t a_suite_that_is_none_is_named_and_leaves_nothing

@@ -988,6 +988,51 @@ until_done_ends_as_the_prompt_does(void **state)
 		until_done("{\"type\":\"prompt\",\"message\":\"bad retry\"}"), 0);
 }
 
+/* It is told that its prompt is not done, and not kept waiting for what nobody goes on
+ * with; nor does it take the next prompt's end for its own. */
+static void
+until_done_ends_when_its_program_does(void **state)
+{
+	static const char *const prompt = "{\"type\":\"prompt\"}";
+	static const char *const ask = "{\"type\":\"get_state\"}";
+
+	(void)state;
+	configure("while IFS= read -r line; do\n"
+		  "  case $line in *get_state*)\n"
+		  "    echo '{\"type\":\"response\",\"command\":\"get_state\"}' ;;\n"
+		  "  *)\n"
+		  "    echo '{\"type\":\"agent_start\"}'\n"
+		  "    [ -e \"$0.again\" ] || { touch \"$0.again\"; printf '{\"half'; "
+		  "exit 1; }\n"
+		  "    echo '{\"type\":\"agent_end\",\"messages\":[]}' ;;\n"
+		  "  esac\n"
+		  "done\n",
+		"protocol = \"pi\"\n[restart]\ndelay_ms = 1\n");
+	started();
+	assert_int_equal(until_done(prompt), 1);
+	WAIT_FOR(status_number("keeper", "starts") == 2, 10);
+	/* The watchdog, too, knows that nothing is being worked on. */
+	{
+		cleanup_said struct said s = send_line(ask, strlen(ask));
+
+		assert_int_equal(s.status, 0);
+	}
+	WAIT_FOR(status_number("out", "lines") == 3, 10);
+	{
+		cleanup_said struct said s = RPC("status");
+
+		assert_non_null(strstr(s.out, "\"busy\":false"));
+	}
+	assert_int_equal(until_done(prompt), 0);
+	{
+		cleanup_said struct said s = RPC("follow", "--from", "0", "--until-done",
+			"--framed", "--for-ms", "20000");
+
+		assert_non_null(strstr(s.out, " 1 ended\n"));
+		assert_null(strstr(s.out, "agent_end"));
+	}
+}
+
 static void
 until_done_needs_a_protocol(void **state)
 {
@@ -1369,6 +1414,7 @@ main(void)
 		T(one_that_hangs_is_ended_by_its_watchdog),
 		T(one_that_is_done_and_does_not_exit_is_ended),
 		T(until_done_ends_as_the_prompt_does),
+		T(until_done_ends_when_its_program_does),
 		T(until_done_needs_a_protocol),
 		T(dialogs_are_answered_by_policy),
 		T(a_branch_in_the_middle_of_a_line_leaves_whole_lines),
