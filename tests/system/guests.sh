@@ -12,7 +12,7 @@ else
 fi
 
 boots() {
-	pando run -q -N g --mem-size 512 --fs-size-vm 1536
+	boot_guest g --mem-size 512 --fs-size-vm 1536
 	equal "state of g" "$(vm_field g state)" running
 }
 

@@ -102,7 +102,7 @@ check_database() { # image, rows that were there
 }
 
 much_at_once() {
-	pando run -q -N d --mem-size 384 --fs-size-vm 1536
+	boot_guest d --mem-size 384 --fs-size-vm 1536
 	start_work d
 	start_more_work d
 }
@@ -146,7 +146,7 @@ holds() { # vm, markers
 }
 
 small_root() {
-	pando run -q -N t0 --mem-size 160 --fs-size-vm 1536
+	boot_guest t0 --mem-size 160 --fs-size-vm 1536
 	pando execute t0 -- sh -c 'echo root | tee /run/markers >/root/markers; sync'
 	pando pause -q t0
 }

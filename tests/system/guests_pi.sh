@@ -17,7 +17,7 @@ words=60 # of an answer, half a second each
 go=/root/go
 
 boots() {
-	pando run -q -N coder --kernel test-node --rootfs test-node --mem-size 768 --fs-size-vm 1536
+	boot_guest coder --kernel test-node --rootfs test-node --mem-size 768 --fs-size-vm 1536
 	pando copy "$B/tests/pi.tar" coder:/root/pi.tar
 	pando copy "$here/pi/server.py" coder:/root/server.py
 	pando copy "$here/pi/models.json" coder:/root/models.json

@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/guests/branch_work.sh"
 
 boots_with_two() {
-	pando run -q -N g2 --vcpu-count 2 --mem-size 512 --fs-size-vm 1536
+	boot_guest g2 --vcpu-count 2 --mem-size 512 --fs-size-vm 1536
 	equal "state of g2" "$(vm_field g2 state)" running
 	equal "its CPUs" "$(pando execute g2 -- nproc)" 2
 }

@@ -98,6 +98,14 @@ finish() {
 	exit 0
 }
 
+# Boots a Debian guest. In the test machine its programs lie where they always do, see golden/spec/machine.conf.
+boot_guest() { # name, options of `pando run`…
+	guest=$1
+	shift
+	pando run -q -N "$guest" "$@"
+	[ ! -e /run/pando-machine ] || pando execute "$guest" -- sh -c 'echo 0 >/proc/sys/kernel/randomize_va_space'
+}
+
 skip() { # reason
 	echo "$1"
 	exit 77
