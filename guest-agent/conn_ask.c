@@ -184,7 +184,7 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 		return 0;
 	case REQUEST_EXEC:
 		if (become_runs())
-			return err_set(e, -EAGAIN,
+			return err_set(e, -EINPROGRESS,
 				"this machine is becoming another one; it takes commands "
 				"when that is done");
 		r = exec_start(q, &x, e);
@@ -233,7 +233,7 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 		return r;
 	case REQUEST_DIAL:
 		if (become_runs())
-			return err_set(e, -EAGAIN,
+			return err_set(e, -EINPROGRESS,
 				"this machine is becoming another one; it takes "
 				"connections when that is done");
 		r = dial_begin(q->port, c, &c->dial, e);

@@ -17,6 +17,7 @@
 #include "host/agent_link.h"
 
 #define TICK_MS 100
+#define AGAIN_NS 20000000
 #define OK_LINE_MAX 160
 #define RX (2 * AGENT_FRAME_WHOLE)
 /* {"name":…} of each of the agent's longest list. */
@@ -384,6 +385,28 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 		*ret_text = TAKE_PTR(text);
 	}
 	return 0;
+}
+
+int
+agent_link_open_patiently(struct agent_link *l, const char *socket_path,
+	struct json_out *request, uint64_t patience_ms, struct json **ret_json,
+	char **ret_text, struct err *e)
+{
+	uint64_t now = io_now_ns(), until = now + patience_ms * 1000000;
+	struct err why = {0};
+	int r, w;
+
+	for (;; now = io_now_ns()) {
+		r = agent_link_open(l, socket_path, request,
+			now + AGENT_ANSWER_MS * 1000000ull, ret_json, ret_text, &why);
+		if (r != -EINPROGRESS || now >= until)
+			return r < 0 ? err_set(e, r, "%s", why.msg) : r;
+		agent_link_done(l);
+		l->at = l->len = l->cap = 0;
+		w = agent_link_wait(l, 0, now + AGAIN_NS, &why);
+		if (w < 0 && w != -ETIMEDOUT)
+			return err_set(e, w, "%s", why.msg);
+	}
 }
 
 /*

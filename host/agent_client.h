@@ -31,6 +31,10 @@
 #include "common/agent_wire.h"
 #include "common/err.h"
 
+/* How long a machine may be becoming another one until somebody who wants something of it
+ * is told so. */
+#define AGENT_BECOMING_MS 20000
+
 /* Dials the guest's port 1024. timeout_ms covers all of it; negative: for ever. The
  * descriptor is the caller's, blocking, O_CLOEXEC. */
 int agent_connect(const char *socket_path, int timeout_ms, int *ret_fd, struct err *e);

@@ -219,8 +219,8 @@ open_link(struct agent_link *l, const char *socket_path, const char *op, uint16_
 		l->wake = stopped;
 		l->wake_fd = stop_fd;
 	}
-	return agent_link_open(l, socket_path, &o,
-		io_now_ns() + AGENT_ANSWER_MS * 1000000ull, NULL, NULL, e);
+	return agent_link_open_patiently(
+		l, socket_path, &o, AGENT_BECOMING_MS, NULL, NULL, e);
 }
 
 int

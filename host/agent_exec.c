@@ -492,7 +492,7 @@ is_regular(int fd)
 
 static int
 run(struct agent_session *s, const char *socket_path, struct json_out *request,
-	bool detached, struct err *e)
+	bool detached, uint64_t patience_ms, struct err *e)
 {
 	cleanup_json struct json *j = NULL;
 	cleanup_free char *text = NULL;
@@ -508,8 +508,8 @@ run(struct agent_session *s, const char *socket_path, struct json_out *request,
 		s->link.wake_fd = s->io->wake_fd;
 		s->link.ctx = s;
 	}
-	r = agent_link_open(&s->link, socket_path, request,
-		io_now_ns() + AGENT_ANSWER_MS * 1000000ull, &j, &text, e);
+	r = agent_link_open_patiently(
+		&s->link, socket_path, request, patience_ms, &j, &text, e);
 	if (r)
 		return r;
 	if (json_str(j, json_get(j, 0, "id"), s->result->id, sizeof(s->result->id)) ||
@@ -548,6 +548,7 @@ call(const char *socket_path, struct json_out *request, const struct agent_exec_
 	struct agent_session *s = calloc(1, sizeof(*s));
 	struct agent_exec_result result = {0};
 	struct timespec none = {0};
+	uint64_t patience_ms = AGENT_BECOMING_MS;
 	sigset_t pipe, before, waiting;
 	bool was_pending;
 	int r;
@@ -569,7 +570,9 @@ call(const char *socket_path, struct json_out *request, const struct agent_exec_
 	was_pending = sigismember(&waiting, SIGPIPE);
 	pthread_sigmask(SIG_BLOCK, &pipe, &before);
 
-	r = run(s, socket_path, request, detached, e);
+	if (timeout_ms && timeout_ms < patience_ms)
+		patience_ms = timeout_ms;
+	r = run(s, socket_path, request, detached, patience_ms, e);
 	if (r == 1 && result.kind)
 		queue(s, AGENT_TAKEN, NULL, 0);
 	if (s->link.fd >= 0 && result.id[0]) {

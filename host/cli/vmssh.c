@@ -13,6 +13,7 @@
 #include "common/agent_wire.h"
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "host/agent_client.h"
 #include "host/cli/out.h"
 #include "host/cli/remote.h"
 #include "host/paths.h"
@@ -21,7 +22,6 @@
 /* Guests may be slow: emulated, or swapping. */
 #define DIAL_MS 60000
 /* A guest that is told who it is takes nobody in meanwhile. */
-#define BECOMING_MS 20000
 #define CONNECT_MS 60000
 #define SIGNAL_MS 30000
 #define LINE_MAX_BYTES 400
@@ -106,7 +106,7 @@ dial_once(const struct client_vm *vm, int *ret_fd, struct err *e)
 int
 vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
 {
-	uint64_t until = io_now_ns() + BECOMING_MS * NS_PER_MS;
+	uint64_t until = io_now_ns() + AGENT_BECOMING_MS * NS_PER_MS;
 	struct timespec pause = {.tv_nsec = 20000000};
 	struct err why = {0};
 	int r;

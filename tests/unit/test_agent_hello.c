@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <libssh/libssh.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -552,14 +553,15 @@ static void
 no_command_is_started_before_the_end(void **state)
 {
 	const char *const argv[] = {"true", NULL};
-	struct agent_exec_req q = {.argv = argv};
+	struct agent_exec_req q = {.argv = argv, .timeout_ms = 300};
 	struct agent_captured c = {0};
 
 	(void)state;
 	put("/etc/pando/fork.d/slow",
 		"#!/bin/sh\nuntil [ -e ${0%/etc/*}/go ]; do sleep 0.02; done\n", 0755);
 	assert_int_equal(hello_as(A, 1, false, 0, 200), -ETIMEDOUT);
-	assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 100, &c, &e), -EAGAIN);
+	assert_int_equal(
+		agent_exec_capture(sock, &q, NULL, 0, 100, &c, &e), -EINPROGRESS);
 	assert_non_null(strstr(e.msg, "becoming another one"));
 	assert_int_equal(agent_ping(sock, 1000, NULL, &e), 0);
 	put("/go", "", 0644);
@@ -567,6 +569,35 @@ no_command_is_started_before_the_end(void **state)
 	assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 100, &c, &e), 0);
 	assert_int_equal(agent_exit_status(&c.result), 0);
 	agent_captured_done(&c);
+}
+
+static void *
+lets_go_soon(void *arg)
+{
+	(void)arg;
+	usleep(300000);
+	put("/go", "", 0644);
+	return NULL;
+}
+
+/* A parent that was just told of a branch: who asks in that moment is not turned away. */
+static void
+a_command_asked_for_too_early_waits_for_the_end(void **state)
+{
+	const char *const argv[] = {"true", NULL};
+	struct agent_exec_req q = {.argv = argv};
+	struct agent_captured c = {0};
+	pthread_t thread;
+
+	(void)state;
+	put("/etc/pando/fork.d/slow",
+		"#!/bin/sh\nuntil [ -e ${0%/etc/*}/go ]; do sleep 0.02; done\n", 0755);
+	assert_int_equal(hello_as(A, 1, false, 0, 200), -ETIMEDOUT);
+	assert_int_equal(pthread_create(&thread, NULL, lets_go_soon, NULL), 0);
+	assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 100, &c, &e), 0);
+	assert_int_equal(agent_exit_status(&c.result), 0);
+	agent_captured_done(&c);
+	pthread_join(thread, NULL);
 }
 
 static void
@@ -844,6 +875,7 @@ main(void)
 		T(a_hook_that_writes_megabytes_costs_nothing),
 		T(the_host_learns_which_step_hangs_and_may_ask_again),
 		T(no_command_is_started_before_the_end),
+		T(a_command_asked_for_too_early_waits_for_the_end),
 		T(a_machine_forked_in_its_hello_is_told_anew),
 		T(a_full_disk_leaves_the_old_environment_and_says_so),
 		T(one_reaction_to_each_change_of_the_environment_by_others),
