@@ -139,7 +139,7 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	 * page was seen to take longer than a minute (soft lockups in clear_page_erms).
 	 */
 	add(a, "-cpu");
-	add(a, "max,la57=off,erms=off,fsrm=off");
+	add(a, "max,la57=off,erms=off,fsrm=off,pku=off");
 	/* One more than was asked for, the first, on which commands do not run
 	 * (MACHINE_CPUS_FOR_USE): an XRSTOR on any CPU changes hflags2 of
 	 * the first one from its own thread, without a lock (cpu_clear_ignne()). A CPU

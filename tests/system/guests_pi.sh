@@ -57,6 +57,14 @@ keeper_of() { # vm, what of its keeper's state
 	pando rpc status --format json "$1" | json "j['agents'][0]['keeper']['$2']"
 }
 
+# Why pi in a machine may have ended.
+tell_pi() { # vm
+	pando rpc status "$1" >&2
+	pando execute "$1" --shell 'echo "its stderr:"; tail -n 20 /tmp/pi-rpc/err; free -m
+		dmesg | grep -iE "out of memory|killed process|segfault|general protection|trap" | tail -n 5
+		journalctl -q --no-pager -n 20' >&2
+}
+
 # The id of the session that the coding agent is in, by its own word.
 session_of() { # vm
 	state_asked=$((${state_asked:-0} + 1))
@@ -71,7 +79,10 @@ done_well() { # vm, offset, words for lines.py
 	done_vm=$1 done_from=$2
 	shift 2
 	pando rpc follow --from "$done_from" --until-done "$done_vm" >"$work/lines" 2>"$work/notes" ||
-		fail "the prompt in $done_vm was not done well: $(cat "$work/notes")"
+		{
+			tell_pi "$done_vm"
+			fail "the prompt in $done_vm was not done well: $(cat "$work/notes")"
+		}
 	python3 "$here/pi/lines.py" "$@" <"$work/lines"
 }
 
@@ -92,9 +103,15 @@ it_starts_and_says_its_state() {
 
 a_prompt_is_answered_to_its_end() {
 	pando execute coder -- touch "$go"
-	pando rpc send --until-done coder '{"type":"prompt","message":"count 5"}' >"$work/lines"
+	pando rpc send --until-done coder '{"type":"prompt","message":"count 5"}' >"$work/lines" || {
+		tell_pi coder
+		fail "the prompt was not done well"
+	}
 	python3 "$here/pi/lines.py" count 5 <"$work/lines"
-	pando rpc send --until-done coder '{"type":"prompt","message":"run echo $((6 * 7)) | tee answer"}' >"$work/lines"
+	pando rpc send --until-done coder '{"type":"prompt","message":"run echo $((6 * 7)) | tee answer"}' >"$work/lines" || {
+		tell_pi coder
+		fail "the prompt with a tool call was not done well"
+	}
 	python3 "$here/pi/lines.py" says "the tool said: 42" <"$work/lines"
 	equal "what its tool wrote" "$(pando execute coder -- cat /root/project/answer)" 42
 	pando execute coder -- rm "$go"
