@@ -85,8 +85,8 @@
  * whoever this machine was forked from.
  *  - ssh_key: who has it may come in over SSH as anybody; replaces the one of the hello
  * before, and without one nobody may.
- *  - From its hello's begin to its end no command is started (EAGAIN), and nobody comes
- * in over SSH.
+ *  - From its hello's begin to its end no command is started (EINPROGRESS), and nobody
+ * comes in over SSH.
  *  - A connection that breaks does not end it.
  */
 #ifndef PANDO_AGENT_WIRE_H
