@@ -46,9 +46,8 @@ int agent_link_open(struct agent_link *l, const char *socket_path,
 	struct json_out *request, uint64_t deadline_ns, struct json **ret_json,
 	char **ret_text, struct err *e);
 /* The same within AGENT_ANSWER_MS, for what a machine that is becoming another one
- * refuses
- * (-EINPROGRESS): asks again for patience_ms. A parent, too, is told of each of its
- * branches, and goes on a moment later. */
+ * refuses (-EINPROGRESS): asks again for patience_ms. A parent, too, is told of each of
+ * its branches, and goes on a moment later. */
 int agent_link_open_patiently(struct agent_link *l, const char *socket_path,
 	struct json_out *request, uint64_t patience_ms, struct json **ret_json,
 	char **ret_text, struct err *e);

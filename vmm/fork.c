@@ -232,13 +232,12 @@ static void
 renew_memory(const struct vm *vm)
 {
 	const struct blockmap *map = &vm->blk.map;
-	const size_t page = 4096, bytes = map->n_blocks * sizeof(*map->entries);
+	const size_t bytes = map->n_blocks * sizeof(*map->entries);
 	struct own_range more[3] = {{0}};
 
 	vsock_own_ranges(&vm->vsock, more);
 	if (bytes <= SMALL_MAP_BYTES)
-		more[2] = (struct own_range){
-			.at = map->entries, .len = (bytes + page - 1) & ~(page - 1)};
+		more[2] = (struct own_range){.at = map->entries, .len = bytes};
 	(void)own_memory_renew(more, sizeof(more) / sizeof(*more));
 }
 

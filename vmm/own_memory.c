@@ -21,6 +21,7 @@ static struct stack {
 	uint8_t *at; /* owned; NULL: not made yet */
 	bool taken;
 } stacks[VMM_VCPUS_MAX + 2]; /* the vCPUs', the main thread's, and one to fork from */
+#define N_STACKS (sizeof(stacks) / sizeof(*stacks))
 
 static uintptr_t
 down(uintptr_t address)
@@ -40,13 +41,23 @@ holds(uintptr_t from, uintptr_t len, const void *p)
 	return (uintptr_t)p - from < len;
 }
 
+/* NULL: no memory, see errno. at: NULL, or what they take the place of. */
+static uint8_t *
+map_fresh(void *at, size_t len)
+{
+	void *p = mmap(at, len, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0), -1,
+		0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
 static int
 make_stack(struct stack *s, struct err *e)
 {
-	uint8_t *p = mmap(NULL, VM_STACK_BYTES + PAGE, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+	uint8_t *p = map_fresh(NULL, VM_STACK_BYTES + PAGE);
 
-	if (p == MAP_FAILED)
+	if (!p)
 		return err_sys(e, -errno, "a thread's stack");
 	if (mprotect(p, PAGE, PROT_NONE) < 0) {
 		munmap(p, VM_STACK_BYTES + PAGE);
@@ -63,9 +74,9 @@ own_memory_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct e
 	pthread_attr_t attr;
 	int r;
 
-	while (s < stacks + sizeof(stacks) / sizeof(*stacks) && s->taken)
+	while (s < stacks + N_STACKS && s->taken)
 		s++;
-	if (s == stacks + sizeof(stacks) / sizeof(*stacks))
+	if (s == stacks + N_STACKS)
 		return err_set(e, -EAGAIN, "a VMM has no stack for one more thread");
 	if (!s->at && (r = make_stack(s, e)) < 0)
 		return r;
@@ -82,7 +93,7 @@ own_memory_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct e
 void
 own_memory_forked(void)
 {
-	for (size_t i = 0; i < sizeof(stacks) / sizeof(*stacks); i++)
+	for (size_t i = 0; i < N_STACKS; i++)
 		stacks[i].taken = holds((uintptr_t)stacks[i].at, VM_STACK_BYTES,
 			__builtin_frame_address(0));
 }
@@ -127,9 +138,8 @@ move(uintptr_t from, uintptr_t to, int prot)
 
 	if (len == 0 || !populate(from, to))
 		return false;
-	fresh = mmap(NULL, len, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (fresh == MAP_FAILED)
+	fresh = map_fresh(NULL, len);
+	if (!fresh)
 		return false;
 	for (size_t i = 0; i < len; i += PAGE)
 		if (!is_zero((uint8_t *)from + i))
@@ -151,15 +161,14 @@ move_this_stack(uint8_t *at)
 	uintptr_t used = down((uintptr_t)__builtin_frame_address(0) - PAGE);
 	size_t from = used > (uintptr_t)at ? used - (uintptr_t)at : 0,
 	       len = VM_STACK_BYTES;
-	uint8_t *fresh = mmap(NULL, len, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+	uint8_t *fresh = map_fresh(NULL, len);
 	register long r10 __asm__("r10") = MREMAP_MAYMOVE | MREMAP_FIXED;
 	register uint8_t *r8 __asm__("r8") = at;
 	size_t left = len - from;
 	uint8_t *src = at + from, *dst = fresh + from;
 	long r;
 
-	if (fresh == MAP_FAILED)
+	if (!fresh)
 		return false;
 	__asm__ volatile("rep movsb\n\t"
 			 "mov %[fresh], %%rdi\n\t"
@@ -236,7 +245,7 @@ own_memory_renew(const struct own_range *more, size_t n)
 	moved += move(heap_from, up((uintptr_t)sbrk(0)), rw);
 	if (!holds(first_stack_from, first_stack_to - first_stack_from, here))
 		moved += move(first_stack_from, first_stack_to, rw);
-	for (size_t i = 0; i < sizeof(stacks) / sizeof(*stacks); i++) {
+	for (size_t i = 0; i < N_STACKS; i++) {
 		uint8_t *at = stacks[i].at;
 
 		if (at && holds((uintptr_t)at, VM_STACK_BYTES, here))
@@ -245,15 +254,12 @@ own_memory_renew(const struct own_range *more, size_t n)
 			moved += move((uintptr_t)at, (uintptr_t)at + VM_STACK_BYTES, rw);
 	}
 	for (size_t i = 0; i < n; i++) {
-		uintptr_t from = (uintptr_t)more[i].at;
+		uintptr_t from = (uintptr_t)more[i].at, to = up(from + more[i].len);
 
 		if (!more[i].empty)
-			moved += move(from, from + more[i].len, rw);
+			moved += move(from, to, rw);
 		else
-			moved += more[i].len && mmap(more[i].at, more[i].len, rw,
-							MAP_PRIVATE | MAP_ANONYMOUS |
-								MAP_NORESERVE | MAP_FIXED,
-							-1, 0) != MAP_FAILED;
+			moved += map_fresh(more[i].at, to - from) != NULL;
 	}
 	return moved;
 }

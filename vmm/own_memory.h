@@ -28,7 +28,7 @@ void own_memory_forked(void);
 /* What else a VMM maps for itself. */
 struct own_range {
 	void *at;   /* on a page's boundary; private, anonymous, readable and writable */
-	size_t len; /* whole pages */
+	size_t len; /* all of the last page is moved; 0: nothing */
 	bool empty; /* nobody needs what is in it */
 };
 

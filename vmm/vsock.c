@@ -361,10 +361,8 @@ vsock_init(struct vsock *vs, const struct guest_mem *mem, struct irq_line irq,
 void
 vsock_own_ranges(const struct vsock *vs, struct own_range ret[static 2])
 {
-	const size_t page = 4096, conns = VSOCK_CONNS_MAX * sizeof(*vs->conns);
-
 	ret[0] = (struct own_range){
-		.at = vs->conns, .len = (conns + page - 1) & ~(page - 1)};
+		.at = vs->conns, .len = VSOCK_CONNS_MAX * sizeof(*vs->conns)};
 	ret[1] = (struct own_range){.at = vs->rings,
 		.len = (size_t)VSOCK_CONNS_MAX * VSOCK_BUF_BYTES,
 		.empty = true};
