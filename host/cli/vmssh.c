@@ -21,7 +21,6 @@
 
 /* Guests may be slow: emulated, or swapping. */
 #define DIAL_MS 60000
-/* A guest that is told who it is takes nobody in meanwhile. */
 #define CONNECT_MS 60000
 #define SIGNAL_MS 30000
 #define LINE_MAX_BYTES 400

@@ -45,5 +45,4 @@ a_full_disk_is_an_io_error_in_the_guest() {
 }
 
 t a_full_disk_is_an_io_error_in_the_guest
-umount -l "$PANDO_HOME" 2>/dev/null
 finish
