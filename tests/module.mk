@@ -97,7 +97,11 @@ $(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store
+BENCHES += bench_store bench_hello
 bench_store_SRCS := tests/bench/bench_store.c
 bench_store_LIBS := store common
 bench_store_PKGS := libsodium libzstd
+bench_hello_SRCS := tests/bench/bench_hello.c tests/bench/sample.c
+bench_hello_LIBS := agentclient agentwire common
+bench_hello_PKGS := libsodium
+$(B)/bench/bench_hello: | $(B)/libexec/pando/pando-agent
