@@ -163,7 +163,9 @@ the_size_follows_ours(void **state)
 	(void)state;
 	type("stty size");
 	shows("24 80");
-	type("trap \"stty size\" WINCH");
+	/* A shell without the trap yet would let the signal pass. */
+	type("trap \"stty size\" WINCH; echo trap is s\"\"et");
+	shows("trap is set");
 	assert_int_equal(tmux("resize-window -x 101 -y 31"), 0);
 	shows("31 101");
 	assert_int_equal(tmux("resize-window -x 64 -y 16"), 0);
