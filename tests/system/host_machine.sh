@@ -99,6 +99,13 @@ line" -n >"$work/words"
 line][-n]"
 }
 
+# Without it the emulator may stand for ever: golden/files/machine/usr/libexec/pando/kvm-hold says why.
+one_vm_is_always_there() {
+	needs_machine
+	inside -- sh -c 'ls -l "/proc/$(systemctl show -P MainPID pando-kvm-hold)/fd"' >"$work/held"
+	contains "what is held" "$(cat "$work/held")" anon_inode:kvm-vcpu:0
+}
+
 # Guests on the first CPU of an emulated machine die of triple faults: host/machine.c says why.
 commands_run_beside_the_first_cpu() {
 	needs_machine
@@ -211,6 +218,7 @@ t input_arrives_whole
 t output_arrives_whole
 t words_reach_the_command_as_they_are
 t commands_run_beside_the_first_cpu
+t one_vm_is_always_there
 t environment_and_folder_are_as_asked
 t each_command_sees_the_host_s_files_of_now
 t the_machine_does_not_write_to_the_host
