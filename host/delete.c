@@ -222,6 +222,8 @@ tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 		r = recursive ? claim_descendants(t, vms, &n, e)
 			      : refuse_descendants(t, vms[0], e);
 	}
+	if (r == 0 && !dry_run)
+		tree_take_last_reports(t, vms, n);
 	pthread_mutex_unlock(&t->lock);
 	if (r == 0 && !dry_run)
 		r = tree_remove(t, vms, n, e);

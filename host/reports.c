@@ -1,7 +1,7 @@
 /*
- * Reports of the VMs: taken from their guests when somebody asks, kept in the database
- * from then on, also when the VM is gone. A guest keeps what was not taken; it is told to
- * forget a report only when that is in the database.
+ * Reports of the VMs: taken from their guests when somebody asks and before a VM is
+ * deleted, kept in the database from then on, also when the VM is gone. A guest keeps
+ * what was not taken; it is told to forget a report only when that is in the database.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -17,14 +17,19 @@
 #include "host/tree_priv.h"
 
 #define TAKERS_MAX 16
+#define NS_PER_MS UINT64_C(1000000)
+/* When somebody asks, for each VM; and for all of those that are about to go, which must
+ * not live on for long because one of them does not answer. */
 #define TAKE_TIMEOUT_MS 15000
+#define LAST_TIMEOUT_MS 5000
 /* An answer is at most about that long; the rest is asked for with `after`. */
 #define ANSWER_BYTES (4u << 20)
 
 struct takers {
 	struct tree *t;
 	struct vm **vms;
-	unsigned n, next; /* next: under the tree's lock */
+	unsigned n, next;     /* next: under the tree's lock */
+	uint64_t deadline_ns; /* 0: each has its own time */
 };
 
 /* With the lock. */
@@ -63,8 +68,18 @@ keep(struct tree *t, const struct vm *vm, const struct agent_report *v, size_t n
 	}
 }
 
+static int
+ms_until(uint64_t deadline_ns)
+{
+	uint64_t now = io_now_ns();
+
+	if (!deadline_ns)
+		return TAKE_TIMEOUT_MS;
+	return now < deadline_ns ? (int)((deadline_ns - now) / NS_PER_MS) + 1 : 1;
+}
+
 static void
-take(struct tree *t, struct vm *vm)
+take(struct tree *t, struct vm *vm, uint64_t deadline_ns)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct agent_report *v = NULL;
@@ -74,8 +89,12 @@ take(struct tree *t, struct vm *vm)
 	int r = vm_socket_path(t, vm, path);
 
 	if (!r)
-		r = agent_reports_list(path, NULL, TAKE_TIMEOUT_MS, &v, &n, &wrong, &e);
-	if (r < 0) /* it is just ending, or has an older agent: its reports wait */
+		r = agent_reports_list(
+			path, NULL, ms_until(deadline_ns), &v, &n, &wrong, &e);
+	if (r < 0 && deadline_ns && log_allowed(&limit))
+		log_warn("vm %s: what it reported last is not known: %s", vm->row.id,
+			e.msg);
+	else if (r < 0) /* it is just ending, or has an older agent: its reports wait */
 		log_debug("reports of vm %s: %s", vm->row.id, e.msg);
 	if (wrong && log_allowed(&limit))
 		log_warn("vm %s: %zu reports are none", vm->row.id, wrong);
@@ -84,8 +103,8 @@ take(struct tree *t, struct vm *vm)
 		keep(t, vm, v, n, &kept);
 		pthread_mutex_unlock(&t->lock);
 		/* Not acknowledged, they come again, and are known then. */
-		if (kept &&
-			agent_reports_ack(path, NULL, TAKE_TIMEOUT_MS, v, kept, &e) < 0)
+		if (kept && agent_reports_ack(
+				    path, NULL, ms_until(deadline_ns), v, kept, &e) < 0)
 			log_debug("reports of vm %s: %s", vm->row.id, e.msg);
 	}
 	agent_reports_free(v, n);
@@ -104,7 +123,7 @@ taker_main(void *arg)
 		pthread_mutex_unlock(&w->t->lock);
 		if (!vm)
 			return NULL;
-		take(w->t, vm);
+		take(w->t, vm, w->deadline_ns);
 	}
 }
 
@@ -114,13 +133,29 @@ can_answer(const struct vm *vm)
 	return vm->row.state == VM_RUNNING && vm->row.answered && vm->ctl && !vm->dead;
 }
 
+/* Called with the lock, which is given up meanwhile. */
+static void
+take_from(struct takers *w)
+{
+	struct tree *t = w->t;
+	pthread_t threads[TAKERS_MAX];
+	unsigned made = 0, want = w->n < TAKERS_MAX ? w->n : TAKERS_MAX;
+
+	pthread_mutex_unlock(&t->lock);
+	while (made + 1 < want && !pthread_create(&threads[made], NULL, taker_main, w))
+		made++;
+	if (w->n)
+		taker_main(w);
+	for (unsigned i = 0; i < made; i++)
+		pthread_join(threads[i], NULL);
+	pthread_mutex_lock(&t->lock);
+}
+
 /* From `one`, or from all that run. Called with the lock, which is given up meanwhile. */
 static void
 take_all(struct tree *t, struct vm *one)
 {
 	struct takers w = {.t = t};
-	pthread_t threads[TAKERS_MAX];
-	unsigned made = 0, want;
 
 	w.vms = calloc(t->n_vms + 1, sizeof(*w.vms));
 	for (unsigned i = 0; w.vms && i < t->n_vms; i++)
@@ -128,17 +163,23 @@ take_all(struct tree *t, struct vm *one)
 			w.vms[w.n++] = t->vms[i];
 			t->vms[i]->refs++;
 		}
-	pthread_mutex_unlock(&t->lock);
-	want = w.n < TAKERS_MAX ? w.n : TAKERS_MAX;
-	while (made + 1 < want && !pthread_create(&threads[made], NULL, taker_main, &w))
-		made++;
-	if (w.n)
-		taker_main(&w);
-	for (unsigned i = 0; i < made; i++)
-		pthread_join(threads[i], NULL);
-	pthread_mutex_lock(&t->lock);
+	take_from(&w);
 	for (unsigned i = 0; i < w.n; i++)
 		vm_unref(w.vms[i]);
+	free(w.vms);
+}
+
+void
+tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n)
+{
+	struct takers w = {
+		.t = t, .deadline_ns = io_now_ns() + LAST_TIMEOUT_MS * NS_PER_MS};
+
+	w.vms = calloc(n + 1, sizeof(*w.vms));
+	for (unsigned i = 0; w.vms && i < n; i++)
+		if (can_answer(vms[i]))
+			w.vms[w.n++] = vms[i];
+	take_from(&w);
 	free(w.vms);
 }
 

@@ -102,6 +102,9 @@ void vm_enter_scope(struct tree *t, const struct vm *vm, bool found);
 void *tree_tender(void *tree);
 /* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
 int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
+/* reports.c: of claimed VMs that are about to be deleted. Called with the lock, which is
+ * given up meanwhile; a guest that does not answer costs seconds, once for all. */
+void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
 /* The names of segments no chain has any more: removed from the database now, the files
  * too. */
 int tree_sweep(struct tree *t, struct err *e);

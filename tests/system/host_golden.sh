@@ -126,6 +126,7 @@ its_file_system_is_sound_and_holds_the_agent_of_this_build() {
 	where=$(sed -n 's/^ExecStart=\([^ ]*\).*/\1/p' "$B/share/pando/golden/pando-agent.service")
 	inside "$where" >"$work/agent"
 	cmp "$work/agent" "$B/share/pando/golden/pando-agent"
+	debugfs -R "stat /usr/bin/pando-agent" "$image/rootfs.ext4" 2>/dev/null | grep -qF "$where"
 	debugfs -R "stat $where" "$image/rootfs.ext4" 2>/dev/null >"$work/stat"
 	grep -q 'Mode:  0755' "$work/stat"
 	grep -q 'User:     0   Group:     0 ' "$work/stat"

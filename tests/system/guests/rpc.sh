@@ -98,7 +98,7 @@ a_keeper_and_the_agent_are_killed() {
 reports_come_and_stay() {
 	pando branch g -q -n worker
 	pando execute worker -- sh -c 'cd /root && echo result >out.txt &&
-		/usr/libexec/pando/pando-agent report --score 0.75 --file out.txt --json "{\"tests\":12}"'
+		pando-agent report --score 0.75 --file out.txt --json "{\"tests\":12}"'
 	status_is 0 pando reports --format json worker
 	contains "the report" "$stdout" '"score":0.75'
 	contains "the report" "$stdout" "$(vm_field worker id)"
@@ -106,7 +106,7 @@ reports_come_and_stay() {
 	contains "its file" "$stdout" "$(printf 'result\n' | b2sum -l 256 | cut -d ' ' -f 1)"
 	id=$(vm_field worker id)
 	# A branch does not report what its parent did.
-	pando execute worker -- /usr/libexec/pando/pando-agent report --status blocked
+	pando execute worker -- pando-agent report --status blocked
 	pando branch worker -q -n worker-2
 	status_is 0 pando reports -q worker-2
 	equal "reports of the branch" "$stdout" ""
@@ -114,6 +114,7 @@ reports_come_and_stay() {
 	pando delete -y -q -r worker
 	status_is 0 pando reports --format json "$id"
 	contains "the report" "$stdout" '"score":0.75'
+	contains "the report that nobody asked for before" "$stdout" '"status":"blocked"'
 }
 
 it "a prompt is sent, followed, and ends as it was done" a_prompt_is_done
