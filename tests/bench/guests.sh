@@ -1,11 +1,11 @@
 #!/bin/sh
-# What a Debian guest takes here: boot until its agent answers, the round trip of `pando execute … true`, a live branch
-# until its agent answers, and the VMM's own memory (PSS less guest RAM). Run through make bench, which finds the place
-# where Linux guests run.
+# What a Debian guest takes here: boot until its agent answers, the round trip of `pando execute … true`, branches and VMs
+# from a commit, one and CHILDREN at once, until they have become themselves, and the VMM's own memory (PSS less guest
+# RAM). Run through make bench, which finds the place where Linux guests run.
 #
-#	sh tests/bench/guests.sh [--json]     ROUNDS=50 BOOTS=3
+#	sh tests/bench/guests.sh [--json]     ROUNDS=50 BOOTS=3 CHILDREN=32
 set -eu
-: "${B:=build/plain}" "${ROUNDS:=50}" "${BOOTS:=3}"
+: "${B:=build/plain}" "${ROUNDS:=50}" "${BOOTS:=3}" "${CHILDREN:=32}"
 json=
 [ "${1:-}" != --json ] || json=1
 . "$(dirname "$0")/../system/lib.sh"
@@ -67,25 +67,19 @@ while [ $i -lt "$ROUNDS" ]; do
 done
 report "date and /bin/true here, the yardstick" "this script" "$ROUNDS" "$work/local"
 report "execute true" "pando execute -- true, process start included" "$ROUNDS" "$work/true"
-i=0
-while [ $i -lt "$ROUNDS" ]; do
-	i=$((i + 1))
-	timed "$work/branch" pando branch "$vm" -q -n child
-	pando delete -y -q child >/dev/null 2>&1 || :
-done
-report "branch until it is acknowledged" "pando branch" "$ROUNDS" "$work/branch"
 # The guest's own clock: from a hello's arrival to its acknowledgement, and what each step has of it.
-hellos() { # count, rounds
-	hellos_of=$1
-	rm -f "$work"/hello.* "$work/request"
+hellos() { # what, count, rounds, command that makes so many named "bench"…
+	hellos_what=$1 hellos_count=$2 hellos_rounds=$3
+	shift 3
+	rm -f "$work"/hello.* "$work/request" "$work/first"
 	i=0
-	while [ $i -lt "$2" ]; do
+	while [ $i -lt "$hellos_rounds" ]; do
 		i=$((i + 1))
-		timed "$work/request" pando branch "$vm" -q --count "$1" -n bench
+		timed "$work/request" "$@" -q --count "$hellos_count"
 		k=0
-		while [ $k -lt "$1" ]; do
+		while [ $k -lt "$hellos_count" ]; do
 			name=bench-$k
-			[ "$1" -gt 1 ] || name=bench
+			[ "$hellos_count" -gt 1 ] || name=bench
 			[ $k -gt 0 ] || timed "$work/first" pando execute $name -- true
 			info $name '"\n".join("%s %d" % (s["step"], s["us"]) for s in j["hello"]["steps"] + [{"step": "total", "us": j["hello"]["total_us"]}])' \
 				2>/dev/null | while read -r step us; do
@@ -95,15 +89,19 @@ hellos() { # count, rounds
 			k=$((k + 1))
 		done
 	done
-	report "branch of $hellos_of until all are acknowledged" "pando branch --count $hellos_of" "$2" "$work/request"
-	report "  then the first execute true" "pando execute -- true" "$2" "$work/first"
-	for step in total random clock host-name machine-id boot-id seeds environment ssh-keys identity hooks units; do
-		[ ! -e "$work/hello.$step" ] || report "  in the guest: $step" "hello to acknowledgement" $(($1 * $2)) "$work/hello.$step"
+	report "$hellos_what of $hellos_count until all are acknowledged" "pando $hellos_what --count $hellos_count" "$hellos_rounds" "$work/request"
+	report "  then the first execute true" "pando execute -- true" "$hellos_rounds" "$work/first"
+	for step in total random clock host-name machine-id boot-id seeds environment ssh-keys identity hooks units agents; do
+		[ ! -e "$work/hello.$step" ] ||
+			report "  in the guest: $step" "hello to acknowledgement" $((hellos_count * hellos_rounds)) "$work/hello.$step"
 	done
-	rm -f "$work/first"
 }
-hellos 1 "$ROUNDS"
-hellos "${CHILDREN:-32}" "$(((ROUNDS + 9) / 10))"
+few=$(((ROUNDS + 9) / 10))
+hellos branch 1 "$ROUNDS" pando branch "$vm" -n bench
+hellos branch "$CHILDREN" $few pando branch "$vm" -n bench
+commit=$(pando commit "$vm" -q)
+hellos run-commit 1 "$ROUNDS" pando run-commit "$commit" -N bench
+hellos run-commit "$CHILDREN" $few pando run-commit "$commit" -N bench
 own=$(own_memory_kib "$(info "$vm" 'j["pid"]')" 512)
 if [ -n "$json" ]; then
 	printf '{"name":"VMM own memory","unit":"KiB","value":%d}\n' "$own"
