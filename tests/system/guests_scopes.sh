@@ -21,22 +21,6 @@ needs_systemd() {
 	command -v systemctl >/dev/null && control show -p Version >/dev/null 2>&1 || skip "no systemd answers here"
 }
 
-scopes() { # expression over j
-	curl -s --max-time 10 --unix-socket "$PANDO_HOME/pandod.sock" http://pando/v1/version | json "(lambda j: $1)(j['scopes'])"
-}
-
-scopes_are() { # expression over j, value
-	[ "$(scopes "$1")" = "$2" ]
-}
-
-unit_of() { # vm
-	echo "pando-$(vm_field "$1" id).scope"
-}
-
-is_in_its_own() { # vm
-	[ "$(sed -n 's/^0::.*\///p' "/proc/$(vm_field "$1" pid)/cgroup")" = "$(unit_of "$1")" ]
-}
-
 property() { # unit, name
 	control show -P "$2" "$1"
 }
@@ -125,6 +109,7 @@ machine_field() { # machine, property
 with_the_last_vm_the_last_scope_goes() {
 	needs_systemd
 	pando delete --all -q -y >/dev/null
+	[ -s "$work/ids" ] || fail "there were none"
 	# Other homes may have some of their own.
 	for id in $(cat "$work/ids"); do
 		wait_until 30 "the scope of $id is gone" no_unit "pando-$id.scope"

@@ -13,25 +13,8 @@ needs_groups() {
 	[ "$(scopes 'j["how"]')" = cgroup ] || skip "no control groups can be made here: $(scopes 'j["detail"]')"
 }
 
-scopes() { # expression over j
-	curl -s --max-time 10 --unix-socket "$PANDO_HOME/pandod.sock" http://pando/v1/version | json "(lambda j: $1)(j['scopes'])"
-}
-
 scopes_are_known() {
 	[ "$(scopes 'j["how"]')" != unknown ]
-}
-
-scopes_are() { # expression over j, value
-	[ "$(scopes "$1")" = "$2" ]
-}
-
-# The last part of the path of the group that the VM's process is in.
-group_of() { # vm
-	sed -n 's/^0::.*\///p' "/proc/$(vm_field "$1" pid)/cgroup"
-}
-
-is_in_its_own() { # vm
-	[ "$(group_of "$1")" = "pando-$(vm_field "$1" id).scope" ]
 }
 
 group_there() { # id

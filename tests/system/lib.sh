@@ -269,6 +269,29 @@ v = json.load(sys.stdin)[sys.argv[1]]
 print("" if v is None else v)' "$2"
 }
 
+# What pandod says of the scopes of its VMs.
+scopes() { # expression over j
+	curl -s --max-time 10 --unix-socket "$PANDO_HOME/pandod.sock" http://pando/v1/version | json "(lambda j: $1)(j['scopes'])"
+}
+
+scopes_are() { # expression over j, value
+	[ "$(scopes "$1")" = "$2" ]
+}
+
+# The scope of a VM, whoever made it, and whether its process is in there.
+unit_of() { # vm
+	echo "pando-$(vm_field "$1" id).scope"
+}
+
+# The last part of the path of the group that the VM's process is in.
+group_of() { # vm
+	sed -n 's/^0::.*\///p' "/proc/$(vm_field "$1" pid)/cgroup"
+}
+
+is_in_its_own() { # vm
+	[ "$(group_of "$1")" = "$(unit_of "$1")" ]
+}
+
 pandod_pid() {
 	curl -s --max-time 5 --unix-socket "$PANDO_HOME/pandod.sock" http://pando/v1/version 2>/dev/null |
 		sed -n 's/.*"pid":\([0-9]*\).*/\1/p'
