@@ -242,6 +242,7 @@ static const struct rule rules[] = {
 	{SCMP_SYS(exit), "a thread's end"},
 	{SCMP_SYS(exit_group), "the VM's end"},
 #ifdef PANDO_SAN
+	{SCMP_SYS(open), "sanitizer reports"},
 	{SCMP_SYS(openat), "sanitizer reports"},
 	{SCMP_SYS(readlink), "sanitizer reports"},
 	{SCMP_SYS(readlinkat), "sanitizer reports"},
@@ -258,6 +259,7 @@ static const struct rule rules[] = {
 	{SCMP_SYS(clone3), "LeakSanitizer"},
 	{SCMP_SYS(wait4), "sanitizer reports"},
 	{SCMP_SYS(getdents64), "sanitizer reports"},
+	{SCMP_SYS(fcntl), "sanitizer reports: where programs' lines are"},
 	{SCMP_SYS(ioctl), "sanitizer reports ask whether they go to a terminal"},
 #endif
 };

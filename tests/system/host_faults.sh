@@ -155,10 +155,27 @@ a_vmm_killed_under_a_branch_is_the_only_loss() {
 	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" "$PANDO_HOME/bases" -mindepth 1)" ""
 }
 
+# Or else no sanitizer finds anything in a VMM, however long one looks: the seal let no report out.
+what_sanitizers_find_in_a_sealed_vmm_is_seen() {
+	needs_kvm
+	pando delete --all -y -q >/dev/null
+	run_small -N faulty
+	pando branch faulty -n kin --no-wait -q
+	for v in kin faulty; do
+		kill -SEGV "$(info "$v" 'j["pid"]')"
+		wait_until 20 "$v has failed" state_is "$v" failed
+		findings >"$work/report"
+		grep -q 'AddressSanitizer: SEGV' "$work/report"
+		grep -q ' in main vmm/main.c:' "$work/report"
+	done
+	pando delete -y -q -r faulty
+}
+
 t branch_undone
 t branch_of_many_undone
 t branch_made
 t create_undone
 t start_is_whole_or_not_at_all
 t a_vmm_killed_under_a_branch_is_the_only_loss
+! sanitized || t what_sanitizers_find_in_a_sealed_vmm_is_seen
 finish

@@ -19,12 +19,28 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/pando-test.XXXXXX") || exit 2
 PANDO_HOME=$work/home
 export PANDO_HOME
 mkdir -m 700 "$PANDO_HOME"
+# In a build with sanitizers: what they find in any process here, daemons and VMMs too, is a file, and a failure.
+ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=1:log_path=$work/finding
+UBSAN_OPTIONS=${UBSAN_OPTIONS:+$UBSAN_OPTIONS:}halt_on_error=1:print_stacktrace=1:log_path=$work/finding
+export ASAN_OPTIONS UBSAN_OPTIONS
 it_number=0
 it_failed=0
 
 # Every command has an end: COMMAND_LIMIT seconds. A guest's boot under nested emulation takes minutes.
 pando() {
 	timeout -k 5 "${COMMAND_LIMIT:-900}" "$B/bin/pando" "$@"
+}
+
+# Prints what sanitizers found since this was asked last; fails when that is nothing.
+findings() {
+	set -- "$work"/finding.*
+	[ -e "$1" ] || return 1
+	cat "$@"
+	rm -f "$@"
+}
+
+sanitized() {
+	ldd "$B/libexec/pando/pando-vmm" 2>/dev/null | grep -q libasan
 }
 
 # Ends all VMs and the daemon of this home, politely first.
@@ -58,6 +74,7 @@ it() { # sentence, function [arguments…]
 		"$@"
 	) >"$work/$it_number.log" 2>&1 </dev/null
 	it_status=$?
+	! findings >>"$work/$it_number.log" || it_status=1
 	if [ $it_status -eq 77 ]; then
 		echo "ok $it_number - $it_name # SKIP $(tail -n 1 "$work/$it_number.log")"
 	elif [ $it_status -eq 0 ]; then
@@ -65,7 +82,7 @@ it() { # sentence, function [arguments…]
 	else
 		it_failed=$((it_failed + 1))
 		{
-			tail -n 30 "$work/$it_number.log"
+			tail -n 50 "$work/$it_number.log"
 			tell_failed
 		} | sed 's/^/# /'
 		echo "not ok $it_number - $it_name"
@@ -89,13 +106,20 @@ t() { # function whose name is the sentence
 }
 
 finish() {
-	echo "1..$it_number"
 	if [ $it_failed -gt 0 ]; then
 		echo "# last lines of pandod's log:"
 		tail -n 25 "$PANDO_HOME/pandod.log" 2>/dev/null | sed 's/^/# /'
-		exit 1
 	fi
-	exit 0
+	end_home # a leak is found at a process's end
+	if findings >"$work/found"; then
+		it_failed=$((it_failed + 1))
+		it_number=$((it_number + 1))
+		sed 's/^/# /' "$work/found"
+		echo "not ok $it_number - sanitizers find nothing in what ends with the script"
+	fi
+	echo "1..$it_number"
+	[ $it_failed -eq 0 ]
+	exit
 }
 
 # Boots a Debian guest. In the test machine its programs lie where they always do, see golden/spec/machine.conf.
