@@ -137,9 +137,13 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	 * kernels then clear and copy by words, not by bytes, which the emulator does one
 	 * at a time, and each the slow way where the page once held code. Clearing a huge
 	 * page was seen to take longer than a minute (soft lockups in clear_page_erms).
+	 * No CMPXCHG16B: QEMU 7.2 does not note what the flags are to be computed from
+	 * before it (gen_update_cc_op() is missing), so that all but ZF come from what an
+	 * earlier instruction left. Linux allocates memory with it, and a guest that was
+	 * stopped right after it went on with the trap flag set, and panicked.
 	 */
 	add(a, "-cpu");
-	add(a, "max,la57=off,erms=off,fsrm=off,pku=off");
+	add(a, "max,la57=off,erms=off,fsrm=off,pku=off,cx16=off");
 	/* One more than was asked for, the first, on which commands do not run
 	 * (MACHINE_CPUS_FOR_USE): an XRSTOR on any CPU changes hflags2 of
 	 * the first one from its own thread, without a lock (cpu_clear_ignne()). A CPU

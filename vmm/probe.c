@@ -18,7 +18,8 @@
 #define CR4_OSFXSR (1ull << 9)
 #define CR4_OSXSAVE (1ull << 18)
 
-/* The guest. Each step ends with its number on PROBE_PORT. rdi: PROBE_DATA. */
+/* The guest. Each step ends with its number on PROBE_PORT. rdi: PROBE_DATA; esi: whether
+ * its CPU has CMPXCHG16B, which Linux, too, uses only there. */
 __asm__(".pushsection .rodata\n"
 	"probe_code:\n"
 	"	movw $0x510, %dx\n"
@@ -27,8 +28,10 @@ __asm__(".pushsection .rodata\n"
 	"	xorl %ebx, %ebx\n"
 	"	xorl %ecx, %ecx\n"
 	"	xorl %edx, %edx\n"
+	"	testl %esi, %esi\n"
+	"	jz 2f\n"
 	"	lock cmpxchg16b (%rdi)\n"
-	"	movw $0x510, %dx\n"
+	"2:	movw $0x510, %dx\n"
 	"	movb $1, %al\n"
 	"	outb %al, %dx\n" /* 1 */
 	"	xorl %edx, %edx\n"
@@ -95,6 +98,16 @@ write_guest(struct probe *p, struct boot_entry *ret)
 	return 0;
 }
 
+/* CPUID.1:ECX[13]. */
+static bool
+has_cmpxchg16b(const struct kvm_cpuid_table *cpuid)
+{
+	for (uint32_t i = 0; i < cpuid->n; i++)
+		if (cpuid->entries[i].function == 1)
+			return cpuid->entries[i].ecx & 1u << 13;
+	return false;
+}
+
 static int
 set_up(struct probe *p)
 {
@@ -123,6 +136,7 @@ set_up(struct probe *p)
 		return r;
 	boot_registers(&entry, &regs, &sregs);
 	regs.rdi = PROBE_DATA;
+	regs.rsi = has_cmpxchg16b(&vm->vcpus[0].cpuid);
 	sregs.idt.base = PROBE_IDT;
 	sregs.idt.limit = 256 * 16 - 1;
 	sregs.cr4 |= CR4_OSFXSR | CR4_OSXSAVE;

@@ -114,6 +114,14 @@ commands_run_beside_the_first_cpu() {
 	lacks "CPUs of a command" ",$(inside -- taskset -cp self | sed 's/.*: //')," ",0"
 }
 
+# The emulator leaves wrong flags after CMPXCHG16B: host/machine_qemu.c says how guests died of that.
+its_cpus_have_no_cmpxchg16b() {
+	needs_machine
+	inside -- cat /proc/cpuinfo >"$work/cpus"
+	grep -qw cx8 "$work/cpus"
+	not grep -qw cx16 "$work/cpus"
+}
+
 environment_and_folder_are_as_asked() {
 	needs_machine
 	equal folder "$(inside -- pwd)" "$project"
@@ -219,6 +227,7 @@ t output_arrives_whole
 t words_reach_the_command_as_they_are
 t commands_run_beside_the_first_cpu
 t one_vm_is_always_there
+t its_cpus_have_no_cmpxchg16b
 t environment_and_folder_are_as_asked
 t each_command_sees_the_host_s_files_of_now
 t the_machine_does_not_write_to_the_host

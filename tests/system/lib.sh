@@ -97,7 +97,7 @@ tell_failed() {
 		echo "its VMM's last lines:"
 		pando logs "$v" --vmm --tail 10 2>&1
 		echo "its console's last lines:"
-		pando logs "$v" --tail 50 2>&1 | tr -cd '\11\12\40-\176'
+		pando logs "$v" --tail 120 2>&1 | tr -cd '\11\12\40-\176'
 	done
 }
 
