@@ -20,7 +20,7 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "host/paths.h"
+#include "common/paths.h"
 #include "tests/unit/agent_help.h"
 
 char stand_in_home[] = "/tmp/pando-standin.XXXXXX";
@@ -126,17 +126,15 @@ answer(int fd, const char *request)
 		reply(fd, "200 OK", body);
 	} else if (known) {
 		snprintf(text, sizeof(text),
-			"{\"id\":\"" VM_ID "\",\"alias\":\"a\",\"state\":\"%s\","
-			"\"reason\":%s%s%s,\"host_key\":%s%s%s,"
-			"\"agent_socket\":\"%s\"}",
+			"{\"id\":\"" VM_ID
+			"\",\"alias\":\"a\",\"state\":\"%s\",\"reason\":%s%s%s,\"host_key\":%s%s%s,\"agent_socket\":\"%s\"}",
 			vm.state ? vm.state : "running", QUOTED(vm.reason),
 			QUOTED(vm.host_key),
 			vm.agent_socket ? vm.agent_socket : stand_in_agent_socket);
 		reply(fd, "200 OK", text);
 	} else {
 		reply(fd, "404 Not Found",
-			"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,"
-			"\"message\":\"no VM named so\"}}");
+			"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named so\"}}");
 	}
 }
 

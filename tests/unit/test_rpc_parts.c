@@ -14,10 +14,10 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "guest-agent/rpc_conf.h"
-#include "guest-agent/rpc_journal.h"
-#include "guest-agent/rpc_json.h"
-#include "guest-agent/rpc_spool.h"
+#include "common/wire/json_line.h"
+#include "guest-agent/supervisor/rpc_conf.h"
+#include "guest-agent/supervisor/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_spool.h"
 
 static char folder[64];
 static int dir = -1;
@@ -137,19 +137,19 @@ json_is_told_from_what_is_none(void **state)
 	static const char *const bad[] = {"", "{", "[1,]", "{\"a\"}", "{a:1}", "01", "1.",
 		"\"\\x\"", "\"\\u12g4\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "tru",
 		"{} {}", "[1}", "\"\t\"", "nullx", "-", "\""};
-	char deep[2 * RPC_JSON_DEPTH + 3];
+	char deep[2 * JSON_LINE_DEPTH + 3];
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
-		if (rpc_json_check(good[i], strlen(good[i]), NULL))
+		if (json_line_check(good[i], strlen(good[i]), NULL))
 			fail_msg("refused: %s", good[i]);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
-		if (rpc_json_check(bad[i], strlen(bad[i]), NULL) != -EINVAL)
+		if (json_line_check(bad[i], strlen(bad[i]), NULL) != -EINVAL)
 			fail_msg("taken: %s", bad[i]);
-	memset(deep, '[', RPC_JSON_DEPTH + 1);
-	memset(deep + RPC_JSON_DEPTH + 1, ']', RPC_JSON_DEPTH + 1);
-	assert_int_equal(rpc_json_check(deep, 2 * RPC_JSON_DEPTH + 2, NULL), -EINVAL);
-	assert_int_equal(rpc_json_check(deep + 1, 2 * RPC_JSON_DEPTH, NULL), 0);
+	memset(deep, '[', JSON_LINE_DEPTH + 1);
+	memset(deep + JSON_LINE_DEPTH + 1, ']', JSON_LINE_DEPTH + 1);
+	assert_int_equal(json_line_check(deep, 2 * JSON_LINE_DEPTH + 2, NULL), -EINVAL);
+	assert_int_equal(json_line_check(deep + 1, 2 * JSON_LINE_DEPTH, NULL), 0);
 }
 
 static void
@@ -165,28 +165,20 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 			"{\"type\":\"response\",\"command\":\"prompt\",\"success\":true}",
 			RPC_NOTHING, ""},
 		{RPC_PI,
-			"{\"type\":\"response\",\"command\":\"prompt\",\"success\":"
-			"false}",
+			"{\"type\":\"response\",\"command\":\"prompt\",\"success\":false}",
 			RPC_REFUSED, "refused"},
 		{RPC_PI,
-			"{\"type\":\"response\",\"command\":\"get_state\",\"success\":"
-			"true}",
+			"{\"type\":\"response\",\"command\":\"get_state\",\"success\":true}",
 			RPC_ANSWERED, ""},
 		{RPC_PI, "{\"messages\":[],\"type\":\"agent_end\"}", RPC_DONE, ""},
 		{RPC_PI,
-			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"error\"}"
-			","
-			"{\"role\":\"assistant\",\"stopReason\":\"stop\"},{\"role\":"
-			"\"x\"}]}",
+			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"error\"},{\"role\":\"assistant\",\"stopReason\":\"stop\"},{\"role\":\"x\"}]}",
 			RPC_DONE, "stop"},
 		{RPC_PI,
-			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":"
-			"\"aborted\"}]}",
+			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"aborted\"}]}",
 			RPC_FAILED, "aborted"},
 		{RPC_PI,
-			"{\"type\":\"agent_end\",\"willRetry\":true,\"messages\":[{"
-			"\"stopReason\":"
-			"\"error\"}]}",
+			"{\"type\":\"agent_end\",\"willRetry\":true,\"messages\":[{\"stopReason\":\"error\"}]}",
 			RPC_RETRIES, ""},
 		/* What a message quotes is not the line's own. */
 		{RPC_PI, "{\"type\":\"x\",\"m\":{\"type\":\"agent_end\"}}", RPC_NOTHING,
@@ -194,16 +186,13 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 		{RPC_PI, "{\"type\":\"x\",\"m\":\"\\\"type\\\":\\\"agent_end\\\"\"}",
 			RPC_NOTHING, ""},
 		{RPC_PI,
-			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":"
-			"\"notify\"}",
+			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":\"notify\"}",
 			RPC_NOTHING, ""},
 		{RPC_PI,
-			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":"
-			"\"input\"}",
+			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":\"input\"}",
 			RPC_DIALOG, ""},
 		{RPC_CLAUDE,
-			"{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":"
-			"false}",
+			"{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}",
 			RPC_DONE, "success"},
 		{RPC_CLAUDE, "{\"type\":\"result\",\"subtype\":\"error_max_turns\"}",
 			RPC_FAILED, "error_max_turns"},
@@ -234,31 +223,20 @@ dialogs_are_answered_as_the_policy_says(void **state)
 		const char *line, *answer; /* NULL: none */
 	} cases[] = {
 		{RPC_PI, RPC_DIALOGS_ALLOW,
-			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
-			"\"select\","
-			"\"options\":[\"A \\\"b\\\"\",\"c\"]}",
-			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"value\":\"A "
-			"\\\"b\\\"\"}"},
+			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":\"select\",\"options\":[\"A \\\"b\\\"\",\"c\"]}",
+			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"value\":\"A \\\"b\\\"\"}"},
 		{RPC_PI, RPC_DIALOGS_DENY,
-			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
-			"\"select\","
-			"\"options\":[\"a\"]}",
-			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"cancelled\":"
-			"true}"},
+			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":\"select\",\"options\":[\"a\"]}",
+			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"cancelled\":true}"},
 		{RPC_PI, RPC_DIALOGS_ASK,
-			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
-			"\"confirm\"}",
+			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":\"confirm\"}",
 			NULL},
 		{RPC_PI, RPC_DIALOGS_DENY,
 			"{\"type\":\"extension_ui_request\",\"method\":\"confirm\"}",
 			NULL},
 		{RPC_CLAUDE, RPC_DIALOGS_ALLOW,
-			"{\"type\":\"control_request\",\"request_id\":\"r\",\"request\":{"
-			"\"subtype\":\"can_use_tool\",\"input\":{\"a\":1}}}",
-			"{\"type\":\"control_response\",\"response\":{\"subtype\":"
-			"\"success\","
-			"\"request_id\":\"r\",\"response\":{\"behavior\":\"allow\","
-			"\"updatedInput\":{\"a\":1}}}}"},
+			"{\"type\":\"control_request\",\"request_id\":\"r\",\"request\":{\"subtype\":\"can_use_tool\",\"input\":{\"a\":1}}}",
+			"{\"type\":\"control_response\",\"response\":{\"subtype\":\"success\",\"request_id\":\"r\",\"response\":{\"behavior\":\"allow\",\"updatedInput\":{\"a\":1}}}}"},
 	};
 
 	(void)state;

@@ -1,4 +1,4 @@
-/* What host/terminal.h does with bytes: our keys among what is typed, modes in what is
+/* What host/agent/terminal.h does with bytes: our keys among what is typed, modes in what is
  * shown. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "host/terminal.h"
+#include "host/agent/terminal.h"
 
 /* Types it in pieces of that size; what is passed on, with <L>, <?> and <Z> for keys. */
 static const char *
@@ -142,13 +142,10 @@ all_modes_at_once_and_noise_fit(void **state)
 		assert_true(strlen(undone(noise, sizeof(noise), 1 + round)) <
 			    TERMINAL_UNDO_MAX);
 	}
-	strcpy(noise, "\033[?1;9;1000;1001;1002;1003;1004;1005;1006;1015;1016;2004;2026;"
-		      "47;1047h\033[?1049h\033[?7;25l\033=\033[1m");
+	strcpy(noise,
+		"\033[?1;9;1000;1001;1002;1003;1004;1005;1006;1015;1016;2004;2026;47;1047h\033[?1049h\033[?7;25l\033=\033[1m");
 	assert_int_equal(strlen(undone(noise, strlen(noise), 3)),
-		strlen("\033[?1l\033[?7h\033[?25h"
-		       "\033[?9l\033[?1000l\033[?1001l\033[?1002l\033[?1003l\033[?1004l"
-		       "\033[?1005l\033[?1006l\033[?1015l\033[?1016l\033[?2004l"
-		       "\033[?2026l\033[?47l\033[?1047l\033[?1049l\033>\033[m"));
+		strlen("\033[?1l\033[?7h\033[?25h\033[?9l\033[?1000l\033[?1001l\033[?1002l\033[?1003l\033[?1004l\033[?1005l\033[?1006l\033[?1015l\033[?1016l\033[?2004l\033[?2026l\033[?47l\033[?1047l\033[?1049l\033>\033[m"));
 }
 
 int
