@@ -1,11 +1,11 @@
 /*
- * What pando-agent is besides the agent: programs of their own, by its first word or by
- *the name it is called (a link).
+ * The other programs that the pando-agent binary contains. The first word, or the name it is
+ * called by (a link), selects one:
  *
- *	pando-agent rpc …            rpc.h
- *	pando-agent rpc-keeper NAME  supervisor.h; or a link <name>-keeper
- *	pando-agent report …         report.h
- *	pando-agent files …          files_main.h
+ *	pando-agent rpc …            supervisor/rpc.h
+ *	pando-agent rpc-keeper NAME  supervisor/supervisor.h; or a link <name>-keeper
+ *	pando-agent report …         supervisor/report.h
+ *	pando-agent files …          tools/files_main.h
  *	a link <name>-rpc            pando-agent rpc watch <name>
  */
 #ifndef PANDO_GUEST_AGENT_COMMANDS_H

@@ -1,36 +1,41 @@
 /*
- * What a swarm is to do: a TOML file, read into one struct, checked completely before any
- *VM is touched. Every error names file, line, column and the key, and says the mend.
+ * What a swarm is to do: a TOML file, read into one struct, checked completely before any VM
+ * is touched. Every error names file, line, column and the key, and says the mend.
  *
- *	name = "wordfreq"            run name: letters, digits, . _ -; default: the file's
- *name from = "warm"                branch this VM … [machine]                    … or
- *boot one (exactly one of the two) mem_size_mib = 512           all optional; what is
- *absent is the host's default vcpu_count = 1 fs_size_vm_mib = 1024 [rootfs] with
- *[machine] only, likewise [kernel] and [setup] name = "default" [kernel] name = "default"
+ *	name = "wordfreq"            run name: letters, digits, . _ -; default: the file's name
+ *	from = "warm"                branch this VM …
+ *	[machine]                    … or boot one (exactly one of the two)
+ *	mem_size_mib = 512           all optional; what is absent is the host's default
+ *	vcpu_count = 1
+ *	fs_size_vm_mib = 1024
+ *	[rootfs]                     with [machine] only, likewise [kernel] and [setup]
+ *	name = "default"
+ *	[kernel]
+ *	name = "default"
  *	[setup]                      warms the machine before it is branched
  *	files = [{ from = "program", to = "/root/program" }]
- *	command = ["make", "-C", "/root/program"]   an array is argv; a string is for
- * /bin/sh -c time_limit_s = 300
+ *	command = ["make", "-C", "/root/program"]   an array is argv; a string is for /bin/sh -c
+ *	time_limit_s = 300
  *
  *	files = […]                  put into every child before its work, as `cp -r` does
  *	collect = ["/root/out.patch"]   fetched into the output folder
  *	collect_from = "winner"      or "all": from every child that has a score
  *	output = "wordfreq-out"      default: the run's id; relative to the current folder
  *	keep_winner = false          true: the winning VM goes on, named like its child
- *	parallel = 2                 children that work at once; default: CPUs of this
- *host [work]                       defaults for every child command, cwd, user, env,
- *time_limit_s = 600 [score] command = ["./score"]        last line of its standard
- *output: a number; highest wins cwd, user, time_limit_s = 600 failed_work = false true:
- *children whose work failed are scored too
+ *	parallel = 2                 children that work at once; default: CPUs of this host
+ *	[work]                       defaults for every child
+ *	command, cwd, user, env, time_limit_s = 600
+ *	[score]
+ *	command = ["./score"]        last line of its standard output: a number; highest wins
+ *	cwd, user, time_limit_s = 600
+ *	failed_work = false          true: children whose work failed are scored too
  *	[[child]]
  *	name = "o3"                  default: child-<index>
- *	command, cwd, user, env, files, time_limit_s   override or (env, files) add to the
- *above count = 4                    that many, with {index} replaced in name, command and
- *env
+ *	command, cwd, user, env, files, time_limit_s   override or (env, files) add to the above
+ *	count = 4                    that many, with {index} replaced in name, command and env
  *
  * Paths on the host are relative to the spec's folder (but `output`). Limits of one run:
- * SWARM_CHILDREN_MAX children, SWARM_LIST_MAX words, variables, files or paths in one
- *list.
+ * SWARM_CHILDREN_MAX children, SWARM_LIST_MAX words, variables, files or paths in one list.
  */
 #ifndef PANDO_SWARM_SPEC_H
 #define PANDO_SWARM_SPEC_H

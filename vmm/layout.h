@@ -1,13 +1,13 @@
 /*
- * Where things lie in the guest's physical address space and on its I/O ports.
- * vmm/dsdt.asl repeats the numbers that the guest's drivers need.
+ * Where things lie in the guest's physical address space and on its I/O ports. vmm/dsdt.asl repeats
+ * the numbers that the guest's drivers need.
  *
  *   0x00000500  GDT                        0x00020000  command line
- *   0x00007000  zero page                  0x000e0000  RSDP and ACPI tables (e820:
- * reserved) 0x00009000  page tables (6 pages)      0x000ff000  VM generation id
- * (reserved) 0x000ffff0  reset vector (reserved) 0x00100000  kernel; the initrd as high
- * as it may be RAM up to 3 GiB | 0xd0000000 virtio-mmio | 0xfec00000 IOAPIC | 0xfee00000
- * LAPIC | RAM from 4 GiB
+ *   0x00007000  zero page                  0x000e0000  RSDP and ACPI tables (e820: reserved)
+ *   0x00009000  page tables (6 pages)      0x000ff000  VM generation id (reserved)
+ *                                          0x000ffff0  reset vector (reserved)
+ *   0x00100000  kernel; the initrd as high as it may be
+ *   RAM up to 3 GiB | 0xd0000000 virtio-mmio | 0xfec00000 IOAPIC | 0xfee00000 LAPIC | RAM from 4 GiB
  */
 #ifndef PANDO_VMM_LAYOUT_H
 #define PANDO_VMM_LAYOUT_H

@@ -13,30 +13,38 @@
  * Where a request or answer has bytes that are no UTF-8 (argv, env, paths, names),
  * {"b64":"…"} (RFC 4648, padded) stands in place of the string.
  *
- * Requests ("op"):
- *  ping    {}                                          ->
- * {"ok":true,"version":…,"uptime_ms":…,"boot_id":…}; no frames exec
- * {"argv":[…],"env":["NAME=value",…],"cwd":…,"user":…,"timeout_ms":…,
- *           "tty":{"rows":…,"cols":…,"term":…},"stdin":bool,"detach":bool,
- *           "login":bool,"hangup":bool}
- *                                                       -> {"ok":true,"id":"e7"}; frames
- * (none with detach) attach  {"id":"e7","stdout":offset,"stderr":offset,"stdin":bool}
- *                                                       ->
- * {"ok":true,"id":"e7","stdin_bytes":…}; output from those byte offsets on list_execs {}
- * -> {"ok":true,"execs":[…]}; no frames signal  {"id":"e7","signal":15} -> {"ok":true};
- * to the process group put     {"path":…,"user":…}                           ->
- * {"ok":true}; host sends DATA… END; agent ends with END or ERROR get     {"path":…} ->
- * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
- * {"ok":true,"entries":[…]}; no frames
- *  identity handshake   see below -> {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
+ * Requests ("op"), each with the answer to it:
+ *
+ *  ping        {}
+ *              {"ok":true,"version":…,"uptime_ms":…,"boot_id":…}; no frames
+ *  exec        {"argv":[…],"env":["NAME=value",…],"cwd":…,"user":…,"timeout_ms":…,
+ *               "tty":{"rows":…,"cols":…,"term":…},"stdin":bool,"detach":bool,
+ *               "login":bool,"hangup":bool}
+ *              {"ok":true,"id":"e7"}; frames (none with detach)
+ *  attach      {"id":"e7","stdout":offset,"stderr":offset,"stdin":bool}
+ *              {"ok":true,"id":"e7","stdin_bytes":…}; output from those byte offsets on
+ *  list_execs  {}
+ *              {"ok":true,"execs":[…]}; no frames
+ *  signal      {"id":"e7","signal":15}
+ *              {"ok":true}; to the process group
+ *  put         {"path":…,"user":…}
+ *              {"ok":true}; the host sends DATA… END; the agent ends with END or ERROR
+ *  get         {"path":…}
+ *              {"ok":true}; the agent sends DATA… then END or ERROR
+ *  list        {"path":…}
+ *              {"ok":true,"entries":[…]}; no frames
+ *  hello       see "Identity handshake" below
+ *              {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
+ *  dial        {"port":…}
+ *              {"ok":true} when a program of the guest has taken the connection; then
+ *              AGENT_DATA both ways, see below
+ *  stay        {}
+ *              {"ok":true}, and nothing more: the connection lasts until one side goes, and
+ *              so tells the other
+ *
  * put and get carry a POSIX ustar/pax stream (common/wire/tar.h): modes, times, symlinks and
  * names of any bytes are kept. The answers of list and list_execs are one line too, of at
  * most AGENT_ANSWER_MAX bytes.
- *
- *  - dial {"port":…}: {"ok":true} when a program of the guest has taken the connection;
- *    AGENT_DATA both ways, see below.
- *  - stay {}: {"ok":true}, and nothing more: the connection lasts until one side goes,
- * and so tells the other.
  *
  * Execute:
  *  - Output flows in step with the reader (a slow one slows the command, as on a pipe).
@@ -66,27 +74,27 @@
  *  - A connection that the program breaks is AGENT_ERROR, after what it had written; one
  *    that the host breaks is reset in the guest.
  *
- * Identity handshake: who this machine is from now on. Said after every boot, branch, restore and
- * spawn.
+ * Identity handshake: who this machine is from now on. The host sends it after every boot,
+ * branch, restore and spawn.
  *  {"op":"hello","id":12 hex digits,"name":…,"host_name":…,"generation":32 hex digits,
  *   "kind":"new"|"parent","entropy":64 to 128 hex digits,"wall_ns":…,
  *   "env":["NAME=value",…],"labels":{…},"ssh_key":"ssh-ed25519 AAAA…",
  *   "hook_ms":limit of each hook}
- *  - The agent does one step after the other ; AGENT_STEP names each
- *    before it begins, so that the host knows where one hangs. AGENT_ACK is the end:
+ *  - The agent does one step after the other. AGENT_STEP names each step before it begins, so
+ *    that the host knows where one hangs. AGENT_ACK is the end:
  *    {"id","generation","kind","host_key":"ssh-ed25519 AAAA…"|null,"total_us",
  *     "steps":[{"step","us","done":bool}…],"hooks":[{"name","us"}…],
- *     "held_back":["NAME"…]}. AGENT_ERROR: its sentence begins with the step.
- *  - "parent": somebody was forked from this machine, which stays who it is: only random,
- *    clock and identity are done; no env is given.
- *  - The same generation again, while it is done or afterwards, is answered with what was
- * or is being done; nothing is done twice. One that this machine has left behind is
- * ESTALE. Another one, while an earlier identity handshake is under way, ends that: it was said to
- * whoever this machine was forked from.
- *  - ssh_key: who has it may come in over SSH as anybody; replaces the one of the identity handshake
- * before, and without one nobody may.
- *  - From its hello's begin to its end no command is started (EINPROGRESS), and nobody
- * comes in over SSH.
+ *     "held_back":["NAME"…]}. The sentence of an AGENT_ERROR begins with the step.
+ *  - "parent": somebody was forked from this machine, which stays who it is. Only the steps
+ *    random, clock and identity are done; no env is given.
+ *  - The same generation again, during the handshake or after it, gets the same answer;
+ *    nothing is done twice. A generation that this machine has left behind is ESTALE. Another
+ *    generation ends an earlier handshake that is under way: that one was meant for the
+ *    machine this one was forked from.
+ *  - ssh_key: its owner may log in over SSH as any user. It replaces the key of the handshake
+ *    before; without one nobody may.
+ *  - From the beginning of a handshake to its end no command is started (EINPROGRESS), and
+ *    nobody can log in over SSH.
  *  - A connection that breaks does not end it.
  */
 #ifndef PANDO_COMMON_WIRE_AGENT_WIRE_H

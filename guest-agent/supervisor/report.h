@@ -1,12 +1,12 @@
 /*
- * Reports: what a coding agent, or whatever works in the machine, says of its work.
+ * Reports: what a coding agent, or any other program in the machine, says of its work.
  *
  *	pando-agent report [--status done|failed|blocked] [--score X] [--message TEXT]
  *	                   [--file PATH]… [--json TEXT|@FILE]
  *
- * Each is a file in /var/lib/pando/reports, synced before the call returns, and stays
- *there until the host has taken it (report --ack). Files of a report stay where they are;
- *the host fetches them when somebody asks for them.
+ * Each report is a file in /var/lib/pando/reports, synced before the call returns. It stays
+ * there until the host has taken it (report --ack). The files that a report names stay where
+ * they are; the host fetches them on request.
  */
 #ifndef PANDO_GUEST_AGENT_SUPERVISOR_REPORT_H
 #define PANDO_GUEST_AGENT_SUPERVISOR_REPORT_H

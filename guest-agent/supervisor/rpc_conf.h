@@ -1,5 +1,5 @@
 /*
- * /etc/pando/rpc.d/<name>.conf: a coding agent that a supervisor keeps. TOML.
+ * /etc/pando/rpc.d/<name>.conf: a coding agent that a supervisor runs. TOML.
  *
  *	command = ["pi", "--mode", "rpc"]   # or one string, for /bin/sh -c
  *	protocol = "pi"                     # pi, claude or raw (the default)

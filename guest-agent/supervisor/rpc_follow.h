@@ -1,12 +1,14 @@
 /*
  * Following what a coding agent writes, from a byte offset on.
  *
- * Framed, for the host: each piece is a line of text, and for L that many bytes behind
- *it. L <number> <offset> <len> <flags> <time_ms> <vm|-> <generation|->   then len bytes
+ * Framed, for the host: each piece is a line of text, and after an L that many bytes.
+ *
+ *	L <number> <offset> <len> <flags> <time_ms> <vm|-> <generation|->   then len bytes
  *	G <offset> <next>       bytes that are not kept any more
  *	D <next> <0|1> <word|-> the end of a prompt, and whether it went well
- *	E <next> <0|1>          nothing more came in the time given; whether a prompt is
- *worked on <next> is where to go on. Plain: the lines themselves.
+ *	E <next> <0|1>          nothing more came in the time given; whether a prompt is worked on
+ *
+ * <next> is where to go on. Plain: the lines themselves.
  */
 #ifndef PANDO_GUEST_AGENT_SUPERVISOR_RPC_FOLLOW_H
 #define PANDO_GUEST_AGENT_SUPERVISOR_RPC_FOLLOW_H

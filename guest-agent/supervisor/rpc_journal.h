@@ -1,17 +1,18 @@
 /*
- * A journal: a stream of lines in one file, each at the byte offset that it will always
- * have, with an index beside it.
+ * A journal: a stream of lines in one file, each at a byte offset that never changes, with an
+ * index beside it.
  *
- *	<name>         the bytes as they were written. What is too old is no longer there:
- *its place is a hole, which takes no disk, and offsets stay true. <name>.index   a header
- *of 32 bytes, then 32 bytes a line (struct journal_record); line n (from 0, for ever) is
- *at 32 * (n + 1). epochs         lines of EPOCH_BYTES: which VM and generation the
- *machine was. Shared by the journals of a folder.
+ *	<name>         the bytes as they were written. In the place of old bytes there is a
+ *	               hole, which takes no disk, and offsets stay true.
+ *	<name>.index   a header of 32 bytes, then 32 bytes a line (struct journal_record);
+ *	               line n, from 0, is at 32 * (n + 1)
+ *	epochs         lines of EPOCH_BYTES: which VM and generation the machine was. Shared
+ *	               by the journals of a folder.
  *
- * One writer, any number of readers, in any processes; nobody waits for anybody. The
- *writer takes bytes from a pipe by splice(2): the kernel moves them, so that a writer
- *that is killed loses none. A line is in the index when all of it is in the file. The
- *next writer finds what the last one had not indexed.
+ * One writer, any number of readers, in any processes; nobody waits for anybody. The writer
+ * takes bytes from a pipe by splice(2): the kernel moves them, so a writer that is killed
+ * loses none. A line is in the index when all of it is in the file. The next writer finds
+ * what the last one had not indexed.
  */
 #ifndef PANDO_GUEST_AGENT_SUPERVISOR_RPC_JOURNAL_H
 #define PANDO_GUEST_AGENT_SUPERVISOR_RPC_JOURNAL_H

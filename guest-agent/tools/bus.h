@@ -35,9 +35,9 @@ int bus_unit(struct bus *b, const char *verb, const char *unit, unsigned limit_m
  *
  *	{"system": "running"…,               systemd's word for all of it
  *	 "failed": [{"unit", "why"}…],
- *	 "not_active": [{"unit", "why"}…],   enabled, wanted by what is active, and not
- *active "paths": [{"unit", "service", "state"}…]} path units that wait, whose service is
- *active, and what that does ("exited", "running")
+ *	 "not_active": [{"unit", "why"}…],   enabled, wanted by what is active, not active
+ *	 "paths": [{"unit", "service", "state"}…]}  path units that wait while their service
+ *	                                     is active, and its state ("exited", "running")
  *
  * At most BUS_LOOK_MAX of each.
  */

@@ -2,8 +2,8 @@
  * Options from a table (struct opt in verb.h). GNU conventions: -n X, -nX, -n=X is an X
  * of "=X", -abc for switches, --name X, --name=X, unambiguous prefixes are *not* accepted
  * (scripts outlive tables), "--" ends the options. Options and words may be mixed; a verb
- * whose words are a command stops calling opt_next() when it has seen enough and takes
- *the rest from `at`.
+ * whose words are a command stops calling opt_next() when it has seen enough and takes the
+ * rest from `at`.
  *
  *	struct opt_scan s = opt_scan(&verb_x, argc, argv);
  *	while ((key = opt_next(&s, &e)) != OPT_END)

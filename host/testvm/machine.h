@@ -1,26 +1,25 @@
 /*
- * The test machine: a Debian in QEMU, emulated, whose own /dev/kvm boots Linux. For hosts
- *whose KVM does not.
+ * The test machine: a Debian in QEMU, emulated, whose own /dev/kvm boots Linux. For hosts whose
+ * KVM does not.
  *
- * There is one a user. It lives in PANDO_MACHINE_HOME (default
- *$XDG_DATA_HOME/pando/machine, mode 0700), which does not depend on PANDO_HOME:
+ * There is one a user. It lives in PANDO_MACHINE_HOME (default $XDG_DATA_HOME/pando/machine, mode
+ * 0700), which does not depend on PANDO_HOME:
  *
  *	lock              flock'd while somebody starts, stops or deletes it
  *	kernel, initrd    copies: it starts without the image that it was made from
  *	disk.raw          its disk; what is in it stays until the machine is deleted
- *	image, image.json the folder name of the image it was made from, and its
- *description host_key[.pub]    what its sshd shows; nothing else is accepted
+ *	image, image.json the folder name of the image it was made from, and its description
+ *	host_key[.pub]    what its sshd shows; nothing else is accepted
  *	client_key[.pub]  what its sshd accepts
  *	running.json      process, its start time, port: while one runs
  *	copied/           what of the host's folders is in the machine (machine_copy.h)
- *	transfer/         archives on their way into it: the one folder that it sees,
- *read-only console.log, qemu.log
+ *	transfer/         archives on their way into it: the one folder that it sees, read-only
+ *	console.log, qemu.log
  *
- * QEMU runs with the user's rights, in a session of its own, and outlives us; it listens
- *on one port of 127.0.0.1, which leads to the machine's sshd. The machine reaches no
- *network, and no folder of the host but that one: what it should have is copied in. A
- *QEMU is known by its number and start time together and signalled through a pidfd: a
- *process that was given an old number is never touched.
+ * QEMU runs with the user's rights, in a session of its own, and outlives us; it listens on one port
+ * of 127.0.0.1, which leads to the machine's sshd. The machine reaches no network, and no folder
+ * of the host but that one: what it should have is copied in. A QEMU is known by its number and start time
+ * together and signalled through a pidfd: a process that was given an old number is never touched.
  */
 #ifndef PANDO_HOST_TESTVM_MACHINE_H
 #define PANDO_HOST_TESTVM_MACHINE_H
