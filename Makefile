@@ -30,6 +30,7 @@ PKG_CFLAGS = $(if $(PKGS),$(shell pkg-config --cflags $(PKGS)))
 #   LIBRARIES  += x    x_SRCS                              -> $(B)/obj/libx.a
 #   PROGRAMS   += x    x_SRCS x_LIBS x_PKGS x_LDLIBS x_DIR -> $(B)/$(x_DIR)/x  (x_DIR: bin by default)
 #   UNIT_TESTS += x    likewise, x_WRAP = functions for --wrap   -> $(B)/tests/x, run by check-unit
+#   UNIT_SCRIPTS += x  a script that prints TAP; the module's own rule makes $(B)/tests/x
 #   KVM_TESTS  += x    likewise                            -> run by check-kvm
 #   SYSTEM_PROGRAMS += x   likewise                        -> driven by scripts of check-system
 #   FUZZERS    += x    x_SRCS x_CORPUS (a folder)          -> $(B)/fuzz/x (clang, libFuzzer)
@@ -38,6 +39,7 @@ PKG_CFLAGS = $(if $(PKGS),$(shell pkg-config --cflags $(PKGS)))
 LIBRARIES :=
 PROGRAMS :=
 UNIT_TESTS :=
+UNIT_SCRIPTS :=
 KVM_TESTS :=
 SYSTEM_PROGRAMS :=
 FUZZERS :=

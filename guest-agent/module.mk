@@ -1,4 +1,4 @@
-# guest-agent: pando-agent, and the host's side of its protocol.
+# guest-agent: pando-agent and pando-units.
 agent_rpc_parts_SRCS := guest-agent/supervisor/rpc_conf.c guest-agent/supervisor/rpc_proto.c guest-agent/supervisor/rpc_journal.c guest-agent/supervisor/rpc_place.c \
 	guest-agent/supervisor/rpc_spool.c
 agent_rpc_SRCS := $(agent_rpc_parts_SRCS) guest-agent/commands.c guest-agent/tools/doctor.c guest-agent/supervisor/report.c guest-agent/supervisor/rpc.c \
@@ -11,42 +11,32 @@ pando-agent_SRCS := guest-agent/main.c guest-agent/server/conn.c guest-agent/ser
 	guest-agent/server/exec.c guest-agent/server/files.c \
 	guest-agent/system/loop.c guest-agent/system/reap.c guest-agent/server/request.c guest-agent/system/ring.c \
 	guest-agent/system/spawn.c guest-agent/system/userdb.c guest-agent/identity/apply.c guest-agent/identity/identity_request.c \
-	guest-agent/system/helper.c guest-agent/identity/identity.c guest-agent/system/machine.c common/wire/openssh_key.c \
+	guest-agent/system/helper.c guest-agent/identity/identity.c guest-agent/system/machine.c \
 	guest-agent/identity/units.c guest-agent/supervisor/restart.c guest-agent/identity/watch.c guest-agent/server/peer.c guest-agent/system/tty.c guest-agent/server/dial.c
 pando-agent_SRCS += $(agent_rpc_SRCS)
 pando-agent_SRCS += guest-agent/identity/hostkey.c guest-agent/server/sshd.c
-pando-agent_LIBS := agentwire common
-# libsodium is called only in sshkey.c, which pandod links too.
+pando-agent_LIBS := wire common
+# For openssh_key.c.
 pando-agent_LDLIBS := -lsodium
 # Static: one file for guests of any suite, and only the pages of libc that it uses. The sanitizers cannot have it.
 pando-agent_LDFLAGS := $(if $(SAN),,-static)
 
-# What both ends share.
-LIBRARIES += agentwire
-agentwire_SRCS := common/wire/agent_frame.c common/wire/json_bytes.c common/wire/tar_pack.c common/wire/tar_unpack.c \
-	common/wire/json_line.c
-
-LIBRARIES += agentclient
-agentclient_SRCS := host/agent/agent_client.c host/agent/agent_copy.c host/agent/agent_exec.c host/agent/agent_handshake.c \
-	host/agent/agent_terminal.c host/agent/agent_dial.c host/agent/terminal.c host/agent/terminal_text.c \
-	host/agent/agent_rpc.c host/agent/agent_report.c
-
 # Runs the agent that was built beside it.
 UNIT_TESTS += test_agent
 test_agent_SRCS := tests/unit/test_agent.c tests/unit/agent_help.c
-test_agent_LIBS := agentclient agentwire common
+test_agent_LIBS := agentclient wire common
 test_agent_PKGS := cmocka
 $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_agent_parts
 test_agent_parts_SRCS := tests/unit/test_agent_parts.c guest-agent/system/reap.c guest-agent/server/request.c \
 	guest-agent/system/ring.c guest-agent/system/userdb.c guest-agent/identity/identity_request.c guest-agent/system/machine.c guest-agent/server/peer.c
-test_agent_parts_LIBS := agentwire common
+test_agent_parts_LIBS := wire common
 test_agent_parts_PKGS := cmocka
 
 UNIT_TESTS += test_agent_tar
 test_agent_tar_SRCS := tests/unit/test_agent_tar.c
-test_agent_tar_LIBS := agentwire common
+test_agent_tar_LIBS := wire common
 test_agent_tar_PKGS := cmocka
 
 agent_fuzz_SRCS := common/wire/agent_frame.c common/wire/json_bytes.c common/wire/tar_pack.c common/wire/tar_unpack.c \
@@ -56,7 +46,7 @@ fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/server/re
 	guest-agent/identity/identity_request.c $(agent_fuzz_SRCS)
 fuzz_agent_request_CORPUS := tests/fuzz/corpus/agent_request
 fuzz_agent_frames_guest_SRCS := tests/fuzz/fuzz_agent_frames_guest.c \
-	$(filter-out guest-agent/main.c $(agent_rpc_SRCS),$(pando-agent_SRCS)) $(agent_fuzz_SRCS)
+	$(filter-out guest-agent/main.c $(agent_rpc_SRCS),$(pando-agent_SRCS)) $(agent_fuzz_SRCS) common/wire/openssh_key.c
 fuzz_agent_frames_guest_LDLIBS := -lsodium
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent/agent_client.c $(agent_fuzz_SRCS)
@@ -65,13 +55,13 @@ fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
 # The real agent, below a folder, and the host's side of a hello.
 UNIT_TESTS += test_agent_handshake
 test_agent_handshake_SRCS := tests/unit/test_agent_handshake.c tests/unit/agent_help.c
-test_agent_handshake_LIBS := agentclient agentwire common
+test_agent_handshake_LIBS := agentclient wire common
 test_agent_handshake_PKGS := cmocka libssh
 $(B)/tests/test_agent_handshake: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_env
 test_env_SRCS := tests/unit/test_env.c guest-agent/system/userdb.c guest-agent/system/machine.c
-test_env_LIBS := common
+test_env_LIBS := wire common
 test_env_PKGS := cmocka
 
 FUZZERS += fuzz_agent_handshake fuzz_env
@@ -88,25 +78,25 @@ fuzz_ssh_key_CORPUS := tests/fuzz/corpus/ssh_key
 # Units, for the agent; libsystemd is called only in bus.c and common/systemd.c.
 PROGRAMS += pando-units
 pando-units_DIR := libexec/pando
-pando-units_SRCS := guest-agent/tools/units_main.c guest-agent/tools/bus.c common/systemd.c
-pando-units_LIBS := common
+pando-units_SRCS := guest-agent/tools/units_main.c guest-agent/tools/bus.c
+pando-units_LIBS := systemdjobs common
 pando-units_PKGS := libsystemd
 
 UNIT_TESTS += test_agent_bus
-test_agent_bus_SRCS := tests/unit/test_agent_bus.c tests/unit/bus_help.c guest-agent/tools/bus.c common/systemd.c
-test_agent_bus_LIBS := common
+test_agent_bus_SRCS := tests/unit/test_agent_bus.c tests/unit/bus_help.c guest-agent/tools/bus.c
+test_agent_bus_LIBS := systemdjobs common
 test_agent_bus_PKGS := cmocka libsystemd
 # Coding agents and their keeper: runs the agent that was built beside it.
 UNIT_TESTS += test_rpc
 test_rpc_SRCS := tests/unit/test_rpc.c tests/unit/agent_help.c $(agent_rpc_parts_SRCS)
-test_rpc_LIBS := agentclient agentwire common
+test_rpc_LIBS := agentclient wire common
 test_rpc_PKGS := cmocka
 $(B)/tests/test_rpc: | $(B)/libexec/pando/pando-agent
 
 # The same from the host's side.
 UNIT_TESTS += test_agent_rpc
 test_agent_rpc_SRCS := tests/unit/test_agent_rpc.c tests/unit/agent_help.c
-test_agent_rpc_LIBS := agentclient agentwire common
+test_agent_rpc_LIBS := agentclient wire common
 test_agent_rpc_PKGS := cmocka
 $(B)/tests/test_agent_rpc: | $(B)/libexec/pando/pando-agent
 
@@ -116,12 +106,12 @@ fuzz_rpc_conf_SRCS := tests/fuzz/fuzz_rpc_conf.c guest-agent/supervisor/rpc_conf
 fuzz_rpc_conf_CORPUS := tests/fuzz/corpus/rpc_conf
 fuzz_rpc_journal_SRCS := tests/fuzz/fuzz_rpc_journal.c guest-agent/supervisor/rpc_journal.c common/err.c common/io.c common/text.c
 fuzz_rpc_journal_CORPUS := tests/fuzz/corpus/rpc_journal
-fuzz_rpc_line_SRCS := tests/fuzz/fuzz_rpc_line.c guest-agent/supervisor/rpc_proto.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
+fuzz_rpc_line_SRCS = tests/fuzz/fuzz_rpc_line.c guest-agent/supervisor/rpc_proto.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
 fuzz_rpc_line_CORPUS := tests/fuzz/corpus/rpc_line
-fuzz_rpc_frames_SRCS := tests/fuzz/fuzz_rpc_frames.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
+fuzz_rpc_frames_SRCS = tests/fuzz/fuzz_rpc_frames.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
 fuzz_rpc_frames_CORPUS := tests/fuzz/corpus/rpc_frames
 
 UNIT_TESTS += test_rpc_parts
 test_rpc_parts_SRCS := tests/unit/test_rpc_parts.c $(agent_rpc_parts_SRCS)
-test_rpc_parts_LIBS := agentwire common
+test_rpc_parts_LIBS := wire common
 test_rpc_parts_PKGS := cmocka

@@ -5,11 +5,11 @@ swarm_PKGS := libsodium
 
 UNIT_TESTS += test_swarm_spec test_swarm_run
 test_swarm_spec_SRCS := tests/unit/test_swarm_spec.c
-test_swarm_spec_LIBS := swarm common
+test_swarm_spec_LIBS := swarm wire common
 test_swarm_spec_PKGS := cmocka libsodium
 test_swarm_spec_LDLIBS := -lm
 test_swarm_run_SRCS := tests/unit/test_swarm_run.c
-test_swarm_run_LIBS := swarm common
+test_swarm_run_LIBS := swarm wire common
 test_swarm_run_PKGS := cmocka libsodium
 test_swarm_run_LDLIBS := -lm
 

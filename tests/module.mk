@@ -7,7 +7,13 @@ test_io_SRCS := tests/unit/test_io.c
 test_json_SRCS := tests/unit/test_json.c
 test_log_SRCS := tests/unit/test_log.c
 test_toml_SRCS := tests/unit/test_toml.c
-$(foreach t,test_err test_io test_json test_log test_toml,$(eval $(t)_LIBS := common)$(eval $(t)_PKGS := cmocka))
+$(foreach t,test_err test_io test_json test_log test_toml,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
+
+# A script: what folders include from each other.
+UNIT_SCRIPTS += test_rooms
+$(B)/tests/test_rooms: tests/unit/test_rooms.py
+	@mkdir -p $(@D)
+	install -m 0755 $< $@
 
 FUZZERS += fuzz_json fuzz_toml
 fuzz_json_SRCS := tests/fuzz/fuzz_json.c common/json.c common/err.c
@@ -18,11 +24,11 @@ fuzz_toml_CORPUS := tests/fuzz/corpus/toml
 # Lists are complete only when every module.mk has been read, so they are expanded in recipes and by
 # secondary expansion.
 FUZZ_SECONDS ?= 10
-RUN_TESTS = ONLY='$(ONLY)' VERBOSE='$(VERBOSE)' B='$(B)' UNIT_TESTS='$(UNIT_TESTS)' KVM_TESTS='$(KVM_TESTS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
+RUN_TESTS = ONLY='$(ONLY)' VERBOSE='$(VERBOSE)' B='$(B)' UNIT_TESTS='$(UNIT_TESTS) $(UNIT_SCRIPTS)' KVM_TESTS='$(KVM_TESTS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
 	FUZZERS='$(foreach f,$(FUZZERS),$(f):$($(f)_CORPUS))' tests/run
 
 .SECONDEXPANSION:
-check-unit: $$(addprefix $(B)/tests/,$$(UNIT_TESTS))
+check-unit: $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(UNIT_SCRIPTS))
 	$(RUN_TESTS) unit
 check-kvm: all $$(addprefix $(B)/tests/,$$(KVM_TESTS))
 	$(RUN_TESTS) kvm
@@ -30,7 +36,7 @@ check-fuzz: $$(addprefix $(B)/fuzz/,$$(FUZZERS))
 	$(RUN_TESTS) fuzz
 check-system: all $$(addprefix $(B)/tests/,$$(SYSTEM_PROGRAMS))
 	$(RUN_TESTS) system
-check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/tests/,$$(KVM_TESTS)) $$(addprefix $(B)/fuzz/,$$(FUZZERS))
+check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(UNIT_SCRIPTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/tests/,$$(KVM_TESTS)) $$(addprefix $(B)/fuzz/,$$(FUZZERS))
 	$(RUN_TESTS) unit kvm fuzz system
 
 # One after the other: a benchmark beside another measures the other.
@@ -43,7 +49,7 @@ bench: all $$(addprefix $(B)/bench/,$$(BENCHES))
 
 # All test programs, not run.
 .PHONY: tests
-tests: $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(KVM_TESTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/bench/,$$(BENCHES)) \
+tests: $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(UNIT_SCRIPTS) $$(KVM_TESTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/bench/,$$(BENCHES)) \
 	$$(addprefix $(B)/fuzz/,$$(FUZZERS))
 
 # The layout of an installation is the layout of the build folder: bin, libexec/pando, share/pando.
@@ -73,7 +79,7 @@ test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
-$(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk common)$(eval $(t)_PKGS := cmocka))
+$(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
@@ -81,7 +87,7 @@ $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 SYSTEM_PROGRAMS += tree_model
 tree_model_SRCS := tests/system/model/model.c tests/system/model/model_look.c tests/system/model/model_pandod.c \
 	tests/system/model/model_steps.c tests/system/model/model_crash.c
-tree_model_LIBS := pandoclient pandohost common
+tree_model_LIBS := pandoclient wire common
 tree_model_PKGS := libcurl
 $(B)/tests/tree_model: | $(TINY)
 
@@ -93,16 +99,16 @@ bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/sample.c tests/kvm/console_line.c
-$(1)_LIBS := pandodcore agentclient agentwire pandohost vmmcore vmmdev vmmdisk store common
+$(1)_LIBS := pandodcore agentclient vmmcore vmmdev vmmdisk store systemdjobs wire common
 $(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
 BENCHES += bench_store bench_handshake
 bench_store_SRCS := tests/bench/bench_store.c
-bench_store_LIBS := store common
+bench_store_LIBS := store wire common
 bench_store_PKGS := libsodium libzstd
 bench_handshake_SRCS := tests/bench/bench_handshake.c tests/bench/sample.c
-bench_handshake_LIBS := agentclient agentwire common
+bench_handshake_LIBS := agentclient wire common
 bench_handshake_PKGS := libsodium
 $(B)/bench/bench_handshake: | $(B)/libexec/pando/pando-agent

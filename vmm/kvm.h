@@ -21,18 +21,12 @@
 #include <linux/kvm.h>
 
 #include "common/err.h"
+#include "common/wire/cpu_features.h"
 
 #define KVM_MSRS_MAX 320    /* of one vCPU, saved at a fork */
-#define KVM_CPUID_MAX 128   /* entries */
 #define KVM_XSAVE_MAX 16384 /* bytes; AVX-512 needs 2.7 KiB, AMX 11 KiB */
 
 /* The kernel's structs end in flexible arrays; these are the same with room in them. */
-struct kvm_cpuid_table { /* struct kvm_cpuid2 */
-	uint32_t n;
-	uint32_t pad;
-	struct kvm_cpuid_entry2 entries[KVM_CPUID_MAX];
-};
-
 struct kvm_msr_table { /* struct kvm_msrs */
 	uint32_t n;
 	uint32_t pad;

@@ -4,19 +4,15 @@
 LIBRARIES += vmmdisk
 vmmdisk_SRCS := vmm/blockmap.c
 
-# What a state says of its CPUs, likewise.
-LIBRARIES += vmmstate
-vmmstate_SRCS := common/wire/blob.c common/wire/cpu_features.c
-
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
-vmmdev_SRCS := common/wire/blob.c vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
+vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
 
 DEVICE_TESTS := test_virtqueue test_blk test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
 define device_test
 $(1)_SRCS := tests/unit/$(1).c tests/unit/fake_driver.c vmm/memory.c
-$(1)_LIBS := vmmdev vmmdisk common
+$(1)_LIBS := vmmdev vmmdisk wire common
 $(1)_PKGS := cmocka
 endef
 $(foreach t,$(DEVICE_TESTS),$(eval $(call device_test,$(t))))
@@ -24,14 +20,13 @@ test_vsock_WRAP := io_now_ns
 
 # The machine itself.
 LIBRARIES += vmmcore
-vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c common/wire/console_ring.c \
-	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/mappings.c vmm/steps.c vmm/fork.c common/wire/cpu_features.c \
+vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/mappings.c vmm/steps.c vmm/fork.c \
 	vmm/snapshot.c vmm/restore.c vmm/control.c vmm/seal.c vmm/probe.c
 vmmcore_PKGS := libseccomp
 
 PROGRAMS += pando-vmm
 pando-vmm_SRCS := vmm/main.c
-pando-vmm_LIBS := vmmcore vmmdev vmmdisk common
+pando-vmm_LIBS := vmmcore vmmdev vmmdisk wire common
 pando-vmm_PKGS := libseccomp
 pando-vmm_DIR := libexec/pando
 # Every mapping that a fork copies costs it time, and again for each ancestor: one file instead of four.
@@ -42,7 +37,7 @@ $(B)/gen/vmm/dsdt.hex: vmm/dsdt.asl
 	iasl -tc -p $(@:.hex=) $< >$(@:.hex=.log) || { cat $(@:.hex=.log); exit 1; }
 $(B)/obj/vmm/acpi.o: $(B)/gen/vmm/dsdt.hex
 
-FUZZED_DEVICES := tests/unit/fake_driver.c $(vmmdev_SRCS) $(vmmdisk_SRCS) vmm/memory.c common/err.c common/io.c common/log.c
+FUZZED_DEVICES := tests/unit/fake_driver.c $(vmmdev_SRCS) $(vmmdisk_SRCS) common/wire/blob.c vmm/memory.c common/err.c common/io.c common/log.c
 FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk
@@ -51,7 +46,7 @@ MACHINE_TESTS := test_memory test_mappings test_ioapic test_console test_boot
 UNIT_TESTS += $(MACHINE_TESTS)
 define machine_test
 $(1)_SRCS := tests/unit/$(1).c
-$(1)_LIBS := vmmcore vmmdev vmmdisk common
+$(1)_LIBS := vmmcore vmmdev vmmdisk wire common
 $(1)_PKGS := cmocka libseccomp
 endef
 $(foreach t,$(MACHINE_TESTS),$(eval $(call machine_test,$(t))))
@@ -63,7 +58,7 @@ fuzz_vsock_CORPUS := tests/fuzz/corpus/vsock
 
 UNIT_TESTS += test_snapshot
 test_snapshot_SRCS := tests/unit/test_snapshot.c tests/unit/snapshot_vm.c
-test_snapshot_LIBS := vmmcore vmmdev vmmdisk common
+test_snapshot_LIBS := vmmcore vmmdev vmmdisk wire common
 test_snapshot_PKGS := cmocka libseccomp
 
 FUZZERS += fuzz_snapshot

@@ -5,7 +5,16 @@
 #ifndef PANDO_COMMON_WIRE_CPU_FEATURES_H
 #define PANDO_COMMON_WIRE_CPU_FEATURES_H
 
-#include "vmm/kvm.h"
+#include <linux/kvm.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KVM_CPUID_MAX 128   /* entries */
+struct kvm_cpuid_table { /* struct kvm_cpuid2 */
+	uint32_t n;
+	uint32_t pad;
+	struct kvm_cpuid_entry2 entries[KVM_CPUID_MAX];
+};
 
 /* How many features `wanted` has that `there` lacks; dst becomes their names, separated
  * by ", ", with "…" at the end where not all fit in cap bytes. Both tables are of vCPUs

@@ -12,7 +12,6 @@
 #include "common/log.h"
 #include "guest-agent/identity/identity.h"
 #include "guest-agent/identity/units.h"
-#include "guest-agent/server/conn.h"
 #include "guest-agent/supervisor/restart.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
@@ -56,7 +55,8 @@ static struct {
 	bool runs, acknowledged;
 	bool announced; /* the step at `at` was named to the host */
 	struct becoming b;
-	struct conn *listener; /* weak; NULL: the host has hung up */
+	const struct apply_listener *listener; /* weak; NULL: the host has hung up */
+	void *listener_ctx;		       /* weak */
 	struct deferred deferred;
 	unsigned at;
 	uint64_t began_ns, step_began_ns;
@@ -107,14 +107,13 @@ static void
 fail(const struct err *why)
 {
 	struct err e = {0};
-	struct conn *c = me.listener;
+	const struct apply_listener *l = TAKE_PTR(me.listener);
 
 	err_set(&e, why->code, "%s: %.400s", steps[me.at].name, why->msg);
 	log_err("hello as %s: %s", me.b.handshake.id, e.msg);
 	over();
-	me.listener = NULL;
-	if (c)
-		conn_handshake_failed(c, &e);
+	if (l)
+		l->failed(me.listener_ctx, &e);
 }
 
 static void
@@ -170,7 +169,7 @@ acknowledge(void)
 	me.ack = o.buf;
 	over();
 	if (me.listener)
-		conn_handshake_done(TAKE_PTR(me.listener), me.ack);
+		TAKE_PTR(me.listener)->done(me.listener_ctx, me.ack);
 }
 
 /* r: as a step returns it. */
@@ -216,7 +215,7 @@ go_on(struct deferred *c)
 	if (!me.announced) {
 		me.announced = true;
 		if (me.listener)
-			conn_handshake_step(me.listener, steps[me.at].name);
+			me.listener->step(me.listener_ctx, steps[me.at].name);
 		deferred_queue(c);
 		return;
 	}
@@ -227,14 +226,15 @@ go_on(struct deferred *c)
 }
 
 int
-apply_begin(struct handshake *h, struct conn *c, struct err *e)
+apply_begin(struct handshake *h, const struct apply_listener *listener, void *ctx,
+	struct err *e)
 {
 	struct err superseded = {-EBUSY, "another hello was said to this machine"};
 	struct identity old;
 
 	if (!me.runs && me.ack && !strcmp(me.ack_generation, h->generation) &&
 		!strcmp(now.id, h->id)) {
-		conn_handshake_done(c, me.ack);
+		listener->done(ctx, me.ack);
 		handshake_done(h);
 		return 0;
 	}
@@ -245,13 +245,14 @@ apply_begin(struct handshake *h, struct conn *c, struct err *e)
 				h->generation, now.generation);
 	if (h->parent && now.id[0] && strcmp(now.id, h->id))
 		return err_set(e, -ESTALE, "this machine is %s, not %s", now.id, h->id);
-	if (me.listener && me.listener != c)
-		conn_handshake_failed(TAKE_PTR(me.listener), &superseded);
-	me.listener = c;
+	if (me.listener && me.listener_ctx != ctx)
+		TAKE_PTR(me.listener)->failed(me.listener_ctx, &superseded);
+	me.listener = listener;
+	me.listener_ctx = ctx;
 	if (me.runs && !strcmp(me.b.handshake.generation, h->generation) &&
 		!strcmp(me.b.handshake.id, h->id)) {
 		if (me.at < STEPS)
-			conn_handshake_step(c, steps[me.at].name);
+			listener->step(ctx, steps[me.at].name);
 		handshake_done(h);
 		return 0;
 	}
@@ -270,9 +271,9 @@ apply_begin(struct handshake *h, struct conn *c, struct err *e)
 }
 
 void
-apply_leave(struct conn *c)
+apply_leave(const void *ctx)
 {
-	if (me.listener == c)
+	if (me.listener_ctx == ctx)
 		me.listener = NULL;
 }
 

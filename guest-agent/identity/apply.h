@@ -8,21 +8,28 @@
 
 #include <stdbool.h>
 
+#include "common/err.h"
 #include "guest-agent/identity/identity_request.h"
 
 #define HOOKS_FOLDER "/etc/pando/fork.d"
 #define HOOKS_MAX 64
 
-struct conn;
-
 /* Who this machine is, as an agent before this one noted it. Once, at the start. */
 void apply_init(void);
-/* Takes *h over on success. c (whoever listened before is told -EBUSY) hears of each step
- * and of the end: conn_handshake_*(). -ESTALE: the generation is one that this machine has
- * left behind, or the identity handshake is for somebody else. */
-int apply_begin(struct handshake *h, struct conn *c, struct err *e);
-/* c is no more; the identity handshake goes on. */
-void apply_leave(struct conn *c);
+/* Hears of a handshake's course: a step begins; the end, with the acknowledgement's JSON, or
+ * with the reason why there is none. Nothing is said after the end. */
+struct apply_listener {
+	void (*step)(void *ctx, const char *name);
+	void (*done)(void *ctx, const char *json);
+	void (*failed)(void *ctx, const struct err *why);
+};
+/* Takes *h over on success. The listener (both pointers weak) takes the place of an earlier
+ * one, which is told -EBUSY. -ESTALE: the generation is one that this machine has left
+ * behind, or the handshake is for another machine. */
+int apply_begin(struct handshake *h, const struct apply_listener *listener, void *ctx,
+	struct err *e);
+/* The listener with that ctx is no more; the handshake goes on. */
+void apply_leave(const void *ctx);
 /* No command is started now. */
 bool apply_runs(void);
 

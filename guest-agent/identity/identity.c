@@ -9,7 +9,6 @@
 #include "common/cleanup.h"
 #include "common/json.h"
 #include "common/text.h"
-#include "guest-agent/server/sshd.h"
 #include "guest-agent/system/machine.h"
 
 #define BOOT_ID_FILE "/run/pando/boot_id"
@@ -229,6 +228,22 @@ identity_environment_is_ours(void)
 	       now.st_ctim.tv_nsec == w->st_ctim.tv_nsec;
 }
 
+/* The one key of the host that may log in as any user. Empty: none may, any more. */
+static int
+authorize(const char *public_key, struct err *e)
+{
+	char line[OPENSSH_KEY_PUBLIC_MAX + 16];
+	int r;
+
+	if (!*public_key) {
+		r = machine_remove(IDENTITY_AUTHORIZED_KEYS, e);
+		return r < 0 ? r : 0;
+	}
+	snprintf(line, sizeof(line), "%s pando\n", public_key);
+	/* sshd reads it as the user who comes in. */
+	return machine_write(IDENTITY_AUTHORIZED_KEYS, line, strlen(line), 0644, e);
+}
+
 int
 identity_ssh_keys(struct becoming *b, struct err *e)
 {
@@ -238,7 +253,7 @@ identity_ssh_keys(struct becoming *b, struct err *e)
 	snprintf(comment, sizeof(comment), "root@%s", b->handshake.host_name);
 	r = openssh_key_install(comment, b->same, b->host_key, e);
 	if (!r)
-		r = sshd_authorize(b->handshake.ssh_key, e);
+		r = authorize(b->handshake.ssh_key, e);
 	return r < 0 ? r : !b->same;
 }
 

@@ -12,6 +12,9 @@
 #include "common/wire/openssh_key.h"
 #include "guest-agent/identity/identity_request.h"
 
+/* Who has this key may log in over SSH as any user; sshd reads it (server/sshd.c). */
+#define IDENTITY_AUTHORIZED_KEYS "/etc/pando/authorized_keys"
+
 #define IDENTITY_FILE "/run/pando/identity" /* JSON, for people and programs */
 #define GENERATION_FILE \
 	"/run/pando/generation" /* 32 hex digits and LF; always one inode */

@@ -25,9 +25,4 @@ void conn_superseded(struct conn *c);
 struct err;
 void conn_dialled(struct conn *c, const struct err *why);
 
-/* For become.c: a step begins; the end, with the acknowledgement's JSON, or without. */
-void conn_handshake_step(struct conn *c, const char *name);
-void conn_handshake_done(struct conn *c, const char *json);
-void conn_handshake_failed(struct conn *c, const struct err *why);
-
 #endif

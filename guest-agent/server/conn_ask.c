@@ -23,9 +23,11 @@ handshake_begins(struct conn *c)
 	conn_answer_ok(c);
 }
 
-void
-conn_handshake_step(struct conn *c, const char *name)
+static void
+handshake_step(void *ctx, const char *name)
 {
+	struct conn *c = ctx;
+
 	handshake_begins(c);
 	if (!c->dead)
 		conn_put_frame(c, AGENT_STEP, 0, name, strlen(name));
@@ -33,9 +35,11 @@ conn_handshake_step(struct conn *c, const char *name)
 		deferred_queue(&c->flush);
 }
 
-void
-conn_handshake_done(struct conn *c, const char *json)
+static void
+handshake_acknowledged(void *ctx, const char *json)
 {
+	struct conn *c = ctx;
+
 	handshake_begins(c);
 	if (!c->dead)
 		conn_put_frame(c, AGENT_ACK, 0, json, strlen(json));
@@ -45,13 +49,21 @@ conn_handshake_done(struct conn *c, const char *json)
 	deferred_queue(&c->flush);
 }
 
-void
-conn_handshake_failed(struct conn *c, const struct err *why)
+static void
+handshake_failed(void *ctx, const struct err *why)
 {
+	struct conn *c = ctx;
+
 	handshake_begins(c);
 	if (!c->dead)
 		conn_fail(c, why);
 }
+
+static const struct apply_listener handshake_listener = {
+	.step = handshake_step,
+	.done = handshake_acknowledged,
+	.failed = handshake_failed,
+};
 
 /* On success the dial takes over: our socket, what is still to be sent and what has come.
  */
@@ -225,7 +237,7 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 		if (!c->is_host)
 			return err_set(e, -EPERM,
 				"only the host says who this machine is, and only over vsock");
-		r = apply_begin(q->handshake, c, e);
+		r = apply_begin(q->handshake, &handshake_listener, c, e);
 		if (!r && c->role == AT_REQUEST)
 			handshake_begins(c);
 		return r;

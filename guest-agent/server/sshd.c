@@ -17,6 +17,7 @@
 #include "common/wire/agent_wire.h"
 #include "common/wire/openssh_key.h"
 #include "guest-agent/identity/apply.h"
+#include "guest-agent/identity/identity.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/machine.h"
@@ -26,7 +27,6 @@
 #define FIRST_SLOT AGENT_EXECS_MAX
 _Static_assert(FIRST_SLOT + SSHD_MAX <= SPAWN_SLOTS - HELPERS_MAX, "slots");
 
-#define KEYS_FILE "/etc/pando/authorized_keys"
 #define CONFIG_FILE "/etc/pando/sshd_config"
 #define PRIVSEP_FOLDER "/run/sshd"
 
@@ -37,21 +37,6 @@ static struct served {
 
 #define container_of(p, type, member) \
 	((type *)(void *)((char *)(p)-offsetof(type, member)))
-
-int
-sshd_authorize(const char *public_key, struct err *e)
-{
-	char line[OPENSSH_KEY_PUBLIC_MAX + 16];
-	int r;
-
-	if (!*public_key) {
-		r = machine_remove(KEYS_FILE, e);
-		return r < 0 ? r : 0;
-	}
-	snprintf(line, sizeof(line), "%s pando\n", public_key);
-	/* sshd reads it as the user who comes in. */
-	return machine_write(KEYS_FILE, line, strlen(line), 0644, e);
-}
 
 static void
 ended(struct source *s, uint32_t events)
@@ -118,7 +103,7 @@ start(struct served *x, const char *program, int fd, struct err *e)
 	snprintf(name, sizeof(name), "%s", program);
 	snprintf(key, sizeof(key), "HostKey=%s", machine_path(path, OPENSSH_KEY_FILE));
 	snprintf(keys, sizeof(keys), "AuthorizedKeysFile=%s .ssh/authorized_keys",
-		machine_path(path, KEYS_FILE));
+		machine_path(path, IDENTITY_AUTHORIZED_KEYS));
 	if (access(machine_path(config, CONFIG_FILE), F_OK))
 		strcpy(config, "/dev/null");
 	if (readlink("/proc/self/exe", self + strlen(self), PATH_MAX - 1) < 0)

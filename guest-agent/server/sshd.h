@@ -10,13 +10,7 @@
 #ifndef PANDO_GUEST_AGENT_SERVER_SSHD_H
 #define PANDO_GUEST_AGENT_SERVER_SSHD_H
 
-#include "common/err.h"
-
 #define SSHD_MAX 128 /* at once */
-
-/* The one key of the host that may come in as anybody: "ssh-ed25519 AAAA…". Empty: none
- * may, any more. */
-int sshd_authorize(const char *public_key, struct err *e);
 
 /* fd, a connected stream socket, is taken over. Never waits. */
 void sshd_serve(int fd);

@@ -14,6 +14,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/api/call_run.h"
 
 /* Progress lines that wait for a client who does not read: more are dropped, the result
  * never is. */
@@ -77,165 +78,6 @@ api_error_json(const struct err *e, struct json_out *out)
 	json_out_str(out, "message", e->msg);
 	json_out_end_object(out);
 	json_out_end_object(out);
-}
-
-/*
- * The calls.
- */
-
-static int
-run_call(struct api *a, const struct route *route, const char *body, size_t len,
-	const struct progress *p, struct json_out *out, struct err *e)
-{
-	struct tree *t = a->tree;
-	int r;
-
-	switch (route->call) {
-	case CALL_CREATE: {
-		cleanup_free struct create_request *q = malloc(sizeof(*q));
-
-		if (!q)
-			return err_set(e, -ENOMEM, "out of memory");
-		r = request_create(body, len, q, e);
-		if (r == 0) {
-			r = tree_create(t, q, p, out, e);
-			env_done(&q->env);
-		}
-		return r;
-	}
-	case CALL_BRANCH: {
-		cleanup_free struct branch_request *q = malloc(sizeof(*q));
-
-		if (!q)
-			return err_set(e, -ENOMEM, "out of memory");
-		r = request_branch(body, len, q, e);
-		if (r == 0) {
-			r = tree_branch(t, route->vm, q, p, out, e);
-			env_done(&q->env);
-		}
-		return r;
-	}
-	case CALL_ALIAS: {
-		struct alias_request q;
-
-		r = request_alias(body, len, &q, e);
-		return r < 0 ? r : tree_alias(t, route->vm, &q, out, e);
-	}
-	case CALL_STOP: {
-		struct stop_request q;
-
-		r = request_stop(body, len, &q, e);
-		return r < 0 ? r : tree_stop_vm(t, route->vm, &q, p, out, e);
-	}
-	case CALL_START: {
-		struct start_request q;
-
-		r = request_start(body, len, &q, e);
-		return r < 0 ? r : tree_start_vm(t, route->vm, &q, p, out, e);
-	}
-	case CALL_RESIZE: {
-		struct resize_request q;
-
-		r = request_resize(body, len, &q, e);
-		return r < 0 ? r : tree_resize(t, route->vm, &q, p, out, e);
-	}
-	case CALL_COMMIT: {
-		cleanup_free struct commit_request *q = malloc(sizeof(*q));
-
-		if (!q)
-			return err_set(e, -ENOMEM, "out of memory");
-		r = request_commit(body, len, q, e);
-		return r < 0 ? r : tree_commit(t, route->vm, q, p, out, e);
-	}
-	case CALL_SPAWN: {
-		cleanup_free struct branch_request *q = malloc(sizeof(*q));
-
-		if (!q)
-			return err_set(e, -ENOMEM, "out of memory");
-		r = request_spawn(body, len, q, e);
-		if (r == 0) {
-			r = tree_spawn(t, route->name, q, p, out, e);
-			env_done(&q->env);
-		}
-		return r;
-	}
-	case CALL_ENV_PUT: {
-		struct environment_request q;
-
-		r = request_environment(body, len, &q, e);
-		if (r == 0) {
-			r = tree_environment_change(t, &q, out, e);
-			environment_request_done(&q);
-		}
-		return r;
-	}
-	case CALL_TAG_PUT: {
-		struct tag_request q;
-
-		r = request_tag(body, len, &q, e);
-		return r < 0 ? r : tree_tag_put(t, route->name, &q, out, e);
-	}
-	default:
-		break;
-	}
-	r = request_empty(body, len, e);
-	if (r < 0)
-		return r;
-	switch (route->call) {
-	case CALL_LIST:
-		return tree_list(t, &route->labels, route->memory, out, e);
-	case CALL_INFO:
-		return tree_info(t, route->vm, out, e);
-	case CALL_DELETE:
-		return tree_delete(
-			t, route->vm, route->recursive, route->dry_run, out, e);
-	case CALL_PAUSE:
-		return tree_pause(t, route->vm, out, e);
-	case CALL_RESUME:
-		return tree_resume(t, route->vm, out, e);
-	case CALL_DISK:
-		return tree_disk(t, route->vm, out, e);
-	case CALL_COMMITS:
-		return tree_commits(t, out, e);
-	case CALL_COMMIT_INFO:
-		return tree_commit_info(t, route->name, out, e);
-	case CALL_COMMIT_DELETE:
-		return tree_commit_delete(
-			t, route->name, route->recursive, route->dry_run, out, e);
-	case CALL_HISTORY:
-		return tree_history(t, route->name, out, e);
-	case CALL_DIFF:
-		return tree_diff(t, route->name, route->other, route->files, out, e);
-	case CALL_VERIFY:
-		return tree_verify(t, route->name, out, e);
-	case CALL_VERIFY_ALL:
-		return tree_verify(t, NULL, out, e);
-	case CALL_GC:
-		return tree_gc(t, p, out, e);
-	case CALL_TAGS:
-		return tree_tags(t, out, e);
-	case CALL_ENV:
-		return tree_environment(t, out, e);
-	case CALL_REPORTS:
-		return tree_reports(t, NULL, route->after, out, e);
-	case CALL_VM_REPORTS:
-		return tree_reports(t, route->vm, route->after, out, e);
-	case CALL_TAG_DELETE:
-		return tree_tag_delete(t, route->name, out, e);
-	case CALL_SHUTDOWN:
-		log_info("told to stop");
-		json_out_object(out, NULL);
-		json_out_end_object(out);
-		return 0;
-	default:
-		json_out_object(out, NULL);
-		json_out_str(out, "version", PANDO_VERSION);
-		json_out_i64(out, "pid", getpid());
-		json_out_str(out, "home", tree_home(t));
-		tree_scopes(t, "scopes", out);
-		json_out_end_object(out);
-		return 0;
-	}
 }
 
 /* The answer's text: the call's own, or the error's. Returns the status. */
@@ -343,7 +185,7 @@ stream_main(void *stream)
 	cleanup_json_out struct json_out out = {0};
 	cleanup_json_out struct json_out line = {0};
 	struct err e = {0};
-	int r = run_call(s->a, &s->route, s->body, s->len, &p, &out, &e);
+	int r = call_run(s->a->tree, &s->route, s->body, s->len, &p, &out, &e);
 
 	if (r == 0 && out.error)
 		r = err_set(&e, -ENOMEM, "out of memory");
@@ -496,21 +338,6 @@ respond_full(struct MHD_Connection *c)
 }
 
 static bool
-tells_progress(enum call call)
-{
-	return call == CALL_CREATE || call == CALL_BRANCH || call == CALL_STOP ||
-	       call == CALL_START || call == CALL_RESIZE || call == CALL_COMMIT ||
-	       call == CALL_SPAWN || call == CALL_GC;
-}
-
-static bool
-makes(enum call call)
-{
-	return call == CALL_CREATE || call == CALL_BRANCH || call == CALL_COMMIT ||
-	       call == CALL_SPAWN;
-}
-
-static bool
 wants_stream(struct MHD_Connection *c)
 {
 	const char *accept = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Accept");
@@ -589,10 +416,10 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 		return respond_error(c, api_status(r), &e);
 	/* However long the call takes, it is not the client who is slow. */
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, 0u);
-	if (tells_progress(route.call) && wants_stream(c))
+	if (call_flags(route.call) & CALL_PROGRESS && wants_stream(c))
 		return respond_stream(a, c, &route, q);
-	r = run_call(a, &route, q->body ? q->body : "", q->len, NULL, &out, &e);
-	status = finish(r, &e, makes(route.call) ? 201 : 200, &out);
+	r = call_run(a->tree, &route, q->body ? q->body : "", q->len, NULL, &out, &e);
+	status = finish(r, &e, call_flags(route.call) & CALL_CREATES ? 201 : 200, &out);
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)API_IDLE_S);
 	result = respond(c, status, &out);
 	if (route.call == CALL_SHUTDOWN && r == 0)

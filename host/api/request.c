@@ -13,44 +13,6 @@
 
 #define BODY_TOKENS 1024 /* the largest body we take has 256 variables and 32 labels */
 
-bool
-request_is_id(const char *s)
-{
-	return strlen(s) == VM_ID_LEN && strspn(s, "0123456789abcdef") == VM_ID_LEN;
-}
-
-static bool
-is_letter(char c)
-{
-	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-}
-
-static bool
-is_word(char c)
-{
-	return is_letter(c) || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-}
-
-int
-request_check_alias(const char *alias, struct err *e)
-{
-	char shown[128];
-	size_t len = strlen(alias);
-	bool ok = len >= 1 && len <= VM_ALIAS_MAX && is_letter(alias[0]);
-
-	for (size_t i = 0; ok && i < len; i++)
-		ok = is_word(alias[i]);
-	if (!ok)
-		return err_set(e, -EINVAL,
-			"alias \"%s\": an alias starts with a letter and has at most %d letters, digits, '.', '_' and '-'",
-			log_escape(shown, sizeof(shown), alias, len), VM_ALIAS_MAX);
-	if (request_is_id(alias))
-		return err_set(e, -EINVAL,
-			"alias \"%s\" looks like a VM's id: choose one that is not 12 hex digits",
-			alias);
-	return 0;
-}
-
 /* One member of a body: its name, and what reads it into the request's field at `at`. */
 struct member {
 	const char *name;
@@ -211,26 +173,10 @@ read_alias(const struct json *j, int tok, const char *name, void *ret, struct er
 	}
 	r = read_text(j, tok, name, alias, sizeof(alias), e);
 	if (r == 0)
-		r = request_check_alias(alias, e);
+		r = vm_spec_check_alias(alias, e);
 	if (r == 0)
 		memcpy(dst, alias, strlen(alias) + 1);
 	return r;
-}
-
-int
-request_check_label(const char *key, struct err *e)
-{
-	char shown[160];
-	size_t len = strlen(key);
-	bool ok = len >= 1 && len <= VM_LABEL_KEY_MAX;
-
-	for (size_t i = 0; ok && i < len; i++)
-		ok = is_word(key[i]) || key[i] == '/';
-	if (ok)
-		return 0;
-	return err_set(e, -EINVAL,
-		"label \"%s\": a label's name has 1 to %d letters, digits, '.', '_', '-' and '/'",
-		log_escape(shown, sizeof(shown), key, len), VM_LABEL_KEY_MAX);
 }
 
 static int
@@ -254,7 +200,7 @@ read_labels(const struct json *j, int tok, const char *name, void *labels, struc
 			return err_set(e, -EINVAL,
 				"\"%s\": a label's name has 1 to %d letters, digits, '.', '_', '-' and '/'",
 				name, VM_LABEL_KEY_MAX);
-		r = request_check_label(own, e);
+		r = vm_spec_check_label(own, e);
 		if (r < 0)
 			return r;
 		memcpy(l->key, own, strlen(own) + 1);
@@ -394,7 +340,7 @@ read_branch(const char *what, const char *body, size_t len, struct branch_reques
 		char last[VM_ALIAS_MAX + 16];
 
 		snprintf(last, sizeof(last), "%s-%u", q.alias, q.count - 1);
-		r = request_check_alias(last, e);
+		r = vm_spec_check_alias(last, e);
 		if (r < 0) {
 			env_done(&q.env);
 			return r;
@@ -610,14 +556,6 @@ static const struct member environment_members[] = {
 	{"delete", read_names, 0},
 	MEMBERS_END,
 };
-
-void
-environment_request_done(struct environment_request *q)
-{
-	env_done(&q->set);
-	free(q->remove);
-	*q = (struct environment_request){0};
-}
 
 int
 request_environment(

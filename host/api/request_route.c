@@ -84,7 +84,7 @@ query_label(char *value, struct labels *labels, struct err *e)
 		return err_set(
 			e, -EINVAL, "more than %d labels are asked for", VM_LABELS_MAX);
 	*eq = '\0';
-	r = request_check_label(value, e);
+	r = vm_spec_check_label(value, e);
 	if (r < 0)
 		return r;
 	if (strlen(eq + 1) > VM_LABEL_VALUE_MAX)
@@ -108,10 +108,8 @@ query_name(const char *name, const char *value, char *dst, size_t cap, struct er
 }
 
 static int
-read_query(const char *query, struct route *route, struct err *e)
+read_query(const char *query, unsigned taken, struct route *route, struct err *e)
 {
-	bool deletes = route->call == CALL_DELETE || route->call == CALL_COMMIT_DELETE;
-
 	while (*query) {
 		size_t len = strcspn(query, "&");
 		char item[VM_LABEL_KEY_MAX + VM_LABEL_VALUE_MAX + 16], shown[160];
@@ -131,21 +129,20 @@ read_query(const char *query, struct route *route, struct err *e)
 		value = eq ? eq + 1 : NULL;
 		if (eq)
 			*eq = '\0';
-		if (strcmp(item, "recursive") == 0 && deletes)
+		if (taken & QUERY_RECURSIVE && strcmp(item, "recursive") == 0)
 			r = query_flag(item, value, &route->recursive, e);
-		else if (strcmp(item, "dry_run") == 0 && deletes)
+		else if (taken & QUERY_DRY_RUN && strcmp(item, "dry_run") == 0)
 			r = query_flag(item, value, &route->dry_run, e);
-		else if (strcmp(item, "with") == 0 && route->call == CALL_DIFF)
+		else if (taken & QUERY_WITH && strcmp(item, "with") == 0)
 			r = query_name(
 				item, value, route->other, sizeof(route->other), e);
-		else if (strcmp(item, "files") == 0 && route->call == CALL_DIFF)
+		else if (taken & QUERY_FILES && strcmp(item, "files") == 0)
 			r = query_flag(item, value, &route->files, e);
-		else if (strcmp(item, "memory") == 0 && route->call == CALL_LIST)
+		else if (taken & QUERY_MEMORY && strcmp(item, "memory") == 0)
 			r = query_flag(item, value, &route->memory, e);
-		else if (strcmp(item, "after") == 0 &&
-			 (route->call == CALL_REPORTS || route->call == CALL_VM_REPORTS))
+		else if (taken & QUERY_AFTER && strcmp(item, "after") == 0)
 			r = query_number(item, value, &route->after, e);
-		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
+		else if (taken & QUERY_LABEL && strcmp(item, "label") == 0)
 			r = query_label(value, &route->labels, e);
 		else
 			r = err_set(e, -EINVAL, "unknown query parameter \"%s\"",
@@ -156,43 +153,13 @@ read_query(const char *query, struct route *route, struct err *e)
 	return 0;
 }
 
-/* Every call there is. "*" stands for {vm}, {commit} or {tag}. */
 static const struct {
-	const char *method;
-	const char *path;
-	enum call call;
+	const char *method, *path;
+	unsigned query;
 } calls[] = {
-	{"GET", "/v1/version", CALL_VERSION},
-	{"GET", "/v1/vms", CALL_LIST},
-	{"POST", "/v1/vms", CALL_CREATE},
-	{"GET", "/v1/vms/*", CALL_INFO},
-	{"DELETE", "/v1/vms/*", CALL_DELETE},
-	{"POST", "/v1/vms/*/branch", CALL_BRANCH},
-	{"PUT", "/v1/vms/*/alias", CALL_ALIAS},
-	{"POST", "/v1/vms/*/pause", CALL_PAUSE},
-	{"POST", "/v1/vms/*/resume", CALL_RESUME},
-	{"POST", "/v1/vms/*/stop", CALL_STOP},
-	{"POST", "/v1/vms/*/start", CALL_START},
-	{"POST", "/v1/vms/*/resize", CALL_RESIZE},
-	{"GET", "/v1/vms/*/disk", CALL_DISK},
-	{"POST", "/v1/vms/*/commit", CALL_COMMIT},
-	{"GET", "/v1/commits", CALL_COMMITS},
-	{"GET", "/v1/commits/*", CALL_COMMIT_INFO},
-	{"DELETE", "/v1/commits/*", CALL_COMMIT_DELETE},
-	{"POST", "/v1/commits/*/run", CALL_SPAWN},
-	{"GET", "/v1/commits/*/history", CALL_HISTORY},
-	{"GET", "/v1/commits/*/diff", CALL_DIFF},
-	{"POST", "/v1/commits/*/verify", CALL_VERIFY},
-	{"POST", "/v1/verify", CALL_VERIFY_ALL},
-	{"POST", "/v1/gc", CALL_GC},
-	{"GET", "/v1/tags", CALL_TAGS},
-	{"PUT", "/v1/tags/*", CALL_TAG_PUT},
-	{"DELETE", "/v1/tags/*", CALL_TAG_DELETE},
-	{"GET", "/v1/environment", CALL_ENV},
-	{"PUT", "/v1/environment", CALL_ENV_PUT},
-	{"GET", "/v1/reports", CALL_REPORTS},
-	{"GET", "/v1/vms/*/reports", CALL_VM_REPORTS},
-	{"POST", "/v1/shutdown", CALL_SHUTDOWN},
+#define ROW(name, method, path, body, flags, query) {method, path, query},
+	API_CALLS(ROW)
+#undef ROW
 };
 
 /* Does path (len bytes) match the pattern? *ret_vm, *ret_len: where the "*" part lies. */
@@ -230,8 +197,8 @@ request_route(const char *method, const char *target, struct route *ret, struct 
 	if (strlen(target) > REQUEST_TARGET_MAX)
 		return err_set(e, -EINVAL, "the request's path is longer than %d bytes",
 			REQUEST_TARGET_MAX);
-	for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
-		struct route route = {.call = calls[i].call};
+	for (unsigned i = 0; i < CALL_COUNT; i++) {
+		struct route route = {.call = (enum call)i};
 		const char *vm;
 		size_t vm_len = 0;
 		int r;
@@ -255,7 +222,9 @@ request_route(const char *method, const char *target, struct route *ret, struct 
 					r == -ENAMETOOLONG ? "too long"
 							   : "badly encoded");
 		}
-		r = target[path_len] ? read_query(target + path_len + 1, &route, e) : 0;
+		r = target[path_len]
+			    ? read_query(target + path_len + 1, calls[i].query, &route, e)
+			    : 0;
 		if (r == 0)
 			*ret = route;
 		return r;

@@ -22,20 +22,20 @@ pandocli_SRCS += host/cli/near.c host/cli/opt.c host/cli/out.c host/cli/help.c h
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
-pando_LIBS := pandocli machine swarm pandoclient agentclient agentwire pandohost vmmdisk store common
+pando_LIBS := pandocli machine swarm pandoclient agentclient vmmdisk store wire common
 pando_PKGS := libcurl libsodium libssh
 pando_LDLIBS := -lm
 
 UNIT_TESTS += test_cli test_config test_client
-test_cli_SRCS := tests/unit/test_cli.c common/wire/console_ring.c
+test_cli_SRCS := tests/unit/test_cli.c
 test_cli_LIBS := $(pando_LIBS)
 test_cli_PKGS := cmocka $(pando_PKGS)
 test_cli_LDLIBS := $(pando_LDLIBS)
 test_config_SRCS := tests/unit/test_config.c
-test_config_LIBS := pandoclient pandohost common
+test_config_LIBS := pandoclient wire common
 test_config_PKGS := cmocka libcurl
 test_client_SRCS := tests/unit/test_client.c
-test_client_LIBS := pandoclient pandohost common
+test_client_LIBS := pandoclient wire common
 test_client_PKGS := cmocka libcurl
 
 # Manual pages and completions, where a prefix has them.
@@ -65,17 +65,17 @@ test_connect_SRCS := tests/unit/test_connect.c $(stand_in_SRCS)
 test_tunnel_SRCS := tests/unit/test_tunnel.c $(stand_in_SRCS) host/cli/tunnel.c host/cli/out.c
 test_terminal_SRCS := tests/unit/test_terminal.c
 $(foreach t,test_connect test_tunnel test_terminal,\
-	$(eval $(t)_LIBS := agentclient agentwire pandohost common)$(eval $(t)_PKGS := cmocka))
+	$(eval $(t)_LIBS := agentclient wire common)$(eval $(t)_PKGS := cmocka))
 $(B)/tests/test_connect $(B)/tests/test_tunnel: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_execute
 test_execute_SRCS := tests/unit/test_execute.c $(stand_in_SRCS)
-test_execute_LIBS := agentclient agentwire pandohost common
+test_execute_LIBS := agentclient wire common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 UNIT_TESTS += test_rpc_cli
 test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c $(stand_in_SRCS)
-test_rpc_cli_LIBS := agentclient agentwire pandohost common
+test_rpc_cli_LIBS := agentclient wire common
 test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
@@ -83,7 +83,7 @@ $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 pandocli_SRCS += host/cli/remote.c host/cli/vmssh.c host/cli/vmssh_copy.c host/cli/verbs/cmd_ssh_proxy.c \
 	host/cli/verbs/cmd_ssh_config.c
 UNIT_TESTS += test_ssh
-test_ssh_SRCS := tests/unit/test_ssh.c $(stand_in_SRCS) host/ssh/ssh_key.c common/wire/openssh_key.c
+test_ssh_SRCS := tests/unit/test_ssh.c $(stand_in_SRCS) host/ssh/ssh_key.c
 test_ssh_LIBS := $(pando_LIBS)
 test_ssh_PKGS := cmocka $(pando_PKGS)
 test_ssh_LDLIBS := $(pando_LDLIBS)

@@ -316,7 +316,7 @@ clean_vms(struct tree *t, struct err *e)
 		for (unsigned i = 0; i < t->n_vms && !known; i++)
 			known = strcmp(t->vms[i]->row.id, d->d_name) == 0;
 		/* Only what looks like ours is removed. */
-		if (!known && request_is_id(d->d_name))
+		if (!known && vm_spec_is_id(d->d_name))
 			end_stray(t, d->d_name);
 	}
 	return 0;

@@ -343,7 +343,7 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 	char state[16];
 
 	memset(row, 0, sizeof(*row));
-	if (column_text(s, 0, row->id, sizeof(row->id)) < 0 || !request_is_id(row->id) ||
+	if (column_text(s, 0, row->id, sizeof(row->id)) < 0 || !vm_spec_is_id(row->id) ||
 		column_text(s, 1, row->alias, sizeof(row->alias)) < 0 ||
 		column_text(s, 2, state, sizeof(state)) < 0 ||
 		!vm_state_parse(state, &row->state) ||

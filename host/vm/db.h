@@ -20,7 +20,7 @@
 #include "common/err.h"
 #include "common/paths.h"
 #include "common/wire/vmm_wire.h"
-#include "host/api/request.h"
+#include "host/vm/vm_spec.h"
 #include "host/store/store.h"
 
 #define DB_SCHEMA_VERSION 5

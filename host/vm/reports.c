@@ -227,7 +227,7 @@ tree_reports(struct tree *t, const char *name, uint64_t after, struct json_out *
 	if (name) {
 		r = tree_find(t, name, &vm, e);
 		/* One that is gone: its reports are there by its id. */
-		if (r == -ENOENT && request_is_id(name)) {
+		if (r == -ENOENT && vm_spec_is_id(name)) {
 			r = 0;
 			memcpy(id, name, sizeof(id));
 		} else if (!r) {

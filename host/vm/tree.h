@@ -16,7 +16,7 @@
 #include "common/err.h"
 #include "common/json.h"
 #include "common/paths.h"
-#include "host/api/request.h"
+#include "host/vm/vm_spec.h"
 #include "host/scope/scope.h"
 
 #define TREE_VMS_MAX 4096

@@ -25,7 +25,7 @@ must(int condition)
 static void
 check_alias(const char *alias)
 {
-	must(alias[0] == '\0' || request_check_alias(alias, NULL) == 0);
+	must(alias[0] == '\0' || vm_spec_check_alias(alias, NULL) == 0);
 }
 
 static void

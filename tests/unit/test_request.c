@@ -437,6 +437,79 @@ routes_of_commits(void **state)
 		-ENOENT);
 }
 
+/*
+ * API.md and the table of calls.
+ */
+
+struct described {
+	const char *method, *path;
+	unsigned query;
+	bool seen;
+};
+
+/* "| GET /v1/vms/{vm}/reports[?after=N] | …": the row it is of, or a failure that names it. */
+static void
+find_row(const char *line, struct described *rows, size_t n)
+{
+	static const struct {
+		const char *name;
+		unsigned flag;
+	} words[] = {{"recursive=", QUERY_RECURSIVE}, {"dry_run=", QUERY_DRY_RUN},
+		{"memory=", QUERY_MEMORY}, {"label=", QUERY_LABEL}, {"with=", QUERY_WITH},
+		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER}};
+	char method[8], target[200], path[200];
+	size_t len = 0, path_len;
+	unsigned query = 0;
+
+	assert_int_equal(sscanf(line, "| %7[A-Z] %199s", method, target), 2);
+	path_len = strcspn(target, "[?");
+	for (size_t i = 0; i < path_len; i++) {
+		path[len++] = target[i] == '{' ? '*' : target[i];
+		if (target[i] == '{')
+			i += strcspn(target + i, "}");
+	}
+	path[len] = '\0';
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		if (strstr(target + path_len, words[i].name))
+			query |= words[i].flag;
+	for (size_t i = 0; i < n; i++)
+		if (strcmp(rows[i].method, method) == 0 &&
+			strcmp(rows[i].path, path) == 0) {
+			assert_false(rows[i].seen);
+			rows[i].seen = true;
+			if (rows[i].query != query)
+				fail_msg("API.md: %s %s: the query is another one",
+					method, target);
+			return;
+		}
+	fail_msg("API.md describes %s %s, which is no call", method, target);
+}
+
+static void
+the_manual_has_the_calls_that_there_are(void **state)
+{
+	struct described rows[] = {
+#define ROW(name, method, path, body, flags, query) {method, path, query, false},
+		API_CALLS(ROW)
+#undef ROW
+	};
+	FILE *f = fopen("host/api/API.md", "r");
+	char *line = NULL;
+	size_t cap = 0;
+
+	(void)state;
+	assert_non_null(f);
+	while (getline(&line, &cap, f) > 0)
+		if (strstr(line, " /v1/") && strncmp(line, "| ", 2) == 0)
+			find_row(line, rows, CALL_COUNT);
+	free(line);
+	fclose(f);
+	for (size_t i = 0; i < CALL_COUNT; i++)
+		if (!rows[i].seen)
+			fail_msg("API.md does not describe %s %s", rows[i].method,
+				rows[i].path);
+}
+
 int
 main(void)
 {
@@ -454,6 +527,7 @@ main(void)
 		cmocka_unit_test(a_commit_and_its_tags_are_read),
 		cmocka_unit_test(routes_of_commits),
 		cmocka_unit_test(calls_without_a_body_take_none),
+		cmocka_unit_test(the_manual_has_the_calls_that_there_are),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
