@@ -186,8 +186,8 @@ read_time_limit(struct reader *r, const struct toml *table, uint64_t *ret_ms)
 static bool
 name_ok(const char *name)
 {
-	size_t n = strspn(name,
-		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+	size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				"0123456789._-");
 
 	return n && !name[n] && n <= SWARM_NAME_MAX && strchr(".-_", name[0]) == NULL;
 }
@@ -297,7 +297,8 @@ read_env(struct reader *r, const struct toml *table, int index, struct swarm_ste
 
 		if (!*key || (*key >= '0' && *key <= '9') ||
 			key[strspn(key,
-				"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")])
+				"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+				"0123456789_")])
 			return bad(r, value,
 				"\"%.60s\" is no name for a variable (letters, digits and _, no digit first)",
 				key);

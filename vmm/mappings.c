@@ -170,12 +170,16 @@ move_this_stack(uint8_t *at)
 
 	if (!fresh)
 		return false;
-	__asm__ volatile(
-		"rep movsb\n\tmov %[fresh], %%rdi\n\tmov %[len], %%rsi\n\tmov %[len], %%rdx\n\tmov %[call], %%eax\n\tsyscall"
-		: "=&a"(r), "+S"(src), "+D"(dst), "+c"(left)
-		: [fresh] "r"(fresh), [len] "r"(len), [call] "i"(SYS_mremap), "r"(r10),
-		"r"(r8)
-		: "rdx", "r11", "memory");
+	__asm__ volatile("rep movsb\n\t"
+			 "mov %[fresh], %%rdi\n\t"
+			 "mov %[len], %%rsi\n\t"
+			 "mov %[len], %%rdx\n\t"
+			 "mov %[call], %%eax\n\t"
+			 "syscall"
+			 : "=&a"(r), "+S"(src), "+D"(dst), "+c"(left)
+			 : [fresh] "r"(fresh), [len] "r"(len), [call] "i"(SYS_mremap),
+			 "r"(r10), "r"(r8)
+			 : "rdx", "r11", "memory");
 	if (r != (long)(uintptr_t)at) {
 		munmap(fresh, len);
 		return false;

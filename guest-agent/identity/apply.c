@@ -302,8 +302,8 @@ find_hooks(struct err *e)
 		size_t len = strlen(de->d_name);
 
 		if (strspn(de->d_name,
-			    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") !=
-				len ||
+			    "abcdefghijklmnopqrstuvwxyz"
+			    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") != len ||
 			de->d_name[0] == '.' || fstatat(dirfd(d), de->d_name, &st, 0) ||
 			!S_ISREG(st.st_mode) || !(st.st_mode & 0111))
 			continue;

@@ -54,8 +54,8 @@ read_name(const struct json *j, int tok, struct handshake *h, struct err *e)
 {
 	if (json_str(j, tok, h->name, sizeof(h->name)) ||
 		strspn(h->name,
-			"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") !=
-			strlen(h->name) ||
+			"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+			"._-") != strlen(h->name) ||
 		strchr("._-", h->name[0]))
 		return wrong(e, "name", "a VM's name");
 	return 0;
@@ -67,9 +67,8 @@ read_host_name(const struct json *j, int tok, struct handshake *h, struct err *e
 	const char *s = h->host_name;
 
 	if (json_str(j, tok, h->host_name, sizeof(h->host_name)) || !*s ||
-		strspn(s,
-			"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-") !=
-			strlen(s) ||
+		strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+			  ".-") != strlen(s) ||
 		*s == '.' || *s == '-' || strstr(s, "..") ||
 		strchr(".-", s[strlen(s) - 1]))
 		return wrong(e, "host_name", "a host name");
@@ -181,9 +180,8 @@ read_ssh_key(const struct json *j, int tok, struct handshake *h, struct err *e)
 	/* It becomes a line of a file that says who may come in. */
 	if (json_str(j, tok, h->ssh_key, sizeof(h->ssh_key)) ||
 		strlen(h->ssh_key) != AGENT_SSH_KEY_LEN || strncmp(h->ssh_key, type, n) ||
-		strspn(h->ssh_key + n,
-			"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") !=
-			AGENT_SSH_KEY_LEN - n)
+		strspn(h->ssh_key + n, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw"
+				       "xyz0123456789+/") != AGENT_SSH_KEY_LEN - n)
 		return wrong(e, "ssh_key", "an Ed25519 key: \"ssh-ed25519 AAAA…\"");
 	return 0;
 }

@@ -37,8 +37,8 @@ units_restart(struct helper *h, struct err *e)
 		/* systemd.unit(5); also no option. */
 		if (strlen(line) > UNIT_NAME_MAX || *line == '-' || !strchr(line, '.') ||
 			strspn(line,
-				"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-_.\\@") !=
-				strlen(line))
+				"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				"0123456789:-_.\\@") != strlen(line))
 			return err_set(
 				e, -EINVAL, UNITS_FILE ": \"%.64s\" is no unit", line);
 		if (n == UNITS_MAX)

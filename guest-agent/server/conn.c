@@ -296,7 +296,8 @@ conn_accept(int fd, bool connect_line, bool is_host)
 	if (!c || !c->rx) {
 		static const char ok[] = OK_LINE;
 		static const char busy[] = OK_LINE
-			"{\"ok\":false,\"error\":\"the agent has too many connections\",\"errno\":\"EAGAIN\",\"code\":-11}\n";
+			"{\"ok\":false,\"error\":\"the agent has too many connections\","
+			"\"errno\":\"EAGAIN\",\"code\":-11}\n";
 		size_t skip = connect_line ? 0 : sizeof(ok) - 1;
 
 		/* Told as far as its socket takes it. */

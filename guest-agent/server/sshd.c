@@ -78,8 +78,8 @@ start(struct served *x, const char *program, int fd, struct err *e)
 	cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	char name[PATH_MAX], key[PATH_MAX + 16], keys[PATH_MAX + 64], config[PATH_MAX];
 	char path[PATH_MAX], self[PATH_MAX + 32] = "SetEnv=" AGENT_SSH_SELF "=";
-	char own_path[] =
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+	char own_path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:"
+			  "/usr/bin:/sbin:/bin";
 	char *env[] = {own_path, NULL};
 	/* First come first served: what is said here goes before the file. All of
 	 * sshd's own configuration is left out, which is about who comes over a

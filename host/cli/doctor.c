@@ -216,7 +216,8 @@ check_nx_huge_pages(struct doctor *d)
 		"kvm.nx_huge_pages is %s: each VM starts a kernel thread, which makes creating VMs slow in a cgroup",
 		v);
 	doctor_mend(f,
-		"if this CPU does not have the iTLB multihit bug (see /sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | sudo tee %s; else mount cgroup2 with favordynmods",
+		"if this CPU does not have the iTLB multihit bug (see /sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | sudo tee %s; else "
+		"mount cgroup2 with favordynmods",
 		path);
 }
 

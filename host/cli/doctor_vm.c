@@ -36,9 +36,8 @@ unit_of(const struct json *j, int obj, const char *key,
 {
 	return json_str(j, json_get(j, obj, key), dst, UNIT_NAME_MAX + 1) == 0 && *dst &&
 	       *dst != '-' &&
-	       strspn(dst,
-		       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.@-\\") ==
-		       strlen(dst);
+	       strspn(dst, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+			   "0123456789:_.@-\\") == strlen(dst);
 }
 
 static bool
@@ -300,8 +299,8 @@ judge_environment(struct doctor *d, const char *vm, const struct json *j, struct
 	while (json_next(j, arr, &it, &key, &tok)) {
 		if (json_str(j, json_get(j, tok, "name"), name, sizeof(name)) < 0 ||
 			strspn(name,
-				"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") !=
-				strlen(name) ||
+				"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				"0123456789_") != strlen(name) ||
 			!text_of(j, tok, "why", why, sizeof(why)))
 			return nonsense(e, "held_back");
 		f = doctor_find(d, "environment", DOCTOR_NOTE,

@@ -20,9 +20,8 @@ store_tag_check(const char *tag, struct err *e)
 		return err_set(e, -EINVAL, "a tag has 1 to %u characters, this one %zu",
 			STORE_TAG_MAX - 1, len);
 	if (tag[0] == '.' ||
-		strspn(tag,
-			"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") !=
-			len)
+		strspn(tag, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX"
+			    "YZ0123456789._-") != len)
 		return err_set(e, -EINVAL,
 			"a tag may have A-Z a-z 0-9 . _ - and not begin with a dot");
 	if (strncmp(tag, PACK_TEMP, strlen(PACK_TEMP)) == 0)

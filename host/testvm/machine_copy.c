@@ -180,7 +180,8 @@ scan_entry(struct scan *s, int parent, const char *name, size_t len, unsigned de
 	else if (s->list->n > MACHINE_COPY_FILES_MAX ||
 		 s->list->bytes > MACHINE_COPY_BYTES_MAX)
 		r = err_set(s->e, -EFBIG,
-			"%.200s is too large to be copied into the machine (more than %u files or %u GiB): run this in a project's own folder; a folder that holds a CACHEDIR.TAG is left out",
+			"%.200s is too large to be copied into the machine (more than %u files or %u GiB): run this in a project's own folder; a folder that holds a "
+			"CACHEDIR.TAG is left out",
 			s->folder->path, MACHINE_COPY_FILES_MAX,
 			(unsigned)(MACHINE_COPY_BYTES_MAX >> 30));
 	if (r < 0) {

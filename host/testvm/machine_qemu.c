@@ -166,7 +166,10 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	/* Killed with the plug pulled, the disk still has what the machine wrote: the
 	 * host's page cache outlives QEMU. */
 	add(a, "-drive");
-	add(a, "file=%s/disk.raw,format=raw,if=virtio,cache=unsafe,discard=unmap,detect-zeroes=unmap",
+	add(a,
+		"file=%s/"
+		"disk.raw,format=raw,if=virtio,cache=unsafe,discard=unmap,detect-zeroes="
+		"unmap",
 		home);
 	add(a, "-device");
 	add(a, "virtio-rng-pci");
@@ -180,7 +183,9 @@ qemu_args(const struct machine *m, struct args *a, struct err *e)
 	add(a, "name=opt/pando/authorized_keys,file=%s/client_key.pub", home);
 	/* The one folder that it sees (machine_copy.c). */
 	add(a, "-virtfs");
-	add(a, "local,path=%s/transfer,mount_tag=pando-transfer,security_model=none,readonly=on",
+	add(a,
+		"local,path=%s/"
+		"transfer,mount_tag=pando-transfer,security_model=none,readonly=on",
 		home);
 	/* Not with -daemonize, which needs some of these calls. */
 	add(a, "-sandbox");

@@ -11,17 +11,76 @@
 /* A record of what the tables are, and how an older file becomes a newer one: step n
  * leads to schema version n + 1. */
 static const char *const schema_steps[DB_SCHEMA_VERSION] = {
-	"CREATE TABLE vms (  seq INTEGER PRIMARY KEY AUTOINCREMENT,  id TEXT NOT NULL UNIQUE,  alias TEXT UNIQUE,  state TEXT NOT NULL,  reason TEXT,  parent TEXT REFERENCES vms(id) ON DELETE SET NULL,  created_ms INTEGER NOT NULL,  mem_mib INTEGER NOT NULL,  vcpus INTEGER NOT NULL,  disk_mib INTEGER NOT NULL,  kernel TEXT NOT NULL,  rootfs TEXT NOT NULL,  base_path TEXT,  generation BLOB NOT NULL,  pid INTEGER NOT NULL,  pid_start INTEGER NOT NULL,  answered INTEGER NOT NULL,  made INTEGER NOT NULL,  next_segment INTEGER NOT NULL);CREATE INDEX vms_parent ON vms(parent);CREATE TABLE labels (  vm TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE,  key TEXT NOT NULL,  value TEXT NOT NULL,  PRIMARY KEY (vm, key)) WITHOUT ROWID;CREATE TABLE segments (name TEXT PRIMARY KEY) WITHOUT ROWID;CREATE TABLE chain (  vm TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE,  pos INTEGER NOT NULL,  segment TEXT NOT NULL REFERENCES segments(name),  records INTEGER," /* NULL: all */
-	"  PRIMARY KEY (vm, pos)) WITHOUT ROWID;CREATE INDEX chain_segment ON chain(segment);",
+	"CREATE TABLE vms ("
+	"  seq INTEGER PRIMARY KEY AUTOINCREMENT,"
+	"  id TEXT NOT NULL UNIQUE,"
+	"  alias TEXT UNIQUE,"
+	"  state TEXT NOT NULL,"
+	"  reason TEXT,"
+	"  parent TEXT REFERENCES vms(id) ON DELETE SET NULL,"
+	"  created_ms INTEGER NOT NULL,"
+	"  mem_mib INTEGER NOT NULL,"
+	"  vcpus INTEGER NOT NULL,"
+	"  disk_mib INTEGER NOT NULL,"
+	"  kernel TEXT NOT NULL,"
+	"  rootfs TEXT NOT NULL,"
+	"  base_path TEXT,"
+	"  generation BLOB NOT NULL,"
+	"  pid INTEGER NOT NULL,"
+	"  pid_start INTEGER NOT NULL,"
+	"  answered INTEGER NOT NULL,"
+	"  made INTEGER NOT NULL,"
+	"  next_segment INTEGER NOT NULL);"
+	"CREATE INDEX vms_parent ON vms(parent);"
+	"CREATE TABLE labels ("
+	"  vm TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE,"
+	"  key TEXT NOT NULL,"
+	"  value TEXT NOT NULL,"
+	"  PRIMARY KEY (vm, key)) WITHOUT ROWID;"
+	"CREATE TABLE segments (name TEXT PRIMARY KEY) WITHOUT ROWID;"
+	"CREATE TABLE chain ("
+	"  vm TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE,"
+	"  pos INTEGER NOT NULL,"
+	"  segment TEXT NOT NULL REFERENCES segments(name),"
+	"  records INTEGER," /* NULL: all */
+	"  PRIMARY KEY (vm, pos)) WITHOUT ROWID;"
+	"CREATE INDEX chain_segment ON chain(segment);",
 	/* What it takes to boot a VM once more, and to finish a resize. */
-	"ALTER TABLE vms ADD COLUMN kernel_path TEXT;ALTER TABLE vms ADD COLUMN cmdline TEXT;ALTER TABLE vms ADD COLUMN resize_mib INTEGER NOT NULL DEFAULT 0;",
+	"ALTER TABLE vms ADD COLUMN kernel_path TEXT;"
+	"ALTER TABLE vms ADD COLUMN cmdline TEXT;"
+	"ALTER TABLE vms ADD COLUMN resize_mib INTEGER NOT NULL DEFAULT 0;",
 	/* Commits: where a VM comes from, and what bases are in the store. */
-	"ALTER TABLE vms ADD COLUMN commit_id TEXT;ALTER TABLE vms ADD COLUMN image_id TEXT;CREATE TABLE bases (  path TEXT PRIMARY KEY,  dev INTEGER NOT NULL,  inode INTEGER NOT NULL,  size INTEGER NOT NULL,  mtime_ns INTEGER NOT NULL,  root BLOB NOT NULL) WITHOUT ROWID;",
+	"ALTER TABLE vms ADD COLUMN commit_id TEXT;"
+	"ALTER TABLE vms ADD COLUMN image_id TEXT;"
+	"CREATE TABLE bases ("
+	"  path TEXT PRIMARY KEY,"
+	"  dev INTEGER NOT NULL,"
+	"  inode INTEGER NOT NULL,"
+	"  size INTEGER NOT NULL,"
+	"  mtime_ns INTEGER NOT NULL,"
+	"  root BLOB NOT NULL) WITHOUT ROWID;",
 	/* Who guests believe to be, and what they are given. Those that run are not asked
 	 * again: their agents may be older than the question. */
-	"ALTER TABLE vms ADD COLUMN host_key TEXT;ALTER TABLE vms ADD COLUMN greeted BLOB;UPDATE vms SET greeted = generation;CREATE TABLE environment (  vm TEXT NOT NULL,  name TEXT NOT NULL,  value TEXT NOT NULL,  PRIMARY KEY (vm, name)) WITHOUT ROWID;CREATE TRIGGER environment_goes AFTER DELETE ON vms BEGIN  DELETE FROM environment WHERE vm = OLD.id; END;",
+	"ALTER TABLE vms ADD COLUMN host_key TEXT;"
+	"ALTER TABLE vms ADD COLUMN greeted BLOB;"
+	"UPDATE vms SET greeted = generation;"
+	"CREATE TABLE environment ("
+	"  vm TEXT NOT NULL,"
+	"  name TEXT NOT NULL,"
+	"  value TEXT NOT NULL,"
+	"  PRIMARY KEY (vm, name)) WITHOUT ROWID;"
+	"CREATE TRIGGER environment_goes AFTER DELETE ON vms BEGIN"
+	"  DELETE FROM environment WHERE vm = OLD.id; END;",
 	/* Reports; vm is no reference, they outlive it. */
-	"CREATE TABLE reports (  seq INTEGER PRIMARY KEY AUTOINCREMENT,  id TEXT NOT NULL UNIQUE,  vm TEXT NOT NULL,  alias TEXT,  generation TEXT NOT NULL,  time_ms INTEGER NOT NULL,  report TEXT NOT NULL);CREATE INDEX reports_vm ON reports(vm);",
+	"CREATE TABLE reports ("
+	"  seq INTEGER PRIMARY KEY AUTOINCREMENT,"
+	"  id TEXT NOT NULL UNIQUE,"
+	"  vm TEXT NOT NULL,"
+	"  alias TEXT,"
+	"  generation TEXT NOT NULL,"
+	"  time_ms INTEGER NOT NULL,"
+	"  report TEXT NOT NULL);"
+	"CREATE INDEX reports_vm ON reports(vm);",
 };
 
 enum stmt {
@@ -61,25 +120,36 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_BEGIN] = "BEGIN IMMEDIATE",
 	[STMT_COMMIT] = "COMMIT",
 	[STMT_LOAD] =
-		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, vcpus, disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made, next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id, host_key, greeted FROM vms ORDER BY seq",
+		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, vcpus, disk_mib, kernel,"
+		" rootfs, base_path, generation, pid, pid_start, answered, made, next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id,"
+		" host_key, greeted"
+		" FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_INSERT] =
-		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, vcpus, disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made, next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id, host_key, greeted) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25)",
+		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, vcpus,"
+		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made,"
+		" next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id,"
+		" host_key, greeted) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+		"?21,?22,?23,?24,?25)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
-		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, base_path=?12, generation=?13, pid=?14, pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25 WHERE id=?1",
+		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, base_path=?12, generation=?13, pid=?14,"
+		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25"
+		" WHERE id=?1",
 	[STMT_DELETE] = "DELETE FROM vms WHERE id = ?1",
 	[STMT_SEGMENT] = "INSERT INTO segments (name) VALUES (?1)",
 	[STMT_CHAIN_APPEND] =
-		"INSERT INTO chain (vm, pos, segment) VALUES (?1, (SELECT coalesce(max(pos) + 1, 0) FROM chain WHERE vm = ?1), ?2)",
-	[STMT_CHAIN_COPY] =
-		"INSERT INTO chain (vm, pos, segment, records) SELECT ?2, pos, segment, records FROM chain WHERE vm = ?1",
+		"INSERT INTO chain (vm, pos, segment) VALUES (?1,"
+		" (SELECT coalesce(max(pos) + 1, 0) FROM chain WHERE vm = ?1), ?2)",
+	[STMT_CHAIN_COPY] = "INSERT INTO chain (vm, pos, segment, records)"
+			    " SELECT ?2, pos, segment, records FROM chain WHERE vm = ?1",
 	[STMT_CHAIN_CLEAR] = "DELETE FROM chain WHERE vm = ?1",
-	[STMT_CHAIN_OWN] =
-		"SELECT segment FROM chain WHERE vm = ?1 AND segment NOT IN (SELECT segment FROM chain WHERE vm <> ?1) ORDER BY pos",
+	[STMT_CHAIN_OWN] = "SELECT segment FROM chain WHERE vm = ?1 AND segment NOT IN"
+			   " (SELECT segment FROM chain WHERE vm <> ?1) ORDER BY pos",
 	[STMT_CHAIN_REMOVE] = "DELETE FROM chain WHERE vm = ?1 AND segment = ?2",
 	[STMT_CHAIN_CUT] =
-		"UPDATE chain SET records = ?2 WHERE segment = ?1 AND EXISTS (SELECT 1 FROM chain c WHERE c.vm = chain.vm AND c.pos > chain.pos)",
+		"UPDATE chain SET records = ?2 WHERE segment = ?1"
+		" AND EXISTS (SELECT 1 FROM chain c WHERE c.vm = chain.vm AND c.pos > chain.pos)",
 	[STMT_CHAIN] = "SELECT segment, records FROM chain WHERE vm = ?1 ORDER BY pos",
 	[STMT_UNUSED] =
 		"SELECT name FROM segments WHERE name NOT IN (SELECT segment FROM chain)",

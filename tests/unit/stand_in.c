@@ -126,15 +126,17 @@ answer(int fd, const char *request)
 		reply(fd, "200 OK", body);
 	} else if (known) {
 		snprintf(text, sizeof(text),
-			"{\"id\":\"" VM_ID
-			"\",\"alias\":\"a\",\"state\":\"%s\",\"reason\":%s%s%s,\"host_key\":%s%s%s,\"agent_socket\":\"%s\"}",
+			"{\"id\":\"" VM_ID "\",\"alias\":\"a\",\"state\":\"%s\","
+			"\"reason\":%s%s%s,\"host_key\":%s%s%s,"
+			"\"agent_socket\":\"%s\"}",
 			vm.state ? vm.state : "running", QUOTED(vm.reason),
 			QUOTED(vm.host_key),
 			vm.agent_socket ? vm.agent_socket : stand_in_agent_socket);
 		reply(fd, "200 OK", text);
 	} else {
 		reply(fd, "404 Not Found",
-			"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named so\"}}");
+			"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,"
+			"\"message\":\"no VM named so\"}}");
 	}
 }
 

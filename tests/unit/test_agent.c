@@ -309,7 +309,9 @@ binary_output_of_any_size_on_both_streams(void **state)
 	/* Every byte value, many times, on both streams at once; stderr twice as much. */
 	struct agent_exec_req q = {
 		.argv = SH(
-			"b=$(printf '\\\\%03o' $(seq 0 255)); printf \"$b\" > f;i=0; while [ $i -lt 12 ]; do cat f f > g; mv g f; i=$((i+1)); done;cat f >&2 & cat f; cat f >&2; wait")};
+			"b=$(printf '\\\\%03o' $(seq 0 255)); printf \"$b\" > f;"
+			"i=0; while [ $i -lt 12 ]; do cat f f > g; mv g f; i=$((i+1)); done;"
+			"cat f >&2 & cat f; cat f >&2; wait")};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	struct sums s = {{14695981039346656037ull, 14695981039346656037ull}, {0, 0}};
@@ -1138,8 +1140,8 @@ frame_of_absurd_length_closes_with_a_sentence(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-		int fd = dial(
-			"{\"op\":\"exec\",\"argv\":[\"sleep\",\"7335\"],\"stdin\":true}\n");
+		int fd = dial("{\"op\":\"exec\",\"argv\":[\"sleep\",\"7335\"],\"stdin\":"
+			      "true}\n");
 
 		read_line(fd, line, sizeof(line));
 		assert_int_equal(strncmp(line, "{\"ok\":true", 10), 0);
@@ -1215,7 +1217,12 @@ static void __attribute__((format(printf, 1, 2))) sh(const char *fmt, ...)
 static void
 make_tree(const char *name)
 {
-	sh("mkdir -p %s/%s/deep/er && cd %s/%s && echo hello > plain && chmod 0640 plain && echo x > run && chmod 0755 run && : > empty && ln -s plain link && ln -s /nowhere dangling && mkfifo -m 0600 fifo && mkdir -m 0555 readonly && mkdir -m 1777 sticky && echo 1 > \"$(printf 'odd \\n\\t\\\\name\\377')\" && echo 2 > ./-dash && echo 3 > ' space ' && echo 4 > deep/er/%0120d && head -c 3000001 /dev/urandom > big && touch -d '2001-02-03 04:05:06.789' plain && touch -h -d '1969-12-31 23:59:58.25 UTC' link && touch -d '1999-01-01' deep",
+	sh("mkdir -p %s/%s/deep/er && cd %s/%s && echo hello > plain && chmod 0640 plain && echo x > run"
+	   " && chmod 0755 run && : > empty && ln -s plain link && ln -s /nowhere dangling && mkfifo -m 0600 fifo"
+	   " && mkdir -m 0555 readonly && mkdir -m 1777 sticky && echo 1 > \"$(printf 'odd \\n\\t\\\\name\\377')\""
+	   " && echo 2 > ./-dash && echo 3 > ' space ' && echo 4 > deep/er/%0120d"
+	   " && head -c 3000001 /dev/urandom > big && touch -d '2001-02-03 04:05:06.789' plain"
+	   " && touch -h -d '1969-12-31 23:59:58.25 UTC' link && touch -d '1999-01-01' deep",
 		folder, name, folder, name, 7);
 }
 
@@ -1452,7 +1459,8 @@ stream_without_an_exit_record_is_an_error(void **state)
 		lied_to("{\"ok\":false}\n", strlen("{\"ok\":false}\n"), &e), -EPROTO);
 	assert_int_equal(
 		lied_to("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}\n",
-			strlen("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}\n"),
+			strlen("{\"ok\":false,\"error\":\"no\\u001b[2J\",\"code\":-13}"
+			       "\n"),
 			&e),
 		-EACCES);
 	assert_null(strchr(e.msg, 27));

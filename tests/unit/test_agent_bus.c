@@ -436,7 +436,15 @@ what_is_not_as_it_should_be_is_found_and_nothing_else(void **state)
 	if (bus_look(bus, &o, &e))
 		fail_msg("%s", e.msg);
 	assert_string_equal(o.buf,
-		"{\"system\":\"degraded\",\"failed\":[{\"unit\":\"bad.service\",\"why\":\"exit-code, status 203, and said: no\\\\x1b[1m luck\"}],\"not_active\":[{\"unit\":\"a-idle.service\",\"why\":\"it was never started\"},{\"unit\":\"b-idle.path\",\"why\":\"it was never started\"},{\"unit\":\"c-over.service\",\"why\":\"it has ended\"}],\"paths\":[{\"unit\":\"rpc.path\",\"service\":\"rpc.service\",\"state\":\"exited\"},{\"unit\":\"long.path\",\"service\":\"long.service\",\"state\":\"running\"}]}");
+		"{\"system\":\"degraded\",\"failed\":[{\"unit\":\"bad.service\",\"why\":"
+		"\"exit-code, status 203, and said: no\\\\x1b[1m luck\"}],\"not_active\":["
+		"{\"unit\":\"a-idle.service\",\"why\":\"it was never started\"},"
+		"{\"unit\":\"b-idle.path\",\"why\":\"it was never started\"},"
+		"{\"unit\":\"c-over.service\",\"why\":\"it has ended\"}],\"paths\":["
+		"{\"unit\":\"rpc.path\",\"service\":\"rpc.service\",\"state\":\"exited\"}"
+		","
+		"{\"unit\":\"long.path\",\"service\":\"long.service\",\"state\":"
+		"\"running\"}]}");
 	/* What is not there yet while it boots is no fault. */
 	system_state = "starting";
 	assert_int_equal(bus_look(bus, &young, &e), 0);

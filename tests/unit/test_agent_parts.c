@@ -180,7 +180,11 @@ static void
 requests_keep_what_was_given(void **state)
 {
 	static const char line[] =
-		"{\"op\":\"exec\",\"argv\":[\"ls\",\"\",{\"b64\":\"/w==\"},\"\\u00e9\"],\"env\":[\"A=\",\"B=x=y\"],\"cwd\":\"/tmp\",\"user\":\"dev\",\"timeout_ms\":1500,\"tty\":{\"rows\":24,\"cols\":80,\"term\":\"xterm\"},\"stdin\":true,\"detach\":false}";
+		"{\"op\":\"exec\",\"argv\":[\"ls\",\"\",{\"b64\":\"/w==\"},\"\\u00e9\"],"
+		"\"env\":[\"A=\",\"B=x=y\"],\"cwd\":\"/tmp\",\"user\":\"dev\","
+		"\"timeout_ms\":1500,\"tty\":{\"rows\":24,\"cols\":80,\"term\":\"xterm\"}"
+		","
+		"\"stdin\":true,\"detach\":false}";
 	struct request q;
 	struct err e = {0};
 

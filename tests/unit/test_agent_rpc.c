@@ -392,9 +392,11 @@ reports_are_taken_and_forgotten(void **state)
 			i--;
 		}
 	}
-	write_at(
-		"/var/lib/pando/reports/00000000000000-00000000000000000000000000000000.json",
-		"{\"id\":\"00000000000000000000000000000000\",\"time_ms\":1,\"status\":\"done\",\"files\":[{\"name\":\"../x\",\"path\":\"/x\",\"bytes\":1}]}");
+	write_at("/var/lib/pando/reports/"
+		 "00000000000000-00000000000000000000000000000000.json",
+		"{\"id\":\"00000000000000000000000000000000\",\"time_ms\":1,\"status\":"
+		"\"done\","
+		"\"files\":[{\"name\":\"../x\",\"path\":\"/x\",\"bytes\":1}]}");
 	assert_int_equal(agent_reports_list(sock, root, 5000, &v, &n, &bad, &e), 0);
 	assert_int_equal(n, 20);
 	assert_int_equal(bad, 1);
@@ -420,15 +422,18 @@ a_guests_report_is_checked(void **state)
 		{"{" ID ",\"status\":\"great\",\"files\":[]}", "status"},
 		{"{" ID ",\"status\":\"done\"}", "files"},
 		{"{" ID
-		 ",\"status\":\"done\",\"files\":[{\"name\":\"x\",\"path\":\"/a/../b\",\"bytes\":1}]}",
+		 ",\"status\":\"done\",\"files\":[{\"name\":\"x\",\"path\":\"/a/../b\","
+		 "\"bytes\":1}]}",
 			"upwards"},
-		{"{" ID
-		 ",\"status\":\"done\",\"files\":[{\"name\":\"x\",\"path\":\"b\",\"bytes\":1}]}",
+		{"{" ID ",\"status\":\"done\",\"files\":[{\"name\":\"x\",\"path\":\"b\","
+		 "\"bytes\":1}]}",
 			"path"},
-		{"{" ID
-		 ",\"status\":\"done\",\"files\":[{\"name\":\"x\",\"path\":\"/b\",\"bytes\":1073741824}]}",
+		{"{" ID ",\"status\":\"done\",\"files\":[{\"name\":\"x\",\"path\":\"/b\","
+		 "\"bytes\":1073741824}]}",
 			"512 MiB"},
-		{"{\"id\":\"../../etc/passwd/0000000000000000\",\"time_ms\":1,\"status\":\"done\",\"files\":[]}",
+		{"{\"id\":\"../../etc/passwd/"
+		 "0000000000000000\",\"time_ms\":1,\"status\":\"done\","
+		 "\"files\":[]}",
 			"id"},
 		{"{" ID ",\"status\":\"done\",\"files\":[]", "no JSON"},
 		{"[]", "no JSON"},

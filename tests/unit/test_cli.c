@@ -696,10 +696,11 @@ static void
 the_probes_line_decides(void **state)
 {
 	struct doctor d = {.n = 0};
-	static const char small
-		[] = "{\"kvm\":\"small\",\"detail\":\"it died at \\u001bint3\",\"api\":12}",
-	   big[] = "{\"kvm\":\"linux\",\"detail\":\"\",\"create_vm_us\":150}",
-	   slow[] = "{\"kvm\":\"linux\",\"create_vm_us\":40000}";
+	static const char small[] =
+		"{\"kvm\":\"small\",\"detail\":\"it died at \\u001bint3\",\"api\":12}",
+			  big[] = "{\"kvm\":\"linux\",\"detail\":\"\",\"create_vm_us\":"
+				  "150}",
+			  slow[] = "{\"kvm\":\"linux\",\"create_vm_us\":40000}";
 
 	(void)state;
 	assert_true(doctor_read_probe(&d, small, strlen(small)));

@@ -152,9 +152,13 @@ usage_labels_and_the_new_calls_are_spoken(void **state)
 {
 	static const char *const labels[] = {"a=b", "c=d e"};
 	static const char vm[] =
-		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"running\",\"disk_mib\":1024,\"resize_mib\":2048,\"costs\":{\"memory_unique_bytes\":5,\"memory_shared_bytes\":6,\"disk_own_bytes\":7}}";
+		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"running\",\"disk_mib\":1024,"
+		"\"resize_mib\":2048,\"costs\":{\"memory_unique_bytes\":5,"
+		"\"memory_shared_bytes\":6,\"disk_own_bytes\":7}}";
 	static const char blind[] =
-		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"failed\",\"costs\":{\"memory_unique_bytes\":null,\"memory_shared_bytes\":null,\"disk_own_bytes\":7}}";
+		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"failed\",\"costs\":"
+		"{\"memory_unique_bytes\":null,\"memory_shared_bytes\":null,"
+		"\"disk_own_bytes\":7}}";
 	cleanup_client struct client *c = open_client();
 	struct client_vms vms = {0};
 	struct client_vm now = {0};
@@ -286,7 +290,8 @@ run_sends_only_what_was_said(void **state)
 	assert_int_equal(client_run(c, &spec, &vm, NULL, NULL), 0);
 	assert_non_null(strstr(peer.request, "POST /v1/vms HTTP/1.1\r\n"));
 	assert_string_equal(strstr(peer.request, "\r\n\r\n") + 4,
-		"{\"alias\":\"a\\\"b\",\"mem_mib\":64,\"labels\":{\"k\":\"v=w\",\"e\":\"\"},\"wait\":true}");
+		"{\"alias\":\"a\\\"b\",\"mem_mib\":64,\"labels\":{\"k\":\"v=w\",\"e\":"
+		"\"\"},\"wait\":true}");
 	assert_null(strstr(peer.request, "ndjson")); /* nobody asked for progress */
 }
 
@@ -348,7 +353,8 @@ nonsense_is_refused_with_a_sentence(void **state)
 	static const char *const bodies[] = {"", "not JSON", "[]", "{\"vms\":3}",
 		"{\"vms\":[3]}", "{\"vms\":[{}]}",
 		"{\"vms\":[{\"id\":\"x\",\"state\":7}]}",
-		("{\"vms\":[{\"id\":\"0123456789abcdef0123456789\",\"state\":\"running\"}]}"),
+		("{\"vms\":[{\"id\":\"0123456789abcdef0123456789\","
+		 "\"state\":\"running\"}]}"),
 		"{\"error\":{}}", "{\"error\":{\"code\":5,\"message\":\"positive\"}}"};
 
 	(void)state;

@@ -529,7 +529,8 @@ an_older_agent_is_said_to_be_one(void **state)
 {
 	char *const argv[] = {"pando", "connect", "a", NULL};
 	static const char no[] =
-		"OK 1\n{\"ok\":false,\"error\":\"\\\"exec\\\" has no member \\\"login\\\"\",\"errno\":\"EINVAL\",\"code\":-22}\n";
+		"OK 1\n{\"ok\":false,\"error\":\"\\\"exec\\\" has no member \\\"login\\\"\","
+		"\"errno\":\"EINVAL\",\"code\":-22}\n";
 	int listener = stand_in_fake_agent(), out, err, fd;
 	cleanup_ran struct ran got = {0};
 	pid_t pid;

@@ -228,7 +228,12 @@ an_older_schema_becomes_this_one(void **state)
 	assert_int_equal(db_insert(db, &a, &e), 0);
 	db_close(db);
 	db = NULL;
-	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN cmdline;ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;DROP TRIGGER environment_goes; DROP TABLE environment;DROP TABLE reports;PRAGMA user_version = 1");
+	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN cmdline;"
+	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
+	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
+	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
+	       "DROP TABLE reports;"
+	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
 	assert_string_equal(got.id, a.id);

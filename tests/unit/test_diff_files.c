@@ -186,13 +186,19 @@ assert_told(const char *path, const char *what)
 static void
 make_a(void)
 {
-	must("rm -rf a b && mkdir -p a/etc a/usr/share/deep/er a/gone && cd a && echo one >etc/one && echo two >etc/two && echo three >etc/three && echo mode >etc/mode && echo same >etc/same && ln -s one etc/link && ln -s ../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/one etc/long && seq 1 200000 >usr/share/big && echo x >gone/x && echo becomes >etc/becomes && seq 1 5000 | split -l 10 - usr/share/deep/er/f && find . -exec touch -h -d @1700000000 {} +");
+	must("rm -rf a b && mkdir -p a/etc a/usr/share/deep/er a/gone && cd a && echo one >etc/one && echo two >etc/two && echo three >etc/three && "
+	     "echo mode >etc/mode && echo same >etc/same && ln -s one etc/link && ln -s ../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/one etc/long && "
+	     "seq 1 200000 >usr/share/big && echo x >gone/x && echo becomes >etc/becomes && seq 1 5000 | split -l 10 - usr/share/deep/er/f && "
+	     "find . -exec touch -h -d @1700000000 {} +");
 }
 
 static void
 make_b(void)
 {
-	must("cp -a a b && cd b && echo ONE >etc/one && touch -d @1700000000 etc/one && echo longer than two >etc/two && touch -d @1700000009 etc/three && chmod 600 etc/mode && ln -sfn two etc/link && ln -sfn ../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/two etc/long && rm -r gone && rm etc/becomes && mkdir etc/becomes && printf y | dd of=usr/share/big bs=1 seek=900000 conv=notrunc && touch -d @1700000000 usr/share/big && echo new >usr/share/deep/new && find . -newermt @1700000010 -exec touch -h -d @1700000005 {} +");
+	must("cp -a a b && cd b && echo ONE >etc/one && touch -d @1700000000 etc/one && echo longer than two >etc/two && touch -d @1700000009 etc/three && "
+	     "chmod 600 etc/mode && ln -sfn two etc/link && ln -sfn ../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/two etc/long && "
+	     "rm -r gone && rm etc/becomes && mkdir etc/becomes && printf y | dd of=usr/share/big bs=1 seek=900000 conv=notrunc && "
+	     "touch -d @1700000000 usr/share/big && echo new >usr/share/deep/new && find . -newermt @1700000010 -exec touch -h -d @1700000005 {} +");
 }
 
 static void
@@ -275,7 +281,10 @@ what_is_only_in_the_journal_is_told(void **state)
 		must(line);
 		/* All blocks but the superblock's, which says that there is a journal to
 		 * replay. */
-		must("bs=$(dumpe2fs -h a.img | sed -n 's/^Block size: *//p'); first=$((1024 / bs)); blocks=; : >blocks; for b in $(cmp -l a.img c.img | awk -v bs=$bs '{ print int(($1 - 1) / bs) }' | sort -un); do [ $b -le $first ] && continue; dd if=c.img bs=$bs skip=$b count=1 >>blocks 2>/dev/null; blocks=$blocks,$b; done; printf 'jo\\njw -b %s blocks\\njc\\n' ${blocks#,} >script && debugfs -w -f script d.img && dumpe2fs -h d.img | grep -q needs_recovery");
+		must("bs=$(dumpe2fs -h a.img | sed -n 's/^Block size: *//p'); first=$((1024 / bs)); blocks=; : >blocks; "
+		     "for b in $(cmp -l a.img c.img | awk -v bs=$bs '{ print int(($1 - 1) / bs) }' | sort -un); do [ $b -le $first ] && continue; "
+		     "dd if=c.img bs=$bs skip=$b count=1 >>blocks 2>/dev/null; blocks=$blocks,$b; done; printf 'jo\\njw -b %s blocks\\njc\\n' ${blocks#,} >script && "
+		     "debugfs -w -f script d.img && dumpe2fs -h d.img | grep -q needs_recovery");
 		diff("a.img", "d.img");
 		assert_true(readable());
 		assert_told("/etc/same", "removed file");

@@ -84,8 +84,16 @@ what_will_not_fire_again_is_a_problem_with_its_mend(void **state)
 	(void)state;
 	assert_int_equal(
 		judge(HEAD
-			"\"units\":{\"system\":\"degraded\",\"failed\":[{\"unit\":\"bad.service\",\"why\":\"exit-code, status 1\"}],\"not_active\":[{\"unit\":\"pi.path\",\"why\":\"it was never started\"},{\"unit\":\"once.service\",\"why\":\"it has ended\"}],\"paths\":[{\"unit\":\"rpc.path\",\"service\":\"pi-rpc.service\",\"state\":\"exited\"},{\"unit\":\"long.path\",\"service\":\"long.service\",\"state\":\"running\"}]},\"units_why\":null," DISKS
-				REST),
+			"\"units\":{\"system\":\"degraded\",\"failed\":[{\"unit\":"
+			"\"bad.service\","
+			"\"why\":\"exit-code, status 1\"}],\"not_active\":["
+			"{\"unit\":\"pi.path\",\"why\":\"it was never started\"},"
+			"{\"unit\":\"once.service\",\"why\":\"it has ended\"}],\"paths\":["
+			"{\"unit\":\"rpc.path\",\"service\":\"pi-rpc.service\","
+			"\"state\":\"exited\"},"
+			"{\"unit\":\"long.path\",\"service\":\"long.service\","
+			"\"state\":\"running\"}]},"
+			"\"units_why\":null," DISKS REST),
 		0);
 	f = found("failed", "bad.service has failed: exit-code, status 1");
 	assert_int_equal(f->verdict, DOCTOR_PROBLEM);
@@ -110,10 +118,8 @@ who_it_is_not_is_a_problem(void **state)
 		0);
 	assert_int_equal(found("agent", "version 0.0.1")->verdict, DOCTOR_NOTE);
 	assert_int_equal(found("identity", "never told")->verdict, DOCTOR_PROBLEM);
-	assert_int_equal(
-		judge("{\"version\":\"" PANDO_VERSION
-		      "\",\"generation\":\"ffffffffffffffffffffffffffffffff\"," WELL DISKS
-				REST),
+	assert_int_equal(judge("{\"version\":\"" PANDO_VERSION "\",\"generation\":"
+			       "\"ffffffffffffffffffffffffffffffff\"," WELL DISKS REST),
 		0);
 	assert_int_equal(
 		found("identity", "believes to be of generation ffffffffffff")->verdict,
@@ -126,7 +132,18 @@ full_disks_missing_programs_and_values_are_told(void **state)
 	(void)state;
 	assert_int_equal(
 		judge(HEAD
-			"\"units\":null,\"units_why\":\"there is no systemd to be asked\",\"disks\":[{\"path\":\"/\",\"mib\":1000,\"free_mib\":20,\"inodes\":1000,\"inodes_free\":900},{\"path\":\"/tmp\",\"mib\":1000,\"free_mib\":80,\"inodes\":0,\"inodes_free\":0},{\"path\":\"/var\",\"mib\":1000,\"free_mib\":900,\"inodes\":1000,\"inodes_free\":9}],\"missing\":[\"tmux\",\"sshd\"],\"environment\":{\"why\":\"/etc/environment:3: no name\",\"held_back\":[{\"name\":\"KEY\",\"why\":\"a line break\"}]},\"agents\":[{\"name\":\"pi\",\"why\":\"it has no keeper\"}],\"time_ns\":1}"),
+			"\"units\":null,\"units_why\":\"there is no systemd to be asked\","
+			"\"disks\":[{\"path\":\"/"
+			"\",\"mib\":1000,\"free_mib\":20,\"inodes\":"
+			"1000,\"inodes_free\":900},{\"path\":\"/tmp\",\"mib\":1000,"
+			"\"free_mib\":80,\"inodes\":0,\"inodes_free\":0},{\"path\":\"/"
+			"var\","
+			"\"mib\":1000,\"free_mib\":900,\"inodes\":1000,\"inodes_"
+			"free\":9}],"
+			"\"missing\":[\"tmux\",\"sshd\"],\"environment\":{\"why\":"
+			"\"/etc/environment:3: no name\",\"held_back\":[{\"name\":\"KEY\","
+			"\"why\":\"a line break\"}]},\"agents\":[{\"name\":\"pi\",\"why\":"
+			"\"it has no keeper\"}],\"time_ns\":1}"),
 		0);
 	assert_int_equal(found("units", "no systemd")->verdict, DOCTOR_NOTE);
 	assert_int_equal(
@@ -153,20 +170,20 @@ a_hostile_guests_word_is_refused(void **state)
 		"{}",
 		"nonsense",
 		HEAD
-		"\"units\":{\"system\":\"running\",\"failed\":[{\"unit\":\"x; rm -rf /\",\"why\":\"\"}],\"paths\":[]}," DISKS
-			REST,
-		HEAD
-		"\"units\":{\"system\":\"running\",\"paths\":[{\"unit\":\"a.path\",\"service\":\"$(x)\",\"state\":\"exited\"}]}," DISKS
-			REST,
-		HEAD
-		"\"units\":{\"system\":\"running\",\"failed\":[{\"unit\":\"-H\",\"why\":\"\"}]}," DISKS
-			REST,
+		"\"units\":{\"system\":\"running\",\"failed\":[{\"unit\":\"x; rm -rf /\","
+		"\"why\":\"\"}],\"paths\":[]}," DISKS REST,
+		HEAD "\"units\":{\"system\":\"running\",\"paths\":[{\"unit\":\"a.path\","
+		     "\"service\":\"$(x)\",\"state\":\"exited\"}]}," DISKS REST,
+		HEAD "\"units\":{\"system\":\"running\",\"failed\":[{\"unit\":\"-H\","
+		     "\"why\":\"\"}]}," DISKS REST,
 		HEAD WELL "\"disks\":[{\"path\":\"/\",\"mib\":-1}]," REST,
 		HEAD WELL "\"disks\":7," REST,
 		HEAD WELL DISKS
-		"\"missing\":[\"`x`\"],\"environment\":{\"held_back\":[]},\"agents\":[]}",
+		"\"missing\":[\"`x`\"],\"environment\":{\"held_back\":[]},"
+		"\"agents\":[]}",
 		HEAD WELL DISKS
-		"\"missing\":[],\"environment\":{\"held_back\":[]},\"agents\":[{\"name\":\"a b\",\"why\":\"x\"}]}",
+		"\"missing\":[],\"environment\":{\"held_back\":[]},\"agents\":"
+		"[{\"name\":\"a b\",\"why\":\"x\"}]}",
 	};
 
 	(void)state;
@@ -174,10 +191,8 @@ a_hostile_guests_word_is_refused(void **state)
 		assert_int_equal(judge(bad[i]), -EPROTO);
 		assert_non_null(strstr(e.msg, "the guest's word of itself"));
 	}
-	assert_int_equal(
-		judge(HEAD
-			"\"units\":{\"system\":\"\\u001b[2J\",\"failed\":[],\"not_active\":[],\"paths\":[]}," DISKS
-				REST),
+	assert_int_equal(judge(HEAD "\"units\":{\"system\":\"\\u001b[2J\",\"failed\":[],"
+				    "\"not_active\":[],\"paths\":[]}," DISKS REST),
 		0);
 	found("units", "\\x1b[2J");
 }
@@ -234,13 +249,18 @@ what_pandod_says_of_scopes_is_told(void **state)
 		const char *text, *part;
 		enum doctor_verdict verdict;
 	} cases[] = {
-		{"{\"how\":\"systemd\",\"detail\":\"D\",\"limits\":true,\"lingers\":true,\"machined\":true,\"vms\":1}",
+		{"{\"how\":\"systemd\",\"detail\":\"D\",\"limits\":true,\"lingers\":true,"
+		 "\"machined\":true,\"vms\":1}",
 			"D; machinectl", DOCTOR_OK},
-		{"{\"how\":\"systemd\",\"detail\":\"D\",\"limits\":true,\"lingers\":false,\"machined\":false,\"vms\":1}",
+		{"{\"how\":\"systemd\",\"detail\":\"D\",\"limits\":true,\"lingers\":"
+		 "false,"
+		 "\"machined\":false,\"vms\":1}",
 			"last session", DOCTOR_NOTE},
-		{"{\"how\":\"none\",\"detail\":\"D\",\"limits\":false,\"lingers\":true,\"machined\":false,\"vms\":1}",
+		{"{\"how\":\"none\",\"detail\":\"D\",\"limits\":false,\"lingers\":true,"
+		 "\"machined\":false,\"vms\":1}",
 			"D", DOCTOR_NOTE},
-		{"{\"how\":\"cgroup\",\"detail\":\"D\",\"limits\":false,\"lingers\":true,\"machined\":false,\"vms\":1}",
+		{"{\"how\":\"cgroup\",\"detail\":\"D\",\"limits\":false,\"lingers\":true,"
+		 "\"machined\":false,\"vms\":1}",
 			"D", DOCTOR_NOTE},
 	};
 
@@ -288,7 +308,9 @@ the_agents_word_is_one(void **state)
 	put("/etc/pando/rpc.d/pi.conf", "command = [\"sleep\", \"9\"]\n", 0644);
 	put("/var/lib/pando/rpc/pi/wanted", "", 0644);
 	put("/usr/libexec/pando/pando-units",
-		"#!/bin/sh\n[ \"$1\" = look ] && echo '{\"system\":\"running\",\"failed\":[],\"not_active\":[{\"unit\":\"x.path\",\"why\":\"it was never started\"}],\"paths\":[]}'\n",
+		"#!/bin/sh\n[ \"$1\" = look ] && echo '{\"system\":\"running\",\"failed\":[],"
+		"\"not_active\":[{\"unit\":\"x.path\",\"why\":\"it was never started\"}],"
+		"\"paths\":[]}'\n",
 		0755);
 	snprintf(command, sizeof(command), "%s doctor --root %s", agent_help_program(),
 		root);

@@ -44,8 +44,11 @@ bad_n(const char *text, size_t len)
 static void
 every_kind_of_value_is_read(void **state)
 {
-	const char *text =
-		" {\"s\":\"a\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\ud83d\\ude00\",\"i\":-42,\"u\":18446744073709551615,\"f\":-1.5e2,\"t\":true,\"n\":null,\"a\":[1,[2],{}],\"o\":{\"k\":false}}\n";
+	const char *text = " {\"s\":\"a\\\"\\\\\\/"
+			   "\\b\\f\\n\\r\\t\\u00e9\\ud83d\\ude00\",\"i\":-42,\"u\":"
+			   "18446744073709551615,"
+			   "\"f\":-1.5e2,\"t\":true,\"n\":null,\"a\":[1,[2],{}],\"o\":{"
+			   "\"k\":false}}\n";
 	cleanup_json struct json *j = good(text);
 	char s[64];
 	uint64_t u;
@@ -78,8 +81,8 @@ every_kind_of_value_is_read(void **state)
 static void
 what_is_absent_or_of_another_type_is_told_apart(void **state)
 {
-	cleanup_json struct json *j = good(
-		"{\"s\":\"abc\",\"i\":1,\"f\":1.5,\"z\":\"a\\u0000b\",\"m\":-1,\"a\":[]}");
+	cleanup_json struct json *j = good("{\"s\":\"abc\",\"i\":1,\"f\":1.5,\"z\":"
+					   "\"a\\u0000b\",\"m\":-1,\"a\":[]}");
 	char s[4] = "old";
 	char *dup = s;
 	uint64_t u = 7;
@@ -115,7 +118,8 @@ static void
 numbers_beyond_the_type_are_refused(void **state)
 {
 	cleanup_json struct json *j = good(
-		"[18446744073709551616,9223372036854775808,-9223372036854775809,1e400,9223372036854775807,-9223372036854775808]");
+		"[18446744073709551616,9223372036854775808,-9223372036854775809,1e400,"
+		"9223372036854775807,-9223372036854775808]");
 	uint64_t u;
 	int64_t i;
 	double f;

@@ -537,7 +537,8 @@ a_process_that_has_the_number_now_is_not_the_machine(void **state)
 	put("home/disk.raw", "", 0600);
 	put("home/image", "an-image\n", 0600);
 	snprintf(text, sizeof(text),
-		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,\"started_ms\":1}",
+		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,"
+		"\"started_ms\":1}",
 		(int)getpid());
 	put("home/running.json", text, 0600);
 	assert_int_equal(machine_look(&m, &e), 0);
@@ -574,7 +575,8 @@ deleting_a_stopped_machine_leaves_its_folder_empty_but_for_the_lock(void **state
 	put("home/image", "an-image\n", 0600);
 	put("home/copied/x", "", 0600);
 	snprintf(text, sizeof(text),
-		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,\"started_ms\":1}",
+		"{\"pid\":%d,\"start_ticks\":1,\"port\":22,\"mem_mib\":1,\"cpus\":1,"
+		"\"started_ms\":1}",
 		(int)getpid());
 	put("home/running.json", text, 0600);
 	assert_int_equal(machine_delete(says_nothing, NULL, &e), 0);

@@ -41,8 +41,8 @@ line_len(const char *line)
 static bool
 has_word(const char *text, const char *word)
 {
-	static const char inner[] =
-		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-";
+	static const char inner[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				    "0123456789-";
 	size_t n = strlen(word);
 
 	for (const char *at = text; (at = strstr(at, word)); at++)

@@ -50,7 +50,11 @@ a_whole_body_is_read(void **state)
 	(void)state;
 	assert_int_equal(
 		parse_create(
-			"{\"alias\":\"front.end_1-x\",\"mem_mib\":1024,\"vcpus\":2,\"disk_mib\":4096,\"kernel\":\"/k\",\"rootfs\":\"trixie\",\"cmdline\":\"quiet\",\"wait\":false,\"labels\":{\"swarm\":\"r1\",\"a/b\":\"\"}}"),
+			"{\"alias\":\"front.end_1-x\",\"mem_mib\":1024,\"vcpus\":2,"
+			"\"disk_mib\":4096,"
+			"\"kernel\":\"/"
+			"k\",\"rootfs\":\"trixie\",\"cmdline\":\"quiet\",\"wait\":false,"
+			"\"labels\":{\"swarm\":\"r1\",\"a/b\":\"\"}}"),
 		0);
 	assert_string_equal(create.alias, "front.end_1-x");
 	assert_int_equal(create.mem_mib, 1024);
@@ -317,7 +321,10 @@ wrong_targets_are_refused(void **state)
 		{"GET", "/v1/vms/a/stop", -EOPNOTSUPP},
 		{"GET", "/v1/vms?label=a%20=b", -EINVAL},
 		{"GET", "/v1/vms?recursive=1", -EINVAL},
-		{"GET", "/v1/vms/0123456789012345678901234567890123456789012345678901234567890123456789",
+		{"GET",
+			"/v1/vms/"
+			"0123456789012345678901234567890123456789012345678901234567890123"
+			"456789",
 			-ENOENT},
 	};
 	struct route route;
@@ -349,10 +356,10 @@ static void
 a_commit_and_its_tags_are_read(void **state)
 {
 	static struct commit_request q;
-	static const char body[] =
-		"{\"message\":\"two\\nlines\\t\",\"tags\":[\"a\",\"b.1\"],\"labels\":{\"k\":\"v\"}}";
-	static const char too_long[] =
-		"{\"tags\":[\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"]}";
+	static const char body[] = "{\"message\":\"two\\nlines\\t\",\"tags\":[\"a\","
+				   "\"b.1\"],\"labels\":{\"k\":\"v\"}}";
+	static const char too_long[] = "{\"tags\":[\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+				       "aaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"]}";
 	static const char *const wrong[] = {
 		"{\"message\":7}",
 		"{\"message\":\"\\u0007\"}",
@@ -396,7 +403,8 @@ routes_of_commits(void **state)
 {
 	static struct route r;
 	static const char id[] =
-		"/v1/commits/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+		"/v1/commits/"
+		"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 	(void)state;
 	assert_int_equal(request_route("GET", id, &r, &e), 0);
@@ -432,7 +440,9 @@ routes_of_commits(void **state)
 	/* One digit too many. */
 	assert_int_equal(
 		request_route("GET",
-			"/v1/commits/00123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+			"/v1/commits/"
+			"00123456789abcdef0123456789abcdef0123456789abcdef0123456"
+			"789abcdef",
 			&r, &e),
 		-ENOENT);
 }

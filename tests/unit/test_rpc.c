@@ -940,11 +940,13 @@ static const char pi_script[] =
 	"  echo '{\"type\":\"response\",\"command\":\"prompt\",\"success\":true}'\n"
 	"  echo '{\"type\":\"agent_start\"}'\n"
 	"  case $line in\n"
-	"  *dialog*) echo '{\"type\":\"extension_ui_request\",\"id\":\"u1\",\"method\":\"confirm\"}'\n"
+	"  *dialog*) echo '{\"type\":\"extension_ui_request\",\"id\":\"u1\",\"method\":"
+	"\"confirm\"}'\n"
 	"    IFS= read -r answer; echo \"{\\\"type\\\":\\\"saw\\\",\\\"it\\\":$answer}\" ;;\n"
 	"  esac\n"
 	"  case $line in *bad*) r=error ;; *) r=stop ;; esac\n"
-	"  echo '{\"type\":\"agent_end\",\"messages\":[{\"role\":\"user\"},{\"role\":\"assistant\",\"stopReason\":\"'$r'\"}]}'\n"
+	"  echo '{\"type\":\"agent_end\",\"messages\":[{\"role\":\"user\"},"
+	"{\"role\":\"assistant\",\"stopReason\":\"'$r'\"}]}'\n"
 	"  case $line in *retry*) echo '{\"type\":\"auto_retry_start\"}'; sleep 0.3\n"
 	"    echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"stop\"}]}' ;;\n"
 	"  esac\n"
@@ -1052,8 +1054,9 @@ dialogs_are_answered_by_policy(void **state)
 		cleanup_said struct said s =
 			RPC("follow", "--from", "0", "--for-ms", "0");
 
-		assert_non_null(strstr(s.out,
-			"{\"type\":\"saw\",\"it\":{\"type\":\"extension_ui_response\",\"id\":\"u1\",\"confirmed\":false}}"));
+		assert_non_null(strstr(s.out, "{\"type\":\"saw\",\"it\":{\"type\":"
+					      "\"extension_ui_response\",\"id\":\"u1\","
+					      "\"confirmed\":false}}"));
 	}
 }
 

@@ -22,7 +22,13 @@ static bool can;
 static struct ran got; /* out: stderr, too */
 
 static const char reports_json[] =
-	"{\"reports\":[{\"seq\":7,\"id\":\"00112233445566778899aabbccddeeff\",\"vm\":\"0a1b2c3d4e5f\",\"alias\":\"a\",\"generation\":\"x\",\"time_ms\":1,\"report\":{\"status\":\"done\",\"score\":0.5,\"message\":\"it\\u001b is\",\"files\":[{\"name\":\"sub/one\",\"path\":\"%s/one\",\"bytes\":7},{\"name\":\"gone\",\"path\":\"%s/gone\",\"bytes\":7},{\"name\":\"folder\",\"path\":\"%s/folder\",\"bytes\":7}]}}],\"next\":7,\"more\":false}";
+	"{\"reports\":[{\"seq\":7,\"id\":\"00112233445566778899aabbccddeeff\","
+	"\"vm\":\"0a1b2c3d4e5f\",\"alias\":\"a\",\"generation\":\"x\",\"time_ms\":1,"
+	"\"report\":{\"status\":\"done\",\"score\":0.5,\"message\":\"it\\u001b is\","
+	"\"files\":[{\"name\":\"sub/one\",\"path\":\"%s/one\",\"bytes\":7},"
+	"{\"name\":\"gone\",\"path\":\"%s/gone\",\"bytes\":7},"
+	"{\"name\":\"folder\",\"path\":\"%s/folder\",\"bytes\":7}]}}],"
+	"\"next\":7,\"more\":false}";
 
 static const char *
 answer_reports(const char *request)
@@ -43,7 +49,9 @@ static bool
 enter_folders_of_its_own(void)
 {
 	static const char conf[] =
-		"command = \"while read -r l; do echo '{\\\"type\\\":\\\"agent_start\\\"}'; case $l in *bad*) r=error;; *) r=stop;; esac; echo '{\\\"type\\\":\\\"agent_end\\\",\\\"messages\\\":[{\\\"stopReason\\\":\\\"'$r'\\\"}]}'; done\"\n"
+		"command = \"while read -r l; do echo '{\\\"type\\\":\\\"agent_start\\\"}'; case $l in *bad*) r=error;; *) r=stop;; esac; echo "
+		"'{\\\"type\\\":\\\"agent_end\\\",\\\"messages\\\":[{"
+		"\\\"stopReason\\\":\\\"'$r'\\\"}]}'; done\"\n"
 		"protocol = \"pi\"\ntmux = false\nstop_s = 1\n";
 
 	return !unshare(CLONE_NEWNS) &&
@@ -149,7 +157,8 @@ reports_and_their_files(void **state)
 		"printf 'result\\n' >one; mkdir folder; pando reports --fetch got a; ls -R got",
 		"0-one", "No such file", "no regular file");
 	RUN_TO(1, "pando reports -q --fetch got a >/dev/null");
-	run("test \"$(pando reports --fetch got a 2>/dev/null | grep 0-one | cut -d ' ' -f 1)\" = \"$(b2sum -l 256 one | cut -d ' ' -f 1)\" && cmp one got/0a1b2c3d4e5f/00112233/0-one && ls got/0a1b2c3d4e5f/00112233");
+	run("test \"$(pando reports --fetch got a 2>/dev/null | grep 0-one | cut -d ' ' -f 1)\" = \"$(b2sum -l 256 one | cut -d ' ' -f 1)\" && cmp one "
+	    "got/0a1b2c3d4e5f/00112233/0-one && ls got/0a1b2c3d4e5f/00112233");
 	assert_string_equal(got.out, "0-one\n");
 	RUN_TO(1, "pando reports --fetch got --format json a", "\"blake2b\":\"");
 	RUN_TO(2, "pando reports --after x");

@@ -165,20 +165,28 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 			"{\"type\":\"response\",\"command\":\"prompt\",\"success\":true}",
 			RPC_NOTHING, ""},
 		{RPC_PI,
-			"{\"type\":\"response\",\"command\":\"prompt\",\"success\":false}",
+			"{\"type\":\"response\",\"command\":\"prompt\",\"success\":"
+			"false}",
 			RPC_REFUSED, "refused"},
 		{RPC_PI,
-			"{\"type\":\"response\",\"command\":\"get_state\",\"success\":true}",
+			"{\"type\":\"response\",\"command\":\"get_state\",\"success\":"
+			"true}",
 			RPC_ANSWERED, ""},
 		{RPC_PI, "{\"messages\":[],\"type\":\"agent_end\"}", RPC_DONE, ""},
 		{RPC_PI,
-			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"error\"},{\"role\":\"assistant\",\"stopReason\":\"stop\"},{\"role\":\"x\"}]}",
+			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"error\"}"
+			","
+			"{\"role\":\"assistant\",\"stopReason\":\"stop\"},{\"role\":"
+			"\"x\"}]}",
 			RPC_DONE, "stop"},
 		{RPC_PI,
-			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"aborted\"}]}",
+			"{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":"
+			"\"aborted\"}]}",
 			RPC_FAILED, "aborted"},
 		{RPC_PI,
-			"{\"type\":\"agent_end\",\"willRetry\":true,\"messages\":[{\"stopReason\":\"error\"}]}",
+			"{\"type\":\"agent_end\",\"willRetry\":true,\"messages\":[{"
+			"\"stopReason\":"
+			"\"error\"}]}",
 			RPC_RETRIES, ""},
 		/* What a message quotes is not the line's own. */
 		{RPC_PI, "{\"type\":\"x\",\"m\":{\"type\":\"agent_end\"}}", RPC_NOTHING,
@@ -186,13 +194,16 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 		{RPC_PI, "{\"type\":\"x\",\"m\":\"\\\"type\\\":\\\"agent_end\\\"\"}",
 			RPC_NOTHING, ""},
 		{RPC_PI,
-			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":\"notify\"}",
+			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":"
+			"\"notify\"}",
 			RPC_NOTHING, ""},
 		{RPC_PI,
-			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":\"input\"}",
+			"{\"type\":\"extension_ui_request\",\"id\":\"1\",\"method\":"
+			"\"input\"}",
 			RPC_DIALOG, ""},
 		{RPC_CLAUDE,
-			"{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}",
+			"{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":"
+			"false}",
 			RPC_DONE, "success"},
 		{RPC_CLAUDE, "{\"type\":\"result\",\"subtype\":\"error_max_turns\"}",
 			RPC_FAILED, "error_max_turns"},
@@ -223,20 +234,30 @@ dialogs_are_answered_as_the_policy_says(void **state)
 		const char *line, *answer; /* NULL: none */
 	} cases[] = {
 		{RPC_PI, RPC_DIALOGS_ALLOW,
-			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":\"select\",\"options\":[\"A \\\"b\\\"\",\"c\"]}",
+			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
+			"\"select\","
+			"\"options\":[\"A \\\"b\\\"\",\"c\"]}",
 			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"value\":\"A \\\"b\\\"\"}"},
 		{RPC_PI, RPC_DIALOGS_DENY,
-			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":\"select\",\"options\":[\"a\"]}",
-			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"cancelled\":true}"},
+			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
+			"\"select\","
+			"\"options\":[\"a\"]}",
+			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"cancelled\":"
+			"true}"},
 		{RPC_PI, RPC_DIALOGS_ASK,
-			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":\"confirm\"}",
+			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
+			"\"confirm\"}",
 			NULL},
 		{RPC_PI, RPC_DIALOGS_DENY,
 			"{\"type\":\"extension_ui_request\",\"method\":\"confirm\"}",
 			NULL},
 		{RPC_CLAUDE, RPC_DIALOGS_ALLOW,
-			"{\"type\":\"control_request\",\"request_id\":\"r\",\"request\":{\"subtype\":\"can_use_tool\",\"input\":{\"a\":1}}}",
-			"{\"type\":\"control_response\",\"response\":{\"subtype\":\"success\",\"request_id\":\"r\",\"response\":{\"behavior\":\"allow\",\"updatedInput\":{\"a\":1}}}}"},
+			"{\"type\":\"control_request\",\"request_id\":\"r\",\"request\":{"
+			"\"subtype\":\"can_use_tool\",\"input\":{\"a\":1}}}",
+			"{\"type\":\"control_response\",\"response\":{\"subtype\":"
+			"\"success\","
+			"\"request_id\":\"r\",\"response\":{\"behavior\":\"allow\","
+			"\"updatedInput\":{\"a\":1}}}}"},
 	};
 
 	(void)state;

@@ -266,7 +266,9 @@ daemon_start(void)
 
 	snprintf(conf, sizeof(conf), "%s/bus.conf", folder);
 	snprintf(text, sizeof(text),
-		"<busconfig><type>session</type><listen>%s</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/></policy></busconfig>",
+		"<busconfig><type>session</type><listen>%s</listen><auth>EXTERNAL</auth>"
+		"<policy context=\"default\"><allow send_destination=\"*\"/><allow own=\"*\"/>"
+		"<allow eavesdrop=\"true\"/></policy></busconfig>",
 		address);
 	assert_int_equal(io_write_file_atomic(conf, text, strlen(text), 0600, NULL), 0);
 	snprintf(option, sizeof(option), "--config-file=%s", conf);

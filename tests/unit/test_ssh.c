@@ -473,13 +473,12 @@ old_agent(void *arg)
 {
 	static const char no[] =
 		"{\"ok\":false,\"error\":\"\\\"hello\\\" has no member \\\"ssh_key\\\"\",\"errno\":\"EINVAL\",\"code\":-22}\n";
-	static const char pong[] =
-		"{\"ok\":true,\"version\":\"0\",\"uptime_ms\":1,\"boot_id\":\"x\"}\n";
+	static const char pong[] = "{\"ok\":true,\"version\":\"0\",\"uptime_ms\":1,"
+				   "\"boot_id\":\"x\"}\n";
 	static const char ok[] = "{\"ok\":true}\n";
 	static const char ack[] =
-		"{\"id\":\"" A
-		"\",\"generation\":\"77777777777777777777777777777777\",\"host_key\":\"" NOBODYS
-		"\",\"total_us\":1,\"steps\":[]}";
+		"{\"id\":\"" A "\",\"generation\":\"77777777777777777777777777777777\","
+		"\"host_key\":\"" NOBODYS "\",\"total_us\":1,\"steps\":[]}";
 	struct agent_frame_hdr h = {.type = AGENT_ACK, .len = sizeof(ack) - 1};
 	int fd, listener = *(const int *)arg;
 	char line[8192];
@@ -577,8 +576,10 @@ static void
 a_key_that_is_none_is_refused_by_the_agent(void **state)
 {
 	static const char *const bad[] = {"", "ssh-rsa AAAA", NOBODYS "x",
-		"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\nssh-rs",
-		"command=\"x\" 5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"};
+		"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\nssh"
+		"-rs",
+		"command=\"x\" 5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+		"AAAAA"};
 	struct err e;
 
 	(void)state;
@@ -594,8 +595,10 @@ trees_are_copied_as_without_ssh(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	good("mkdir -p from/sub to && head -c 3000000 /dev/urandom >from/big && ln -s big from/link && printf x >\"from/sub/a b'\" && chmod 751 from/sub && touch -d 2001-02-03 from/big");
-	good("\"$PANDO\" copy -q --ssh from \"a:$T/to\" && diff -r from to/from && [ $(readlink to/from/link) = big ] && [ $(stat -c %a to/from/sub) = 751 ] && [ from/big -ot to/from ] && [ ! from/big -nt to/from/big ] && [ ! from/big -ot to/from/big ]");
+	good("mkdir -p from/sub to && head -c 3000000 /dev/urandom >from/big && ln -s big from/link && printf x >\"from/sub/a b'\" && chmod 751 from/sub && touch -d "
+	     "2001-02-03 from/big");
+	good("\"$PANDO\" copy -q --ssh from \"a:$T/to\" && diff -r from to/from && [ $(readlink to/from/link) = big ] && [ $(stat -c %a to/from/sub) = 751 ] && "
+	     "[ from/big -ot to/from ] && [ ! from/big -nt to/from/big ] && [ ! from/big -ot to/from/big ]");
 	good("\"$PANDO\" cp -q --ssh \"a:$T/from/.\" back && diff -r from back");
 	good("\"$PANDO\" copy --ssh --format json \"a:$T/from/big\" one | grep -q '\"files\":1,.*\"bytes\":3000000' && cmp one from/big");
 	sh("\"$PANDO\" copy --ssh from \"a:$T/no/such/place\"");
@@ -645,7 +648,8 @@ rsync_and_git_go_in(void **state)
 	} else {
 		print_message("no rsync here: left out\n");
 	}
-	good("git init -q repo && cd repo && echo hi >file && git add file && git -c user.name=n -c user.email=e@x commit -qm one && cd .. && GIT_SSH_COMMAND='ssh -F c' git clone -q ssh://a.pando\"$T\"/repo cloned && cmp repo/file cloned/file");
+	good("git init -q repo && cd repo && echo hi >file && git add file && git -c user.name=n -c user.email=e@x commit -qm one && cd .. && GIT_SSH_COMMAND="
+	     "'ssh -F c' git clone -q ssh://a.pando\"$T\"/repo cloned && cmp repo/file cloned/file");
 }
 
 static void
@@ -708,7 +712,8 @@ installing_is_one_line_above_all_and_only_once(void **state)
 	char want[128];
 
 	(void)state;
-	sh("printf 'Host x\\n\\tUser me\\n' >real && chmod 640 real && ln -s real cfg && \"$PANDO\" ssh-config --install --file \"$T/cfg\" && \"$PANDO\" ssh-config --install --file \"$T/cfg\" && head -1 cfg && wc -l <cfg && stat -c %a real && readlink cfg && cmp ssh/config - <<E\n$(\"$PANDO\" ssh-config)\nE");
+	sh("printf 'Host x\\n\\tUser me\\n' >real && chmod 640 real && ln -s real cfg && \"$PANDO\" ssh-config --install --file \"$T/cfg\" && \"$PANDO\" ssh-config "
+	   "--install --file \"$T/cfg\" && head -1 cfg && wc -l <cfg && stat -c %a real && readlink cfg && cmp ssh/config - <<E\n$(\"$PANDO\" ssh-config)\nE");
 	assert_int_equal(got.status, 0);
 	snprintf(want, sizeof(want), "Include \"%s/ssh/config\"\n4\n640\nreal\n",
 		stand_in_home);

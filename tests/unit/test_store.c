@@ -38,8 +38,8 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	struct store_fields f = {.created_ms = 77,
 		.message = "warm, \"quoted\"\nand \xc3\xa9",
 		.labels = "{ \"b\":\"2\", \"a\":\"1\" }",
-		.config =
-			"{\"z\":[1, -2,null,true],\"a\":{\"y\":\"\\u00e9\",\"x\":18446744073709551615}}",
+		.config = "{\"z\":[1, -2,null,true],\"a\":{\"y\":\"\\u00e9\",\"x\":"
+			  "18446744073709551615}}",
 		.cpu = "{}"};
 	char id[STORE_ID_MAX], command[512];
 	struct store_manifest *m;
@@ -70,8 +70,8 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	assert_int_equal(m->f.created_ms, 77);
 	assert_string_equal(m->f.message, f.message);
 	assert_string_equal(m->f.labels, "{\"a\":\"1\",\"b\":\"2\"}");
-	assert_string_equal(m->f.config,
-		"{\"a\":{\"x\":18446744073709551615,\"y\":\"\xc3\xa9\"},\"z\":[1,-2,null,true]}");
+	assert_string_equal(m->f.config, "{\"a\":{\"x\":18446744073709551615,\"y\":"
+					 "\"\xc3\xa9\"},\"z\":[1,-2,null,true]}");
 	has_values(&m->f.disk, values, 64);
 	values[3] = other[3];
 	has_values(&m->f.memory, values, MANY);
@@ -101,8 +101,9 @@ the_id_is_the_hash_of_the_manifest_file(void **state)
 	hash_to_hex(&h, hex);
 	assert_string_equal(hex, id);
 	assert_non_null(strstr(text, "{\"config\":{},\"cpu\":{},\"created_ms\":"));
-	assert_non_null(strstr(text,
-		",\"format\":1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":{\"disk\":{\"length\":0,"));
+	assert_non_null(
+		strstr(text, ",\"format\":1,\"labels\":{},\"message\":\"\",\"parent\":"
+			     "null,\"trees\":{\"disk\":{\"length\":0,"));
 	free(text);
 }
 
@@ -570,7 +571,9 @@ fields_that_cannot_be_are_refused_and_leave_nothing(void **state)
 		{{.cpu = "{\"a\":\"\\u0000\"}"}, -EINVAL, "NUL"},
 		{{.labels = "{\"a\":1}"}, -EINVAL, "no string"},
 		{{.parent = "beef"}, -EINVAL, "no commit id"},
-		{{.parent = "00000000000000000000000000000000000000000000000000000000000000ff"},
+		{{.parent = "000000000000000000000000000000000000000000000000000000000000"
+			    "00"
+			    "ff"},
 			-ENOENT, "parent"},
 		{{.memory = {{{1}}, 4096}}, -EINVAL, "memory is not in the store"},
 		{{.disk = {{{1}}, 0}}, -EINVAL, "no bytes"},

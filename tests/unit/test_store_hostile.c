@@ -294,7 +294,8 @@ manifests_that_pando_would_not_write_are_refused_though_their_hash_is_right(void
 			"not as pando writes"},
 		{HEAD "1, \"labels\":{},\"message\":\"\",\"parent\":null," TREES,
 			"not as pando writes"},
-		{HEAD "1,\"labels\":{\"b\":\"\",\"a\":\"\"},\"message\":\"\",\"parent\":null," TREES,
+		{HEAD "1,\"labels\":{\"b\":\"\",\"a\":\"\"},\"message\":\"\",\"parent\":"
+		      "null," TREES,
 			"not as pando writes"},
 		{HEAD "1,\"labels\":{},\"message\":\"\",\"parent\":\"beef\"," TREES,
 			"not as pando writes"},
@@ -303,17 +304,19 @@ manifests_that_pando_would_not_write_are_refused_though_their_hash_is_right(void
 		{HEAD "1,\"labels\":{\"a\":1},\"message\":\"\",\"parent\":null," TREES,
 			"not as pando writes"},
 		{HEAD "1,\"labels\":{},\"message\":\"\"," TREES, "not as pando writes"},
-		{HEAD "1,\"extra\":1,\"labels\":{},\"message\":\"\",\"parent\":null," TREES,
+		{HEAD "1,\"extra\":1,\"labels\":{},\"message\":\"\",\"parent\":"
+		      "null," TREES,
 			"not as pando writes"},
 		{HEAD "1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":{}}",
 			"not as pando writes"},
-		{HEAD "1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":{" EMPTY(
-			 "disk") "," EMPTY("memory") ",\"state\":{\"length\":99999999999999999,\"root\":\"" ZEROES
-						     "\"}}}",
+		{HEAD "1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":"
+		      "{" EMPTY("disk") "," EMPTY(
+			      "memory") ",\"state\":{\"length\":99999999999999999,"
+					"\"root\":\"" ZEROES "\"}}}",
 			"not as pando writes"},
-		{HEAD "1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":{" EMPTY(
-			 "disk") "," EMPTY("memory") ",\"state\":{\"length\":-1,\"root\":\"" ZEROES
-						     "\"}}}",
+		{HEAD "1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":"
+		      "{" EMPTY("disk") "," EMPTY("memory") ",\"state\":{\"length\":-1,"
+							    "\"root\":\"" ZEROES "\"}}}",
 			"not as pando writes"},
 	};
 	char planted[STORE_ID_MAX];
@@ -499,7 +502,11 @@ commit_tree(const struct store_tree *t, char ret_id[STORE_ID_MAX])
 	hash_to_hex(&t->root, root);
 	snprintf(text, sizeof(text),
 		HEAD "1,\"labels\":{},\"message\":\"\",\"parent\":null,\"trees\":{" EMPTY(
-			"disk") ",\"memory\":{\"length\":%llu,\"root\":\"%s\"}," EMPTY("state") "}}",
+			"disk") ",\"memory\":{\"length\":%llu,\"root\":\"%s\"}," EMPTY("s"
+										       "t"
+										       "a"
+										       "t"
+										       "e") "}}",
 		(unsigned long long)t->length, root);
 	plant(text, ret_id);
 }

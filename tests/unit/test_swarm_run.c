@@ -394,8 +394,9 @@ highest_score_wins_and_the_rest_is_deleted(void **state)
 	assert_int_equal(record_events(t, "child", NULL, 0), 3);
 	assert_int_equal(record_events(t, "end", NULL, 0), 1);
 	assert_int_equal(record_events(t, "choice", line, sizeof(line)), 1);
-	assert_non_null(strstr(line,
-		"\"ranking\":[{\"child\":\"b\",\"score\":12.5},{\"child\":\"a\",\"score\":3},{\"child\":\"c\",\"score\":-1}]"));
+	assert_non_null(strstr(line, "\"ranking\":[{\"child\":\"b\",\"score\":12.5},{"
+				     "\"child\":\"a\",\"score\":3},"
+				     "{\"child\":\"c\",\"score\":-1}]"));
 	end(t);
 }
 

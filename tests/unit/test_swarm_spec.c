@@ -111,7 +111,8 @@ wrong_specs_are_refused_with_place_and_key(void **state)
 {
 	(void)state;
 	refused("form = \"a\"\n" SCORE CHILD,
-		"dir/s.toml:1:8: unknown key \"form\" in the spec; it knows name, from, machine, rootfs, kernel, setup, files, work, score, child, collect, collect_from, output, keep_winner, parallel");
+		"dir/s.toml:1:8: unknown key \"form\" in the spec; it knows name, from, machine, rootfs, kernel, setup, files, work, score, child, collect, "
+		"collect_from, output, keep_winner, parallel");
 	refused("from = 3\n" SCORE CHILD,
 		"dir/s.toml:1:8: \"from\" must be a string, not an integer");
 	refused("from = \"a\"\nparallel = 0\n" SCORE CHILD,

@@ -1169,7 +1169,9 @@ a_branch_after_one_cut_short_has_a_chain_that_can_be_read(void **state)
 	stop();
 	/* As a pandod killed before its VMM_FORK leaves it. */
 	snprintf(sql, sizeof(sql),
-		"INSERT INTO segments VALUES ('%s.1');INSERT INTO chain (vm, pos, segment) VALUES ('%s', 1, '%s.1');UPDATE vms SET next_segment = 2",
+		"INSERT INTO segments VALUES ('%s.1');"
+		"INSERT INTO chain (vm, pos, segment) VALUES ('%s', 1, '%s.1');"
+		"UPDATE vms SET next_segment = 2",
 		id, id, id);
 	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
 	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
@@ -1727,7 +1729,9 @@ a_beginning_of_two_ids_is_refused_with_both(void **state)
 	snprintf(twin, sizeof(twin), "%s%s", prefix, "fafafa");
 	stop();
 	database(
-		"CREATE TEMP TABLE t AS SELECT * FROM vms;UPDATE t SET seq = seq + 1, id = substr(id, 1, 6) || 'fafafa', alias = 'twin', state = 'stopped', pid = 0, pid_start = 0;INSERT INTO vms SELECT * FROM t;");
+		"CREATE TEMP TABLE t AS SELECT * FROM vms;"
+		"UPDATE t SET seq = seq + 1, id = substr(id, 1, 6) || 'fafafa', alias = 'twin', state = 'stopped', pid = 0, pid_start = 0;"
+		"INSERT INTO vms SELECT * FROM t;");
 	start();
 	assert_int_equal(info(prefix), -EINVAL);
 	assert_non_null(strstr(why.msg, id));
@@ -1778,8 +1782,8 @@ a_commit_that_is_no_more_is_forgotten(void **state)
 		take(tree_commits(tree, &out, &why), &out), 0); /* makes the store */
 	stop();
 	/* A pandod that was killed between deleting a commit and noting it. */
-	database(
-		"UPDATE vms SET commit_id = '0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'");
+	database("UPDATE vms SET commit_id = '0123456789abcdef0123456789abcdef"
+		 "0123456789abcdef0123456789abcdef'");
 	start();
 	assert_int_equal(info("a"), 0);
 	assert_string_equal(text("commit"), "");

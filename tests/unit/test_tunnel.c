@@ -694,8 +694,8 @@ play(void *arg)
 				(void)io_write_full(fd, "OK 1\n", 5);
 		line[len] = 0;
 		if (strstr(line, "ping")) {
-			static const char pong[] =
-				"{\"ok\":true,\"version\":\"1\",\"uptime_ms\":1,\"boot_id\":\"b\"}\n";
+			static const char pong[] = "{\"ok\":true,\"version\":\"1\","
+						   "\"uptime_ms\":1,\"boot_id\":\"b\"}\n";
 
 			(void)io_write_full(fd, pong, sizeof(pong) - 1);
 			close(fd);

@@ -87,7 +87,8 @@ kind(enum complete what, const char *arg)
 		printf("d=1");
 		break;
 	case COMPLETE_IMAGE:
-		printf("f=1; v=$(cd \"${PANDO_IMAGES:-${XDG_CACHE_HOME:-$HOME/.cache}/pando/images}\" 2>/dev/null && printf '%%s\\n' *)");
+		printf("f=1; v=$(cd \"${PANDO_IMAGES:-${XDG_CACHE_HOME:-$HOME/.cache}/pando/"
+		       "images}\" 2>/dev/null && printf '%%s\\n' *)");
 		break;
 	case COMPLETE_VERB:
 		printf("v='");

@@ -365,7 +365,8 @@ pass_signal(void *ctx, int number, unsigned nth)
 {
 	static const char script[] =
 		"for e in $(grep -lszx " TOKEN
-		"=%s /proc/[0-9]*/environ); do p=${e#/proc/} p=${p%%/environ}; parent=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$p/status) && [ \"$(cat /proc/$parent/comm)\" = sshd ] && kill -%d -- \"-$p\"; done 2>/dev/null; exit 0";
+		"=%s /proc/[0-9]*/environ); do p=${e#/proc/} p=${p%%/environ}; parent=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$p/status) && "
+		"[ \"$(cat /proc/$parent/comm)\" = sshd ] && kill -%d -- \"-$p\"; done 2>/dev/null; exit 0";
 	const struct signals *s = ctx;
 	cleanup_ssh_link struct ssh_link *link = NULL;
 	struct ssh_command c = SSH_COMMAND_INIT;

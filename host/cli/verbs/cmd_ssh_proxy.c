@@ -89,10 +89,8 @@ static int
 print_known_host(const struct client_vm *vm, const char *host, struct err *e)
 {
 	/* It becomes a line of a file that says who is trusted. */
-	if (!*host ||
-		strspn(host,
-			"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_[]:") !=
-			strlen(host))
+	if (!*host || strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				   "0123456789.-_[]:") != strlen(host))
 		return err_set(e, -EINVAL, "--known-host \"%.60s\" is no host", host);
 	if (!vm->host_key[0])
 		return err_set(e, -ENOKEY,

@@ -601,7 +601,8 @@ check_words(const struct request *q, struct err *e)
 		if (q->n_words == 2 &&
 			(!*q->words[1] || strlen(q->words[1]) >= SWARM_RUN_SIZE ||
 				q->words[1][strspn(q->words[1],
-					"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")]))
+					"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"
+					"UVWXYZ0123456789._-")]))
 			return err_set(e, -EINVAL,
 				"a run's name is letters, digits, . _ -, as `pando swarm run` shows it");
 		return 0;
