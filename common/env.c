@@ -9,6 +9,7 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/utf8.h"
 
 /* pam_env's buffer has 1024 bytes for a line, its LF and the end; newer ones have more.
  */
@@ -37,40 +38,11 @@ name_len(const char *entry)
 	return n;
 }
 
-/* Bytes of the UTF-8 character at s; 0: it is none. */
-static size_t
-utf8_len(const unsigned char *s)
-{
-	uint32_t c;
-	size_t n;
-
-	if (s[0] < 0x80)
-		return 1;
-	if (s[0] >= 0xc2 && s[0] <= 0xdf)
-		n = 2;
-	else if ((s[0] & 0xf0) == 0xe0)
-		n = 3;
-	else if (s[0] >= 0xf0 && s[0] <= 0xf4)
-		n = 4;
-	else
-		return 0;
-	c = s[0] & (0xffu >> (n + 1));
-	for (size_t i = 1; i < n; i++) {
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-		c = c << 6 | (s[i] & 0x3f);
-	}
-	if ((n == 3 && (c < 0x800 || (c >= 0xd800 && c <= 0xdfff))) ||
-		(n == 4 && (c < 0x10000 || c > 0x10ffff)))
-		return 0;
-	return n;
-}
-
 static int
 check(const char *entry, struct err *e)
 {
 	size_t len = name_len(entry), until = strcspn(entry, "=");
-	const unsigned char *s;
+	const unsigned char *s, *end;
 	char shown[200];
 
 	if (!len || entry[len] != '=')
@@ -81,8 +53,9 @@ check(const char *entry, struct err *e)
 		return err_set(e, -EINVAL,
 			"the environment variable \"%.32s…\" has a name of %zu letters; at most %d are taken",
 			entry, len, ENV_NAME_MAX);
-	for (s = (const unsigned char *)entry + len + 1; *s;) {
-		size_t n = utf8_len(s);
+	s = (const unsigned char *)entry + len + 1;
+	for (end = s + strlen((const char *)s); s < end;) {
+		size_t n = utf8_len(s, (size_t)(end - s));
 
 		if (!n)
 			return err_set(e, -EINVAL,

@@ -17,6 +17,7 @@
 #include <jsmn.h>
 
 #include "common/cleanup.h"
+#include "common/utf8.h"
 
 #define DEPTH_MAX 64
 #define FIRST_TOKENS 64
@@ -28,33 +29,6 @@ struct json {
 	jsmntok_t *tok; /* owned */
 	int *skip;	/* owned: index of the token after tok i and all below it */
 };
-
-/* Length of the UTF-8 sequence at s (RFC 3629), 0 if there is none. */
-static size_t
-utf8_len(const unsigned char *s, size_t left)
-{
-	size_t n;
-
-	if (s[0] < 0x80)
-		return 1;
-	if (s[0] >= 0xc2 && s[0] <= 0xdf)
-		n = 2;
-	else if (s[0] >= 0xe0 && s[0] <= 0xef)
-		n = 3;
-	else if (s[0] >= 0xf0 && s[0] <= 0xf4)
-		n = 4;
-	else
-		return 0;
-	if (left < n)
-		return 0;
-	for (size_t i = 1; i < n; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
-		(s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
-		return 0;
-	return n;
-}
 
 static int
 hex4(const char *s, size_t left, unsigned *ret)
@@ -122,7 +96,7 @@ string_piece(const char *s, size_t len, size_t *pos, char piece[4])
 	if (s[*pos] != '\\') {
 		if ((unsigned char)s[*pos] < 0x20)
 			return -EINVAL;
-		n = utf8_len((const unsigned char *)s + *pos, len - *pos);
+		n = utf8_len(s + *pos, len - *pos);
 		if (!n)
 			return -EINVAL;
 		memcpy(piece, s + *pos, n);
@@ -741,7 +715,7 @@ put_string(struct json_out *o, const char *s, size_t len)
 	put(o, "\"", 1);
 	for (size_t i = 0; i < len;) {
 		unsigned char c = (unsigned char)s[i];
-		size_t n = utf8_len((const unsigned char *)s + i, len - i);
+		size_t n = utf8_len(s + i, len - i);
 
 		if (!n) {
 			put(o, "\xef\xbf\xbd", 3);

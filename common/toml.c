@@ -19,6 +19,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/toml_scalar.h"
+#include "common/utf8.h"
 
 #define TEXT_MAX (16u << 20)
 #define DEPTH_MAX 64
@@ -979,47 +980,13 @@ read_header(struct parser *P)
 
 /* ---- the whole ---- */
 
-/* Length of the well-formed UTF-8 sequence at p (no overlong form, no surrogate), or 0.
- */
-static size_t
-utf8_length(const unsigned char *p, size_t left)
-{
-	unsigned char low = 0x80, high = 0xbf;
-	size_t n;
-
-	if (p[0] < 0x80)
-		return 1;
-	if (p[0] >= 0xc2 && p[0] <= 0xdf)
-		n = 2;
-	else if (p[0] >= 0xe0 && p[0] <= 0xef)
-		n = 3;
-	else if (p[0] >= 0xf0 && p[0] <= 0xf4)
-		n = 4;
-	else
-		return 0;
-	if (p[0] == 0xe0)
-		low = 0xa0;
-	else if (p[0] == 0xed)
-		high = 0x9f;
-	else if (p[0] == 0xf0)
-		low = 0x90;
-	else if (p[0] == 0xf4)
-		high = 0x8f;
-	if (left < n || p[1] < low || p[1] > high)
-		return 0;
-	for (size_t i = 2; i < n; i++)
-		if ((p[i] & 0xc0) != 0x80)
-			return 0;
-	return n;
-}
-
 static int
 check_utf8(struct parser *P)
 {
 	struct mark at = {1, 1};
 
 	for (const char *p = P->p; p < P->end;) {
-		size_t n = utf8_length((const unsigned char *)p, (size_t)(P->end - p));
+		size_t n = utf8_len(p, (size_t)(P->end - p));
 
 		if (!n)
 			return fail_at(P, at,

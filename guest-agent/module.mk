@@ -40,7 +40,7 @@ test_agent_tar_LIBS := wire common
 test_agent_tar_PKGS := cmocka
 
 agent_fuzz_SRCS := common/wire/agent_frame.c common/wire/json_bytes.c common/wire/tar_pack.c common/wire/tar_unpack.c \
-	common/err.c common/io.c common/json.c common/log.c common/env.c common/text.c
+	common/err.c common/utf8.c common/io.c common/json.c common/log.c common/env.c common/text.c
 FUZZERS += fuzz_agent_request fuzz_agent_frames_guest fuzz_agent_frames_host
 fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/server/request.c \
 	guest-agent/identity/identity_request.c $(agent_fuzz_SRCS)
@@ -67,11 +67,11 @@ test_env_PKGS := cmocka
 FUZZERS += fuzz_agent_handshake fuzz_env
 fuzz_agent_handshake_SRCS := tests/fuzz/fuzz_agent_handshake.c guest-agent/server/request.c guest-agent/identity/identity_request.c $(agent_fuzz_SRCS)
 fuzz_agent_handshake_CORPUS := tests/fuzz/corpus/agent_handshake
-fuzz_env_SRCS := tests/fuzz/fuzz_env.c guest-agent/system/userdb.c guest-agent/system/machine.c common/env.c common/err.c common/io.c common/log.c
+fuzz_env_SRCS := tests/fuzz/fuzz_env.c guest-agent/system/userdb.c guest-agent/system/machine.c common/env.c common/err.c common/utf8.c common/io.c common/log.c
 fuzz_env_CORPUS := tests/fuzz/corpus/env
 
 FUZZERS += fuzz_ssh_key
-fuzz_ssh_key_SRCS := tests/fuzz/fuzz_ssh_key.c common/wire/openssh_key.c common/err.c
+fuzz_ssh_key_SRCS := tests/fuzz/fuzz_ssh_key.c common/wire/openssh_key.c common/err.c common/utf8.c
 fuzz_ssh_key_PKGS := libsodium
 fuzz_ssh_key_CORPUS := tests/fuzz/corpus/ssh_key
 
@@ -102,9 +102,9 @@ $(B)/tests/test_agent_rpc: | $(B)/libexec/pando/pando-agent
 
 rpc_fuzz_SRCS := common/wire/json_line.c $(agent_fuzz_SRCS)
 FUZZERS += fuzz_rpc_conf fuzz_rpc_journal fuzz_rpc_line fuzz_rpc_frames
-fuzz_rpc_conf_SRCS := tests/fuzz/fuzz_rpc_conf.c guest-agent/supervisor/rpc_conf.c common/toml.c common/toml_scalar.c common/err.c common/io.c
+fuzz_rpc_conf_SRCS := tests/fuzz/fuzz_rpc_conf.c guest-agent/supervisor/rpc_conf.c common/toml.c common/toml_scalar.c common/err.c common/utf8.c common/io.c
 fuzz_rpc_conf_CORPUS := tests/fuzz/corpus/rpc_conf
-fuzz_rpc_journal_SRCS := tests/fuzz/fuzz_rpc_journal.c guest-agent/supervisor/rpc_journal.c common/err.c common/io.c common/text.c
+fuzz_rpc_journal_SRCS := tests/fuzz/fuzz_rpc_journal.c guest-agent/supervisor/rpc_journal.c common/err.c common/utf8.c common/io.c common/text.c
 fuzz_rpc_journal_CORPUS := tests/fuzz/corpus/rpc_journal
 fuzz_rpc_line_SRCS = tests/fuzz/fuzz_rpc_line.c guest-agent/supervisor/rpc_proto.c $(agentclient_SRCS) $(rpc_fuzz_SRCS)
 fuzz_rpc_line_CORPUS := tests/fuzz/corpus/rpc_line

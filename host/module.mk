@@ -32,10 +32,10 @@ $(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
 	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
 
 FUZZERS += fuzz_store_pack fuzz_store_manifest
-fuzz_store_pack_SRCS := tests/fuzz/fuzz_store_pack.c $(store_SRCS) common/err.c common/io.c common/json.c common/fault.c
+fuzz_store_pack_SRCS := tests/fuzz/fuzz_store_pack.c $(store_SRCS) common/err.c common/utf8.c common/io.c common/json.c common/fault.c
 fuzz_store_pack_CORPUS := tests/fuzz/corpus/store_pack
 fuzz_store_pack_PKGS := libsodium libzstd
-fuzz_store_manifest_SRCS := tests/fuzz/fuzz_store_manifest.c $(store_SRCS) common/err.c common/io.c common/json.c common/fault.c
+fuzz_store_manifest_SRCS := tests/fuzz/fuzz_store_manifest.c $(store_SRCS) common/err.c common/utf8.c common/io.c common/json.c common/fault.c
 fuzz_store_manifest_CORPUS := tests/fuzz/corpus/store_manifest
 fuzz_store_manifest_PKGS := libsodium libzstd
 
@@ -100,12 +100,12 @@ $(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
 
 # What a VMM says of its CPUs. The corpus is that of the whole state.
 FUZZERS += fuzz_commit_cpu
-fuzz_commit_cpu_SRCS := tests/fuzz/fuzz_commit_cpu.c host/commit/commit_cpu.c common/wire/blob.c common/wire/cpu_features.c common/err.c common/json.c
+fuzz_commit_cpu_SRCS := tests/fuzz/fuzz_commit_cpu.c host/commit/commit_cpu.c common/wire/blob.c common/wire/cpu_features.c common/err.c common/utf8.c common/json.c
 fuzz_commit_cpu_CORPUS := tests/fuzz/corpus/snapshot
 
 FUZZERS += fuzz_http_body
 fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/api/request.c host/api/request_route.c host/vm/vm_spec.c host/vmmproc/vmmctl.c \
-	common/err.c common/io.c common/json.c common/log.c common/env.c
+	common/err.c common/utf8.c common/io.c common/json.c common/log.c common/env.c
 fuzz_http_body_CORPUS := tests/fuzz/corpus/http_body
 
 -include host/cli/module.mk

@@ -16,9 +16,9 @@ $(B)/tests/test_rooms: tests/unit/test_rooms.py
 	install -m 0755 $< $@
 
 FUZZERS += fuzz_json fuzz_toml
-fuzz_json_SRCS := tests/fuzz/fuzz_json.c common/json.c common/err.c
+fuzz_json_SRCS := tests/fuzz/fuzz_json.c common/json.c common/err.c common/utf8.c
 fuzz_json_CORPUS := tests/fuzz/corpus/json
-fuzz_toml_SRCS := tests/fuzz/fuzz_toml.c common/toml.c common/toml_scalar.c common/err.c common/io.c
+fuzz_toml_SRCS := tests/fuzz/fuzz_toml.c common/toml.c common/toml_scalar.c common/err.c common/utf8.c common/io.c
 fuzz_toml_CORPUS := tests/fuzz/corpus/toml
 
 # Lists are complete only when every module.mk has been read, so they are expanded in recipes and by

@@ -5,43 +5,20 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/utf8.h"
 
 static const char alphabet[] =
 	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/* RFC 3629, the same strictness as the reader's. */
 static bool
-is_utf8(const unsigned char *s)
+is_utf8(const char *s)
 {
-	while (*s) {
-		unsigned n, low = 0x80, high = 0xbf;
+	size_t left = strlen(s), n;
 
-		if (*s < 0x80) {
-			s++;
-			continue;
-		}
-		if (*s >= 0xc2 && *s <= 0xdf)
-			n = 1;
-		else if (*s >= 0xe0 && *s <= 0xef)
-			n = 2;
-		else if (*s >= 0xf0 && *s <= 0xf4)
-			n = 3;
-		else
+	for (; left; s += n, left -= n) {
+		n = utf8_len(s, left);
+		if (!n)
 			return false;
-		if (*s == 0xe0)
-			low = 0xa0;
-		else if (*s == 0xed)
-			high = 0x9f;
-		else if (*s == 0xf0)
-			low = 0x90;
-		else if (*s == 0xf4)
-			high = 0x8f;
-		if (s[1] < low || s[1] > high)
-			return false;
-		for (unsigned i = 2; i <= n; i++)
-			if ((s[i] & 0xc0) != 0x80)
-				return false;
-		s += n + 1;
 	}
 	return true;
 }
@@ -53,7 +30,7 @@ json_out_bytes(struct json_out *o, const char *key, const char *value)
 	cleanup_free char *text = NULL;
 	size_t len, n = 0;
 
-	if (!value || is_utf8(s)) {
+	if (!value || is_utf8(value)) {
 		json_out_str(o, key, value);
 		return;
 	}

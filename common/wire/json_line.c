@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "common/utf8.h"
+
 struct reader {
 	const char *start, *at, *end;
 	uint64_t is_object[JSON_LINE_DEPTH / 64]; /* a bit a level */
@@ -38,39 +40,6 @@ is_hex(char c)
 	return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
 
-/* Bytes of the UTF-8 sequence at p (RFC 3629), 0: none. */
-static size_t
-utf8_len(const unsigned char *p, size_t have)
-{
-	size_t n;
-	unsigned char low = 0x80, high = 0xbf;
-
-	if (p[0] >= 0xc2 && p[0] <= 0xdf)
-		n = 2;
-	else if (p[0] >= 0xe0 && p[0] <= 0xef)
-		n = 3;
-	else if (p[0] >= 0xf0 && p[0] <= 0xf4)
-		n = 4;
-	else
-		return 0;
-	if (have < n)
-		return 0;
-	if (p[0] == 0xe0)
-		low = 0xa0;
-	else if (p[0] == 0xed)
-		high = 0x9f; /* surrogates */
-	else if (p[0] == 0xf0)
-		low = 0x90;
-	else if (p[0] == 0xf4)
-		high = 0x8f;
-	if (p[1] < low || p[1] > high)
-		return 0;
-	for (size_t i = 2; i < n; i++)
-		if (p[i] < 0x80 || p[i] > 0xbf)
-			return 0;
-	return n;
-}
-
 static int
 string(struct reader *r, struct err *e)
 {
@@ -102,8 +71,7 @@ string(struct reader *r, struct err *e)
 		} else if (c < 0x80) {
 			r->at++;
 		} else {
-			n = utf8_len(
-				(const unsigned char *)r->at, (size_t)(r->end - r->at));
+			n = utf8_len(r->at, (size_t)(r->end - r->at));
 			if (!n)
 				return wrong(r, "no UTF-8", e);
 			r->at += n;

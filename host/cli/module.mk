@@ -97,7 +97,7 @@ test_doctor_vm_LDLIBS := $(pando_LDLIBS)
 $(B)/tests/test_doctor_vm: | $(B)/libexec/pando/pando-agent
 
 FUZZERS += fuzz_doctor_guest
-fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_find.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/io.c common/json.c
+fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_find.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/utf8.c common/io.c common/json.c
 fuzz_doctor_guest_CORPUS := tests/fuzz/corpus/doctor_guest
 
 # The manual and the completion say all that --help says.
