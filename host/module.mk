@@ -42,7 +42,7 @@ fuzz_store_manifest_PKGS := libsodium libzstd
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine
 machine_PKGS := libssh
-machine_SRCS := host/ssh/ssh.c host/testvm/machine.c host/testvm/machine_make.c host/testvm/machine_qemu.c \
+machine_SRCS := host/ssh/ssh.c host/testvm/machine.c host/testvm/machine_files.c host/testvm/machine_make.c host/testvm/machine_qemu.c \
 	host/testvm/machine_copy.c host/testvm/machine_project.c
 
 UNIT_TESTS += test_machine

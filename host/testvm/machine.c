@@ -53,27 +53,6 @@ machine_memory(uint64_t wanted_mib, uint64_t available_mib, uint64_t *ret, struc
 	return 0;
 }
 
-int
-machine_start_ticks(const char *stat_text, uint64_t *ret)
-{
-	/* The second field is the program's name in parentheses, which may hold anything.
-	 */
-	const char *p = strrchr(stat_text, ')');
-	char *end;
-
-	if (!p)
-		return -EINVAL;
-	for (int field = 2; field < 22; field++) {
-		p = strchr(p, ' ');
-		if (!p)
-			return -EINVAL;
-		p++;
-	}
-	errno = 0;
-	*ret = strtoull(p, &end, 10);
-	return errno || end == p ? -EINVAL : 0;
-}
-
 /*
  * Where things are.
  */
@@ -97,22 +76,6 @@ find_home(char *dst, size_t cap, struct err *e)
 		return err_set(e, -EINVAL,
 			"HOME is not set: set it, or PANDO_MACHINE_HOME, to an absolute path");
 	return paths_format(dst, cap, e, "%s/.local/share/pando/machine", home);
-}
-
-int
-machine_path(
-	const struct machine *m, const char *name, char dst[PATHS_MAX], struct err *e)
-{
-	return paths_format(dst, PATHS_MAX, e, "%s/%s", m->home, name);
-}
-
-int
-machine_write(const struct machine *m, const char *name, const char *text, struct err *e)
-{
-	char path[PATHS_MAX];
-	int r = machine_path(m, name, path, e);
-
-	return r < 0 ? r : io_write_file_atomic(path, text, strlen(text), 0600, e);
 }
 
 static bool

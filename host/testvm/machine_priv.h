@@ -1,7 +1,7 @@
 /*
- * What machine.c (what there is, its process, start and stop), machine_make.c (its disk
- * and keys) and machine_qemu.c (QEMU's command line and birth) share. Nobody else
- * includes this.
+ * What machine.c (what there is, its process, start and stop), machine_make.c (its disk and
+ * keys), machine_qemu.c (QEMU's command line and birth) and, below them, machine_files.c share.
+ * Nobody else includes this.
  */
 #ifndef PANDO_HOST_TESTVM_MACHINE_PRIV_H
 #define PANDO_HOST_TESTVM_MACHINE_PRIV_H
