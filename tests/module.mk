@@ -98,17 +98,17 @@ bench_spawn_SRCS := tests/bench/bench_spawn.c tests/bench/floor.c
 bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms
-$(1)_SRCS += tests/bench/bench.c tests/bench/sample.c tests/kvm/console_line.c
+$(1)_SRCS += tests/bench/bench.c tests/bench/must.c tests/bench/sample.c tests/kvm/console_line.c
 $(1)_LIBS := pandodcore agentclient vmmcore vmmdev vmmdisk store systemdjobs wire common
 $(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
 BENCHES += bench_store bench_handshake
-bench_store_SRCS := tests/bench/bench_store.c
+bench_store_SRCS := tests/bench/bench_store.c tests/bench/must.c
 bench_store_LIBS := store wire common
 bench_store_PKGS := libsodium libzstd
-bench_handshake_SRCS := tests/bench/bench_handshake.c tests/bench/sample.c
+bench_handshake_SRCS := tests/bench/bench_handshake.c tests/bench/must.c tests/bench/sample.c
 bench_handshake_LIBS := agentclient wire common
 bench_handshake_PKGS := libsodium
 $(B)/bench/bench_handshake: | $(B)/libexec/pando/pando-agent

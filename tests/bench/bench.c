@@ -22,6 +22,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/wire/console_ring.h"
+#include "tests/bench/must.h"
 #include "tests/bench/sample.h"
 
 #define NAP_NS 200000
@@ -125,12 +126,11 @@ clean_up(void)
 	remove_home();
 }
 
-void
+_Noreturn void
 bench_die(const char *what, const struct err *e)
 {
-	fprintf(stderr, "bench_%s: %s: %s\n", bench.name, what, e->msg);
 	clean_up();
-	exit(1);
+	must_not_go_on(what, e);
 }
 
 static _Noreturn void

@@ -33,6 +33,7 @@
 #include "common/text.h"
 #include "host/agent/agent_client.h"
 #include "host/agent/agent_handshake.h"
+#include "tests/bench/must.h"
 #include "tests/bench/sample.h"
 
 /* /etc/hostname, hosts, machine-id, environment, the host key and its public half;
@@ -60,25 +61,15 @@ done(void)
 }
 
 static void
-must(int r, const char *what)
-{
-	if (!r)
-		return;
-	fprintf(stderr, "bench_hello: %s: %s\n", what, e.msg);
-	done();
-	exit(1);
-}
-
-static void
 put(const char *path, const char *text)
 {
 	char at[400];
 
 	snprintf(at, sizeof(at), "%s%s", folder, path);
 	*strrchr(at, '/') = 0;
-	must(io_mkdir_p(at, 0755, &e), "start");
+	must(io_mkdir_p(at, 0755, &e), "start", &e);
 	at[strlen(at)] = '/';
-	must(io_write_file_atomic(at, text, strlen(text), 0644, &e), "start");
+	must(io_write_file_atomic(at, text, strlen(text), 0644, &e), "start", &e);
 }
 
 static void
@@ -87,13 +78,13 @@ start_agent(void)
 	char program[600], listen_on[300];
 	ssize_t n = readlink("/proc/self/exe", program, 500);
 
-	must(n < 0 ? err_sys(&e, -errno, "/proc/self/exe") : 0, "start");
+	must(n < 0 ? err_sys(&e, -errno, "/proc/self/exe") : 0, "start", &e);
 	program[n] = 0;
 	*strrchr(program, '/') = 0;
 	strcat(program, "/../libexec/pando/pando-agent");
 	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
 	agent = fork();
-	must(agent < 0 ? err_sys(&e, -errno, "fork") : 0, "start");
+	must(agent < 0 ? err_sys(&e, -errno, "fork") : 0, "start", &e);
 	if (!agent) {
 		char log[300];
 		int fd;
@@ -108,7 +99,7 @@ start_agent(void)
 	}
 	for (int i = 0; access(sock, F_OK) && i < 5000; i++)
 		usleep(1000);
-	must(agent_wait_ready(sock, 10000, NULL, NULL, &e), "pando-agent");
+	must(agent_wait_ready(sock, 10000, NULL, NULL, &e), "pando-agent", &e);
 }
 
 static void
@@ -139,7 +130,7 @@ say_handshake(struct env *env, struct samples *handshake, struct samples *total,
 	total->tried++;
 	from = io_now_ns();
 	if (agent_handshake(sock, &h, 10000, NULL, NULL, &ack, &e)) {
-		fprintf(stderr, "bench_hello: %s\n", e.msg);
+		fprintf(stderr, "bench_handshake: %s\n", e.msg);
 		return;
 	}
 	sample_add(handshake, io_now_ns() - from);
@@ -178,7 +169,7 @@ bare(struct samples *s)
 		if (!r && rename(temp, path))
 			r = -errno;
 	}
-	must(r ? err_sys(&e, r, "%s", path) : 0, "bare");
+	must(r ? err_sys(&e, r, "%s", path) : 0, "bare", &e);
 	sample_add(s, io_now_ns() - from);
 }
 
@@ -237,14 +228,16 @@ main(int argc, char **argv)
 
 	if (arguments(argc, argv)) {
 		fprintf(stderr,
-			"usage: bench_hello [--json] [--rounds 1..%d] [--dir FOLDER]\n",
+			"usage: bench_handshake [--json] [--rounds 1..%d] [--dir FOLDER]\n",
 			SAMPLES_MAX);
 		return 2;
 	}
-	must(sodium_init() < 0 ? err_set(&e, -EIO, "it does not start") : 0, "libsodium");
+	atexit(done);
+	must(sodium_init() < 0 ? err_set(&e, -EIO, "it does not start") : 0, "libsodium",
+		&e);
 	snprintf(folder, sizeof(folder), "%.200s/pando-bench-XXXXXX", dir);
 	if (!mkdtemp(folder)) {
-		fprintf(stderr, "bench_hello: %s: %s\n", folder, strerror(errno));
+		fprintf(stderr, "bench_handshake: %s: %s\n", folder, strerror(errno));
 		return 1;
 	}
 	snprintf(sock, sizeof(sock), "%s/sock", folder);
@@ -256,7 +249,7 @@ main(int argc, char **argv)
 		char entry[64];
 
 		snprintf(entry, sizeof(entry), "STRATEGY_%d=a value of some length", i);
-		must(env_set(&env, entry, &e), "start");
+		must(env_set(&env, entry, &e), "start", &e);
 	}
 	start_agent();
 	sample_clear(&handshake, "hello", "request to acknowledgement, from outside");
@@ -266,7 +259,7 @@ main(int argc, char **argv)
 	if (unshare(CLONE_NEWNS | CLONE_NEWUTS) ||
 		mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		fprintf(stderr,
-			"bench_hello: no namespaces of its own here: the row \"kernel\" stays empty\n");
+			"bench_handshake: no namespaces of its own here: the row \"kernel\" stays empty\n");
 	else
 		for (unsigned i = 0; i < rounds && kernel(&calls); i++)
 			;
@@ -299,6 +292,5 @@ main(int argc, char **argv)
 		puts(json.buf);
 		json_out_done(&json);
 	}
-	done();
 	return total.n == rounds ? 0 : 1;
 }

@@ -23,6 +23,7 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "host/store/store.h"
+#include "tests/bench/must.h"
 
 static struct json_out json;
 static struct json_out *out; /* NULL: lines */
@@ -38,16 +39,6 @@ done(void)
 	store_close(store);
 	if (folder[0])
 		io_remove_tree(folder, NULL);
-}
-
-static void
-must(int r, const char *what)
-{
-	if (!r)
-		return;
-	fprintf(stderr, "bench_store: %s: %s\n", what, e.msg);
-	done();
-	exit(1);
 }
 
 static void
@@ -124,21 +115,21 @@ commit(struct timing *t, const struct timing *base, uint8_t *mem, uint64_t pages
 	struct store_writer *w;
 	uint64_t from = io_now_ns(), cpu = cpu_ns();
 
-	must(store_begin(store, &w, &e), "begin");
+	must(store_begin(store, &w, &e), "begin", &e);
 	must(store_tree_begin(
 		     w, step ? &base->tree : NULL, pages * STORE_PAGE, &tree, &e),
-		"begin");
+		"begin", &e);
 	if (!step)
-		must(store_tree_put(tree, 0, mem, pages, &e), "put");
+		must(store_tree_put(tree, 0, mem, pages, &e), "put", &e);
 	for (uint64_t i = 0; step && i < count; i++)
 		must(store_tree_put(tree, i * step, mem + i * step * STORE_PAGE, 1, &e),
-			"put");
-	must(store_tree_finish(tree, &f.memory, &e), "finish");
+			"put", &e);
+	must(store_tree_finish(tree, &f.memory, &e), "finish", &e);
 	t->write_ns = io_now_ns() - from;
 	t->write_cpu_ns = cpu_ns() - cpu;
 	t->tree = f.memory;
 	from = io_now_ns();
-	must(store_commit(w, &f, t->id, &t->stats, &e), "commit");
+	must(store_commit(w, &f, t->id, &t->stats, &e), "commit", &e);
 	t->sync_ns = io_now_ns() - from;
 }
 
@@ -208,14 +199,14 @@ measure(enum content c, uint8_t *mem, uint64_t pages)
 		"× their bytes");
 	snprintf(path, sizeof(path), "%s/flat", folder);
 	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	must(fd < 0 ? err_sys(&e, -errno, "%s", path) : 0, "flat file");
+	must(fd < 0 ? err_sys(&e, -errno, "%s", path) : 0, "flat file", &e);
 	from = io_now_ns();
-	must(store_tree_to_file(store, &far.tree, NULL, fd, &e), "to file");
+	must(store_tree_to_file(store, &far.tree, NULL, fd, &e), "to file", &e);
 	figure("to_file_mb_s", mb_per_s(pages, io_now_ns() - from), "MB/s");
 	close(fd);
 	unlink(path);
 	from = io_now_ns();
-	must(store_verify(store, far.id, on_damage, NULL, &verified, &e), "verify");
+	must(store_verify(store, far.id, on_damage, NULL, &verified, &e), "verify", &e);
 	ns = io_now_ns() - from;
 	figure("verify_mb_s", mb_per_s(pages, ns), "MB/s");
 	figure("verify_damages", (double)verified.damages, "");
@@ -238,7 +229,7 @@ measure_packs(uint8_t *mem, uint64_t pages)
 	store_close(store);
 	store = NULL;
 	snprintf(path, sizeof(path), "%s/packs", folder);
-	must(store_open(path, &store, &e), "open");
+	must(store_open(path, &store, &e), "open", &e);
 	if (out)
 		json_out_object(out, NULL);
 	else
@@ -294,14 +285,15 @@ main(int argc, char **argv)
 	pages = mem_mib * 256;
 	mem = mmap(NULL, pages * STORE_PAGE, PROT_READ | PROT_WRITE,
 		MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	must(mem == MAP_FAILED ? err_sys(&e, -errno, "memory") : 0, "start");
+	atexit(done);
+	must(mem == MAP_FAILED ? err_sys(&e, -errno, "memory") : 0, "start", &e);
 	must(io_read_file("/proc/self/exe", 64u << 20, &program, &program_len, &e),
-		"start");
+		"start", &e);
 	snprintf(path, sizeof(path), "%.200s/pando-bench-XXXXXX", dir);
-	must(mkdtemp(path) ? 0 : err_sys(&e, -errno, "%s", path), "start");
+	must(mkdtemp(path) ? 0 : err_sys(&e, -errno, "%s", path), "start", &e);
 	snprintf(folder, sizeof(folder), "%.255s", path);
 	snprintf(path, sizeof(path), "%s/store", folder);
-	must(store_open(path, &store, &e), "open");
+	must(store_open(path, &store, &e), "open", &e);
 	if (out) {
 		json_out_object(out, NULL);
 		json_out_str(out, "bench", "store");
@@ -323,6 +315,5 @@ main(int argc, char **argv)
 		puts(json.buf);
 		json_out_done(&json);
 	}
-	done();
 	return 0;
 }
