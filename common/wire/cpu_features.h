@@ -9,8 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KVM_CPUID_MAX 128   /* entries */
-struct kvm_cpuid_table { /* struct kvm_cpuid2 */
+#define KVM_CPUID_MAX 128 /* entries */
+struct kvm_cpuid_table {  /* struct kvm_cpuid2 */
 	uint32_t n;
 	uint32_t pad;
 	struct kvm_cpuid_entry2 entries[KVM_CPUID_MAX];
