@@ -2,8 +2,8 @@
  * Scope-bound ownership. A descriptor starts at -1; 0 is valid. Hand over with
  * TAKE_FD / TAKE_PTR. A type's own cleanup_<type> lives in that type's header.
  */
-#ifndef PANDO_CLEANUP_H
-#define PANDO_CLEANUP_H
+#ifndef PANDO_COMMON_CLEANUP_H
+#define PANDO_COMMON_CLEANUP_H
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -75,28 +75,23 @@ check(const char *entry, struct err *e)
 
 	if (!len || entry[len] != '=')
 		return err_set(e, -EINVAL,
-			"\"%s\" is no name for an environment variable: letters, digits "
-			"and _, no digit first",
+			"\"%s\" is no name for an environment variable: letters, digits and _, no digit first",
 			log_escape(shown, sizeof(shown), entry, until < 48 ? until : 48));
 	if (len > ENV_NAME_MAX)
 		return err_set(e, -EINVAL,
-			"the environment variable \"%.32s…\" has a name of %zu letters; "
-			"at most %d are taken",
+			"the environment variable \"%.32s…\" has a name of %zu letters; at most %d are taken",
 			entry, len, ENV_NAME_MAX);
 	for (s = (const unsigned char *)entry + len + 1; *s;) {
 		size_t n = utf8_len(s);
 
 		if (!n)
 			return err_set(e, -EINVAL,
-				"the value of the environment variable \"%.*s\" is not "
-				"UTF-8",
+				"the value of the environment variable \"%.*s\" is not UTF-8",
 				(int)len, entry);
 		if ((*s < 0x20 && *s != '\t' && *s != '\n') || *s == 0x7f ||
 			(n == 2 && s[0] == 0xc2 && s[1] < 0xa0))
 			return err_set(e, -EINVAL,
-				"the value of the environment variable \"%.*s\" has the "
-				"control character 0x%02x; only tabs and line feeds can "
-				"be carried",
+				"the value of the environment variable \"%.*s\" has the control character 0x%02x; only tabs and line feeds can be carried",
 				(int)len, entry, n == 2 ? s[1] : s[0]);
 		s += n;
 	}
@@ -128,8 +123,7 @@ env_set(struct env *env, const char *entry, struct err *e)
 			e, -E2BIG, "more than %d environment variables", ENV_VARS_MAX);
 	if (env->bytes - old + bytes > ENV_BYTES_MAX)
 		return err_set(e, -E2BIG,
-			"with \"%.*s\" the environment has more than %u bytes; put it "
-			"into a file",
+			"with \"%.*s\" the environment has more than %u bytes; put it into a file",
 			(int)name_len(entry) < 64 ? (int)name_len(entry) : 64, entry,
 			ENV_BYTES_MAX);
 	if (!slot && env->n + 2 > env->cap) {
@@ -247,12 +241,12 @@ read_value(const char **at, unsigned *line, const char *what, FILE *out, struct 
 {
 	const char *s = *at;
 	unsigned began = *line;
-	const char *blanks = NULL;
+	const char *prewarmed = NULL;
 
 	while (*s && *s != '\n') {
-		if (blanks && *s != ' ' && *s != '\t' && *s != '\r') {
-			fwrite(blanks, 1, (size_t)(s - blanks), out);
-			blanks = NULL;
+		if (prewarmed && *s != ' ' && *s != '\t' && *s != '\r') {
+			fwrite(prewarmed, 1, (size_t)(s - prewarmed), out);
+			prewarmed = NULL;
 		}
 		if (*s == '\'' || *s == '"') {
 			char q = *s++;
@@ -277,8 +271,8 @@ read_value(const char **at, unsigned *line, const char *what, FILE *out, struct 
 		} else if (*s == ' ' || *s == '\t' || *s == '\r') {
 			/* Blanks at the end of a line are no part of the value, and what
 			 * follows on a '#' after one is a comment. */
-			if (!blanks)
-				blanks = s;
+			if (!prewarmed)
+				prewarmed = s;
 			s++;
 			if (*s == '#') {
 				s += strcspn(s, "\n");

@@ -11,8 +11,8 @@
  * kinds of trouble, great length) goes to a second file, /etc/pando/environment, which
  * shells and systemd read; env_held_back() says why, for people to be told by name.
  */
-#ifndef PANDO_ENV_H
-#define PANDO_ENV_H
+#ifndef PANDO_COMMON_ENV_H
+#define PANDO_COMMON_ENV_H
 
 #include <stdbool.h>
 #include <stddef.h>

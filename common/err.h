@@ -5,8 +5,8 @@
  * reason a person would want to read, may be NULL, is untouched on success and
  * never allocates.
  */
-#ifndef PANDO_ERR_H
-#define PANDO_ERR_H
+#ifndef PANDO_COMMON_ERR_H
+#define PANDO_COMMON_ERR_H
 
 struct err {
 	int code;      /* negative errno */

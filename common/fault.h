@@ -5,8 +5,8 @@
  * The environment is read once; without the variable a point costs one predictable
  * branch. Points are named <module>.<what was just done>.
  */
-#ifndef PANDO_FAULT_H
-#define PANDO_FAULT_H
+#ifndef PANDO_COMMON_FAULT_H
+#define PANDO_COMMON_FAULT_H
 
 /* 0: the environment was not read yet; 1: nothing is armed; 2: armed. */
 extern int fault_state;

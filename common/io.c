@@ -357,9 +357,7 @@ unix_address(const char *path, struct sockaddr_un *sa, struct err *e)
 	sa->sun_family = AF_UNIX;
 	if (strlen(path) >= sizeof(sa->sun_path))
 		return err_set(e, -ENAMETOOLONG,
-			"%s: a socket's path may have %zu bytes at most; choose a "
-			"shorter "
-			"PANDO_HOME",
+			"%s: a socket's path may have %zu bytes at most; choose a shorter PANDO_HOME",
 			path, sizeof(sa->sun_path) - 1);
 	strcpy(sa->sun_path, path);
 	return 0;

@@ -5,8 +5,8 @@
  * byte count on success and a negative errno on failure. Descriptors that come
  * out are O_CLOEXEC.
  */
-#ifndef PANDO_IO_H
-#define PANDO_IO_H
+#ifndef PANDO_COMMON_IO_H
+#define PANDO_COMMON_IO_H
 
 #include <stddef.h>
 #include <stdint.h>

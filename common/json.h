@@ -8,8 +8,8 @@
  * negative index means absent, and every json_get_* of an absent token gives -ENOENT.
  * Bounded: more tokens than the array holds is -E2BIG.
  */
-#ifndef PANDO_JSON_H
-#define PANDO_JSON_H
+#ifndef PANDO_COMMON_JSON_H
+#define PANDO_COMMON_JSON_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -3,8 +3,8 @@
  * them. Libraries return errors; processes log them, once. Text that a guest or a
  * user supplied goes through log_escape first.
  */
-#ifndef PANDO_LOG_H
-#define PANDO_LOG_H
+#ifndef PANDO_COMMON_LOG_H
+#define PANDO_COMMON_LOG_H
 
 #include <stddef.h>
 

@@ -1,8 +1,8 @@
 /*
  * Small questions about texts that others wrote, and the end of what they say.
  */
-#ifndef PANDO_TEXT_H
-#define PANDO_TEXT_H
+#ifndef PANDO_COMMON_TEXT_H
+#define PANDO_COMMON_TEXT_H
 
 #include <stdbool.h>
 #include <stddef.h>

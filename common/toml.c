@@ -492,8 +492,7 @@ read_unicode_escape(struct parser *P, size_t n)
 	}
 	if (c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff))
 		return fail_at(P, at,
-			"U+%04X is no character (surrogates and what is above U+10FFFF "
-			"are none)",
+			"U+%04X is no character (surrogates and what is above U+10FFFF are none)",
 			(unsigned)c);
 	return add_scalar(P, c);
 }
@@ -530,8 +529,7 @@ read_escape(struct parser *P, bool multi)
 		P->p = back;
 	}
 	return fail_at(P, mark_here(P),
-		"a backslash before %s means nothing; write \\\\ for a backslash, or '…' "
-		"for text without escapes",
+		"a backslash before %s means nothing; write \\\\ for a backslash, or '…' for text without escapes",
 		show_char(P, P->p + 1, shown));
 }
 
@@ -588,9 +586,7 @@ read_string(struct parser *P, bool may_be_multi)
 		} else if (at_newline(P)) {
 			if (!multi)
 				return fail_at(P, start,
-					"this string is not closed on its line; a text "
-					"of several lines "
-					"stands in three quotes");
+					"this string is not closed on its line; a text of several lines stands in three quotes");
 			skip_newline(P);
 			r = scratch_add(P, "\n", 1); /* CRLF too: one way of ending lines
 							for whoever reads it */
@@ -633,9 +629,7 @@ read_simple_key(struct parser *P, struct key *ret)
 			P->p++;
 		if (P->p == from)
 			return fail_at(P, ret->at,
-				"expected a key, found %s; a key of other characters "
-				"than A-Z a-z 0-9 _ - stands "
-				"in quotes",
+				"expected a key, found %s; a key of other characters than A-Z a-z 0-9 _ - stands in quotes",
 				show_char(P, P->p, shown));
 		ret->len = (size_t)(P->p - from);
 		ret->bytes = arena_copy(P->root, from, ret->len);
@@ -852,8 +846,7 @@ read_pair(struct parser *P, struct toml *table)
 				toml_type_name(t->type), t->line);
 		} else if (t->origin == BY_BRACES || t->origin == BY_HEADER) {
 			return fail_at(P, parts[i].at,
-				"the table %s is complete since line %u; add the member "
-				"there",
+				"the table %s is complete since line %u; add the member there",
 				show_text(t->key, t->key_len, shown), t->line);
 		} else {
 			t->origin = BY_DOTS;
@@ -895,8 +888,7 @@ walk_header_path(struct parser *P, const struct key *parts, size_t n, struct tom
 				toml_type_name(t->type), t->line);
 		} else if (t->origin == BY_BRACES) {
 			return fail_at(P, parts[i].at,
-				"the inline table %s of line %u is complete; no table "
-				"can be added to it",
+				"the inline table %s of line %u is complete; no table can be added to it",
 				show_text(t->key, t->key_len, shown), t->line);
 		}
 		table = t;

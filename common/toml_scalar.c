@@ -158,8 +158,7 @@ read_number(const char *s, size_t len, struct toml_scalar *ret, size_t *ret_at)
 
 		*ret_at = 0;
 		if (sign)
-			return "may not have a sign: hexadecimal, octal and binary have "
-			       "none";
+			return "may not have a sign: hexadecimal, octal and binary have none";
 		at += 2;
 		why = skip_digits(s, len, &at, base);
 		*ret_at = at;
@@ -352,7 +351,5 @@ toml_scalar_read(const char *s, size_t len, struct toml_scalar *ret, size_t *ret
 	if (len && (is_digit(s[0]) || s[0] == '+' || s[0] == '-' || s[0] == '.' ||
 			   (len == 3 && (!memcmp(s, "inf", 3) || !memcmp(s, "nan", 3)))))
 		return read_number(s, len, ret, ret_at);
-	return "is no value: text stands in quotes, and the only bare words are true, "
-	       "false, inf "
-	       "and nan";
+	return "is no value: text stands in quotes, and the only bare words are true, false, inf and nan";
 }

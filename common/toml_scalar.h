@@ -3,8 +3,8 @@
  * time (https://toml.io/en/v1.0.0#integer and on). A token goes in, a value or a reason
  * comes out; where it stands in a file is toml.c's business.
  */
-#ifndef PANDO_TOML_SCALAR_H
-#define PANDO_TOML_SCALAR_H
+#ifndef PANDO_COMMON_TOML_SCALAR_H
+#define PANDO_COMMON_TOML_SCALAR_H
 
 #include <stddef.h>
 

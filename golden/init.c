@@ -163,9 +163,7 @@ wait_for_root(const struct cmdline *c)
 		die("root=%s is no device path; say root=/dev/vda or the like", c->root);
 	for (waited_ms = 0; stat(c->root, &st) < 0; waited_ms++) {
 		if (waited_ms == ROOT_WAIT_MS)
-			die("root disk %s did not appear in %d s: is a disk attached, "
-			    "and is its driver's "
-			    "module in /modules/load?",
+			die("root disk %s did not appear in %d s: is a disk attached, and is its driver's module in /modules/load?",
 				c->root, ROOT_WAIT_MS / 1000);
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	}
@@ -302,8 +300,8 @@ main(int argc, char **argv)
 	char *no_arguments[2];
 
 	if (getpid() != 1) {
-		fprintf(stderr, "pando-init: I am the first process of a virtual "
-				"machine, not a command\n");
+		fprintf(stderr,
+			"pando-init: I am the first process of a virtual machine, not a command\n");
 		return 2;
 	}
 	mkdir("/dev", 0755);

@@ -4,13 +4,13 @@
 #include <string.h>
 
 #include "common/err.h"
-#include "guest-agent/doctor.h"
-#include "guest-agent/report.h"
-#include "guest-agent/rpc.h"
-#include "guest-agent/rpc_keeper.h"
-#include "guest-agent/rpc_place.h"
-#include "guest-agent/rpc_watch.h"
-#include "guest-agent/files_main.h"
+#include "guest-agent/supervisor/report.h"
+#include "guest-agent/supervisor/rpc.h"
+#include "guest-agent/supervisor/rpc_place.h"
+#include "guest-agent/supervisor/rpc_watch.h"
+#include "guest-agent/supervisor/supervisor.h"
+#include "guest-agent/tools/doctor.h"
+#include "guest-agent/tools/files_main.h"
 
 /* "<name><end>" -> name, when that is a coding agent's. */
 static bool
@@ -26,7 +26,7 @@ called(const char *program, const char *end, char name[static RPC_NAME_MAX + 1])
 }
 
 static int
-keeper_main(int argc, char **argv, const char *name)
+supervisor_command(int argc, char **argv, const char *name)
 {
 	bool wanted = false;
 
@@ -44,7 +44,7 @@ keeper_main(int argc, char **argv, const char *name)
 		fputs("usage: pando-agent rpc-keeper [--root=FOLDER] NAME\n", stderr);
 		return EXIT_USAGE;
 	}
-	return rpc_keeper_main(name, wanted);
+	return supervisor_main(name, wanted);
 }
 
 bool
@@ -55,13 +55,13 @@ commands_run(int argc, char **argv, int *ret_status)
 	const char *program = slash ? slash + 1 : argv[0];
 
 	if (called(program, "-keeper", name)) {
-		*ret_status = keeper_main(argc, argv, name);
+		*ret_status = supervisor_command(argc, argv, name);
 	} else if (called(program, "-rpc", name)) {
 		*ret_status = rpc_watch_main(name, false);
 	} else if (argc > 1 && !strcmp(argv[1], "rpc")) {
 		*ret_status = rpc_main(argc - 1, argv + 1);
 	} else if (argc > 1 && !strcmp(argv[1], "rpc-keeper")) {
-		*ret_status = keeper_main(argc - 1, argv + 1, NULL);
+		*ret_status = supervisor_command(argc - 1, argv + 1, NULL);
 	} else if (argc > 1 && !strcmp(argv[1], "files")) {
 		*ret_status = files_main(argc - 1, argv + 1);
 	} else if (argc > 1 && !strcmp(argv[1], "report")) {

@@ -3,13 +3,13 @@
  *the name it is called (a link).
  *
  *	pando-agent rpc …            rpc.h
- *	pando-agent rpc-keeper NAME  rpc_keeper.h; or a link <name>-keeper
+ *	pando-agent rpc-keeper NAME  supervisor.h; or a link <name>-keeper
  *	pando-agent report …         report.h
  *	pando-agent files …          files_main.h
  *	a link <name>-rpc            pando-agent rpc watch <name>
  */
-#ifndef PANDO_AGENT_COMMANDS_H
-#define PANDO_AGENT_COMMANDS_H
+#ifndef PANDO_GUEST_AGENT_COMMANDS_H
+#define PANDO_GUEST_AGENT_COMMANDS_H
 
 #include <stdbool.h>
 

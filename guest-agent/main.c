@@ -23,19 +23,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/agent_wire.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/wire/agent_wire.h"
 #include "guest-agent/commands.h"
-#include "guest-agent/conn.h"
-#include "guest-agent/become.h"
-#include "guest-agent/loop.h"
-#include "guest-agent/machine.h"
-#include "guest-agent/peer.h"
-#include "guest-agent/reap.h"
-#include "guest-agent/spawn.h"
-#include "guest-agent/sshd.h"
-#include "guest-agent/watch.h"
+#include "guest-agent/identity/apply.h"
+#include "guest-agent/identity/watch.h"
+#include "guest-agent/server/conn.h"
+#include "guest-agent/server/peer.h"
+#include "guest-agent/server/sshd.h"
+#include "guest-agent/system/loop.h"
+#include "guest-agent/system/machine.h"
+#include "guest-agent/system/reap.h"
+#include "guest-agent/system/spawn.h"
 
 static struct source listener, ssh_listener;
 static bool is_vsock, connect_line;
@@ -58,8 +58,8 @@ take_next(struct source *s)
 	}
 	if (is_vsock && !peer_is_host(&peer)) {
 		if (log_allowed(&limit))
-			log_warn("a connection from context id %u refused: only the host "
-				 "may",
+			log_warn(
+				"a connection from context id %u refused: only the host may",
 				peer.svm_cid);
 		close(fd);
 		return -1;
@@ -160,7 +160,7 @@ set_up(const char *where, struct err *e)
 	if (r)
 		return r;
 	reap_init();
-	become_init();
+	apply_init();
 	if (watch_init(&why))
 		log_warn("/etc/environment is not watched: %s", why.msg);
 	if (is_vsock && port == AGENT_PORT)
@@ -205,10 +205,8 @@ main(int argc, char **argv)
 			puts(PANDO_VERSION);
 			return 0;
 		case 'h':
-			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] "
-			     "[--connect-line] [--root FOLDER]\n"
-			     "  --root: for trying it: what a hello changes is below "
-			     "FOLDER, and clock, host name and\n"
+			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] [--connect-line] [--root FOLDER]\n"
+			     "  --root: for trying it: what a hello changes is below FOLDER, and clock, host name and\n"
 			     "  random numbers stay as they are");
 			return 0;
 		default:

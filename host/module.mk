@@ -2,27 +2,27 @@
 
 # What both pandod and pando need, and what the tests link.
 LIBRARIES += pandohost
-pandohost_SRCS := host/paths.c
+pandohost_SRCS := common/paths.c
 
 # All of pandod but its main().
 LIBRARIES += pandodcore
 # libsystemd is called only in bus.c and common/systemd.c.
 pandodcore_PKGS := libmicrohttpd sqlite3 libsystemd
-pandodcore_SRCS := host/request.c host/request_route.c host/image.c host/vmmctl.c host/launch.c host/db.c \
-	host/tree.c host/tree_show.c host/tree_watch.c host/create.c host/branch.c host/adopt.c host/api.c host/delete.c \
-	host/lifecycle.c host/guest.c host/costs.c host/picture.c host/agents.c host/commit.c \
-	host/commit_read.c host/commit_cpu.c host/commits.c host/settings.c host/flat.c host/spawn.c host/pool.c host/diff_files.c host/hello.c host/reports.c \
-	host/bus.c common/systemd.c host/cgroup.c host/scope.c
+pandodcore_SRCS := host/api/request.c host/api/request_route.c host/vm/image.c host/vmmproc/vmmctl.c host/vmmproc/launch.c host/vm/db.c \
+	host/vm/tree.c host/vm/tree_show.c host/vm/tree_watch.c host/vm/create.c host/vm/branch.c host/vm/adopt.c host/api/api.c host/vm/delete.c \
+	host/vm/lifecycle.c host/vm/guest.c host/vm/usage.c host/vm/frozen_fork.c host/vm/batch.c host/commit/commit.c \
+	host/commit/commit_read.c host/commit/commit_cpu.c host/commit/commits.c host/pandod/daemon_config.c host/commit/materialize.c host/commit/spawn.c host/commit/pool.c host/commit/diff_files.c host/vm/handshake.c host/vm/reports.c \
+	host/scope/bus.c common/systemd.c host/scope/cgroup.c host/scope/scope.c
 
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
 LIBRARIES += store
 store_PKGS := libsodium libzstd
-store_SRCS := host/store.c host/store_list.c host/store_tag.c host/store_manifest.c host/store_hash.c \
-	host/store_zip.c host/store_bloom.c host/store_pack.c host/store_pack_write.c host/store_chunks.c host/store_tree.c \
-	host/store_write.c host/store_gc.c host/store_verify.c
+store_SRCS := host/store/store.c host/store/store_list.c host/store/store_tag.c host/store/store_manifest.c host/store/store_hash.c \
+	host/store/store_zip.c host/store/store_bloom.c host/store/store_pack.c host/store/store_pack_write.c host/store/store_chunks.c host/store/store_tree.c \
+	host/store/store_write.c host/store/store_gc.c host/store/store_verify.c
 
 # The key guests let in: made by the agent's own code.
-pandodcore_SRCS += host/ssh_key.c guest-agent/sshkey.c
+pandodcore_SRCS += host/ssh/ssh_key.c common/wire/openssh_key.c
 
 UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
 $(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
@@ -40,8 +40,8 @@ fuzz_store_manifest_PKGS := libsodium libzstd
 # The test machine; libssh is called only in ssh.c.
 LIBRARIES += machine
 machine_PKGS := libssh
-machine_SRCS := host/ssh.c host/machine.c host/machine_make.c host/machine_qemu.c \
-	host/machine_copy.c host/machine_project.c
+machine_SRCS := host/ssh/ssh.c host/testvm/machine.c host/testvm/machine_make.c host/testvm/machine_qemu.c \
+	host/testvm/machine_copy.c host/testvm/machine_project.c
 
 UNIT_TESTS += test_machine
 test_machine_SRCS := tests/unit/test_machine.c
@@ -50,7 +50,7 @@ test_machine_PKGS := cmocka libssh
 test_machine_WRAP := ssh_link_run
 
 PROGRAMS += pandod
-pandod_SRCS := host/pandod.c
+pandod_SRCS := host/pandod/pandod.c
 pandod_LIBS := pandodcore agentclient agentwire pandohost vmmdisk vmmstate store common
 pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
@@ -82,12 +82,12 @@ test_scope_PKGS := cmocka libsystemd
 
 # Reads the file systems of two disks, for pandod; libext2fs is called only in ext4.c.
 PROGRAMS += pando-fsdiff
-pando-fsdiff_SRCS := host/fsdiff/main.c host/fsdiff/disk.c host/fsdiff/journal.c host/fsdiff/ext4.c
+pando-fsdiff_SRCS := host/commit/fsdiff/main.c host/commit/fsdiff/disk.c host/commit/fsdiff/journal.c host/commit/fsdiff/ext4.c
 pando-fsdiff_PKGS := ext2fs
 pando-fsdiff_DIR := libexec/pando
 
 FUZZERS += fuzz_fsdiff_journal
-fuzz_fsdiff_journal_SRCS := tests/fuzz/fuzz_fsdiff_journal.c host/fsdiff/journal.c
+fuzz_fsdiff_journal_SRCS := tests/fuzz/fuzz_fsdiff_journal.c host/commit/fsdiff/journal.c
 fuzz_fsdiff_journal_CORPUS := tests/fuzz/corpus/fsdiff_journal
 
 UNIT_TESTS += test_diff_files
@@ -98,11 +98,11 @@ $(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
 
 # What a VMM says of its CPUs. The corpus is that of the whole state.
 FUZZERS += fuzz_commit_cpu
-fuzz_commit_cpu_SRCS := tests/fuzz/fuzz_commit_cpu.c host/commit_cpu.c $(vmmstate_SRCS) common/err.c common/json.c
+fuzz_commit_cpu_SRCS := tests/fuzz/fuzz_commit_cpu.c host/commit/commit_cpu.c $(vmmstate_SRCS) common/err.c common/json.c
 fuzz_commit_cpu_CORPUS := tests/fuzz/corpus/snapshot
 
 FUZZERS += fuzz_http_body
-fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/request.c host/request_route.c host/vmmctl.c \
+fuzz_http_body_SRCS := tests/fuzz/fuzz_http_body.c host/api/request.c host/api/request_route.c host/vmmproc/vmmctl.c \
 	common/err.c common/io.c common/json.c common/log.c common/env.c
 fuzz_http_body_CORPUS := tests/fuzz/corpus/http_body
 

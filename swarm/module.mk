@@ -1,4 +1,4 @@
-# swarm: a library; the host's part is host/cli/cmd_swarm.c. Who links it adds libsodium and -lm.
+# swarm: a library; the host's part is host/cli/verbs/cmd_swarm.c. Who links it adds libsodium and -lm.
 LIBRARIES += swarm
 swarm_SRCS := swarm/spec.c swarm/record.c swarm/view.c swarm/run.c
 swarm_PKGS := libsodium

@@ -73,8 +73,7 @@ swarm_parse_score(const struct swarm_tail *out, double *ret, struct err *e)
 		end--;
 	if (end == out->text)
 		return err_set(e, -EINVAL,
-			"the score command printed nothing; the last line of its "
-			"standard output must be a number");
+			"the score command printed nothing; the last line of its standard output must be a number");
 	for (start = end; start > out->text && start[-1] != '\n'; start--)
 		;
 	while (isspace((unsigned char)*start))
@@ -544,9 +543,7 @@ explain(struct run *r, const struct child *best)
 		snprintf(text, cap, "the only child with a score (%.10g)", best->score);
 	else if (ties)
 		snprintf(text, cap,
-			"highest score (%.10g), which %zu children share; of these it "
-			"stands first in "
-			"the spec, before %s",
+			"highest score (%.10g), which %zu children share; of these it stands first in the spec, before %s",
 			best->score, ties + 1, next->spec->name);
 	else
 		snprintf(text, cap, "highest score (%.10g); the next is %s with %.10g",
@@ -628,8 +625,7 @@ finish(struct run *r, struct err *e)
 		return err_set(e, -ENODATA,
 			r->spec->n_children == 1
 				? "no winner: the child \"%s\" has no score: %s"
-				: "no winner: none of the children has a score; the "
-				  "first, \"%s\": %s",
+				: "no winner: none of the children has a score; the first, \"%s\": %s",
 			r->children[0].spec->name, r->children[0].reason);
 	r->sum->winner = best->spec->name;
 	r->sum->score = best->score;
@@ -817,9 +813,7 @@ make_output(struct run *r, int *ret_fd, struct err *e)
 	while ((entry = readdir(dir)))
 		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
 			return err_set(e, -EEXIST,
-				"output folder %s is not empty; remove it or give "
-				"another one with "
-				"--output",
+				"output folder %s is not empty; remove it or give another one with --output",
 				name);
 	snprintf(path, sizeof(path), "%s/record.jsonl", name);
 	fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);

@@ -300,14 +300,11 @@ read_env(struct reader *r, const struct toml *table, int index, struct swarm_ste
 				"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 				"0123456789_")])
 			return bad(r, value,
-				"\"%.60s\" is no name for a variable (letters, digits "
-				"and _, no "
-				"digit first)",
+				"\"%.60s\" is no name for a variable (letters, digits and _, no digit first)",
 				key);
 		if (toml_type(value) != TOML_STRING)
 			return bad(r, value,
-				"variable \"%.60s\" must be a string, not %s; put it "
-				"in quotes",
+				"variable \"%.60s\" must be a string, not %s; put it in quotes",
 				key, toml_type_name(toml_type(value)));
 		if (toml_str(value, &text, NULL) < 0)
 			return bad(r, value, "variable \"%.60s\" must not hold a U+0000",
@@ -351,8 +348,7 @@ check_guest_path(
 
 	if (path[0] != '/' || !len || (len <= 2 && !strncmp(last, "..", len)))
 		return bad(r, at,
-			"\"%s\" must be an absolute path to something in the guest, not "
-			"\"%.100s\"",
+			"\"%s\" must be an absolute path to something in the guest, not \"%.100s\"",
 			key, path);
 	return 0;
 }
@@ -464,21 +460,17 @@ read_base(struct reader *r, const struct toml *root)
 		return -EINVAL;
 	if (s->from && machine)
 		return bad(r, machine,
-			"both \"from\" and [machine]: a swarm branches a VM or "
-			"boots one; leave one of them out");
+			"both \"from\" and [machine]: a swarm branches a VM or boots one; leave one of them out");
 	if (!s->from && !machine)
 		return bad(r, root,
-			"what is to be branched? Give from = \"<vm>\", or [machine] "
-			"to boot one");
+			"what is to be branched? Give from = \"<vm>\", or [machine] to boot one");
 	image = rootfs ? rootfs : kernel;
 	if (image && !machine)
 		return bad(r, image,
-			"[rootfs] and [kernel] are for a machine that the swarm boots; "
-			"give [machine] too, or leave them out");
+			"[rootfs] and [kernel] are for a machine that the swarm boots; give [machine] too, or leave them out");
 	if (setup && !machine)
 		return bad(r, setup,
-			"[setup] is for a machine that the swarm boots; it does not "
-			"change the VM named by \"from\"");
+			"[setup] is for a machine that the swarm boots; it does not change the VM named by \"from\"");
 	if (machine &&
 		(read_unsigned(r, machine, "mem_size_mib", 16, 1u << 20,
 			 &s->machine.mem_mib) < 0 ||
@@ -504,16 +496,14 @@ read_score(struct reader *r, const struct toml *root)
 		return -EINVAL;
 	if (!score)
 		return bad(r, root,
-			"how is the winner found? Give [score] with a command whose "
-			"last line of output is a number");
+			"how is the winner found? Give [score] with a command whose last line of output is a number");
 	r->spec->score.time_limit_ms = 600 * 1000;
 	if (read_step(r, score, -1, &r->spec->score) < 0 ||
 		read_bool(r, score, "failed_work", &r->spec->score_failed_work) < 0)
 		return -EINVAL;
 	if (!r->spec->score.argv)
 		return bad(r, score,
-			"[score] needs a \"command\" whose last line of output is a "
-			"number");
+			"[score] needs a \"command\" whose last line of output is a number");
 	return 0;
 }
 
@@ -561,9 +551,7 @@ read_collect(struct reader *r, const struct toml *root)
 		for (size_t k = 0; k < i; k++)
 			if (same_base_name(paths[k], paths[i]))
 				return bad(r, item,
-					"\"%.100s\" and \"%.100s\" would be collected "
-					"under the same name; "
-					"collect their folders",
+					"\"%.100s\" and \"%.100s\" would be collected under the same name; collect their folders",
 					paths[k], paths[i]);
 	}
 	r->spec->collect = paths;
@@ -599,9 +587,7 @@ read_child(struct reader *r, const struct toml *table, const struct swarm_step *
 			return -ENOMEM;
 		if (!name_ok(c->name))
 			return bad(r, name_at,
-				"child name \"%.80s\": use letters, digits, . _ -, at "
-				"most %d, a "
-				"letter or digit first",
+				"child name \"%.80s\": use letters, digits, . _ -, at most %d, a letter or digit first",
 				c->name, SWARM_NAME_MAX);
 		c->work = *defaults;
 		if ((work && read_step(r, work, index, &c->work) < 0) ||
@@ -702,8 +688,7 @@ read_name(struct reader *r, const struct toml *root)
 		return -EINVAL;
 	if (name && (!name_ok(name) || strlen(name) > 40))
 		return bad(r, at,
-			"\"name\" must be letters, digits, . _ -, at most 40, a letter "
-			"or digit first");
+			"\"name\" must be letters, digits, . _ -, at most 40, a letter or digit first");
 	if (!name) {
 		/* The file's name as far as its characters serve. */
 		const char *base = r->path + r->folder_len, *end = strrchr(base, '.');
@@ -783,8 +768,7 @@ check_step_files(const struct swarm_step *step, struct err *e)
 			return err_sys(e, -errno, "file to put into the guest: %s", from);
 		if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
 			return err_set(e, -EINVAL,
-				"file to put into the guest: %s is neither a file nor a "
-				"folder",
+				"file to put into the guest: %s is neither a file nor a folder",
 				from);
 		if (access(from, S_ISDIR(st.st_mode) ? R_OK | X_OK : R_OK) < 0)
 			return err_sys(e, -errno, "file to put into the guest: %s", from);

@@ -72,14 +72,15 @@ KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
-test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c vmm/blob.c
+test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk common)$(eval $(t)_PKGS := cmocka))
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
 # What system tests drive.
 SYSTEM_PROGRAMS += tree_model
-tree_model_SRCS := $(addprefix tests/system/model/,model.c model_look.c model_pandod.c model_steps.c model_crash.c)
+tree_model_SRCS := tests/system/model/model.c tests/system/model/model_look.c tests/system/model/model_pandod.c \
+	tests/system/model/model_steps.c tests/system/model/model_crash.c
 tree_model_LIBS := pandoclient pandohost common
 tree_model_PKGS := libcurl
 $(B)/tests/tree_model: | $(TINY)
@@ -97,11 +98,11 @@ $(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store bench_hello
+BENCHES += bench_store bench_handshake
 bench_store_SRCS := tests/bench/bench_store.c
 bench_store_LIBS := store common
 bench_store_PKGS := libsodium libzstd
-bench_hello_SRCS := tests/bench/bench_hello.c tests/bench/sample.c
-bench_hello_LIBS := agentclient agentwire common
-bench_hello_PKGS := libsodium
-$(B)/bench/bench_hello: | $(B)/libexec/pando/pando-agent
+bench_handshake_SRCS := tests/bench/bench_handshake.c tests/bench/sample.c
+bench_handshake_LIBS := agentclient agentwire common
+bench_handshake_PKGS := libsodium
+$(B)/bench/bench_handshake: | $(B)/libexec/pando/pando-agent

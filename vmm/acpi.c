@@ -4,10 +4,10 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "common/vmm_wire.h"
+#include "common/wire/vmm_wire.h"
+#include "vmm/dsdt.hex"
 #include "vmm/ioapic.h"
 #include "vmm/layout.h"
-#include "vmm/dsdt.hex"
 
 #define PACKED __attribute__((packed))
 

@@ -552,14 +552,12 @@ check_empty(int fd, const char *what, struct err *e)
 		return err_sys(e, -errno, "disk segment's %s file", what);
 	if (!S_ISREG(st.st_mode) || st.st_size != 0)
 		return err_set(e, -EINVAL,
-			"disk segment's %s file must be a regular, empty file; a VM "
-			"never goes on in a segment that exists",
+			"disk segment's %s file must be a regular, empty file; a VM never goes on in a segment that exists",
 			what);
 	flags = fcntl(fd, F_GETFL);
 	if (flags < 0 || (flags & O_APPEND) || (flags & O_ACCMODE) != O_RDWR)
 		return err_set(e, -EINVAL,
-			"disk segment's %s file must be open for reading and writing, "
-			"and not for appending",
+			"disk segment's %s file must be open for reading and writing, and not for appending",
 			what);
 	return 0;
 }
@@ -586,8 +584,8 @@ check_base(int base_fd, uint64_t disk_mib, uint64_t *ret_bytes, struct err *e)
 		return err_set(e, -EINVAL, "base disk is not a regular file");
 	if ((uint64_t)st.st_size > disk_mib << 20)
 		return err_set(e, -EINVAL,
-			"base disk holds %lld bytes, more than the VM's disk of "
-			"%" PRIu64 " MiB: give the VM a larger disk",
+			"base disk holds %lld bytes, more than the VM's disk of %" PRIu64
+			" MiB: give the VM a larger disk",
 			(long long)st.st_size, disk_mib);
 	*ret_bytes = (uint64_t)st.st_size;
 	return 0;
@@ -744,8 +742,7 @@ room_for_cut(const struct blk *blk, struct err *e)
 {
 	if (blk->index_records > 0 && blk->n_segments == BLK_SEGMENTS_MAX)
 		return err_set(e, -EMFILE,
-			"disk: it is made of %u segments, as many as a VM can hold: "
-			"branch from an earlier VM or start a new one",
+			"disk: it is made of %u segments, as many as a VM can hold: branch from an earlier VM or start a new one",
 			BLK_SEGMENTS_MAX);
 	return 0;
 }

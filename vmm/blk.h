@@ -1,5 +1,5 @@
 /*
- * virtio-blk (virtio 1.2, 5.2) over append-only segments (common/segment_wire.h).
+ * virtio-blk (virtio 1.2, 5.2) over append-only segments (common/wire/segment_wire.h).
  *
  * The disk is a read-only base file and a chain of segments; a block map in memory
  * (vmm/blockmap.h) says where each 4 KiB block lies. The newest segment is this VM's own,

@@ -52,8 +52,9 @@ blockmap_grow(struct blockmap *map, uint64_t disk_mib, struct err *e)
 			disk_mib, map->n_blocks / BLOCKS_PER_MIB);
 	if (blocks > map->reserved_blocks)
 		return err_set(e, -ENOMEM,
-			"disk of %" PRIu64 " MiB: this process's address space is "
-			"limited to %" PRIu64 " MiB of disk",
+			"disk of %" PRIu64
+			" MiB: this process's address space is limited to %" PRIu64
+			" MiB of disk",
 			disk_mib, map->reserved_blocks / BLOCKS_PER_MIB);
 	if (blocks == map->n_blocks)
 		return 0;
@@ -186,8 +187,8 @@ replay_index(struct blockmap *map, unsigned segment, const struct disk_segment *
 			why = apply_record(map, segment, data_blocks, &batch[i]);
 			if (why)
 				return err_set(e, -EBADMSG,
-					"%s: record %" PRIu64 " is damaged: %s; the disk "
-					"cannot be read past it",
+					"%s: record %" PRIu64
+					" is damaged: %s; the disk cannot be read past it",
 					s->index_path, done + i, why);
 		}
 	}

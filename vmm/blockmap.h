@@ -4,7 +4,7 @@
  * costs nothing where nothing was written, and that fork() copies lazily.
  *
  * Also the reader of a disk at rest: blockmap_replay() builds the map from the indexes of
- * a chain (common/segment_wire.h), disk_export() writes the whole as one flat image.
+ * a chain (common/wire/segment_wire.h), disk_export() writes the whole as one flat image.
  * pandod and its tools link this file alone (library vmmdisk). Every record is checked:
  * FNV, operation, blocks within the disk, data within the data file.
  */
@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
-#include "common/segment_wire.h"
+#include "common/wire/segment_wire.h"
 
 #define BLOCKMAP_DISK_MIB_MAX (16ull << 20) /* 16 TiB */
 #define BLOCKMAP_SEGMENTS_MAX 0x7ffeu

@@ -44,8 +44,7 @@ load(const struct guest_mem *m, int fd, uint64_t offset, uint64_t len, uint64_t 
 
 	if (!p)
 		return err_set(e, -ENOMEM,
-			"%s of %llu KiB does not fit into the guest's memory; give it "
-			"more",
+			"%s of %llu KiB does not fit into the guest's memory; give it more",
 			what, (unsigned long long)(len >> 10));
 	r = io_pread_full(fd, p, len, offset);
 	if (r < 0)
@@ -77,28 +76,24 @@ read_header(int fd, struct setup_header *ret, uint64_t *ret_payload, uint64_t *r
 	memcpy(&h, raw + SETUP_HEADER_OFFSET, sizeof(h));
 	if (h.boot_flag != BOOT_FLAG)
 		return err_set(e, -EINVAL,
-			"kernel is not a bzImage: no boot signature (0x%04x at 0x1fe, "
-			"not 0xaa55)",
+			"kernel is not a bzImage: no boot signature (0x%04x at 0x1fe, not 0xaa55)",
 			h.boot_flag);
 	if (h.header != HEADER_MAGIC)
 		return err_set(
 			e, -EINVAL, "kernel is not a bzImage: no \"HdrS\" at 0x202");
 	if (h.version < PROTOCOL_MIN)
 		return err_set(e, -EINVAL,
-			"kernel speaks boot protocol %u.%02u; 2.12 (Linux 3.8) or newer "
-			"is needed",
+			"kernel speaks boot protocol %u.%02u; 2.12 (Linux 3.8) or newer is needed",
 			h.version >> 8, h.version & 0xff);
 	if (!(h.loadflags & LOADED_HIGH))
 		return err_set(e, -EINVAL, "kernel is a zImage; a bzImage is needed");
 	if (!(h.xloadflags & XLF_KERNEL_64))
 		return err_set(e, -EINVAL,
-			"kernel has no 64-bit entry point; it must be an "
-			"x86-64 kernel");
+			"kernel has no 64-bit entry point; it must be an x86-64 kernel");
 	payload = ((h.setup_sects ? h.setup_sects : 4u) + 1) * SECTOR;
 	if (size < payload + 2 * SECTOR)
 		return err_set(e, -EINVAL,
-			"kernel is cut short: %llu bytes, but its setup part alone has "
-			"%llu",
+			"kernel is cut short: %llu bytes, but its setup part alone has %llu",
 			(unsigned long long)size, (unsigned long long)payload);
 	/* syssize counts 16-byte paragraphs of what follows the setup part. */
 	if (size - payload < (uint64_t)h.syssize * 16)
@@ -191,8 +186,7 @@ boot_load(const struct guest_mem *m, int kernel_fd, int initrd_fd, const char *c
 		return r;
 	if (cmdline_len > bp.hdr.cmdline_size)
 		return err_set(e, -E2BIG,
-			"kernel takes a command line of at most %u bytes; this one has "
-			"%zu",
+			"kernel takes a command line of at most %u bytes; this one has %zu",
 			bp.hdr.cmdline_size, cmdline_len);
 
 	r = load(m, kernel_fd, payload, size - payload, LAYOUT_KERNEL, "kernel", e);
@@ -219,9 +213,7 @@ boot_load(const struct guest_mem *m, int kernel_fd, int initrd_fd, const char *c
 		if (initrd_size > UINT32_MAX || initrd_size > top ||
 			((top - initrd_size) & ~(PAGE - 1)) < end)
 			return err_set(e, -ENOMEM,
-				"initrd of %llu MiB does not fit beside the kernel in "
-				"%llu MiB of "
-				"guest memory; give it more",
+				"initrd of %llu MiB does not fit beside the kernel in %llu MiB of guest memory; give it more",
 				(unsigned long long)(initrd_size >> 20),
 				(unsigned long long)((m->low_len + m->high_len) >> 20));
 		initrd_at = (top - initrd_size) & ~(PAGE - 1);

@@ -1,5 +1,5 @@
 /*
- * The main thread: an epoll loop over the control socket (common/vmm_wire.h), the
+ * The main thread: an epoll loop over the control socket (common/wire/vmm_wire.h), the
  * listener that a new pandod adopts the VM by, the vsock device's sockets, and the vCPU
  * threads' calls.
  *

@@ -6,7 +6,7 @@
  * while the main thread waits: it is on a CPU, its vCPU is at hand there, and nobody has
  * to be woken between the guest's last instruction and its next. In the child it is vCPU
  * 0's thread again, and starts the main thread. (Where vCPUs do not run anyway, in a
- * paused VM and in a picture, it is the main thread, and starts the vCPUs'.) Memory,
+ * paused VM and in a frozen fork, it is the main thread, and starts the vCPUs'.) Memory,
  * devices and the disk's block map are plain memory: the kernel copies them lazily. The
  * parent then goes on in a new disk segment and with a new VM generation (the child knows
  * what its random number generator held).
@@ -21,7 +21,7 @@
  * pidfd taken from the peer credentials of its control socket. A child outlives its
  * parent.
  *
- * A parked child (VMM_FORK_PARK) stops after taking its descriptors: it is a picture,
+ * A parked child (VMM_FORK_PARK) stops after taking its descriptors: it is a frozen fork,
  * holds no KVM VM, and forks children of its own from the state it carries.
  *
  * Order in the child: what can fail for want of descriptors or memory before what the
@@ -44,7 +44,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/control.h"
-#include "vmm/own_memory.h"
+#include "vmm/mappings.h"
 #include "vmm/seal.h"
 #include "vmm/steps.h"
 #include "vmm/vcpu.h"
@@ -150,7 +150,7 @@ static int
 start_main_thread(struct vm *vm, struct err *e)
 {
 	pthread_t thread;
-	int r = own_memory_thread(&thread, main_thread, vm, e);
+	int r = mappings_thread(&thread, main_thread, vm, e);
 
 	return r < 0 ? err_wrap(e, r, "the main thread") : 0;
 }
@@ -180,7 +180,7 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 	if (r < 0)
 		return r;
 	fds[VMM_FORK_FD_SEG_DATA] = fds[VMM_FORK_FD_SEG_INDEX] = -1;
-	/* A picture serves nobody: its Unix socket is closed, so that a client is refused
+	/* A frozen fork serves nobody: its Unix socket is closed, so that a client is refused
 	 * and not kept waiting. */
 	r = vsock_reset_child(&vm->vsock, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
 		park ? -1 : fds[VMM_FORK_FD_VSOCK], vm->vsock_kick_fd,
@@ -223,7 +223,7 @@ map_text(void)
 		MADV_POPULATE_READ); /* a wish; Linux before 5.14 has it not */
 }
 
-/* Lest the parent's fork() take longer with every generation; see own_memory.h. Once in
+/* Lest the parent's fork() take longer with every generation; see mappings.h. Once in
  * so many, because it takes the child a tenth of a millisecond. */
 #define RENEW_EVERY 4
 #define SMALL_MAP_BYTES (256u << 10)
@@ -238,11 +238,11 @@ renew_memory(const struct vm *vm)
 	vsock_own_ranges(&vm->vsock, more);
 	if (bytes <= SMALL_MAP_BYTES)
 		more[2] = (struct own_range){.at = map->entries, .len = bytes};
-	(void)own_memory_renew(more, sizeof(more) / sizeof(*more));
+	(void)mappings_renew(more, sizeof(more) / sizeof(*more));
 }
 
 /* Returns on the thread that forked, as that of the child's vCPU 0 or as its main thread;
- * a picture that vCPU 0's thread made has that as its main thread and does not return. */
+ * a frozen fork that vCPU 0's thread made has that as its main thread and does not return. */
 static void
 become_child(struct vm *vm, struct job *job)
 {
@@ -270,7 +270,7 @@ become_child(struct vm *vm, struct job *job)
 	vm->control_fd = TAKE_FD(fds[VMM_FORK_FD_CONTROL]);
 	vm->listen_fd = TAKE_FD(fds[VMM_FORK_FD_LISTEN]);
 	steps_add(&job->steps, "forget");
-	own_memory_forked();
+	mappings_forked();
 	if (++vm->forks % RENEW_EVERY == 0)
 		renew_memory(vm);
 	steps_add(&job->steps, "renew");
@@ -300,8 +300,8 @@ part_from_child(struct vm *vm, struct job *job, struct err *e)
 {
 	int *fds = job->fds;
 	int r = blk_cut(&vm->blk, fds[VMM_FORK_FD_PARENT_SEG_DATA],
-		fds[VMM_FORK_FD_PARENT_SEG_INDEX], &job->answer.cut_index_records,
-		&job->answer.cut_data_bytes, e);
+		fds[VMM_FORK_FD_PARENT_SEG_INDEX], &job->answer.fork_point_records,
+		&job->answer.fork_point_data_bytes, e);
 
 	if (r < 0)
 		return r;

@@ -4,7 +4,7 @@
 #ifndef PANDO_VMM_FORK_H
 #define PANDO_VMM_FORK_H
 
-#include "common/vmm_wire.h"
+#include "common/wire/vmm_wire.h"
 #include "vmm/vm.h"
 
 enum fork_side {

@@ -11,7 +11,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
-#include "vmm/blob.h"
+#include "common/wire/blob.h"
 #include "vmm/irq.h"
 
 #define GED_EVENT_GENERATION 1u

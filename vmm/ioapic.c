@@ -133,8 +133,7 @@ ioapic_load(struct ioapic *io, struct blob_in *in, struct err *e)
 	}
 	if (bad)
 		return err_set(e, -EBADMSG,
-			"the state of the interrupt controller has bits that cannot be "
-			"set");
+			"the state of the interrupt controller has bits that cannot be set");
 	return 0;
 }
 

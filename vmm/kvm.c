@@ -127,8 +127,7 @@ kvm_check_caps(const struct kvm_caps *caps, struct err *e)
 	if (!caps->split_irqchip || !caps->signal_msi || !caps->immediate_exit ||
 		!caps->user_memory)
 		return err_set(e, -ENOTSUP,
-			"this kernel's KVM lacks %s: Linux 4.12 or newer on x86-64 has "
-			"it",
+			"this kernel's KVM lacks %s: Linux 4.12 or newer on x86-64 has it",
 			!caps->split_irqchip	? "the split interrupt controller"
 			: !caps->signal_msi	? "KVM_SIGNAL_MSI"
 			: !caps->immediate_exit ? "immediate_exit"
@@ -214,8 +213,7 @@ kvm_set_memory(
 	int r = call(vm_fd, KVM_SET_USER_MEMORY_REGION, &region);
 
 	return r < 0 ? err_sys(e, r,
-			       "KVM_SET_USER_MEMORY_REGION slot %u gpa 0x%llx size "
-			       "0x%llx",
+			       "KVM_SET_USER_MEMORY_REGION slot %u gpa 0x%llx size 0x%llx",
 			       slot, (unsigned long long)gpa, (unsigned long long)len)
 		     : 0;
 }
@@ -337,8 +335,7 @@ kvm_set_sregs(int vcpu_fd, const struct kvm_sregs *s, struct err *e)
 	int r = call(vcpu_fd, KVM_SET_SREGS, s);
 
 	return r < 0 ? err_sys(e, r,
-			       "KVM_SET_SREGS cr0 0x%llx cr3 0x%llx cr4 0x%llx efer "
-			       "0x%llx",
+			       "KVM_SET_SREGS cr0 0x%llx cr3 0x%llx cr4 0x%llx efer 0x%llx",
 			       s->cr0, s->cr3, s->cr4, s->efer)
 		     : 0;
 }

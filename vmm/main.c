@@ -4,13 +4,13 @@
  * Runs as: the user whose VM it is; from the first instruction of the guest on with no
  * privileges, in namespaces of its own, behind a system call filter (vmm/seal.c). Is
  * handed: one end of a SOCK_SEQPACKET pair as descriptor VMM_CONTROL_FD, and over it
- * every other descriptor (common/vmm_wire.h). It opens nothing. Peers: pandod on the
+ * every other descriptor (common/wire/vmm_wire.h). It opens nothing. Peers: pandod on the
  * control socket (trusted with this one VM; a message that is none closes the
  * connection), clients on the vsock socket (bytes for the guest; bounded), and the guest,
  * which may be hostile: whatever it does, the worst outcome is the end of this process,
  * with a sentence in its log.
  *
- * main: limits and namespaces; one message; build the VM; seal; run. (A blank VMM builds
+ * main: limits and namespaces; one message; build the VM; seal; run. (A pre-warmed VMM builds
  * and seals before it knows which VM it will be: vmm/restore.c.) `--probe` instead
  * tells what this host's KVM can do (vmm/probe.h).
  */
@@ -47,8 +47,7 @@ check_boot(const struct vmm_boot *m, size_t len, size_t n_fds, struct err *e)
 {
 	if (len != sizeof(*m) || n_fds != VMM_BOOT_FD_COUNT)
 		return err_set(e, -EPROTO,
-			"VMM_BOOT came with %zu bytes and %zu descriptors, not %zu and "
-			"%d",
+			"VMM_BOOT came with %zu bytes and %zu descriptors, not %zu and %d",
 			len, n_fds, sizeof(*m), VMM_BOOT_FD_COUNT);
 	if (m->mem_mib < VMM_MEM_MIN_MIB || m->mem_mib > VMM_MEM_MAX_MIB)
 		return err_set(e, -EINVAL, "memory of %llu MiB: it must be %d to %d",
@@ -176,7 +175,7 @@ boot(const struct vmm_boot *m, int fds[], struct err *e)
 	return vm_start_vcpus(&vm, e);
 }
 
-/* A blank VMM, and the VM that it becomes. */
+/* A pre-warmed VMM, and the VM that it becomes. */
 static int
 prepare(const struct vmm_prepare *m, int fds[], struct err *e)
 {
@@ -246,8 +245,7 @@ begin(struct err *e)
 		break;
 	default:
 		r = err_set(e, -EPROTO,
-			"the first message is no VMM_BOOT, VMM_PREPARE or VMM_RESTORE of "
-			"version %d",
+			"the first message is no VMM_BOOT, VMM_PREPARE or VMM_RESTORE of version %d",
 			VMM_WIRE_VERSION);
 	}
 	for (size_t i = 0; i < n_fds; i++)
@@ -287,10 +285,7 @@ main(int argc, char **argv)
 		return 0;
 	}
 	if (argc != 1 || fstat(VMM_CONTROL_FD, &st) < 0 || !S_ISSOCK(st.st_mode)) {
-		fputs("pando-vmm: pandod starts this program, with a socket as "
-		      "descriptor 3; "
-		      "by hand only `pando-vmm --probe [DEVICE]` and `--version` are of "
-		      "use\n",
+		fputs("pando-vmm: pandod starts this program, with a socket as descriptor 3; by hand only `pando-vmm --probe [DEVICE]` and `--version` are of use\n",
 			stderr);
 		return EXIT_USAGE;
 	}

@@ -90,8 +90,7 @@ guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e)
 		return err_sys(e, -errno, "memory image");
 	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != len)
 		return err_set(e, -EINVAL,
-			"the memory image must be a regular file of %llu MiB, not of "
-			"%lld bytes",
+			"the memory image must be a regular file of %llu MiB, not of %lld bytes",
 			(unsigned long long)(len / MIB), (long long)st.st_size);
 	p = mmap(m->host, len, PROT_READ | PROT_WRITE,
 		MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE, image_fd, 0);

@@ -6,11 +6,11 @@ vmmdisk_SRCS := vmm/blockmap.c
 
 # What a state says of its CPUs, likewise.
 LIBRARIES += vmmstate
-vmmstate_SRCS := vmm/blob.c vmm/cpu_features.c
+vmmstate_SRCS := common/wire/blob.c common/wire/cpu_features.c
 
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
-vmmdev_SRCS := vmm/blob.c vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
+vmmdev_SRCS := common/wire/blob.c vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
 
 DEVICE_TESTS := test_virtqueue test_blk test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
@@ -24,8 +24,8 @@ test_vsock_WRAP := io_now_ns
 
 # The machine itself.
 LIBRARIES += vmmcore
-vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c vmm/console.c \
-	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/own_memory.c vmm/steps.c vmm/fork.c vmm/cpu_features.c \
+vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c common/wire/console_ring.c \
+	vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/mappings.c vmm/steps.c vmm/fork.c common/wire/cpu_features.c \
 	vmm/snapshot.c vmm/restore.c vmm/control.c vmm/seal.c vmm/probe.c
 vmmcore_PKGS := libseccomp
 
@@ -47,7 +47,7 @@ FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk
 
-MACHINE_TESTS := test_memory test_own_memory test_ioapic test_console test_boot
+MACHINE_TESTS := test_memory test_mappings test_ioapic test_console test_boot
 UNIT_TESTS += $(MACHINE_TESTS)
 define machine_test
 $(1)_SRCS := tests/unit/$(1).c
@@ -68,5 +68,5 @@ test_snapshot_PKGS := cmocka libseccomp
 
 FUZZERS += fuzz_snapshot
 fuzz_snapshot_SRCS := tests/fuzz/fuzz_snapshot.c tests/unit/snapshot_vm.c $(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
-	vmm/snapshot.c vmm/cpu_features.c vmm/ioapic.c vmm/serial.c vmm/console.c vmm/ged.c
+	vmm/snapshot.c common/wire/cpu_features.c vmm/ioapic.c vmm/serial.c common/wire/console_ring.c vmm/ged.c
 fuzz_snapshot_CORPUS := tests/fuzz/corpus/snapshot

@@ -230,9 +230,7 @@ probe_main(int kvm_fd)
 	if (p.steps == STEP_COUNT)
 		return print(&p, "linux", "KVM runs the instructions that Linux needs");
 	snprintf(detail, sizeof(detail),
-		"KVM runs small guests but not Linux: it fails at %s (%s); it works "
-		"without "
-		"hardware virtualization",
+		"KVM runs small guests but not Linux: it fails at %s (%s); it works without hardware virtualization",
 		step_names[p.steps], p.e.msg);
 	return print(&p, p.steps > STEP_RUNS ? "small" : "none", detail);
 }

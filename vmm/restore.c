@@ -9,7 +9,7 @@
  * maps memory is done; from then on to the mapping of the image no call here does, and
  * the mapping itself is refused if something did (MAP_FIXED_NOREPLACE).
  *
- * A rehearsal saves and loads the blank VM once: what the restore will touch of code,
+ * A rehearsal saves and loads the pre-warmed VM once: what the restore will touch of code,
  * tables and kernel paths has then been touched.
  *
  * Then: map the image, read the state, load it, run. vCPU 0's own thread does it, since
@@ -51,7 +51,7 @@ static struct job {
 _Static_assert(VMM_RESTORE_FD_COUNT == 10, "as many as are -1 above");
 
 /* vm_start_vcpus_parked()'s. */
-#define BLANK_EPOCH 1u
+#define PREWARMED_EPOCH 1u
 
 static int
 check_shape(uint64_t mem_mib, uint32_t vcpus, struct err *e)
@@ -71,8 +71,7 @@ restore_check_prepare(
 {
 	if (len != sizeof(*m) || n_fds != VMM_PREPARE_FD_COUNT)
 		return err_set(e, -EPROTO,
-			"VMM_PREPARE came with %zu bytes and %zu descriptors, not %zu "
-			"and %d",
+			"VMM_PREPARE came with %zu bytes and %zu descriptors, not %zu and %d",
 			len, n_fds, sizeof(*m), VMM_PREPARE_FD_COUNT);
 	return check_shape(m->mem_mib, m->vcpus, e);
 }
@@ -82,8 +81,7 @@ restore_check(const struct vmm_restore *m, size_t len, size_t n_fds, struct err 
 {
 	if (len != sizeof(*m) || n_fds != VMM_RESTORE_FD_COUNT)
 		return err_set(e, -EPROTO,
-			"VMM_RESTORE came with %zu bytes and %zu descriptors, not %zu "
-			"and %d",
+			"VMM_RESTORE came with %zu bytes and %zu descriptors, not %zu and %d",
 			len, n_fds, sizeof(*m), VMM_RESTORE_FD_COUNT);
 	if (m->flags & ~VMM_RESTORE_HAS_BASE)
 		return err_set(e, -EINVAL, "unknown flags 0x%x", m->flags);
@@ -135,7 +133,7 @@ enter_once(struct vm *vm, struct err *e)
 	return r;
 }
 
-/* Saves and loads the blank VM, through the very code that a restore runs. */
+/* Saves and loads the pre-warmed VM, through the very code that a restore runs. */
 static int
 rehearse(struct vm *vm, struct err *e)
 {
@@ -181,8 +179,7 @@ read_state(struct vm *vm, const struct vmm_restore *m, int fd, struct snapshot *
 		return r;
 	if (ret->config.mem_mib != mem_mib || ret->config.vcpus != vm->n_vcpus)
 		return err_set(e, -EINVAL,
-			"the state is of a VM of %llu MiB and %u vCPUs, this VMM was "
-			"made for %llu MiB and %u",
+			"the state is of a VM of %llu MiB and %u vCPUs, this VMM was made for %llu MiB and %u",
 			(unsigned long long)ret->config.mem_mib, ret->config.vcpus,
 			(unsigned long long)mem_mib, vm->n_vcpus);
 	return 0;
@@ -209,8 +206,7 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 	if (m->mem_mib != (vm->mem.low_len + vm->mem.high_len) >> 20 ||
 		m->vcpus != vm->n_vcpus)
 		return err_set(e, -EINVAL,
-			"asked for %llu MiB and %u vCPUs, this VMM was made for %llu MiB "
-			"and %u",
+			"asked for %llu MiB and %u vCPUs, this VMM was made for %llu MiB and %u",
 			(unsigned long long)m->mem_mib, m->vcpus,
 			(unsigned long long)(vm->mem.low_len + vm->mem.high_len) >> 20,
 			vm->n_vcpus);
@@ -322,7 +318,7 @@ restore_run(struct vm *vm, const struct vmm_restore *m, int fds[], uint64_t bega
 	return settle(vm, &the_job, r, e);
 }
 
-/* A blank VMM's next message, which is a VMM_RESTORE or the end. */
+/* A pre-warmed VMM's next message, which is a VMM_RESTORE or the end. */
 static int
 receive(struct vm *vm, struct job *job, uint64_t *ret_began_ns, struct err *e)
 {
@@ -349,8 +345,7 @@ receive(struct vm *vm, struct job *job, uint64_t *ret_began_ns, struct err *e)
 		_exit(0);
 	if (m.hdr.type != VMM_RESTORE)
 		return err_set(e, -EPROTO,
-			"a blank VMM takes VMM_RESTORE of version %d, and got something "
-			"else",
+			"a blank VMM takes VMM_RESTORE of version %d, and got something else",
 			VMM_WIRE_VERSION);
 	r = restore_check(&m.restore, (size_t)n, n_fds, e);
 	if (r == 0)
@@ -393,14 +388,14 @@ restore_make(struct vm *vm, uint64_t mem_mib, uint32_t vcpus, struct err *e)
 
 int
 restore_prepare(
-	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool blank, struct err *e)
+	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool prewarmed, struct err *e)
 {
 	int r;
 
-	vm->at_park = blank ? become : NULL;
+	vm->at_park = prewarmed ? become : NULL;
 	if ((r = seal_surroundings(e)) < 0 ||
 		(r = restore_make(vm, mem_mib, vcpus, e)) < 0 ||
-		(blank && (r = io_set_nonblock(vm->control_fd, 0)) < 0) ||
+		(prewarmed && (r = io_set_nonblock(vm->control_fd, 0)) < 0) ||
 		(r = vcpu_install_signal(e)) < 0 || (r = seal_calls(e)) < 0 ||
 		(r = vm_start_vcpus_parked(vm, e)) < 0)
 		return r;
@@ -413,7 +408,7 @@ restore_wait(struct vm *vm, uint64_t seq, struct err *e)
 {
 	struct job *job = &the_job;
 	struct vmm_done done = {0};
-	unsigned epoch = BLANK_EPOCH;
+	unsigned epoch = PREWARMED_EPOCH;
 
 	control_send(vm, &done.hdr, VMM_DONE, sizeof(done), seq);
 	if (vm->control_fd < 0)

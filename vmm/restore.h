@@ -1,19 +1,19 @@
 /*
- * Starting a VM from a commit: VMM_PREPARE makes a blank VMM, VMM_RESTORE makes it a VM.
+ * Starting a VM from a commit: VMM_PREPARE makes a pre-warmed VMM, VMM_RESTORE makes it a VM.
  * See restore.c. Main thread only.
  */
 #ifndef PANDO_VMM_RESTORE_H
 #define PANDO_VMM_RESTORE_H
 
-#include "common/vmm_wire.h"
+#include "common/wire/vmm_wire.h"
 #include "vmm/vm.h"
 
 /* Everything that does not depend on which VM it will be: namespaces, devices, KVM VM,
  * vCPU threads (parked), the system call filter. kvm_fd and control_fd are there. After
- * it only a restore may map memory. blank: restore_wait() comes next, else
+ * it only a restore may map memory. pre-warmed: restore_wait() comes next, else
  * restore_run(). */
 int restore_prepare(
-	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool blank, struct err *e);
+	struct vm *vm, uint64_t mem_mib, uint32_t vcpus, bool prewarmed, struct err *e);
 
 /* Two parts of it, for a benchmark that runs them in one thread. The VM with its devices
  * and its KVM VM over reserved memory; and, once guest_mem_open_hole() was called, from
@@ -37,7 +37,7 @@ int restore_wait(struct vm *vm, uint64_t seq, struct err *e);
 int restore_run(struct vm *vm, const struct vmm_restore *m, int fds[], uint64_t began_ns,
 	struct err *e);
 
-/* VMM_STATE: the state of a picture into fd (borrowed), and where its memory lies. */
+/* VMM_STATE: the state of a frozen fork into fd (borrowed), and where its memory lies. */
 int restore_answer_state(
 	struct vm *vm, int fd, struct vmm_state_answer *ret, struct err *e);
 

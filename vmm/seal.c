@@ -44,9 +44,8 @@ set_limits(struct err *e)
 	files.rlim_cur = files.rlim_max =
 		files.rlim_max < DESCRIPTORS_MAX ? files.rlim_max : DESCRIPTORS_MAX;
 	if (files.rlim_cur < DESCRIPTORS_MAX)
-		log_info("only %llu descriptors are allowed here: a VM of many branches "
-			 "may run "
-			 "out of disk segments",
+		log_info(
+			"only %llu descriptors are allowed here: a VM of many branches may run out of disk segments",
 			(unsigned long long)files.rlim_cur);
 	/* No RLIMIT_NPROC: it counts all of the user's processes, so it would refuse a
 	 * branch for what others do. No RLIMIT_FSIZE: the disk's size bounds the segments
@@ -149,15 +148,13 @@ seal_surroundings(struct err *e)
 		if ((r = map_user(uid, gid, e)) < 0)
 			return r;
 	} else if (unshare(others) < 0) {
-		log_info("this host allows no namespaces to this user (%s): the VM "
-			 "shares the "
-			 "host's; the system call filter still holds",
+		log_info(
+			"this host allows no namespaces to this user (%s): the VM shares the host's; the system call filter still holds",
 			strerror(errno));
 		goto out;
 	} else {
 		log_info(
-			"this host allows no user namespace: mount, network, IPC and UTS "
-			"namespaces only");
+			"this host allows no user namespace: mount, network, IPC and UTS namespaces only");
 	}
 	if (!UNDER_SANITIZER) { /* whose reports want /proc */
 		r = empty_root();

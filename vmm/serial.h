@@ -12,8 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "vmm/blob.h"
-#include "vmm/console.h"
+#include "common/wire/blob.h"
+#include "common/wire/console_ring.h"
 #include "vmm/irq.h"
 
 #define SERIAL_BASE 0x3f8u

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "vmm/cpu_features.h"
+#include "common/wire/cpu_features.h"
 
 #define TAG_CONFIG SNAPSHOT_TAG_CONFIG
 #define TAG_CPUID SNAPSHOT_TAG_CPUID
@@ -127,8 +127,7 @@ snapshot_open(const void *buf, size_t len, struct snapshot *ret, struct err *e)
 		s.config.vcpus < 1 || s.config.vcpus > VMM_VCPUS_MAX ||
 		s.config.disk_mib < 1 || s.config.disk_mib > BLOCKMAP_DISK_MIB_MAX)
 		return err_set(e, -EBADMSG,
-			"the state is of a VM that cannot be: %llu MiB, %u vCPUs, %llu "
-			"MiB of disk",
+			"the state is of a VM that cannot be: %llu MiB, %u vCPUs, %llu MiB of disk",
 			(unsigned long long)s.config.mem_mib, s.config.vcpus,
 			(unsigned long long)s.config.disk_mib);
 	if (s.config.flags & ~(SNAPSHOT_TSC_DEADLINE | SNAPSHOT_CLOCK))
@@ -162,8 +161,7 @@ load_one_cpuid(
 	missing = cpu_features_missing(&wanted, t, names, sizeof(names));
 	if (missing)
 		return err_set(e, -ENOTSUP,
-			"this host lacks %s that the VM uses: %s; restore it on a host "
-			"that has %s",
+			"this host lacks %s that the VM uses: %s; restore it on a host that has %s",
 			missing == 1 ? "a CPU feature" : "CPU features", names,
 			missing == 1 ? "it" : "them");
 	*t = wanted;
@@ -183,12 +181,10 @@ snapshot_load_cpuid(struct snapshot *s, struct vm *vm, bool *ret_changed, struct
 			s->config.vcpus, vm->n_vcpus);
 	if ((s->config.flags & SNAPSHOT_TSC_DEADLINE) && !vm->caps.tsc_deadline_timer)
 		return err_set(e, -ENOTSUP,
-			"this host's KVM lacks the TSC deadline timer, which the VM "
-			"uses");
+			"this host's KVM lacks the TSC deadline timer, which the VM uses");
 	if ((s->config.flags & SNAPSHOT_CLOCK) && !vm->caps.adjust_clock)
 		return err_set(e, -ENOTSUP,
-			"this host's KVM cannot set kvm-clock (KVM_CAP_ADJUST_CLOCK), "
-			"which the VM uses");
+			"this host's KVM cannot set kvm-clock (KVM_CAP_ADJUST_CLOCK), which the VM uses");
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if ((r = blob_next(&s->rest, TAG_CPUID, "CPUID", &in, e)) < 0 ||
 			(r = load_one_cpuid(&in, &vm->vcpus[i].cpuid, &changed, e)) < 0 ||
@@ -241,14 +237,12 @@ load_msrs(struct blob_in *in, const struct state_plan *plan, struct vcpu_state *
 			if (m.data == 0)
 				continue;
 			return err_set(e, -ENOTSUP,
-				"the VM uses MSR 0x%x (0x%llx), which this host's KVM "
-				"does not keep",
+				"the VM uses MSR 0x%x (0x%llx), which this host's KVM does not keep",
 				m.index, (unsigned long long)m.data);
 		}
 		if (m.index == STATE_MSR_TSC_DEADLINE && i != n - 1)
 			return err_set(e, -EBADMSG,
-				"the state of a vCPU has its timer's deadline before "
-				"other MSRs");
+				"the state of a vCPU has its timer's deadline before other MSRs");
 		s->msrs.entries[s->msrs.n++] = m;
 	}
 	return 0;
@@ -278,8 +272,7 @@ load_vcpu(struct blob_in *in, struct vm *vm, struct vcpu_state *s, struct err *e
 	xsave = blob_get_u32(in);
 	if (xsave > vm->caps.xsave_size || xsave > sizeof(s->xsave))
 		return err_set(e, -ENOTSUP,
-			"the VM uses %u bytes of extended CPU state, this host's CPU has "
-			"%zu",
+			"the VM uses %u bytes of extended CPU state, this host's CPU has %zu",
 			xsave, vm->caps.xsave_size);
 	blob_get(in, s->xsave.bytes, xsave);
 	memset(s->xsave.bytes + xsave, 0, vm->caps.xsave_size - xsave);

@@ -1,5 +1,5 @@
 /*
- * The state of a VM as one blob (vmm/blob.h): all but its memory and its disk's blocks.
+ * The state of a VM as one blob (common/wire/blob.h): all but its memory and its disk's blocks.
  * No pointers, no descriptors, no host paths; it holds wherever KVM offers the CPU
  * features it names. Sections, in this order:
  *
@@ -19,8 +19,8 @@
 #ifndef PANDO_VMM_SNAPSHOT_H
 #define PANDO_VMM_SNAPSHOT_H
 
-#include "vmm/blob.h"
-#include "vmm/snapshot_format.h"
+#include "common/wire/blob.h"
+#include "common/wire/snapshot_format.h"
 #include "vmm/vm.h"
 
 struct snapshot {
@@ -28,7 +28,7 @@ struct snapshot {
 	struct blob_in rest; /* what snapshot_load_*() reads next; borrows the blob */
 };
 
-/* A stopped VM (vm_save() was called) or a parked picture, to buf. The blob's bytes;
+/* A stopped VM (vm_save() was called) or a frozen fork, to buf. The blob's bytes;
  * 0 cannot be: VMM_STATE_BLOB_MAX holds the largest. */
 size_t snapshot_save(struct vm *vm, void *buf, size_t cap);
 

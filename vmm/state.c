@@ -115,8 +115,8 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 			continue; /* the offset says it exactly; writing the TSC makes KVM
 				     guess */
 		if (!takes_back(vcpu_fd, index)) {
-			log_debug("MSR 0x%x is not saved: it does not take back what it "
-				  "reads as",
+			log_debug(
+				"MSR 0x%x is not saved: it does not take back what it reads as",
 				index);
 			continue;
 		}
@@ -252,8 +252,8 @@ state_take_up(struct vcpu_state *s, const struct state_plan *plan,
 	const struct state_clock *c, struct err *e)
 {
 	if (plan->tsc_fixed && s->guest_tsc > c->taken_tsc)
-		log_warn("this host's KVM cannot offset a guest's TSC, and the host's "
-			 "stands behind the VM's: its clocks jump back");
+		log_warn(
+			"this host's KVM cannot offset a guest's TSC, and the host's stands behind the VM's: its clocks jump back");
 	if (plan->tsc_offset && s->tsc_khz == plan->tsc_khz) {
 		s->tsc_offset = s->guest_tsc - c->taken_tsc;
 		return 0;

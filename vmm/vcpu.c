@@ -167,8 +167,7 @@ describe_place(struct vcpu *v, char *dst, size_t cap)
 		snprintf(dst, cap, "vCPU %u, whose registers are lost", v->id);
 	else
 		snprintf(dst, cap,
-			"vCPU %u at rip 0x%llx, cr0 0x%llx, cr2 0x%llx, cr3 0x%llx, efer "
-			"0x%llx",
+			"vCPU %u at rip 0x%llx, cr0 0x%llx, cr2 0x%llx, cr3 0x%llx, efer 0x%llx",
 			v->id, regs.rip, sregs.cr0, sregs.cr2, sregs.cr3, sregs.efer);
 }
 
@@ -242,8 +241,7 @@ handle_exit(struct vcpu *v)
 	default:
 		describe_place(v, place, sizeof(place));
 		vm_end(vm, VMM_EXIT_GUEST_FAULT,
-			"KVM left the guest for a reason (%u) that "
-			"this VMM does not serve: %s",
+			"KVM left the guest for a reason (%u) that this VMM does not serve: %s",
 			run->exit_reason, place);
 		return false;
 	}

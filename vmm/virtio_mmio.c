@@ -110,9 +110,8 @@ virtio_dev_break(struct virtio_dev *dev, const char *why)
 		return;
 	dev->status |= VIRTIO_STATUS_NEEDS_RESET;
 	if (log_allowed(&dev->log))
-		log_warn("%s: the guest's driver broke its device: %s; it works again "
-			 "after "
-			 "the driver resets it",
+		log_warn(
+			"%s: the guest's driver broke its device: %s; it works again after the driver resets it",
 			dev->ops->name, why ? why : "no reason");
 	if (dev->status & VIRTIO_STATUS_DRIVER_OK)
 		raise_interrupt(dev, VIRTIO_INTERRUPT_CONFIG);
@@ -408,8 +407,7 @@ virtio_dev_load(struct virtio_dev *dev, struct blob_in *in, struct err *e)
 	if (dev->status & VIRTIO_STATUS_FEATURES_OK) {
 		if (!acceptable_features(dev))
 			return err_set(e, -EBADMSG,
-				"the state of the %s uses features 0x%llx, of which this "
-				"pando-vmm offers 0x%llx",
+				"the state of the %s uses features 0x%llx, of which this pando-vmm offers 0x%llx",
 				dev->ops->name, (unsigned long long)dev->driver_features,
 				(unsigned long long)offered(dev));
 		apply_features(dev);
@@ -426,8 +424,7 @@ virtio_dev_load(struct virtio_dev *dev, struct blob_in *in, struct err *e)
 				dev->ops->name, i, q->why);
 		if (q->ready && !(dev->status & VIRTIO_STATUS_FEATURES_OK))
 			return err_set(e, -EBADMSG,
-				"the state of the %s, queue %u: ready without agreed "
-				"features",
+				"the state of the %s, queue %u: ready without agreed features",
 				dev->ops->name, i);
 	}
 	return 0;

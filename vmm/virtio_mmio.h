@@ -30,7 +30,7 @@
 
 #include "common/err.h"
 #include "common/log.h"
-#include "vmm/blob.h"
+#include "common/wire/blob.h"
 #include "vmm/irq.h"
 #include "vmm/memory.h"
 #include "vmm/virtqueue.h"

@@ -187,8 +187,8 @@ walk_chain(struct virtq *q, const struct guest_mem *m, struct virtq_chain *c)
 			if (d.len == 0 || d.len % 16 || d.len / 16 > q->size)
 				return broken(q, "an indirect table has a bad length");
 			if (!guest_range(m, (gpa_t){d.addr}, d.len))
-				return broken(q, "an indirect table lies outside the "
-						 "guest's memory");
+				return broken(q,
+					"an indirect table lies outside the guest's memory");
 			in_indirect = true;
 			table = d.addr;
 			n = d.len / 16;

@@ -21,7 +21,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "vmm/blob.h"
+#include "common/wire/blob.h"
 #include "vmm/memory.h"
 
 #define VIRTQ_SIZE_MAX 256u

@@ -13,7 +13,7 @@
 #include "common/log.h"
 #include "vmm/control.h"
 #include "vmm/cpuid.h"
-#include "vmm/own_memory.h"
+#include "vmm/mappings.h"
 #include "vmm/vcpu.h"
 
 void
@@ -218,7 +218,7 @@ vm_start_vcpus(struct vm *vm, struct err *e)
 
 		if (v->has_thread)
 			continue;
-		r = own_memory_thread(&v->thread, vcpu_thread, v, e);
+		r = mappings_thread(&v->thread, vcpu_thread, v, e);
 		v->has_thread = r == 0;
 	}
 	return r < 0 ? err_wrap(e, r, "a vCPU") : 0;

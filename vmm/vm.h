@@ -22,10 +22,10 @@
 
 #include "common/err.h"
 #include "common/log.h"
-#include "common/vmm_wire.h"
+#include "common/wire/console_ring.h"
+#include "common/wire/vmm_wire.h"
 #include "vmm/blk.h"
 #include "vmm/boot.h"
-#include "vmm/console.h"
 #include "vmm/ged.h"
 #include "vmm/ioapic.h"
 #include "vmm/kvm.h"
@@ -37,7 +37,7 @@
 #include "vmm/vsock.h"
 
 /* Of a thread: KVM_RUN, device code, the control loop, a log line. One size for all: in a
- * branch any thread may get any ancestor's (own_memory.h). Sanitizers need more. */
+ * branch any thread may get any ancestor's (mappings.h). Sanitizers need more. */
 #ifdef PANDO_SAN
 #define VM_STACK_BYTES (1024u << 10)
 #else
@@ -67,7 +67,7 @@ struct vm {
 
 	struct guest_mem mem;
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
-	int vm_fd;  /* owned; -1: none (a parked picture) */
+	int vm_fd;  /* owned; -1: none (a frozen fork) */
 	struct kvm_caps caps;
 	struct state_plan plan;
 	struct state_clock clock; /* of the last vm_save() */
@@ -80,7 +80,7 @@ struct vm {
 	_Atomic uint64_t first_run_ns; /* when vCPU 0 first entered the guest */
 	atomic_bool main_is_awake;     /* and will look at first_run_ns by itself */
 	/* Once: what vCPU 0's thread does when it and all others have parked, instead of
-	 * sleeping; it moves the epoch on. A blank VM waits for its state in it, and a
+	 * sleeping; it moves the epoch on. A pre-warmed VM waits for its state in it, and a
 	 * fork is made in it: waking another thread costs as much as either. */
 	void (*at_park)(struct vm *vm);
 
@@ -103,7 +103,7 @@ struct vm {
 	int event_fd;	   /* owned: vCPU threads wake the main thread (end, first run) */
 	int vsock_kick_fd; /* owned: doorbells of the vsock device */
 	unsigned forks;	   /* between the VM that was started and this */
-	bool is_parked;	   /* a picture: no KVM VM, no threads */
+	bool is_parked;	   /* a frozen fork: no KVM VM, no threads */
 	bool is_readable;  /* by its user, since VMM_STATE */
 	bool is_paused;	   /* by VMM_PAUSE */
 	bool started_sent;

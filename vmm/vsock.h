@@ -42,7 +42,7 @@
 #define PANDO_VMM_VSOCK_H
 
 #include "common/err.h"
-#include "vmm/own_memory.h"
+#include "vmm/mappings.h"
 #include "vmm/virtio_mmio.h"
 
 #define VSOCK_CONNS_MAX 1024

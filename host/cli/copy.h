@@ -1,6 +1,6 @@
 /* The words of `pando copy`. */
-#ifndef PANDO_CLI_COPY_H
-#define PANDO_CLI_COPY_H
+#ifndef PANDO_HOST_CLI_COPY_H
+#define PANDO_HOST_CLI_COPY_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -17,9 +17,9 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
+#include "common/paths.h"
 #include "host/cli/out.h"
-#include "host/client.h"
-#include "host/paths.h"
+#include "host/client/client.h"
 
 #define PROBE_TIMEOUT_MS 15000
 
@@ -71,14 +71,11 @@ doctor_read_probe(struct doctor *d, const char *line, size_t len)
 		d->runs_small = true;
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
 		doctor_mend(f,
-			"use a host with hardware virtualization (nested is enough), or "
-			"the same verbs in "
-			"the test machine: `pando machine start`");
+			"use a host with hardware virtualization (nested is enough), or the same verbs in the test machine: `pando machine start`");
 	} else if (strcmp(kvm, "none") == 0) {
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
 		doctor_mend(f,
-			"use a host with hardware virtualization, or the test machine: "
-			"`pando machine start`");
+			"use a host with hardware virtualization, or the test machine: `pando machine start`");
 	} else {
 		return false;
 	}
@@ -142,9 +139,7 @@ kvm_cannot_be_opened(struct doctor *d, int error)
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM,
 			"there is no KVM here (/dev/kvm: %s)", strerror(error));
 		doctor_mend(f,
-			"load kvm_intel or kvm_amd, switch virtualization on in the "
-			"firmware or (in a VM) "
-			"nested virtualization on its host; else `pando machine start`");
+			"load kvm_intel or kvm_amd, switch virtualization on in the firmware or (in a VM) nested virtualization on its host; else `pando machine start`");
 	} else if (error == EACCES || error == EPERM) {
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM,
 			"KVM is there, but you may not use it (/dev/kvm: %s)",
@@ -218,14 +213,10 @@ check_nx_huge_pages(struct doctor *d)
 		return;
 	}
 	f = doctor_find(d, "kvm-hugepages", DOCTOR_NOTE,
-		"kvm.nx_huge_pages is %s: each VM starts a kernel thread, which makes "
-		"creating VMs slow in a "
-		"cgroup",
+		"kvm.nx_huge_pages is %s: each VM starts a kernel thread, which makes creating VMs slow in a cgroup",
 		v);
 	doctor_mend(f,
-		"if this CPU does not have the iTLB multihit bug (see "
-		"/sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | "
-		"sudo tee %s; else "
+		"if this CPU does not have the iTLB multihit bug (see /sys/devices/system/cpu/vulnerabilities/itlb_multihit): echo never | sudo tee %s; else "
 		"mount cgroup2 with favordynmods",
 		path);
 }
@@ -269,8 +260,7 @@ check_cgroup(struct doctor *d)
 		break;
 	case 0:
 		f = doctor_find(d, "cgroup", DOCTOR_NOTE,
-			"cgroup2 is mounted without favordynmods: threads move between "
-			"cgroups slowly");
+			"cgroup2 is mounted without favordynmods: threads move between cgroups slowly");
 		doctor_mend(f, "sudo mount -o remount,favordynmods /sys/fs/cgroup");
 		break;
 	}
@@ -307,9 +297,7 @@ check_namespaces(struct doctor *d)
 		return;
 	}
 	f = doctor_find(d, "namespaces", DOCTOR_NOTE,
-		"user namespaces cannot be made here: VMMs run with less isolation, "
-		"images are built with more "
-		"rights");
+		"user namespaces cannot be made here: VMMs run with less isolation, images are built with more rights");
 	if (read_setting("/proc/sys/kernel/unprivileged_userns_clone", v, sizeof(v)) &&
 		v[0] == '0')
 		doctor_mend(f, "sudo sysctl kernel.unprivileged_userns_clone=1");
@@ -507,8 +495,7 @@ check_huge_pages(struct doctor *d)
 		return;
 	}
 	f = doctor_find(d, "huge-pages", DOCTOR_NOTE,
-		"transparent huge pages are off: a branch of a 512 MiB VM takes "
-		"milliseconds longer");
+		"transparent huge pages are off: a branch of a 512 MiB VM takes milliseconds longer");
 	doctor_mend(f, "echo madvise | sudo tee %s", path);
 }
 
@@ -521,8 +508,7 @@ check_overcommit(struct doctor *d)
 	if (!read_setting("/proc/sys/vm/overcommit_memory", v, sizeof(v)) || v[0] != '2')
 		return;
 	f = doctor_find(d, "overcommit", DOCTOR_NOTE,
-		"vm.overcommit_memory is 2: branches are refused when their memory, all "
-		"of it, would not fit");
+		"vm.overcommit_memory is 2: branches are refused when their memory, all of it, would not fit");
 	doctor_mend(f, "sudo sysctl vm.overcommit_memory=0");
 }
 
@@ -552,15 +538,8 @@ doctor_read_scopes(struct doctor *d, const struct json *j, int tok)
 		f = doctor_find(d, "scopes", DOCTOR_NOTE, "%s", detail);
 		doctor_mend(f,
 			strcmp(how, "none") == 0
-				? "for limits of each VM, start pandod where a systemd "
-				  "is "
-				  "(log in, or as a service), or in a control group that "
-				  "is writable"
-				: "for limits of each VM, start pandod where a systemd "
-				  "is "
-				  "(log in, or as a service), or alone in a control "
-				  "group "
-				  "that has the memory and cpu controllers");
+				? "for limits of each VM, start pandod where a systemd is (log in, or as a service), or in a control group that is writable"
+				: "for limits of each VM, start pandod where a systemd is (log in, or as a service), or alone in a control group that has the memory and cpu controllers");
 	}
 	return true;
 }

@@ -2,8 +2,8 @@
  * What this host can do, found by looking and, where looking is not enough, by trying.
  * Each finding has a sentence and, unless all is well, a mend.
  */
-#ifndef PANDO_CLI_DOCTOR_H
-#define PANDO_CLI_DOCTOR_H
+#ifndef PANDO_HOST_CLI_DOCTOR_H
+#define PANDO_HOST_CLI_DOCTOR_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -50,7 +50,7 @@ void doctor_check_all(struct doctor *d);
 /* What a VM is like from within (doctor_vm.c). name NULL: as pick_vm() chooses. An error:
  * there is no such VM, or no pandod; what is wrong with the guest is a finding. */
 int doctor_check_vm(struct doctor *d, const char *name, struct err *e);
-/* The guest's word (guest-agent/doctor.h), judged. vm: how it is called in commands;
+/* The guest's word (guest-agent/tools/doctor.h), judged. vm: how it is called in commands;
  * generation: that pandod knows. -EPROTO: it is no such word; what was found until then
  * stays. */
 int doctor_judge_guest(struct doctor *d, const char *vm, const char *generation,
@@ -59,7 +59,7 @@ int doctor_judge_guest(struct doctor *d, const char *vm, const char *generation,
 void doctor_judge_clock(struct doctor *d, const char *vm, uint64_t guest_ns,
 	uint64_t before_ns, uint64_t after_ns);
 
-/* What pandod says of scopes (host/scope.h); false: nothing. */
+/* What pandod says of scopes (host/scope/scope.h); false: nothing. */
 struct json;
 bool doctor_read_scopes(struct doctor *d, const struct json *j, int tok);
 

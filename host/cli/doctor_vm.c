@@ -7,8 +7,8 @@
 
 #include "common/cleanup.h"
 #include "common/json.h"
-#include "host/agent_client.h"
-#include "host/agent_rpc.h"
+#include "host/agent/agent_client.h"
+#include "host/agent/agent_rpc.h"
 #include "host/cli/doctor.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
@@ -71,9 +71,7 @@ judge_failed(
 		f = doctor_find(d, "failed", DOCTOR_PROBLEM, "%s has failed%s%s", unit,
 			*why ? ": " : "", why);
 		doctor_mend(f,
-			"pando execute %s -- journalctl -u %s says more; then: pando "
-			"execute "
-			"%s -- systemctl restart %s",
+			"pando execute %s -- journalctl -u %s says more; then: pando execute %s -- systemctl restart %s",
 			vm, unit, vm, unit);
 	}
 	return 0;
@@ -128,21 +126,15 @@ judge_paths(
 			return nonsense(e, "paths");
 		exited = strcmp(state, "exited") == 0;
 		f = doctor_find(d, "path", exited ? DOCTOR_PROBLEM : DOCTOR_NOTE,
-			"%s will not start %s again: it is active (%s), and a path unit "
-			"does "
-			"nothing until it is not",
+			"%s will not start %s again: it is active (%s), and a path unit does nothing until it is not",
 			unit, service, state);
 		if (exited)
 			doctor_mend(f,
-				"pando execute %s -- systemctl stop %s, before a commit; "
-				"for "
-				"good, take RemainAfterExit=yes out of it",
+				"pando execute %s -- systemctl stop %s, before a commit; for good, take RemainAfterExit=yes out of it",
 				vm, service);
 		else
 			doctor_mend(f,
-				"if it is to see every change: pando execute %s -- "
-				"systemctl "
-				"stop %s, or let it end by itself",
+				"if it is to see every change: pando execute %s -- systemctl stop %s, or let it end by itself",
 				vm, service);
 	}
 	return 0;
@@ -169,8 +161,7 @@ judge_units(struct doctor *d, const char *vm, const struct json *j, struct err *
 	if (strcmp(text, "running") != 0 && strcmp(text, "degraded") != 0) {
 		f = doctor_find(d, "units", DOCTOR_NOTE, "systemd is not done: %s", text);
 		doctor_mend(f,
-			"pando execute %s -- systemctl list-jobs says what it waits "
-			"for",
+			"pando execute %s -- systemctl list-jobs says what it waits for",
 			vm);
 	}
 	r = judge_failed(d, vm, j, json_get(j, units, "failed"), e);
@@ -211,8 +202,8 @@ judge_identity(struct doctor *d, const char *vm, const char *generation,
 	f = doctor_find(d, "identity", DOCTOR_PROBLEM,
 		"the guest believes to be of generation %.12s, and it is of %.12s", told,
 		generation);
-	doctor_mend(f, "try again in a moment: it is being told; else pando start after "
-		       "pando stop");
+	doctor_mend(f,
+		"try again in a moment: it is being told; else pando start after pando stop");
 	return 0;
 }
 
@@ -283,8 +274,7 @@ judge_programs(struct doctor *d, const char *vm, const struct json *j, struct er
 		f = doctor_find(d, "programs", DOCTOR_NOTE,
 			"the guest has no %s, which %s needs", program, known[i].what);
 		doctor_mend(f,
-			"pando execute %s -- apt-get install -y %s, or in the image's "
-			"packages",
+			"pando execute %s -- apt-get install -y %s, or in the image's packages",
 			vm, known[i].package);
 	}
 	return 0;
@@ -303,8 +293,8 @@ judge_environment(struct doctor *d, const char *vm, const struct json *j, struct
 	if (text_of(j, env, "why", why, sizeof(why))) {
 		f = doctor_find(d, "environment", DOCTOR_PROBLEM,
 			"its environment cannot be read as one: %s", why);
-		doctor_mend(f, "mend that line; or branch it with --env, which writes "
-			       "the file anew");
+		doctor_mend(f,
+			"mend that line; or branch it with --env, which writes the file anew");
 	}
 	while (json_next(j, arr, &it, &key, &tok)) {
 		if (json_str(j, json_get(j, tok, "name"), name, sizeof(name)) < 0 ||
@@ -314,13 +304,10 @@ judge_environment(struct doctor *d, const char *vm, const struct json *j, struct
 			!text_of(j, tok, "why", why, sizeof(why)))
 			return nonsense(e, "held_back");
 		f = doctor_find(d, "environment", DOCTOR_NOTE,
-			"%.255s cannot be in /etc/environment (%s): logins through PAM "
-			"do "
-			"not have it",
+			"%.255s cannot be in /etc/environment (%s): logins through PAM do not have it",
 			name, why);
 		doctor_mend(f,
-			". /etc/pando/environment, or give %.255s a value without "
-			"that",
+			". /etc/pando/environment, or give %.255s a value without that",
 			name);
 	}
 	(void)vm;
@@ -371,9 +358,8 @@ doctor_judge_guest(struct doctor *d, const char *vm, const char *generation,
 		f = doctor_find(d, "agent", DOCTOR_NOTE,
 			"its agent is of version %s, this is pando " PANDO_VERSION,
 			version);
-		doctor_mend(f, "make the image again, or copy this installation's "
-			       "libexec/pando/pando-agent over the guest's and restart "
-			       "pando-agent.service");
+		doctor_mend(f,
+			"make the image again, or copy this installation's libexec/pando/pando-agent over the guest's and restart pando-agent.service");
 	}
 	r = judge_identity(d, vm, generation, j, e);
 	if (r == 0)
@@ -445,20 +431,21 @@ check_clock(struct doctor *d, const char *vm, const char *socket, struct err *e)
 
 /* What pandod keeps of the last acknowledgement. */
 static void
-check_hello(struct doctor *d, const struct client_reply *reply)
+check_handshake(struct doctor *d, const struct client_reply *reply)
 {
-	int hello = json_get(reply->json, 0, "hello"), it = 0, key, tok;
+	int handshake = json_get(reply->json, 0, "hello"), it = 0, key, tok;
 	char text[400] = "", step[40];
 	uint64_t us, total;
 	size_t n = 0;
 
-	if (json_u64(reply->json, json_get(reply->json, hello, "total_us"), &total) < 0) {
+	if (json_u64(reply->json, json_get(reply->json, handshake, "total_us"), &total) <
+		0) {
 		doctor_find(d, "hello", DOCTOR_OK,
 			"its acknowledgement was to an earlier pandod");
 		return;
 	}
-	while (json_next(reply->json, json_get(reply->json, hello, "steps"), &it, &key,
-		       &tok) &&
+	while (json_next(reply->json, json_get(reply->json, handshake, "steps"), &it,
+		       &key, &tok) &&
 		n < sizeof(text)) {
 		if (json_str(reply->json, json_get(reply->json, tok, "step"), step,
 			    sizeof(step)) < 0 ||
@@ -478,8 +465,7 @@ cannot_answer(struct doctor *d, const char *vm, const struct err *why)
 		doctor_find(d, "agent", DOCTOR_PROBLEM, "%.480s", why->msg);
 
 	doctor_mend(f,
-		"pando logs %s says how its start went; an agent that does not know "
-		"the question is older than this pando: make the image again",
+		"pando logs %s says how its start went; an agent that does not know the question is older than this pando: make the image again",
 		vm);
 }
 
@@ -509,7 +495,7 @@ doctor_check_vm(struct doctor *d, const char *name, struct err *e)
 	doctor_find(d, "vm", DOCTOR_OK, "%s is %s", called, vm.state);
 	r = agent_ping(vm.agent_socket, PING_MS, NULL, &why);
 	if (r == 0)
-		check_hello(d, &reply);
+		check_handshake(d, &reply);
 	if (r == 0)
 		r = agent_rpc_call(vm.agent_socket, words, NULL, 0, ANSWER_MAX, LOOK_MS,
 			pick_cancel_fd(), &text, &why);

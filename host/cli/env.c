@@ -21,8 +21,7 @@ cli_env_add(struct env *env, const char *arg, struct err *e)
 	value = getenv(arg);
 	if (!value)
 		return err_set(e, -EINVAL,
-			"--env %.64s: it is not set here; --env NAME=value gives it a "
-			"value",
+			"--env %.64s: it is not set here; --env NAME=value gives it a value",
 			arg);
 	if (asprintf(&entry, "%s=%s", arg, value) < 0) {
 		entry = NULL;
@@ -54,9 +53,7 @@ cli_env_tell(const struct env *env)
 
 		if (why)
 			fprintf(stderr,
-				"pando: %.*s has %s, which not all readers of "
-				"/etc/environment understand: commands get it, and it is "
-				"in the guest's /etc/pando/environment\n",
+				"pando: %.*s has %s, which not all readers of /etc/environment understand: commands get it, and it is in the guest's /etc/pando/environment\n",
 				(int)strcspn(env->v[i], "="), env->v[i], why);
 	}
 }

@@ -123,8 +123,7 @@ check(struct execute_words *w, char *const *command, struct err *e)
 
 	if (w->ssh && (w->detach || w->attach || w->list))
 		return err_set(e, -EINVAL,
-			"--ssh does not go with --detach, --attach and --list: what is "
-			"started over SSH ends with its connection");
+			"--ssh does not go with --detach, --attach and --list: what is started over SSH ends with its connection");
 	if (w->ssh && w->tty && w->timeout_ms)
 		return err_set(e, -EINVAL, "--timeout does not go with --ssh --tty");
 	if (w->shell && !w->shell[0])

@@ -3,8 +3,8 @@
  * name is never taken for a command nor a command for a name: the first word before "--"
  * is the VM, all words from the next one (or from "--") on are the command, untouched.
  */
-#ifndef PANDO_CLI_EXECUTE_H
-#define PANDO_CLI_EXECUTE_H
+#ifndef PANDO_HOST_CLI_EXECUTE_H
+#define PANDO_HOST_CLI_EXECUTE_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -62,9 +62,7 @@ fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *
 		}
 		if (r >= 0 && ret->checkout && ret->spec.count > 1)
 			r = err_set(e, -EINVAL,
-				"--checkout takes one VM, not %llu: check one of them "
-				"out "
-				"afterwards",
+				"--checkout takes one VM, not %llu: check one of them out afterwards",
 				(unsigned long long)ret->spec.count);
 		if (r < 0)
 			return OPT_ERROR;

@@ -2,12 +2,12 @@
  * What branch and run-commit share: one or many VMs made of one thing. Their options, and
  * what they say when the VMs are there.
  */
-#ifndef PANDO_CLI_FAN_H
-#define PANDO_CLI_FAN_H
+#ifndef PANDO_HOST_CLI_FAN_H
+#define PANDO_HOST_CLI_FAN_H
 
 #include "common/env.h"
 #include "host/cli/opt.h"
-#include "host/client.h"
+#include "host/client/client.h"
 
 #define FAN_LABELS_MAX 64
 #define FAN_COUNT_MAX 1024

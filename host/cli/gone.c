@@ -37,6 +37,5 @@ gone_if_old(struct err *e)
 	if (e->code == -EINVAL && (strstr(e->msg, " has no member \"") ||
 					  strstr(e->msg, "no operation \"")))
 		err_set(e, -EPROTONOSUPPORT,
-			"the agent in that guest is older than this command; make a new "
-			"image (`make images`) and boot that");
+			"the agent in that guest is older than this command; make a new image (`make images`) and boot that");
 }

@@ -1,8 +1,8 @@
 /* What verbs say that hold a connection to a guest, when it breaks. */
-#ifndef PANDO_CLI_GONE_H
-#define PANDO_CLI_GONE_H
+#ifndef PANDO_HOST_CLI_GONE_H
+#define PANDO_HOST_CLI_GONE_H
 
-#include "host/client.h"
+#include "host/client/client.h"
 
 /* Why a connection to vm broke, as far as pandod knows or gets to know within a second:
  * -ESHUTDOWN with a sentence when the VM runs no more (stopped, failed, deleted), 0 when

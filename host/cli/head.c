@@ -98,9 +98,7 @@ head_read(const char *from, struct head *ret, struct err *e)
 	/* Whoever may write it says what our commands are done to. */
 	if (st.st_uid != geteuid() && st.st_uid != 0)
 		return err_set(e, -EPERM,
-			"%.300s belongs to another user, so the VM in it is not taken: "
-			"name "
-			"the VM, or set PANDO_VM",
+			"%.300s belongs to another user, so the VM in it is not taken: name the VM, or set PANDO_VM",
 			h.path);
 	r = S_ISREG(st.st_mode) ? io_read_file(h.path, HEAD_FILE_MAX, &text, &len, NULL)
 				: -EINVAL;
@@ -111,8 +109,7 @@ head_read(const char *from, struct head *ret, struct err *e)
 		return 0;
 	}
 	return err_set(e, -EINVAL,
-		"%.300s is damaged: `pando checkout <vm>` writes it anew, and `pando "
-		"checkout --none` removes it",
+		"%.300s is damaged: `pando checkout <vm>` writes it anew, and `pando checkout --none` removes it",
 		h.path);
 }
 

@@ -4,11 +4,11 @@
  * else this one. Its first line is the VM's id, its second (which may be missing) that of
  * the one before. Whoever changes it writes the whole file anew.
  */
-#ifndef PANDO_CLI_HEAD_H
-#define PANDO_CLI_HEAD_H
+#ifndef PANDO_HOST_CLI_HEAD_H
+#define PANDO_HOST_CLI_HEAD_H
 
 #include "common/err.h"
-#include "host/paths.h"
+#include "common/paths.h"
 
 #define HEAD_NAME_MAX 64
 

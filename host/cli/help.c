@@ -73,13 +73,9 @@ help_all(FILE *f)
 		f);
 	for (const struct verb *const *v = verbs; *v; v++)
 		two_columns(f, (*v)->name, 12, (*v)->summary);
-	fputs("\n`pando help <verb>` says more about one. On every verb: -q prints ids "
-	      "only, --format json\n"
-	      "prints JSON. stdout carries the answer; notes and progress go to "
-	      "stderr.\n\n"
-	      "Exit status: 0 ok, 1 failed, 2 usage or bad input, 3 not found, 4 "
-	      "conflict, 5 refused,\n"
-	      "6 timed out, 7 cancelled; execute: the command's own, 125 when our side "
-	      "failed.\n",
+	fputs("\n`pando help <verb>` says more about one. On every verb: -q prints ids only, --format json\n"
+	      "prints JSON. stdout carries the answer; notes and progress go to stderr.\n\n"
+	      "Exit status: 0 ok, 1 failed, 2 usage or bad input, 3 not found, 4 conflict, 5 refused,\n"
+	      "6 timed out, 7 cancelled; execute: the command's own, 125 when our side failed.\n",
 		f);
 }

@@ -1,6 +1,6 @@
 /* Help texts and shell completions, all from the tables in verbs.c. */
-#ifndef PANDO_CLI_HELP_H
-#define PANDO_CLI_HELP_H
+#ifndef PANDO_HOST_CLI_HELP_H
+#define PANDO_HOST_CLI_HELP_H
 
 #include <stdio.h>
 

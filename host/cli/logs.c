@@ -9,7 +9,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "vmm/console.h"
+#include "common/wire/console_ring.h"
 
 int
 logs_open(const char *path, bool ring, struct logs_source *ret, struct err *e)

@@ -1,9 +1,9 @@
 /*
- * Reading a VM's console ring (vmm/console.h) or a plain log file by offsets that stay
+ * Reading a VM's console ring (common/wire/console_ring.h) or a plain log file by offsets that stay
  * true while somebody writes.
  */
-#ifndef PANDO_CLI_LOGS_H
-#define PANDO_CLI_LOGS_H
+#ifndef PANDO_HOST_CLI_LOGS_H
+#define PANDO_HOST_CLI_LOGS_H
 
 #include <stdbool.h>
 #include <stdint.h>

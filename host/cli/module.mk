@@ -2,18 +2,23 @@
 
 # libcurl is called only in client.c; the swarm verb and the tests use it too.
 LIBRARIES += pandoclient
-pandoclient_SRCS := host/client.c host/client_vm.c host/client_commit.c host/config.c
+pandoclient_SRCS := host/client/client.c host/client/client_vm.c host/client/client_commit.c host/client/project_config.c
 pandoclient_PKGS := libcurl
 
 # Everything of the command but its main(), so that tests can link it.
 LIBRARIES += pandocli
-pandocli_SRCS += $(addprefix host/cli/,near.c opt.c out.c help.c verbs.c pick.c doctor.c doctor_find.c doctor_vm.c logs.c execute.c \
-	cmd_help.c cmd_version.c cmd_completion.c cmd_run.c cmd_status.c cmd_info.c cmd_tree.c \
-	cmd_execute.c cmd_branch.c cmd_copy.c cmd_logs.c cmd_alias.c cmd_pause.c cmd_delete.c \
-	cmd_disk.c cmd_doctor.c cmd_swarm.c cmd_machine.c cmd_stop.c cmd_resize.c cmd_checkout.c head.c \
-	cmd_commit.c cmd_run_commit.c cmd_history.c cmd_tag.c cmd_diff.c cmd_verify.c cmd_gc.c points.c \
-	fan.c tree_commit.c cmd_env.c env.c cmd_rpc.c cmd_reports.c \
-	cmd_connect.c cmd_tunnel.c gone.c tunnel.c)
+pandocli_SRCS += host/cli/near.c host/cli/opt.c host/cli/out.c host/cli/help.c host/cli/verbs.c host/cli/pick.c \
+	host/cli/doctor.c host/cli/doctor_find.c host/cli/doctor_vm.c host/cli/logs.c host/cli/execute.c \
+	host/cli/verbs/cmd_help.c host/cli/verbs/cmd_version.c host/cli/verbs/cmd_completion.c host/cli/verbs/cmd_run.c \
+	host/cli/verbs/cmd_status.c host/cli/verbs/cmd_info.c host/cli/verbs/cmd_tree.c host/cli/verbs/cmd_execute.c \
+	host/cli/verbs/cmd_branch.c host/cli/verbs/cmd_copy.c host/cli/verbs/cmd_logs.c host/cli/verbs/cmd_alias.c \
+	host/cli/verbs/cmd_pause.c host/cli/verbs/cmd_delete.c host/cli/verbs/cmd_disk.c host/cli/verbs/cmd_doctor.c \
+	host/cli/verbs/cmd_swarm.c host/cli/verbs/cmd_machine.c host/cli/verbs/cmd_stop.c host/cli/verbs/cmd_resize.c \
+	host/cli/verbs/cmd_checkout.c host/cli/head.c host/cli/verbs/cmd_commit.c host/cli/verbs/cmd_run_commit.c \
+	host/cli/verbs/cmd_history.c host/cli/verbs/cmd_tag.c host/cli/verbs/cmd_diff.c host/cli/verbs/cmd_verify.c host/cli/verbs/cmd_gc.c \
+	host/cli/points.c host/cli/fan.c host/cli/tree_commit.c host/cli/verbs/cmd_env.c host/cli/env.c \
+	host/cli/verbs/cmd_rpc.c host/cli/verbs/cmd_reports.c host/cli/verbs/cmd_connect.c host/cli/verbs/cmd_tunnel.c \
+	host/cli/gone.c host/cli/tunnel.c
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
@@ -22,7 +27,7 @@ pando_PKGS := libcurl libsodium libssh
 pando_LDLIBS := -lm
 
 UNIT_TESTS += test_cli test_config test_client
-test_cli_SRCS := tests/unit/test_cli.c vmm/console.c
+test_cli_SRCS := tests/unit/test_cli.c common/wire/console_ring.c
 test_cli_LIBS := $(pando_LIBS)
 test_cli_PKGS := cmocka $(pando_PKGS)
 test_cli_LDLIBS := $(pando_LDLIBS)
@@ -75,9 +80,10 @@ test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 # SSH into VMs.
-pandocli_SRCS += $(addprefix host/cli/,remote.c vmssh.c vmssh_copy.c cmd_ssh_proxy.c cmd_ssh_config.c)
+pandocli_SRCS += host/cli/remote.c host/cli/vmssh.c host/cli/vmssh_copy.c host/cli/verbs/cmd_ssh_proxy.c \
+	host/cli/verbs/cmd_ssh_config.c
 UNIT_TESTS += test_ssh
-test_ssh_SRCS := tests/unit/test_ssh.c $(stand_in_SRCS) host/ssh_key.c guest-agent/sshkey.c
+test_ssh_SRCS := tests/unit/test_ssh.c $(stand_in_SRCS) host/ssh/ssh_key.c common/wire/openssh_key.c
 test_ssh_LIBS := $(pando_LIBS)
 test_ssh_PKGS := cmocka $(pando_PKGS)
 test_ssh_LDLIBS := $(pando_LDLIBS)

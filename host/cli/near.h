@@ -1,6 +1,6 @@
 /* "Did you mean": how far apart two words are. */
-#ifndef PANDO_CLI_NEAR_H
-#define PANDO_CLI_NEAR_H
+#ifndef PANDO_HOST_CLI_NEAR_H
+#define PANDO_HOST_CLI_NEAR_H
 
 /* Optimal string alignment distance (insert, delete, replace, swap neighbours), capped:
  * words longer than NEAR_MAX count as far apart. */

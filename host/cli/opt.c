@@ -318,8 +318,7 @@ opt_label(const char *text, const char *what, struct err *e)
 	for (size_t i = 0; i < len; i++)
 		if (!isalnum((unsigned char)text[i]) && !strchr("_.-", text[i]))
 			return err_set(e, -EINVAL,
-				"%s: a key has letters, digits, '.', '_' and '-' only, "
-				"not \"%.*s\"",
+				"%s: a key has letters, digits, '.', '_' and '-' only, not \"%.*s\"",
 				what, (int)len, text);
 	return (int)len;
 }

@@ -15,8 +15,8 @@
  *
  * The common options (-q, --format, -h/--help) are recognised by opt_next() itself.
  */
-#ifndef PANDO_CLI_OPT_H
-#define PANDO_CLI_OPT_H
+#ifndef PANDO_HOST_CLI_OPT_H
+#define PANDO_HOST_CLI_OPT_H
 
 #include <stdint.h>
 

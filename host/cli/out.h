@@ -3,8 +3,8 @@
  * complaints go to stderr. Text that came from a guest or a user is escaped before it
  * reaches a terminal.
  */
-#ifndef PANDO_CLI_OUT_H
-#define PANDO_CLI_OUT_H
+#ifndef PANDO_HOST_CLI_OUT_H
+#define PANDO_HOST_CLI_OUT_H
 
 #include <stdbool.h>
 #include <stddef.h>

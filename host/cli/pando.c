@@ -1,7 +1,7 @@
 /*
  * `pando`: the command line. Runs as the user, holds nothing between two calls: what it
- * knows it asks pandod (host/client.h) or reads from files that pandod names. Commands
- * and files in a guest go straight to that VM's socket (host/agent_client.h); a guest
+ * knows it asks pandod (host/client/client.h) or reads from files that pandod names. Commands
+ * and files in a guest go straight to that VM's socket (host/agent/agent_client.h); a guest
  * that lies can spoil its own output and nothing else, and what it says is escaped before
  * it reaches a terminal unless it is the answer itself.
  */

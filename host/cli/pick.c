@@ -92,9 +92,7 @@ pick_head(struct client *c, const struct head *h, struct client_vm *ret,
 
 	if (r == -ENOENT)
 		return err_set(e, r,
-			"the VM checked out here, %s, is no more (%.250s): `pando "
-			"checkout "
-			"<vm>` takes another, `pando checkout --none` none",
+			"the VM checked out here, %s, is no more (%.250s): `pando checkout <vm>` takes another, `pando checkout --none` none",
 			h->current, h->path);
 	return r;
 }
@@ -171,9 +169,7 @@ pick_reachable(const struct client_vm *vm, struct err *e)
 	 * slow. */
 	if (strcmp(vm->state, "starting") == 0 && (vm->parent[0] || vm->commit[0]))
 		return err_set(e, -EAGAIN,
-			"\"%s\" has not become itself yet (state \"starting\"): try "
-			"again; "
-			"without --no-wait it is waited for",
+			"\"%s\" has not become itself yet (state \"starting\"): try again; without --no-wait it is waited for",
 			name);
 	if (!lives(vm) || !vm->agent_socket[0])
 		return err_set(e, -ESHUTDOWN, "\"%s\" is %s%s%s", name, vm->state,

@@ -1,8 +1,8 @@
 /* What most verbs begin with: pandod, and the VM that is meant. */
-#ifndef PANDO_CLI_PICK_H
-#define PANDO_CLI_PICK_H
+#ifndef PANDO_HOST_CLI_PICK_H
+#define PANDO_HOST_CLI_PICK_H
 
-#include "host/client.h"
+#include "host/client/client.h"
 
 /* pandod, started if need be. */
 int pick_pandod(struct client **ret, struct err *e);

@@ -1,10 +1,10 @@
 /* Commits on the terminal. */
-#ifndef PANDO_CLI_POINTS_H
-#define PANDO_CLI_POINTS_H
+#ifndef PANDO_HOST_CLI_POINTS_H
+#define PANDO_HOST_CLI_POINTS_H
 
 #include <stdbool.h>
 
-#include "host/client.h"
+#include "host/client/client.h"
 
 /* A table, newest first as they come; quiet: full ids alone. Exit status. */
 int points_print(const struct client_points *points, bool quiet);

@@ -3,12 +3,12 @@
  * text that the other side's shell reads, the word they are found by when they are to be
  * told a signal, and our terminal as theirs.
  */
-#ifndef PANDO_CLI_REMOTE_H
-#define PANDO_CLI_REMOTE_H
+#ifndef PANDO_HOST_CLI_REMOTE_H
+#define PANDO_HOST_CLI_REMOTE_H
 
 #include <stdbool.h>
 
-#include "host/ssh.h"
+#include "host/ssh/ssh.h"
 
 /* Appends to *text (NULL: nothing yet; malloc'd): before, the word, quoted, and after.
  * -E2BIG above SSH_COMMAND_MAX. */

@@ -1,11 +1,11 @@
 /* What `pando run` and other verbs that boot a machine share. */
-#ifndef PANDO_CLI_RUN_H
-#define PANDO_CLI_RUN_H
+#ifndef PANDO_HOST_CLI_RUN_H
+#define PANDO_HOST_CLI_RUN_H
 
 #include <stdbool.h>
 
 #include "common/err.h"
-#include "host/client.h"
+#include "host/client/client.h"
 
 /* Builds the image "default" when spec needs it and it is missing: minutes, with progress
  * on stderr, or in a log below the home when quiet. Refuses an alias that is taken before

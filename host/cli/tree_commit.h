@@ -1,10 +1,10 @@
 /* `pando tree <commit>`: a commit between the commits it comes from and those that come
  * from it, with their VMs. */
-#ifndef PANDO_CLI_TREE_COMMIT_H
-#define PANDO_CLI_TREE_COMMIT_H
+#ifndef PANDO_HOST_CLI_TREE_COMMIT_H
+#define PANDO_HOST_CLI_TREE_COMMIT_H
 
 #include "host/cli/opt.h"
-#include "host/client.h"
+#include "host/client/client.h"
 
 /* name: a commit's or a tag. Prints, and returns the exit status; -ENOENT, with *e as it
  * was: no commit is named so. */

@@ -15,7 +15,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "host/agent_client.h"
+#include "host/agent/agent_client.h"
 #include "host/cli/out.h"
 
 /* A thread has a few buffers of 0.5 KiB on it; the big ones are on the heap. */
@@ -81,8 +81,7 @@ tunnel_read_door(const char *text, struct tunnel_door *ret, struct err *e)
 		d.local = d.guest;
 	if (r || !d.guest)
 		return err_set(e, -EINVAL,
-			"\"%s\": a port of the guest, or LOCAL:PORT; ports are 1 to "
-			"65535, and LOCAL 0 is any that is free",
+			"\"%s\": a port of the guest, or LOCAL:PORT; ports are 1 to 65535, and LOCAL 0 is any that is free",
 			text);
 	*ret = d;
 	return 0;
@@ -115,8 +114,7 @@ tunnel_listen(struct tunnel_door *d, const char *bind_to, bool *ret_open, struct
 	snprintf(port, sizeof(port), "%u", d->local);
 	if (getaddrinfo(bind_to, port, &hints, &list))
 		return err_set(e, -EINVAL,
-			"--bind \"%s\": an address of this host in numbers, such as "
-			"127.0.0.1 or ::1",
+			"--bind \"%s\": an address of this host in numbers, such as 127.0.0.1 or ::1",
 			bind_to);
 	fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
@@ -129,8 +127,7 @@ tunnel_listen(struct tunnel_door *d, const char *bind_to, bool *ret_open, struct
 	if (!r && (bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, SOMAXCONN)))
 		r = errno == EADDRINUSE || errno == EACCES
 			    ? err_sys(e, -errno,
-				      "port %u of this host (0:%u takes one that is "
-				      "free)",
+				      "port %u of this host (0:%u takes one that is free)",
 				      d->local, d->guest)
 			    : err_sys(e, -errno, "listening on %s port %u", bind_to,
 				      d->local);
@@ -192,9 +189,9 @@ complain(struct shared *s, struct tunnel_door *door, int r, const struct err *e)
 	pthread_mutex_unlock(&s->lock);
 	if (say)
 		out_complain("vm \"%s\", port %u: %s%s", s->t->name, door->guest, e->msg,
-			r == -ECONNREFUSED ? "; connections are closed until something "
-					     "does"
-					   : "");
+			r == -ECONNREFUSED
+				? "; connections are closed until something does"
+				: "");
 }
 
 static void *

@@ -3,10 +3,10 @@
  * guest behind it), and a thread for each connection that came through one.
  *
  * Bounded: TUNNEL_CONNS_MAX connections, each with a buffer each way
- * (host/agent_client.h); more wait in the listening queues until one ends.
+ * (host/agent/agent_client.h); more wait in the listening queues until one ends.
  */
-#ifndef PANDO_CLI_TUNNEL_H
-#define PANDO_CLI_TUNNEL_H
+#ifndef PANDO_HOST_CLI_TUNNEL_H
+#define PANDO_HOST_CLI_TUNNEL_H
 
 #include <netinet/in.h>
 #include <stdbool.h>

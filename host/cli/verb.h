@@ -6,8 +6,8 @@
  * A verb's run() gets its own name as argv[0] and returns the exit status. It puts the
  * answer on stdout, everything else on stderr (host/cli/out.h). It does not call exit().
  */
-#ifndef PANDO_CLI_VERB_H
-#define PANDO_CLI_VERB_H
+#ifndef PANDO_HOST_CLI_VERB_H
+#define PANDO_HOST_CLI_VERB_H
 
 #include <stdbool.h>
 

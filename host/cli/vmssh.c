@@ -10,14 +10,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "common/agent_wire.h"
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "host/agent_client.h"
+#include "common/paths.h"
+#include "common/wire/agent_wire.h"
+#include "host/agent/agent_client.h"
 #include "host/cli/out.h"
 #include "host/cli/remote.h"
-#include "host/paths.h"
-#include "host/ssh_key.h"
+#include "host/ssh/ssh_key.h"
 
 /* Guests may be slow: emulated, or swapping. */
 #define DIAL_MS 60000
@@ -67,9 +67,7 @@ await_banner(int fd, const char *name, struct err *e)
 			continue;
 		if (n <= 0)
 			return err_set(e, -ECONNREFUSED,
-				"\"%s\": its SSH server ended at once; its log says why "
-				"(`pando execute %s -- journalctl -t sshd`), or `sshd "
-				"-t` in it",
+				"\"%s\": its SSH server ended at once; its log says why (`pando execute %s -- journalctl -t sshd`), or `sshd -t` in it",
 				name, name);
 		if (n >= 4 && memcmp(line, "SSH-", 4) == 0)
 			return 0;
@@ -91,8 +89,7 @@ dial_once(const struct client_vm *vm, int *ret_fd, struct err *e)
 	/* Where another port answers, the guest has an agent, and an old one. */
 	if (r == -ECONNREFUSED && agent_ping(vm->agent_socket, DIAL_MS, NULL, NULL) == 0)
 		return err_set(e, r,
-			"\"%s\": its agent is older than SSH: build its image again "
-			"(`pando-golden image`), and its commits",
+			"\"%s\": its agent is older than SSH: build its image again (`pando-golden image`), and its commits",
 			client_vm_name(vm));
 	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
@@ -129,8 +126,7 @@ vmssh_open(const struct client_vm *vm, const char *home, const char *user,
 	snprintf(what, sizeof(what), "\"%s\"", client_vm_name(vm));
 	if (strncmp(vm->host_key, type, strlen(type)) != 0)
 		return err_set(e, -ENOKEY,
-			"%s has not acknowledged an SSH host key yet, so that nobody "
-			"knows whether it is it; `pando info %s` shows its state",
+			"%s has not acknowledged an SSH host key yet, so that nobody knows whether it is it; `pando info %s` shows its state",
 			what, client_vm_name(vm));
 	t.host_key = vm->host_key + strlen(type);
 	r = paths_format(key, sizeof(key), e, "%s/" SSH_KEY_FILE, home);
@@ -181,9 +177,7 @@ vmssh_text(const char *const *argv, const char *const *env, const char *cwd,
 		r = remote_append(&outer, "exec /bin/sh -c ", inner, "");
 	if (r == -E2BIG)
 		return err_set(e, r,
-			"the command, its folder and environment are longer than %u "
-			"bytes: put long texts into a file or standard input, or leave "
-			"out --ssh",
+			"the command, its folder and environment are longer than %u bytes: put long texts into a file or standard input, or leave out --ssh",
 			SSH_COMMAND_MAX);
 	if (r < 0)
 		return err_sys(e, r, "the command");
@@ -214,8 +208,7 @@ vmssh_terminal(const struct client_vm *vm, const char *home, const char *user,
 
 	if (!isatty(STDOUT_FILENO) || !isatty(STDIN_FILENO))
 		return err_set(e, -EINVAL,
-			"standard input and output must be a terminal: `pando execute "
-			"--ssh` needs none");
+			"standard input and output must be a terminal: `pando execute --ssh` needs none");
 	r = vmssh_open(vm, home, user, &link, e);
 	if (r < 0)
 		return r;
@@ -266,15 +259,13 @@ vmssh_signal(const struct vmssh_mark *m, int number)
 	/* All that has the mark; to be told anything but to die, only the group of the
 	 * one that sshd (or what that calls itself since it is several programs) has
 	 * started. No "--" for kill: not all shells know that. */
-	static const char
-		all[] = "kill -9 $p",
-		group[] = "while read -r k v; do [ \"$k\" = PPid: ] && parent=$v; done "
-			  "</proc/$p/status; read -r name </proc/$parent/comm; "
-			  "case $name in sshd*) kill -%d -$p;; esac";
+	static const char all
+		[] = "kill -9 $p",
+	     group[] =
+		     "while read -r k v; do [ \"$k\" = PPid: ] && parent=$v; done </proc/$p/status; read -r name </proc/$parent/comm; case $name in sshd*) kill -%d -$p;; esac";
 	static const char script[] =
 		"exec /bin/sh -c 'for e in $(grep -lszx " VMSSH_MARK
-		"=%s /proc/[0-9]*/environ); do p=${e#/proc/}; p=${p%%/environ}; %s; done "
-		"2>/dev/null; exit 0'";
+		"=%s /proc/[0-9]*/environ); do p=${e#/proc/}; p=${p%%/environ}; %s; done 2>/dev/null; exit 0'";
 	cleanup_ssh_link struct ssh_link *link = NULL;
 	struct ssh_command c = SSH_COMMAND_INIT;
 	struct err e = {0};

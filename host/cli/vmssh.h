@@ -1,15 +1,15 @@
 /*
  * SSH into a VM, over the vsock: no network is needed. The VM's host key is the one it
  * acknowledged when it was told who it is (struct client_vm's host_key); another one is
- * refused. The key we come in with is that of PANDO_HOME (host/ssh_key.h).
+ * refused. The key we come in with is that of PANDO_HOME (host/ssh/ssh_key.h).
  */
-#ifndef PANDO_CLI_VMSSH_H
-#define PANDO_CLI_VMSSH_H
+#ifndef PANDO_HOST_CLI_VMSSH_H
+#define PANDO_HOST_CLI_VMSSH_H
 
-#include "host/agent_client.h"
+#include "host/agent/agent_client.h"
 #include "host/cli/remote.h"
-#include "host/client.h"
-#include "host/ssh.h"
+#include "host/client/client.h"
+#include "host/ssh/ssh.h"
 
 /* A connection to the guest's SSH server, which has begun to speak: not a byte is read.
  * One that is just being told who it is is waited for. -ECONNREFUSED: nothing serves SSH

@@ -10,12 +10,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "common/agent_wire.h"
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "common/tar.h"
-#include "host/agent_rpc.h"
+#include "common/wire/agent_wire.h"
+#include "common/wire/tar.h"
+#include "host/agent/agent_rpc.h"
 #include "host/cli/vmssh.h"
 
 #define TELL_NS 100000000ull

@@ -1,7 +1,7 @@
 /* Yardsticks: the two kernel calls that a branch cannot do without, with nothing around
  * them. */
-#ifndef PANDO_BENCH_BARE_H
-#define PANDO_BENCH_BARE_H
+#ifndef PANDO_TESTS_BENCH_BARE_H
+#define PANDO_TESTS_BENCH_BARE_H
 
 #include <stdint.h>
 

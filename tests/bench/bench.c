@@ -21,8 +21,8 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/wire/console_ring.h"
 #include "tests/bench/sample.h"
-#include "vmm/console.h"
 
 #define NAP_NS 200000
 #define LIVE_MAX 4096
@@ -165,7 +165,7 @@ open_tree(struct err *e)
 		.start_timeout_ms = TREE_START_TIMEOUT_MS,
 		.answer_timeout_ms = TREE_ANSWER_TIMEOUT_MS,
 		.agent_timeout_ms = TREE_AGENT_TIMEOUT_MS,
-		.flat_mib = TREE_FLAT_MIB,
+		.materialized_mib = TREE_MATERIALIZED_MIB,
 	};
 	const char *tmp = getenv("TMPDIR");
 	char path[PATHS_MAX];
@@ -386,12 +386,12 @@ bench_files(struct bench_vm *vm, bool rests)
 }
 
 void
-bench_blank(struct bench_vm *vm)
+bench_prewarmed(struct bench_vm *vm)
 {
 	struct err e;
 
-	if (pool_make_blank(&bench.tree->config, bench.log_fd, bench.mem_mib, 1, &vm->ctl,
-		    &vm->pidfd, &vm->pid, &e) < 0)
+	if (pool_make_prewarmed(&bench.tree->config, bench.log_fd, bench.mem_mib, 1,
+		    &vm->ctl, &vm->pidfd, &vm->pid, &e) < 0)
 		bench_die("blank VMM", &e);
 	note_live(vm->pidfd);
 }
@@ -408,7 +408,7 @@ bench_process(struct bench_vm *vm)
 }
 
 uint64_t
-bench_fork(struct bench_vm *parent, bool parent_is_picture, struct bench_vm *child,
+bench_fork(struct bench_vm *parent, bool parent_is_frozen_fork, struct bench_vm *child,
 	uint32_t flags, struct vmm_forked *ret)
 {
 	struct vmm_fork msg = {.flags = flags};
@@ -419,7 +419,7 @@ bench_fork(struct bench_vm *parent, bool parent_is_picture, struct bench_vm *chi
 
 	if (r == 0)
 		r = vmmctl_create(ours, &child->ctl, &e);
-	if (r == 0 && !parent_is_picture)
+	if (r == 0 && !parent_is_frozen_fork)
 		r = next_segment(parent, &e);
 	if (r < 0)
 		bench_die("fork", &e);
@@ -435,8 +435,10 @@ bench_fork(struct bench_vm *parent, bool parent_is_picture, struct bench_vm *chi
 		[VMM_FORK_FD_LOG] = child->files.log_fd,
 		[VMM_FORK_FD_SEG_DATA] = child->data,
 		[VMM_FORK_FD_SEG_INDEX] = child->index,
-		[VMM_FORK_FD_PARENT_SEG_DATA] = parent_is_picture ? null : parent->data,
-		[VMM_FORK_FD_PARENT_SEG_INDEX] = parent_is_picture ? null : parent->index,
+		[VMM_FORK_FD_PARENT_SEG_DATA] =
+			parent_is_frozen_fork ? null : parent->data,
+		[VMM_FORK_FD_PARENT_SEG_INDEX] =
+			parent_is_frozen_fork ? null : parent->index,
 	};
 
 	began_ns = io_now_ns();
@@ -452,7 +454,7 @@ bench_fork(struct bench_vm *parent, bool parent_is_picture, struct bench_vm *chi
 	note_live(child->pidfd);
 	vm_files_done(&child->files);
 	close_segment(child);
-	if (!parent_is_picture)
+	if (!parent_is_frozen_fork)
 		close_segment(parent);
 	return began_ns;
 }

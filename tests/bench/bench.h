@@ -1,19 +1,19 @@
 /*
- * What the benchmarks of VMs share: a PANDO_HOME of their own with a tree (host/tree.h)
+ * What the benchmarks of VMs share: a PANDO_HOME of their own with a tree (host/vm/tree.h)
  * in it, small guests in the shipped pando-vmm, started, forked and restored by pandod's
  * own code; and the ways out of a benchmark.
  *
  * One benchmark a process, one thread. Whatever fails ends the benchmark with a sentence:
  * half a measurement is none.
  */
-#ifndef PANDO_BENCH_BENCH_H
-#define PANDO_BENCH_BENCH_H
+#ifndef PANDO_TESTS_BENCH_BENCH_H
+#define PANDO_TESTS_BENCH_BENCH_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "common/json.h"
-#include "host/tree_priv.h"
+#include "host/vm/tree_priv.h"
 #include "tests/kvm/console_line.h"
 
 #define BENCH_WAIT_MS 60000
@@ -25,7 +25,7 @@ struct bench {
 	struct json_out *out; /* NULL: lines */
 	struct tree *tree;    /* owned */
 	int kvm;	      /* owned: /dev/kvm */
-	int log_fd;	      /* owned: of blank VMMs */
+	int log_fd;	      /* owned: of pre-warmed VMMs */
 	double ticks_per_ns;  /* of the TSC */
 };
 extern struct bench bench;
@@ -68,13 +68,13 @@ void bench_boot(struct bench_vm *vm, const char *cmdline);
 /* The folder, sockets, console, log and first segment of a VM that is yet to be. rests:
  * its generation tells the guest (rest=1) to stand still once it has answered. */
 void bench_files(struct bench_vm *vm, bool rests);
-/* Gives it a process: that of a blank VMM, made as the pool makes it; or one that waits
+/* Gives it a process: that of a pre-warmed VMM, made as the pool makes it; or one that waits
  * for its first message. */
-void bench_blank(struct bench_vm *vm);
+void bench_prewarmed(struct bench_vm *vm);
 void bench_process(struct bench_vm *vm);
-/* VMM_FORK of a VM, or of a picture, into child, whose files are there. Returns when the
+/* VMM_FORK of a VM, or of a frozen fork, into child, whose files are there. Returns when the
  * request left. */
-uint64_t bench_fork(struct bench_vm *parent, bool parent_is_picture,
+uint64_t bench_fork(struct bench_vm *parent, bool parent_is_frozen_fork,
 	struct bench_vm *child, uint32_t flags, struct vmm_forked *ret);
 /* The number at a key of a JSON object. */
 uint64_t bench_json_number(const char *json, const char *key);

@@ -14,7 +14,7 @@
  * vmm     the same pause as the VMM counts it, and of it fork(): what lies between is
  * ours bare_fork, bare_kvm  bare.h
  *
- * count100_ms: one request for 100 branches of one instant (a picture, and forks of it)
+ * count100_ms: one request for 100 branches of one instant (a frozen fork, and forks of it)
  * leaves until the last of them rang.
  */
 #include <stdio.h>
@@ -140,26 +140,26 @@ measure(uint64_t pages, unsigned depth)
 	bench_end_vm(vm);
 }
 
-/* One request for many, as host/branch.c serves it. */
+/* One request for many, as host/vm/branch.c serves it. */
 static double
 count_many(unsigned *ret_answered)
 {
 	struct bench_vm *children = calloc(COUNT, sizeof(*children)), vm = BENCH_VM_INIT,
-			picture;
+			frozen_fork;
 	uint64_t began_ns, last_ns = 0;
 	struct vmm_forked forked;
 
 	if (!children)
 		exit(1);
 	boot_worker(&vm, 1000);
-	bench_files(&picture, false);
+	bench_files(&frozen_fork, false);
 	for (unsigned i = 0; i < COUNT; i++)
 		bench_files(&children[i], true);
 	bench_settle();
-	began_ns = bench_fork(&vm, false, &picture, VMM_FORK_PARK, &forked);
-	bench_wait_started(&picture, NULL);
+	began_ns = bench_fork(&vm, false, &frozen_fork, VMM_FORK_PARK, &forked);
+	bench_wait_started(&frozen_fork, NULL);
 	for (unsigned i = 0; i < COUNT; i++)
-		bench_fork(&picture, true, &children[i], 0, &forked);
+		bench_fork(&frozen_fork, true, &children[i], 0, &forked);
 	*ret_answered = 0;
 	for (unsigned i = 0; i < COUNT; i++) {
 		uint64_t rang_ns;
@@ -172,7 +172,7 @@ count_many(unsigned *ret_answered)
 	}
 	for (unsigned i = 0; i < COUNT; i++)
 		bench_end_vm(&children[i]);
-	bench_end_vm(&picture);
+	bench_end_vm(&frozen_fork);
 	bench_end_vm(&vm);
 	free(children);
 	return (double)(last_ns - began_ns) / 1e6;

@@ -1,11 +1,11 @@
 /*
  * What a VM's start from a commit costs, with small guests of which 128 MiB are touched.
- * The commit is made by tree_commit() and its flat image by flat_get(), once; blank VMMs
- * are made as host/pool.c makes them. Files and sockets are there before the clock runs.
+ * The commit is made by tree_commit() and its materialized image by materialized_get(), once; pre-warmed VMMs
+ * are made as host/commit/pool.c makes them. Files and sockets are there before the clock runs.
  *
  *   bench_spawn [--json] [--rounds N] [--mem MIB]
  *
- * spawn   the request (VMM_RESTORE) leaves until the guest's first doorbell, in a blank
+ * spawn   the request (VMM_RESTORE) leaves until the guest's first doorbell, in a pre-warmed
  *         VMM
  * cold    the same without the pool: the process is started, then told
  * floor   map, load, run until the doorbell, in one thread of one process (floor.h)
@@ -29,7 +29,7 @@
 #define TOUCHED_MIB 128
 #define MANY 1000
 
-static struct flat_image flat = FLAT_IMAGE_INIT;
+static struct materialized_image materialized = MATERIALIZED_IMAGE_INIT;
 
 static void
 make_commit(void)
@@ -53,7 +53,7 @@ make_commit(void)
 	if (r == 0)
 		r = store_load(store, "bench", &m, &e);
 	if (r == 0)
-		r = flat_get(bench.tree, store, m, &quiet, &flat, &e);
+		r = materialized_get(bench.tree, store, m, &quiet, &materialized, &e);
 	if (r < 0)
 		bench_die("commit", &e);
 	store_manifest_free(m);
@@ -67,7 +67,7 @@ restore_message(
 	*ret = (struct vmm_restore){
 		.mem_mib = bench.mem_mib,
 		.disk_mib = 16,
-		.blob_bytes = flat.state_bytes,
+		.blob_bytes = materialized.state_bytes,
 		.vcpus = 1,
 		.flags = VMM_RESTORE_HAS_BASE,
 	};
@@ -77,9 +77,9 @@ restore_message(
 	fds[VMM_RESTORE_FD_VSOCK] = vm->files.vsock_fd;
 	fds[VMM_RESTORE_FD_CONSOLE] = vm->files.console_fd;
 	fds[VMM_RESTORE_FD_LOG] = vm->files.log_fd;
-	fds[VMM_RESTORE_FD_STATE] = flat.state_fd;
-	fds[VMM_RESTORE_FD_MEMORY] = flat.memory_fd;
-	fds[VMM_RESTORE_FD_BASE] = flat.disk_fd;
+	fds[VMM_RESTORE_FD_STATE] = materialized.state_fd;
+	fds[VMM_RESTORE_FD_MEMORY] = materialized.memory_fd;
+	fds[VMM_RESTORE_FD_BASE] = materialized.disk_fd;
 	fds[VMM_RESTORE_FD_SEG_DATA] = vm->data;
 	fds[VMM_RESTORE_FD_SEG_INDEX] = vm->index;
 	fds[VMM_RESTORE_FD_KVM] = bench.kvm;
@@ -109,7 +109,7 @@ measure_one(struct samples *s, bool pooled)
 
 	bench_files(&vm, true);
 	if (pooled)
-		bench_blank(&vm);
+		bench_prewarmed(&vm);
 	bench_settle();
 	s->tried++;
 	began_ns = io_now_ns();
@@ -152,7 +152,7 @@ measure_many(unsigned n, unsigned *ret_answered, double *ret_pss_kib)
 		exit(1);
 	for (unsigned i = 0; i < n; i++) {
 		bench_files(&vms[i], true);
-		bench_blank(&vms[i]);
+		bench_prewarmed(&vms[i]);
 	}
 	bench_settle();
 	began_ns = send_restore(&vms[0]);
@@ -216,7 +216,7 @@ main(int argc, char **argv)
 	bench_number("answered", answered, "of 1000");
 	bench_number(
 		"child_pss_kib", pss, "each of the 1000, at rest; -1: not to be seen");
-	flat_release(bench.tree, &flat);
+	materialized_release(bench.tree, &materialized);
 	bench_end();
 	return 0;
 }

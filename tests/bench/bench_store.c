@@ -22,7 +22,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "host/store.h"
+#include "host/store/store.h"
 
 static struct json_out json;
 static struct json_out *out; /* NULL: lines */
@@ -282,8 +282,8 @@ main(int argc, char **argv)
 		} else if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) {
 			i++; /* the other benchmarks' */
 		} else {
-			fprintf(stderr, "usage: bench_store [--json] [--mem MIB] [--dir "
-					"FOLDER]\n");
+			fprintf(stderr,
+				"usage: bench_store [--json] [--mem MIB] [--dir FOLDER]\n");
 			return 2;
 		}
 	}

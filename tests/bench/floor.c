@@ -45,12 +45,12 @@ run_once(int kvm, const struct vmm_restore *msg, int fds[], struct shared *ret)
 	r = restore_make(&vm, msg->mem_mib, msg->vcpus, &ret->e);
 	if (r < 0)
 		return r;
-	/* As a blank VMM does: the first run of all, which does not enter the guest. */
+	/* As a pre-warmed VMM does: the first run of all, which does not enter the guest. */
 	vm.vcpus[0].run->immediate_exit = 1;
 	kvm_run(vm.vcpus[0].fd);
 	vm.vcpus[0].run->immediate_exit = 0;
 	guest_mem_open_hole(&vm.mem);
-	nanosleep(&rest, NULL); /* as long as a blank VMM is left alone */
+	nanosleep(&rest, NULL); /* as long as a pre-warmed VMM is left alone */
 	began_ns = io_now_ns();
 	steps_begin(&steps, began_ns);
 	r = restore_load(&vm, msg, fds, &steps, &ret->e);

@@ -1,9 +1,9 @@
 /* A yardstick: what a spawn cannot do without. */
-#ifndef PANDO_BENCH_FLOOR_H
-#define PANDO_BENCH_FLOOR_H
+#ifndef PANDO_TESTS_BENCH_FLOOR_H
+#define PANDO_TESTS_BENCH_FLOOR_H
 
 #include "common/err.h"
-#include "common/vmm_wire.h"
+#include "common/wire/vmm_wire.h"
 
 /*
  * Maps the memory, loads the state and runs the guest until its first doorbell, on one

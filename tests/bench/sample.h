@@ -1,7 +1,7 @@
 /* Samples of a measurement, and their percentiles, never averages: a line each, or the
  * keys <name>_p50_us … of a JSON object. The least is what a busy host cannot change. */
-#ifndef PANDO_BENCH_SAMPLE_H
-#define PANDO_BENCH_SAMPLE_H
+#ifndef PANDO_TESTS_BENCH_SAMPLE_H
+#define PANDO_TESTS_BENCH_SAMPLE_H
 
 #include <stddef.h>
 #include <stdint.h>

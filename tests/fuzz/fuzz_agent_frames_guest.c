@@ -19,10 +19,10 @@
 #include <unistd.h>
 
 #include "common/io.h"
-#include "guest-agent/conn.h"
-#include "guest-agent/exec.h"
-#include "guest-agent/loop.h"
-#include "guest-agent/spawn.h"
+#include "guest-agent/server/conn.h"
+#include "guest-agent/server/exec.h"
+#include "guest-agent/system/loop.h"
+#include "guest-agent/system/spawn.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);

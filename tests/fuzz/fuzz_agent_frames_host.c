@@ -1,6 +1,6 @@
 /*
  * Frames as the host takes them from a guest, which may be hostile: during a command, a
- * get, a hello and a dial. The first byte chooses (the second is kept for the guest's
+ * get, an identity handshake and a dial. The first byte chooses (the second is kept for the guest's
  * side, so that both corpora are alike). Success needs an exit record; nothing may be
  * written beside the get's folder; output may not exceed what came.
  */
@@ -14,10 +14,10 @@
 #include <unistd.h>
 
 /* The loops are static there; the dialling before them is none of a guest's frames. */
-#include "host/agent_dial.c"
-#include "host/agent_exec.c"
-#include "host/agent_hello.c"
-#include "common/tar.h"
+#include "common/wire/tar.h"
+#include "host/agent/agent_dial.c"
+#include "host/agent/agent_exec.c"
+#include "host/agent/agent_handshake.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -126,11 +126,11 @@ in_get(int fd)
 }
 
 static void
-in_hello(int fd)
+in_handshake(int fd)
 {
 	static const uint8_t generation[16] = {0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11,
 		0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11};
-	struct agent_hello h = {.id = "0a1b2c3d4e5f", .generation = generation};
+	struct agent_handshake h = {.id = "0a1b2c3d4e5f", .generation = generation};
 	struct agent_link l = AGENT_LINK_INIT;
 	char step[AGENT_STEP_NAME_MAX + 1] = "";
 	struct agent_ack ack = {0};
@@ -139,7 +139,7 @@ in_hello(int fd)
 	int r;
 
 	l.fd = fd;
-	r = hello_frames(&l, &h, io_now_ns() + 1000000000u, step, &failed, &ack, &e);
+	r = handshake_frames(&l, &h, io_now_ns() + 1000000000u, step, &failed, &ack, &e);
 	if (r > 0 || (r < 0 && (e.code != r || !*e.msg)) ||
 		strlen(step) > AGENT_STEP_NAME_MAX ||
 		(r == 0 && ack.host_key[0] && !agent_is_host_key(ack.host_key)) ||
@@ -200,7 +200,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (data[0] & 4)
 		in_dial(fd[1], size);
 	else if (data[0] & 2)
-		in_hello(fd[1]);
+		in_handshake(fd[1]);
 	else if (data[0] & 1)
 		in_command(fd[1], size);
 	else

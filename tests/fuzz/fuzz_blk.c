@@ -41,7 +41,7 @@ static uint8_t model[DISK_BYTES];
 static struct {
 	int data_fd, index_fd;
 	int64_t records;
-	uint8_t *picture; /* of the disk at the cut that ended this segment */
+	uint8_t *frozen_fork; /* of the disk at the cut that ended this segment */
 } cuts[CUTS_MAX + 1];
 static unsigned n_cuts;
 
@@ -133,7 +133,7 @@ adopt_disk(void)
 
 /* The first n cut segments at rest are this picture. */
 static void
-check_files(unsigned n, int64_t last_records, const uint8_t *picture)
+check_files(unsigned n, int64_t last_records, const uint8_t *frozen_fork)
 {
 	static uint8_t got[DISK_BYTES];
 	static char paths[2 * (CUTS_MAX + 1) + 1][32];
@@ -158,7 +158,7 @@ check_files(unsigned n, int64_t last_records, const uint8_t *picture)
 	}
 	MUST(pread(out, got, sizeof(got), 0) == sizeof(got));
 	close(out);
-	MUST(!memcmp(got, picture, sizeof(got)));
+	MUST(!memcmp(got, frozen_fork, sizeof(got)));
 }
 
 static void
@@ -178,9 +178,9 @@ cut(void)
 
 	if (n_cuts == CUTS_MAX)
 		return;
-	cuts[n_cuts].picture = malloc(DISK_BYTES);
-	MUST(cuts[n_cuts].picture);
-	memcpy(cuts[n_cuts].picture, model, DISK_BYTES);
+	cuts[n_cuts].frozen_fork = malloc(DISK_BYTES);
+	MUST(cuts[n_cuts].frozen_fork);
+	memcpy(cuts[n_cuts].frozen_fork, model, DISK_BYTES);
 	n_cuts++;
 	new_files(fds);
 	MUST(blk_cut(&blk, fds[0], fds[1], &records, &bytes, NULL) == 0);
@@ -335,13 +335,13 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	check_disk();
 	check_files(n_cuts + 1, -1, model);
 	for (i = 0; i < n_cuts; i++)
-		check_files(i + 1, cuts[i].records, cuts[i].picture);
+		check_files(i + 1, cuts[i].records, cuts[i].frozen_fork);
 	blk_destroy(&blk);
 	for (i = 0; i <= n_cuts; i++) {
 		close(cuts[i].data_fd);
 		close(cuts[i].index_fd);
-		free(cuts[i].picture);
-		cuts[i].picture = NULL;
+		free(cuts[i].frozen_fork);
+		cuts[i].frozen_fork = NULL;
 	}
 	return 0;
 }

@@ -1,11 +1,11 @@
-/* States that a hostile VMM may give: their CPU features are read (host/commit_cpu.c). */
+/* States that a hostile VMM may give: their CPU features are read (host/commit/commit_cpu.c). */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/json.h"
-#include "host/commit_cpu.h"
-#include "vmm/blob.h"
+#include "common/wire/blob.h"
+#include "host/commit/commit_cpu.h"
 
 static uint8_t in[1u << 18];
 

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/agent_client.h"
-#include "host/agent_rpc.h"
+#include "host/agent/agent_client.h"
+#include "host/agent/agent_rpc.h"
 #include "host/cli/doctor.h"
 #include "host/cli/pick.h"
 

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "common/env.h"
-#include "guest-agent/userdb.h"
+#include "guest-agent/system/userdb.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

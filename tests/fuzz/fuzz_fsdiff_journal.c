@@ -1,10 +1,10 @@
-/* Journals of hostile file systems (host/fsdiff/journal.c): blocks of 1 KiB. */
+/* Journals of hostile file systems (host/commit/fsdiff/journal.c): blocks of 1 KiB. */
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/fsdiff/journal.h"
+#include "host/commit/fsdiff/journal.h"
 
 struct input {
 	const uint8_t *data;

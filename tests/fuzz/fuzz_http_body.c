@@ -1,16 +1,16 @@
 /*
  * What a client's bytes meet before the tree: request line, query and bodies
- * (host/request.c), and the same for a VMM's messages (host/vmmctl.c). First byte: which
+ * (host/api/request.c), and the same for a VMM's messages (host/vmmproc/vmmctl.c). First byte: which
  * decoder. Oracle: no crash, no sanitizer finding, and what is accepted keeps the
- * promises of host/request.h.
+ * promises of host/api/request.h.
  */
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/request.h"
-#include "host/vmmctl.h"
+#include "host/api/request.h"
+#include "host/vmmproc/vmmctl.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,11 +1,11 @@
 /* What describes a coding agent, as text of whatever kind. What is accepted must keep the
- * promises of guest-agent/rpc_conf.h. */
+ * promises of guest-agent/supervisor/rpc_conf.h. */
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "guest-agent/rpc_conf.h"
+#include "guest-agent/supervisor/rpc_conf.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "guest-agent/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_journal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "common/json.h"
-#include "guest-agent/rpc_json.h"
-#include "guest-agent/rpc_proto.h"
-#include "host/agent_report.h"
+#include "common/wire/json_line.h"
+#include "guest-agent/supervisor/rpc_proto.h"
+#include "host/agent/agent_report.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -25,7 +25,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memcpy(line, data, size);
 	r = json_parse(line, size, 65536, &j, &e);
 	/* The other reader takes less: no bare values, less depth, no key twice. */
-	if (!r && rpc_json_check(line, size, NULL))
+	if (!r && json_line_check(line, size, NULL))
 		abort();
 	json_free(j);
 	for (int p = RPC_RAW; p <= RPC_CLAUDE; p++) {
@@ -39,15 +39,15 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 			if (rpc_proto_answer((enum rpc_protocol)p, (enum rpc_dialogs)d,
 				    line, size, &o) &&
-				!o.error && rpc_json_check(o.buf, o.len, &e))
+				!o.error && json_line_check(o.buf, o.len, &e))
 				abort();
 		}
 	}
-	v = rpc_json_trim(line, size);
-	while (rpc_json_element(v, &at, &v))
+	v = json_line_trim(line, size);
+	while (json_line_element(v, &at, &v))
 		at = 0;
 	if (!agent_report_read(line, size, &report, NULL)) {
-		if (rpc_json_check(report.json, strlen(report.json), NULL) ||
+		if (json_line_check(report.json, strlen(report.json), NULL) ||
 			strchr(report.json, '\n'))
 			abort();
 		agent_report_done(&report);

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/agent_wire.h"
-#include "guest-agent/sshkey.h"
+#include "common/wire/agent_wire.h"
+#include "common/wire/openssh_key.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -18,14 +18,14 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static const char head[] = "-----BEGIN OPENSSH PRIVATE KEY-----\n";
 	static const char tail[] = "-----END OPENSSH PRIVATE KEY-----\n";
 	char *text = malloc(size + sizeof(head) + sizeof(tail));
-	char public[SSHKEY_PUBLIC_MAX];
+	char public[OPENSSH_KEY_PUBLIC_MAX];
 	struct err e = {0};
 	int r;
 
 	memcpy(text, head, sizeof(head) - 1);
 	memcpy(text + sizeof(head) - 1, data, size);
 	memcpy(text + sizeof(head) - 1 + size, tail, sizeof(tail));
-	r = sshkey_public(text, public, &e);
+	r = openssh_key_public(text, public, &e);
 	if (r > 0 || (r < 0 && (e.code != r || !*e.msg)))
 		abort();
 	if (!r && (strlen(public) != AGENT_SSH_KEY_LEN ||

@@ -1,5 +1,5 @@
 /*
- * Manifests and the JSON in them (host/store_manifest.c). Oracle: no crash, no sanitizer
+ * Manifests and the JSON in them (host/store/store_manifest.c). Oracle: no crash, no sanitizer
  * finding; what was made canonical stays as it is when that is done again; a manifest
  * that is taken is written the same again.
  */
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/store_priv.h"
+#include "host/store/store_priv.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,6 +1,6 @@
 /*
- * A pack of unknown origin (host/store_pack.c), and chunks and trees in it
- * (host/store_chunks.c, host/store_tree.c). The input is the file; the hash of its index
+ * A pack of unknown origin (host/store/store_pack.c), and chunks and trees in it
+ * (host/store/store_chunks.c, host/store/store_tree.c). The input is the file; the hash of its index
  * is put right first, as a hostile one's would be. Oracle: no crash, no sanitizer
  * finding; entries are within the file and found again; what is given has the hash that
  * was asked for.
@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
-#include "host/store_priv.h"
+#include "host/store/store_priv.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

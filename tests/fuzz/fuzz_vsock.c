@@ -39,7 +39,7 @@ struct input {
 /* One stream: a client and, once known, the guest's end of it. */
 struct stream {
 	int fd;		    /* -1: none */
-	bool greeted;	    /* the OK line was read */
+	bool acknowledged;  /* the OK line was read */
 	uint8_t heard_line; /* bytes of it */
 	uint32_t client_sent, client_got;
 	uint32_t host_port, guest_port;
@@ -337,7 +337,7 @@ client_send(struct stream *s, uint32_t len)
 	uint32_t i;
 	ssize_t n;
 
-	if (s->fd < 0 || !s->greeted)
+	if (s->fd < 0 || !s->acknowledged)
 		return;
 	for (i = 0; i < len; i++)
 		buf[i] = pattern(s->client_sent + i);
@@ -353,7 +353,7 @@ client_receive(struct stream *s, uint32_t len)
 	ssize_t n;
 	uint32_t i;
 
-	while (s->fd >= 0 && !s->greeted) {
+	while (s->fd >= 0 && !s->acknowledged) {
 		char c;
 
 		if (recv(s->fd, &c, 1, 0) != 1)
@@ -364,7 +364,7 @@ client_receive(struct stream *s, uint32_t len)
 			return;
 		}
 		s->heard_line++;
-		s->greeted = c == '\n';
+		s->acknowledged = c == '\n';
 	}
 	if (s->fd < 0)
 		return;

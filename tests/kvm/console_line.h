@@ -2,8 +2,8 @@
  * Lines of the small guest (guest/tiny.c), as the tests and benchmarks find them on its
  * console.
  */
-#ifndef PANDO_TESTS_CONSOLE_LINE_H
-#define PANDO_TESTS_CONSOLE_LINE_H
+#ifndef PANDO_TESTS_KVM_CONSOLE_LINE_H
+#define PANDO_TESTS_KVM_CONSOLE_LINE_H
 
 #include <stddef.h>
 #include <stdint.h>

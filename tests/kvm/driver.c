@@ -665,8 +665,7 @@ driver_expect(struct vm *vm, const char *text, int timeout_ms, char *line, size_
 			snprintf(words, sizeof(words), "%s",
 				n > 100 ? buf + n - 100 : buf);
 			return err_set(e, alive ? -ETIMEDOUT : -ESRCH,
-				"%s: no \"%s\" on the console; %s; it ends with "
-				"\"%s\"%s%s",
+				"%s: no \"%s\" on the console; %s; it ends with \"%s\"%s%s",
 				vm->name, text, alive ? "time is up" : "the VMM is gone",
 				words, vm->got_exiting ? "; last words: " : "",
 				vm->got_exiting ? vm->exiting.msg : "");

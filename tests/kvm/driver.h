@@ -1,6 +1,6 @@
 /*
  * What stands in pandod's place in the KVM tests and benchmarks: starts the shipped
- * pando-vmm, boots and forks VMs through common/vmm_wire.h, reads their console rings.
+ * pando-vmm, boots and forks VMs through common/wire/vmm_wire.h, reads their console rings.
  * Everything is the VMM's real interface.
  *
  * A struct driver is a temporary folder and the VMs in it; driver_done() kills what is
@@ -15,9 +15,9 @@
 #include <sys/types.h>
 
 #include "common/err.h"
-#include "common/vmm_wire.h"
+#include "common/wire/console_ring.h"
+#include "common/wire/vmm_wire.h"
 #include "tests/kvm/console_line.h"
-#include "vmm/console.h"
 
 #define DRIVER_VMS_MAX 256
 

@@ -1,7 +1,7 @@
 /* What the KVM test programs share: cmocka, one driver a test, and a skip where there is
  * no /dev/kvm. */
-#ifndef PANDO_TESTS_KVM_TEST_H
-#define PANDO_TESTS_KVM_TEST_H
+#ifndef PANDO_TESTS_KVM_KVM_TEST_H
+#define PANDO_TESTS_KVM_KVM_TEST_H
 
 #include <setjmp.h>
 #include <stdarg.h>

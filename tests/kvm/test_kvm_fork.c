@@ -166,7 +166,7 @@ thirty_two_children_of_one_instant(void **state)
 		snprintf(name, sizeof(name), "c%d", i);
 		children[i] = fork_vm(parked, name, 0);
 	}
-	/* The picture never runs: it says nothing, however many were made of it. */
+	/* The frozen fork never runs: it says nothing, however many were made of it. */
 	assert_true(driver_console_written(parked) == 0);
 	for (int i = 0; i < 32; i++) {
 		of_child = then(l, children[i]);
@@ -174,7 +174,7 @@ thirty_two_children_of_one_instant(void **state)
 	}
 	l = then(l, parent);
 	expect_lineage(parent, &l, "ok", 0, line);
-	/* Without the picture its children go on. */
+	/* Without the frozen fork its children go on. */
 	driver_kill(parked);
 	for (int i = 0; i < 32; i++)
 		assert_true(driver_alive(children[i]));
@@ -220,8 +220,8 @@ the_pause_is_measured_and_the_cut_is_told(void **state)
 	MUST(driver_fork(parent, "child", 0, &child, &f, e));
 	assert_true(f.pause_ns > 0 && f.fork_ns > 0 && f.fork_ns <= f.pause_ns);
 	/* the guest wrote one block before it was ready */
-	assert_true(f.cut_index_records >= 1 && f.cut_data_bytes >= 4096 &&
-		    f.cut_data_bytes % 4096 == 0);
+	assert_true(f.fork_point_records >= 1 && f.fork_point_data_bytes >= 4096 &&
+		    f.fork_point_data_bytes % 4096 == 0);
 	assert_true(child->started.setup_ns > 0);
 }
 

@@ -1,6 +1,6 @@
 /*
- * Commits, as far as the VMM has to do with them: a parked picture gives its state and
- * its memory; a blank VMM and one that was just started go on from them as if nothing had
+ * Commits, as far as the VMM has to do with them: a frozen fork gives its state and
+ * its memory; a pre-warmed VMM and one that was just started go on from them as if nothing had
  * been; what is damaged, hostile or of another shape is refused with a sentence.
  */
 #include "tests/kvm/kvm_test.h"
@@ -15,7 +15,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "vmm/blob.h"
+#include "common/wire/blob.h"
 
 #define LINE 2048
 #define START_MS 30000
@@ -31,14 +31,14 @@ commit_of(struct vm *vm, const char *base, bool disk, struct commit *c)
 	MUST(driver_take_state(parked, "commit", c, e));
 	if (disk)
 		MUST(driver_take_disk(
-			vm, base, f.cut_index_records, c->answer.disk_mib, c, e));
+			vm, base, f.fork_point_records, c->answer.disk_mib, c, e));
 	assert_int_equal(c->answer.n_ranges, 1);
 	assert_int_equal(c->answer.ranges[0].gpa, 0);
 	assert_int_equal(c->answer.ranges[0].len, c->answer.mem_mib << 20);
 }
 
 static struct vm *
-blank(const char *name, uint32_t vcpus)
+prewarmed(const char *name, uint32_t vcpus)
 {
 	struct vm *vm = NULL;
 
@@ -47,13 +47,13 @@ blank(const char *name, uint32_t vcpus)
 }
 
 static struct vm *
-restored(const char *name, const struct commit *c, bool from_blank)
+restored(const char *name, const struct commit *c, bool from_prewarmed)
 {
 	struct restore r = {.commit = c};
 	struct vm *vm = NULL;
 
-	if (from_blank)
-		vm = blank(name, c->answer.vcpus);
+	if (from_prewarmed)
+		vm = prewarmed(name, c->answer.vcpus);
 	else
 		MUST(driver_start(&driver, name, &vm, e));
 	MUST(driver_send_restore(vm, &r, e));
@@ -90,7 +90,7 @@ expect_goes_on(struct vm *vm, unsigned n, const char *disk, char line[static LIN
 }
 
 static void
-goes_on_after_restore(void **state, bool from_blank, unsigned vcpus)
+goes_on_after_restore(void **state, bool from_prewarmed, unsigned vcpus)
 {
 	char line[LINE], cmdline[128];
 	struct vm *vm, *again;
@@ -104,7 +104,7 @@ goes_on_after_restore(void **state, bool from_blank, unsigned vcpus)
 	ticked = strtoull(line + 5, NULL, 10);
 	commit_of(vm, NULL, true, &c);
 	driver_kill(vm); /* a commit needs nothing of where it came from */
-	again = restored("again", &c, from_blank);
+	again = restored("again", &c, from_prewarmed);
 	expect_goes_on(again, 2, "ok", line);
 	assert_true(console_line_number(line, "counter") >= ticked);
 	if (vcpus > 1 && !strstr(line, "cpu1=counts"))
@@ -113,7 +113,7 @@ goes_on_after_restore(void **state, bool from_blank, unsigned vcpus)
 }
 
 static void
-a_blank_vmm_goes_on_from_a_commit(void **state)
+a_prewarmed_vmm_goes_on_from_a_commit(void **state)
 {
 	goes_on_after_restore(state, true, 1);
 }
@@ -125,7 +125,7 @@ a_cold_vmm_goes_on_from_a_commit(void **state)
 }
 
 static void
-two_cpus_go_on_in_a_blank_vmm(void **state)
+two_cpus_go_on_in_a_prewarmed_vmm(void **state)
 {
 	goes_on_after_restore(state, true, 2);
 }
@@ -294,20 +294,20 @@ control_goes_on_after_a_restore(void **state)
 }
 
 static void
-a_blank_vmm_quits_when_asked_and_when_left(void **state)
+a_prewarmed_vmm_quits_when_asked_and_when_left(void **state)
 {
 	struct vmm_hdr quit = {
 		.version = VMM_WIRE_VERSION, .type = VMM_QUIT, .len = sizeof(quit)};
 	struct vm *vm;
 
 	NEEDS_KVM(state);
-	vm = blank("asked", 1);
+	vm = prewarmed("asked", 1);
 	assert_int_equal(driver_send_raw(vm, &quit, sizeof(quit), NULL, 0), 0);
 	assert_ended_well(vm);
-	vm = blank("left", 1);
+	vm = prewarmed("left", 1);
 	driver_drop_control(vm);
 	assert_ended_well(vm);
-	vm = blank("nonsense", 1);
+	vm = prewarmed("nonsense", 1);
 	quit.type = VMM_PAUSE;
 	assert_int_equal(driver_send_raw(vm, &quit, sizeof(quit), NULL, 0), 0);
 	assert_ended_well(vm);
@@ -342,12 +342,12 @@ a_running_vm_gives_no_state_and_a_used_file_takes_none(void **state)
 
 /* Sends a restore that must fail; the reason is left in why. */
 static void
-refused(const struct restore *r, bool from_blank, struct err *why)
+refused(const struct restore *r, bool from_prewarmed, struct err *why)
 {
 	struct vm *vm = NULL;
 
-	if (from_blank)
-		vm = blank("refused", 1);
+	if (from_prewarmed)
+		vm = prewarmed("refused", 1);
 	else
 		MUST(driver_start(&driver, "refused", &vm, e));
 	MUST(driver_send_restore(vm, r, e));
@@ -570,7 +570,7 @@ the_guest_sees_its_disk_grow(void **state)
 	vm = boot("second", "mode=work disk=1", 1);
 	expect(vm, "ready", line, sizeof(line));
 	commit_of(vm, NULL, true, &c);
-	again = blank("again", 1);
+	again = prewarmed("again", 1);
 	MUST(driver_send_restore(again, &r, e));
 	MUST(driver_wait_started(again, START_MS, e));
 	expect(again, "disk sectors=196608 interrupt=", line, sizeof(line));
@@ -661,7 +661,7 @@ read_as_nobody(void)
 		uint64_t entry;
 		int fd;
 
-		/* pagemap of the picture; a child of the picture is closed again */
+		/* pagemap of the frozen fork; a child of the frozen fork is closed again */
 		if (i && driver_fork(parked, "child", 0, &child, NULL, &e) < 0)
 			return 5;
 		snprintf(path, sizeof(path), "/proc/%d/pagemap",
@@ -683,7 +683,7 @@ read_as_nobody(void)
 }
 
 static void
-an_ordinary_user_reads_a_picture_and_nothing_else(void **state)
+an_ordinary_user_reads_a_frozen_fork_and_nothing_else(void **state)
 {
 	int status = -1;
 	pid_t pid;
@@ -706,22 +706,22 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		KVM_TEST(a_blank_vmm_goes_on_from_a_commit),
+		KVM_TEST(a_prewarmed_vmm_goes_on_from_a_commit),
 		KVM_TEST(a_cold_vmm_goes_on_from_a_commit),
-		KVM_TEST(two_cpus_go_on_in_a_blank_vmm),
+		KVM_TEST(two_cpus_go_on_in_a_prewarmed_vmm),
 		KVM_TEST(two_cpus_go_on_in_a_cold_vmm),
 		KVM_TEST(clock_and_timer_go_on_from_the_commit),
 		KVM_TEST(a_restored_vm_forks_and_is_committed_again),
 		KVM_TEST(a_paused_vm_forks_and_stays_paused),
 		KVM_TEST(control_goes_on_after_a_restore),
-		KVM_TEST(a_blank_vmm_quits_when_asked_and_when_left),
+		KVM_TEST(a_prewarmed_vmm_quits_when_asked_and_when_left),
 		KVM_TEST(a_running_vm_gives_no_state_and_a_used_file_takes_none),
 		KVM_TEST(another_shape_is_refused),
 		KVM_TEST(damaged_states_are_refused_with_a_sentence),
 		KVM_TEST(a_feature_the_host_lacks_is_refused_by_name),
 		KVM_TEST(the_guest_sees_its_disk_grow),
 		KVM_TEST(a_segment_in_use_is_refused_before_the_fork),
-		KVM_TEST(an_ordinary_user_reads_a_picture_and_nothing_else),
+		KVM_TEST(an_ordinary_user_reads_a_frozen_fork_and_nothing_else),
 	};
 
 	cmocka_set_test_filter(getenv("KVM_TEST_FILTER"));

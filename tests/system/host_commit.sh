@@ -280,7 +280,7 @@ files_that_differ_are_told() {
 	pando commit delete with-second >/dev/null
 }
 
-# Changes a byte of a file, and puts the check sum of a state right (vmm/blob.c).
+# Changes a byte of a file, and puts the check sum of a state right (common/wire/blob.c).
 spoil_state() { # file
 	python3 - "$1" <<-'END'
 		import struct, sys

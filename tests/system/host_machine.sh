@@ -106,7 +106,7 @@ one_vm_is_always_there() {
 	contains "what is held" "$(cat "$work/held")" anon_inode:kvm-vcpu:0
 }
 
-# Guests on the first CPU of an emulated machine die of triple faults: host/machine.c says why.
+# Guests on the first CPU of an emulated machine die of triple faults: host/testvm/machine.c says why.
 commands_run_beside_the_first_cpu() {
 	needs_machine
 	equal "CPUs of a command" "$(inside -- nproc)" "$(pando machine status --format json | json "j['cpus']")"
@@ -114,7 +114,7 @@ commands_run_beside_the_first_cpu() {
 	lacks "CPUs of a command" ",$(inside -- taskset -cp self | sed 's/.*: //')," ",0"
 }
 
-# The emulator leaves wrong flags after CMPXCHG16B: host/machine_qemu.c says how guests died of that.
+# The emulator leaves wrong flags after CMPXCHG16B: host/testvm/machine_qemu.c says how guests died of that.
 its_cpus_have_no_cmpxchg16b() {
 	needs_machine
 	inside -- cat /proc/cpuinfo >"$work/cpus"

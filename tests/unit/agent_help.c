@@ -17,7 +17,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "host/agent_client.h"
+#include "host/agent/agent_client.h"
 
 #define EXIT_NOT_ENTERED 77
 

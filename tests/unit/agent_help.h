@@ -2,8 +2,8 @@
  * For tests that start the shipped pando-agent themselves, with no VM around it and
  * perhaps with a folder of the test's own in the place of its "/". Failures are cmocka's.
  */
-#ifndef PANDO_TESTS_AGENT_HELP_H
-#define PANDO_TESTS_AGENT_HELP_H
+#ifndef PANDO_TESTS_UNIT_AGENT_HELP_H
+#define PANDO_TESTS_UNIT_AGENT_HELP_H
 
 #include <stdbool.h>
 #include <sys/types.h>

@@ -2,8 +2,8 @@
  * What the systemds of the tests have in common: they listen to nobody, and say which job
  * has ended.
  */
-#ifndef PANDO_TESTS_BUS_HELP_H
-#define PANDO_TESTS_BUS_HELP_H
+#ifndef PANDO_TESTS_UNIT_BUS_HELP_H
+#define PANDO_TESTS_UNIT_BUS_HELP_H
 
 #include "common/systemd.h"
 

@@ -3,8 +3,8 @@
  * what Linux's does with the registers and rings, and lets a test write into the rings
  * what no Linux would. Not thread safe.
  */
-#ifndef PANDO_TESTS_FAKE_DRIVER_H
-#define PANDO_TESTS_FAKE_DRIVER_H
+#ifndef PANDO_TESTS_UNIT_FAKE_DRIVER_H
+#define PANDO_TESTS_UNIT_FAKE_DRIVER_H
 
 #include <stdbool.h>
 #include <stdint.h>

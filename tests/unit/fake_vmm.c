@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include "common/io.h"
-#include "common/segment_wire.h"
-#include "common/vmm_wire.h"
+#include "common/wire/segment_wire.h"
+#include "common/wire/vmm_wire.h"
 #include "vmm/blockmap.h"
 
 static struct {
@@ -160,7 +160,7 @@ on_fork(const struct vmm_fork *f, const int *fds)
 		return;
 	}
 	if (!vm.parked && fstat(vm.index, &st) == 0)
-		a.cut_index_records =
+		a.fork_point_records =
 			(uint64_t)st.st_size / sizeof(struct segment_record);
 	a.child_pid = (uint32_t)pid;
 	for (int i = 0; i < VMM_FORK_FD_COUNT; i++)

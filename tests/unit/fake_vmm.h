@@ -1,5 +1,5 @@
 /*
- * A process that speaks common/vmm_wire.h and runs no guest: what pandod's tests start in
+ * A process that speaks common/wire/vmm_wire.h and runs no guest: what pandod's tests start in
  * place of pando-vmm, and tell to misbehave at each step.
  *
  * Words in the kernel's command line (they hold for all its forks, too):
@@ -16,8 +16,8 @@
  * with messages. 'K' comes back before it is followed; none: it came too late, send it
  * again.
  */
-#ifndef PANDO_TESTS_FAKE_VMM_H
-#define PANDO_TESTS_FAKE_VMM_H
+#ifndef PANDO_TESTS_UNIT_FAKE_VMM_H
+#define PANDO_TESTS_UNIT_FAKE_VMM_H
 
 /* main() of the process; descriptor 3 is the control socket. */
 int fake_vmm_main(void);

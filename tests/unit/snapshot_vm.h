@@ -2,8 +2,8 @@
  * A VM without KVM, for the unit test and the fuzzer of state blobs: memory, devices, a
  * disk in memfds, vCPU states of the test's own making. One at a time.
  */
-#ifndef PANDO_TESTS_SNAPSHOT_VM_H
-#define PANDO_TESTS_SNAPSHOT_VM_H
+#ifndef PANDO_TESTS_UNIT_SNAPSHOT_VM_H
+#define PANDO_TESTS_UNIT_SNAPSHOT_VM_H
 
 #include "vmm/vm.h"
 

@@ -20,7 +20,7 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "host/paths.h"
+#include "common/paths.h"
 #include "tests/unit/agent_help.h"
 
 char stand_in_home[] = "/tmp/pando-standin.XXXXXX";

@@ -4,8 +4,8 @@
  * and runs of the shipped `pando` against both. For tests of what a person's terminal or
  * script sees. Failures of the set-up are cmocka's.
  */
-#ifndef PANDO_TESTS_STAND_IN_H
-#define PANDO_TESTS_STAND_IN_H
+#ifndef PANDO_TESTS_UNIT_STAND_IN_H
+#define PANDO_TESTS_UNIT_STAND_IN_H
 
 #include <stdbool.h>
 #include <stddef.h>

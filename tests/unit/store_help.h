@@ -1,7 +1,7 @@
 /* What the tests of the store share: a store in a folder of its own, contents of pages
  * that a number decides, and looks at files. */
-#ifndef PANDO_TEST_STORE_HELP_H
-#define PANDO_TEST_STORE_HELP_H
+#ifndef PANDO_TESTS_UNIT_STORE_HELP_H
+#define PANDO_TESTS_UNIT_STORE_HELP_H
 
 #include <errno.h>
 #include <setjmp.h>
@@ -16,7 +16,7 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "host/store.h"
+#include "host/store/store.h"
 
 extern char folder[64];	    /* of the test */
 extern char store_path[96]; /* the store in it */

@@ -1,6 +1,6 @@
 /*
  * The agent and its client, for real: pando-agent runs on a Unix socket with the CONNECT
- * line of a VM's agent.sock, and every call goes through host/agent_client.h.
+ * line of a VM's agent.sock, and every call goes through host/agent/agent_client.h.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -30,7 +30,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "host/agent_client.h"
+#include "host/agent/agent_client.h"
 #include "tests/unit/agent_help.h"
 
 static char folder[64], sock[96];
@@ -149,8 +149,8 @@ static void
 environment_is_a_sane_default_with_ours_over_it(void **state)
 {
 	struct agent_exec_req q = {
-		.argv = SH("echo $A; echo $HOME; echo $USER; echo $PATH; echo "
-			   "[$PANDO_TEST_OF_AGENT]"),
+		.argv = SH(
+			"echo $A; echo $HOME; echo $USER; echo $PATH; echo [$PANDO_TEST_OF_AGENT]"),
 		.env = ARGV("A=1=2", "HOME=/elsewhere"),
 	};
 	cleanup_agent_captured struct agent_captured c = run_req(&q, NULL, 0);
@@ -308,10 +308,10 @@ binary_output_of_any_size_on_both_streams(void **state)
 {
 	/* Every byte value, many times, on both streams at once; stderr twice as much. */
 	struct agent_exec_req q = {
-		.argv = SH("b=$(printf '\\\\%03o' $(seq 0 255)); printf \"$b\" > f;"
-			   "i=0; while [ $i -lt 12 ]; do cat f f > g; mv g f; "
-			   "i=$((i+1)); done;"
-			   "cat f >&2 & cat f; cat f >&2; wait")};
+		.argv = SH(
+			"b=$(printf '\\\\%03o' $(seq 0 255)); printf \"$b\" > f;"
+			"i=0; while [ $i -lt 12 ]; do cat f f > g; mv g f; i=$((i+1)); done;"
+			"cat f >&2 & cat f; cat f >&2; wait")};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	struct sums s = {{14695981039346656037ull, 14695981039346656037ull}, {0, 0}};
@@ -366,8 +366,8 @@ time_limit_kills_all_that_was_started(void **state)
 	/* A plain child, one in the background, one in a session of its own whose parent
 	 * is gone. */
 	struct agent_exec_req q = {
-		.argv = SH("echo started; sleep 7331 & (setsid sh -c 'sleep 7331; sleep "
-			   "7331' &); sleep 7331"),
+		.argv = SH(
+			"echo started; sleep 7331 & (setsid sh -c 'sleep 7331; sleep 7331' &); sleep 7331"),
 		.timeout_ms = 500,
 	};
 	uint64_t start = io_now_ns(), took;
@@ -400,9 +400,8 @@ static void
 background_child_that_holds_stdout_does_not_hang_the_call(void **state)
 {
 	uint64_t start = io_now_ns();
-	cleanup_agent_captured struct agent_captured c =
-		run(SH("(trap '' PIPE; sleep 1; echo late; echo alive > $0.mark; sleep "
-		       "20) & echo now; exit 5"));
+	cleanup_agent_captured struct agent_captured c = run(SH(
+		"(trap '' PIPE; sleep 1; echo late; echo alive > $0.mark; sleep 20) & echo now; exit 5"));
 
 	(void)state;
 	assert_true(io_now_ns() - start < 900000000ull);
@@ -501,8 +500,8 @@ static void
 terminal_gets_a_new_size_while_it_runs(void **state)
 {
 	struct agent_exec_req q = {
-		.argv = SH("trap 'stty size; exit 9' WINCH; echo ready; while :; do "
-			   "sleep 0.05; done"),
+		.argv = SH(
+			"trap 'stty size; exit 9' WINCH; echo ready; while :; do sleep 0.05; done"),
 		.tty = true,
 		.rows = 1,
 		.cols = 1,
@@ -727,8 +726,8 @@ connection_that_breaks_leaves_the_command_running(void **state)
 	struct agent_exec_result end;
 	struct script s = {.step = 1};
 	struct err e = {0};
-	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.4; cat; echo "
-		      "done; exit 6\"],\"stdin\":true}\n");
+	int fd = dial(
+		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.4; cat; echo done; exit 6\"],\"stdin\":true}\n");
 
 	(void)state;
 	read_line(fd, line, sizeof(line));
@@ -750,8 +749,8 @@ connection_that_breaks_leaves_the_command_running(void **state)
 static void
 slow_reader_slows_the_command_and_nothing_else(void **state)
 {
-	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 20000000 "
-		      "/dev/zero; echo x >&2\"]}\n");
+	int fd = dial(
+		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 20000000 /dev/zero; echo x >&2\"]}\n");
 	uint64_t total = 0;
 	char line[256];
 	struct agent_frame_hdr h;
@@ -789,8 +788,8 @@ static void
 reader_that_died_in_the_middle_wedges_nothing(void **state)
 {
 	char line[256], id[24];
-	int fd = dial("{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 5000000 "
-		      "/dev/zero; exit 3\"]}\n");
+	int fd = dial(
+		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 5000000 /dev/zero; exit 3\"]}\n");
 	struct agent_exec_result end;
 	struct err e = {0};
 
@@ -1218,17 +1217,12 @@ static void __attribute__((format(printf, 1, 2))) sh(const char *fmt, ...)
 static void
 make_tree(const char *name)
 {
-	sh("mkdir -p %s/%s/deep/er && cd %s/%s && echo hello > plain && chmod 0640 plain "
-	   "&& echo x > run"
-	   " && chmod 0755 run && : > empty && ln -s plain link && ln -s /nowhere "
-	   "dangling && mkfifo -m 0600 fifo"
-	   " && mkdir -m 0555 readonly && mkdir -m 1777 sticky && echo 1 > \"$(printf "
-	   "'odd \\n\\t\\\\name\\377')\""
+	sh("mkdir -p %s/%s/deep/er && cd %s/%s && echo hello > plain && chmod 0640 plain && echo x > run"
+	   " && chmod 0755 run && : > empty && ln -s plain link && ln -s /nowhere dangling && mkfifo -m 0600 fifo"
+	   " && mkdir -m 0555 readonly && mkdir -m 1777 sticky && echo 1 > \"$(printf 'odd \\n\\t\\\\name\\377')\""
 	   " && echo 2 > ./-dash && echo 3 > ' space ' && echo 4 > deep/er/%0120d"
-	   " && head -c 3000001 /dev/urandom > big && touch -d '2001-02-03 04:05:06.789' "
-	   "plain"
-	   " && touch -h -d '1969-12-31 23:59:58.25 UTC' link && touch -d '1999-01-01' "
-	   "deep",
+	   " && head -c 3000001 /dev/urandom > big && touch -d '2001-02-03 04:05:06.789' plain"
+	   " && touch -h -d '1969-12-31 23:59:58.25 UTC' link && touch -d '1999-01-01' deep",
 		folder, name, folder, name, 7);
 }
 
@@ -1272,8 +1266,7 @@ trees_go_there_and_back_identical(void **state)
 	snprintf(local, sizeof(local), "%s/tree/.", folder);
 	if (agent_put(sock, local, remote, NULL, NULL, NULL, &e))
 		fail_msg("%s", e.msg);
-	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote && test ! -e "
-	   "%s/remote/tree",
+	sh("diff -r --no-dereference --exclude=fifo %s/tree %s/remote && test ! -e %s/remote/tree",
 		folder, folder, folder);
 }
 

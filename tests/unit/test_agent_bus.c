@@ -19,7 +19,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "guest-agent/bus.h"
+#include "guest-agent/tools/bus.h"
 #include "tests/unit/bus_help.h"
 
 static char folder[64], address[128];
@@ -387,9 +387,7 @@ a_job_is_waited_for(void **state)
 	assert_int_equal(bus_unit(bus, "restart", "good.service", 5000, &e), 0);
 	assert_int_equal(bus_unit(bus, "try-restart", "good.service", 5000, &e), 0);
 	assert_string_equal(calls,
-		"StartUnit(good.service,replace) StopUnit(good.service,replace) "
-		"RestartUnit(good.service,replace) "
-		"TryRestartUnit(good.service,replace) ");
+		"StartUnit(good.service,replace) StopUnit(good.service,replace) RestartUnit(good.service,replace) TryRestartUnit(good.service,replace) ");
 }
 
 static void
@@ -398,8 +396,7 @@ a_job_that_fails_says_why(void **state)
 	(void)state;
 	assert_int_equal(bus_unit(bus, "restart", "bad.service", 5000, &e), -EIO);
 	assert_string_equal(e.msg,
-		"bad.service is not restarted (failed): exit-code, status 203, and said: "
-		"no\\x1b[1m luck");
+		"bad.service is not restarted (failed): exit-code, status 203, and said: no\\x1b[1m luck");
 	/* One that systemd can say no more of. */
 	assert_int_equal(bus_unit(bus, "start", "needs.service", 5000, &e), -EIO);
 	assert_string_equal(e.msg, "needs.service is not started (dependency)");
@@ -440,8 +437,7 @@ what_is_not_as_it_should_be_is_found_and_nothing_else(void **state)
 		fail_msg("%s", e.msg);
 	assert_string_equal(o.buf,
 		"{\"system\":\"degraded\",\"failed\":[{\"unit\":\"bad.service\",\"why\":"
-		"\"exit-code, status 203, and said: no\\\\x1b[1m "
-		"luck\"}],\"not_active\":["
+		"\"exit-code, status 203, and said: no\\\\x1b[1m luck\"}],\"not_active\":["
 		"{\"unit\":\"a-idle.service\",\"why\":\"it was never started\"},"
 		"{\"unit\":\"b-idle.path\",\"why\":\"it was never started\"},"
 		"{\"unit\":\"c-over.service\",\"why\":\"it has ended\"}],\"paths\":["

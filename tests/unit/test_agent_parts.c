@@ -14,14 +14,14 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "common/agent_frame.h"
 #include "common/cleanup.h"
-#include "common/json_bytes.h"
-#include "guest-agent/peer.h"
-#include "guest-agent/reap.h"
-#include "guest-agent/request.h"
-#include "guest-agent/ring.h"
-#include "guest-agent/userdb.h"
+#include "common/wire/agent_frame.h"
+#include "common/wire/json_bytes.h"
+#include "guest-agent/server/peer.h"
+#include "guest-agent/server/request.h"
+#include "guest-agent/system/reap.h"
+#include "guest-agent/system/ring.h"
+#include "guest-agent/system/userdb.h"
 
 static const char passwd[] = "root:x:0:0:root:/root:/bin/bash\n"
 			     "broken line\n"
@@ -314,8 +314,7 @@ descendants_are_killed_without_control_groups(void **state)
 		close(p[1]);
 		/* One in the group, one with a session of its own and a child in it. */
 		execl("/bin/sh", "sh", "-c",
-			"sleep 7340 & a=$!; setsid sh -c 'sleep 7340 & echo $$ $!; wait' "
-			"& sleep 0.2; echo $$ $a; wait",
+			"sleep 7340 & a=$!; setsid sh -c 'sleep 7340 & echo $$ $!; wait' & sleep 0.2; echo $$ $a; wait",
 			(char *)NULL);
 		_exit(1);
 	}

@@ -1,6 +1,6 @@
 /*
  * The host's side of kept coding agents and reports, with the real agent on a Unix socket
- * and a keeper below a folder of the test's own.
+ * and a supervisor below a folder of the test's own.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,9 +21,9 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "host/agent_client.h"
-#include "host/agent_report.h"
-#include "host/agent_rpc.h"
+#include "host/agent/agent_client.h"
+#include "host/agent/agent_report.h"
+#include "host/agent/agent_rpc.h"
 #include "tests/unit/agent_help.h"
 
 static char root[64], sock[96], root_option[80];
@@ -166,11 +166,11 @@ send_and_follow_until_done(void **state)
 	struct err e = {0};
 
 	(void)state;
-	configure("while read -r l; do echo '{\"type\":\"agent_start\"}'\n"
-		  "case $l in *bad*) r=error ;; *) r=stop ;; esac\n"
-		  "echo "
-		  "'{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"'$r'\"}]}'\n"
-		  "done\n");
+	configure(
+		"while read -r l; do echo '{\"type\":\"agent_start\"}'\n"
+		"case $l in *bad*) r=error ;; *) r=stop ;; esac\n"
+		"echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"'$r'\"}]}'\n"
+		"done\n");
 	call("start", NULL);
 	call("send", "{\"type\":\"prompt\",\"message\":\"good\"}");
 	if (agent_rpc_follow(sock, &spec, &end, &e))
@@ -218,8 +218,8 @@ a_follower_goes_on_over_restarts_of_the_guests_agent(void **state)
 	char *at;
 
 	(void)state;
-	configure("i=0; while [ $i -lt 4000 ]; do printf '{\"line\":'; echo \"$i}\"; "
-		  "i=$((i + 1)); [ $((i % 20)) = 0 ] && sleep 0.005; done; sleep 1000\n");
+	configure(
+		"i=0; while [ $i -lt 4000 ]; do printf '{\"line\":'; echo \"$i}\"; i=$((i + 1)); [ $((i % 20)) = 0 ] && sleep 0.005; done; sleep 1000\n");
 	call("start", NULL);
 	pthread_create(&thread, NULL, agents_end, NULL);
 	assert_int_equal(agent_rpc_follow(sock, &spec, &end, &e), -ECANCELED);

@@ -17,8 +17,8 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "common/tar.h"
-#include "common/tar_format.h"
+#include "common/wire/tar.h"
+#include "common/wire/tar_format.h"
 
 static char folder[64];
 
@@ -177,8 +177,7 @@ nothing_is_written_outside(void **state)
 	sh("rm -rf box && mkdir -p box/in && echo precious > box/outside");
 	if (unpack(s, "box/in", 512, &e))
 		fail_msg("%s", e.msg);
-	sh("test \"$(cat box/outside)\" = precious && test \"$(cat box/in/link)\" = mine "
-	   "&& test ! -L box/in/link");
+	sh("test \"$(cat box/outside)\" = precious && test \"$(cat box/in/link)\" = mine && test ! -L box/in/link");
 	s->len = 0;
 	/* Hard links and devices are not unpacked at all. */
 	add(s, '1', "hard", "../outside", NULL);
@@ -268,20 +267,15 @@ tar_reads_what_we_write(void **state)
 	size_t a, b;
 
 	(void)state;
-	sh("rm -rf src back && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r "
-	   "&& ln -s r src/l && : > src/z"
-	   " && touch \"src/$(printf '%0200d' 5)\" && ln -s \"$(printf '%0150d' 6)\" "
-	   "src/long && chmod 0751 src/d");
+	sh("rm -rf src back && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r && ln -s r src/l && : > src/z"
+	   " && touch \"src/$(printf '%0200d' 5)\" && ln -s \"$(printf '%0150d' 6)\" src/long && chmod 0751 src/d");
 	a = pack_into("src", "big.tar", 65536);
 	b = pack_into("./src///", "small.tar", 1);
 	assert_int_equal(a, b);
-	sh("cmp big.tar small.tar && mkdir back && tar -C back -xpf big.tar && diff -r "
-	   "--no-dereference src back/src"
-	   " && test \"$(stat -c %a back/src/d)\" = 751 && test \"$(stat -c %y src/r)\" "
-	   "= \"$(stat -c %y back/src/r)\"");
+	sh("cmp big.tar small.tar && mkdir back && tar -C back -xpf big.tar && diff -r --no-dereference src back/src"
+	   " && test \"$(stat -c %a back/src/d)\" = 751 && test \"$(stat -c %y src/r)\" = \"$(stat -c %y back/src/r)\"");
 	pack_into("src/.", "dot.tar", 4096);
-	sh("rm -rf back && mkdir back && tar -C back -xpf dot.tar && diff -r "
-	   "--no-dereference src back");
+	sh("rm -rf back && mkdir back && tar -C back -xpf dot.tar && diff -r --no-dereference src back");
 }
 
 static void
@@ -294,10 +288,8 @@ we_read_what_tar_writes(void **state)
 	size_t len;
 
 	(void)state;
-	sh("rm -rf src ours && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r "
-	   "&& ln -s r src/l"
-	   " && touch \"src/$(printf '%0200d' 5)\" && tar --format=posix -cf theirs.tar "
-	   "src");
+	sh("rm -rf src ours && mkdir -p src/d/e && head -c 100001 /dev/urandom > src/r && ln -s r src/l"
+	   " && touch \"src/$(printf '%0200d' 5)\" && tar --format=posix -cf theirs.tar src");
 	assert_int_equal(io_read_file("theirs.tar", 1 << 20, &text, &len, NULL), 0);
 	assert_int_equal(tar_unpack_open(&opts, &u, &e), 0);
 	if (tar_unpack_feed(u, text, len, &e) || tar_unpack_finish(u, &e))
@@ -351,10 +343,8 @@ times_before_the_epoch_survive(void **state)
 	struct stat a, b;
 
 	(void)state;
-	sh("rm -rf old back && mkdir old back && touch -d '1969-12-31 23:59:59.25 UTC' "
-	   "old/q"
-	   " && touch -d '1960-01-01 00:00:00.75 UTC' old/s && touch -d '1960-01-01 UTC' "
-	   "old/t");
+	sh("rm -rf old back && mkdir old back && touch -d '1969-12-31 23:59:59.25 UTC' old/q"
+	   " && touch -d '1960-01-01 00:00:00.75 UTC' old/s && touch -d '1960-01-01 UTC' old/t");
 	pack_into("old", "old.tar", 4096);
 	struct tar_unpack_opts opts = {.dest = "back"};
 	struct tar_unpack *u;

@@ -1,5 +1,5 @@
 /*
- * pandod's HTTP side on a real socket (host/api.c): statuses, bounds, streams, and what
+ * pandod's HTTP side on a real socket (host/api/api.c): statuses, bounds, streams, and what
  * happens to bytes that are no HTTP. No VM runs: the VMM that the tree is told to start
  * does not exist.
  */
@@ -23,7 +23,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
-#include "host/api.h"
+#include "host/api/api.h"
 
 static char home[64], sock[96];
 static struct tree *tree;
@@ -118,8 +118,7 @@ call(const char *method, const char *target, const char *headers, const char *bo
 	int status = 0, r;
 
 	snprintf(head, sizeof(head),
-		"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
-		"%zu\r\n%s\r\n",
+		"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %zu\r\n%s\r\n",
 		method, target, strlen(body), headers);
 	assert_int_equal(io_write_full(fd, head, strlen(head)), 0);
 	/* Who is answered before they have said all is not listened to any more. */
@@ -199,8 +198,7 @@ a_body_that_is_too_long_is_refused(void **state)
 	(void)state;
 	memset(block, ' ', sizeof(block));
 	snprintf(head, sizeof(head),
-		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nConnection: "
-		"close\r\nContent-Length: %d\r\n\r\n",
+		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n",
 		64 << 20);
 	assert_int_equal(io_write_full(fd, head, strlen(head)), 0);
 	while (sent < 64u << 20 && send(fd, block, sizeof(block), MSG_NOSIGNAL) > 0)
@@ -220,10 +218,8 @@ garbage_hurts_nobody(void **state)
 		"GET / HTTP/9.9\r\n\r\n",
 		"GET /v1/vms HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
 		"GET /v1/vms HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
-		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
-		"chunked\r\n\r\nzzz\r\n",
-		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
-		"chunked\r\n\r\nffffffffffffffff\r\n",
+		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n",
+		"POST /v1/vms HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
 		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 		"GET /v1/vms HTTP/1.1\r\nHost: x\r\n: : :\r\n\r\n",
 	};

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "common/io.h"
+#include "common/wire/console_ring.h"
 #include "host/cli/copy.h"
 #include "host/cli/doctor.h"
 #include "host/cli/execute.h"
@@ -23,7 +24,6 @@
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
-#include "vmm/console.h"
 
 /* The head of a folder -------------------------------------------------------------- */
 
@@ -734,8 +734,9 @@ settings_are_read_as_the_kernel_writes_them(void **state)
 	assert_false(doctor_chosen_word("always", word, sizeof(word)));
 	assert_false(doctor_chosen_word("]x[", word, sizeof(word)));
 	assert_int_equal(doctor_favordynmods("proc /proc proc rw 0 0\n"), -1);
-	assert_int_equal(doctor_favordynmods("x / ext4 rw 0 0\ncgroup2 /sys/fs/cgroup "
-					     "cgroup2 rw,nosuid 0 0\n"),
+	assert_int_equal(
+		doctor_favordynmods(
+			"x / ext4 rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n"),
 		0);
 	assert_int_equal(
 		doctor_favordynmods("cgroup2 /sys/fs/cgroup cgroup2 rw,favordynmods 0 0"),

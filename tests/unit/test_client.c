@@ -18,7 +18,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "host/client.h"
+#include "host/client/client.h"
 
 #define VM_A \
 	"{\"id\":\"0a1b2c3d4e5f\",\"alias\":\"frontend\",\"state\":\"running\"," \
@@ -134,8 +134,7 @@ will_answer(const char *status, const char *type, const char *body)
 {
 	peer.answer = answer_buf;
 	peer.answer_len = (size_t)snprintf(answer_buf, sizeof(answer_buf),
-		"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nConnection: "
-		"close\r\n\r\n%s",
+		"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n%s",
 		status, type, strlen(body), body);
 }
 
@@ -149,7 +148,7 @@ open_client(void)
 }
 
 static void
-costs_labels_and_the_new_calls_are_spoken(void **state)
+usage_labels_and_the_new_calls_are_spoken(void **state)
 {
 	static const char *const labels[] = {"a=b", "c=d e"};
 	static const char vm[] =
@@ -178,7 +177,7 @@ costs_labels_and_the_new_calls_are_spoken(void **state)
 	assert_int_equal(vms.v[0].memory_unique_bytes, 5);
 	assert_int_equal(vms.v[0].memory_shared_bytes, 6);
 	assert_int_equal(vms.v[0].disk_own_bytes, 7);
-	assert_true(vms.v[1].has_costs);
+	assert_true(vms.v[1].has_usage);
 	assert_false(vms.v[1].has_memory);
 	client_vms_done(&vms);
 
@@ -253,8 +252,7 @@ an_error_has_the_daemons_sentence_and_code(void **state)
 
 	(void)state;
 	will_answer("404 Not Found", "application/json",
-		"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named "
-		"\\\"x\\\"\"}}");
+		"{\"error\":{\"errno\":\"ENOENT\",\"code\":-2,\"message\":\"no VM named \\\"x\\\"\"}}");
 	assert_int_equal(client_get(c, "x", &vm, NULL, &e), -ENOENT);
 	assert_string_equal(e.msg, "no VM named \"x\"");
 	assert_int_equal(err_exit_code(e.code), EXIT_NOT_FOUND);
@@ -321,8 +319,7 @@ progress_lines_come_before_the_result(void **state)
 	said[0] = '\0';
 	client_on_progress(c, remember, NULL);
 	will_answer("200 OK", "application/x-ndjson",
-		"{\"progress\":\"one\"}\n{\"progress\":\"two "
-		"\\u20ac\"}\n{\"unheard\":1}\n"
+		"{\"progress\":\"one\"}\n{\"progress\":\"two \\u20ac\"}\n{\"unheard\":1}\n"
 		"{\"result\":{\"vms\":[" VM_B "],\"pause_us\":321}}");
 	assert_int_equal(client_branch(c, "frontend", &spec, &vms, NULL, NULL), 0);
 	assert_non_null(strstr(peer.request, "Accept: application/x-ndjson"));
@@ -343,8 +340,7 @@ an_error_at_the_end_of_a_stream_is_an_error(void **state)
 	(void)state;
 	client_on_progress(c, remember, NULL);
 	will_answer("200 OK", "application/x-ndjson",
-		"{\"progress\":\"one\"}\n{\"error\":{\"code\":-110,\"message\":\"no "
-		"answer\"}}\n");
+		"{\"progress\":\"one\"}\n{\"error\":{\"code\":-110,\"message\":\"no answer\"}}\n");
 	assert_int_equal(client_run(c, &spec, &vm, NULL, &e), -ETIMEDOUT);
 	assert_string_equal(e.msg, "no answer");
 	will_answer("200 OK", "application/x-ndjson", "{\"progress\":\"one\"}\n");
@@ -499,7 +495,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		WITH_PEER(a_vm_is_read_with_all_its_members),
-		WITH_PEER(costs_labels_and_the_new_calls_are_spoken),
+		WITH_PEER(usage_labels_and_the_new_calls_are_spoken),
 		WITH_PEER(an_error_has_the_daemons_sentence_and_code),
 		cmocka_unit_test(names_are_encoded_and_cannot_leave_their_folder),
 		WITH_PEER(run_sends_only_what_was_said),

@@ -1,5 +1,5 @@
 /*
- * What a commit is read from (host/commit_read.c), what a VMM may say of itself
+ * What a commit is read from (host/commit/commit_read.c), what a VMM may say of itself
  * (vmmctl_state), what a commit's configuration may be, and pandod's settings.
  */
 #include <errno.h>
@@ -18,12 +18,12 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "host/commit_cpu.h"
-#include "host/commit_read.h"
-#include "host/tree_priv.h"
-#include "host/vmmctl.h"
+#include "common/wire/snapshot_format.h"
+#include "host/commit/commit_cpu.h"
+#include "host/commit/commit_read.h"
+#include "host/vm/tree_priv.h"
+#include "host/vmmproc/vmmctl.h"
 #include "vmm/kvm.h"
-#include "vmm/snapshot_format.h"
 
 #define MIB (1u << 20)
 
@@ -434,7 +434,7 @@ settings_are_read_and_mistakes_named(void **state)
 	char path[128];
 
 	(void)state;
-	config = (struct tree_config){.pool_size = 2, .flat_mib = 100};
+	config = (struct tree_config){.pool_size = 2, .materialized_mib = 100};
 	snprintf(config.home, sizeof(config.home), "%s", folder);
 	assert_int_equal(tree_settings(&config, &e), 0);
 	assert_int_equal(config.pool_size, 2);
@@ -450,7 +450,7 @@ settings_are_read_and_mistakes_named(void **state)
 	assert_int_equal(io_write_file_atomic(path, right, strlen(right), 0600, &e), 0);
 	assert_int_equal(tree_settings(&config, &e), 0);
 	assert_int_equal(config.pool_size, 0);
-	assert_int_equal(config.flat_mib, 7);
+	assert_int_equal(config.materialized_mib, 7);
 }
 
 static void
@@ -464,16 +464,16 @@ only_an_images_disk_is_one(void **state)
 	memset(id, 'a', STORE_HEX);
 	id[STORE_HEX] = '\0';
 	snprintf(path, sizeof(path), "/home/x/flat/%s/disk", id);
-	assert_true(flat_is_disk(&t, path, got));
+	assert_true(materialized_is_disk(&t, path, got));
 	assert_string_equal(got, id);
 	snprintf(path, sizeof(path), "/home/x/flat/%s/memory", id);
-	assert_false(flat_is_disk(&t, path, got));
+	assert_false(materialized_is_disk(&t, path, got));
 	snprintf(path, sizeof(path), "/home/x/flat/%.63s/disk", id);
-	assert_false(flat_is_disk(&t, path, got));
+	assert_false(materialized_is_disk(&t, path, got));
 	snprintf(path, sizeof(path), "/home/x/flat/%sb/disk", id);
-	assert_false(flat_is_disk(&t, path, got));
-	assert_false(flat_is_disk(&t, "", got));
-	assert_false(flat_is_disk(&t, "/home/x/flat/", got));
+	assert_false(materialized_is_disk(&t, path, got));
+	assert_false(materialized_is_disk(&t, "", got));
+	assert_false(materialized_is_disk(&t, "/home/x/flat/", got));
 }
 
 /*
@@ -512,8 +512,8 @@ a_state_says_which_cpu_features_it_needs(void **state)
 
 	(void)state;
 	assert_int_equal(commit_cpu(buf, len, &text, &e), 0);
-	assert_string_equal(text, "{\"features\":[\"CPUID 0x1.0 ECX bit "
-				  "16\",\"aes\",\"avx\",\"sse2\",\"3dnow\"]}");
+	assert_string_equal(text,
+		"{\"features\":[\"CPUID 0x1.0 ECX bit 16\",\"aes\",\"avx\",\"sse2\",\"3dnow\"]}");
 	free(text);
 	len = state_with(buf, sizeof(buf), SNAPSHOT_TAG_CPUID, 0, 0);
 	assert_int_equal(commit_cpu(buf, len, &text, &e), 0);

@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "host/config.h"
+#include "host/client/project_config.h"
 
 static char folder[64];
 

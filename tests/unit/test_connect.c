@@ -24,7 +24,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "host/agent_client.h"
+#include "host/agent/agent_client.h"
 #include "tests/unit/stand_in.h"
 
 /* A terminal ------------------------------------------------------------------------- */
@@ -134,8 +134,7 @@ static void
 the_shell_is_a_login_shell_and_its_status_ours(void **state)
 {
 	(void)state;
-	type("echo [$0] [$COLORTERM] [$LC_PANDO] | tr - +; [ $TERM = $OUTER ] && echo "
-	     "TE\"\"RM");
+	type("echo [$0] [$COLORTERM] [$LC_PANDO] | tr - +; [ $TERM = $OUTER ] && echo TE\"\"RM");
 	shows("[+");
 	shows("] [truecolor] [carried]");
 	shows("TERM\n");
@@ -150,8 +149,7 @@ static void
 colours_pass(void **state)
 {
 	(void)state;
-	type("printf \"\\\\033[1;31mr\\\\145d\\\\033[m "
-	     "\\\\033[38;5;42mgr\\\\145en\\\\033[m\\\\n\"");
+	type("printf \"\\\\033[1;31mr\\\\145d\\\\033[m \\\\033[38;5;42mgr\\\\145en\\\\033[m\\\\n\"");
 	shows("red");
 	assert_non_null(strstr(look(), "31mred"));
 	assert_non_null(strstr(look(), "38;5;42mgreen"));
@@ -251,8 +249,7 @@ the_terminal_is_itself_again_when_the_vm_dies(void **state)
 {
 	(void)state;
 	/* In the middle of a program that has the screen. */
-	type("printf \"\\\\033[?1049h\\\\033[?25l\\\\033[?1000h\\\\033[31mIN\\\\055IT\"; "
-	     "cat");
+	type("printf \"\\\\033[?1049h\\\\033[?25l\\\\033[?1000h\\\\033[31mIN\\\\055IT\"; cat");
 	shows("IN-IT");
 	stand_in_says("failed", "killed by signal 9");
 	stand_in_kill_agent();
@@ -261,8 +258,7 @@ the_terminal_is_itself_again_when_the_vm_dies(void **state)
 	is_restored();
 	type("echo status=$?");
 	assert_int_equal(
-		tmux("display-message -p 'alt=#{alternate_on} cursor=#{cursor_flag} "
-		     "mouse=#{mouse_any_flag}' | grep -q 'alt=0 cursor=1 mouse=0'"),
+		tmux("display-message -p 'alt=#{alternate_on} cursor=#{cursor_flag} mouse=#{mouse_any_flag}' | grep -q 'alt=0 cursor=1 mouse=0'"),
 		0);
 }
 
@@ -274,8 +270,7 @@ the_terminal_is_itself_again_after_a_signal(void **state)
 	(void)state;
 	/* The one child of the shell on the screen. */
 	snprintf(command, sizeof(command),
-		"kill -TERM $(pgrep -P $(tmux -S '%s/tmux.%u' -f /dev/null "
-		"display-message -p '#{pane_pid}'))",
+		"kill -TERM $(pgrep -P $(tmux -S '%s/tmux.%u' -f /dev/null display-message -p '#{pane_pid}'))",
 		stand_in_home, server);
 	assert_int_equal(system(command), 0);
 	shows("here>");
@@ -533,9 +528,9 @@ static void
 an_older_agent_is_said_to_be_one(void **state)
 {
 	char *const argv[] = {"pando", "connect", "a", NULL};
-	static const char no[] = "OK 1\n{\"ok\":false,\"error\":\"\\\"exec\\\" has no "
-				 "member \\\"login\\\"\","
-				 "\"errno\":\"EINVAL\",\"code\":-22}\n";
+	static const char no[] =
+		"OK 1\n{\"ok\":false,\"error\":\"\\\"exec\\\" has no member \\\"login\\\"\","
+		"\"errno\":\"EINVAL\",\"code\":-22}\n";
 	int listener = stand_in_fake_agent(), out, err, fd;
 	cleanup_ran struct ran got = {0};
 	pid_t pid;

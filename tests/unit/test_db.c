@@ -1,4 +1,4 @@
-/* The tree on disk: host/db.c. */
+/* The tree on disk: host/vm/db.c. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,7 +12,7 @@
 #include <sqlite3.h>
 
 #include "common/io.h"
-#include "host/db.h"
+#include "host/vm/db.h"
 
 static char folder[64], path[96];
 static struct db *db;
@@ -160,9 +160,9 @@ segments_live_as_long_as_a_chain_names_them(void **state)
 	assert_int_equal(db_chain_append(db, b.id, "bbbbbbbbbbbb.0", &e), 0);
 	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.1", &e), 0);
 	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.1", &e), -EEXIST);
-	assert_int_equal(db_chain_cut(db, "aaaaaaaaaaaa.0", 41, &e), 0);
+	assert_int_equal(db_chain_fork_point(db, "aaaaaaaaaaaa.0", 41, &e), 0);
 	/* The last link of a chain is being written: no cut. */
-	assert_int_equal(db_chain_cut(db, "aaaaaaaaaaaa.1", 9, &e), 0);
+	assert_int_equal(db_chain_fork_point(db, "aaaaaaaaaaaa.1", 9, &e), 0);
 	assert_int_equal(db_chain(db, a.id, &links, &n, &e), 0);
 	assert_int_equal(n, 2);
 	assert_string_equal(links[0].segment, "aaaaaaaaaaaa.0");
@@ -228,12 +228,9 @@ an_older_schema_becomes_this_one(void **state)
 	assert_int_equal(db_insert(db, &a, &e), 0);
 	db_close(db);
 	db = NULL;
-	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN "
-	       "cmdline;"
-	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN "
-	       "commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
-	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN "
-	       "greeted;"
+	change("ALTER TABLE vms DROP COLUMN kernel_path; ALTER TABLE vms DROP COLUMN cmdline;"
+	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
+	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
 	       "DROP TABLE reports;"
 	       "PRAGMA user_version = 1");
@@ -242,7 +239,7 @@ an_older_schema_becomes_this_one(void **state)
 	assert_string_equal(got.id, a.id);
 	assert_string_equal(got.kernel_path, "");
 	/* One that runs is not asked who it is: its agent may not know the question. */
-	assert_memory_equal(got.greeted, got.generation, sizeof(got.greeted));
+	assert_memory_equal(got.acknowledged, got.generation, sizeof(got.acknowledged));
 	assert_string_equal(got.host_key, "");
 	assert_int_equal(got.resize_mib, 0);
 	/* What a start and a resize change. */
@@ -304,8 +301,8 @@ reports_are_kept_once_and_outlive_their_vm(void **state)
 	assert_int_equal(s.n, 4);
 	s = (struct reports_seen){.stop_at = 1};
 	assert_int_equal(db_reports(db, "aaaaaaaaaaaa", 0, see_report, &s, &e), 0);
-	assert_string_equal(s.text, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa aaaaaaaaaaaa a "
-				    "11111111111111111111111111111111 9 {}");
+	assert_string_equal(s.text,
+		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa aaaaaaaaaaaa a 11111111111111111111111111111111 9 {}");
 	s.stop_at = 0;
 	s.n = 0;
 	assert_int_equal(db_reports(db, "aaaaaaaaaaaa", s.last, see_report, &s, &e), 0);
@@ -357,17 +354,17 @@ who_a_guest_said_it_is_is_kept(void **state)
 
 	(void)state;
 	snprintf(a.host_key, sizeof(a.host_key), "ssh-ed25519 AAAA");
-	memset(a.greeted, 7, sizeof(a.greeted));
+	memset(a.acknowledged, 7, sizeof(a.acknowledged));
 	assert_int_equal(db_insert(db, &a, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
 	assert_string_equal(got.host_key, a.host_key);
-	assert_memory_equal(got.greeted, a.greeted, sizeof(a.greeted));
+	assert_memory_equal(got.acknowledged, a.acknowledged, sizeof(a.acknowledged));
 	a.host_key[0] = '\0';
-	memset(a.greeted, 8, sizeof(a.greeted));
+	memset(a.acknowledged, 8, sizeof(a.acknowledged));
 	assert_int_equal(db_update(db, &a, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
 	assert_string_equal(got.host_key, "");
-	assert_memory_equal(got.greeted, a.greeted, sizeof(a.greeted));
+	assert_memory_equal(got.acknowledged, a.acknowledged, sizeof(a.acknowledged));
 }
 
 static void

@@ -1,5 +1,5 @@
 /*
- * Which files differ between two disks (host/diff_files.c), by the shipped pando-fsdiff:
+ * Which files differ between two disks (host/commit/diff_files.c), by the shipped pando-fsdiff:
  * file systems that mke2fs made of folders, that debugfs changed, with a journal that was
  * not replayed, and damaged at random. Skipped where e2fsprogs is not there.
  */
@@ -20,8 +20,8 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "host/commit_read.h"
-#include "host/diff_files.h"
+#include "host/commit/commit_read.h"
+#include "host/commit/diff_files.h"
 
 #define MIB (1u << 20)
 
@@ -186,31 +186,19 @@ assert_told(const char *path, const char *what)
 static void
 make_a(void)
 {
-	must("rm -rf a b && mkdir -p a/etc a/usr/share/deep/er a/gone && cd a && "
-	     "echo one >etc/one && echo two >etc/two && echo three >etc/three && "
-	     "echo mode >etc/mode && echo same >etc/same && ln -s one etc/link && "
-	     "ln -s "
-	     "../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/one "
-	     "etc/long && "
-	     "seq 1 200000 >usr/share/big && echo x >gone/x && echo becomes >etc/becomes "
-	     "&& "
-	     "seq 1 5000 | split -l 10 - usr/share/deep/er/f && "
+	must("rm -rf a b && mkdir -p a/etc a/usr/share/deep/er a/gone && cd a && echo one >etc/one && echo two >etc/two && echo three >etc/three && "
+	     "echo mode >etc/mode && echo same >etc/same && ln -s one etc/link && ln -s ../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/one etc/long && "
+	     "seq 1 200000 >usr/share/big && echo x >gone/x && echo becomes >etc/becomes && seq 1 5000 | split -l 10 - usr/share/deep/er/f && "
 	     "find . -exec touch -h -d @1700000000 {} +");
 }
 
 static void
 make_b(void)
 {
-	must("cp -a a b && cd b && echo ONE >etc/one && touch -d @1700000000 etc/one && "
-	     "echo longer than two >etc/two && touch -d @1700000009 etc/three && "
-	     "chmod 600 etc/mode && ln -sfn two etc/link && "
-	     "ln -sfn "
-	     "../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/two "
-	     "etc/long && "
-	     "rm -r gone && rm etc/becomes && mkdir etc/becomes && "
-	     "printf y | dd of=usr/share/big bs=1 seek=900000 conv=notrunc && "
-	     "touch -d @1700000000 usr/share/big && echo new >usr/share/deep/new && "
-	     "find . -newermt @1700000010 -exec touch -h -d @1700000005 {} +");
+	must("cp -a a b && cd b && echo ONE >etc/one && touch -d @1700000000 etc/one && echo longer than two >etc/two && touch -d @1700000009 etc/three && "
+	     "chmod 600 etc/mode && ln -sfn two etc/link && ln -sfn ../a/very/long/way/that/does/not/fit/into/sixty/bytes/of/an/inode/two etc/long && "
+	     "rm -r gone && rm etc/becomes && mkdir etc/becomes && printf y | dd of=usr/share/big bs=1 seek=900000 conv=notrunc && "
+	     "touch -d @1700000000 usr/share/big && echo new >usr/share/deep/new && find . -newermt @1700000010 -exec touch -h -d @1700000005 {} +");
 }
 
 static void
@@ -246,12 +234,10 @@ what_was_made_of_two_folders_is_told(void **state)
 	needs_e2fsprogs();
 	make_a();
 	make_b();
-	must("touch -d @1700000009 b/etc/one; touch -h -d @1700000009 b/etc/link "
-	     "b/etc/long");
+	must("touch -d @1700000009 b/etc/one; touch -h -d @1700000009 b/etc/link b/etc/long");
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
 		snprintf(line, sizeof(line),
-			"for d in a b; do rm -f $d.img; mke2fs -q -t %s -d $d $d.img "
-			"24M; done",
+			"for d in a b; do rm -f $d.img; mke2fs -q -t %s -d $d $d.img 24M; done",
 			kinds[i]);
 		must(line);
 		began_ns = io_now_ns();
@@ -261,10 +247,8 @@ what_was_made_of_two_folders_is_told(void **state)
 		assert_all_told();
 	}
 	/* As a running system has it: one disk, changed where it lies. */
-	must("mke2fs -q -F -t ext4 -d a a.img 24M && cp a.img c.img && "
-	     "debugfs -w -f /dev/stdin c.img <<END\n"
-	     "rm /etc/same\nwrite a/etc/two /etc/added\nset_inode_field /etc/mode mode "
-	     "0100600\nset_inode_field /etc/one uid 7\nEND");
+	must("mke2fs -q -F -t ext4 -d a a.img 24M && cp a.img c.img && debugfs -w -f /dev/stdin c.img <<END\n"
+	     "rm /etc/same\nwrite a/etc/two /etc/added\nset_inode_field /etc/mode mode 0100600\nset_inode_field /etc/one uid 7\nEND");
 	diff("a.img", "c.img");
 	assert_told("/etc/same", "removed file");
 	assert_told("/etc/added", "added file");
@@ -290,26 +274,17 @@ what_is_only_in_the_journal_is_told(void **state)
 	make_a();
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
 		snprintf(line, sizeof(line),
-			"rm -f a.img && mke2fs -q -t %s -d a a.img 24M && cp a.img c.img "
-			"&& "
-			"cp a.img d.img && debugfs -w -f /dev/stdin c.img <<END\n"
+			"rm -f a.img && mke2fs -q -t %s -d a a.img 24M && cp a.img c.img && cp a.img d.img && debugfs -w -f /dev/stdin c.img <<END\n"
 			"rm /etc/same\nwrite a/etc/two /etc/added\n"
 			"set_inode_field /etc/mode mode 0100600\nEND",
 			kinds[i]);
 		must(line);
 		/* All blocks but the superblock's, which says that there is a journal to
 		 * replay. */
-		must("bs=$(dumpe2fs -h a.img | sed -n 's/^Block size: *//p'); "
-		     "first=$((1024 / bs)); blocks=; : >blocks; "
-		     "for b in $(cmp -l a.img c.img | awk -v bs=$bs '{ print int(($1 - "
-		     "1) / "
-		     "bs) }' | "
-		     "sort -un); do [ $b -le $first ] && continue; "
-		     "dd if=c.img bs=$bs skip=$b count=1 >>blocks 2>/dev/null; "
-		     "blocks=$blocks,$b; done; "
-		     "printf 'jo\\njw -b %s blocks\\njc\\n' ${blocks#,} >script && "
-		     "debugfs -w -f script d.img && dumpe2fs -h d.img | grep -q "
-		     "needs_recovery");
+		must("bs=$(dumpe2fs -h a.img | sed -n 's/^Block size: *//p'); first=$((1024 / bs)); blocks=; : >blocks; "
+		     "for b in $(cmp -l a.img c.img | awk -v bs=$bs '{ print int(($1 - 1) / bs) }' | sort -un); do [ $b -le $first ] && continue; "
+		     "dd if=c.img bs=$bs skip=$b count=1 >>blocks 2>/dev/null; blocks=$blocks,$b; done; printf 'jo\\njw -b %s blocks\\njc\\n' ${blocks#,} >script && "
+		     "debugfs -w -f script d.img && dumpe2fs -h d.img | grep -q needs_recovery");
 		diff("a.img", "d.img");
 		assert_true(readable());
 		assert_told("/etc/same", "removed file");
@@ -330,9 +305,7 @@ what_has_no_file_system_is_said(void **state)
 	(void)state;
 	needs_e2fsprogs();
 	make_a();
-	must("rm -f a.img; mke2fs -q -t ext4 -d a a.img 24M && head -c 8388608 "
-	     "/dev/urandom "
-	     ">noise && truncate -s 4M nothing");
+	must("rm -f a.img; mke2fs -q -t ext4 -d a a.img 24M && head -c 8388608 /dev/urandom >noise && truncate -s 4M nothing");
 	diff("a.img", "noise");
 	assert_false(readable());
 	json_str(j, json_get(j, files(), "note"), line, sizeof(line));

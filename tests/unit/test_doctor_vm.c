@@ -18,8 +18,8 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
+#include "common/paths.h"
 #include "host/cli/doctor.h"
-#include "host/paths.h"
 #include "tests/unit/agent_help.h"
 
 #define G "0123456789abcdef0123456789abcdef"
@@ -83,17 +83,17 @@ what_will_not_fire_again_is_a_problem_with_its_mend(void **state)
 
 	(void)state;
 	assert_int_equal(
-		judge(HEAD "\"units\":{\"system\":\"degraded\",\"failed\":[{\"unit\":"
-			   "\"bad.service\","
-			   "\"why\":\"exit-code, status 1\"}],\"not_active\":["
-			   "{\"unit\":\"pi.path\",\"why\":\"it was never started\"},"
-			   "{\"unit\":\"once.service\",\"why\":\"it has "
-			   "ended\"}],\"paths\":["
-			   "{\"unit\":\"rpc.path\",\"service\":\"pi-rpc.service\","
-			   "\"state\":\"exited\"},"
-			   "{\"unit\":\"long.path\",\"service\":\"long.service\","
-			   "\"state\":\"running\"}]},"
-			   "\"units_why\":null," DISKS REST),
+		judge(HEAD
+			"\"units\":{\"system\":\"degraded\",\"failed\":[{\"unit\":"
+			"\"bad.service\","
+			"\"why\":\"exit-code, status 1\"}],\"not_active\":["
+			"{\"unit\":\"pi.path\",\"why\":\"it was never started\"},"
+			"{\"unit\":\"once.service\",\"why\":\"it has ended\"}],\"paths\":["
+			"{\"unit\":\"rpc.path\",\"service\":\"pi-rpc.service\","
+			"\"state\":\"exited\"},"
+			"{\"unit\":\"long.path\",\"service\":\"long.service\","
+			"\"state\":\"running\"}]},"
+			"\"units_why\":null," DISKS REST),
 		0);
 	f = found("failed", "bad.service has failed: exit-code, status 1");
 	assert_int_equal(f->verdict, DOCTOR_PROBLEM);
@@ -131,21 +131,19 @@ full_disks_missing_programs_and_values_are_told(void **state)
 {
 	(void)state;
 	assert_int_equal(
-		judge(HEAD "\"units\":null,\"units_why\":\"there is no systemd to be "
-			   "asked\","
-			   "\"disks\":[{\"path\":\"/"
-			   "\",\"mib\":1000,\"free_mib\":20,\"inodes\":"
-			   "1000,\"inodes_free\":900},{\"path\":\"/tmp\",\"mib\":1000,"
-			   "\"free_mib\":80,\"inodes\":0,\"inodes_free\":0},{\"path\":\"/"
-			   "var\","
-			   "\"mib\":1000,\"free_mib\":900,\"inodes\":1000,\"inodes_"
-			   "free\":9}],"
-			   "\"missing\":[\"tmux\",\"sshd\"],\"environment\":{\"why\":"
-			   "\"/etc/environment:3: no "
-			   "name\",\"held_back\":[{\"name\":\"KEY\","
-			   "\"why\":\"a line "
-			   "break\"}]},\"agents\":[{\"name\":\"pi\",\"why\":"
-			   "\"it has no keeper\"}],\"time_ns\":1}"),
+		judge(HEAD
+			"\"units\":null,\"units_why\":\"there is no systemd to be asked\","
+			"\"disks\":[{\"path\":\"/"
+			"\",\"mib\":1000,\"free_mib\":20,\"inodes\":"
+			"1000,\"inodes_free\":900},{\"path\":\"/tmp\",\"mib\":1000,"
+			"\"free_mib\":80,\"inodes\":0,\"inodes_free\":0},{\"path\":\"/"
+			"var\","
+			"\"mib\":1000,\"free_mib\":900,\"inodes\":1000,\"inodes_"
+			"free\":9}],"
+			"\"missing\":[\"tmux\",\"sshd\"],\"environment\":{\"why\":"
+			"\"/etc/environment:3: no name\",\"held_back\":[{\"name\":\"KEY\","
+			"\"why\":\"a line break\"}]},\"agents\":[{\"name\":\"pi\",\"why\":"
+			"\"it has no keeper\"}],\"time_ns\":1}"),
 		0);
 	assert_int_equal(found("units", "no systemd")->verdict, DOCTOR_NOTE);
 	assert_int_equal(
@@ -310,8 +308,7 @@ the_agents_word_is_one(void **state)
 	put("/etc/pando/rpc.d/pi.conf", "command = [\"sleep\", \"9\"]\n", 0644);
 	put("/var/lib/pando/rpc/pi/wanted", "", 0644);
 	put("/usr/libexec/pando/pando-units",
-		"#!/bin/sh\n[ \"$1\" = look ] && echo "
-		"'{\"system\":\"running\",\"failed\":[],"
+		"#!/bin/sh\n[ \"$1\" = look ] && echo '{\"system\":\"running\",\"failed\":[],"
 		"\"not_active\":[{\"unit\":\"x.path\",\"why\":\"it was never started\"}],"
 		"\"paths\":[]}'\n",
 		0755);

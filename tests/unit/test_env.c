@@ -17,7 +17,7 @@
 #include "common/cleanup.h"
 #include "common/env.h"
 #include "common/io.h"
-#include "guest-agent/userdb.h"
+#include "guest-agent/system/userdb.h"
 
 /* Values that all readers of /etc/environment take alike, and those that they do not. */
 static const char *const carried[] = {"PLAIN=plain", "EMPTY=", "BLANKS= two  blanks ",

@@ -168,8 +168,7 @@ static void
 an_interrupt_goes_to_the_command_and_a_second_ends_us(void **state)
 {
 	char *const argv[] = {"pando", "execute", "a", "--", "sh", "-c",
-		"trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; "
-		"done",
+		"trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done",
 		NULL};
 	char *const deaf[] = {"pando", "execute", "a", "--", "sh", "-c",
 		"trap 'echo no' INT; echo ready; while :; do sleep 0.05; done", NULL};
@@ -269,9 +268,7 @@ a_tree_is_copied_there_and_back_with_its_modes(void **state)
 	snprintf(there, sizeof(there), "a:%s/there", stand_in_home);
 	snprintf(back, sizeof(back), "%s/back", stand_in_home);
 	snprintf(command, sizeof(command),
-		"mkdir -p %s/sub && echo x >%s/sub/f && chmod 640 %s/sub/f && chmod 711 "
-		"%s/sub && "
-		"ln -s sub/f %s/link && head -c 300000 /dev/urandom >%s/big",
+		"mkdir -p %s/sub && echo x >%s/sub/f && chmod 640 %s/sub/f && chmod 711 %s/sub && ln -s sub/f %s/link && head -c 300000 /dev/urandom >%s/big",
 		made, made, made, made, made, made);
 	assert_int_equal(system(command), 0);
 	RUN(&got, "copy", made, there);

@@ -1,4 +1,4 @@
-/* What a VM boots from, and the sentences for what it cannot boot from: host/image.c. */
+/* What a VM boots from, and the sentences for what it cannot boot from: host/vm/image.c. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "host/image.h"
+#include "host/vm/image.h"
 
 static char folder[64];
 static uint8_t kernel[0x400];

@@ -20,8 +20,8 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "host/machine.h"
-#include "host/machine_copy.h"
+#include "host/testvm/machine.h"
+#include "host/testvm/machine_copy.h"
 
 static char root[64]; /* of one test: src/ is the host's folder, there/ the machine's */
 static bool machine_refuses;

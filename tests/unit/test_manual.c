@@ -15,9 +15,9 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/paths.h"
 #include "host/cli/opt.h"
 #include "host/cli/verb.h"
-#include "host/paths.h"
 
 static char *
 text_of(const char *relative)
@@ -164,8 +164,7 @@ offered(const char *verb)
 				 sizeof(script), NULL),
 		0);
 	snprintf(command, sizeof(command),
-		"bash -c '. \"%s\"; COMP_WORDS=(pando %s -); COMP_CWORD=%d; _pando; "
-		"printf \"%%s\\n\" \"${COMPREPLY[@]}\"'",
+		"bash -c '. \"%s\"; COMP_WORDS=(pando %s -); COMP_CWORD=%d; _pando; printf \"%%s\\n\" \"${COMPREPLY[@]}\"'",
 		script, verb, *verb ? 2 : 1);
 	f = popen(command, "re");
 	assert_non_null(f);

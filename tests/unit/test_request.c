@@ -1,4 +1,4 @@
-/* The decoders between the socket and the tree: host/request.c. */
+/* The decoders between the socket and the tree: host/api/request.c. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "host/request.h"
+#include "host/api/request.h"
 
 static struct create_request create;
 static struct branch_request branch;

@@ -1,5 +1,5 @@
 /*
- * The keeper of coding agents for real: pando-agent's rpc commands below a folder of the
+ * The supervisor of coding agents for real: pando-agent's rpc commands below a folder of the
  * test's own, with small programs in the place of the coding agent.
  */
 #include <errno.h>
@@ -23,9 +23,9 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "guest-agent/rpc_journal.h"
-#include "guest-agent/rpc_place.h"
-#include "guest-agent/rpc_spool.h"
+#include "guest-agent/supervisor/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_place.h"
+#include "guest-agent/supervisor/rpc_spool.h"
 #include "tests/unit/agent_help.h"
 
 static char root[64], root_option[80];
@@ -231,34 +231,34 @@ state_is(const char *what)
 	} while (0)
 
 static pid_t
-keeper_pid(void)
+supervisor_pid(void)
 {
 	return (pid_t)status_number("keeper", "keeper");
 }
 
 static void
-kill_keeper(void)
+kill_supervisor(void)
 {
 	struct rpc_place p = RPC_PLACE_INIT;
 	pid_t pid;
 
 	rpc_root_set(root);
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	pid = rpc_lock_holder(&p, "keeper");
+	pid = rpc_lock_shim(&p, "keeper");
 	assert_true(pid > 0);
 	kill(pid, SIGKILL);
-	while (rpc_lock_holder(&p, "keeper") == pid)
+	while (rpc_lock_shim(&p, "keeper") == pid)
 		usleep(1000);
 	rpc_place_done(&p);
 }
 
 static void
-kill_holder(void)
+kill_shim(void)
 {
 	struct rpc_place p = RPC_PLACE_INIT;
 
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	kill(rpc_lock_holder(&p, "holder"), SIGKILL);
+	kill(rpc_lock_shim(&p, "holder"), SIGKILL);
 	rpc_place_done(&p);
 }
 
@@ -599,8 +599,7 @@ half_lines_become_whole_ones_or_none(void **state)
 		char conf[512];
 
 		snprintf(conf, sizeof(conf),
-			"command = [\"sh\", \"%s/agent.sh\"]\nfolder = \"%s\"\ntmux = "
-			"false\n"
+			"command = [\"sh\", \"%s/agent.sh\"]\nfolder = \"%s\"\ntmux = false\n"
 			"stop_s = 0\n[restart]\ndelay_ms = 1\n",
 			root, root);
 		write_at("/etc/pando/rpc.d/a.conf", conf);
@@ -618,7 +617,7 @@ half_lines_become_whole_ones_or_none(void **state)
 
 /* Numbered lines in, the same lines out: none lost, repeated, or torn. */
 static void
-a_keeper_that_is_killed_again_and_again_loses_nothing(void **state)
+a_supervisor_that_is_killed_again_and_again_loses_nothing(void **state)
 {
 	enum { LINES = 300 };
 	pid_t sender;
@@ -649,14 +648,14 @@ a_keeper_that_is_killed_again_and_again_loses_nothing(void **state)
 	}
 	for (int i = 0; i < 20; i++) {
 		usleep(50000 + (useconds_t)(i * 7919) % 40000);
-		kill_keeper();
+		kill_supervisor();
 		said_nothing(RPC("follow", "--from", "0", "--for-ms", "0"));
-		WAIT_FOR(keeper_pid() > 0, 5);
+		WAIT_FOR(supervisor_pid() > 0, 5);
 		{
 			struct rpc_place p = RPC_PLACE_INIT;
 
 			assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-			WAIT_FOR(rpc_lock_holder(&p, "keeper") > 0, 5);
+			WAIT_FOR(rpc_lock_shim(&p, "keeper") > 0, 5);
 			rpc_place_done(&p);
 		}
 	}
@@ -681,32 +680,32 @@ a_keeper_that_is_killed_again_and_again_loses_nothing(void **state)
 }
 
 static void
-a_keeper_that_is_killed_comes_back_by_itself(void **state)
+a_supervisor_that_is_killed_comes_back_by_itself(void **state)
 {
 	struct rpc_place p = RPC_PLACE_INIT;
 
 	(void)state;
-	configure("i=0; while :; do echo \"{\\\"i\\\":$i}\"; i=$((i + 1)); sleep 0.01; "
-		  "done\n",
+	configure(
+		"i=0; while :; do echo \"{\\\"i\\\":$i}\"; i=$((i + 1)); sleep 0.01; done\n",
 		"stop_s = 0\n");
 	started();
-	kill_keeper();
+	kill_supervisor();
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	WAIT_FOR(rpc_lock_holder(&p, "keeper") > 0, 15);
+	WAIT_FOR(rpc_lock_shim(&p, "keeper") > 0, 15);
 	rpc_place_done(&p);
 	WAIT_FOR(status_number("out", "lines") > 400, 20);
 	assert_int_equal(status_number("keeper", "starts"), 0);
 }
 
-/* One that had come to an end does not begin again because its keeper was killed. */
+/* One that had come to an end does not begin again because its supervisor was killed. */
 static void
-an_end_outlives_its_keeper(void **state)
+an_end_outlives_its_supervisor(void **state)
 {
 	(void)state;
 	configure("echo '{}'\n", "");
 	started();
 	WAIT_FOR(state_is("ended"), 10);
-	kill_keeper();
+	kill_supervisor();
 	{
 		cleanup_said struct said s =
 			RPC("follow", "--from", "0", "--for-ms", "0");
@@ -732,7 +731,7 @@ lock_of(const char *what)
 	pid_t pid;
 
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	pid = rpc_lock_holder(&p, what);
+	pid = rpc_lock_shim(&p, what);
 	rpc_place_done(&p);
 	return pid;
 }
@@ -759,7 +758,7 @@ end_machine(bool in_order)
 static void
 what_was_kept_is_kept_again_after_a_boot(void **state)
 {
-	pid_t keeper;
+	pid_t supervisor;
 
 	(void)state;
 	configure(echo_script, "stop_s = 1\n");
@@ -771,10 +770,10 @@ what_was_kept_is_kept_again_after_a_boot(void **state)
 		assert_false(state_is("running") && lock_of("keeper"));
 		said_nothing(RPC("boot"));
 		assert_true(state_is("running"));
-		keeper = keeper_pid();
+		supervisor = supervisor_pid();
 		/* Not twice. */
 		said_nothing(RPC("boot"));
-		assert_int_equal(keeper_pid(), keeper);
+		assert_int_equal(supervisor_pid(), supervisor);
 		assert_int_equal(status_number("keeper", "starts"), 1);
 		sent("{\"n\":2}");
 		WAIT_FOR(status_number("out", "lines") == 2 * in_order + 2, 10);
@@ -859,14 +858,14 @@ a_cut_spool_is_mended(void **state)
 }
 
 static void
-a_holder_that_is_killed_is_a_failure_of_its_program(void **state)
+a_shim_that_is_killed_is_a_failure_of_its_program(void **state)
 {
 	(void)state;
 	configure(echo_script, "[restart]\ndelay_ms = 1\n");
 	started();
 	sent("{\"n\":1}");
 	WAIT_FOR(status_number("out", "lines") == 1, 10);
-	kill_holder();
+	kill_shim();
 	WAIT_FOR(status_number("keeper", "starts") == 2, 10);
 	sent("{\"n\":2}");
 	WAIT_FOR(status_number("out", "lines") == 2, 10);
@@ -884,8 +883,7 @@ what_was_not_read_is_for_the_next_program(void **state)
 		char conf[512];
 
 		snprintf(conf, sizeof(conf),
-			"command = [\"sh\", \"%s/agent.sh\"]\nfolder = \"%s\"\ntmux = "
-			"false\n"
+			"command = [\"sh\", \"%s/agent.sh\"]\nfolder = \"%s\"\ntmux = false\n"
 			"[restart]\ndelay_ms = 1\n",
 			root, root);
 		write_at("/etc/pando/rpc.d/a.conf", conf);
@@ -929,9 +927,9 @@ static void
 one_that_is_done_and_does_not_exit_is_ended(void **state)
 {
 	(void)state;
-	configure("echo "
-		  "'{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}'\n"
-		  "trap '' TERM; while :; do sleep 1000; done\n",
+	configure(
+		"echo '{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}'\n"
+		"trap '' TERM; while :; do sleep 1000; done\n",
 		"protocol = \"claude\"\nstop_s = 1\n[watchdog]\nexit_s = 1\n");
 	started();
 	WAIT_FOR(state_is("ended"), 10);
@@ -944,15 +942,13 @@ static const char pi_script[] =
 	"  case $line in\n"
 	"  *dialog*) echo '{\"type\":\"extension_ui_request\",\"id\":\"u1\",\"method\":"
 	"\"confirm\"}'\n"
-	"    IFS= read -r answer; echo \"{\\\"type\\\":\\\"saw\\\",\\\"it\\\":$answer}\" "
-	";;\n"
+	"    IFS= read -r answer; echo \"{\\\"type\\\":\\\"saw\\\",\\\"it\\\":$answer}\" ;;\n"
 	"  esac\n"
 	"  case $line in *bad*) r=error ;; *) r=stop ;; esac\n"
 	"  echo '{\"type\":\"agent_end\",\"messages\":[{\"role\":\"user\"},"
 	"{\"role\":\"assistant\",\"stopReason\":\"'$r'\"}]}'\n"
 	"  case $line in *retry*) echo '{\"type\":\"auto_retry_start\"}'; sleep 0.3\n"
-	"    echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"stop\"}]}' "
-	";;\n"
+	"    echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"stop\"}]}' ;;\n"
 	"  esac\n"
 	"done\n";
 
@@ -997,16 +993,16 @@ until_done_ends_when_its_program_does(void **state)
 	static const char *const ask = "{\"type\":\"get_state\"}";
 
 	(void)state;
-	configure("while IFS= read -r line; do\n"
-		  "  case $line in *get_state*)\n"
-		  "    echo '{\"type\":\"response\",\"command\":\"get_state\"}' ;;\n"
-		  "  *)\n"
-		  "    echo '{\"type\":\"agent_start\"}'\n"
-		  "    [ -e \"$0.again\" ] || { touch \"$0.again\"; printf '{\"half'; "
-		  "exit 1; }\n"
-		  "    echo '{\"type\":\"agent_end\",\"messages\":[]}' ;;\n"
-		  "  esac\n"
-		  "done\n",
+	configure(
+		"while IFS= read -r line; do\n"
+		"  case $line in *get_state*)\n"
+		"    echo '{\"type\":\"response\",\"command\":\"get_state\"}' ;;\n"
+		"  *)\n"
+		"    echo '{\"type\":\"agent_start\"}'\n"
+		"    [ -e \"$0.again\" ] || { touch \"$0.again\"; printf '{\"half'; exit 1; }\n"
+		"    echo '{\"type\":\"agent_end\",\"messages\":[]}' ;;\n"
+		"  esac\n"
+		"done\n",
 		"protocol = \"pi\"\n[restart]\ndelay_ms = 1\n");
 	started();
 	assert_int_equal(until_done(prompt), 1);
@@ -1125,8 +1121,7 @@ a_fork_is_a_signal_where_that_is_asked_for(void **state)
 	be("aaaaaaaaaaaa", GENERATION_1);
 	configure_python(
 		"import signal, time\n"
-		"signal.signal(signal.SIGUSR2, lambda *a: print('{\"forked\":1}', "
-		"flush=True))\n"
+		"signal.signal(signal.SIGUSR2, lambda *a: print('{\"forked\":1}', flush=True))\n"
 		"print('{}', flush=True)\n"
 		"while True: time.sleep(100)\n",
 		"on_fork = \"signal:USR2\"\nstop_s = 0\n");
@@ -1176,7 +1171,7 @@ stop_ends_all_of_it(void **state)
 }
 
 static void
-a_second_keeper_is_refused(void **state)
+a_second_supervisor_is_refused(void **state)
 {
 	(void)state;
 	configure(echo_script, "");
@@ -1402,14 +1397,14 @@ main(void)
 		T(a_program_that_is_not_there_is_said),
 		T(a_flood_is_kept_to_its_bound_and_offsets_stay_true),
 		T(half_lines_become_whole_ones_or_none),
-		T(a_keeper_that_is_killed_again_and_again_loses_nothing),
-		T(a_keeper_that_is_killed_comes_back_by_itself),
-		T(an_end_outlives_its_keeper),
+		T(a_supervisor_that_is_killed_again_and_again_loses_nothing),
+		T(a_supervisor_that_is_killed_comes_back_by_itself),
+		T(an_end_outlives_its_supervisor),
 		T(what_was_kept_is_kept_again_after_a_boot),
 		T(one_that_had_ended_begins_again_with_the_machine),
 		T(one_that_is_not_to_boot_stays_stopped),
 		T(a_cut_spool_is_mended),
-		T(a_holder_that_is_killed_is_a_failure_of_its_program),
+		T(a_shim_that_is_killed_is_a_failure_of_its_program),
 		T(what_was_not_read_is_for_the_next_program),
 		T(one_that_hangs_is_ended_by_its_watchdog),
 		T(one_that_is_done_and_does_not_exit_is_ended),
@@ -1420,7 +1415,7 @@ main(void)
 		T(a_branch_in_the_middle_of_a_line_leaves_whole_lines),
 		T(a_fork_is_a_signal_where_that_is_asked_for),
 		T(stop_ends_all_of_it),
-		T(a_second_keeper_is_refused),
+		T(a_second_supervisor_is_refused),
 		T(what_others_left_in_tmp_is_not_touched),
 		T(sessions_to_watch_are_there_by_their_names),
 		T(a_full_disk_stops_the_program_and_loses_nothing),

@@ -48,12 +48,11 @@ answer_reports(const char *request)
 static bool
 enter_folders_of_its_own(void)
 {
-	static const char conf[] = "command = \"while read -r l; do echo "
-				   "'{\\\"type\\\":\\\"agent_start\\\"}'; case $l in "
-				   "*bad*) r=error;; *) r=stop;; esac; echo "
-				   "'{\\\"type\\\":\\\"agent_end\\\",\\\"messages\\\":[{"
-				   "\\\"stopReason\\\":\\\"'$r'\\\"}]}'; done\"\n"
-				   "protocol = \"pi\"\ntmux = false\nstop_s = 1\n";
+	static const char conf[] =
+		"command = \"while read -r l; do echo '{\\\"type\\\":\\\"agent_start\\\"}'; case $l in *bad*) r=error;; *) r=stop;; esac; echo "
+		"'{\\\"type\\\":\\\"agent_end\\\",\\\"messages\\\":[{"
+		"\\\"stopReason\\\":\\\"'$r'\\\"}]}'; done\"\n"
+		"protocol = \"pi\"\ntmux = false\nstop_s = 1\n";
 
 	return !unshare(CLONE_NEWNS) &&
 	       !mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
@@ -132,8 +131,7 @@ a_conversation(void **state)
 	RUN_TO(3, "pando rpc send a '{}'", "pando rpc start");
 	RUN_TO(0, "pando rpc start a", "cli-test", "running");
 	RUN_TO(0,
-		"pando rpc send --until-done a "
-		"'{\"type\":\"prompt\",\"message\":\"good\"}'",
+		"pando rpc send --until-done a '{\"type\":\"prompt\",\"message\":\"good\"}'",
 		"\"stopReason\":\"stop\"");
 	RUN_TO(1,
 		"echo '{\"type\":\"prompt\",\"message\":\"bad\"}' | pando rpc send -u a",
@@ -156,15 +154,11 @@ reports_and_their_files(void **state)
 	RUN_TO(0, "pando reports --format json a", "\"seq\":7");
 	/* One is there, one is gone, and one has become a folder. */
 	RUN_TO(0,
-		"printf 'result\\n' >one; mkdir folder; pando reports --fetch got a; ls "
-		"-R got",
+		"printf 'result\\n' >one; mkdir folder; pando reports --fetch got a; ls -R got",
 		"0-one", "No such file", "no regular file");
 	RUN_TO(1, "pando reports -q --fetch got a >/dev/null");
-	run("test \"$(pando reports --fetch got a 2>/dev/null | grep 0-one | cut -d ' ' "
-	    "-f 1)\" = "
-	    "\"$(b2sum -l 256 one | cut -d ' ' -f 1)\" && cmp one "
-	    "got/0a1b2c3d4e5f/00112233/0-one && "
-	    "ls got/0a1b2c3d4e5f/00112233");
+	run("test \"$(pando reports --fetch got a 2>/dev/null | grep 0-one | cut -d ' ' -f 1)\" = \"$(b2sum -l 256 one | cut -d ' ' -f 1)\" && cmp one "
+	    "got/0a1b2c3d4e5f/00112233/0-one && ls got/0a1b2c3d4e5f/00112233");
 	assert_string_equal(got.out, "0-one\n");
 	RUN_TO(1, "pando reports --fetch got --format json a", "\"blake2b\":\"");
 	RUN_TO(2, "pando reports --after x");

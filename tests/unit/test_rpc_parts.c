@@ -14,10 +14,10 @@
 #include <cmocka.h>
 
 #include "common/io.h"
-#include "guest-agent/rpc_conf.h"
-#include "guest-agent/rpc_journal.h"
-#include "guest-agent/rpc_json.h"
-#include "guest-agent/rpc_spool.h"
+#include "common/wire/json_line.h"
+#include "guest-agent/supervisor/rpc_conf.h"
+#include "guest-agent/supervisor/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_spool.h"
 
 static char folder[64];
 static int dir = -1;
@@ -137,19 +137,19 @@ json_is_told_from_what_is_none(void **state)
 	static const char *const bad[] = {"", "{", "[1,]", "{\"a\"}", "{a:1}", "01", "1.",
 		"\"\\x\"", "\"\\u12g4\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "tru",
 		"{} {}", "[1}", "\"\t\"", "nullx", "-", "\""};
-	char deep[2 * RPC_JSON_DEPTH + 3];
+	char deep[2 * JSON_LINE_DEPTH + 3];
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
-		if (rpc_json_check(good[i], strlen(good[i]), NULL))
+		if (json_line_check(good[i], strlen(good[i]), NULL))
 			fail_msg("refused: %s", good[i]);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
-		if (rpc_json_check(bad[i], strlen(bad[i]), NULL) != -EINVAL)
+		if (json_line_check(bad[i], strlen(bad[i]), NULL) != -EINVAL)
 			fail_msg("taken: %s", bad[i]);
-	memset(deep, '[', RPC_JSON_DEPTH + 1);
-	memset(deep + RPC_JSON_DEPTH + 1, ']', RPC_JSON_DEPTH + 1);
-	assert_int_equal(rpc_json_check(deep, 2 * RPC_JSON_DEPTH + 2, NULL), -EINVAL);
-	assert_int_equal(rpc_json_check(deep + 1, 2 * RPC_JSON_DEPTH, NULL), 0);
+	memset(deep, '[', JSON_LINE_DEPTH + 1);
+	memset(deep + JSON_LINE_DEPTH + 1, ']', JSON_LINE_DEPTH + 1);
+	assert_int_equal(json_line_check(deep, 2 * JSON_LINE_DEPTH + 2, NULL), -EINVAL);
+	assert_int_equal(json_line_check(deep + 1, 2 * JSON_LINE_DEPTH, NULL), 0);
 }
 
 static void
@@ -237,8 +237,7 @@ dialogs_are_answered_as_the_policy_says(void **state)
 			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
 			"\"select\","
 			"\"options\":[\"A \\\"b\\\"\",\"c\"]}",
-			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"value\":\"A "
-			"\\\"b\\\"\"}"},
+			"{\"type\":\"extension_ui_response\",\"id\":\"u\",\"value\":\"A \\\"b\\\"\"}"},
 		{RPC_PI, RPC_DIALOGS_DENY,
 			"{\"type\":\"extension_ui_request\",\"id\":\"u\",\"method\":"
 			"\"select\","

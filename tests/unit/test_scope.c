@@ -26,9 +26,9 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "common/log.h"
-#include "host/bus.h"
-#include "host/cgroup.h"
-#include "host/scope.h"
+#include "host/scope/bus.h"
+#include "host/scope/cgroup.h"
+#include "host/scope/scope.h"
 #include "tests/unit/bus_help.h"
 
 #define A "aaaaaaaaaaaa"
@@ -267,8 +267,7 @@ daemon_start(void)
 	snprintf(conf, sizeof(conf), "%s/bus.conf", folder);
 	snprintf(text, sizeof(text),
 		"<busconfig><type>session</type><listen>%s</listen><auth>EXTERNAL</auth>"
-		"<policy context=\"default\"><allow send_destination=\"*\"/><allow "
-		"own=\"*\"/>"
+		"<policy context=\"default\"><allow send_destination=\"*\"/><allow own=\"*\"/>"
 		"<allow eavesdrop=\"true\"/></policy></busconfig>",
 		address);
 	assert_int_equal(io_write_file_atomic(conf, text, strlen(text), 0600, NULL), 0);
@@ -441,9 +440,8 @@ a_vm_is_a_scope_with_its_limits_and_a_machine(void **state)
 	WAIT_FOR(IN(s) == 1, 10);
 	/* Twice the guest's memory, and 64 MiB. */
 	snprintf(want, sizeof(want),
-		"start pando-" A ".scope fail Description=Pando VM " A " (web) "
-		"Slice=pando.slice PIDs=%d MemoryMax=%llu CPUWeight=200 "
-		"CollectMode=inactive-or-failed\n",
+		"start pando-" A ".scope fail Description=Pando VM " A
+		" (web) Slice=pando.slice PIDs=%d MemoryMax=%llu CPUWeight=200 CollectMode=inactive-or-failed\n",
 		(int)vm.pid, 1088ull << 20);
 	assert_true(said(want));
 	if (geteuid() == 0) {

@@ -10,8 +10,8 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/wire/cpu_features.h"
 #include "tests/unit/snapshot_vm.h"
-#include "vmm/cpu_features.h"
 #include "vmm/snapshot.h"
 
 static struct vm a, b;

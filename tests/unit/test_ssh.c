@@ -24,10 +24,10 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "guest-agent/sshkey.h"
-#include "host/agent_hello.h"
+#include "common/wire/openssh_key.h"
+#include "host/agent/agent_handshake.h"
 #include "host/cli/vmssh.h"
-#include "host/ssh_key.h"
+#include "host/ssh/ssh_key.h"
 #include "tests/unit/stand_in.h"
 
 #define SSHD "/usr/sbin/sshd"
@@ -49,12 +49,12 @@ shows(const char *key)
 
 /* n: the generation. */
 static int
-hello_at(const char *agent_socket, const char *id, uint8_t n, const char *key,
+handshake_at(const char *agent_socket, const char *id, uint8_t n, const char *key,
 	struct err *e)
 {
 	uint8_t generation[16], entropy[AGENT_ENTROPY_MAX];
 	struct agent_ack ack = {0};
-	struct agent_hello h = {
+	struct agent_handshake h = {
 		.id = id,
 		.name = "a",
 		.host_name = "a",
@@ -66,16 +66,16 @@ hello_at(const char *agent_socket, const char *id, uint8_t n, const char *key,
 
 	memset(generation, n, sizeof(generation));
 	memset(entropy, 0xa5, sizeof(entropy));
-	r = agent_hello(agent_socket, &h, 20000, NULL, NULL, &ack, e);
+	r = agent_handshake(agent_socket, &h, 20000, NULL, NULL, &ack, e);
 	if (r == 0)
 		strcpy(host_key, ack.host_key);
 	return r;
 }
 
 static int
-hello(const char *id, uint8_t n, const char *key, struct err *e)
+handshake(const char *id, uint8_t n, const char *key, struct err *e)
 {
-	return hello_at(stand_in_agent_socket, id, n, key, e);
+	return handshake_at(stand_in_agent_socket, id, n, key, e);
 }
 
 #define A "aaaaaaaaaaaa"
@@ -88,7 +88,7 @@ become(const char *id)
 {
 	struct err e = {0};
 
-	if (hello(id, ++generation, client_key, &e))
+	if (handshake(id, ++generation, client_key, &e))
 		fail_msg("%s", e.msg);
 }
 
@@ -238,11 +238,8 @@ a_hundred_megabytes_come_and_go_whole(void **state)
 	(void)state;
 	NEEDS_SSHD;
 	good("head -c 100000000 /dev/urandom >big");
-	good("a=$(\"$PANDO\" execute --ssh a -- cat \"$T/big\" | b2sum); b=$(b2sum "
-	     "<big); "
-	     "[ \"$a\" = \"$b\" ]");
-	good("a=$(\"$PANDO\" execute --ssh a -- b2sum <big); b=$(b2sum <big); "
-	     "[ \"$a\" = \"$b\" ]");
+	good("a=$(\"$PANDO\" execute --ssh a -- cat \"$T/big\" | b2sum); b=$(b2sum <big); [ \"$a\" = \"$b\" ]");
+	good("a=$(\"$PANDO\" execute --ssh a -- b2sum <big); b=$(b2sum <big); [ \"$a\" = \"$b\" ]");
 	good("cat big 2>/dev/null | \"$PANDO\" execute --ssh a -- true; rm big");
 }
 
@@ -301,8 +298,7 @@ a_reader_that_leaves_ends_the_command(void **state)
 	(void)state;
 	NEEDS_SSHD;
 	setenv("MARK", stand_in_mark, 1);
-	sh("{ \"$PANDO\" execute --ssh a -- sh -c \"echo one; exec yes $MARK\"; echo $? "
-	   ">st; } | head -1; cat st");
+	sh("{ \"$PANDO\" execute --ssh a -- sh -c \"echo one; exec yes $MARK\"; echo $? >st; } | head -1; cat st");
 	assert_string_equal(got.out, "one\n141\n");
 	usleep(200000);
 	assert_int_equal(stand_in_running("yes"), 0);
@@ -475,8 +471,8 @@ an_sshd_that_ends_at_once_is_said(void **state)
 static void *
 old_agent(void *arg)
 {
-	static const char no[] = "{\"ok\":false,\"error\":\"\\\"hello\\\" has no member "
-				 "\\\"ssh_key\\\"\",\"errno\":\"EINVAL\",\"code\":-22}\n";
+	static const char no[] =
+		"{\"ok\":false,\"error\":\"\\\"hello\\\" has no member \\\"ssh_key\\\"\",\"errno\":\"EINVAL\",\"code\":-22}\n";
 	static const char pong[] = "{\"ok\":true,\"version\":\"0\",\"uptime_ms\":1,"
 				   "\"boot_id\":\"x\"}\n";
 	static const char ok[] = "{\"ok\":true}\n";
@@ -523,7 +519,7 @@ agents_that_are_older_than_ssh_are_known_as_such(void **state)
 		io_unix_listen(vm.agent_socket, SOCK_STREAM, 8, &listener, &e), 0);
 	assert_int_equal(pthread_create(&thread, NULL, old_agent, &listener), 0);
 	/* Told without the key, and acknowledged. */
-	assert_int_equal(hello_at(vm.agent_socket, A, 0x77, client_key, &e), 0);
+	assert_int_equal(handshake_at(vm.agent_socket, A, 0x77, client_key, &e), 0);
 	assert_string_equal(host_key, NOBODYS);
 	assert_int_equal(vmssh_dial(&vm, &fd, &e), -ECONNREFUSED);
 	assert_non_null(strstr(e.msg, "older than SSH"));
@@ -547,8 +543,7 @@ a_machine_that_is_being_told_who_it_is_is_waited_for(void **state)
 
 	(void)state;
 	NEEDS_SSHD;
-	good("mkdir -p root/etc/pando/fork.d && cd root/etc/pando/fork.d && printf "
-	     "'#!/bin/sh\\nsleep 1.5\\n' >slow && chmod 755 slow");
+	good("mkdir -p root/etc/pando/fork.d && cd root/etc/pando/fork.d && printf '#!/bin/sh\\nsleep 1.5\\n' >slow && chmod 755 slow");
 	assert_int_equal(pthread_create(&thread, NULL, become_slowly, NULL), 0);
 	usleep(300000);
 	PANDO("execute", "--ssh", "a", "true");
@@ -560,7 +555,7 @@ a_machine_that_is_being_told_who_it_is_is_waited_for(void **state)
 }
 
 static void
-only_the_key_of_the_last_hello_comes_in(void **state)
+only_the_key_of_the_last_handshake_comes_in(void **state)
 {
 	struct err e = {0};
 
@@ -568,11 +563,11 @@ only_the_key_of_the_last_hello_comes_in(void **state)
 	NEEDS_SSHD;
 	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, 0);
-	assert_int_equal(hello(B, ++generation, NOBODYS, &e), 0);
+	assert_int_equal(handshake(B, ++generation, NOBODYS, &e), 0);
 	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 	assert_non_null(strstr(got.err, "does not let user \"root\" in"));
-	assert_int_equal(hello(B, ++generation, NULL, &e), 0);
+	assert_int_equal(handshake(B, ++generation, NULL, &e), 0);
 	PANDO("execute", "--ssh", "a", "true");
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 }
@@ -581,18 +576,16 @@ static void
 a_key_that_is_none_is_refused_by_the_agent(void **state)
 {
 	static const char *const bad[] = {"", "ssh-rsa AAAA", NOBODYS "x",
-		"ssh-ed25519 "
-		"AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\nssh"
+		"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\nssh"
 		"-rs",
-		"command=\"x\" "
-		"5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+		"command=\"x\" 5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 		"AAAAA"};
 	struct err e;
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		e = (struct err){0};
-		assert_int_equal(hello(B, ++generation, bad[i], &e), -EINVAL);
+		assert_int_equal(handshake(B, ++generation, bad[i], &e), -EINVAL);
 		assert_non_null(strstr(e.msg, "ssh_key"));
 	}
 }
@@ -602,17 +595,12 @@ trees_are_copied_as_without_ssh(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	good("mkdir -p from/sub to && head -c 3000000 /dev/urandom >from/big && ln -s "
-	     "big "
-	     "from/link && printf x >\"from/sub/a b'\" && chmod 751 from/sub && touch -d "
+	good("mkdir -p from/sub to && head -c 3000000 /dev/urandom >from/big && ln -s big from/link && printf x >\"from/sub/a b'\" && chmod 751 from/sub && touch -d "
 	     "2001-02-03 from/big");
-	good("\"$PANDO\" copy -q --ssh from \"a:$T/to\" && diff -r from to/from && [ "
-	     "$(readlink to/from/link) = big ] && [ $(stat -c %a to/from/sub) = 751 ] && "
-	     "[ from/big -ot to/from ] && [ ! from/big -nt to/from/big ] && [ ! from/big "
-	     "-ot to/from/big ]");
+	good("\"$PANDO\" copy -q --ssh from \"a:$T/to\" && diff -r from to/from && [ $(readlink to/from/link) = big ] && [ $(stat -c %a to/from/sub) = 751 ] && "
+	     "[ from/big -ot to/from ] && [ ! from/big -nt to/from/big ] && [ ! from/big -ot to/from/big ]");
 	good("\"$PANDO\" cp -q --ssh \"a:$T/from/.\" back && diff -r from back");
-	good("\"$PANDO\" copy --ssh --format json \"a:$T/from/big\" one | grep -q "
-	     "'\"files\":1,.*\"bytes\":3000000' && cmp one from/big");
+	good("\"$PANDO\" copy --ssh --format json \"a:$T/from/big\" one | grep -q '\"files\":1,.*\"bytes\":3000000' && cmp one from/big");
 	sh("\"$PANDO\" copy --ssh from \"a:$T/no/such/place\"");
 	assert_int_equal(got.status, EXIT_NOT_FOUND);
 	assert_non_null(strstr(got.err, "no/such"));
@@ -633,16 +621,13 @@ stock_openssh_goes_in_without_a_warning(void **state)
 	NEEDS_SSHD;
 	good("\"$PANDO\" ssh-config >c && ssh -F c a.pando 'echo $((6 * 7))'");
 	assert_string_equal(got.out, "42\n");
-	good("printf data >f && scp -qF c f a.pando:\"$T\"/g && scp -qF c "
-	     "a.pando:\"$T\"/g h "
-	     "&& cmp f h");
+	good("printf data >f && scp -qF c f a.pando:\"$T\"/g && scp -qF c a.pando:\"$T\"/g h && cmp f h");
 	good("scp -qOF c f a.pando:\"$T\"/g2 && cmp f g2");
 	good("echo \"get $T/g i\" | sftp -qb - -F c a.pando >/dev/null && cmp f i");
 	good("head -c 20000000 /dev/zero | ssh -F c a.pando 'cat | wc -c'");
 	assert_string_equal(got.out, "20000000\n");
 	/* Clients that want no descriptor have the bytes spliced. */
-	good("ssh -F c -o ProxyUseFdpass=no a.pando 'head -c 20000000 /dev/zero' | wc "
-	     "-c");
+	good("ssh -F c -o ProxyUseFdpass=no a.pando 'head -c 20000000 /dev/zero' | wc -c");
 	assert_string_equal(got.out, "20000000\n");
 	sh("ssh -F c a.pando 'exit 9'");
 	assert_int_equal(got.status, 9);
@@ -658,18 +643,13 @@ rsync_and_git_go_in(void **state)
 	NEEDS_SSHD;
 	good("\"$PANDO\" ssh-config >c");
 	if (access("/usr/bin/rsync", X_OK) == 0) {
-		good("mkdir -p tree/x && echo 1 >tree/x/y && rsync -a -e 'ssh -F c' "
-		     "tree/ "
-		     "a.pando:\"$T\"/copy/ && diff -r tree copy");
-		good("rsync -a -e 'ssh -F c' a.pando:\"$T\"/copy/ again/ && diff -r tree "
-		     "again");
+		good("mkdir -p tree/x && echo 1 >tree/x/y && rsync -a -e 'ssh -F c' tree/ a.pando:\"$T\"/copy/ && diff -r tree copy");
+		good("rsync -a -e 'ssh -F c' a.pando:\"$T\"/copy/ again/ && diff -r tree again");
 	} else {
 		print_message("no rsync here: left out\n");
 	}
-	good("git init -q repo && cd repo && echo hi >file && git add file && git -c "
-	     "user.name=n -c user.email=e@x commit -qm one && cd .. && GIT_SSH_COMMAND="
-	     "'ssh -F c' git clone -q ssh://a.pando\"$T\"/repo cloned && cmp repo/file "
-	     "cloned/file");
+	good("git init -q repo && cd repo && echo hi >file && git add file && git -c user.name=n -c user.email=e@x commit -qm one && cd .. && GIT_SSH_COMMAND="
+	     "'ssh -F c' git clone -q ssh://a.pando\"$T\"/repo cloned && cmp repo/file cloned/file");
 }
 
 static void
@@ -677,13 +657,11 @@ stock_openssh_refuses_the_key_of_before(void **state)
 {
 	(void)state;
 	NEEDS_SSHD;
-	good("\"$PANDO\" ssh-config >c && \"$PANDO\" ssh-proxy --known-host a.pando "
-	     "a.pando >old && ssh -F c a.pando true");
+	good("\"$PANDO\" ssh-config >c && \"$PANDO\" ssh-proxy --known-host a.pando a.pando >old && ssh -F c a.pando true");
 	/* A branch: pandod has heard its key, and that one goes in. */
 	become(B);
 	good("ssh -F c a.pando true");
-	sh("ssh -F c -o KnownHostsCommand=none -o UserKnownHostsFile=$T/old a.pando "
-	   "true");
+	sh("ssh -F c -o KnownHostsCommand=none -o UserKnownHostsFile=$T/old a.pando true");
 	assert_int_equal(got.status, 255);
 	assert_non_null(strstr(got.err, "Host key verification failed"));
 	/* And a name whose VM has another key than pandod knows. */
@@ -696,8 +674,7 @@ static void
 the_proxy_starts_nothing_and_names_what_is_wrong(void **state)
 {
 	(void)state;
-	sh("mkdir -p empty; \"$PANDO\" ssh-proxy --home \"$T/empty\" a; r=$?; ls empty; "
-	   "exit $r");
+	sh("mkdir -p empty; \"$PANDO\" ssh-proxy --home \"$T/empty\" a; r=$?; ls empty; exit $r");
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");
 	assert_non_null(strstr(got.err, "pandod"));
@@ -725,8 +702,7 @@ the_proxy_ends_when_its_input_does(void **state)
 	assert_int_equal(got.status, 0);
 	assert_memory_equal(got.out, "SSH-2.0-", 8);
 	/* And when the server does: no client says this. */
-	sh("mkfifo in && exec 3<>in && echo nonsense >&3 && timeout 20 \"$PANDO\" "
-	   "ssh-proxy a <in >/dev/null");
+	sh("mkfifo in && exec 3<>in && echo nonsense >&3 && timeout 20 \"$PANDO\" ssh-proxy a <in >/dev/null");
 	assert_int_equal(got.status, 0);
 }
 
@@ -736,19 +712,15 @@ installing_is_one_line_above_all_and_only_once(void **state)
 	char want[128];
 
 	(void)state;
-	sh("printf 'Host x\\n\\tUser me\\n' >real && chmod 640 real && ln -s real cfg && "
-	   "\"$PANDO\" ssh-config --install --file \"$T/cfg\" && \"$PANDO\" ssh-config "
-	   "--install --file \"$T/cfg\" && head -1 cfg && wc -l <cfg && stat -c %a real "
-	   "&& "
-	   "readlink cfg && cmp ssh/config - <<E\n$(\"$PANDO\" ssh-config)\nE");
+	sh("printf 'Host x\\n\\tUser me\\n' >real && chmod 640 real && ln -s real cfg && \"$PANDO\" ssh-config --install --file \"$T/cfg\" && \"$PANDO\" ssh-config "
+	   "--install --file \"$T/cfg\" && head -1 cfg && wc -l <cfg && stat -c %a real && readlink cfg && cmp ssh/config - <<E\n$(\"$PANDO\" ssh-config)\nE");
 	assert_int_equal(got.status, 0);
 	snprintf(want, sizeof(want), "Include \"%s/ssh/config\"\n4\n640\nreal\n",
 		stand_in_home);
 	assert_non_null(strstr(got.out, want));
 	assert_non_null(strstr(got.err, "now"));
 	assert_non_null(strstr(got.err, "already"));
-	sh("\"$PANDO\" ssh-config --install --file \"$T/new/cfg\" && stat -c %a new "
-	   "new/cfg");
+	sh("\"$PANDO\" ssh-config --install --file \"$T/new/cfg\" && stat -c %a new new/cfg");
 	assert_string_equal(got.out, "700\n600\n");
 	sh("mkdir \"q'x\"; PANDO_HOME=\"$T/q'x\" \"$PANDO\" ssh-config");
 	assert_int_equal(got.status, EXIT_USAGE);
@@ -756,9 +728,7 @@ installing_is_one_line_above_all_and_only_once(void **state)
 	PANDO("ssh-config", "--file", "x");
 	assert_int_equal(got.status, EXIT_USAGE);
 	/* Spaces and % in a path. */
-	sh("mkdir 'a %h b' && PANDO_HOME=\"$T/a %h b\" \"$PANDO\" ssh-config >d && ssh "
-	   "-F d "
-	   "-G x.pando | grep -i '^identityfile'");
+	sh("mkdir 'a %h b' && PANDO_HOME=\"$T/a %h b\" \"$PANDO\" ssh-config >d && ssh -F d -G x.pando | grep -i '^identityfile'");
 	assert_non_null(strstr(got.out, "/a %%h b/ssh/id_ed25519"));
 }
 
@@ -804,38 +774,37 @@ the_key_of_a_home_is_made_once_and_only_its_owners(void **state)
 static void
 private_keys_are_read_or_refused(void **state)
 {
-	static const uint8_t seed[SSHKEY_SEED_LEN] = {7}, check[4] = {1, 2, 3, 4};
-	char public[SSHKEY_PUBLIC_MAX], cut[SSHKEY_PRIVATE_MAX];
-	struct sshkey key;
+	static const uint8_t seed[OPENSSH_KEY_SEED_LEN] = {7}, check[4] = {1, 2, 3, 4};
+	char public[OPENSSH_KEY_PUBLIC_MAX], cut[OPENSSH_KEY_PRIVATE_MAX];
+	struct openssh_key key;
 	struct err e = {0};
 
 	(void)state;
-	assert_int_equal(sshkey_make(seed, check, "c", &key, &e), 0);
-	assert_int_equal(sshkey_public(key.private, public, &e), 0);
+	assert_int_equal(openssh_key_make(seed, check, "c", &key, &e), 0);
+	assert_int_equal(openssh_key_public(key.private, public, &e), 0);
 	assert_string_equal(public, key.public);
 	/* Cut anywhere it is none, and nothing behind the end is looked at. */
 	for (size_t n = 0; n < strlen(key.private); n++) {
 		strcpy(cut, key.private);
 		cut[n] = '\0';
-		(void)sshkey_public(cut, public, NULL);
+		(void)openssh_key_public(cut, public, NULL);
 		if (n < 200)
-			assert_int_equal(sshkey_public(cut, public, NULL), -EINVAL);
+			assert_int_equal(openssh_key_public(cut, public, NULL), -EINVAL);
 	}
-	assert_int_equal(sshkey_public("", public, &e), -EINVAL);
+	assert_int_equal(openssh_key_public("", public, &e), -EINVAL);
 	if (access("/usr/bin/ssh-keygen", X_OK) == 0) {
 		cleanup_free char *text = NULL;
 		char path[128];
 
-		good("rm -f enc rsa; ssh-keygen -qt ed25519 -N secret -f enc; ssh-keygen "
-		     "-qt ecdsa -N '' -f rsa");
+		good("rm -f enc rsa; ssh-keygen -qt ed25519 -N secret -f enc; ssh-keygen -qt ecdsa -N '' -f rsa");
 		snprintf(path, sizeof(path), "%s/enc", stand_in_home);
 		assert_int_equal(io_read_file(path, 8192, &text, NULL, NULL), 0);
-		assert_int_equal(sshkey_public(text, public, &e), -EINVAL);
+		assert_int_equal(openssh_key_public(text, public, &e), -EINVAL);
 		free(text);
 		text = NULL;
 		snprintf(path, sizeof(path), "%s/rsa", stand_in_home);
 		assert_int_equal(io_read_file(path, 8192, &text, NULL, NULL), 0);
-		assert_int_equal(sshkey_public(text, public, &e), -EINVAL);
+		assert_int_equal(openssh_key_public(text, public, &e), -EINVAL);
 	}
 }
 
@@ -860,7 +829,7 @@ main(void)
 		T(an_sshd_that_ends_at_once_is_said),
 		T(agents_that_are_older_than_ssh_are_known_as_such),
 		T(a_machine_that_is_being_told_who_it_is_is_waited_for),
-		T(only_the_key_of_the_last_hello_comes_in),
+		T(only_the_key_of_the_last_handshake_comes_in),
 		T(a_key_that_is_none_is_refused_by_the_agent),
 		T(trees_are_copied_as_without_ssh),
 		T(stock_openssh_goes_in_without_a_warning),

@@ -1,11 +1,11 @@
-/* The commit store as its users see it: host/store.h. */
+/* The commit store as its users see it: host/store/store.h. */
 #include "tests/unit/store_help.h"
 
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/stat.h>
 
-#include "host/store_priv.h"
+#include "host/store/store_priv.h"
 
 #define MANY 5000u /* pages: three levels */
 
@@ -38,8 +38,7 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	struct store_fields f = {.created_ms = 77,
 		.message = "warm, \"quoted\"\nand \xc3\xa9",
 		.labels = "{ \"b\":\"2\", \"a\":\"1\" }",
-		.config = "{\"z\":[1, "
-			  "-2,null,true],\"a\":{\"y\":\"\\u00e9\",\"x\":"
+		.config = "{\"z\":[1, -2,null,true],\"a\":{\"y\":\"\\u00e9\",\"x\":"
 			  "18446744073709551615}}",
 		.cpu = "{}"};
 	char id[STORE_ID_MAX], command[512];

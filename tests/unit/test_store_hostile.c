@@ -5,7 +5,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
-#include "host/store_priv.h"
+#include "host/store/store_priv.h"
 
 #define N 2000u
 

@@ -414,9 +414,7 @@ equal_scores_go_to_the_first_in_the_spec_whoever_is_faster(void **state)
 		assert_int_equal(go(t), 0);
 		assert_string_equal(t->sum.winner, "slow");
 		assert_string_equal(t->sum.reason,
-			"highest score (7), which 2 children share; of these it stands "
-			"first in the "
-			"spec, before quick");
+			"highest score (7), which 2 children share; of these it stands first in the spec, before quick");
 		assert_int_equal(count_alive(&t->fake), 0);
 		end(t);
 	}
@@ -500,9 +498,8 @@ run_whose_scorers_print_no_number_fails(void **state)
 
 	(void)state;
 	assert_int_equal(err_exit_code(go(t)), EXIT_FAILED);
-	assert_string_equal(t->e.msg, "no winner: none of the children has a score; the "
-				      "first, \"a\": the score command's "
-				      "last line must be a number, not \"done\"");
+	assert_string_equal(t->e.msg,
+		"no winner: none of the children has a score; the first, \"a\": the score command's last line must be a number, not \"done\"");
 	assert_null(t->sum.winner);
 	assert_int_equal(count_alive(&t->fake), 0);
 	assert_int_equal(record_events(t, "end", NULL, 0), 1);
@@ -607,8 +604,7 @@ set_up_that_fails_ends_the_run_before_any_branch(void **state)
 	t->fake.setup_status = 127;
 	assert_int_equal(err_exit_code(go(t)), EXIT_FAILED);
 	assert_string_equal(t->e.msg,
-		"the set-up command failed: exit status 127; its errors end "
-		"with: cc: not found");
+		"the set-up command failed: exit status 127; its errors end with: cc: not found");
 	assert_int_equal(t->fake.branch_calls, 0);
 	assert_int_equal(count_alive(&t->fake), 0);
 	end(t);

@@ -66,15 +66,13 @@ full_spec_is_read(void **state)
 		"[rootfs]\nname = \"r\"\n[kernel]\nname = \"k\"\n"
 		"[setup]\ncommand = \"a | b\"\ntime_limit_s = 1.5\n"
 		"files = [{ from = \"/abs\", to = \"/root/g\" }]\n"
-		"[work]\ncommand = [\"w\", \"{index}\"]\ncwd = \"/root\"\nuser = "
-		"\"joe\"\n"
+		"[work]\ncommand = [\"w\", \"{index}\"]\ncwd = \"/root\"\nuser = \"joe\"\n"
 		"env = { A = \"1\", B = \"2\" }\n"
 		"[score]\ncommand = [\"s\"]\nfailed_work = true\n"
 		"[[child]]\nname = \"x\"\nenv = { B = \"3\", C = \"4\" }\n"
 		"files = [{ from = \"h\", to = \"/root/h\" }]\n"
 		"[[child]]\nname = \"y{index}\"\ncount = 2\nenv = { I = \"{index}\" }\n"
-		"[[child]]\nname = \"z\"\ncount = 2\ncommand = \"echo {index} "
-		"${index}\"\n");
+		"[[child]]\nname = \"z\"\ncount = 2\ncommand = \"echo {index} ${index}\"\n");
 	const struct swarm_step *w;
 
 	(void)state;
@@ -113,11 +111,8 @@ wrong_specs_are_refused_with_place_and_key(void **state)
 {
 	(void)state;
 	refused("form = \"a\"\n" SCORE CHILD,
-		"dir/s.toml:1:8: unknown key \"form\" in the spec; it knows name, from, "
-		"machine, "
-		"rootfs, kernel, setup, files, work, score, child, collect, "
-		"collect_from, output, "
-		"keep_winner, parallel");
+		"dir/s.toml:1:8: unknown key \"form\" in the spec; it knows name, from, machine, rootfs, kernel, setup, files, work, score, child, collect, "
+		"collect_from, output, keep_winner, parallel");
 	refused("from = 3\n" SCORE CHILD,
 		"dir/s.toml:1:8: \"from\" must be a string, not an integer");
 	refused("from = \"a\"\nparallel = 0\n" SCORE CHILD,
@@ -125,43 +120,30 @@ wrong_specs_are_refused_with_place_and_key(void **state)
 	refused("from = \"a\"\nkeep_winner = 1\n" SCORE CHILD,
 		"dir/s.toml:2:15: \"keep_winner\" must be true or false, not an integer");
 	refused("from = \"a\"\n[score]\ncommand = [\"s\"]\ntime_limit_s = -1\n" CHILD,
-		"dir/s.toml:4:16: \"time_limit_s\" must be above 0 and at most 604800 (a "
-		"week)");
+		"dir/s.toml:4:16: \"time_limit_s\" must be above 0 and at most 604800 (a week)");
 	refused("from = \"a\"\n[score]\ncommand = [\"s\", 3]\n" CHILD,
-		"dir/s.toml:3:17: word 2 of \"command\" must be a string, not an "
-		"integer");
+		"dir/s.toml:3:17: word 2 of \"command\" must be a string, not an integer");
 	refused("from = \"a\"\n" SCORE "[[child]]\ncommand = []\n",
 		"dir/s.toml:5:11: \"command\" must have 1 to 256 words");
 	refused("from = \"a\"\n" SCORE "[[child]]\ncommand = [\"x\"]\nenv = { A = 1 }\n",
-		"dir/s.toml:6:13: variable \"A\" must be a string, not an integer; put "
-		"it in quotes");
+		"dir/s.toml:6:13: variable \"A\" must be a string, not an integer; put it in quotes");
 	refused("from = \"a\"\n" SCORE
 		"[[child]]\ncommand = [\"x\"]\nenv = { 1A = \"1\" }\n",
-		"dir/s.toml:6:14: \"1A\" is no name for a variable (letters, digits and "
-		"_, no digit "
-		"first)");
+		"dir/s.toml:6:14: \"1A\" is no name for a variable (letters, digits and _, no digit first)");
 	refused("from = \"a\"\ncollect = [\"a\"]\n" SCORE CHILD,
-		"dir/s.toml:2:12: \"collect\" must be an absolute path to something in "
-		"the guest, not "
-		"\"a\"");
+		"dir/s.toml:2:12: \"collect\" must be an absolute path to something in the guest, not \"a\"");
 	refused("from = \"a\"\ncollect = [\"/x/a\", \"/y/a/\"]\n" SCORE CHILD,
-		"dir/s.toml:2:20: \"/x/a\" and \"/y/a/\" would be collected under the "
-		"same name; "
-		"collect their folders");
+		"dir/s.toml:2:20: \"/x/a\" and \"/y/a/\" would be collected under the same name; collect their folders");
 	refused("from = \"a\"\ncollect = [\"/x/..\"]\n" SCORE CHILD,
-		"dir/s.toml:2:12: \"collect\" must be an absolute path to something in "
-		"the guest, not "
-		"\"/x/..\"");
+		"dir/s.toml:2:12: \"collect\" must be an absolute path to something in the guest, not \"/x/..\"");
 	refused("from = \"a\"\ncollect_from = \"some\"\n" SCORE CHILD,
 		"dir/s.toml:2:16: \"collect_from\" must be \"winner\" or \"all\"");
 	refused("from = \"a\"\nfiles = [{ from = \"a\" }]\n" SCORE CHILD,
 		"dir/s.toml:2:10: an entry of \"files\" needs \"to\"");
 	refused("from = \"a\"\n" SCORE "[[child]]\nname = \"a b\"\ncommand = [\"x\"]\n",
-		"dir/s.toml:5:8: child name \"a b\": use letters, digits, . _ -, at most "
-		"63, a letter "
-		"or digit first");
-	refused("from = \"a\"\n[score\n", "dir/s.toml:2:7: expected ']' at the end of a "
-					  "table's header, found the end of the line");
+		"dir/s.toml:5:8: child name \"a b\": use letters, digits, . _ -, at most 63, a letter or digit first");
+	refused("from = \"a\"\n[score\n",
+		"dir/s.toml:2:7: expected ']' at the end of a table's header, found the end of the line");
 }
 
 /* Sentences about a whole table name it; where it stands is the parser's affair. */
@@ -211,8 +193,7 @@ file_that_is_not_there_is_named_before_anything_starts(void **state)
 	(void)state;
 	assert_int_equal(swarm_spec_check_files(s, &e), -ENOENT);
 	assert_string_equal(e.msg,
-		"file to put into the guest: /nonexistent/f: No such file or "
-		"directory");
+		"file to put into the guest: /nonexistent/f: No such file or directory");
 	swarm_spec_free(s);
 }
 

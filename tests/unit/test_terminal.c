@@ -1,4 +1,4 @@
-/* What host/terminal.h does with bytes: our keys among what is typed, modes in what is
+/* What host/agent/terminal.h does with bytes: our keys among what is typed, modes in what is
  * shown. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "host/terminal.h"
+#include "host/agent/terminal.h"
 
 /* Types it in pieces of that size; what is passed on, with <L>, <?> and <Z> for keys. */
 static const char *

@@ -192,8 +192,7 @@ wrong_numbers_are_refused(void **state)
 		assert_non_null(strstr(bad(text), "line 1, column "));
 	}
 	assert_string_equal(bad("n = 9223372036854775808"),
-		"line 1, column 5: 9223372036854775808 "
-		"does not fit in 64 bits with a sign");
+		"line 1, column 5: 9223372036854775808 does not fit in 64 bits with a sign");
 }
 
 static void
@@ -226,8 +225,7 @@ dates_and_times(void **state)
 	cleanup_toml struct toml *t = good(
 		"a = 1979-05-27T07:32:00Z\nb = 1979-05-27T00:32:00.999999999123-07:30\n"
 		"c = 1979-05-27 07:32:00z\nd = 1979-05-27T07:32:00.5\ne = 1979-05-27\n"
-		"f = 07:32:00\ng = 00:32:00.25\nh = 2000-02-29 # a leap year\ni = "
-		"1990-12-31t23:59:60Z\n"
+		"f = 07:32:00\ng = 00:32:00.25\nh = 2000-02-29 # a leap year\ni = 1990-12-31t23:59:60Z\n"
 		"j = 1979-05-27T07:32:00+14:00\n");
 	struct toml_datetime d;
 
@@ -542,8 +540,7 @@ a_table_of_many_members_is_found_by_key(void **state)
 	assert_null(toml_get(t, "key20000"));
 	p += sprintf(p, "key777 = 1\n");
 	assert_non_null(strstr(bad_n(text, (size_t)(p - text)),
-		"line 20001, column 1: key777 is given "
-		"twice, the first time on line 778"));
+		"line 20001, column 1: key777 is given twice, the first time on line 778"));
 	free(text);
 }
 

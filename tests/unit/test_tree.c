@@ -1,7 +1,7 @@
 /*
  * pandod's tree against processes that speak the VMMs' protocol and misbehave on demand
  * (fake_vmm.h). Everything else is real: the database, the sockets, the processes. The
- * agent's side is one byte on agent.sock: the two functions of host/agent_client.h that
+ * agent's side is one byte on agent.sock: the two functions of host/agent/agent_client.h that
  * the tree calls are here.
  */
 #include <errno.h>
@@ -30,10 +30,10 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "common/log.h"
-#include "host/agent_client.h"
-#include "host/agent_hello.h"
-#include "host/agent_report.h"
-#include "host/tree.h"
+#include "host/agent/agent_client.h"
+#include "host/agent/agent_handshake.h"
+#include "host/agent/agent_report.h"
+#include "host/vm/tree.h"
 #include "tests/unit/fake_vmm.h"
 
 static char home[64];
@@ -83,14 +83,14 @@ agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), voi
 	return err_set(e, -ETIMEDOUT, "nobody answers");
 }
 
-/* What the guests of these tests do with a hello: all of them take it, but those of a
- * name in hello_refused; hello_count counts. */
-static char hello_refused[32], last_env[256], last_kind[16], last_host_name[64];
-static unsigned hello_count;
-static pthread_mutex_t hello_lock = PTHREAD_MUTEX_INITIALIZER;
+/* What the guests of these tests do with an identity handshake: all of them take it, but those of a
+ * name in handshake_refused; handshake_count counts. */
+static char handshake_refused[32], last_env[256], last_kind[16], last_host_name[64];
+static unsigned handshake_count;
+static pthread_mutex_t handshake_lock = PTHREAD_MUTEX_INITIALIZER;
 
 int
-agent_hello(const char *path, const struct agent_hello *h, int timeout_ms,
+agent_handshake(const char *path, const struct agent_handshake *h, int timeout_ms,
 	int (*cancel)(void *ctx), void *ctx, struct agent_ack *ret, struct err *e)
 {
 	int r = agent_ping(path, 100, NULL, e);
@@ -100,8 +100,8 @@ agent_hello(const char *path, const struct agent_hello *h, int timeout_ms,
 		r = cancel(ctx);
 	if (r < 0)
 		return r;
-	pthread_mutex_lock(&hello_lock);
-	hello_count++;
+	pthread_mutex_lock(&handshake_lock);
+	handshake_count++;
 	snprintf(last_kind, sizeof(last_kind), "%s", h->parent ? "parent" : "new");
 	snprintf(last_host_name, sizeof(last_host_name), "%s", h->host_name);
 	if (!h->parent) {
@@ -110,8 +110,8 @@ agent_hello(const char *path, const struct agent_hello *h, int timeout_ms,
 			snprintf(last_env + strlen(last_env),
 				sizeof(last_env) - strlen(last_env), "%s;", h->env->v[i]);
 	}
-	pthread_mutex_unlock(&hello_lock);
-	if (hello_refused[0] && strcmp(h->name, hello_refused) == 0)
+	pthread_mutex_unlock(&handshake_lock);
+	if (handshake_refused[0] && strcmp(h->name, handshake_refused) == 0)
 		return err_set(e, -ENOSPC, "in the guest: environment: disk full");
 	*ret = (struct agent_ack){.total_us = 7, .n_steps = 1};
 	strcpy(ret->steps[0].name, "random");
@@ -604,9 +604,9 @@ a_vm_is_told_who_it_is_before_create_returns(void **state)
 {
 	char generation[64], key[128];
 	(void)state;
-	hello_count = 0;
+	handshake_count = 0;
 	assert_int_equal(create("front_end", "agent", true), 0);
-	assert_int_equal(hello_count, 1);
+	assert_int_equal(handshake_count, 1);
 	assert_string_equal(last_kind, "new");
 	assert_string_equal(last_host_name, "front-end");
 	snprintf(key, sizeof(key), "%s", text("host_key"));
@@ -614,7 +614,7 @@ a_vm_is_told_who_it_is_before_create_returns(void **state)
 	snprintf(generation, sizeof(generation), "%s", text("generation"));
 	/* A branch has a key of its own; the parent another generation, and is told. */
 	assert_int_equal(branch("front_end", "b", 1, true), 0);
-	assert_int_equal(hello_count, 3);
+	assert_int_equal(handshake_count, 3);
 	assert_int_equal(info("b"), 0);
 	assert_string_not_equal(text("host_key"), key);
 	assert_int_equal(info("front_end"), 0);
@@ -625,22 +625,22 @@ a_vm_is_told_who_it_is_before_create_returns(void **state)
 	stop();
 	start();
 	poll(NULL, 0, 100);
-	assert_int_equal(hello_count, 3);
+	assert_int_equal(handshake_count, 3);
 	assert_int_equal(info("front_end"), 0);
 	assert_string_equal(text("host_key"), key);
 }
 
 static void
-a_parent_nobody_waited_for_is_told_by_the_tender(void **state)
+a_parent_nobody_waited_for_is_told_by_the_health_monitor(void **state)
 {
 	(void)state;
 	assert_int_equal(create("a", "agent", true), 0);
-	hello_count = 0;
+	handshake_count = 0;
 	assert_int_equal(branch("a", "b", 1, false), 0);
-	for (int i = 0; i < 500 && hello_count < 2; i++)
+	for (int i = 0; i < 500 && handshake_count < 2; i++)
 		poll(NULL, 0, 10);
 	wait_state("b", "running");
-	assert_int_equal(hello_count, 2);
+	assert_int_equal(handshake_count, 2);
 }
 
 static void
@@ -648,7 +648,7 @@ a_branch_that_does_not_become_itself_is_no_branch(void **state)
 {
 	(void)state;
 	assert_int_equal(create("a", "agent", true), 0);
-	strcpy(hello_refused, "b-1");
+	strcpy(handshake_refused, "b-1");
 	assert_int_equal(branch("a", "b", 3, true), -ENOSPC);
 	assert_non_null(strstr(why.msg, "environment: disk full"));
 	assert_non_null(strstr(why.msg, "b-1"));
@@ -658,12 +658,12 @@ a_branch_that_does_not_become_itself_is_no_branch(void **state)
 	wait_state("b-1", "failed");
 	assert_non_null(strstr(text("reason"), "environment: disk full"));
 	/* One that boots stays, to be looked at. */
-	strcpy(hello_refused, "c");
+	strcpy(handshake_refused, "c");
 	assert_int_equal(create("c", "agent", true), -ENOSPC);
 	assert_int_equal(info("c"), 0);
 	assert_string_equal(text("state"), "failed");
 	assert_non_null(strstr(text("reason"), "environment: disk full"));
-	hello_refused[0] = '\0';
+	handshake_refused[0] = '\0';
 }
 
 static void
@@ -982,17 +982,12 @@ how_a_vm_ended_is_told_in_a_sentence(void **state)
 	} cases[] = {
 		{'P', "stopped", "the guest powered off"},
 		{'R', "failed",
-			"the guest reset itself (a reboot, or a panic): reset \\x1b[31m "
-			"register"},
+			"the guest reset itself (a reboot, or a panic): reset \\x1b[31m register"},
 		{'X', "failed", "the VMM exited with status 9; its vmm.log may say why"},
 		{'G', "failed",
-			"ended by pandod: its VMM broke the control protocol: the VMM "
-			"sent a message of "
-			"unknown type 99"},
+			"ended by pandod: its VMM broke the control protocol: the VMM sent a message of unknown type 99"},
 		{'F', "failed",
-			"ended by pandod: its VMM broke the control protocol: the VMM "
-			"floods its control "
-			"socket"},
+			"ended by pandod: its VMM broke the control protocol: the VMM floods its control socket"},
 		{'C', "failed", "ended by pandod: its VMM closed the control socket"},
 	};
 
@@ -1610,27 +1605,27 @@ static void
 what_a_vm_takes_of_the_host_is_told(void **state)
 {
 	uint64_t bytes = 0;
-	int costs;
+	int usage;
 
 	(void)state;
 	assert_int_equal(create("a", "agent", true), 0);
 	assert_int_equal(info("a"), 0);
-	costs = json_get(parsed, 0, "costs");
-	assert_true(costs >= 0);
+	usage = json_get(parsed, 0, "costs");
+	assert_true(usage >= 0);
 	assert_int_equal(
-		json_u64(parsed, json_get(parsed, costs, "memory_unique_bytes"), &bytes),
+		json_u64(parsed, json_get(parsed, usage, "memory_unique_bytes"), &bytes),
 		0);
 	assert_in_range(bytes, 4096, 1u << 30);
 	assert_int_equal(
-		json_u64(parsed, json_get(parsed, costs, "disk_own_bytes"), &bytes), 0);
+		json_u64(parsed, json_get(parsed, usage, "disk_own_bytes"), &bytes), 0);
 	assert_in_range(bytes, 512, 1u << 20); /* the index's one record */
 	/* What was written before a branch belongs to both, and to neither alone. */
 	assert_int_equal(branch("a", "b", 1, true), 0);
 	assert_int_equal(stop_vm("a", true, 0), 0);
 	assert_int_equal(info("a"), 0);
-	costs = json_get(parsed, 0, "costs");
+	usage = json_get(parsed, 0, "costs");
 	assert_int_equal(
-		json_type(parsed, json_get(parsed, costs, "memory_unique_bytes")),
+		json_type(parsed, json_get(parsed, usage, "memory_unique_bytes")),
 		JSON_NULL);
 }
 
@@ -1733,10 +1728,10 @@ a_beginning_of_two_ids_is_refused_with_both(void **state)
 	snprintf(prefix, sizeof(prefix), "%.6s", id);
 	snprintf(twin, sizeof(twin), "%s%s", prefix, "fafafa");
 	stop();
-	database("CREATE TEMP TABLE t AS SELECT * FROM vms;"
-		 "UPDATE t SET seq = seq + 1, id = substr(id, 1, 6) || 'fafafa', "
-		 "alias = 'twin', state = 'stopped', pid = 0, pid_start = 0;"
-		 "INSERT INTO vms SELECT * FROM t;");
+	database(
+		"CREATE TEMP TABLE t AS SELECT * FROM vms;"
+		"UPDATE t SET seq = seq + 1, id = substr(id, 1, 6) || 'fafafa', alias = 'twin', state = 'stopped', pid = 0, pid_start = 0;"
+		"INSERT INTO vms SELECT * FROM t;");
 	start();
 	assert_int_equal(info(prefix), -EINVAL);
 	assert_non_null(strstr(why.msg, id));
@@ -1820,7 +1815,7 @@ main(int argc, char **argv)
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		T(a_vm_that_cannot_start_leaves_nothing),
 		T(a_vm_is_told_who_it_is_before_create_returns),
-		T(a_parent_nobody_waited_for_is_told_by_the_tender),
+		T(a_parent_nobody_waited_for_is_told_by_the_health_monitor),
 		T(a_branch_that_does_not_become_itself_is_no_branch),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
 		T(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),

@@ -26,7 +26,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "host/agent_client.h"
+#include "host/agent/agent_client.h"
 #include "host/cli/tunnel.h"
 #include "tests/unit/stand_in.h"
 
@@ -770,7 +770,7 @@ what_the_protocol_does_not_have_ends_that_connection_only(void **state)
 		/* over before the client has said all */
 		LIE("\x28\0\0\0\0\0\0\0\x41\0\0\0\x28\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
 		    "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
-		LIE("\x26\0\0\0\1\0\0\0a"),		       /* a step of a hello */
+		LIE("\x26\0\0\0\1\0\0\0a"), /* a step of an identity handshake */
 		LIE("\x42\0\0\0\x0a\0\0\0\0\0\0\0\0\0\0\0no"), /* an error of 0 */
 	};
 	struct agent a = {.listener = stand_in_fake_agent()};

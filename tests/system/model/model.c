@@ -288,8 +288,7 @@ main(int argc, char **argv)
 	uint64_t seed;
 
 	if (argc < 6) {
-		fputs("model <home> <kernel> <rootfs> <first seed> <sequences> "
-		      "[loud]\n",
+		fputs("model <home> <kernel> <rootfs> <first seed> <sequences> [loud]\n",
 			stderr);
 		return 2;
 	}
@@ -305,8 +304,7 @@ main(int argc, char **argv)
 		sequence(seed + i);
 		if (i + 1 == n || io_now_ns() - began_ns > (last + 1) * 20000000000ull) {
 			last++;
-			printf("# %lu sequences, %lu steps, %lu forks, %lu commits, %lu "
-			       "refusals, %lu crashes in %llu s\n",
+			printf("# %lu sequences, %lu steps, %lu forks, %lu commits, %lu refusals, %lu crashes in %llu s\n",
 				i + 1, m.steps, m.forks, m.commits_made, m.refusals,
 				m.crashes,
 				(unsigned long long)((io_now_ns() - began_ns) /

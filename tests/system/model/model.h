@@ -11,14 +11,14 @@
  * One thread but where an operation makes another for a while. A difference is told and
  * ends the program with status 1: differ().
  */
-#ifndef PANDO_TESTS_MODEL_H
-#define PANDO_TESTS_MODEL_H
+#ifndef PANDO_TESTS_SYSTEM_MODEL_MODEL_H
+#define PANDO_TESTS_SYSTEM_MODEL_MODEL_H
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "host/client.h"
+#include "host/client/client.h"
 
 #define VMS_MAX 64u
 #define COMMITS_MAX 64u

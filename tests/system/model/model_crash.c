@@ -517,7 +517,7 @@ race_commits(struct vm *v)
 			(!other[0] || strcmp(p->parent, other)))
 			differ("%.12s has the parent \"%.12s\"", p->id, p->parent);
 		memcpy(commit_by_id(p->id)->parent, p->parent, sizeof(old));
-		/* The second picture may be of the one or the other generation. */
+		/* The second frozen fork may be of the one or the other generation. */
 		commit_by_id(p->id)->past.unknown++;
 	}
 	if (client_get(m.client, v->id, &now, NULL, &e) < 0)

@@ -16,7 +16,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "vmm/console.h"
+#include "common/wire/console_ring.h"
 
 #define PATIENCE_NS 30000000000ull
 #define TAIL_BYTES 16384u
@@ -120,8 +120,7 @@ guest_sync(struct vm *v)
 			return;
 		}
 		if (io_now_ns() > until)
-			differ("%s has not seen %016llx after %u generations (%u "
-			       "unknown); it says: %s",
+			differ("%s has not seen %016llx after %u generations (%u unknown); it says: %s",
 				v->alias, (unsigned long long)v->generation, v->past.n,
 				v->past.unknown, line);
 		nap();
@@ -480,10 +479,7 @@ look_host(void)
 			index == segments && parts == 0)
 			return;
 		if (io_now_ns() > until)
-			differ("of %u VMs %u live, with %u segments; there are %u "
-			       "processes, "
-			       "%u sockets, %u folders, %u and %u files of segments, %u "
-			       "unfinished files",
+			differ("of %u VMs %u live, with %u segments; there are %u processes, %u sockets, %u folders, %u and %u files of segments, %u unfinished files",
 				vm_count(vm_is), living, segments, processes, sockets,
 				homes, data, index, parts);
 		nap();

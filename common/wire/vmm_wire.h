@@ -1,0 +1,304 @@
+/*
+ * pandod <-> pando-vmm: messages over a SOCK_SEQPACKET Unix socket, one message a packet,
+ * descriptors by SCM_RIGHTS in the order each message states.
+ *
+ * The VMM starts with the socket as descriptor 3 (VMM_CONTROL_FD), opens nothing, and
+ * waits for VMM_BOOT, VMM_RESTORE or VMM_PREPARE. A hostile guest may own the VMM: pandod
+ * checks every field of what comes back and believes nothing but the kernel (peer
+ * credentials) about who is talking.
+ *
+ * Little-endian, explicit padding, version in every header. An unknown type or version, a
+ * wrong length or a wrong number of descriptors closes the connection. A VMM whose
+ * control socket is closed goes on running: the next pandod adopts it (see VMM_LISTEN_FD
+ * below).
+ *
+ * Adoption: VMM_BOOT, VMM_FORK and VMM_RESTORE bring a *listening* SOCK_SEQPACKET socket
+ * bound to <vm folder>/control.sock. When its control connection is
+ * gone the VMM accepts the next one from it; peer uid must equal its own (SO_PEERCRED).
+ */
+#ifndef PANDO_COMMON_WIRE_VMM_WIRE_H
+#define PANDO_COMMON_WIRE_VMM_WIRE_H
+
+#include <stdint.h>
+
+#define VMM_CONTROL_FD 3
+#define VMM_WIRE_VERSION 1
+
+#define VMM_MEM_MIN_MIB 16
+#define VMM_MEM_MAX_MIB (1024 * 1024)
+#define VMM_VCPUS_MAX 8
+#define VMM_CMDLINE_MAX 2048
+#define VMM_NAME_MAX 64
+
+enum vmm_msg_type {
+	/* pandod -> VMM, 1.. */
+	VMM_BOOT = 1,
+	VMM_FORK = 2,
+	VMM_PAUSE = 3,	      /* header only; answered by VMM_DONE */
+	VMM_RESUME = 4,	      /* header only; VMM_DONE */
+	VMM_POWER_BUTTON = 5, /* header only; VMM_DONE */
+	VMM_STATS = 6,	      /* header only; VMM_STATS_ANSWER */
+	VMM_QUIT =
+		7, /* header only; the process flushes the disk and exits 0, no answer */
+	VMM_PREPARE =
+		8, /* first message only; VMM_DONE: the VMM is pre-warmed and ready */
+	VMM_RESTORE = 9, /* first message, or to a pre-warmed VMM; VMM_STARTED */
+	VMM_STATE = 10,	 /* to a frozen fork; VMM_STATE_ANSWER */
+	VMM_RESIZE = 11, /* VMM_DONE */
+
+	/* VMM -> pandod, 64.. */
+	VMM_DONE = 64,	  /* answers the request with the same seq */
+	VMM_STARTED = 65, /* unasked, seq 0: this VM's vCPUs run (or it is parked) */
+	VMM_FORKED = 66,  /* answers VMM_FORK, from the parent */
+	VMM_STATS_ANSWER = 67,
+	VMM_EXITING = 68, /* unasked, seq 0: last words */
+	VMM_STATE_ANSWER = 69,
+};
+
+struct vmm_hdr {
+	uint16_t version; /* VMM_WIRE_VERSION */
+	uint16_t type;
+	uint32_t len; /* of the whole message, header included */
+	uint64_t seq; /* chosen by pandod, repeated in the answer */
+};
+_Static_assert(sizeof(struct vmm_hdr) == 16, "wire format");
+
+/* Descriptors of VMM_BOOT, in this order. */
+enum vmm_boot_fd {
+	VMM_BOOT_FD_LISTEN, /* listening SOCK_SEQPACKET, for adoption */
+	VMM_BOOT_FD_KVM,    /* /dev/kvm, read-write */
+	VMM_BOOT_FD_VSOCK,  /* listening SOCK_STREAM Unix socket, CONNECT convention */
+	VMM_BOOT_FD_CONSOLE, /* console ring file, read-write (common/wire/console_ring.h) */
+	VMM_BOOT_FD_LOG,     /* append-only log file: the VMM's own stderr from here on */
+	VMM_BOOT_FD_KERNEL,   /* bzImage, read-only */
+	VMM_BOOT_FD_INITRD,   /* read-only; -- see VMM_BOOT_HAS_INITRD */
+	VMM_BOOT_FD_BASE,     /* base disk, read-only; -- see VMM_BOOT_HAS_BASE */
+	VMM_BOOT_FD_SEG_DATA, /* this VM's own segment, empty, read-write */
+	VMM_BOOT_FD_SEG_INDEX, /* its index, empty, read-write (common/wire/segment_wire.h) */
+	VMM_BOOT_FD_COUNT,
+};
+/* Where a flag is clear, /dev/null stands in its place, so that the count is fixed. */
+#define VMM_BOOT_HAS_INITRD 1u
+#define VMM_BOOT_HAS_BASE 2u
+
+struct vmm_boot {
+	struct vmm_hdr hdr;
+	uint64_t mem_mib;
+	uint64_t disk_mib; /* size the guest sees; the base may be shorter, the rest reads
+			      as zeroes */
+	uint32_t vcpus;
+	uint32_t flags;	    /* VMM_BOOT_HAS_* */
+	uint32_t guest_cid; /* vsock context id, >= 3; the same for all is fine */
+	uint32_t pad;
+	uint8_t generation[16];	 /* VM generation id (UUID bytes as the guest reads them)
+				  */
+	char name[VMM_NAME_MAX]; /* for the log tag "vm/<name>" */
+	char cmdline[VMM_CMDLINE_MAX];
+};
+_Static_assert(
+	sizeof(struct vmm_boot) == 16 + 16 + 16 + 16 + VMM_NAME_MAX + VMM_CMDLINE_MAX,
+	"wire format");
+
+/* Descriptors of VMM_FORK, in this order. */
+enum vmm_fork_fd {
+	VMM_FORK_FD_CONTROL,  /* the child's end of a fresh SOCK_SEQPACKET pair to pandod
+			       */
+	VMM_FORK_FD_LISTEN,   /* the child's listening control socket */
+	VMM_FORK_FD_VSOCK,    /* the child's */
+	VMM_FORK_FD_CONSOLE,  /* the child's */
+	VMM_FORK_FD_LOG,      /* the child's */
+	VMM_FORK_FD_SEG_DATA, /* the child's new segment, empty */
+	VMM_FORK_FD_SEG_INDEX,
+	VMM_FORK_FD_PARENT_SEG_DATA, /* the parent's new segment, empty */
+	VMM_FORK_FD_PARENT_SEG_INDEX,
+	VMM_FORK_FD_COUNT,
+};
+
+/* The child parks: it makes no KVM VM, runs nothing, holds the frozen fork, and answers
+ * VMM_FORK (children of the same frozen fork), VMM_STATS and VMM_QUIT. Forking from a parked
+ * VMM does not use the PARENT_SEG descriptors (its own segment stays empty; /dev/null in
+ * their place). */
+#define VMM_FORK_PARK 1u
+
+struct vmm_fork {
+	struct vmm_hdr hdr;
+	uint32_t flags;
+	uint32_t pad;
+	uint8_t child_generation[16];
+	uint8_t parent_generation[16]; /* the running parent's new one too */
+	char child_name[VMM_NAME_MAX];
+};
+_Static_assert(sizeof(struct vmm_fork) == 16 + 8 + 32 + VMM_NAME_MAX, "wire format");
+
+/*
+ * A commit: pandod parks a fork (VMM_FORK_PARK), asks the frozen fork for its state, and
+ * reads its memory by process_vm_readv(2) and /proc/<pid>/pagemap.
+ *
+ * The one descriptor of VMM_STATE is a regular file or memfd, empty, read-write: the
+ * state blob is written into it from offset 0. The blob (vmm/snapshot.h) holds all of the
+ * VM but its memory and its disk's blocks; to pandod it is opaque bytes. VMM_STATE is a
+ * header alone. A frozen fork that was asked once lets its user read its memory.
+ */
+enum vmm_state_fd {
+	VMM_STATE_FD_BLOB,
+	VMM_STATE_FD_COUNT,
+};
+
+#define VMM_STATE_BLOB_MAX (1u << 20) /* bytes; 15 KiB are usual */
+#define VMM_MEM_RANGES_MAX 2
+
+struct vmm_mem_range {
+	uint64_t gpa;  /* guest physical address */
+	uint64_t host; /* virtual address in the VMM; 2 MiB aligned where gpa is */
+	uint64_t len;
+};
+
+/* Guest memory lies on the image of the VMM_RESTORE that this VM or its ancestor came
+ * from: a page which pagemap says is neither present nor swapped, or is a file's (bit
+ * 61), is as in that image. Without the flag a page neither present nor swapped is zero.
+ */
+#define VMM_STATE_ON_IMAGE 1u
+
+struct vmm_state_answer {
+	struct vmm_hdr hdr;
+	int32_t error;	/* 0 or negative errno: then msg says why, and nothing else counts
+			 */
+	uint32_t flags; /* VMM_STATE_ON_IMAGE */
+	uint64_t blob_bytes;
+	uint64_t mem_mib;
+	uint64_t disk_mib;
+	uint32_t vcpus;
+	uint32_t n_ranges;
+	/* Ascending. The memory image of VMM_RESTORE is these, one after the other. */
+	struct vmm_mem_range ranges[VMM_MEM_RANGES_MAX];
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_state_answer) == 16 + 8 + 32 + 48 + 512, "wire format");
+
+/*
+ * A pre-warmed VMM: VMM_PREPARE as the first message makes all that can be made before it is
+ * known which VM it will be; answered by VMM_DONE. The next message is VMM_RESTORE or
+ * VMM_QUIT; a pre-warmed VMM whose control socket is closed exits.
+ */
+enum vmm_prepare_fd {
+	VMM_PREPARE_FD_KVM, /* /dev/kvm, read-write */
+	VMM_PREPARE_FD_LOG, /* append-only: its standard error until VMM_RESTORE */
+	VMM_PREPARE_FD_COUNT,
+};
+
+struct vmm_prepare {
+	struct vmm_hdr hdr;
+	uint64_t mem_mib;
+	uint32_t vcpus;
+	uint32_t pad;
+};
+_Static_assert(sizeof(struct vmm_prepare) == 16 + 16, "wire format");
+
+/* Descriptors of VMM_RESTORE, in this order. */
+enum vmm_restore_fd {
+	VMM_RESTORE_FD_LISTEN, /* listening SOCK_SEQPACKET, for adoption */
+	VMM_RESTORE_FD_VSOCK,  /* listening SOCK_STREAM Unix socket, CONNECT convention */
+	VMM_RESTORE_FD_CONSOLE, /* console ring file, read-write (common/wire/console_ring.h) */
+	VMM_RESTORE_FD_LOG,    /* append-only log file */
+	VMM_RESTORE_FD_STATE,  /* state blob, read-only */
+	VMM_RESTORE_FD_MEMORY, /* memory image, read-only, exactly mem_mib; never written
+				   again */
+	VMM_RESTORE_FD_BASE,   /* the disk as one materialized image, read-only; see
+				   VMM_RESTORE_HAS_BASE */
+	VMM_RESTORE_FD_SEG_DATA,  /* this VM's own segment, empty, read-write */
+	VMM_RESTORE_FD_SEG_INDEX, /* its index, empty */
+	VMM_RESTORE_FD_KVM, /* /dev/kvm; a pre-warmed VMM has it: /dev/null will do */
+	VMM_RESTORE_FD_COUNT,
+};
+#define VMM_RESTORE_HAS_BASE 1u /* clear: /dev/null in its place, the disk is zeroes */
+
+struct vmm_restore {
+	struct vmm_hdr hdr;
+	uint64_t mem_mib; /* as the blob's */
+	uint64_t
+		disk_mib; /* as the blob's or more: then the guest is told that it grew */
+	uint64_t blob_bytes;
+	uint32_t vcpus; /* as the blob's */
+	uint32_t flags; /* VMM_RESTORE_HAS_BASE */
+	uint8_t generation[16];
+	char name[VMM_NAME_MAX];
+};
+_Static_assert(
+	sizeof(struct vmm_restore) == 16 + 24 + 8 + 16 + VMM_NAME_MAX, "wire format");
+
+/* To a VM that runs or is paused. Disks only grow. */
+struct vmm_resize {
+	struct vmm_hdr hdr;
+	uint64_t disk_mib;
+};
+_Static_assert(sizeof(struct vmm_resize) == 16 + 8, "wire format");
+
+struct vmm_done {
+	struct vmm_hdr hdr;
+	int32_t error; /* 0 or negative errno */
+	uint32_t pad;
+	char msg[512]; /* the sentence when error != 0; not to be trusted to be terminated
+			*/
+};
+_Static_assert(sizeof(struct vmm_done) == 16 + 8 + 512, "wire format");
+
+struct vmm_started {
+	struct vmm_hdr hdr;
+	int32_t error; /* != 0: msg says why; the process exits after this */
+	uint32_t parked;
+	uint64_t setup_ns; /* fork (or message received) -> first KVM_RUN entered */
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_started) == 16 + 16 + 512, "wire format");
+
+struct vmm_forked {
+	struct vmm_hdr hdr;
+	int32_t error;	    /* != 0: no child; the parent runs on as before */
+	uint32_t child_pid; /* as the VMM sees it: a hint for logs; pandod takes
+			       SO_PEERCRED */
+	uint64_t pause_ns;  /* vCPUs asked to stop -> vCPUs running again */
+	uint64_t fork_ns;   /* of that, the fork system call */
+	/* Records in the parent's old segment index, and bytes of its data, at the cut:
+	 * what the two now share read-only. pandod records it with the child's disk
+	 * chain. */
+	uint64_t fork_point_records;
+	uint64_t fork_point_data_bytes;
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_forked) == 16 + 8 + 32 + 512, "wire format");
+
+struct vmm_stats_answer {
+	struct vmm_hdr hdr;
+	uint64_t uptime_ns;
+	uint64_t vcpu_exits;
+	uint64_t disk_read_bytes;
+	uint64_t disk_write_bytes;
+	uint64_t disk_segment_bytes; /* in this VM's own segment */
+	uint64_t vsock_connections;  /* open now */
+	uint64_t doorbells;	     /* virtio queue notifications */
+	uint64_t first_doorbell_ns;  /* when this VM rang its first: the host's
+					CLOCK_MONOTONIC; 0: not yet */
+	uint32_t paused;	     /* 1: paused, 2: parked */
+	uint32_t pad;
+};
+_Static_assert(sizeof(struct vmm_stats_answer) == 16 + 72, "wire format");
+
+enum vmm_exit_reason {
+	VMM_EXIT_POWER_OFF = 1, /* the guest powered itself off */
+	VMM_EXIT_RESET =
+		2, /* the guest asked for a reset (a panic with panic=-1, reboot) */
+	VMM_EXIT_QUIT = 3,
+	VMM_EXIT_GUEST_FAULT =
+		4, /* the guest did what no machine can do (triple fault, …) */
+	VMM_EXIT_HOST_FAULT = 5, /* a host call failed */
+};
+
+struct vmm_exiting {
+	struct vmm_hdr hdr;
+	uint32_t reason; /* enum vmm_exit_reason */
+	uint32_t pad;
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_exiting) == 16 + 8 + 512, "wire format");
+
+#endif

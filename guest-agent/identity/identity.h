@@ -1,0 +1,51 @@
+/*
+ * Who this machine is: what an identity handshake changes in files and in the kernel, one function a
+ * step, in the order in which they are done. Each returns 1 when it has done something, 0
+ * when there was nothing to do, -errno with a sentence. Nothing here waits but on the
+ * file system.
+ */
+#ifndef PANDO_GUEST_AGENT_IDENTITY_IDENTITY_H
+#define PANDO_GUEST_AGENT_IDENTITY_IDENTITY_H
+
+#include <stdbool.h>
+
+#include "common/wire/openssh_key.h"
+#include "guest-agent/identity/identity_request.h"
+
+#define IDENTITY_FILE "/run/pando/identity" /* JSON, for people and programs */
+#define GENERATION_FILE \
+	"/run/pando/generation" /* 32 hex digits and LF; always one inode */
+#define ENVIRONMENT_FILE "/etc/environment"
+#define HELD_BACK_FILE "/etc/pando/environment"
+
+/* What the machine was called before; texts empty: not known. */
+struct identity {
+	char id[AGENT_VM_ID_LEN + 1];
+	char name[AGENT_VM_NAME_MAX + 1];
+	char generation[AGENT_GENERATION_LEN + 1];
+};
+
+struct becoming {
+	struct handshake handshake;
+	struct identity old;
+	bool same; /* the machine has this id already: it was started again */
+	char host_key[OPENSSH_KEY_PUBLIC_MAX];
+};
+
+/* Of the running system, else (after a boot) of the disk. */
+void identity_load(struct identity *ret);
+
+int identity_random(struct becoming *b, struct err *e);
+int identity_clock(struct becoming *b, struct err *e);
+int identity_host_name(struct becoming *b, struct err *e);
+int identity_machine_id(struct becoming *b, struct err *e);
+int identity_boot_id(struct becoming *b, struct err *e);
+int identity_seeds(struct becoming *b, struct err *e);
+int identity_environment(struct becoming *b, struct err *e);
+int identity_ssh_keys(struct becoming *b, struct err *e);
+int identity_note(struct becoming *b, struct err *e);
+
+/* Whether /etc/environment is as identity_environment() left it. */
+bool identity_environment_is_ours(void);
+
+#endif

@@ -1,0 +1,328 @@
+#include "guest-agent/server/conn_priv.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "guest-agent/identity/apply.h"
+#include "guest-agent/server/dial.h"
+#include "guest-agent/server/exec.h"
+#include "guest-agent/server/sshd.h"
+
+#define FIRST_RX 2048
+#define STREAM_RX (2 * AGENT_FRAME_WHOLE)
+#define CONNECT_LINE_MAX 32
+#define OK_LINE "OK 1073741824\n"
+/* To say what is wanted. */
+#define REQUEST_NS 10000000000ull
+
+static struct conn *conns;
+static unsigned n_conns;
+
+void
+conn_close_files(struct conn *c)
+{
+	tar_unpack_close(c->unpack);
+	tar_pack_close(c->pack);
+	c->unpack = NULL;
+	c->pack = NULL;
+}
+
+void
+conn_drop(struct conn *c)
+{
+	struct conn **at = &conns;
+
+	if (c->dead)
+		return;
+	c->dead = true;
+	while (*at != c)
+		at = &(*at)->next;
+	*at = c->next;
+	n_conns--;
+	if (c->exec)
+		exec_detach(c->exec, c);
+	if (c->role == IN_HANDSHAKE)
+		apply_leave(c);
+	if (c->dial)
+		dial_cancel(c->dial);
+	source_close(&c->src);
+	timer_stop(&c->deadline);
+	deferred_drop(&c->flush);
+	conn_close_files(c);
+	free(c->rx);
+	free(c->tx);
+	loop_free(c);
+}
+
+/* All there was of it is its first line: the peer waits for the answer to that. */
+static void
+give_to_sshd(struct conn *c)
+{
+	int fd = c->src.fd;
+
+	source_wait(&c->src, 0);
+	c->src.fd = -1;
+	conn_drop(c);
+	if (send(fd, OK_LINE, strlen(OK_LINE), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		close(fd);
+	else
+		sshd_serve(fd);
+}
+
+static int
+take_line(struct conn *c, const char *line, size_t len, struct err *e)
+{
+	cleanup_request struct request q = {0};
+	unsigned port;
+	char end;
+	int r;
+
+	if (c->role == AT_CONNECT) {
+		char text[CONNECT_LINE_MAX + 1], *at;
+		static const char ok[] = OK_LINE;
+
+		memcpy(text, line, len);
+		text[len] = 0;
+		if (sscanf(text, "CONNECT %u%c", &port, &end) != 1)
+			return err_set(e, -EPROTO, "expected \"CONNECT <port>\"");
+		if (port == AGENT_SSH_PORT) {
+			give_to_sshd(c);
+			return 0;
+		}
+		if (port != AGENT_PORT) {
+			/* What a VMM does when nobody listens there. */
+			conn_drop(c);
+			return 0;
+		}
+		at = conn_tx_room(c, sizeof(ok) - 1);
+		if (!at) {
+			conn_drop(c);
+			return 0;
+		}
+		memcpy(at, ok, sizeof(ok) - 1);
+		c->tx_len += sizeof(ok) - 1;
+		c->role = AT_REQUEST;
+		deferred_queue(&c->flush);
+		return 0;
+	}
+	r = request_read(line, len, &q, e);
+	return r ? r : conn_begin(c, &q, e);
+}
+
+/* What the received bytes hold. */
+static int
+process(struct conn *c, struct err *e)
+{
+	size_t at = 0;
+	int r = 0;
+
+	while (!c->dead && at < c->rx_len) {
+		struct agent_frame f;
+		size_t used;
+
+		if (c->role == AT_CONNECT || c->role == AT_REQUEST) {
+			size_t max = c->role == AT_CONNECT ? CONNECT_LINE_MAX
+							   : AGENT_REQUEST_MAX;
+			size_t have = c->rx_len - at;
+			char *lf = memchr(c->rx + at, '\n', have < max ? have : max);
+
+			if (!lf && have >= max)
+				return err_set(e, -E2BIG,
+					"the request is longer than %zu bytes", max);
+			if (!lf)
+				break;
+			r = take_line(c, c->rx + at, (size_t)(lf - c->rx) - at, e);
+			if (c->dead)
+				return 0;
+			if (r)
+				return r;
+			if (c->role != AT_REQUEST)
+				timer_stop(&c->deadline);
+			at = (size_t)(lf - c->rx) + 1;
+			continue;
+		}
+		if (c->role == DIALLING)
+			break; /* it is the dial's */
+		if (c->role == DONE || c->role == IN_GET || c->role == IN_HANDSHAKE ||
+			c->role == STAYING) {
+			at = c->rx_len; /* nothing it could say matters */
+			break;
+		}
+		r = agent_frame_next(
+			c->rx + at, c->rx_len - at, AGENT_FROM_HOST, &f, &used, e);
+		if (r < 0)
+			return r;
+		if (!r)
+			break;
+		at += used;
+		r = conn_take_frame(c, &f, e);
+		if (c->dead)
+			return 0;
+		if (r)
+			return r;
+	}
+	if (c->dead)
+		return 0;
+	memmove(c->rx, c->rx + at, c->rx_len - at);
+	c->rx_len -= at;
+	return 0;
+}
+
+static int
+rx_room(struct conn *c, struct err *e)
+{
+	size_t cap = c->rx_cap;
+	char *bigger;
+
+	if (c->role == IN_EXEC || c->role == IN_PUT) {
+		/* Big buffers only for those that send much. */
+		if (c->rx_len == cap || c->role == IN_PUT)
+			cap = STREAM_RX;
+	} else if (c->rx_len == cap) {
+		cap = 2 * cap < AGENT_REQUEST_MAX ? 2 * cap : AGENT_REQUEST_MAX;
+	}
+	if (cap <= c->rx_cap)
+		return 0;
+	bigger = realloc(c->rx, cap);
+	if (!bigger)
+		return err_sys(e, -ENOMEM, "receiving");
+	c->rx = bigger;
+	c->rx_cap = cap;
+	return 0;
+}
+
+/* One read and what it brings. False when there is no more now. */
+static bool
+receive(struct conn *c)
+{
+	struct err e = {0};
+	ssize_t n;
+	bool full;
+	int r = rx_room(c, &e);
+
+	if (!r) {
+		n = recv(c->src.fd, c->rx + c->rx_len, c->rx_cap - c->rx_len,
+			MSG_DONTWAIT);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+			return false;
+		if (n < 0) {
+			conn_drop(c);
+			return false;
+		}
+		if (!n) {
+			/* Half closed: it may still read. A command or an answer goes on;
+			 * a request or put cut short does not. */
+			c->read_eof = true;
+			if (c->role != IN_EXEC && c->role != IN_GET &&
+				c->role != IN_HANDSHAKE && c->tx_at == c->tx_len)
+				conn_drop(c);
+			else if (c->role == IN_PUT || c->role == AT_REQUEST ||
+				 c->role == AT_CONNECT || c->role == DIALLING ||
+				 c->role == STAYING)
+				conn_drop(c);
+			else
+				deferred_queue(&c->flush);
+			return false;
+		}
+		c->rx_len += (size_t)n;
+		full = c->rx_len == c->rx_cap;
+		r = process(c, &e);
+		if (!r)
+			return !c->dead && full;
+	}
+	if (!c->dead) {
+		c->rx_len = 0;
+		conn_fail(c, &e);
+	}
+	return false;
+}
+
+void
+conn_gone(struct conn *c)
+{
+	while (!c->dead && !c->read_eof && receive(c))
+		;
+	conn_drop(c);
+}
+
+static void
+ready(struct source *s, uint32_t events)
+{
+	struct conn *c = container_of(s, struct conn, src);
+
+	if (events & EPOLLIN)
+		receive(c);
+	if (c->dead)
+		return;
+	if (events & (EPOLLHUP | EPOLLERR)) {
+		conn_gone(c);
+		return;
+	}
+	if (events & EPOLLOUT)
+		deferred_queue(&c->flush);
+}
+
+static void
+too_late(struct timer *t)
+{
+	struct conn *c = container_of(t, struct conn, deadline);
+
+	if (c->role == AT_CONNECT || c->role == AT_REQUEST) {
+		struct err e = {-ETIMEDOUT, "no request came"};
+
+		conn_fail(c, &e);
+		return;
+	}
+	conn_drop(c);
+}
+
+void
+conn_accept(int fd, bool connect_line, bool is_host)
+{
+	static struct log_limit limit = {.burst = 5};
+	struct conn *c = NULL;
+
+	if (n_conns < CONN_MAX)
+		c = calloc(1, sizeof(*c));
+	if (c)
+		c->rx = malloc(FIRST_RX);
+	if (!c || !c->rx) {
+		static const char ok[] = OK_LINE;
+		static const char busy[] = OK_LINE
+			"{\"ok\":false,\"error\":\"the agent has too many connections\","
+			"\"errno\":\"EAGAIN\",\"code\":-11}\n";
+		size_t skip = connect_line ? 0 : sizeof(ok) - 1;
+
+		/* Told as far as its socket takes it. */
+		(void)!send(fd, busy + skip, sizeof(busy) - 1 - skip,
+			MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (log_allowed(&limit))
+			log_warn("a connection refused: %u are open", n_conns);
+		free(c);
+		close(fd);
+		return;
+	}
+	c->rx_cap = FIRST_RX;
+	c->is_host = is_host;
+	c->role = connect_line ? AT_CONNECT : AT_REQUEST;
+	source_init(&c->src, fd, ready);
+	c->flush.run = conn_flush;
+	c->deadline.fire = too_late;
+	c->next = conns;
+	conns = c;
+	n_conns++;
+	if (source_wait(&c->src, EPOLLIN)) {
+		conn_drop(c);
+		return;
+	}
+	timer_set(&c->deadline, io_now_ns() + REQUEST_NS);
+	/* Mostly the request is there already. */
+	receive(c);
+}

@@ -1,0 +1,33 @@
+/*
+ * A connection: one request and what follows it (common/wire/agent_wire.h). Nothing here
+ * waits: what cannot be sent now waits in the command's journal or in the file system,
+ * never in a growing buffer. A peer that breaks the protocol gets a sentence and is
+ * closed; a peer that vanishes leaves its command running.
+ */
+#ifndef PANDO_GUEST_AGENT_SERVER_CONN_H
+#define PANDO_GUEST_AGENT_SERVER_CONN_H
+
+#include <stdbool.h>
+
+#define CONN_MAX 384
+
+struct conn;
+
+/* fd is taken over and must be non-blocking. connect_line: the peer says "CONNECT
+ * <port>\n" first, as to a VMM's socket. is_host: it may say who this machine is. */
+void conn_accept(int fd, bool connect_line, bool is_host);
+
+/* For exec.c: there is something to send; somebody else reads this command now. */
+void conn_notice(struct conn *c);
+void conn_superseded(struct conn *c);
+
+/* For dial.c: the port has taken the connection, or why it has not (NULL: it has). */
+struct err;
+void conn_dialled(struct conn *c, const struct err *why);
+
+/* For become.c: a step begins; the end, with the acknowledgement's JSON, or without. */
+void conn_handshake_step(struct conn *c, const char *name);
+void conn_handshake_done(struct conn *c, const char *json);
+void conn_handshake_failed(struct conn *c, const struct err *why);
+
+#endif

@@ -1,0 +1,24 @@
+/*
+ * SSH into this machine without a network: each connection to port AGENT_SSH_PORT becomes
+ * the standard input and output of an `sshd -i` of its own. sshd shows the host key that
+ * the identity handshake made (sshkey.h), and lets in whoever has the key that the identity handshake named, or one
+ * of the user's own.
+ *
+ * Who cannot be served gets one line that is no SSH, which begins with AGENT_SSH_SAYS;
+ * SSH's clients pass over such lines (RFC 4253, 4.2), the host's programs show them.
+ */
+#ifndef PANDO_GUEST_AGENT_SERVER_SSHD_H
+#define PANDO_GUEST_AGENT_SERVER_SSHD_H
+
+#include "common/err.h"
+
+#define SSHD_MAX 128 /* at once */
+
+/* The one key of the host that may come in as anybody: "ssh-ed25519 AAAA…". Empty: none
+ * may, any more. */
+int sshd_authorize(const char *public_key, struct err *e);
+
+/* fd, a connected stream socket, is taken over. Never waits. */
+void sshd_serve(int fd);
+
+#endif

@@ -1,0 +1,50 @@
+/*
+ * The machine the agent runs in: the few things about it that an identity handshake changes, each one
+ * function. With a root folder that is not "/" (pando-agent --root, for trying it and for
+ * tests) files are below that folder, and the calls that change the kernel do nothing.
+ *
+ * Writes here are atomic (a temporary file, then a rename) and not synced: after a power
+ * cut the file is the old one or the new one, and the next start is followed by a hello.
+ */
+#ifndef PANDO_GUEST_AGENT_SYSTEM_MACHINE_H
+#define PANDO_GUEST_AGENT_SYSTEM_MACHINE_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/err.h"
+
+/* "" or "/": the machine itself. Borrowed. Once, at the start. */
+void machine_set_root(const char *root);
+bool machine_is_real(void);
+/* The file of that absolute path; returns dst. */
+const char *machine_path(char dst[static PATH_MAX], const char *path);
+
+/* The text of a file, at most max bytes; -errno. */
+int machine_read(const char *path, size_t max, char **ret, struct err *e);
+/* In the place of whatever is there; its folder is made when it is missing. What is there
+ * stays when this fails. A file that something is mounted on is written in place. */
+int machine_write(
+	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
+/* The same inode, so that those who have it open or mapped see the new content. */
+int machine_overwrite(
+	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
+/* 1 when it was there, 0 when not. */
+int machine_remove(const char *path, struct err *e);
+
+/* Into the kernel's generator, which then starts anew from it. */
+int machine_reseed(const void *entropy, size_t len, struct err *e);
+int machine_random(void *dst, size_t len, struct err *e);
+/* The real-time clock, when it is off by more than MACHINE_CLOCK_SLACK_NS: *ret_stepped.
+ * What the host says is old by its way here; smaller corrections would step back. */
+#define MACHINE_CLOCK_SLACK_NS 10000000
+int machine_set_clock(uint64_t wall_ns, bool *ret_stepped, struct err *e);
+int machine_set_name(const char *name, struct err *e);
+/* Lets everybody see `path` (of this machine) as the boot id from now on: mounts it over
+ * the kernel's. 1 done, 0 it cannot be done here. */
+int machine_cover_boot_id(const char *path, struct err *e);
+
+#endif

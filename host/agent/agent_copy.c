@@ -1,0 +1,261 @@
+/*
+ * Copies: a tar stream in AGENT_DATA frames, made or unpacked on the way.
+ */
+#include "host/agent/agent_client.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/wire/json_bytes.h"
+#include "common/wire/tar.h"
+#include "host/agent/agent_link.h"
+
+struct copy {
+	struct agent_link link;
+	struct tar_pack *pack;	   /* owned; put */
+	struct tar_unpack *unpack; /* owned; get */
+	char *tx;		   /* owned; put */
+	int (*progress)(void *ctx, const struct agent_copy_stats *s);
+	void *ctx;
+	uint64_t told_ns;
+};
+#define TELL_NS 100000000ull
+
+static void
+copy_done(struct copy *c)
+{
+	agent_link_done(&c->link);
+	tar_pack_close(c->pack);
+	tar_unpack_close(c->unpack);
+	free(c->tx);
+}
+#define cleanup_copy __attribute__((cleanup(copy_done)))
+
+static struct agent_copy_stats
+stats_of(const struct copy *c)
+{
+	const struct tar_stats *s =
+		c->pack ? tar_pack_stats(c->pack) : tar_unpack_stats(c->unpack);
+
+	return (struct agent_copy_stats){
+		s->files, s->folders, s->links, s->skipped, s->bytes};
+}
+
+static int
+tell(struct copy *c)
+{
+	struct agent_copy_stats s = stats_of(c);
+
+	c->told_ns = io_now_ns();
+	return c->progress ? c->progress(c->ctx, &s) : 0;
+}
+
+static int
+tick(void *ctx)
+{
+	return tell(ctx);
+}
+
+/* Now and then, also while data flows. */
+static int
+tell_sometimes(struct copy *c, struct err *e)
+{
+	int r = c->progress && io_now_ns() - c->told_ns >= TELL_NS ? tell(c) : 0;
+
+	return r < 0 ? err_set(e, r, "cancelled") : 0;
+}
+
+static int
+start(struct copy *c, const char *socket_path, const char *op, const char *remote,
+	struct err *e)
+{
+	cleanup_json_out struct json_out o = {0};
+
+	if (c->progress) {
+		c->link.wake = tick;
+		c->link.ctx = c;
+	}
+	json_out_object(&o, NULL);
+	json_out_str(&o, "op", op);
+	json_out_bytes(&o, "path", remote);
+	json_out_end_object(&o);
+	return agent_link_open(&c->link, socket_path, &o,
+		io_now_ns() + AGENT_ANSWER_MS * 1000000ull, NULL, NULL, e);
+}
+
+/* The agent speaks during a put only to end it. 1: it has, well. */
+static int
+take_word(struct copy *c, bool may_end, struct err *e)
+{
+	struct agent_frame f;
+	int r = agent_link_fill(&c->link, e);
+
+	if (!r)
+		r = agent_link_frame(&c->link, &f, e);
+	if (r < 0)
+		return r;
+	if (!r)
+		return c->link.eof
+			       ? err_set(e, -EPIPE,
+					 "the connection to the guest ended before the copy did")
+			       : 0;
+	if (f.type == AGENT_ERROR)
+		return agent_link_error(&f, e);
+	if (f.type == AGENT_END && may_end)
+		return 1;
+	return err_set(
+		e, -EPROTO, "the guest's agent sent frame type %u during a copy", f.type);
+}
+
+static int
+send_frame(struct copy *c, const char *at, size_t len, struct err *e)
+{
+	while (len) {
+		ssize_t n = send(c->link.fd, at, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+		struct pollfd p = {.fd = c->link.fd, .events = POLLIN};
+		int r;
+
+		if (n >= 0) {
+			at += n;
+			len -= (size_t)n;
+			continue;
+		}
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN && errno != EPIPE && errno != ECONNRESET)
+			return err_sys(e, -errno, "sending to the guest");
+		if (errno == EAGAIN) {
+			r = agent_link_wait(&c->link, POLLIN | POLLOUT, 0, e);
+			if (r)
+				return r;
+		}
+		/* An error of the agent ends the copy at once, and says more than a
+		 * broken pipe does. */
+		if (poll(&p, 1, 0) > 0) {
+			r = take_word(c, false, e);
+			if (r)
+				return r;
+		}
+	}
+	return 0;
+}
+
+int
+agent_put(const char *socket_path, const char *local, const char *remote,
+	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
+	struct agent_copy_stats *ret, struct err *e)
+{
+	cleanup_copy struct copy c = {
+		.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
+	struct agent_frame_hdr h;
+	struct stat st;
+	ssize_t n = 1;
+	int r;
+
+	/* Before the guest is asked for anything. */
+	if (lstat(local, &st))
+		return err_sys(e, -errno, "\"%s\"", local);
+	r = tar_pack_open(local, &c.pack, e);
+	if (r)
+		return r;
+	c.tx = malloc(AGENT_FRAME_WHOLE);
+	if (!c.tx)
+		return err_sys(e, -ENOMEM, "a copy");
+	r = start(&c, socket_path, "put", remote, e);
+	while (!r && n) {
+		n = tar_pack_read(c.pack, c.tx + sizeof(h), AGENT_FRAME_MAX, e);
+		if (n < 0)
+			return (int)n;
+		h = agent_frame_hdr(n ? AGENT_DATA : AGENT_END, 0, (uint32_t)n);
+		memcpy(c.tx, &h, sizeof(h));
+		r = send_frame(&c, c.tx, sizeof(h) + (size_t)n, e);
+		if (!r)
+			r = tell_sometimes(&c, e);
+	}
+	while (!r) {
+		r = take_word(&c, true, e);
+		if (!r)
+			r = agent_link_wait(&c.link, POLLIN, 0, e);
+	}
+	if (r < 0)
+		return r;
+	r = tell(&c);
+	if (r < 0)
+		return err_set(e, r, "cancelled");
+	if (ret)
+		*ret = stats_of(&c);
+	return 0;
+}
+
+int
+agent_get(const char *socket_path, const char *remote, const char *local,
+	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
+	struct agent_copy_stats *ret, struct err *e)
+{
+	cleanup_copy struct copy c = {
+		.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
+	struct tar_unpack_opts opts = {.dest = local};
+	struct agent_copy_stats done;
+	struct agent_end end = {0};
+	bool ended = false;
+	int r = tar_unpack_open(&opts, &c.unpack, e);
+
+	if (!r)
+		r = start(&c, socket_path, "get", remote, e);
+	while (!r && !ended) {
+		struct agent_frame f;
+
+		while (!ended && (r = agent_link_frame(&c.link, &f, e)) == 1) {
+			switch (f.type) {
+			case AGENT_DATA:
+				r = tar_unpack_feed(c.unpack, f.payload, f.len, e);
+				break;
+			case AGENT_END:
+				memcpy(&end, f.payload, sizeof(end));
+				ended = true;
+				r = 0;
+				break;
+			case AGENT_ERROR:
+				r = agent_link_error(&f, e);
+				break;
+			default:
+				r = err_set(e, -EPROTO,
+					"the guest's agent sent frame type %u during a copy",
+					f.type);
+			}
+			if (r)
+				return r;
+		}
+		if (r < 0 || ended)
+			break;
+		if (c.link.eof)
+			return err_set(e, -EPIPE,
+				"the connection to the guest ended before the copy did");
+		r = tell_sometimes(&c, e);
+		if (!r)
+			r = agent_link_wait(&c.link, POLLIN, 0, e);
+		if (!r)
+			r = agent_link_fill(&c.link, e);
+	}
+	if (r)
+		return r;
+	r = tar_unpack_finish(c.unpack, e);
+	if (r)
+		return r;
+	done = stats_of(&c);
+	done.skipped = end.skipped; /* only the side that packs knows */
+	c.told_ns = 0;
+	r = progress ? progress(ctx, &done) : 0;
+	if (r < 0)
+		return err_set(e, r, "cancelled");
+	if (ret)
+		*ret = done;
+	return 0;
+}

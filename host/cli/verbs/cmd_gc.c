@@ -1,0 +1,56 @@
+#include <errno.h>
+#include <stdio.h>
+
+#include "host/cli/opt.h"
+#include "host/cli/out.h"
+#include "host/cli/pick.h"
+
+extern const struct verb verb_gc;
+
+static int
+run(int argc, char **argv)
+{
+	struct opt_scan s = opt_scan(&verb_gc, argc, argv);
+	cleanup_client_reply struct client_reply reply = {0};
+	cleanup_client struct client *c = NULL;
+	struct out_progress progress;
+	uint64_t freed = 0, bytes = 0;
+	char text[32], rest[32];
+	struct err e = {0};
+	int key, r;
+
+	while ((key = opt_next(&s, &e)) != OPT_END) {
+		if (key == OPT_WORD) {
+			err_set(&e, -EINVAL, "gc takes no words");
+			key = OPT_ERROR;
+		}
+		return opt_leave(&s, key, &e);
+	}
+	if (pick_pandod(&c, &e) < 0)
+		return out_fail(&e);
+	out_progress_start(&progress, s.quiet);
+	client_on_progress(c, out_progress_say, &progress);
+	r = client_call(c, "POST", "/v1/gc", NULL, &reply, &e);
+	out_progress_end(&progress);
+	if (r < 0)
+		return out_fail(&e);
+	(void)json_u64(reply.json, json_get(reply.json, 0, "freed_bytes"), &freed);
+	(void)json_u64(reply.json, json_get(reply.json, 0, "bytes"), &bytes);
+	if (s.json)
+		puts(reply.text);
+	else if (s.quiet)
+		printf("%llu\n", (unsigned long long)freed);
+	else
+		printf("%s freed, %s kept\n", out_bytes(text, sizeof(text), freed),
+			out_bytes(rest, sizeof(rest), bytes));
+	return EXIT_OK;
+}
+
+const struct verb verb_gc = {
+	.name = "gc",
+	.summary = "Frees what no commit needs any more",
+	.run = run,
+	.usage = "",
+	.text = "Waits for commits that are being made. What was read of disk images that are still there is kept,\n"
+		"so that the next commit need not read them again.",
+};

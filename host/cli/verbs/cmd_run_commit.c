@@ -1,0 +1,65 @@
+#include <errno.h>
+#include <stdio.h>
+
+#include "common/io.h"
+#include "host/cli/fan.h"
+#include "host/cli/out.h"
+#include "host/cli/pick.h"
+
+extern const struct verb verb_run_commit;
+
+static const struct opt options[] = {FAN_OPTIONS(
+	"VM", "VMs", "how many; 1 if not said", 'N', "vm-alias", 'n', "alias")};
+
+static int
+run(int argc, char **argv)
+{
+	struct opt_scan s = opt_scan(&verb_run_commit, argc, argv);
+	cleanup_client_reply struct client_reply reply = {0};
+	cleanup_client_vms struct client_vms vms = {0};
+	cleanup_client struct client *c = NULL;
+	struct out_progress progress;
+	struct err e = {0};
+	uint64_t start_ns;
+	cleanup_fan struct fan fan = {0};
+	int r = fan_read(&s,
+		"run-commit takes one commit; a name for the VM goes behind -N", &fan,
+		&e);
+
+	if (r != OPT_END)
+		return opt_leave(&s, r, &e);
+	if (!fan.name) {
+		err_set(&e, -EINVAL, "which commit? `pando commit list` lists them");
+		return opt_leave(&s, OPT_ERROR, &e);
+	}
+	if (pick_pandod(&c, &e) < 0)
+		return out_fail(&e);
+	out_progress_start(&progress, s.quiet);
+	client_on_progress(c, out_progress_say, &progress);
+	client_cancel_fd(c, pick_cancel_fd());
+	start_ns = io_now_ns();
+	r = client_spawn(c, fan.name, &fan.spec, &vms, &reply, &e);
+	out_progress_end(&progress);
+	if (r == -ECANCELED)
+		err_set(&e, r,
+			"cancelled; VMs may come up yet: `pando status` shows them");
+	if (r < 0)
+		return out_fail(&e);
+	if (!s.quiet)
+		fprintf(stderr, "pando: %zu VM%s of %s in %.1f ms\n", vms.n,
+			vms.n == 1 ? "" : "s", fan.name,
+			(double)(io_now_ns() - start_ns) / 1e6);
+	fan_print(&fan, &s, &vms, &reply);
+	return EXIT_OK;
+}
+
+const struct verb verb_run_commit = {
+	.name = "run-commit",
+	.summary = "Starts VMs from a commit and prints their ids",
+	.run = run,
+	.usage = "<commit> [options]",
+	.options = options,
+	.text = "They go on where the committed VM was: memory, processes, disk. All come up or none does.\n"
+		"A commit is named by its id, at least 4 leading digits of it, or a tag.",
+	.words = COMPLETE_COMMIT,
+};

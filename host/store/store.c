@@ -1,0 +1,476 @@
+/* The store's folder: open, close, commits by name. */
+#include "host/store/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/fault.h"
+#include "common/io.h"
+#include "host/store/store_priv.h"
+
+#define NAMES_SHOWN 8u /* in a sentence */
+
+int
+store_temp_file(int folder_fd, char *ret_name, size_t cap)
+{
+	static unsigned long counter;
+
+	for (;;) {
+		unsigned long n = __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED);
+		int fd;
+
+		snprintf(ret_name, cap, PACK_TEMP "%d.%lu", getpid(), n);
+		fd = openat(folder_fd, ret_name,
+			O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+		if (fd >= 0)
+			return fd;
+		if (errno != EEXIST) {
+			ret_name[0] = '\0';
+			return -errno;
+		}
+	}
+}
+
+int
+store_read_at(int folder_fd, const char *name, size_t max, char **ret, size_t *ret_len)
+{
+	/* Not blocking: what lies there may be a FIFO. */
+	cleanup_close int fd = openat(folder_fd, name,
+		O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+	cleanup_free char *buf = NULL;
+	struct stat st;
+	size_t len;
+	int r;
+
+	if (fd < 0)
+		return errno == ELOOP ? -EBADMSG : -errno;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode))
+		return -EBADMSG;
+	if ((uint64_t)st.st_size > max)
+		return -EFBIG;
+	len = (size_t)st.st_size;
+	buf = malloc(len + 1);
+	if (!buf)
+		return -ENOMEM;
+	r = io_pread_full(fd, buf, len, 0);
+	if (r)
+		return r == -ENODATA ? -EBADMSG : r;
+	buf[len] = '\0';
+	*ret = TAKE_PTR(buf);
+	*ret_len = len;
+	return 0;
+}
+
+static void
+pass(const char *what, const char *point)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "%s-%s", what, point);
+	fault_point(name);
+}
+
+int
+store_write_at(
+	int folder_fd, const char *name, const char *what, const void *data, size_t len)
+{
+	char temp[64];
+	cleanup_close int fd = store_temp_file(folder_fd, temp, sizeof(temp));
+	int r;
+
+	if (fd < 0)
+		return fd;
+	r = io_write_full(fd, data, len);
+	if (!r)
+		pass(what, "temp");
+	if (!r && fsync(fd) < 0)
+		r = -errno;
+	if (!r && renameat(folder_fd, temp, folder_fd, name) < 0)
+		r = -errno;
+	if (r) {
+		unlinkat(folder_fd, temp, 0);
+		return r;
+	}
+	pass(what, "renamed");
+	if (fsync(folder_fd) < 0)
+		return -errno;
+	pass(what, "written");
+	return 0;
+}
+
+static DIR *
+open_names(int folder_fd)
+{
+	/* A descriptor of its own: they share a position otherwise. */
+	int fd = openat(folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+
+	if (!d && fd >= 0)
+		close(fd);
+	return d;
+}
+
+int
+store_each_name(int folder_fd, const char *suffix,
+	int (*fn)(void *ctx, const char *name, struct err *e), void *ctx, struct err *e)
+{
+	cleanup_closedir DIR *d = open_names(folder_fd);
+	char name[STORE_HEX + 1];
+	struct dirent *entry;
+	int r;
+
+	if (!d)
+		return err_sys(e, -errno, "reading a folder of the store");
+	while ((errno = 0, entry = readdir(d))) {
+		size_t len = strlen(entry->d_name), cut = strlen(suffix);
+
+		if (entry->d_name[0] == '.' || len <= cut || len - cut > STORE_HEX ||
+			strcmp(entry->d_name + len - cut, suffix) != 0 ||
+			strncmp(entry->d_name, PACK_TEMP, strlen(PACK_TEMP)) == 0)
+			continue;
+		memcpy(name, entry->d_name, len - cut);
+		name[len - cut] = '\0';
+		r = fn(ctx, name, e);
+		if (r)
+			return r;
+	}
+	return errno ? err_sys(e, -errno, "reading a folder of the store") : 0;
+}
+
+/* What a crash left unfinished; the lock is held, so nobody works on it. */
+static int
+remove_temp_files(int folder_fd)
+{
+	cleanup_closedir DIR *d = open_names(folder_fd);
+	struct dirent *entry;
+
+	if (!d)
+		return -errno;
+	while ((entry = readdir(d)))
+		if (strncmp(entry->d_name, PACK_TEMP, strlen(PACK_TEMP)) == 0)
+			unlinkat(folder_fd, entry->d_name, 0);
+	/* What was renamed just before a crash is relied upon from now on. */
+	return fsync(folder_fd) < 0 ? -errno : 0;
+}
+
+static int
+count_name(void *ctx, const char *name, struct err *e)
+{
+	(void)name;
+	(void)e;
+	++*(uint64_t *)ctx;
+	return 0;
+}
+
+static int
+check_format(struct store *s, int root, struct err *e)
+{
+	cleanup_free char *text = NULL;
+	uint64_t n = 0;
+	size_t len;
+	int r = store_read_at(root, "format", 64, &text, &len);
+
+	if (!r && strcmp(text, STORE_FORMAT) == 0)
+		return 0;
+	if (!r && strncmp(text, "pando store ", 12) == 0)
+		return err_set(e, -EBADMSG,
+			"store %.200s is of format version %.*s, and this pando knows version 1: use the pando that made it",
+			s->path, (int)strcspn(text + 12, "\n"), text + 12);
+	if (!r || r == -EFBIG || r == -EBADMSG)
+		return err_set(e, -EBADMSG,
+			"%.200s is no store: its file \"format\" is something else",
+			s->path);
+	if (r != -ENOENT)
+		return err_sys(e, r, "store %.200s", s->path);
+	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, count_name, &n, e);
+	if (!r)
+		r = store_each_name(s->packs_fd, PACK_SUFFIX, count_name, &n, e);
+	if (r)
+		return r;
+	if (n)
+		return err_set(e, -EBADMSG,
+			"store %.200s has lost its file \"format\": if its files are of version 1, write \"pando store 1\" and a newline to it",
+			s->path);
+	r = store_write_at(
+		root, "format", "store.format", STORE_FORMAT, strlen(STORE_FORMAT));
+	return r ? err_sys(e, r, "store %.200s", s->path) : 0;
+}
+
+static int
+open_folder(int root, const char *name, int *ret, const char *path, struct err *e)
+{
+	if (mkdirat(root, name, 0700) < 0 && errno != EEXIST)
+		return err_sys(e, -errno, "making %.200s/%s", path, name);
+	*ret = openat(root, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return *ret < 0 ? err_sys(e, -errno, "%.200s/%s", path, name) : 0;
+}
+
+static int
+open_all(struct store *s, struct err *e)
+{
+	cleanup_close int root = -1;
+	int r = io_mkdir_p(s->path, 0700, e);
+
+	if (r)
+		return r;
+	root = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (root < 0)
+		return err_sys(e, -errno, "store %.200s", s->path);
+	s->lock_fd =
+		openat(root, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (s->lock_fd < 0)
+		return err_sys(e, -errno, "store %.200s: lock", s->path);
+	if (flock(s->lock_fd, LOCK_EX | LOCK_NB) < 0)
+		return errno == EWOULDBLOCK
+			       ? err_set(e, -EBUSY,
+					 "store %.200s is in use by another process",
+					 s->path)
+			       : err_sys(e, -errno, "store %.200s: lock", s->path);
+	if ((r = open_folder(root, "packs", &s->packs_fd, s->path, e)) ||
+		(r = open_folder(root, "commits", &s->commits_fd, s->path, e)) ||
+		(r = open_folder(root, "tags", &s->tags_fd, s->path, e)))
+		return r;
+	r = check_format(s, root, e);
+	if (r)
+		return r;
+	if ((r = remove_temp_files(s->packs_fd)) ||
+		(r = remove_temp_files(s->commits_fd)) ||
+		(r = remove_temp_files(s->tags_fd)) || (r = remove_temp_files(root)))
+		return err_sys(e, r, "store %.200s", s->path);
+	return 0;
+}
+
+int
+store_open(const char *path, struct store **ret, struct err *e)
+{
+	struct store *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s)
+		return err_sys(e, -ENOMEM, "store %.200s", path);
+	s->packs_fd = s->commits_fd = s->tags_fd = s->lock_fd = -1;
+	pthread_mutex_init(&s->names, NULL);
+	pthread_mutex_init(&s->hold_lock, NULL);
+	pthread_cond_init(&s->hold_changed, NULL);
+	pthread_rwlock_init(&s->packs_lock, NULL);
+	s->path = strdup(path);
+	r = s->path ? hash_init() : -ENOMEM;
+	if (r)
+		err_sys(e, r, "store %.200s", path);
+	else
+		r = open_all(s, e);
+	if (r) {
+		store_close(s);
+		return r;
+	}
+	*ret = s;
+	return 0;
+}
+
+void
+store_close(struct store *s)
+{
+	if (!s)
+		return;
+	packs_drop_all(s);
+	cleanup_close_fn(&s->packs_fd);
+	cleanup_close_fn(&s->commits_fd);
+	cleanup_close_fn(&s->tags_fd);
+	cleanup_close_fn(&s->lock_fd); /* last: it is the lock */
+	pthread_mutex_destroy(&s->names);
+	pthread_mutex_destroy(&s->hold_lock);
+	pthread_cond_destroy(&s->hold_changed);
+	pthread_rwlock_destroy(&s->packs_lock);
+	free(s->path);
+	free(s);
+}
+
+void
+store_hold(struct store *s)
+{
+	pthread_mutex_lock(&s->hold_lock);
+	while (s->gc_wants)
+		pthread_cond_wait(&s->hold_changed, &s->hold_lock);
+	s->holds++;
+	pthread_mutex_unlock(&s->hold_lock);
+}
+
+void
+store_release(struct store *s)
+{
+	pthread_mutex_lock(&s->hold_lock);
+	s->holds--;
+	pthread_cond_broadcast(&s->hold_changed);
+	pthread_mutex_unlock(&s->hold_lock);
+}
+
+void
+store_alone_begin(struct store *s)
+{
+	pthread_mutex_lock(&s->hold_lock);
+	while (s->gc_wants)
+		pthread_cond_wait(&s->hold_changed, &s->hold_lock);
+	s->gc_wants = true;
+	while (s->holds)
+		pthread_cond_wait(&s->hold_changed, &s->hold_lock);
+	pthread_mutex_unlock(&s->hold_lock);
+}
+
+void
+store_alone_end(struct store *s)
+{
+	pthread_mutex_lock(&s->hold_lock);
+	s->gc_wants = false;
+	pthread_cond_broadcast(&s->hold_changed);
+	pthread_mutex_unlock(&s->hold_lock);
+}
+
+static void
+manifest_name(const char *id, char ret[static STORE_HEX + sizeof(MANIFEST_SUFFIX)])
+{
+	snprintf(ret, STORE_HEX + sizeof(MANIFEST_SUFFIX), "%.64s" MANIFEST_SUFFIX, id);
+}
+
+bool
+store_has_commit(struct store *s, const char *id)
+{
+	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
+	struct store_hash ignored;
+
+	manifest_name(id, file);
+	return hash_from_hex(id, &ignored) &&
+	       faccessat(s->commits_fd, file, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+int
+store_load_id(struct store *s, const char *id, struct store_manifest **ret, struct err *e)
+{
+	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)], hex[STORE_ID_MAX];
+	cleanup_free char *text = NULL;
+	struct store_hash hash;
+	size_t len;
+	int r;
+
+	manifest_name(id, file);
+	r = store_read_at(s->commits_fd, file, STORE_MANIFEST_MAX, &text, &len);
+	if (r == -ENOENT)
+		return err_set(e, r, "there is no commit %.64s", id);
+	if (r == -EFBIG || r == -EBADMSG)
+		return err_set(
+			e, -EBADMSG, "commit %.12s is damaged: its manifest is none", id);
+	if (r)
+		return err_sys(e, r, "commit %.12s", id);
+	hash_of(HASH_PLAIN, text, len, &hash);
+	hash_to_hex(&hash, hex);
+	if (strcmp(hex, id) != 0)
+		return err_set(e, -EBADMSG,
+			"commit %.12s is damaged: its manifest was edited or cut", id);
+	r = manifest_parse(text, len, ret, e);
+	if (r)
+		return err_wrap(e, r, "commit %.12s", id);
+	memcpy((*ret)->id, hex, sizeof(hex));
+	return 0;
+}
+
+/* ---- names ---- */
+
+struct candidates {
+	char prefix[STORE_ID_MAX];
+	size_t n;
+	char ids[NAMES_SHOWN][STORE_ID_MAX];
+};
+
+static int
+add_candidate(void *ctx, const char *name, struct err *e)
+{
+	struct candidates *c = ctx;
+	struct store_hash ignored;
+
+	(void)e;
+	if (strncmp(name, c->prefix, strlen(c->prefix)) == 0 &&
+		hash_from_hex(name, &ignored)) {
+		if (c->n < NAMES_SHOWN)
+			memcpy(c->ids[c->n], name, STORE_ID_MAX);
+		c->n++;
+	}
+	return 0;
+}
+
+static int
+resolve_prefix(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
+	struct err *e)
+{
+	struct candidates c = {.n = 0};
+	char shown[NAMES_SHOWN * (STORE_ID_MAX + 1)] = "";
+	size_t digits = strlen(name);
+	int r;
+
+	for (size_t i = 0; i < digits; i++)
+		c.prefix[i] =
+			(char)(name[i] | 0x20); /* A-F or not: digits have that bit */
+	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, add_candidate, &c, e);
+	if (r)
+		return r;
+	if (c.n == 0)
+		return err_set(e, -ENOENT, "there is no commit or tag \"%s\"", name);
+	if (c.n == 1) {
+		memcpy(ret_id, c.ids[0], STORE_ID_MAX);
+		return 0;
+	}
+	/* As many digits as tell them apart, mostly. */
+	for (size_t i = 0; i < c.n && i < NAMES_SHOWN; i++)
+		snprintf(shown + strlen(shown), sizeof(shown) - strlen(shown), "%s%.*s",
+			i ? ", " : "", (int)(digits < 12 ? 16 : digits + 4), c.ids[i]);
+	return err_set(e, -EEXIST, "\"%s\" may be any of %zu commits: %.360s%s", name,
+		c.n, shown, c.n > NAMES_SHOWN ? ", …" : "");
+}
+
+int
+store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
+	struct err *e)
+{
+	char id[STORE_ID_MAX];
+	size_t len = strlen(name);
+	bool hex = len <= STORE_HEX && strspn(name, "0123456789abcdefABCDEF") == len;
+	int r;
+
+	if (!hex || len < STORE_HEX) {
+		r = store_tag_check(name, hex ? NULL : e);
+		if (!r)
+			r = store_tag_get(s, name, id, hex ? NULL : e);
+		if (!r && !store_has_commit(s, id))
+			return err_set(e, -ENOENT,
+				"tag \"%s\" is of commit %.12s, which is not in the store",
+				name, id);
+		if (!r)
+			memcpy(ret_id, id, sizeof(id));
+		if (!r || !hex)
+			return r;
+		if (r != -ENOENT && r != -EINVAL)
+			return store_tag_get(s, name, id, e); /* for the sentence */
+	}
+	if (len < STORE_PREFIX_MIN)
+		return err_set(e, len ? -ENOENT : -EINVAL,
+			"there is no tag \"%s\" (of a commit's id at least %u digits are needed)",
+			name, STORE_PREFIX_MIN);
+	return resolve_prefix(s, name, ret_id, e);
+}
+
+int
+store_load(struct store *s, const char *name, struct store_manifest **ret, struct err *e)
+{
+	char id[STORE_ID_MAX];
+	int r = store_resolve(s, name, id, e);
+
+	return r ? r : store_load_id(s, id, ret, e);
+}

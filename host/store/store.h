@@ -1,0 +1,269 @@
+/*
+ * The commit store: what machines were, kept by content.
+ *
+ * A commit is three trees of 4 KiB pages (memory, disk, device state), a configuration, a
+ * parent and a message. A page is named by BLAKE2b-256 of its bytes and stored once; a
+ * page of zeroes has the all-zero name and is stored nowhere. Nodes of 64 names make a
+ * tree of as many levels as its length needs (one at least), so two contents that differ
+ * in N pages share all else. A commit's manifest is canonical JSON (keys sorted, no
+ * spaces, integers only); BLAKE2b-256 of it is the commit's id.
+ *
+ * A folder holds it all, and may be copied anywhere:
+ *
+ *   format                 "pando store 1\n"
+ *   lock                   flock'd by the process that has the store open
+ *   packs/<hash>.pack      chunks (host/store/store_pack.h); what one commit added is one pack
+ *   commits/<id>.json      manifests
+ *   tags/<name>            "<id>\n"
+ *
+ * Crashes and full disks: a commit is there with its manifest's rename, after everything
+ * it needs was synced; whatever was unfinished is removed by the next store_open() or
+ * store_gc(). Files of unknown origin: nothing read is believed before it was checked;
+ * what is damaged is -EBADMSG with a sentence that names it. A few chunks can make a
+ * content of STORE_LENGTH_MAX bytes, though: whoever copies one somewhere looks at its
+ * length first.
+ *
+ * Threads: all calls may run at once on one store, but a writer (with its trees) belongs
+ * to one thread at a time. Errors: -ENOENT no such commit or tag, -EEXIST ambiguous,
+ * -ENOTEMPTY has children, -EBADMSG damaged, -EINVAL a caller's mistake or a name that
+ * cannot be, -EBUSY in use by another process, else what the system said.
+ */
+#ifndef PANDO_HOST_STORE_STORE_H
+#define PANDO_HOST_STORE_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "host/store/store_hash.h"
+
+#define STORE_PAGE 4096u
+#define STORE_ID_MAX (STORE_HEX + 1) /* with the NUL */
+#define STORE_TAG_MAX 65	     /* likewise */
+#define STORE_PREFIX_MIN 4u	     /* digits of an id that may stand for it */
+#define STORE_LENGTH_MAX (1ull << 46)
+#define STORE_MANIFEST_MAX (1u << 20) /* bytes */
+
+struct store;
+
+/* A content. Plain value; a length of 0 has the root of zeroes. */
+struct store_tree {
+	struct store_hash root;
+	uint64_t length; /* bytes */
+};
+
+/* Opens the store in a folder, which is made when it is not there. */
+int store_open(const char *path, struct store **ret, struct err *e);
+/* No writer may be open. NULL is fine. */
+void store_close(struct store *s);
+
+/*
+ * Keeps store_gc() from running until store_release(): for a reader of a commit that
+ * somebody may delete. Waits for a running gc. A writer is a hold of its own; a thread
+ * that has either must not ask for another (a waiting gc goes first).
+ */
+void store_hold(struct store *s);
+void store_release(struct store *s);
+
+/* ---- writing ---- */
+
+struct store_writer;
+struct store_tree_writer;
+
+struct store_stats {
+	uint64_t pages_put;  /* by the caller */
+	uint64_t pages_zero; /* of these */
+	uint64_t new_pages, new_nodes;
+	uint64_t bytes_written; /* pack and manifest */
+};
+
+/* What a commit says besides its trees. Strings are borrowed; NULL is empty (parent:
+ * none). */
+struct store_fields {
+	const char *parent;  /* 64 digits; must be in the store */
+	uint64_t created_ms; /* since the epoch; 0: now */
+	const char *message; /* UTF-8 */
+	/* JSON objects, made canonical here; numbers must be integers. The values of
+	   labels are strings. */
+	const char *labels, *config, *cpu;
+	struct store_tree memory, disk, state;
+};
+
+int store_begin(struct store *s, struct store_writer **ret, struct err *e);
+void store_abort(struct store_writer *w); /* NULL is fine */
+
+/*
+ * A new content of length bytes. Pages that are not put are those of base (of a commit in
+ * the store, not of this writer; may be shorter, not longer) or zero (base NULL). A
+ * writer may have several trees, one after the other or at once.
+ */
+int store_tree_begin(struct store_writer *w, const struct store_tree *base,
+	uint64_t length, struct store_tree_writer **ret, struct err *e);
+/* n pages from page `first` on; ascending over all calls, else -EINVAL. In the last page
+ * only what is within length is read; the rest is zero. */
+int store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data,
+	uint64_t n, struct err *e);
+/* The tree is freed, whatever happens; so is one that was not finished when its writer
+ * ends. */
+int store_tree_finish(struct store_tree_writer *t, struct store_tree *ret, struct err *e);
+/* All of it in one call. */
+int store_put_blob(struct store_writer *w, const void *data, uint64_t len,
+	struct store_tree *ret, struct err *e);
+
+/* Makes the commit. The writer is freed, whatever happens. stats may be NULL. A commit
+ * whose manifest is there already is the same commit: no error. */
+int store_commit(struct store_writer *w, const struct store_fields *f,
+	char ret_id[static STORE_ID_MAX], struct store_stats *stats, struct err *e);
+
+/* ---- commits and tags ---- */
+
+struct store_manifest {
+	char id[STORE_ID_MAX];
+	/* Strings are never NULL but parent, which is NULL for a first commit; labels,
+	   config and cpu are canonical JSON objects. All owned by the manifest. */
+	struct store_fields f;
+};
+
+void store_manifest_free(struct store_manifest *m); /* NULL is fine */
+
+/* Which commit is meant: an id, a tag, or a prefix of an id (STORE_PREFIX_MIN digits or
+ * more; a tag of that name goes first). -EEXIST: several, the sentence has the
+ * candidates. */
+int store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
+	struct err *e);
+/* name as in store_resolve(). The manifest's hash is checked. */
+int store_load(
+	struct store *s, const char *name, struct store_manifest **ret, struct err *e);
+
+struct store_list {
+	struct store_manifest **items; /* owned; newest first */
+	size_t n;
+	size_t damaged; /* manifests that could not be read, and the first of them: */
+	struct err first_damage;
+};
+
+int store_list(struct store *s, struct store_list *ret, struct err *e);
+/* Those whose parent is the commit of this id. */
+int store_children(
+	struct store *s, const char *id, struct store_list *ret, struct err *e);
+void store_list_done(struct store_list *l);
+
+struct store_ids {
+	char (*ids)[STORE_ID_MAX]; /* owned */
+	size_t n;
+};
+
+void store_ids_done(struct store_ids *l);
+
+enum store_delete_flags {
+	STORE_DELETE_RECURSIVE = 1, /* its descendants too */
+	STORE_DELETE_DRY_RUN = 2,   /* only says which */
+};
+
+/* Deletes a commit (a full id) and the tags on it; descendants first, so that a crash
+ * leaves a smaller tree. ret (may be NULL): which, in that order, also when dry. Chunks
+ * stay until store_gc(). */
+int store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *ret,
+	struct err *e);
+
+/* 1 to 64 characters of A-Z a-z 0-9 . _ - that do not begin with a dot and are not an id.
+ */
+int store_tag_check(const char *tag, struct err *e);
+
+struct store_tag {
+	char name[STORE_TAG_MAX];
+	char id[STORE_ID_MAX];
+};
+
+/* id: a full one, in the store. -EEXIST when the tag is there and may not be moved. */
+int store_tag_set(
+	struct store *s, const char *tag, const char *id, bool move, struct err *e);
+int store_tag_get(struct store *s, const char *tag, char ret_id[static STORE_ID_MAX],
+	struct err *e);
+int store_tag_delete(struct store *s, const char *tag, struct err *e); /* -ENOENT */
+/* All tags by name; *ret is malloc'd and the caller's. Damaged ones have an empty id. */
+int store_tags(struct store *s, struct store_tag **ret, size_t *ret_n, struct err *e);
+
+/* ---- contents ---- */
+
+/* n pages from page `first` on to buf. Each is hashed before it is given. */
+int store_tree_read(struct store *s, const struct store_tree *t, uint64_t first,
+	uint64_t n, void *buf, struct err *e);
+/* A content of at most max bytes to malloc'd memory, owned by the caller. */
+int store_get_blob(struct store *s, const struct store_tree *t, uint64_t max, void **ret,
+	size_t *ret_len, struct err *e);
+
+/* What a walk calls; anything but 0 ends the walk, which returns it. data: STORE_PAGE
+ * bytes, or NULL in a diff. */
+typedef int store_page_fn(void *ctx, uint64_t page, const void *data, struct err *e);
+
+/* All pages that are not zero, ascending. */
+int store_tree_each(struct store *s, const struct store_tree *t, store_page_fn *fn,
+	void *ctx, struct err *e);
+/* All pages that differ, ascending; beyond the end of the shorter one its pages are
+ * zero. Reads only what differs. */
+int store_tree_diff(struct store *s, const struct store_tree *a,
+	const struct store_tree *b, store_page_fn *fn, void *ctx, struct err *e);
+/*
+ * Writes the content to a file, whose length it sets; zeroes become holes. was (may be
+ * NULL: the file is empty) is the content the file has: only what differs is written.
+ * Not synced.
+ */
+int store_tree_to_file(struct store *s, const struct store_tree *t,
+	const struct store_tree *was, int fd, struct err *e);
+
+/* ---- care ---- */
+
+enum store_damage_kind {
+	STORE_DAMAGE_PACK,     /* a pack that cannot be read */
+	STORE_DAMAGE_MANIFEST, /* edited, cut, or of another format version */
+	STORE_DAMAGE_PARENT,   /* a commit whose parent is not there */
+	STORE_DAMAGE_TAG,      /* a tag that leads to no commit */
+	STORE_DAMAGE_MISSING,  /* chunks that are in no pack */
+	STORE_DAMAGE_CHUNK,    /* chunks whose bytes are not what their name says */
+};
+
+struct store_damage {
+	enum store_damage_kind kind;
+	char commit[STORE_ID_MAX];  /* "" where it is none's */
+	const char *tree;	    /* "memory", "disk", "state", or "" */
+	uint64_t first_page, pages; /* of the tree */
+	char pack[STORE_ID_MAX];    /* "" unknown */
+	char text[320];		    /* the sentence */
+};
+
+typedef void store_damage_fn(void *ctx, const struct store_damage *d);
+
+struct store_verified {
+	uint64_t commits, pages, nodes; /* that were sound or not; chunks once each */
+	uint64_t damages;		/* reported */
+};
+
+/* Recomputes every hash of a commit (a full id), or of all commits, tags and packs (id
+ * NULL). Damage is reported, not returned: 0 means that it came to its end. */
+int store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
+	struct store_verified *ret, struct err *e);
+
+struct store_freed {
+	uint64_t bytes;		  /* less on disk than before */
+	uint64_t packs_removed;	  /* with nothing live in them */
+	uint64_t packs_rewritten; /* mostly dead, or small and many: made one */
+};
+
+/*
+ * Removes what no commit reaches. roots: contents that are in use though no commit has
+ * them. Waits for writers and holds, and they for it. Refused (-EBADMSG) when a commit is
+ * damaged: what it needs cannot be known; ret may be NULL.
+ */
+int store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
+	struct store_freed *ret, struct err *e);
+
+struct store_used {
+	uint64_t bytes; /* of all files */
+	uint64_t commits, packs, tags;
+};
+
+int store_usage(struct store *s, struct store_used *ret, struct err *e);
+
+#endif

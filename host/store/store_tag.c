@@ -1,0 +1,156 @@
+/* Tags: a file each, which holds an id. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/fault.h"
+#include "host/store/store_priv.h"
+
+int
+store_tag_check(const char *tag, struct err *e)
+{
+	size_t len = strlen(tag);
+	struct store_hash ignored;
+
+	if (len == 0 || len >= STORE_TAG_MAX)
+		return err_set(e, -EINVAL, "a tag has 1 to %u characters, this one %zu",
+			STORE_TAG_MAX - 1, len);
+	if (tag[0] == '.' ||
+		strspn(tag, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX"
+			    "YZ0123456789._-") != len)
+		return err_set(e, -EINVAL,
+			"a tag may have A-Z a-z 0-9 . _ - and not begin with a dot");
+	if (strncmp(tag, PACK_TEMP, strlen(PACK_TEMP)) == 0)
+		return err_set(e, -EINVAL,
+			"tags that begin with \"" PACK_TEMP "\" are the store's own");
+	if (hash_from_hex(tag, &ignored))
+		return err_set(e, -EINVAL, "a tag may not look like a commit's id");
+	return 0;
+}
+
+int
+store_tag_get(
+	struct store *s, const char *tag, char ret_id[static STORE_ID_MAX], struct err *e)
+{
+	cleanup_free char *text = NULL;
+	struct store_hash ignored;
+	size_t len;
+	int r = store_tag_check(tag, e);
+
+	if (r)
+		return r;
+	r = store_read_at(s->tags_fd, tag, 256, &text, &len);
+	if (r == -ENOENT)
+		return err_set(e, r, "there is no commit or tag \"%s\"", tag);
+	if (r && r != -EFBIG && r != -EBADMSG)
+		return err_sys(e, r, "tag \"%s\"", tag);
+	if (!r) {
+		if (len && text[len - 1] == '\n')
+			text[len - 1] = '\0';
+		if (!hash_from_hex(text, &ignored))
+			r = -EBADMSG;
+	}
+	if (r)
+		return err_set(e, -EBADMSG, "tag \"%s\" is damaged: set it again", tag);
+	memcpy(ret_id, text, STORE_ID_MAX);
+	return 0;
+}
+
+int
+store_tag_set(struct store *s, const char *tag, const char *id, bool move, struct err *e)
+{
+	char text[STORE_ID_MAX + 1];
+	int r = store_tag_check(tag, e);
+
+	if (r)
+		return r;
+	snprintf(text, sizeof(text), "%.64s\n", id);
+	pthread_mutex_lock(&s->names);
+	if (!store_has_commit(s, id))
+		r = err_set(e, -ENOENT, "there is no commit %.64s", id);
+	else if (!move && faccessat(s->tags_fd, tag, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+		r = err_set(e, -EEXIST,
+			"there is a tag \"%s\" already: update it, or delete it first",
+			tag);
+	else {
+		r = store_write_at(s->tags_fd, tag, "store.tag", text, strlen(text));
+		if (r)
+			err_sys(e, r, "writing tag \"%s\"", tag);
+	}
+	pthread_mutex_unlock(&s->names);
+	return r;
+}
+
+int
+store_tag_delete(struct store *s, const char *tag, struct err *e)
+{
+	int r = store_tag_check(tag, e);
+
+	if (r)
+		return r;
+	pthread_mutex_lock(&s->names);
+	if (unlinkat(s->tags_fd, tag, 0) < 0)
+		r = errno == ENOENT ? err_set(e, -ENOENT, "there is no tag \"%s\"", tag)
+				    : err_sys(e, -errno, "deleting tag \"%s\"", tag);
+	else if (fsync(s->tags_fd) < 0)
+		r = err_sys(e, -errno, "deleting tag \"%s\"", tag);
+	pthread_mutex_unlock(&s->names);
+	return r;
+}
+
+struct tags {
+	struct store *s;
+	struct store_tag *v; /* owned */
+	size_t n;
+};
+
+static int
+add_tag(void *ctx, const char *name, struct err *e)
+{
+	struct tags *t = ctx;
+	struct store_tag *bigger;
+	int r;
+
+	if (store_tag_check(name, NULL))
+		return 0;
+	bigger = reallocarray(t->v, t->n + 1, sizeof(*bigger));
+	if (!bigger)
+		return err_sys(e, -ENOMEM, "tags");
+	t->v = bigger;
+	memset(&bigger[t->n], 0, sizeof(*bigger));
+	snprintf(bigger[t->n].name, sizeof(bigger->name), "%s", name);
+	r = store_tag_get(t->s, name, bigger[t->n].id, e);
+	if (r == -ENOENT)
+		return 0; /* deleted meanwhile */
+	t->n++;
+	return r == -EBADMSG ? 0 : r;
+}
+
+static int
+by_name(const void *a, const void *b)
+{
+	return strcmp(
+		((const struct store_tag *)a)->name, ((const struct store_tag *)b)->name);
+}
+
+int
+store_tags(struct store *s, struct store_tag **ret, size_t *ret_n, struct err *e)
+{
+	struct tags t = {.s = s};
+	struct err why = {0};
+	int r = store_each_name(s->tags_fd, "", add_tag, &t, &why);
+
+	if (r) {
+		free(t.v);
+		return err_set(e, r, "%s", why.msg);
+	}
+	if (t.n)
+		qsort(t.v, t.n, sizeof(*t.v), by_name);
+	*ret = t.v;
+	*ret_n = t.n;
+	return 0;
+}

@@ -1,0 +1,310 @@
+/* Trees, read. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "host/store/store_priv.h"
+
+#define RUN_PAGES 256u /* written to a file at once */
+
+unsigned
+tree_levels(uint64_t length)
+{
+	uint64_t pages = tree_pages(length), holds = NODE_FANOUT;
+	unsigned levels = 1;
+
+	while (holds < pages) {
+		holds *= NODE_FANOUT;
+		levels++;
+	}
+	return levels;
+}
+
+int
+tree_check(const struct store_tree *t, struct err *e)
+{
+	if (t->length > STORE_LENGTH_MAX)
+		return err_set(e, -EINVAL,
+			"a content of %llu bytes: at most %llu are possible",
+			(unsigned long long)t->length,
+			(unsigned long long)STORE_LENGTH_MAX);
+	if (!t->length && !hash_is_zero(&t->root))
+		return err_set(e, -EINVAL, "a content of no bytes that has a root");
+	return 0;
+}
+
+int
+tree_node(struct chunk_reader *c, const struct store_tree *t, unsigned level,
+	uint64_t first_page, const struct store_hash *name,
+	struct store_hash ret[static NODE_FANOUT], struct err *e)
+{
+	uint64_t pages = tree_pages(t->length), child = tree_child_pages(level);
+	int r;
+
+	if (level > tree_levels(t->length)) {
+		memset(ret, 0, NODE_FANOUT * sizeof(*ret));
+		ret[0] = *name;
+		return 0;
+	}
+	r = chunk_read(c, CHUNK_NODE, name, ret, e);
+	if (r)
+		return r;
+	for (unsigned i = 0; i < NODE_FANOUT; i++)
+		if (first_page + i * child >= pages && !hash_is_zero(&ret[i]))
+			return err_set(e, -EBADMSG,
+				"a tree of %llu pages has some beyond its end",
+				(unsigned long long)pages);
+	return 0;
+}
+
+int
+tree_page(struct chunk_reader *c, const struct store_tree *t, uint64_t page,
+	const struct store_hash *name, void *ret, struct err *e)
+{
+	int r = chunk_read(c, CHUNK_PAGE, name, ret, e);
+	uint64_t left = t->length - page * STORE_PAGE;
+
+	if (r)
+		return r;
+	for (size_t i = left < STORE_PAGE ? (size_t)left : STORE_PAGE; i < STORE_PAGE;
+		i++)
+		if (((const uint8_t *)ret)[i])
+			return err_set(e, -EBADMSG,
+				"a tree of %llu bytes has some beyond its end",
+				(unsigned long long)t->length);
+	return 0;
+}
+
+/* One walk of one or two trees (a and b) over the pages of [first, end). */
+struct walk {
+	struct chunk_reader c;
+	const struct store_tree *a, *b; /* b NULL: an empty one */
+	uint64_t first, end;
+	bool data;
+	store_page_fn *fn;
+	void *ctx;
+};
+
+static void
+cleanup_walk_fn(struct walk *w)
+{
+	chunk_reader_done(&w->c);
+}
+#define cleanup_walk __attribute__((cleanup(cleanup_walk_fn)))
+
+static int
+visit(struct walk *w, uint64_t page, const struct store_hash *a, struct err *e)
+{
+	uint8_t data[STORE_PAGE];
+	int r;
+
+	if (!w->data)
+		return w->fn(w->ctx, page, NULL, e);
+	r = tree_page(&w->c, w->a, page, a, data, e);
+	return r ? r : w->fn(w->ctx, page, data, e);
+}
+
+static int
+walk_node(struct walk *w, unsigned level, uint64_t at, const struct store_hash *a,
+	const struct store_hash *b, struct err *e)
+{
+	struct store_hash ca[NODE_FANOUT], cb[NODE_FANOUT];
+	uint64_t child = tree_child_pages(level);
+	int r = tree_node(&w->c, w->a, level, at, a, ca, e);
+
+	if (!r && !hash_is_zero(b))
+		r = tree_node(&w->c, w->b, level, at, b, cb, e);
+	else
+		memset(cb, 0, sizeof(cb));
+	for (unsigned i = 0; !r && i < NODE_FANOUT; i++, at += child) {
+		if (at >= w->end)
+			break;
+		if (at + child <= w->first || hash_equal(&ca[i], &cb[i]))
+			continue;
+		r = level == 1 ? visit(w, at, &ca[i], e)
+			       : walk_node(w, level - 1, at, &ca[i], &cb[i], e);
+	}
+	return r;
+}
+
+static int
+walk(struct walk *w, struct store *s, struct err *e)
+{
+	static const struct store_tree nothing;
+	unsigned levels;
+	int r;
+
+	if (!w->b)
+		w->b = &nothing;
+	if ((r = tree_check(w->a, e)) || (r = tree_check(w->b, e)))
+		return r;
+	if (hash_equal(&w->a->root, &w->b->root) || w->first >= w->end)
+		return 0;
+	r = chunk_reader_init(&w->c, s, e);
+	if (r)
+		return r;
+	levels = tree_levels(w->a->length > w->b->length ? w->a->length : w->b->length);
+	return walk_node(w, levels, 0, &w->a->root, &w->b->root, e);
+}
+
+int
+store_tree_each(struct store *s, const struct store_tree *t, store_page_fn *fn, void *ctx,
+	struct err *e)
+{
+	cleanup_walk struct walk w = {
+		.a = t, .end = tree_pages(t->length), .data = true, .fn = fn, .ctx = ctx};
+
+	return walk(&w, s, e);
+}
+
+int
+store_tree_diff(struct store *s, const struct store_tree *a, const struct store_tree *b,
+	store_page_fn *fn, void *ctx, struct err *e)
+{
+	cleanup_walk struct walk w = {
+		.a = a, .b = b, .end = UINT64_MAX, .fn = fn, .ctx = ctx};
+
+	return walk(&w, s, e);
+}
+
+struct into {
+	uint8_t *buf;
+	uint64_t first;
+};
+
+static int
+copy_page(void *ctx, uint64_t page, const void *data, struct err *e)
+{
+	struct into *to = ctx;
+
+	(void)e;
+	memcpy(to->buf + (page - to->first) * STORE_PAGE, data, STORE_PAGE);
+	return 0;
+}
+
+int
+store_tree_read(struct store *s, const struct store_tree *t, uint64_t first, uint64_t n,
+	void *buf, struct err *e)
+{
+	struct into to = {buf, first};
+	cleanup_walk struct walk w = {.a = t,
+		.first = first,
+		.end = first + n,
+		.data = true,
+		.fn = copy_page,
+		.ctx = &to};
+	uint64_t pages = tree_pages(t->length);
+
+	if (first > pages || n > pages - first)
+		return err_set(e, -EINVAL,
+			"pages %llu to %llu of a content of %llu pages",
+			(unsigned long long)first, (unsigned long long)(first + n),
+			(unsigned long long)pages);
+	memset(buf, 0, n * STORE_PAGE);
+	return walk(&w, s, e);
+}
+
+int
+store_get_blob(struct store *s, const struct store_tree *t, uint64_t max, void **ret,
+	size_t *ret_len, struct err *e)
+{
+	cleanup_free void *buf = NULL;
+	int r;
+
+	if (t->length > max)
+		return err_set(e, -EFBIG,
+			"a content of %llu bytes where %llu are the most",
+			(unsigned long long)t->length, (unsigned long long)max);
+	buf = malloc(tree_pages(t->length) * STORE_PAGE + 1);
+	if (!buf)
+		return err_sys(e, -ENOMEM, "reading the store");
+	r = store_tree_read(s, t, 0, tree_pages(t->length), buf, e);
+	if (r)
+		return r;
+	*ret = TAKE_PTR(buf);
+	*ret_len = (size_t)t->length;
+	return 0;
+}
+
+/* Pages gathered until a run of them ends. */
+struct filing {
+	int fd;
+	uint64_t length;
+	uint64_t first, n; /* the run; of zeroes or of buf */
+	bool zero;
+	uint8_t *buf; /* owned; RUN_PAGES */
+};
+
+static int
+file_run(struct filing *f, struct err *e)
+{
+	uint64_t at = f->first * STORE_PAGE, len = f->n * STORE_PAGE;
+	int r = 0;
+
+	if (!f->n)
+		return 0;
+	f->n = 0;
+	if (at + len > f->length)
+		len = f->length - at;
+	if (f->zero && fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			       (off_t)at, (off_t)len) == 0)
+		return 0;
+	if (f->zero) /* a file system without holes */
+		memset(f->buf, 0, len);
+	r = io_pwrite_full(f->fd, f->buf, len, at);
+	return r ? err_sys(e, r, "writing a content to a file") : 0;
+}
+
+static int
+file_page(void *ctx, uint64_t page, const void *data, struct err *e)
+{
+	static const uint8_t zeroes[STORE_PAGE];
+	struct filing *f = ctx;
+	bool zero = memcmp(data, zeroes, STORE_PAGE) == 0;
+	int r;
+
+	if (page * STORE_PAGE >= f->length)
+		return 0; /* cut off, by the length */
+	if (f->n && (f->n == RUN_PAGES || page != f->first + f->n || zero != f->zero)) {
+		r = file_run(f, e);
+		if (r)
+			return r;
+	}
+	if (!f->n) {
+		f->first = page;
+		f->zero = zero;
+	}
+	if (!zero)
+		memcpy(f->buf + f->n * STORE_PAGE, data, STORE_PAGE);
+	f->n++;
+	return 0;
+}
+
+int
+store_tree_to_file(struct store *s, const struct store_tree *t,
+	const struct store_tree *was, int fd, struct err *e)
+{
+	cleanup_free uint8_t *buf = malloc(RUN_PAGES * STORE_PAGE);
+	struct filing f = {.fd = fd, .length = t->length, .buf = buf};
+	cleanup_walk struct walk w = {.a = t,
+		.b = was,
+		.end = tree_pages(t->length),
+		.data = true,
+		.fn = file_page,
+		.ctx = &f};
+	int r;
+
+	if (!buf)
+		return err_sys(e, -ENOMEM, "writing a content to a file");
+	r = tree_check(t, e);
+	if (r)
+		return r;
+	if (ftruncate(fd, (off_t)t->length) < 0)
+		return err_sys(e, -errno, "setting a file's length");
+	r = walk(&w, s, e);
+	return r ? r : file_run(&f, e);
+}

@@ -1,0 +1,504 @@
+/* Trees and commits, written. */
+#include <endian.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "common/fault.h"
+#include "common/io.h"
+#include "host/store/store_priv.h"
+
+/* A node being filled: the one of its level on the way to the last page put. */
+struct open_node {
+	uint64_t first_page;
+	struct store_hash child[NODE_FANOUT];
+	/* What it was in the base, or in what that is a delta of. */
+	bool has_reference;
+	struct store_hash reference;
+	struct store_hash referenced[NODE_FANOUT];
+};
+
+struct store_tree_writer {
+	struct store_writer *w;		      /* borrowed */
+	struct store_tree_writer *next, **at; /* in the writer's list */
+	struct store_tree base;
+	uint64_t length, pages;
+	unsigned levels;
+	bool begun;			       /* the nodes below are those of a page */
+	uint64_t free;			       /* the lowest page that may be put */
+	struct open_node node[LEVELS_MAX + 1]; /* by level; [0] is not used */
+	struct store_hash root;
+};
+
+struct store_writer {
+	struct store *s;	  /* borrowed */
+	struct pack_writer *pack; /* owned */
+	struct chunk_reader reader;
+	struct store_tree_writer *trees; /* owned */
+	struct store_stats stats;
+	int failed; /* the error that stopped it: half a pack is none */
+};
+
+int
+store_begin(struct store *s, struct store_writer **ret, struct err *e)
+{
+	struct store_writer *w = calloc(1, sizeof(*w));
+	int r;
+
+	if (!w)
+		return err_sys(e, -ENOMEM, "beginning a commit");
+	w->s = s;
+	store_hold(s);
+	r = chunk_reader_init(&w->reader, s, e);
+	if (!r && pack_writer_new(s->packs_fd, &w->pack))
+		r = err_sys(e, -ENOMEM, "beginning a commit");
+	if (r) {
+		store_abort(w);
+		return r;
+	}
+	*ret = w;
+	return 0;
+}
+
+static void
+tree_free(struct store_tree_writer *t)
+{
+	*t->at = t->next;
+	if (t->next)
+		t->next->at = t->at;
+	free(t);
+}
+
+void
+store_abort(struct store_writer *w)
+{
+	if (!w)
+		return;
+	while (w->trees)
+		tree_free(w->trees);
+	pack_writer_free(w->pack);
+	chunk_reader_done(&w->reader);
+	store_release(w->s);
+	free(w);
+}
+
+static void
+cleanup_writer_fn(struct store_writer **w)
+{
+	store_abort(*w);
+}
+#define cleanup_writer __attribute__((cleanup(cleanup_writer_fn)))
+
+static int
+add_chunk(struct store_writer *w, enum chunk_kind kind, enum chunk_coding coding,
+	const struct store_hash *hash, const void *data, size_t len, struct err *e)
+{
+	uint8_t zipped[CHUNK_MAX];
+	size_t n = 0;
+	int r;
+
+	if (coding == CODING_RAW)
+		n = zip_pack(w->reader.zip, zipped, data, len);
+	if (n) {
+		coding = CODING_ZSTD;
+		data = zipped;
+		len = n;
+	}
+	r = pack_writer_add(w->pack, kind, coding, hash, data, (uint32_t)len, e);
+	if (r)
+		w->failed = r;
+	else if (kind == CHUNK_PAGE)
+		w->stats.new_pages++;
+	else
+		w->stats.new_nodes++;
+	return r;
+}
+
+/* Whether the chunk is stored, or will be with this commit. */
+static int
+has_chunk(struct store_writer *w, enum chunk_kind kind, const struct store_hash *hash,
+	bool *ret, struct err *e)
+{
+	*ret = pack_writer_has(w->pack, kind, hash);
+	return *ret ? 0 : chunk_is_stored(w->s, kind, hash, ret, e);
+}
+
+static int
+put_page(struct store_writer *w, const uint8_t *data, struct store_hash *ret,
+	struct err *e)
+{
+	bool has;
+	int r;
+
+	w->stats.pages_put++;
+	/* Not zero is seen in the first word or soon after. */
+	if (!data[0] && memcmp(data, data + 1, STORE_PAGE - 1) == 0) {
+		w->stats.pages_zero++;
+		memset(ret, 0, sizeof(*ret));
+		return 0;
+	}
+	hash_of(HASH_PLAIN, data, STORE_PAGE, ret);
+	r = has_chunk(w, CHUNK_PAGE, ret, &has, e);
+	if (r || has)
+		return r;
+	return add_chunk(w, CHUNK_PAGE, CODING_RAW, ret, data, STORE_PAGE, e);
+}
+
+/* What differs from the reference, where that is much shorter than the node. Returns its
+ * length or 0. */
+static size_t
+make_delta(const struct open_node *n, uint8_t *dst)
+{
+	struct node_delta d = {.reference = n->reference};
+	size_t len = sizeof(d);
+
+	if (!n->has_reference)
+		return 0;
+	for (unsigned i = 0; i < NODE_FANOUT; i++) {
+		if (hash_equal(&n->child[i], &n->referenced[i]))
+			continue;
+		d.changed |= 1ull << i;
+		memcpy(dst + len, &n->child[i], sizeof(n->child[i]));
+		len += sizeof(n->child[i]);
+	}
+	if (len > chunk_len(CHUNK_NODE) / 2)
+		return 0;
+	d.changed = htole64(d.changed);
+	memcpy(dst, &d, sizeof(d));
+	return len;
+}
+
+static int
+put_node(struct store_writer *w, const struct open_node *n, struct store_hash *ret,
+	struct err *e)
+{
+	static const struct store_hash zeroes[NODE_FANOUT];
+	uint8_t delta[CHUNK_MAX];
+	size_t len;
+	bool has;
+	int r;
+
+	memset(ret, 0, sizeof(*ret));
+	if (memcmp(n->child, zeroes, sizeof(zeroes)) == 0)
+		return 0;
+	hash_of(HASH_NODE, n->child, sizeof(n->child), ret);
+	r = has_chunk(w, CHUNK_NODE, ret, &has, e);
+	if (r || has)
+		return r;
+	len = make_delta(n, delta);
+	if (len)
+		return add_chunk(w, CHUNK_NODE, CODING_DELTA, ret, delta, len, e);
+	return add_chunk(w, CHUNK_NODE, CODING_RAW, ret, n->child, sizeof(n->child), e);
+}
+
+int
+store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t length,
+	struct store_tree_writer **ret, struct err *e)
+{
+	cleanup_free struct store_tree_writer *t = calloc(1, sizeof(*t));
+	struct store_hash ignored[NODE_FANOUT];
+	int r;
+
+	if (!t)
+		return err_sys(e, -ENOMEM, "beginning a content");
+	t->w = w;
+	t->length = length;
+	t->pages = tree_pages(length);
+	t->levels = tree_levels(length);
+	if (base)
+		t->base = *base;
+	r = tree_check(&(struct store_tree){.length = length}, e);
+	if (!r)
+		r = tree_check(&t->base, e);
+	if (r)
+		return r;
+	if (t->base.length > length)
+		return err_set(e, -EINVAL,
+			"a content of %llu bytes cannot begin as one of %llu: contents only grow",
+			(unsigned long long)length, (unsigned long long)t->base.length);
+	if (!hash_is_zero(&t->base.root)) {
+		r = tree_node(&w->reader, &t->base, tree_levels(t->base.length), 0,
+			&t->base.root, ignored, e);
+		if (r)
+			return err_wrap(e, r, "the content to begin with");
+	}
+	t->next = w->trees;
+	t->at = &w->trees;
+	if (t->next)
+		t->next->at = &t->next;
+	w->trees = t;
+	*ret = TAKE_PTR(t);
+	return 0;
+}
+
+/* Where a delta of the node may lead: the node of the base, or what that is a delta of.
+ */
+static int
+find_reference(struct store_tree_writer *t, struct open_node *n,
+	const struct store_hash *base, struct err *e)
+{
+	struct chunk_reader *c = &t->w->reader;
+	struct chunk_at at;
+	bool is_delta = false;
+	int r = packs_lock_read(c->s, e);
+
+	if (r)
+		return r;
+	n->reference = *base;
+	n->has_reference = chunk_find(c->s, CHUNK_NODE, base, true, &at);
+	if (n->has_reference)
+		r = chunk_reference(c->s, &at, &is_delta, &n->reference, e);
+	packs_unlock(c->s);
+	if (r || !n->has_reference)
+		return r;
+	if (!is_delta) {
+		memcpy(n->referenced, n->child, sizeof(n->child));
+		return 0;
+	}
+	return chunk_read(c, CHUNK_NODE, &n->reference, n->referenced, e);
+}
+
+/* Begins the node of a level that holds the page; name is its name in the base. */
+static int
+open_node(struct store_tree_writer *t, unsigned level, uint64_t page,
+	const struct store_hash *name, struct err *e)
+{
+	struct open_node *n = &t->node[level];
+	int r;
+
+	n->first_page = page & ~(tree_child_pages(level) * NODE_FANOUT - 1);
+	n->has_reference = false;
+	if (hash_is_zero(name)) {
+		memset(n->child, 0, sizeof(n->child));
+		return 0;
+	}
+	r = tree_node(&t->w->reader, &t->base, level, n->first_page, name, n->child, e);
+	if (r || level > tree_levels(t->base.length))
+		return r;
+	return find_reference(t, n, name, e);
+}
+
+static unsigned
+slot_in(const struct open_node *n, unsigned level, uint64_t page)
+{
+	return (unsigned)((page - n->first_page) / tree_child_pages(level));
+}
+
+/* Ends the nodes of the levels below `level`, whose names go into their parents. */
+static int
+close_below(struct store_tree_writer *t, unsigned level, struct err *e)
+{
+	for (unsigned l = 1; l < level; l++) {
+		struct open_node *n = &t->node[l];
+		struct store_hash *to = &t->root;
+		int r;
+
+		if (l < t->levels)
+			to = &t->node[l + 1].child[slot_in(
+				&t->node[l + 1], l + 1, n->first_page)];
+		r = put_node(t->w, n, to, e);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static bool
+holds(const struct open_node *n, unsigned level, uint64_t page)
+{
+	return page - n->first_page < tree_child_pages(level) * NODE_FANOUT;
+}
+
+/* Opens the nodes on the way to the page, and ends those that are left. */
+static int
+go_to(struct store_tree_writer *t, uint64_t page, struct err *e)
+{
+	unsigned level = 1; /* the lowest that is kept */
+	int r;
+
+	if (t->begun) {
+		while (!holds(&t->node[level], level, page))
+			level++;
+		r = close_below(t, level, e);
+	} else {
+		level = t->levels;
+		r = open_node(t, level, page, &t->base.root, e);
+		t->begun = true;
+	}
+	for (; !r && level > 1; level--) {
+		struct open_node *n = &t->node[level];
+
+		r = open_node(t, level - 1, page, &n->child[slot_in(n, level, page)], e);
+	}
+	return r;
+}
+
+int
+store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data, uint64_t n,
+	struct err *e)
+{
+	const uint8_t *from = data;
+	uint8_t last[STORE_PAGE];
+	int r = t->w->failed;
+
+	if (r)
+		return err_sys(e, r, "the commit failed before");
+	if (first < t->free || first > t->pages || n > t->pages - first)
+		return err_set(e, -EINVAL,
+			"pages %llu to %llu put to a content of %llu pages that goes on at %llu",
+			(unsigned long long)first, (unsigned long long)(first + n),
+			(unsigned long long)t->pages, (unsigned long long)t->free);
+	for (uint64_t page = first; !r && page < first + n; page++, from += STORE_PAGE) {
+		struct open_node *leaf = &t->node[1];
+		const uint8_t *bytes = from;
+
+		if (!t->begun || !holds(leaf, 1, page)) {
+			r = go_to(t, page, e);
+			if (r)
+				break;
+		}
+		if (page == t->pages - 1 && t->length % STORE_PAGE) {
+			memset(last, 0, sizeof(last));
+			memcpy(last, from, t->length % STORE_PAGE);
+			bytes = last;
+		}
+		r = put_page(t->w, bytes, &leaf->child[page - leaf->first_page], e);
+	}
+	t->free = first + n;
+	if (r)
+		t->w->failed = r;
+	return r;
+}
+
+int
+store_tree_finish(struct store_tree_writer *t, struct store_tree *ret, struct err *e)
+{
+	int r = t->w->failed;
+
+	if (r) {
+		err_sys(e, r, "the commit failed before");
+	} else if (t->begun) {
+		r = close_below(t, t->levels + 1, e);
+	} else {
+		/* Nothing was put; a longer content may need more levels on top. */
+		t->root = t->base.root;
+		for (unsigned l = tree_levels(t->base.length) + 1; !r && l <= t->levels;
+			l++) {
+			struct open_node n = {.child = {t->root}};
+
+			r = put_node(t->w, &n, &t->root, e);
+		}
+	}
+	if (r)
+		t->w->failed = r;
+	else
+		*ret = (struct store_tree){t->root, t->length};
+	tree_free(t);
+	return r;
+}
+
+int
+store_put_blob(struct store_writer *w, const void *data, uint64_t len,
+	struct store_tree *ret, struct err *e)
+{
+	struct store_tree_writer *t;
+	int r = store_tree_begin(w, NULL, len, &t, e);
+
+	if (r)
+		return r;
+	r = store_tree_put(t, 0, data, tree_pages(len), e);
+	if (r) {
+		tree_free(t);
+		return r;
+	}
+	return store_tree_finish(t, ret, e);
+}
+
+static int
+check_root(struct store_writer *w, const char *what, const struct store_tree *t,
+	struct err *e)
+{
+	bool has;
+	int r = tree_check(t, e);
+
+	if (r || hash_is_zero(&t->root))
+		return r;
+	r = has_chunk(w, CHUNK_NODE, &t->root, &has, e);
+	if (!r && !has)
+		r = err_set(e, -EINVAL, "the commit's %s is not in the store", what);
+	return r;
+}
+
+/* Parent there, manifest written: not while somebody deletes. */
+static int
+write_manifest(struct store *s, const struct store_fields *f, const char *name,
+	const char *text, size_t len, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&s->names);
+	if (f->parent && !store_has_commit(s, f->parent))
+		r = err_set(e, -ENOENT,
+			"the commit's parent %.12s is not in the store (any more)",
+			f->parent);
+	else {
+		r = store_write_at(s->commits_fd, name, "store.manifest", text, len);
+		if (r)
+			err_sys(e, r, "writing the commit to %.200s", s->path);
+	}
+	pthread_mutex_unlock(&s->names);
+	return r;
+}
+
+int
+store_commit(struct store_writer *writer, const struct store_fields *fields,
+	char ret_id[static STORE_ID_MAX], struct store_stats *stats, struct err *e)
+{
+	cleanup_writer struct store_writer *w = writer;
+	struct store_fields f = *fields;
+	struct store_manifest *again;
+	cleanup_free char *text = NULL;
+	char pack[STORE_ID_MAX], id[STORE_ID_MAX];
+	char name[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
+	struct store_hash hash;
+	uint64_t bytes;
+	size_t len;
+	int r;
+
+	if (w->failed)
+		return err_sys(e, w->failed, "the commit failed before");
+	if (w->trees)
+		return err_set(
+			e, -EINVAL, "a commit with a content that is not finished");
+	if (!f.created_ms)
+		f.created_ms = io_wall_ms();
+	if ((r = check_root(w, "memory", &f.memory, e)) ||
+		(r = check_root(w, "disk", &f.disk, e)) ||
+		(r = check_root(w, "state", &f.state, e)) ||
+		(r = manifest_format(&f, &text, &len, e)))
+		return r;
+	/* What cannot be read must not be written: nesting has a limit. */
+	r = manifest_parse(text, len, &again, e);
+	if (r)
+		return err_set(
+			e, -EINVAL, "the commit's configuration is nested too deep");
+	store_manifest_free(again);
+	hash_of(HASH_PLAIN, text, len, &hash);
+	hash_to_hex(&hash, id);
+	r = pack_writer_finish(w->pack, pack, &bytes, e);
+	if (!r && pack[0])
+		r = packs_add(w->s, pack, e);
+	if (r)
+		return err_wrap(e, r, "writing the commit to %.200s", w->s->path);
+	snprintf(name, sizeof(name), "%s" MANIFEST_SUFFIX, id);
+	r = write_manifest(w->s, &f, name, text, len, e);
+	if (r)
+		return r;
+	w->stats.bytes_written = bytes + len;
+	if (stats)
+		*stats = w->stats;
+	memcpy(ret_id, id, sizeof(id));
+	return 0;
+}

@@ -1,0 +1,240 @@
+/* DELETE /v1/vms/{vm}: the end of VMs. */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/log.h"
+#include "host/vm/tree_priv.h"
+
+#define KILL_TIMEOUT_MS 20000
+
+int
+tree_sweep(struct tree *t, struct err *e)
+{
+	char(*names)[DB_SEGMENT_MAX] = NULL;
+	size_t n = 0;
+	int r = db_sweep_segments(t->db, &names, &n, e);
+
+	for (size_t i = 0; r == 0 && i < n; i++)
+		launch_remove_segment(t->config.home, names[i]);
+	free(names);
+	if (r == 0)
+		tree_sweep_bases(t, false);
+	return r;
+}
+
+void
+tree_sweep_bases(struct tree *t, bool unfinished)
+{
+	char folder[PATHS_MAX], path[PATHS_MAX];
+	cleanup_closedir DIR *dir = NULL;
+	struct dirent *d;
+
+	if (paths_format(folder, sizeof(folder), NULL, "%s/bases", t->config.home) < 0)
+		return;
+	dir = opendir(folder);
+	while (dir && (d = readdir(dir))) {
+		bool used = false;
+
+		if (strspn(d->d_name, "0123456789abcdef") != VM_ID_LEN ||
+			d->d_name[VM_ID_LEN] != '.' ||
+			(!unfinished && strstr(d->d_name, ".part")) ||
+			paths_format(
+				path, sizeof(path), NULL, "%s/%s", folder, d->d_name) < 0)
+			continue;
+		for (unsigned i = 0; i < t->n_vms && !used; i++)
+			used = strcmp(t->vms[i]->row.base_path, path) == 0;
+		if (!used)
+			unlink(path);
+	}
+}
+
+/* From now on the next pandod would finish the removal, should this one be killed. Called
+ * with the lock. */
+static int
+mark_going(struct tree *t, struct vm **vms, unsigned n, bool going, struct err *e)
+{
+	int r = db_begin(t->db, e);
+
+	for (unsigned i = 0; r == 0 && i < n; i++) {
+		vms[i]->row.made = !going;
+		r = db_update(t->db, &vms[i]->row, e);
+	}
+	if (r == 0)
+		r = db_commit(t->db, e);
+	for (unsigned i = 0; r < 0 && i < n; i++)
+		vms[i]->row.made = going;
+	db_rollback(t->db);
+	return r;
+}
+
+static int
+kill_all(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+{
+	/* SIGKILL, not VMM_QUIT: nothing of these VMs is to remain, and what they shared
+	 * with others was cut, and not written since, long ago. */
+	for (unsigned i = 0; i < n; i++) {
+		vms[i]->removing = true;
+		if (vms[i]->pidfd >= 0)
+			process_kill(vms[i]->pidfd);
+		else
+			vms[i]->dead = true;
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (tree_wait_dead(t, vms[i], KILL_TIMEOUT_MS) < 0)
+			return err_set(e, -ETIMEDOUT,
+				"vm \"%s\": its process %lld was killed and does not end; nothing was removed",
+				vm_name(vms[i]), (long long)vms[i]->row.pid);
+	return 0;
+}
+
+static int
+delete_rows(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+{
+	int r = db_begin(t->db, e);
+
+	for (unsigned i = 0; r == 0 && i < n; i++)
+		r = db_delete(t->db, vms[i]->row.id, e);
+	if (r == 0)
+		r = db_commit(t->db, e);
+	db_rollback(t->db);
+	return r;
+}
+
+int
+tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = mark_going(t, vms, n, true, e);
+	if (r == 0) {
+		r = kill_all(t, vms, n, e);
+		if (r == 0)
+			r = delete_rows(t, vms, n, e);
+		if (r < 0)
+			mark_going(t, vms, n, false, NULL);
+	}
+	if (r < 0) {
+		for (unsigned i = 0; i < n; i++)
+			vms[i]->removing = false;
+		pthread_mutex_unlock(&t->lock);
+		return r;
+	}
+	for (unsigned i = 0; i < n; i++) {
+		struct err why;
+
+		if (launch_remove_files(t->config.home, vms[i]->row.id, &why) < 0)
+			log_warn("vm %s: %s", vms[i]->row.id, why.msg);
+		log_info("vm %s (%s): deleted", vms[i]->row.id, vm_name(vms[i]));
+		tree_unlist_vm(t, vms[i]); /* the caller's reference keeps it */
+	}
+	r = tree_sweep(t, e);
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+/* All that descends from vms[0], claimed, parents first. Called with the lock. */
+static int
+claim_descendants(struct tree *t, struct vm **vms, unsigned *n, struct err *e)
+{
+	for (unsigned done = 0; done < *n; done++)
+		for (unsigned i = 0; i < t->n_vms; i++) {
+			struct vm *vm = t->vms[i];
+
+			if (vm->parent_handle != vms[done]->handle)
+				continue;
+			if (vm->op)
+				return err_set(e, -EBUSY,
+					"vm \"%s\", a branch of it, is %s: try again when that is done",
+					vm_name(vm), vm->op);
+			vm->op = "being deleted";
+			vm->refs++;
+			vms[(*n)++] = vm;
+		}
+	return 0;
+}
+
+/* Whether vm, which is not `of`, descends from it. Called with the lock. */
+static bool
+descends(struct tree *t, const struct vm *vm, const struct vm *of)
+{
+	for (unsigned steps = 0; vm && vm->parent_handle && steps < TREE_VMS_MAX;
+		steps++) {
+		if (vm->parent_handle == of->handle)
+			return true;
+		vm = tree_by_handle(t, vm->parent_handle);
+	}
+	return false;
+}
+
+static int
+refuse_descendants(struct tree *t, struct vm *vm, struct err *e)
+{
+	char names[300] = "";
+	unsigned living = 0;
+	bool cut = false;
+
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		struct vm *other = t->vms[i];
+		size_t len = strlen(names);
+
+		if (!vm_state_lives(other->row.state) || !descends(t, other, vm))
+			continue;
+		living++;
+		if (len < 200)
+			snprintf(names + len, sizeof(names) - len, "%s%s",
+				len ? ", " : "", vm_name(other));
+		else
+			cut = true;
+	}
+	if (!living)
+		return 0;
+	return err_set(e, -ENOTEMPTY,
+		"vm \"%s\" has %u living branch%s (%s%s): delete %s first, or all with `pando delete -r`",
+		vm_name(vm), living, living == 1 ? "" : "es", names, cut ? ", …" : "",
+		living == 1 ? "it" : "them");
+}
+
+int
+tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
+	struct json_out *out, struct err *e)
+{
+	cleanup_free struct vm **vms = calloc(TREE_VMS_MAX, sizeof(*vms));
+	unsigned n = 0;
+	int r;
+
+	if (!vms)
+		return err_set(e, -ENOMEM, "out of memory");
+	pthread_mutex_lock(&t->lock);
+	r = tree_claim(t, name, "being deleted", &vms[0], e);
+	if (r == 0) {
+		n = 1;
+		r = recursive ? claim_descendants(t, vms, &n, e)
+			      : refuse_descendants(t, vms[0], e);
+	}
+	if (r == 0 && !dry_run)
+		tree_take_last_reports(t, vms, n);
+	pthread_mutex_unlock(&t->lock);
+	if (r == 0 && !dry_run)
+		r = tree_remove(t, vms, n, e);
+	pthread_mutex_lock(&t->lock);
+	if (r == 0) {
+		json_out_object(out, NULL);
+		json_out_array(out, dry_run ? "would_delete" : "deleted");
+		for (unsigned i = 0; i < n; i++)
+			json_out_str(out, NULL, vms[i]->row.id);
+		json_out_end_array(out);
+		json_out_end_object(out);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		vms[i]->op = NULL;
+		vm_unref(vms[i]);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}

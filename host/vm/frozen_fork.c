@@ -1,0 +1,314 @@
+#include "host/vm/frozen_fork.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/fault.h"
+#include "common/log.h"
+#include "common/wire/segment_wire.h"
+
+void
+fork_point_done(struct fork_point *c)
+{
+	cleanup_close_fn(&c->data);
+	cleanup_close_fn(&c->index);
+	cleanup_close_fn(&c->null);
+	c->data = c->index = c->null = -1;
+}
+
+int
+fork_point_check(struct tree *t, struct vm *parent, struct err *e)
+{
+	if (t->stopping)
+		return err_set(e, -ECANCELED, "pandod is stopping");
+	if (!vm_state_lives(parent->row.state))
+		return err_set(e, -EBUSY,
+			"vm \"%s\" is %s: only a VM that runs or is paused can be branched or committed, so `pando start` it first",
+			vm_name(parent), vm_state_name(parent->row.state));
+	if (!parent->ctl || parent->dead || parent->closed_ns)
+		return err_set(e, -EBUSY,
+			"vm \"%s\" is ending: `pando status` will say why, and then `pando start` boots it again",
+			vm_name(parent));
+	return 0;
+}
+
+int
+fork_point_begin(struct fork_point *c, struct vm *parent, struct err *e)
+{
+	struct tree *t = c->t;
+	cleanup_free struct chain_link *links = NULL;
+	size_t n_links = 0;
+	int r = tree_random(c->generation, sizeof(c->generation), e);
+
+	if (r == 0)
+		r = db_chain(t->db, parent->row.id, &links, &n_links, e);
+	if (r < 0)
+		return r;
+	if (n_links == 0)
+		return err_set(e, -EINVAL, "state.db: vm \"%s\" has no disk chain",
+			vm_name(parent));
+	c->null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (c->null < 0)
+		return err_sys(e, -errno, "/dev/null");
+	memcpy(c->old_segment, links[n_links - 1].segment, DB_SEGMENT_MAX);
+	c->parent = parent;
+	return 0;
+}
+
+int
+fork_point_enter(struct fork_point *c, struct err *e)
+{
+	struct tree *t = c->t;
+	struct vm *parent = c->parent;
+	int r;
+
+	snprintf(c->segment, sizeof(c->segment), "%s.%u", parent->row.id,
+		parent->row.next_segment);
+	/* The files come first: no chain of a VM that stays ever names a segment
+	 * that is not there. */
+	r = launch_segment(t->config.home, c->segment, &c->data, &c->index, e);
+	if (r < 0)
+		return r;
+	fault_point("branch.segment");
+	r = db_chain_append(t->db, parent->row.id, c->segment, e);
+	if (r < 0)
+		return r;
+	parent->row.next_segment++;
+	return db_update(t->db, &parent->row, e);
+}
+
+void
+fork_point_undo(struct fork_point *c)
+{
+	if (c->data < 0)
+		return;
+	launch_remove_segment(c->t->config.home, c->segment);
+	fork_point_done(c);
+}
+
+/*
+ * Whether the parent's old segment has as many records as the cut says. It has fewer when
+ * it is not the one that the VMM wrote: a pandod that was killed between writing a chain
+ * and the fork leaves a last segment that nobody ever writes. The one before it, counted
+ * whole, is then right, and so is an empty one counted whole.
+ */
+static bool
+cut_fits(struct fork_point *c)
+{
+	char path[PATHS_MAX];
+	struct stat st;
+
+	return paths_format(path, sizeof(path), NULL, "%s/segments/%s.index",
+		       c->t->config.home, c->old_segment) == 0 &&
+	       stat(path, &st) == 0 &&
+	       (uint64_t)st.st_size / sizeof(struct segment_record) >=
+		       c->said.fork_point_records;
+}
+
+/* After the fork, whatever became of the children. */
+static void
+note_cut(struct fork_point *c)
+{
+	struct tree *t = c->t;
+	bool fits = c->said.hdr.type == VMM_FORKED && cut_fits(c);
+	struct err e;
+
+	pthread_mutex_lock(&t->lock);
+	memcpy(c->parent->row.generation, c->generation, 16);
+	if (!c->parent->dead && db_update(t->db, &c->parent->row, &e) < 0)
+		log_err("vm %s: %s", c->parent->row.id, e.msg);
+	/* 0 with an uncertain fork: then the count stays "all", which is right. */
+	if (fits && db_chain_fork_point(
+			    t->db, c->old_segment, c->said.fork_point_records, &e) < 0)
+		log_err("segment %s: %s", c->old_segment, e.msg);
+	pthread_mutex_unlock(&t->lock);
+}
+
+/* No fork happened: the parent goes on with the segment it has. */
+static void
+drop_segment(struct fork_point *c)
+{
+	struct tree *t = c->t;
+	struct err e;
+
+	pthread_mutex_lock(&t->lock);
+	if (db_chain_remove(t->db, c->parent->row.id, c->segment, &e) < 0 ||
+		tree_sweep(t, &e) < 0)
+		log_err("segment %s: %s", c->segment, e.msg);
+	pthread_mutex_unlock(&t->lock);
+}
+
+void
+fork_point_end(struct fork_point *c)
+{
+	if (c->forked)
+		note_cut(c);
+	else
+		drop_segment(c);
+}
+
+/* A pidfd of a fork of `parent`, from the number its VMM gave: believed only so far as
+ * the kernel says that this process is a child of that VMM. Only for killing it when it
+ * does not come to life. */
+static int
+open_hinted(pid_t parent, uint32_t hint)
+{
+	cleanup_close int pidfd = -1;
+	uint64_t start;
+	pid_t ppid;
+
+	if (hint < 2 || hint > INT32_MAX)
+		return -1;
+	pidfd = (int)syscall(SYS_pidfd_open, (pid_t)hint, 0);
+	if (pidfd < 0 || process_look((pid_t)hint, &ppid, &start) < 0 || ppid != parent ||
+		!process_lives(pidfd))
+		return -1;
+	return TAKE_FD(pidfd);
+}
+
+/* The pidfd of whoever sent VMM_STARTED. The number may have been reused since; but only
+ * the sender holds the other end of this socket, so if that is still open, what we opened
+ * is the sender. */
+static int
+open_sender(struct vmmctl *ctl, pid_t pid, int *ret_pidfd, struct err *e)
+{
+	cleanup_close int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	int r;
+
+	if (pidfd < 0)
+		return err_sys(e, -errno, "the fork's process %d", (int)pid);
+	r = vmmctl_drain(ctl, true, e);
+	if (r < 0)
+		return r;
+	if (!process_lives(pidfd))
+		return err_set(
+			e, -ESRCH, "the fork's process %d ended at once", (int)pid);
+	*ret_pidfd = TAKE_FD(pidfd);
+	return 0;
+}
+
+int
+fork_point_fork(struct fork_point *c, struct frozen_fork *k, struct vmm_fork *msg,
+	const struct vm_files *files, int data, int index, struct vmmctl **ret_ctl,
+	int *ret_pidfd, struct err *e)
+{
+	cleanup_close int ours = -1, theirs = -1;
+	struct vmm_forked of_frozen_fork;
+	bool uncertain = false;
+	int r = launch_control_pair(&ours, &theirs, e);
+
+	if (r == 0)
+		r = vmmctl_create(TAKE_FD(ours), ret_ctl, e);
+	if (r < 0)
+		return r;
+
+	const int fds[VMM_FORK_FD_COUNT] = {
+		[VMM_FORK_FD_CONTROL] = theirs,
+		[VMM_FORK_FD_LISTEN] = files->listen_fd,
+		[VMM_FORK_FD_VSOCK] = files->vsock_fd,
+		[VMM_FORK_FD_CONSOLE] = files->console_fd,
+		[VMM_FORK_FD_LOG] = files->log_fd,
+		[VMM_FORK_FD_SEG_DATA] = data,
+		[VMM_FORK_FD_SEG_INDEX] = index,
+		[VMM_FORK_FD_PARENT_SEG_DATA] = k ? c->null : c->data,
+		[VMM_FORK_FD_PARENT_SEG_INDEX] = k ? c->null : c->index,
+	};
+	struct vmm_forked *said = k ? &of_frozen_fork : &c->said;
+
+	memcpy(msg->parent_generation, c->generation, sizeof(msg->parent_generation));
+	r = vmmctl_fork(k ? k->ctl : c->parent->ctl, msg, fds,
+		c->t->config.start_timeout_ms, said, &uncertain, e);
+	if (!k)
+		c->forked = r == 0 || uncertain;
+	if (r < 0)
+		return r;
+	*ret_pidfd = open_hinted(k ? k->pid : (pid_t)c->parent->row.pid, said->child_pid);
+	if (*ret_pidfd >= 0)
+		r = vmmctl_set_pidfd(*ret_ctl, *ret_pidfd);
+	return r < 0 ? err_sys(e, r, "a descriptor for the fork's process") : 0;
+}
+
+int
+fork_point_wait_child(struct fork_point *c, struct vmmctl *ctl, bool parked, int *pidfd,
+	pid_t *ret_pid, struct vmm_started *ret, struct err *e)
+{
+	int sure = -1;
+	int r = vmmctl_wait_started(ctl, c->t->config.start_timeout_ms, ret, ret_pid, e);
+
+	if (r < 0)
+		return r;
+	if ((ret->parked != 0) != parked)
+		return err_set(e, -EPROTO,
+			parked ? "the fork runs and should be parked"
+			       : "the fork is parked and should run");
+	r = open_sender(ctl, *ret_pid, &sure, e);
+	if (r < 0)
+		return r;
+	cleanup_close_fn(pidfd);
+	*pidfd = sure;
+	r = vmmctl_set_pidfd(ctl, sure);
+	return r < 0 ? err_sys(e, r, "a descriptor for the fork's process") : 0;
+}
+
+void
+frozen_fork_end(struct tree *t, struct frozen_fork *k)
+{
+	char segment[DB_SEGMENT_MAX];
+	struct err e;
+
+	if (!k->id[0])
+		return;
+	if (k->ctl)
+		vmmctl_quit(k->ctl, NULL);
+	/* It holds nothing worth a flush: the quit is for one that is not alive yet. */
+	if (k->pidfd >= 0)
+		process_end(k->pidfd);
+	vmmctl_free(k->ctl);
+	cleanup_close_fn(&k->pidfd);
+	if (launch_remove_files(t->config.home, k->id, &e) < 0)
+		log_warn("parked VMM %s: %s", k->id, e.msg);
+	snprintf(segment, sizeof(segment), "%s.0", k->id);
+	launch_remove_segment(t->config.home, segment);
+	*k = (struct frozen_fork)FROZEN_FORK_INIT;
+}
+
+int
+frozen_fork_park(struct fork_point *c, struct frozen_fork *k, struct err *e)
+{
+	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
+	cleanup_close int data = -1, index = -1;
+	struct vmm_fork msg = {.flags = VMM_FORK_PARK};
+	char id[VM_ID_LEN + 1], segment[DB_SEGMENT_MAX];
+	struct vmm_started started;
+	int r = 0;
+
+	memcpy(id, k->id, sizeof(id));
+	k->id[0] = '\0';
+	if (!id[0])
+		r = tree_new_id(id, e);
+	if (r == 0)
+		r = tree_random(msg.child_generation, sizeof(msg.child_generation), e);
+	if (r == 0)
+		r = launch_files(c->t->config.home, id, &files, e);
+	if (r < 0)
+		return r;
+	memcpy(k->id, id, sizeof(id));
+	snprintf(segment, sizeof(segment), "%s.0", id);
+	r = launch_segment(c->t->config.home, segment, &data, &index, e);
+	if (r < 0)
+		return r;
+	fault_point("branch.park-files");
+	snprintf(msg.child_name, sizeof(msg.child_name), "%.40s-parked",
+		vm_name(c->parent));
+	r = fork_point_fork(c, NULL, &msg, &files, data, index, &k->ctl, &k->pidfd, e);
+	if (r < 0)
+		return r;
+	return fork_point_wait_child(c, k->ctl, true, &k->pidfd, &k->pid, &started, e);
+}

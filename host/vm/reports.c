@@ -1,0 +1,252 @@
+/*
+ * Reports of the VMs: taken from their guests when somebody asks and before a VM is
+ * deleted, kept in the database from then on, also when the VM is gone. A guest keeps
+ * what was not taken; it is told to forget a report only when that is in the database.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "common/text.h"
+#include "host/agent/agent_report.h"
+#include "host/vm/tree_priv.h"
+
+#define TAKERS_MAX 16
+#define NS_PER_MS UINT64_C(1000000)
+/* When somebody asks, for each VM; and for all of those that are about to go, which must
+ * not live on for long because one of them does not answer. */
+#define TAKE_TIMEOUT_MS 15000
+#define LAST_TIMEOUT_MS 5000
+/* An answer is at most about that long; the rest is asked for with `after`. */
+#define ANSWER_BYTES (4u << 20)
+
+struct takers {
+	struct tree *t;
+	struct vm **vms;
+	unsigned n, next;     /* next: under the tree's lock */
+	uint64_t deadline_ns; /* 0: each has its own time */
+};
+
+/* With the lock. */
+static void
+keep(struct tree *t, const struct vm *vm, const struct agent_report *v, size_t n,
+	size_t *ret_kept)
+{
+	struct err e = {0};
+	int r = db_begin(t->db, &e);
+
+	*ret_kept = 0;
+	for (size_t i = 0; !r && i < n; i++) {
+		struct db_report row = {.time_ms = v[i].time_ms, .json = v[i].json};
+
+		/* Made by the one it was forked from, before that: it is the parent's,
+		 * who has it, too. */
+		if (v[i].vm[0] && strcmp(v[i].vm, vm->row.id) != 0)
+			continue;
+		memcpy(row.id, v[i].id, sizeof(row.id));
+		memcpy(row.vm, vm->row.id, sizeof(row.vm));
+		memcpy(row.alias, vm->row.alias, sizeof(row.alias));
+		if (v[i].generation[0])
+			memcpy(row.generation, v[i].generation, sizeof(row.generation));
+		else
+			text_hex(row.generation, vm->row.generation,
+				sizeof(vm->row.generation));
+		r = db_report_put(t->db, &row, &e);
+	}
+	if (!r)
+		r = db_commit(t->db, &e);
+	if (!r)
+		*ret_kept = n;
+	else {
+		db_rollback(t->db);
+		log_err("reports of vm %s: %s", vm->row.id, e.msg);
+	}
+}
+
+static int
+ms_until(uint64_t deadline_ns)
+{
+	uint64_t now = io_now_ns();
+
+	if (!deadline_ns)
+		return TAKE_TIMEOUT_MS;
+	return now < deadline_ns ? (int)((deadline_ns - now) / NS_PER_MS) + 1 : 1;
+}
+
+static void
+take(struct tree *t, struct vm *vm, uint64_t deadline_ns)
+{
+	static struct log_limit limit = {.burst = 5};
+	struct agent_report *v = NULL;
+	size_t n = 0, wrong = 0, kept = 0;
+	char path[PATHS_MAX];
+	struct err e = {0};
+	int r = vm_socket_path(t, vm, path);
+
+	if (!r)
+		r = agent_reports_list(
+			path, NULL, ms_until(deadline_ns), &v, &n, &wrong, &e);
+	if (r < 0 && deadline_ns && log_allowed(&limit))
+		log_warn("vm %s: what it reported last is not known: %s", vm->row.id,
+			e.msg);
+	else if (r < 0) /* it is just ending, or has an older agent: its reports wait */
+		log_debug("reports of vm %s: %s", vm->row.id, e.msg);
+	if (wrong && log_allowed(&limit))
+		log_warn("vm %s: %zu reports are none", vm->row.id, wrong);
+	if (n) {
+		pthread_mutex_lock(&t->lock);
+		keep(t, vm, v, n, &kept);
+		pthread_mutex_unlock(&t->lock);
+		/* Not acknowledged, they come again, and are known then. */
+		if (kept && agent_reports_ack(
+				    path, NULL, ms_until(deadline_ns), v, kept, &e) < 0)
+			log_debug("reports of vm %s: %s", vm->row.id, e.msg);
+	}
+	agent_reports_free(v, n);
+}
+
+static void *
+taker_main(void *arg)
+{
+	struct takers *w = arg;
+
+	for (;;) {
+		struct vm *vm;
+
+		pthread_mutex_lock(&w->t->lock);
+		vm = w->t->stopping || w->next == w->n ? NULL : w->vms[w->next++];
+		pthread_mutex_unlock(&w->t->lock);
+		if (!vm)
+			return NULL;
+		take(w->t, vm, w->deadline_ns);
+	}
+}
+
+static bool
+can_answer(const struct vm *vm)
+{
+	return vm->row.state == VM_RUNNING && vm->row.answered && vm->ctl && !vm->dead;
+}
+
+/* Called with the lock, which is given up meanwhile. */
+static void
+take_from(struct takers *w)
+{
+	struct tree *t = w->t;
+	pthread_t threads[TAKERS_MAX];
+	unsigned made = 0, want = w->n < TAKERS_MAX ? w->n : TAKERS_MAX;
+
+	pthread_mutex_unlock(&t->lock);
+	while (made + 1 < want && !pthread_create(&threads[made], NULL, taker_main, w))
+		made++;
+	if (w->n)
+		taker_main(w);
+	for (unsigned i = 0; i < made; i++)
+		pthread_join(threads[i], NULL);
+	pthread_mutex_lock(&t->lock);
+}
+
+/* From `one`, or from all that run. Called with the lock, which is given up meanwhile. */
+static void
+take_all(struct tree *t, struct vm *one)
+{
+	struct takers w = {.t = t};
+
+	w.vms = calloc(t->n_vms + 1, sizeof(*w.vms));
+	for (unsigned i = 0; w.vms && i < t->n_vms; i++)
+		if (can_answer(t->vms[i]) && (!one || t->vms[i] == one)) {
+			w.vms[w.n++] = t->vms[i];
+			t->vms[i]->refs++;
+		}
+	take_from(&w);
+	for (unsigned i = 0; i < w.n; i++)
+		vm_unref(w.vms[i]);
+	free(w.vms);
+}
+
+void
+tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n)
+{
+	struct takers w = {
+		.t = t, .deadline_ns = io_now_ns() + LAST_TIMEOUT_MS * NS_PER_MS};
+
+	w.vms = calloc(n + 1, sizeof(*w.vms));
+	for (unsigned i = 0; w.vms && i < n; i++)
+		if (can_answer(vms[i]))
+			w.vms[w.n++] = vms[i];
+	take_from(&w);
+	free(w.vms);
+}
+
+struct answer {
+	struct json_out *out;
+	const char *vm; /* NULL: all */
+	uint64_t next;
+	bool more;
+};
+
+static int
+add_row(void *ctx, const struct db_report *row, struct err *e)
+{
+	struct answer *a = ctx;
+	struct json_out *o = a->out;
+
+	(void)e;
+	if (o->len > ANSWER_BYTES) {
+		a->more = true;
+		return 1;
+	}
+	a->next = row->seq;
+	json_out_object(o, NULL);
+	json_out_u64(o, "seq", row->seq);
+	json_out_str(o, "id", row->id);
+	json_out_str(o, "vm", row->vm);
+	json_out_str(o, "alias", row->alias[0] ? row->alias : NULL);
+	json_out_str(o, "generation", row->generation);
+	json_out_u64(o, "time_ms", row->time_ms);
+	json_out_raw(o, "report", row->json, strlen(row->json));
+	json_out_end_object(o);
+	return 0;
+}
+
+int
+tree_reports(struct tree *t, const char *name, uint64_t after, struct json_out *out,
+	struct err *e)
+{
+	struct answer a = {.out = out, .next = after};
+	char id[VM_ID_LEN + 1] = "";
+	struct vm *vm = NULL;
+	int r = 0;
+
+	pthread_mutex_lock(&t->lock);
+	if (name) {
+		r = tree_find(t, name, &vm, e);
+		/* One that is gone: its reports are there by its id. */
+		if (r == -ENOENT && request_is_id(name)) {
+			r = 0;
+			memcpy(id, name, sizeof(id));
+		} else if (!r) {
+			memcpy(id, vm->row.id, sizeof(id));
+		}
+	}
+	if (!r) {
+		if (!name || vm)
+			take_all(t, vm);
+		json_out_object(out, NULL);
+		json_out_array(out, "reports");
+		r = db_reports(t->db, name ? id : NULL, after, add_row, &a, e);
+		json_out_end_array(out);
+		json_out_u64(out, "next", a.next);
+		json_out_bool(out, "more", a.more);
+		json_out_end_object(out);
+	}
+	if (vm)
+		vm_unref(vm);
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}

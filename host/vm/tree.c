@@ -1,0 +1,553 @@
+#include "host/vm/tree.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "common/text.h"
+#include "host/agent/agent_client.h"
+#include "host/ssh/ssh_key.h"
+#include "host/vm/handshake.h"
+
+int
+tree_random(void *dst, size_t len, struct err *e)
+{
+	if (getrandom(dst, len, 0) != (ssize_t)len)
+		return err_sys(e, -errno, "getrandom");
+	return 0;
+}
+
+int
+tree_new_id(char id[static VM_ID_LEN + 1], struct err *e)
+{
+	uint8_t bytes[VM_ID_LEN / 2];
+	int r = tree_random(bytes, sizeof(bytes), e);
+
+	if (r == 0)
+		text_hex(id, bytes, sizeof(bytes));
+	return r;
+}
+
+struct vm *
+vm_new(struct tree *t)
+{
+	struct vm *vm = calloc(1, sizeof(*vm));
+
+	if (!vm)
+		return NULL;
+	vm->handle = ++t->next_handle;
+	vm->pidfd = -1;
+	vm->refs = 1;
+	return vm;
+}
+
+void
+vm_unref(struct vm *vm)
+{
+	if (--vm->refs)
+		return;
+	vmmctl_free(vm->ctl);
+	cleanup_close_fn(&vm->pidfd);
+	free(vm);
+}
+
+const char *
+vm_name(const struct vm *vm)
+{
+	return vm->row.alias[0] ? vm->row.alias : vm->row.id;
+}
+
+int
+tree_list_vm(struct tree *t, struct vm *vm, struct err *e)
+{
+	if (t->n_vms == TREE_VMS_MAX)
+		return err_set(e, -EBUSY,
+			"there are %d VMs already, which is the most there can be: delete some",
+			TREE_VMS_MAX);
+	t->vms[t->n_vms++] = vm;
+	vm->listed = true;
+	vm->refs++;
+	return 0;
+}
+
+int
+tree_enter_vm(struct tree *t, struct vm *vm, const char *alias, unsigned i,
+	unsigned count, struct err *e)
+{
+	int r = tree_new_id(vm->row.id, e);
+
+	if (r == 0)
+		r = alias[0] && count > 1
+			    ? paths_format(vm->row.alias, sizeof(vm->row.alias), e,
+				      "%s-%u", alias, i)
+			    : paths_format(vm->row.alias, sizeof(vm->row.alias), e, "%s",
+				      alias);
+	if (r == 0)
+		r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
+	if (r == 0)
+		r = tree_check_alias_free(t, vm->row.alias, e);
+	return r < 0 ? r : tree_list_vm(t, vm, e);
+}
+
+void
+tree_unlist_vm(struct tree *t, struct vm *vm)
+{
+	if (!vm->listed)
+		return;
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i] == vm) {
+			memmove(&t->vms[i], &t->vms[i + 1],
+				(t->n_vms - i - 1) * sizeof(t->vms[0]));
+			t->n_vms--;
+			break;
+		}
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i]->parent_handle == vm->handle) {
+			t->vms[i]->parent_handle = 0;
+			t->vms[i]->row.parent[0] =
+				'\0'; /* the database does so by itself */
+		}
+	vm->listed = false;
+	vm_unref(vm);
+}
+
+struct vm *
+tree_by_handle(struct tree *t, uint64_t handle)
+{
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i]->handle == handle)
+			return t->vms[i];
+	return NULL;
+}
+
+int
+tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e)
+{
+	struct vm *found = NULL;
+	size_t len = strlen(name);
+	char shown[VM_ALIAS_MAX * 4 + 1];
+
+	for (unsigned i = 0; i < t->n_vms && !found; i++)
+		if (strcmp(t->vms[i]->row.id, name) == 0)
+			found = t->vms[i];
+	for (unsigned i = 0; i < t->n_vms && !found; i++)
+		if (len && strcmp(t->vms[i]->row.alias, name) == 0)
+			found = t->vms[i];
+	if (!found && len >= VM_ID_PREFIX_MIN)
+		for (unsigned i = 0; i < t->n_vms; i++) {
+			if (strncmp(t->vms[i]->row.id, name, len) != 0)
+				continue;
+			if (found)
+				return err_set(e, -EINVAL,
+					"\"%s\" is the beginning of several VMs' ids, among them %s and %s: give more digits",
+					name, found->row.id, t->vms[i]->row.id);
+			found = t->vms[i];
+		}
+	if (!found)
+		return err_set(e, -ENOENT,
+			"no VM named \"%s\"; `pando status` lists them",
+			log_escape(shown, sizeof(shown), name, len));
+	found->refs++;
+	*ret = found;
+	return 0;
+}
+
+int
+tree_claim(
+	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e)
+{
+	struct vm *vm;
+	int r = tree_find(t, name, &vm, e);
+
+	if (r < 0)
+		return r;
+	if (vm->op) {
+		r = err_set(e, -EBUSY, "vm \"%s\" is %s: try again when that is done",
+			vm_name(vm), vm->op);
+		vm_unref(vm);
+		return r;
+	}
+	vm->op = op;
+	*ret = vm;
+	return 0;
+}
+
+int
+tree_check_alias_free(struct tree *t, const char *alias, struct err *e)
+{
+	for (unsigned i = 0; alias[0] && i < t->n_vms; i++)
+		if (strcmp(t->vms[i]->row.alias, alias) == 0)
+			return err_set(e, -EEXIST,
+				"alias \"%s\" is taken by VM %s (%s): choose another, or delete that VM",
+				alias, t->vms[i]->row.id,
+				vm_state_name(t->vms[i]->row.state));
+	return 0;
+}
+
+int
+vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX])
+{
+	return paths_format(
+		dst, PATHS_MAX, NULL, "%s/vms/%s/agent.sock", t->config.home, vm->row.id);
+}
+
+const char *
+vm_called(const struct vm *vm, char *dst, size_t cap)
+{
+	if (vm->row.alias[0])
+		snprintf(dst, cap, "%s (%s)", vm->row.alias, vm->row.id);
+	else
+		snprintf(dst, cap, "%s", vm->row.id);
+	return dst;
+}
+
+void
+say(const struct progress *p, const char *fmt, ...)
+{
+	char sentence[512];
+	va_list ap;
+
+	if (!p || !p->say)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(sentence, sizeof(sentence), fmt, ap);
+	va_end(ap);
+	p->say(p->ctx, sentence);
+}
+
+void
+vm_enter_scope(struct tree *t, const struct vm *vm, bool found)
+{
+	char folder[PATHS_MAX];
+	struct scope_vm v = {
+		.id = vm->row.id,
+		.alias = vm->row.alias,
+		.parent = vm->row.parent,
+		.folder = folder,
+		.machine_id = vm->row.generation,
+		.pid = (pid_t)vm->row.pid,
+		.pidfd = vm->pidfd,
+		.mem_mib = vm->row.mem_mib,
+		.vcpus = vm->row.vcpus,
+		.found = found,
+	};
+
+	if (t->scopes && paths_format(folder, sizeof(folder), NULL, "%s/vms/%s",
+				 t->config.home, vm->row.id) == 0)
+		scopes_enter(t->scopes, &v);
+}
+
+const char *
+tree_home(const struct tree *t)
+{
+	return t->config.home;
+}
+
+void
+tree_scopes(struct tree *t, const char *key, struct json_out *out)
+{
+	scopes_json(t->scopes, key, out);
+}
+
+void
+tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm)
+{
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		if (t->vms[i] == old) {
+			t->vms[i] = vm;
+			vm->listed = true;
+			vm->refs++;
+		}
+		if (t->vms[i]->parent_handle == old->handle)
+			t->vms[i]->parent_handle = vm->handle;
+	}
+	old->listed = false;
+	vm_unref(old);
+}
+
+/*
+ * Waiting for an agent.
+ */
+
+int
+agent_wait_cancel(void *agent_wait)
+{
+	struct agent_wait *w = agent_wait;
+	int r = 0;
+
+	pthread_mutex_lock(&w->t->lock);
+	if (w->vm->dead)
+		r = -ESRCH;
+	else if (w->t->stopping || (w->give_up && *w->give_up))
+		r = -ECANCELED;
+	pthread_mutex_unlock(&w->t->lock);
+	return r;
+}
+
+int
+vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
+{
+	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up};
+	char path[PATHS_MAX];
+	struct err why = {0};
+	bool answers = false;
+	int r = vm_socket_path(t, vm, path);
+
+	if (r == 0)
+		r = agent_wait_ready(
+			path, t->config.agent_timeout_ms, agent_wait_cancel, &w, &why);
+	answers = r == 0;
+	/* The health monitor may be telling it: then it is waited for. */
+	while (answers &&
+		(r = vm_handshake(t, vm, t->config.handshake_timeout_ms,
+			 agent_wait_cancel, &w, &why)) == -EBUSY &&
+		(r = agent_wait_cancel(&w)) == 0) {
+		struct timespec pause = {.tv_nsec = 5000000};
+
+		nanosleep(&pause, NULL);
+	}
+	/* A VMM that dies takes its socket along; the pidfd says so a moment later. */
+	pthread_mutex_lock(&t->lock);
+	if (r == -ENOTCONN || r == -ENOENT)
+		tree_wait_dead(t, vm, 2000);
+	if (vm->dead) {
+		r = err_set(e, -ESRCH,
+			"vm \"%s\" ended before its agent answered: %.350s", vm_name(vm),
+			vm->row.reason);
+	} else if (r < 0 && answers && r != -ECANCELED) {
+		r = err_set(e, r, "vm \"%s\" did not become who it is: %.400s",
+			vm_name(vm), why.msg);
+	} else if (r == -ETIMEDOUT) {
+		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s",
+			vm_name(vm), t->config.agent_timeout_ms / 1000);
+	} else if (r == -ECANCELED) {
+		r = err_set(e, r,
+			"pandod stops; vm \"%s\" goes on, its agent has not answered yet",
+			vm_name(vm));
+	} else if (r < 0) {
+		r = err_set(e, r, "vm \"%s\": its agent does not answer: %.350s",
+			vm_name(vm), why.msg);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+/*
+ * Start and end of the tree itself.
+ */
+
+/* What an earlier pandod left unfinished in the store goes when it is opened. One that
+ * cannot be opened stands in nobody's way but in that of commits. */
+static void
+open_store(struct tree *t)
+{
+	char path[PATHS_MAX];
+	struct store *s;
+	struct err e;
+
+	if (paths_format(path, sizeof(path), NULL, "%s/store", t->config.home) == 0 &&
+		access(path, F_OK) == 0) {
+		if (tree_store(t, &s, &e) < 0)
+			log_warn("the store of commits: %s", e.msg);
+		else
+			commits_forget_gone(t, s);
+	}
+	materialized_trim(t);
+}
+
+int
+tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
+{
+	struct tree *t = calloc(1, sizeof(*t));
+	pthread_condattr_t attr;
+	struct err why = {0};
+	char path[PATHS_MAX];
+	int r;
+
+	if (!t)
+		return err_set(e, -ENOMEM, "out of memory");
+	t->config = *config;
+	if (!t->config.handshake_timeout_ms)
+		t->config.handshake_timeout_ms = TREE_HANDSHAKE_TIMEOUT_MS;
+	pthread_mutex_init(&t->lock, NULL);
+	pthread_mutex_init(&t->store_lock, NULL);
+	pthread_rwlock_init(&t->gc_lock, NULL);
+	pthread_mutex_init(&t->materialized_lock, NULL);
+	pthread_cond_init(&t->materialized_changed, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&t->changed, &attr);
+	pthread_condattr_destroy(&attr);
+	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	r = t->epoll_fd < 0 ? err_sys(e, -errno, "epoll_create1") : 0;
+	if (r == 0)
+		r = paths_format(path, sizeof(path), e, "%s/vms", config->home);
+	if (r == 0)
+		r = io_mkdir_p(path, 0700, e);
+	if (r == 0)
+		r = paths_format(path, sizeof(path), e, "%s/segments", config->home);
+	if (r == 0)
+		r = io_mkdir_p(path, 0700, e);
+	/* Who would use it is told so then; everybody else needs none. */
+	if (r == 0 && ssh_key_of_home(config->home, t->ssh_key, &why) < 0)
+		log_warn("no SSH into VMs: %s", why.msg);
+	if (r == 0)
+		r = paths_format(path, sizeof(path), e, "%s/state.db", config->home);
+	if (r == 0)
+		r = db_open(path, &t->db, e);
+	if (r == 0) {
+		t->scopes = scopes_open(
+			t->config.scopes, t->config.home, t->config.scopes_group);
+		r = tree_adopt(t, e);
+	}
+	if (r == 0) {
+		r = -pthread_create(&t->health_monitor, NULL, tree_health_monitor, t);
+		if (r < 0)
+			err_sys(e, r, "making a thread");
+		else
+			t->has_health_monitor = true;
+	}
+	if (r < 0) {
+		tree_close(t);
+		return r;
+	}
+	open_store(t);
+	pool_open(t);
+	*ret = t;
+	return 0;
+}
+
+void
+tree_stop(struct tree *t)
+{
+	pthread_mutex_lock(&t->lock);
+	t->stopping = true;
+	pthread_cond_broadcast(&t->changed);
+	pthread_mutex_unlock(&t->lock);
+}
+
+void
+tree_close(struct tree *t)
+{
+	if (!t)
+		return;
+	tree_stop(t);
+	if (t->has_health_monitor)
+		pthread_join(t->health_monitor, NULL);
+	pool_close(t);
+	scopes_close(t->scopes);
+	t->scopes = NULL;
+	while (t->n_vms)
+		tree_unlist_vm(t, t->vms[t->n_vms - 1]);
+	materialized_close(t);
+	store_close(t->store);
+	db_close(t->db);
+	cleanup_close_fn(&t->epoll_fd);
+	pthread_cond_destroy(&t->changed);
+	pthread_cond_destroy(&t->materialized_changed);
+	pthread_mutex_destroy(&t->materialized_lock);
+	pthread_rwlock_destroy(&t->gc_lock);
+	pthread_mutex_destroy(&t->store_lock);
+	pthread_mutex_destroy(&t->lock);
+	free(t);
+}
+
+/*
+ * What is done to one VM at once.
+ */
+
+int
+tree_alias(struct tree *t, const char *name, const struct alias_request *q,
+	struct json_out *out, struct err *e)
+{
+	struct vm *vm;
+	char old[VM_ALIAS_MAX + 1];
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = tree_find(t, name, &vm, e);
+	if (r < 0)
+		goto unlock;
+	if (strcmp(vm->row.alias, q->alias) != 0) {
+		r = tree_check_alias_free(t, q->alias, e);
+		if (r == 0) {
+			memcpy(old, vm->row.alias, sizeof(old));
+			memcpy(vm->row.alias, q->alias, sizeof(old));
+			r = db_update(t->db, &vm->row, e);
+			if (r < 0)
+				memcpy(vm->row.alias, old, sizeof(old));
+		}
+		if (r == 0)
+			log_info("vm %s: alias \"%s\", before \"%s\"", vm->row.id,
+				vm->row.alias, old);
+	}
+	if (r == 0)
+		vm_json(t, vm, NULL, out, NULL, NULL);
+	vm_unref(vm);
+unlock:
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+static int
+pause_or_resume(
+	struct tree *t, const char *name, bool pause, struct json_out *out, struct err *e)
+{
+	struct vm *vm;
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = tree_claim(t, name, pause ? "being paused" : "being resumed", &vm, e);
+	if (r < 0) {
+		pthread_mutex_unlock(&t->lock);
+		return r;
+	}
+	if (!vm_state_lives(vm->row.state) || !vm->ctl) {
+		r = err_set(e, -EBUSY, "vm \"%s\" is %s: there is nothing to %s",
+			vm_name(vm), vm_state_name(vm->row.state),
+			pause ? "pause" : "resume");
+	} else if ((vm->row.state == VM_PAUSED) != pause) {
+		pthread_mutex_unlock(&t->lock);
+		r = vmmctl_command(vm->ctl, pause ? VMM_PAUSE : VMM_RESUME,
+			t->config.answer_timeout_ms, e);
+		pthread_mutex_lock(&t->lock);
+		if (r < 0) {
+			err_wrap(e, r, "vm \"%s\"", vm_name(vm));
+		} else if (!vm->dead) {
+			vm->row.state = pause		   ? VM_PAUSED
+					: vm->row.answered ? VM_RUNNING
+							   : VM_STARTING;
+			r = db_update(t->db, &vm->row, e);
+			log_info("vm %s (%s): %s", vm->row.id, vm_name(vm),
+				pause ? "paused" : "resumed");
+		}
+	}
+	vm->op = NULL;
+	if (r == 0)
+		vm_json(t, vm, NULL, out, NULL, NULL);
+	pthread_cond_broadcast(&t->changed);
+	vm_unref(vm);
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+int
+tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e)
+{
+	return pause_or_resume(t, name, true, out, e);
+}
+
+int
+tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e)
+{
+	return pause_or_resume(t, name, false, out, e);
+}

@@ -1,0 +1,133 @@
+/*
+ * The tree of VMs: what pandod knows, and everything it can do to a VM. Thread-safe: each
+ * call of host/api/API.md is one function here, called from whatever thread serves the
+ * request; answers are written as JSON.
+ *
+ * Every VM is in the table (at most TREE_VMS_MAX) and in the database, written through. A
+ * VM has at most one operation under way; a second one is -EBUSY with a sentence that
+ * says what the first is. The processes' ends and last words come in through
+ * tree_dispatch(), one thread's business.
+ */
+#ifndef PANDO_HOST_VM_TREE_H
+#define PANDO_HOST_VM_TREE_H
+
+#include <stdbool.h>
+
+#include "common/err.h"
+#include "common/json.h"
+#include "common/paths.h"
+#include "host/api/request.h"
+#include "host/scope/scope.h"
+
+#define TREE_VMS_MAX 4096
+
+struct tree_config {
+	char home[PATHS_MAX];
+	char images[PATHS_MAX];
+	char vmm_path[PATHS_MAX];
+	const char *kvm_path;	  /* "/dev/kvm", but in tests; borrowed */
+	const char *meminfo_path; /* NULL: "/proc/meminfo"; borrowed */
+	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
+	int answer_timeout_ms;	  /* other requests to a VMM */
+	int agent_timeout_ms;	  /* started -> the agent answers a ping */
+	int handshake_timeout_ms; /* that -> it acknowledges who it is; 0: the default */
+	unsigned pool_size; /* pre-warmed VMMs kept of each shape that is used; 0: none */
+	uint64_t
+		materialized_mib; /* materialized images of commits nobody runs on, on disk */
+	enum scopes_use scopes;
+	const char *scopes_group; /* scopes_open(); borrowed */
+};
+#define TREE_START_TIMEOUT_MS 60000
+#define TREE_ANSWER_TIMEOUT_MS 20000
+#define TREE_AGENT_TIMEOUT_MS 600000
+#define TREE_HANDSHAKE_TIMEOUT_MS 120000
+
+#define TREE_POOL_SIZE 2
+#define TREE_POOL_MAX 64
+#define TREE_MATERIALIZED_MIB 8192
+/* [pool] and [scopes] of <home>/pandod.toml into config; a file that is not there changes
+ * nothing. */
+int tree_settings(struct tree_config *config, struct err *e);
+
+struct tree;
+
+/* Opens the database, adopts the VMs that run, removes what an earlier pandod left
+ * half-made. The caller holds <home>/pandod.lock. */
+int tree_open(const struct tree_config *config, struct tree **ret, struct err *e);
+/* The VMs go on. Nobody may be inside a call. */
+void tree_close(struct tree *t);
+/* From now on, waiting calls end with -ECANCELED and new VMs are refused. */
+void tree_stop(struct tree *t);
+
+const char *tree_home(const struct tree *t);
+/* What VMs are in: scopes_json(). */
+void tree_scopes(struct tree *t, const char *key, struct json_out *out);
+
+/* For the main loop: readable when tree_dispatch() has something to do. */
+int tree_fd(const struct tree *t);
+void tree_dispatch(struct tree *t);
+
+/* Who listens to the progress of a call; say may be NULL. */
+struct progress {
+	void (*say)(void *ctx, const char *sentence);
+	void *ctx;
+};
+
+/* filter (may be NULL): the VMs that have all of these. memory: with what each takes of
+ * the host, which costs a walk over each one's page tables. */
+int tree_list(struct tree *t, const struct labels *filter, bool memory,
+	struct json_out *out, struct err *e);
+int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
+	struct json_out *out, struct err *e);
+int tree_branch(struct tree *t, const char *name, const struct branch_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+/* dry_run: says what would be deleted, or why not, and deletes nothing. */
+int tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
+	struct json_out *out, struct err *e);
+int tree_alias(struct tree *t, const char *name, const struct alias_request *q,
+	struct json_out *out, struct err *e);
+/* The environment that every new VM of this home gets. */
+int tree_environment(struct tree *t, struct json_out *out, struct err *e);
+int tree_environment_change(struct tree *t, const struct environment_request *q,
+	struct json_out *out, struct err *e);
+int tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_stop_vm(struct tree *t, const char *name, const struct stop_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+int tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+int tree_resize(struct tree *t, const char *name, const struct resize_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+/* commit.c. The answer's commit as tree_commit_info() gives it, with what was written. */
+int tree_commit(struct tree *t, const char *name, const struct commit_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+/* spawn.c: VMs of a commit. name: an id, a beginning of one, or a tag, here and below. */
+int tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+/* commits.c */
+int tree_commits(struct tree *t, struct json_out *out, struct err *e);
+int tree_commit_info(
+	struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_commit_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
+	struct json_out *out, struct err *e);
+/* Of a VM, or of a commit: its parents, the newest first. */
+int tree_history(struct tree *t, const char *name, struct json_out *out, struct err *e);
+/* files: also which files differ. */
+int tree_diff(struct tree *t, const char *a, const char *b, bool files,
+	struct json_out *out, struct err *e);
+/* name NULL: the whole store. */
+int tree_verify(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_gc(
+	struct tree *t, const struct progress *p, struct json_out *out, struct err *e);
+int tree_tags(struct tree *t, struct json_out *out, struct err *e);
+int tree_tag_put(struct tree *t, const char *tag, const struct tag_request *q,
+	struct json_out *out, struct err *e);
+int tree_tag_delete(struct tree *t, const char *tag, struct json_out *out, struct err *e);
+/* reports.c: what guests have is taken first. name NULL: of all VMs; else of one, which
+ * may be gone (then its id). Those with a seq above `after`. */
+int tree_reports(struct tree *t, const char *name, uint64_t after, struct json_out *out,
+	struct err *e);
+int tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e);
+
+#endif

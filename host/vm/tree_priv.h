@@ -1,0 +1,282 @@
+/*
+ * What tree*.c, create.c, branch.c, adopt.c and the rest of the tree share. Nobody else
+ * includes this.
+ *
+ * Locks: tree.lock covers the table, every struct vm's fields and the database. It is
+ * never held while waiting for a VMM, an agent or a process. A control connection has its
+ * own lock (vmmctl.c); order: control connection, then tree; nobody waits for a control
+ * connection with the tree's lock held.
+ */
+#ifndef PANDO_HOST_VM_TREE_PRIV_H
+#define PANDO_HOST_VM_TREE_PRIV_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "host/agent/agent_handshake.h"
+#include "host/store/store.h"
+#include "host/vm/db.h"
+#include "host/vm/tree.h"
+#include "host/vmmproc/launch.h"
+#include "host/vmmproc/vmmctl.h"
+
+struct vm {
+	struct vm_row row;
+	uint64_t handle;	/* names this struct in the event loop; never reused */
+	uint64_t parent_handle; /* 0: none */
+	struct vmmctl *ctl;	/* owned; NULL: no VMM */
+	int pidfd;		/* owned; -1: no process */
+	unsigned refs;		/* the table's and each caller's */
+	bool listed;		/* in the table */
+	bool dead;		/* its process has ended */
+	bool removing;		/* it is killed because its row goes, too */
+	bool stopped_by_force;	/* kill_reason is no failure */
+	const char *op;		/* static text: "being branched"; NULL: idle */
+	char kill_reason[DB_REASON_MAX]; /* why pandod ended it, if it did */
+	uint64_t closed_ns;   /* when its control socket closed; 0: it is open */
+	uint64_t probe_at_ns; /* when the agent is asked next */
+	unsigned probes;
+	bool in_handshake; /* somebody says identity handshake to it (hello.c) */
+	uint64_t handshake_began_ns; /* the tender's first; 0: none is under way */
+	struct agent_ack
+		ack; /* of its first identity handshake in this life; n_steps 0: none */
+};
+
+struct materialized;
+struct pool;
+
+struct tree {
+	struct tree_config config;
+	pthread_mutex_t store_lock; /* the opening of the store, and nothing else */
+	struct store *store;	    /* owned; NULL: not opened yet */
+	/* Commits hold it for reading, gc for writing: see tree_gc(). */
+	pthread_rwlock_t gc_lock;
+	pthread_mutex_t
+		materialized_lock; /* flat.c's; order: materialized_lock, then lock */
+	pthread_cond_t materialized_changed;
+	struct materialized *materialized_images; /* owned */
+	struct pool *pool;			  /* owned; NULL: none */
+	struct scopes *scopes;			  /* owned; NULL: none */
+	struct db *db;				  /* owned */
+	pthread_mutex_t lock;
+	pthread_cond_t changed;	      /* some VM died, or stopping */
+	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
+	unsigned n_vms;
+	uint64_t next_handle;
+	int epoll_fd; /* owned */
+	bool stopping;
+	pthread_t health_monitor; /* asks agents, ends VMs whose control socket closed */
+	bool has_health_monitor;
+	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
+};
+
+/* All of these with the lock held, but where they say otherwise. */
+
+struct vm *vm_new(struct tree *t); /* one reference; NULL: out of memory */
+void vm_unref(struct vm *vm);
+static inline void
+vm_unref_fn(struct vm **vm)
+{
+	if (*vm)
+		vm_unref(*vm);
+}
+int tree_list_vm(struct tree *t, struct vm *vm, struct err *e); /* takes a reference */
+/* A new VM, the i-th of count: gives it an id, a generation and its name (alias, or
+ * alias-i of several), checks that the name is free, and lists it. */
+int tree_enter_vm(struct tree *t, struct vm *vm, const char *alias, unsigned i,
+	unsigned count, struct err *e);
+void tree_unlist_vm(struct tree *t, struct vm *vm);
+struct vm *tree_by_handle(struct tree *t, uint64_t handle); /* no reference */
+/* id, alias or unique prefix. *ret has a reference. */
+int tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e);
+/* The same, and claims it: op says what for. vm->op = NULL ends it. */
+int tree_claim(
+	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e);
+int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
+/* Puts the VM's process and control connection under the event loop's watch. */
+int tree_watch(struct tree *t, struct vm *vm, struct err *e);
+/* It is watched: it gets its scope. found: an earlier pandod's. */
+void vm_enter_scope(struct tree *t, const struct vm *vm, bool found);
+/* The health monitor, a thread until the tree stops: asks the agents of VMs that nobody waits
+ * for, and ends a VMM that has closed its control socket and lives on, which no sound one
+ * does. Without the lock. */
+void *tree_health_monitor(void *tree);
+/* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
+int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
+/* reports.c: of claimed VMs that are about to be deleted. Called with the lock, which is
+ * given up meanwhile; a guest that does not answer costs seconds, once for all. */
+void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
+/* The names of segments no chain has any more: removed from the database now, the files
+ * too. */
+int tree_sweep(struct tree *t, struct err *e);
+/* Files below bases/ that are no VM's base any more are removed; unfinished: also those
+ * that somebody was writing. */
+void tree_sweep_bases(struct tree *t, bool unfinished);
+/* vm takes old's place in the table and towards its children; a struct vm is one life of
+ * a VM, so a VM that is started again gets a new one. */
+void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
+/* stats, costs: may be NULL. */
+struct vm_usage;
+void vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
+	const struct vmm_stats_answer *stats, const struct vm_usage *usage);
+/* How people call it: its alias, else its id. */
+const char *vm_name(const struct vm *vm);
+/* The same with the id behind an alias. Returns dst. */
+const char *vm_called(const struct vm *vm, char *dst, size_t cap);
+#define VM_CALLED_MAX 96
+/* What the disk's chain may reach up to, a resize under way included. */
+static inline uint64_t
+vm_disk_mib(const struct vm_row *row)
+{
+	return row->resize_mib > row->disk_mib ? row->resize_mib : row->disk_mib;
+}
+
+/*
+ * costs.c: what a VM takes of the host. begin with the lock: notes which process and
+ * files (false: no memory, nothing to count); count without it; done always.
+ */
+struct vm_usage {
+	int pidfd; /* owned; -1: no process */
+	int64_t pid;
+	char (*segments)[DB_SEGMENT_MAX]; /* owned: those of no other VM */
+	size_t n_segments;
+	char base[PATHS_MAX];		     /* a base of this VM alone; empty: none */
+	bool has_memory;		     /* the kernel lets us see it */
+	uint64_t unique_bytes, shared_bytes; /* resident, its own and with others */
+	uint64_t disk_bytes;		     /* allocated, in files of no other VM */
+};
+bool vm_usage_begin(struct tree *t, struct vm *vm, struct vm_usage *ret);
+void vm_usage_count(struct tree *t, struct vm_usage *c);
+void vm_usage_json(const struct vm_usage *c, struct json_out *out);
+void vm_usage_done(struct vm_usage *c);
+/* Whether `count` VMs of mem_mib that share what `name` (for the sentence) is fit;
+ * -ENOMEM with the figures. */
+int host_has_room(const struct tree *t, const char *name, uint64_t mem_mib,
+	uint32_t count, struct err *e);
+
+/* Without the lock. */
+
+int tree_new_id(char id[static VM_ID_LEN + 1], struct err *e); /* random */
+int tree_random(void *dst, size_t len, struct err *e);
+int vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX]);
+/* spawn.c: a VMM's process that waits for its first message. What was made is the
+ * caller's also on failure: *ret_ctl, *ret_pidfd. */
+int vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
+	int *ret_pidfd, pid_t *ret_pid, struct err *e);
+/* Kills a process that the loop does not watch (yet), and waits for it. */
+void process_end(int pidfd);
+/* For agent_wait_ready(): ends the wait when the VM dies or pandod stops. */
+struct agent_wait {
+	struct tree *t;
+	struct vm *vm;
+	const bool *give_up; /* under the tree's lock; may be NULL */
+};
+int agent_wait_cancel(void *agent_wait);
+/* Waits for the agent of a watched VM, and notes that it answered. */
+int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e);
+/* Kills watched VMs, all claimed by the caller, removes their rows, files and segments,
+ * and takes them out of the table. */
+int tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e);
+void say(const struct progress *p, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* create.c, for branch.c too: undoes a VM that is listed but not watched: its process,
+ * files, row. */
+void vm_undo(struct tree *t, struct vm *vm);
+/* A listed row's VM, its process known: made, watched, in the database. Without the lock.
+ */
+int vm_made(struct tree *t, struct vm *vm, struct err *e);
+
+struct image;
+/* What its kernel boots with: row and image. -EINVAL: the command line is too long. */
+int vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot *ret,
+	struct err *e);
+/* Files, segment, process, VMM_BOOT, VMM_STARTED. What is made is for vm_undo() to
+ * remove. segment: data and index of the row's newest segment, when the VM has lived
+ * before and its folder is there; NULL: its first life, and its first segment is made. */
+int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
+	struct vmm_boot *boot, const int segment[2], struct err *e);
+/* vm_wait_agent() of a VM that boots: one whose agent does not answer in time is ended,
+ * and stays as failed. */
+int vm_wait_booted(struct tree *t, struct vm *vm, struct err *e);
+/*
+ * agents.c: many VMs that come to be at once.
+ */
+/* Waits for all agents, or until the first does not answer. what: "branches". */
+int vms_wait_agents(struct tree *t, struct vm **vms, unsigned n, const char *what,
+	const struct progress *p, struct err *e);
+/* Those that are watched go as deleted ones do; the rest were never more than half made.
+ */
+void vms_undo(struct tree *t, struct vm **vms, unsigned n);
+/* The claims and the references go. With the lock. */
+void vms_release(struct vm **vms, unsigned n);
+
+/* What the host can give at all, before anything is made. */
+int host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e);
+
+/*
+ * commits.c
+ */
+/* The store, opened by the first who asks. */
+int tree_store(struct tree *t, struct store **ret, struct err *e);
+/* At the start: VMs of commits that were deleted by a pandod that was killed before it
+ * noted that are of none. Takes the lock. */
+void commits_forget_gone(struct tree *t, struct store *s);
+/* What a commit is, with the tags on it and the VMs that run on it. With the lock. */
+void commit_json(struct tree *t, const struct store_manifest *m, const char *key,
+	struct json_out *out);
+/* What a commit's configuration says of its VM: all of the row that `start` and the next
+ * commit need. -EBADMSG: it says what cannot be. */
+int commit_config_read(const struct store_manifest *m, struct vm_row *ret, struct err *e);
+/* The other way: JSON, owned by the caller. */
+int commit_config_write(const struct vm_row *row, char **ret, struct err *e);
+
+/*
+ * flat.c: <home>/flat/<commit>/{memory,disk,state}, what a commit is as files that can be
+ * mapped. Made by the first who needs them; kept as long as a VM lives on them, and then
+ * until the room is wanted.
+ */
+struct materialized_image {
+	struct materialized *entry; /* borrowed; NULL: none */
+	char disk_path[PATHS_MAX];
+	int memory_fd, disk_fd, state_fd; /* owned; read-only */
+	uint64_t state_bytes;
+};
+#define MATERIALIZED_IMAGE_INIT \
+	{ \
+		.memory_fd = -1, .disk_fd = -1, .state_fd = -1 \
+	}
+/* Until materialized_release() it is not removed; then VMs' rows say so. The caller holds the
+ * store (store_hold()), not the lock. */
+int materialized_get(struct tree *t, struct store *s, const struct store_manifest *m,
+	const struct progress *p, struct materialized_image *ret, struct err *e);
+void materialized_release(struct tree *t, struct materialized_image *f);
+/* Removes images beyond config.materialized_mib, the least recently used first; those of commits
+ * that are no more, too. */
+void materialized_trim(struct tree *t);
+/* Of which commit this base is the disk: its id, or false. */
+bool materialized_is_disk(
+	const struct tree *t, const char *path, char ret_id[static STORE_ID_MAX]);
+void materialized_close(struct tree *t);
+
+/*
+ * pool.c: pre-warmed VMMs, made ahead of time.
+ */
+/* Nothing when config.pool_size is 0. */
+void pool_open(struct tree *t);
+/* One, whoever it is for. log_fd is borrowed. */
+int pool_make_prewarmed(const struct tree_config *config, int log_fd, uint64_t mem_mib,
+	uint32_t vcpus, struct vmmctl **ret_ctl, int *ret_pidfd, pid_t *ret_pid,
+	struct err *e);
+/* Ends all that is blank. */
+void pool_close(struct tree *t);
+/* A pre-warmed VMM of this shape becomes the caller's: false when there is none. Either way
+ * more are made. */
+bool pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **ret_ctl,
+	int *ret_pidfd, pid_t *ret_pid);
+
+/* adopt.c: at the start. */
+int tree_adopt(struct tree *t, struct err *e);
+
+#endif
