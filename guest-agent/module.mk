@@ -45,7 +45,7 @@ test_agent_parts_LIBS := agentwire common
 test_agent_parts_PKGS := cmocka
 
 UNIT_TESTS += test_agent_tar
-test_agent_tar_SRCS := tests/unit/test_agent_tar.c
+test_agent_tar_SRCS := tests/unit/test_agent_tar.c tests/unit/tar_help.c
 test_agent_tar_LIBS := agentwire common
 test_agent_tar_PKGS := cmocka
 
@@ -61,6 +61,9 @@ fuzz_agent_frames_guest_LDLIBS := -lsodium
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent/agent_client.c $(agent_fuzz_SRCS)
 fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
+FUZZERS += fuzz_tar
+fuzz_tar_SRCS := tests/fuzz/fuzz_tar.c common/wire/tar_unpack.c common/wire/tar_pack.c common/err.c common/io.c
+fuzz_tar_CORPUS := tests/fuzz/corpus/tar
 
 # The real agent, below a folder, and the host's side of a hello.
 UNIT_TESTS += test_agent_handshake

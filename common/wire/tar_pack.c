@@ -43,7 +43,7 @@ struct tar_pack {
 	size_t path_len;
 	struct level *levels[TAR_DEPTH_MAX]; /* owned */
 	size_t depth;
-	bool started, ended;
+	bool started, ended, follow, leave_fifos;
 
 	char *head; /* owned: header blocks still to be given out */
 	size_t head_at, head_len, head_cap;
@@ -239,13 +239,20 @@ start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct 
 				"\"%s\": the link's target is too long", p->path);
 		p->stats.links++;
 		return put_member(p, '2', &st, link, (size_t)n, e);
-	case S_IFIFO:
-		p->stats.files++;
-		return put_member(p, '6', &st, "", 0, e);
 	case S_IFDIR:
 	case S_IFREG:
 		break;
+	case S_IFIFO:
+		if (!p->leave_fifos) {
+			p->stats.files++;
+			return put_member(p, '6', &st, "", 0, e);
+		}
+		/* fall through */
 	default:
+		if (!p->depth)
+			return err_set(e, -EINVAL,
+				"\"%s\" is a FIFO, socket or device; read it with cat",
+				name);
 		p->stats.skipped++;
 		return 0;
 	}
@@ -309,7 +316,8 @@ next_member(struct tar_pack *p, struct err *e)
 
 		p->started = true;
 		return start_member(p, AT_FDCWD, p->source,
-			!strcmp(p->path, ".") || (len && p->source[len - 1] == '/'), e);
+			p->follow || !strcmp(p->path, ".") || p->source[len - 1] == '/',
+			e);
 	}
 	while (p->depth) {
 		struct level *l = p->levels[p->depth - 1];
@@ -356,10 +364,9 @@ next_member(struct tar_pack *p, struct err *e)
 }
 
 int
-tar_pack_open(const char *path, struct tar_pack **ret, struct err *e)
+tar_top_name(const char *path, char name[static NAME_MAX + 1], struct err *e)
 {
-	struct tar_pack *p;
-	size_t end = strlen(path), start;
+	size_t end = strlen(path), start, len;
 
 	if (!end)
 		return err_set(e, -ENOENT, "an empty path names no file");
@@ -368,25 +375,38 @@ tar_pack_open(const char *path, struct tar_pack **ret, struct err *e)
 	start = end;
 	while (start && path[start - 1] != '/')
 		start--;
-	if (end - start > NAME_MAX)
+	len = end - start;
+	if (len > NAME_MAX)
 		return err_set(e, -ENAMETOOLONG,
 			"\"%.200s…\": the name is longer than %d bytes", path, NAME_MAX);
+	memcpy(name, path + start, len);
+	name[len] = 0;
+	if (!len || !strcmp(name, "..")) /* "/" has none */
+		strcpy(name, ".");
+	return 0;
+}
+
+int
+tar_pack_open(const struct tar_pack_opts *opts, struct tar_pack **ret, struct err *e)
+{
+	char name[NAME_MAX + 1];
+	struct tar_pack *p;
+	int r = tar_top_name(opts->path, name, e);
+
+	if (r)
+		return r;
 	p = calloc(1, sizeof(*p));
-	if (!p)
-		return err_sys(e, -ENOMEM, "\"%s\"", path);
-	p->file = -1;
-	p->source = strdup(path);
-	if (!p->source) {
+	if (p)
+		p->source = strdup(opts->path);
+	if (!p || !p->source) {
 		free(p);
-		return err_sys(e, -ENOMEM, "\"%s\"", path);
+		return err_sys(e, -ENOMEM, "\"%s\"", opts->path);
 	}
-	memcpy(p->path, path + start, end - start);
-	p->path_len = end - start;
-	if (!p->path_len || !strcmp(p->path, "/") || !strcmp(p->path, ".") ||
-		!strcmp(p->path, "..")) {
-		memcpy(p->path, ".", 2);
-		p->path_len = 1;
-	}
+	p->file = -1;
+	p->follow = opts->follow;
+	p->leave_fifos = opts->leave_fifos;
+	p->path_len = strlen(name);
+	memcpy(p->path, name, p->path_len + 1);
 	*ret = p;
 	return 0;
 }

@@ -38,7 +38,7 @@ struct tar_unpack {
 	char *dest;    /* owned */
 	int base;      /* owned: what every member is beneath; -1 before the first */
 	char *rename;  /* owned: what the first component becomes, or NULL */
-	char *top;     /* owned: the first component of the first member, with rename */
+	char *top;     /* owned: the first component of all members */
 	bool contents; /* the stream is a folder's contents: its top is "." */
 	bool base_is_new;
 
@@ -66,6 +66,7 @@ struct tar_unpack {
 	struct made stack[TAR_DEPTH_MAX + 1];
 	size_t depth;
 	struct tar_stats stats;
+	char outside[TAR_PATH_MAX]; /* the first such link */
 };
 
 static int
@@ -149,16 +150,16 @@ push(struct tar_unpack *u, int fd, const char *path, bool set, mode_t mode,
 	return 0;
 }
 
-/* The first member decides where everything goes. */
+/* Decides where everything goes, by its top. */
 static int
-settle(struct tar_unpack *u, const char *member, struct err *e)
+settle(struct tar_unpack *u, struct err *e)
 {
-	size_t top_len = strcspn(member, "/"), len = strlen(u->dest);
+	size_t len = strlen(u->dest);
 	struct stat st;
 	bool slash = len > 1 && u->dest[len - 1] == '/';
 	char *last;
 
-	u->contents = top_len == 1 && member[0] == '.';
+	u->contents = !strcmp(u->top, ".");
 	if (!stat(u->dest, &st) && S_ISDIR(st.st_mode)) {
 		u->base = open(u->dest, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		return u->base < 0 ? err_sys(e, -errno, "\"%s\"", u->dest) : 0;
@@ -175,8 +176,7 @@ settle(struct tar_unpack *u, const char *member, struct err *e)
 		return err_set(e, -ENOENT, "\"%s\" is no folder; make it first", u->dest);
 	last = strrchr(u->dest, '/');
 	u->rename = strdup(last ? last + 1 : u->dest);
-	u->top = strndup(member, top_len);
-	if (!u->rename || !u->top)
+	if (!u->rename)
 		return err_sys(e, -ENOMEM, "\"%s\"", u->dest);
 	if (last) {
 		char kept = last == u->dest ? last[1] : last[0];
@@ -199,6 +199,30 @@ settle(struct tar_unpack *u, const char *member, struct err *e)
 	return 0;
 }
 
+/* The name at the top is always the same, and the one that was asked for. */
+static int
+check_top(struct tar_unpack *u, const char *member, struct err *e)
+{
+	size_t len = strcspn(member, "/");
+
+	if (!u->top) {
+		if (!len || len > NAME_MAX || (len == 2 && !memcmp(member, "..", 2)))
+			return err_set(e, -EPROTO,
+				"the stream names \"%s\": not a relative name", member);
+		u->top = strndup(member, len);
+		if (!u->top)
+			return err_sys(e, -ENOMEM, "\"%s\"", u->dest);
+	}
+	if (len == strlen(u->top) && !memcmp(member, u->top, len))
+		return 0;
+	if (!u->opts.name)
+		return err_set(
+			e, -EPROTO, "the stream names \"%s\" outside of its top", member);
+	return err_set(e, -EPROTO,
+		"the stream has \"%.100s\" where only \"%.100s\" was asked for; nothing of it was written",
+		member, u->top);
+}
+
 /* Checks a member's name and puts its place beneath base into u->path: "" is base itself.
  */
 static int
@@ -206,16 +230,12 @@ place(struct tar_unpack *u, const char *name, struct err *e)
 {
 	const char *s = name;
 	size_t n = 0;
-	int depth = 0, r;
+	int depth = 0, r = check_top(u, name, e);
 
-	if (u->base < 0) {
-		if (!*name || *name == '/')
-			return err_set(e, -EPROTO,
-				"the stream names \"%s\": not a relative name", name);
-		r = settle(u, name, e);
-		if (r)
-			return r;
-	}
+	if (!r && u->base < 0)
+		r = settle(u, e);
+	if (r)
+		return r;
 	for (; *s; depth++) {
 		size_t len = strcspn(s, "/");
 		const char *part = s;
@@ -225,19 +245,9 @@ place(struct tar_unpack *u, const char *name, struct err *e)
 			(len == 1 && *s == '.' && depth) || len > NAME_MAX)
 			return err_set(e, -EPROTO,
 				"the stream names \"%s\": not a name of a file", name);
-		if (!depth) {
-			if ((len == 1 && *s == '.') != u->contents)
-				return err_set(e, -EPROTO,
-					"the stream names \"%s\" outside of its top",
-					name);
-			if (u->rename) {
-				if (len != strlen(u->top) || memcmp(s, u->top, len))
-					return err_set(e, -EPROTO,
-						"the stream names \"%s\" outside of its top",
-						name);
-				part = u->rename;
-				part_len = strlen(part);
-			}
+		if (!depth && u->rename) {
+			part = u->rename;
+			part_len = strlen(part);
 		}
 		if (depth || !u->contents) {
 			if (n + part_len + 2 > sizeof(u->path))
@@ -378,6 +388,35 @@ make_file(struct tar_unpack *u, mode_t mode, struct timespec mtime, struct err *
 	return 0;
 }
 
+/* Whether the target of the link u->path, followed as far as one likes, could be anything
+ * outside of the top. Its folder is no link, so going up from there is safe as deep as it
+ * lies; but a name in the target may be another link, and ".." behind it goes up from
+ * wherever that leads. */
+static bool
+leads_out(const struct tar_unpack *u, const char *target)
+{
+	int depth = u->contents ? 0 : -1, up = 0;
+	bool down = false;
+
+	for (const char *s = u->path; *s; s++)
+		depth += *s == '/';
+	if (*target == '/' || depth < 0)
+		return true;
+	while (*target) {
+		size_t len = strcspn(target, "/");
+
+		if (len == 2 && !memcmp(target, "..", 2)) {
+			if (down || ++up > depth)
+				return true;
+		} else if (len && !(len == 1 && *target == '.')) {
+			down = true;
+		}
+		target += len;
+		target += *target == '/';
+	}
+	return false;
+}
+
 static int
 make_special(struct tar_unpack *u, char type, const char *link, mode_t mode,
 	struct timespec mtime, struct err *e)
@@ -390,6 +429,15 @@ make_special(struct tar_unpack *u, char type, const char *link, mode_t mode,
 		return err_set(e, -EPROTO, "the stream's top is a link without a name");
 	if (type == '2' && !*link)
 		return err_set(e, -EPROTO, "\"%s\": a symbolic link to nothing", u->path);
+	if (type == '6' && u->opts.untrusted)
+		return err_set(e, -EPROTO,
+			"\"%s\" is a FIFO, which is not taken from the other side",
+			u->path);
+	if (type == '2' && u->opts.untrusted && leads_out(u, link)) {
+		if (!u->stats.outside++)
+			memcpy(u->outside, u->path, strlen(u->path) + 1);
+		return 0;
+	}
 	r = parent_of(u, &dir, &name, e);
 	if (r)
 		return r;
@@ -644,14 +692,21 @@ tar_unpack_open(
 		return err_set(e, -ENAMETOOLONG, "\"%.200s…\": longer than %d bytes",
 			opts->dest, TAR_PATH_MAX - 1);
 	u = calloc(1, sizeof(*u));
-	if (u)
+	if (u) {
 		u->dest = strdup(opts->dest);
-	if (!u || !u->dest) {
+		u->top = opts->name ? strdup(opts->name) : NULL;
+	}
+	if (!u || !u->dest || (opts->name && !u->top)) {
+		if (u) {
+			free(u->dest);
+			free(u->top);
+		}
 		free(u);
 		return err_sys(e, -ENOMEM, "\"%s\"", opts->dest);
 	}
 	u->opts = *opts;
 	u->opts.dest = u->dest;
+	u->opts.name = opts->name ? u->top : NULL;
 	u->base = u->file = -1;
 	*ret = u;
 	return 0;
@@ -729,6 +784,12 @@ const struct tar_stats *
 tar_unpack_stats(const struct tar_unpack *u)
 {
 	return &u->stats;
+}
+
+const char *
+tar_unpack_outside(const struct tar_unpack *u)
+{
+	return u->outside;
 }
 
 void

@@ -215,7 +215,7 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 		if (!r && lstat(path, &st))
 			r = err_sys(e, -errno, "\"%s\"", q->path);
 		if (!r)
-			r = tar_pack_open(path, &c->pack, e);
+			r = files_get(path, &c->pack, e);
 		if (!r) {
 			c->role = IN_GET;
 			conn_answer_ok(c);

@@ -56,6 +56,14 @@ files_put(const char *path, const char *user, struct tar_unpack **ret, struct er
 	return tar_unpack_open(&opts, ret, e);
 }
 
+int
+files_get(const char *path, struct tar_pack **ret, struct err *e)
+{
+	struct tar_pack_opts opts = {.path = path, .follow = true, .leave_fifos = true};
+
+	return tar_pack_open(&opts, ret, e);
+}
+
 static char
 type_char(mode_t mode)
 {

@@ -4,7 +4,9 @@
 #include "host/agent/agent_client.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -38,14 +40,42 @@ copy_done(struct copy *c)
 }
 #define cleanup_copy __attribute__((cleanup(copy_done)))
 
+int
+agent_unpack_open(
+	const char *remote, const char *local, struct tar_unpack **ret, struct err *e)
+{
+	char name[NAME_MAX + 1];
+	struct tar_unpack_opts opts = {.dest = local, .name = name, .untrusted = true};
+	int r = tar_top_name(remote, name, e);
+
+	return r ? r : tar_unpack_open(&opts, ret, e);
+}
+
+static struct agent_copy_stats
+from_tar(const struct tar_stats *s)
+{
+	return (struct agent_copy_stats){.files = s->files,
+		.folders = s->folders,
+		.links = s->links,
+		.skipped = s->skipped,
+		.outside = s->outside,
+		.bytes = s->bytes};
+}
+
+struct agent_copy_stats
+agent_unpack_stats(const struct tar_unpack *u)
+{
+	struct agent_copy_stats s = from_tar(tar_unpack_stats(u));
+
+	snprintf(s.first_outside, sizeof(s.first_outside), "%s", tar_unpack_outside(u));
+	return s;
+}
+
 static struct agent_copy_stats
 stats_of(const struct copy *c)
 {
-	const struct tar_stats *s =
-		c->pack ? tar_pack_stats(c->pack) : tar_unpack_stats(c->unpack);
-
-	return (struct agent_copy_stats){
-		s->files, s->folders, s->links, s->skipped, s->bytes};
+	return c->pack ? from_tar(tar_pack_stats(c->pack))
+		       : agent_unpack_stats(c->unpack);
 }
 
 static int
@@ -162,7 +192,7 @@ agent_put(const char *socket_path, const char *local, const char *remote,
 	/* Before the guest is asked for anything. */
 	if (lstat(local, &st))
 		return err_sys(e, -errno, "\"%s\"", local);
-	r = tar_pack_open(local, &c.pack, e);
+	r = tar_pack_open(&(struct tar_pack_opts){.path = local}, &c.pack, e);
 	if (r)
 		return r;
 	c.tx = malloc(AGENT_FRAME_WHOLE);
@@ -201,11 +231,10 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 {
 	cleanup_copy struct copy c = {
 		.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
-	struct tar_unpack_opts opts = {.dest = local};
 	struct agent_copy_stats done;
 	struct agent_end end = {0};
 	bool ended = false;
-	int r = tar_unpack_open(&opts, &c.unpack, e);
+	int r = agent_unpack_open(remote, local, &c.unpack, e);
 
 	if (!r)
 		r = start(&c, socket_path, "get", remote, e);

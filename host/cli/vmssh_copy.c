@@ -41,11 +41,16 @@ copying_done(struct copying *x)
 static struct agent_copy_stats
 stats_of(const struct copying *x)
 {
-	const struct tar_stats *s =
-		x->pack ? tar_pack_stats(x->pack) : tar_unpack_stats(x->unpack);
+	const struct tar_stats *s;
 
-	return (struct agent_copy_stats){
-		s->files, s->folders, s->links, s->skipped, s->bytes};
+	if (x->unpack)
+		return agent_unpack_stats(x->unpack);
+	s = tar_pack_stats(x->pack);
+	return (struct agent_copy_stats){.files = s->files,
+		.folders = s->folders,
+		.links = s->links,
+		.skipped = s->skipped,
+		.bytes = s->bytes};
 }
 
 static int
@@ -139,7 +144,7 @@ vmssh_put(const struct vmssh_copy *c, struct agent_copy_stats *ret, struct err *
 
 	if (lstat(c->local, &st) < 0)
 		return err_sys(e, -errno, "\"%s\"", c->local);
-	r = tar_pack_open(c->local, &x.pack, e);
+	r = tar_pack_open(&(struct tar_pack_opts){.path = c->local}, &x.pack, e);
 	if (r == 0)
 		r = run(&x, "put", e);
 	if (r == 0)
@@ -151,8 +156,7 @@ int
 vmssh_get(const struct vmssh_copy *c, struct agent_copy_stats *ret, struct err *e)
 {
 	cleanup_copying struct copying x = {.c = c};
-	struct tar_unpack_opts opts = {.dest = c->local};
-	int r = tar_unpack_open(&opts, &x.unpack, e);
+	int r = agent_unpack_open(c->remote, c->local, &x.unpack, e);
 
 	if (r == 0)
 		r = run(&x, "get", e);

@@ -19,6 +19,7 @@
 #include "common/io.h"
 #include "common/wire/tar.h"
 #include "common/wire/tar_format.h"
+#include "tests/unit/tar_help.h"
 
 static char folder[64];
 
@@ -44,40 +45,6 @@ sh(const char *cmd)
 		fail_msg("%s", cmd);
 }
 
-/* A stream put together by hand. */
-struct stream {
-	char buf[64 * 1024];
-	size_t len;
-};
-
-static void
-add(struct stream *s, char type, const char *name, const char *link, const char *data)
-{
-	struct tar_header h = {.typeflag = type, .magic = "ustar", .version = {'0', '0'}};
-	size_t len = data ? strlen(data) : 0;
-
-	strncpy(h.name, name, sizeof(h.name) - 1);
-	if (link)
-		strncpy(h.linkname, link, sizeof(h.linkname) - 1);
-	snprintf(h.mode, sizeof(h.mode), "%07o", 06755);
-	snprintf(h.size, sizeof(h.size), "%011o", (unsigned)len);
-	snprintf(h.mtime, sizeof(h.mtime), "%011o", 1000000000);
-	snprintf(h.chksum, sizeof(h.chksum), "%06o", tar_checksum(&h));
-	h.chksum[7] = ' ';
-	memcpy(s->buf + s->len, &h, sizeof(h));
-	s->len += sizeof(h);
-	if (len)
-		memcpy(s->buf + s->len, data, len);
-	s->len += (len + TAR_BLOCK - 1) / TAR_BLOCK * TAR_BLOCK;
-}
-
-static void
-end(struct stream *s)
-{
-	memset(s->buf + s->len, 0, 2 * TAR_BLOCK);
-	s->len += 2 * TAR_BLOCK;
-}
-
 static int
 unpack(const struct stream *s, const char *dest, size_t cut, struct err *e)
 {
@@ -101,12 +68,12 @@ any_cut_of_the_stream_is_fine(void **state)
 	struct stream *s = calloc(1, sizeof(*s));
 
 	(void)state;
-	add(s, '5', "top/", NULL, NULL);
-	add(s, '0', "top/a", NULL, "hello");
-	add(s, '5', "top/d", NULL, NULL);
-	add(s, '2', "top/d/l", "../a", NULL);
-	add(s, '0', "top/d/b", NULL, "");
-	end(s);
+	stream_add(s, '5', "top/", NULL, NULL);
+	stream_add(s, '0', "top/a", NULL, "hello");
+	stream_add(s, '5', "top/d", NULL, NULL);
+	stream_add(s, '2', "top/d/l", "../a", NULL);
+	stream_add(s, '0', "top/d/b", NULL, "");
+	stream_end(s);
 	for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
 		char name[32], cmd[200];
 		struct err e = {0};
@@ -147,32 +114,32 @@ nothing_is_written_outside(void **state)
 	struct stream *s = calloc(1, sizeof(*s));
 
 	(void)state;
-	add(s, '0', "../outside", NULL, "evil");
+	stream_add(s, '0', "../outside", NULL, "evil");
 	expect(s, -EPROTO, "../outside");
-	add(s, '5', "t", NULL, NULL);
-	add(s, '0', "t/../../outside", NULL, "evil");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '0', "t/../../outside", NULL, "evil");
 	expect(s, -EPROTO, "outside");
-	add(s, '0', "/etc/evil", NULL, "evil");
+	stream_add(s, '0', "/etc/evil", NULL, "evil");
 	expect(s, -EPROTO, "/etc/evil");
-	add(s, '5', "t", NULL, NULL);
-	add(s, '0', "/t/evil", NULL, "evil");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '0', "/t/evil", NULL, "evil");
 	expect(s, -EPROTO, "/t/evil");
 	/* Through a link to elsewhere. */
-	add(s, '5', "t", NULL, NULL);
-	add(s, '2', "t/link", "../..", NULL);
-	add(s, '0', "t/link/outside", NULL, "evil");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '2', "t/link", "../..", NULL);
+	stream_add(s, '0', "t/link/outside", NULL, "evil");
 	expect(s, -ELOOP, "t/link");
-	add(s, '2', "link", "..", NULL);
-	add(s, '0', "link/outside", NULL, "evil");
+	stream_add(s, '2', "link", "..", NULL);
+	stream_add(s, '0', "link/outside", NULL, "evil");
 	expect(s, -ELOOP, "link");
 	/* A folder over a link is not the link's folder. */
-	add(s, '2', "link", "..", NULL);
-	add(s, '5', "link", NULL, NULL);
+	stream_add(s, '2', "link", "..", NULL);
+	stream_add(s, '5', "link", NULL, NULL);
 	expect(s, -ENOTDIR, "link");
 	/* A file over a link replaces the link. */
-	add(s, '2', "link", "../outside", NULL);
-	add(s, '0', "link", NULL, "mine");
-	end(s);
+	stream_add(s, '2', "link", "../outside", NULL);
+	stream_add(s, '0', "link", NULL, "mine");
+	stream_end(s);
 	struct err e = {0};
 	sh("rm -rf box && mkdir -p box/in && echo precious > box/outside");
 	if (unpack(s, "box/in", 512, &e))
@@ -180,9 +147,9 @@ nothing_is_written_outside(void **state)
 	sh("test \"$(cat box/outside)\" = precious && test \"$(cat box/in/link)\" = mine && test ! -L box/in/link");
 	s->len = 0;
 	/* Hard links and devices are not unpacked at all. */
-	add(s, '1', "hard", "../outside", NULL);
+	stream_add(s, '1', "hard", "../outside", NULL);
 	expect(s, -EPROTO, "hard");
-	add(s, '3', "device", NULL, NULL);
+	stream_add(s, '3', "device", NULL, NULL);
 	expect(s, -EPROTO, "device");
 	free(s);
 }
@@ -195,9 +162,9 @@ link_that_was_there_before_is_not_followed(void **state)
 
 	(void)state;
 	sh("rm -rf box && mkdir -p box/in box/target && ln -s ../target box/in/t");
-	add(s, '5', "t", NULL, NULL);
-	add(s, '0', "t/evil", NULL, "evil");
-	end(s);
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '0', "t/evil", NULL, "evil");
+	stream_end(s);
 	assert_int_equal(unpack(s, "box/in", 512, &e), -ENOTDIR);
 	sh("test -z \"$(ls box/target)\"");
 	free(s);
@@ -212,27 +179,27 @@ broken_streams_get_a_sentence(void **state)
 	memset(s->buf, 'x', 512);
 	s->len = 512;
 	expect(s, -EPROTO, "no tar stream");
-	add(s, '0', "a", NULL, "hello");
+	stream_add(s, '0', "a", NULL, "hello");
 	s->buf[150]++; /* in the checksum */
 	expect(s, -EPROTO, "header");
-	add(s, '0', "a", NULL, "hello");
+	stream_add(s, '0', "a", NULL, "hello");
 	expect(s, -EPIPE, "ended before");
-	add(s, '0', "a", NULL, "hello");
+	stream_add(s, '0', "a", NULL, "hello");
 	s->len -= 512;
 	expect(s, -EPIPE, "ended before");
 	expect(s, -EPIPE, "ended before");
-	add(s, '0', "", NULL, NULL);
+	stream_add(s, '0', "", NULL, NULL);
 	expect(s, -EPROTO, "");
-	add(s, 'x', "pax", NULL, "9999 path=a\n");
+	stream_add(s, 'x', "pax", NULL, "9999 path=a\n");
 	expect(s, -EPROTO, "extended header");
-	add(s, 'x', "pax", NULL, "no number\n");
+	stream_add(s, 'x', "pax", NULL, "no number\n");
 	expect(s, -EPROTO, "extended header");
-	add(s, 'x', "pax", NULL, "12 size=abc\n");
+	stream_add(s, 'x', "pax", NULL, "12 size=abc\n");
 	expect(s, -EPROTO, "size");
-	add(s, 'x', "pax", NULL, "19 path=../outside\n");
-	add(s, '0', "a", NULL, "evil");
+	stream_add(s, 'x', "pax", NULL, "19 path=../outside\n");
+	stream_add(s, '0', "a", NULL, "evil");
 	expect(s, -EPROTO, "../outside");
-	add(s, '5', "a", NULL, "data");
+	stream_add(s, '5', "a", NULL, "data");
 	expect(s, -EPROTO, "contents");
 	free(s);
 }
@@ -247,7 +214,7 @@ pack_into(const char *path, const char *file, size_t piece)
 	ssize_t n;
 	size_t total = 0;
 
-	if (tar_pack_open(path, &p, &e))
+	if (tar_pack_open(&(struct tar_pack_opts){.path = path}, &p, &e))
 		fail_msg("%s", e.msg);
 	while ((n = tar_pack_read(p, buf, piece, &e)) > 0) {
 		assert_int_equal(fwrite(buf, 1, (size_t)n, f), n);
@@ -309,7 +276,8 @@ depth_is_bounded(void **state)
 
 	(void)state;
 	sh("rm -rf deep && p=deep; for i in $(seq 1 140); do p=$p/d; done; mkdir -p $p");
-	assert_int_equal(tar_pack_open("deep", &p, &e), 0);
+	assert_int_equal(
+		tar_pack_open(&(struct tar_pack_opts){.path = "deep"}, &p, &e), 0);
 	while ((n = tar_pack_read(p, buf, sizeof(buf), &e)) > 0)
 		;
 	assert_int_equal(n, -ELOOP);
@@ -327,7 +295,8 @@ file_that_shrinks_is_an_error(void **state)
 
 	(void)state;
 	sh("head -c 5000 /dev/zero > shrinking");
-	assert_int_equal(tar_pack_open("shrinking", &p, &e), 0);
+	assert_int_equal(
+		tar_pack_open(&(struct tar_pack_opts){.path = "shrinking"}, &p, &e), 0);
 	assert_int_equal(tar_pack_read(p, buf, sizeof(buf), &e), 512);
 	assert_int_equal(truncate("shrinking", 100), 0);
 	while ((n = tar_pack_read(p, buf, sizeof(buf), &e)) > 0)
