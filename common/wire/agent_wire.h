@@ -29,8 +29,9 @@
  * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
  * {"ok":true,"entries":[…]}; no frames
  *  identity handshake   see below -> {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
- * put and get carry a POSIX ustar/pax stream (common/wire/tar.h): modes, times, symlinks and
- * names of any bytes are kept. All members stand under the last component of the path
+ * put and get carry a POSIX ustar/pax stream (common/wire/tar.h): modes, times, symbolic and
+ * hard links, holes and names of any bytes are kept. A file that is put has its name when
+ * it is whole and on the disk; END of a put says so of all. All members stand under the last component of the path
  * that was asked for (tar_top_name()). A get follows a path that is a link, and has no
  * FIFOs. The answers of list and list_execs are one line too, of at
  * most AGENT_ANSWER_MAX bytes.

@@ -37,7 +37,7 @@ int
 files_put(const char *path, const char *user, struct tar_unpack **ret, struct err *e)
 {
 	cleanup_free char *dest = NULL;
-	struct tar_unpack_opts opts = {.keep_setid = true};
+	struct tar_unpack_opts opts = {.keep_setid = true, .sync = true};
 	struct user u;
 	int r;
 

@@ -16,7 +16,7 @@
 static int
 put(const char *path, char *buf, struct err *e)
 {
-	struct tar_unpack_opts opts = {.dest = path, .keep_setid = true};
+	struct tar_unpack_opts opts = {.dest = path, .keep_setid = true, .sync = true};
 	struct tar_unpack *u = NULL;
 	ssize_t n = 1;
 	int r = tar_unpack_open(&opts, &u, e);

@@ -196,11 +196,13 @@ int agent_stay(const char *socket_path, int stop_fd, struct err *e);
  * Files. Semantics of `cp -r`: when the destination is an existing folder, the source
  * goes inside it under its own name; otherwise the destination is the new name, and its
  * parent must exist. A source that ends in "/." means the folder's contents. Regular
- * files, folders, symbolic links and (put) FIFOs, with modes and times; sockets and
- * devices are left out and counted. A file or link of the same name is replaced; a folder
- * never is by a file, nor the other way round. Remote relative paths are relative to the
+ * files with holes and hard links, folders, symbolic links and (put) FIFOs, with modes and
+ * times (common/wire/tar.h says what is not); sockets and devices are left out and counted. A
+ * file or link of the same name is replaced, when the new one is whole and in a put on
+ * the disk; a folder never is by a file, nor the other way round. Remote relative paths are relative to the
  * home of root. Nothing is ever written outside the destination, whatever the other side
- * sends. A copy that fails or is cancelled half way leaves what it has written so far.
+ * sends. A copy that fails or is cancelled half way leaves the files that
+ * were whole by then.
  *
  * A guest may be hostile. So what a get writes stands under the name that was asked for
  * and no other, symbolic links that could lead out of it are left out and counted (a
@@ -223,6 +225,13 @@ int agent_get(const char *socket_path, const char *remote, const char *local,
 	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
 	struct agent_copy_stats *ret, struct err *e);
 
+/* For a put over whatever way. A FIFO, and what /dev/stdin or a shell's <(…) names, is
+ * read to its end first, into an unlinked file in TMPDIR (/var/tmp), and packed as a file
+ * with that contents; progress (as above) is called meanwhile. */
+struct tar_pack;
+int agent_pack_open(const char *local,
+	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
+	struct tar_pack **ret, struct err *e);
 /* What a guest sends of remote, to be placed at local: all that a get, over whatever way,
  * asks of the unpacking side. */
 struct tar_unpack;

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
@@ -139,12 +138,8 @@ int
 vmssh_put(const struct vmssh_copy *c, struct agent_copy_stats *ret, struct err *e)
 {
 	cleanup_copying struct copying x = {.c = c};
-	struct stat st;
-	int r;
+	int r = agent_pack_open(c->local, c->progress, c->ctx, &x.pack, e);
 
-	if (lstat(c->local, &st) < 0)
-		return err_sys(e, -errno, "\"%s\"", c->local);
-	r = tar_pack_open(&(struct tar_pack_opts){.path = c->local}, &x.pack, e);
 	if (r == 0)
 		r = run(&x, "put", e);
 	if (r == 0)

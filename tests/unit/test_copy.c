@@ -6,6 +6,7 @@
 #include <ftw.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -266,7 +267,7 @@ nothing_is_written_through_a_link(void **state)
 }
 
 static void
-hard_links_fifos_and_devices_of_a_guest_are_refused(void **state)
+hard_links_out_fifos_and_devices_of_a_guest_are_refused(void **state)
 {
 	static const char types[] = {'3', '4', '6'};
 	cleanup_free struct stream *s = calloc(1, sizeof(*s));
@@ -280,16 +281,26 @@ hard_links_fifos_and_devices_of_a_guest_are_refused(void **state)
 		stream_add(s, types[i], "tree", NULL, NULL);
 		refused(s, "tree", "tree", "");
 	}
-	/* To the user's own files. */
+	/* To the user's own files, and to what is not of the stream. */
 	stream_add(s, '5', "tree/", NULL, NULL);
 	stream_add(s, '1', "tree/x", ".bashrc", NULL);
-	refused(s, "tree", "tree/x", " tree");
+	refused(s, "tree", ".bashrc", " tree");
 	stream_add(s, '5', "tree/", NULL, NULL);
 	stream_add(s, '1', "tree/x", "tree/../.bashrc", NULL);
-	refused(s, "tree", "tree/x", " tree");
+	refused(s, "tree", ".bashrc", " tree");
 	stream_add(s, '5', "tree/", NULL, NULL);
 	stream_add(s, '1', "tree/x", "/etc/passwd", NULL);
-	refused(s, "tree", "tree/x", " tree");
+	refused(s, "tree", "passwd", " tree");
+	stream_add(s, '5', "./", NULL, NULL);
+	stream_add(s, '1', "./x", "./.bashrc", NULL);
+	refused(s, "dir/.", "is no file of the stream", "");
+	stream_add(s, '5', "./", NULL, NULL);
+	stream_add(s, '1', "./x", "./.config", NULL);
+	refused(s, "dir/.", "is no file of the stream", "");
+	stream_add(s, '5', "tree/", NULL, NULL);
+	stream_add(s, '2', "tree/l", "file", NULL);
+	stream_add(s, '1', "tree/x", "tree/l", NULL);
+	refused(s, "tree", "is no file of the stream", " tree");
 	stream_add(s, '1', ".bashrc2", ".bashrc", NULL);
 	refused(s, "tree", ".bashrc2", "");
 }
@@ -349,6 +360,173 @@ a_link_that_is_named_is_followed_out_of_a_guest(void **state)
 	assert_non_null(strstr(got.err, "fifo\" is a FIFO"));
 }
 
+/*
+ * Into a guest.
+ */
+
+static int
+connect_put(const char *path)
+{
+	char line[400];
+	int fd;
+
+	assert_int_equal(
+		io_unix_connect(stand_in_agent_socket, SOCK_STREAM, &fd, NULL), 0);
+	snprintf(line, sizeof(line), "CONNECT 1024\n{\"op\":\"put\",\"path\":\"%s\"}\n",
+		path);
+	assert_int_equal(io_write_full(fd, line, strlen(line)), 0);
+	skip_line(fd); /* OK */
+	skip_line(fd);
+	return fd;
+}
+
+static void
+send_data(int fd, const char *at, size_t len)
+{
+	struct agent_frame_hdr h = agent_frame_hdr(AGENT_DATA, 0, (uint32_t)len);
+
+	assert_int_equal(io_write_full(fd, &h, sizeof(h)), 0);
+	assert_int_equal(io_write_full(fd, at, len), 0);
+}
+
+/* What a cut of the connection does, a branch in the middle does, too: there it is gone. */
+static void
+a_put_that_is_cut_leaves_the_old_file(void **state)
+{
+	cleanup_free struct stream *s = calloc(1, sizeof(*s));
+	char data[5000], path[200];
+	uint64_t until;
+	int fd;
+
+	(void)state;
+	make_folder();
+	memset(data, 'n', sizeof(data) - 1);
+	data[sizeof(data) - 1] = 0;
+	stream_add(s, '0', "config", NULL, data);
+	stream_add(s, '0', "config", NULL, data);
+	snprintf(path, sizeof(path), "%s/config", folder);
+	assert_int_equal(io_write_file_atomic(path, "old", 3, 0600, NULL), 0);
+	fd = connect_put(path);
+	send_data(fd, s->buf, 3000);
+	/* The half is written, and under no name but its own. */
+	until = io_now_ns() + STAND_IN_LIMIT_S * UINT64_C(1000000000);
+	while (system("test $(stat -c %s .pando-* 2>/dev/null || echo 0) -gt 0") &&
+		io_now_ns() < until)
+		usleep(10000);
+	sh("cd %s && test \"$(cat config)\" = old && ls .pando-*", folder);
+	close(fd);
+	while (!system("ls .pando-* >/dev/null 2>&1") && io_now_ns() < until)
+		usleep(10000);
+	sh("cd %s && test \"$(cat config)\" = old && test \"$(ls -A | xargs)\" = '.bashrc .config config'",
+		folder);
+}
+
+static void
+a_put_does_not_hold_up_the_agent(void **state)
+{
+	cleanup_free struct stream *s = calloc(1, sizeof(*s));
+	char path[200];
+	int fd[3];
+
+	(void)state;
+	make_folder();
+	stream_add(s, '0', "a", NULL, "some data");
+	snprintf(path, sizeof(path), "%s/a", folder);
+	for (int i = 0; i < 3; i++) {
+		fd[i] = connect_put(path);
+		send_data(fd[i], s->buf, 600);
+	}
+	/* While three wait for more: a command, and another put. */
+	RUN(&got, "execute", "a", "--", "echo", "there");
+	assert_int_equal(got.status, 0);
+	snprintf(path, sizeof(path), "a:%s/b", folder);
+	RUN(&got, "copy", ".bashrc", path);
+	assert_int_equal(got.status, 0);
+	sh("cmp %s/b %s/.bashrc && test ! -e %s/a", folder, folder, folder);
+	for (int i = 0; i < 3; i++)
+		close(fd[i]);
+}
+
+static void
+what_comes_out_of_a_pipe_is_copied(void **state)
+{
+	char to[200], command[4096];
+
+	(void)state;
+	make_folder();
+	/* <(…), standard input, and a FIFO whose writer comes late. */
+	snprintf(command, sizeof(command),
+		"%s copy -q <(seq 100000) a:%s/one && seq 100000 | %s copy -q /dev/stdin a:%s/two && mkfifo -m 640 fifo && { (sleep 0.3; seq 100000 >fifo) & } && "
+		"%s copy -q fifo a:%s/three && %s copy -q /dev/stdin a:%s/four <one",
+		stand_in_pando, folder, stand_in_pando, folder, stand_in_pando, folder,
+		stand_in_pando, folder);
+	stand_in_run(NULL, 0, (char *[]){"bash", "-c", command, NULL}, &got);
+	if (got.status)
+		fail_msg("%s", got.err);
+	sh("cd %s && seq 100000 >want && cmp one want && cmp two want && cmp three want && "
+	   "cmp four want && test -p fifo && test $(stat -c %%a three) = 640 && test ! -L four",
+		folder);
+	/* In a folder it is one, and empty. */
+	sh("cd %s && rm -r * && mkdir tree && mkfifo tree/fifo && : >tree/empty", folder);
+	snprintf(to, sizeof(to), "a:%s/there", folder);
+	RUN(&got, "copy", "tree", to);
+	assert_int_equal(got.status, 0);
+	sh("test -p %s/there/fifo", folder);
+	/* Nobody will ever write. */
+	RUN(&got, "copy", "/dev/null", to);
+	assert_int_equal(got.status, EXIT_USAGE);
+}
+
+static void
+waiting_for_a_pipe_ends_with_ctrl_c(void **state)
+{
+	char to[200];
+	int out, err;
+	pid_t pid;
+
+	(void)state;
+	make_folder();
+	sh("mkfifo %s/fifo", folder);
+	snprintf(to, sizeof(to), "a:%s/there", folder);
+	pid = stand_in_start(
+		(char *[]){"pando", "copy", "fifo", to, NULL}, -1, &out, &err);
+	/* It has the FIFO open when a writer can. */
+	sh("exec 3>%s/fifo && echo half >&3 && kill -INT %d && sleep 0.2", folder,
+		(int)pid);
+	stand_in_finish(pid, out, err, &got);
+	/* It has seen the end of the input before the signal, or the signal before. */
+	if (got.status != 0)
+		assert_int_equal(got.status, EXIT_CANCELLED);
+	sh("rm -f %s/there", folder);
+	pid = stand_in_start(
+		(char *[]){"pando", "copy", "fifo", to, NULL}, -1, &out, &err);
+	sh("until grep -qs fifo /proc/%d/cmdline && ls -l /proc/%d/fd | grep -q fifo; do sleep 0.05; done; kill -INT %d",
+		(int)pid, (int)pid, (int)pid);
+	stand_in_finish(pid, out, err, &got);
+	assert_int_equal(got.status, EXIT_CANCELLED);
+	sh("test ! -e %s/there", folder);
+}
+
+static void
+hard_links_and_holes_are_kept_both_ways(void **state)
+{
+	char there[200];
+
+	(void)state;
+	make_folder();
+	sh("mkdir tree && cd tree && head -c 200000 /dev/urandom >one && ln one two && ln one three && truncate -s 48M sparse && "
+	   "printf x | dd of=sparse bs=1 seek=30000000 conv=notrunc 2>/dev/null");
+	snprintf(there, sizeof(there), "a:%s/guest-tree", folder);
+	RUN(&got, "copy", "tree", there);
+	assert_int_equal(got.status, 0);
+	RUN(&got, "copy", there, "back");
+	assert_int_equal(got.status, 0);
+	for (int i = 0; i < 2; i++)
+		sh("cd %s/%s && test $(stat -c %%h one) = 3 && test one -ef two && test one -ef three && diff -r . ../tree && "
+		   "test $(stat -c %%b sparse) -le $(($(stat -c %%b ../tree/sparse) + 32))",
+			folder, i ? "back" : "guest-tree");
+}
+
 static int
 teardown(void **state)
 {
@@ -364,10 +542,16 @@ main(void)
 		cmocka_unit_test(a_guest_writes_only_the_new_name_that_was_given),
 		cmocka_unit_test(links_that_lead_out_are_left_out),
 		cmocka_unit_test(nothing_is_written_through_a_link),
-		cmocka_unit_test(hard_links_fifos_and_devices_of_a_guest_are_refused),
+		cmocka_unit_test(hard_links_out_fifos_and_devices_of_a_guest_are_refused),
 		cmocka_unit_test(what_a_host_does_not_take_is_counted_and_the_rest_comes),
 		cmocka_unit_test(a_link_that_is_named_is_followed_out_of_a_guest),
+		cmocka_unit_test(a_put_that_is_cut_leaves_the_old_file),
+		cmocka_unit_test(a_put_does_not_hold_up_the_agent),
+		cmocka_unit_test(what_comes_out_of_a_pipe_is_copied),
+		cmocka_unit_test(waiting_for_a_pipe_ends_with_ctrl_c),
+		cmocka_unit_test(hard_links_and_holes_are_kept_both_ways),
 	};
 
+	signal(SIGPIPE, SIG_IGN); /* pando may go before it has read all */
 	return cmocka_run_group_tests(tests, stand_in_setup, teardown);
 }

@@ -175,7 +175,7 @@ run(int argc, char **argv)
 				  &stats, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
-		err_set(&e, r, "cancelled; what was copied so far is there");
+		err_set(&e, r, "cancelled; the files that were copied whole are there");
 	if (r < 0)
 		return out_fail(&e);
 	return print(&stats, &s, io_now_ns() - start_ns);
@@ -188,8 +188,8 @@ const struct verb verb_copy = {
 	.run = run,
 	.usage = "[options] <path> <vm>:<path>\n[options] <vm>:<path> <path>",
 	.options = options,
-	.text = "As `cp -r`: into a folder that exists, else under the new name; modes, times and links are kept. A path in\n"
-		"a VM that does not begin with '/' is below root's home. A local name with ':' is written ./a:b.\n"
+	.text = "As `cp -r`: into a folder that exists, else under the new name; modes, times, links and holes are kept,\n"
+		"owners are not. A FIFO or <(...) is read to its end. A path in a VM that does not begin with '/' is below root's home. A local name with ':' is written ./a:b.\n"
 		"Links that lead out of the copy, FIFOs and devices do not come out of a VM.",
 	.words = COMPLETE_FILE,
 };
