@@ -465,7 +465,7 @@ start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct 
 			p->stats.files++;
 			return put_member(p, '6', &st, "", 0, e);
 		}
-		/* fall through */
+		__attribute__((fallthrough));
 	default:
 		if (!p->depth)
 			return err_set(e, -EINVAL,
