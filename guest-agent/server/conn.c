@@ -191,6 +191,15 @@ process(struct conn *c, struct err *e)
 		return 0;
 	memmove(c->rx, c->rx + at, c->rx_len - at);
 	c->rx_len -= at;
+	if (c->role != AT_REQUEST && c->rx_cap > STREAM_RX && c->rx_len <= STREAM_RX) {
+		/* A long request needs its room no more. */
+		char *smaller = realloc(c->rx, STREAM_RX);
+
+		if (smaller) {
+			c->rx = smaller;
+			c->rx_cap = STREAM_RX;
+		}
+	}
 	return 0;
 }
 
