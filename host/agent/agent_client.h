@@ -197,12 +197,12 @@ int agent_stay(const char *socket_path, int stop_fd, struct err *e);
  * goes inside it under its own name; otherwise the destination is the new name, and its
  * parent must exist. A source that ends in "/." means the folder's contents. Regular
  * files with holes and hard links, folders, symbolic links and (put) FIFOs, with modes and
- * times (common/wire/tar.h says what is not); sockets and devices are left out and counted. A
- * file or link of the same name is replaced, when the new one is whole and in a put on
- * the disk; a folder never is by a file, nor the other way round. Remote relative paths are relative to the
- * home of root. Nothing is ever written outside the destination, whatever the other side
- * sends. A copy that fails or is cancelled half way leaves the files that
- * were whole by then.
+ * times (common/wire/tar.h says what is not kept); sockets and devices are left out and
+ * counted. A file or link of the same name is replaced, when the new one is whole and, in
+ * a put, on the disk; a folder never is by a file, nor the other way round. Remote
+ * relative paths are relative to the home of root. Nothing is ever written outside the
+ * destination, whatever the other side sends. A copy that fails or is cancelled half way
+ * leaves the files that were whole by then.
  *
  * A guest may be hostile. So what a get writes stands under the name that was asked for
  * and no other, symbolic links that could lead out of it are left out and counted (a
