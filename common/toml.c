@@ -621,6 +621,9 @@ read_simple_key(struct parser *P, struct key *ret)
 		r = read_string(P, false);
 		if (r < 0)
 			return r;
+		/* Callers have keys as C strings: it would be read as another key. */
+		if (P->scratch_len && memchr(P->scratch, 0, P->scratch_len))
+			return fail_at(P, ret->at, "U+0000 in a key; remove it");
 		ret->len = P->scratch_len;
 		ret->bytes = arena_copy(P->root, P->scratch, P->scratch_len);
 	} else {

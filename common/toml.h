@@ -1,6 +1,6 @@
 /*
- * TOML 1.0.0 (toml.io/en/v1.0.0), complete, read-only. Errors name line and column
- * ("line 3, column 7: …"). Bounded: depth <= 64, text <= 16 MiB.
+ * TOML 1.0.0 (toml.io/en/v1.0.0), complete but for keys with U+0000, which are errors;
+ * read-only. Errors name line and column ("line 3, column 7: …"). Bounded: depth <= 64, text <= 16 MiB.
  */
 #ifndef PANDO_COMMON_TOML_H
 #define PANDO_COMMON_TOML_H

@@ -8,7 +8,7 @@ agent_rpc_SRCS += guest-agent/tools/files_main.c
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
 pando-agent_SRCS := guest-agent/main.c guest-agent/server/conn.c guest-agent/server/conn_ask.c guest-agent/server/conn_out.c \
-	guest-agent/server/exec.c guest-agent/server/files.c \
+	guest-agent/server/exec.c guest-agent/server/files.c guest-agent/server/put.c \
 	guest-agent/system/loop.c guest-agent/system/reap.c guest-agent/server/request.c guest-agent/system/ring.c \
 	guest-agent/system/spawn.c guest-agent/system/userdb.c guest-agent/identity/apply.c guest-agent/identity/identity_request.c \
 	guest-agent/system/helper.c guest-agent/identity/identity.c guest-agent/system/machine.c \
@@ -35,11 +35,11 @@ test_agent_parts_LIBS := wire common
 test_agent_parts_PKGS := cmocka
 
 UNIT_TESTS += test_agent_tar
-test_agent_tar_SRCS := tests/unit/test_agent_tar.c
+test_agent_tar_SRCS := tests/unit/test_agent_tar.c tests/unit/tar_help.c
 test_agent_tar_LIBS := wire common
 test_agent_tar_PKGS := cmocka
 
-agent_fuzz_SRCS := common/wire/agent_frame.c common/wire/json_bytes.c common/wire/tar_pack.c common/wire/tar_unpack.c \
+agent_fuzz_SRCS := common/wire/agent_frame.c common/wire/json_bytes.c common/wire/tar_pack.c common/wire/tar_unpack.c common/wire/tar_place.c \
 	common/err.c common/utf8.c common/io.c common/json.c common/log.c common/env.c common/text.c
 FUZZERS += fuzz_agent_request fuzz_agent_frames_guest fuzz_agent_frames_host
 fuzz_agent_request_SRCS := tests/fuzz/fuzz_agent_request.c guest-agent/server/request.c \
@@ -51,6 +51,9 @@ fuzz_agent_frames_guest_LDLIBS := -lsodium
 fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent/agent_client.c $(agent_fuzz_SRCS)
 fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
+FUZZERS += fuzz_tar
+fuzz_tar_SRCS := tests/fuzz/fuzz_tar.c common/wire/tar_unpack.c common/wire/tar_place.c common/wire/tar_pack.c common/err.c common/io.c
+fuzz_tar_CORPUS := tests/fuzz/corpus/tar
 
 # The real agent, below a folder, and the host's side of a hello.
 UNIT_TESTS += test_agent_handshake

@@ -42,8 +42,11 @@
  *              {"ok":true}, and nothing more: the connection lasts until one side goes, and
  *              so tells the other
  *
- * put and get carry a POSIX ustar/pax stream (common/wire/tar.h): modes, times, symlinks and
- * names of any bytes are kept. The answers of list and list_execs are one line too, of at
+ * put and get carry a POSIX ustar/pax stream (common/wire/tar.h): modes, times, symbolic and
+ * hard links, holes and names of any bytes are kept. A file that is put gets its name when it
+ * is whole and on the disk; END of a put says so of all of them. All members stand under the
+ * last component of the path that was asked for (tar_top_name()). A get follows a path that
+ * is a link, and has no FIFOs. The answers of list and list_execs are one line too, of at
  * most AGENT_ANSWER_MAX bytes.
  *
  * Execute:
@@ -61,6 +64,10 @@
  *  - Exit comes when the command has ended and its output is drained. A background child
  * that holds the pipes open does not delay it by more than a moment, and is not killed by
  * it.
+ *  - Input of a terminal ends as a person ends it: with its end-of-file character, twice
+ *    where the last line has no end.
+ *  - "user" is a name or number of /etc/passwd; a number that is not there is a user
+ *    without a name, in the group of that number, at home in "/".
  *  - "login" (then without "argv") is the user's shell, as a login shell.
  *  - With "hangup" nobody takes the command up again: a connection that ends before it
  * does, hangs its terminal up, or without one sends its group a SIGHUP, and nothing is
@@ -113,7 +120,8 @@
 #define AGENT_SSH_SELF "PANDO_AGENT"
 /* "ssh-ed25519 " and the 68 letters of an Ed25519 key. */
 #define AGENT_SSH_KEY_LEN 80
-#define AGENT_REQUEST_MAX (256u * 1024u)
+/* Linux takes 2 MiB of arguments and environment; as JSON that may be twice as much. */
+#define AGENT_REQUEST_MAX (4u * 1024u * 1024u)
 #define AGENT_FRAME_MAX (64u * 1024u) /* payload; more is a protocol error: close */
 #define AGENT_ANSWER_MAX (8u * 1024u * 1024u)
 #define AGENT_STDIN_WINDOW (256u * 1024u)

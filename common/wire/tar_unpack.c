@@ -1,9 +1,7 @@
 /*
- * Unpacking. The stack holds the folders this stream made and that the current member
- * lies in, each open: their mode and time are set when the stream leaves them, since a
- * folder must stay writable, and its time still, while it is filled.
+ * Unpacking: the stream. Where its members go, tar_place.c knows.
  */
-#include "common/wire/tar.h"
+#include "common/tar_unpack_priv.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,404 +19,6 @@
 
 #define PAX_MAX (4u * TAR_PATH_MAX)
 #define NSEC 1000000000
-
-struct made {
-	int fd;	    /* owned */
-	size_t len; /* of u->stack_path, of this folder */
-	bool set; /* made by us: mode and time are to be set; else it was there and stays
-		     as it was */
-	mode_t mode;
-	struct timespec mtime;
-};
-
-enum state { AT_HEADER, IN_PAX, IN_FILE, IN_PADDING, AT_END };
-
-struct tar_unpack {
-	struct tar_unpack_opts opts;
-	char *dest;    /* owned */
-	int base;      /* owned: what every member is beneath; -1 before the first */
-	char *rename;  /* owned: what the first component becomes, or NULL */
-	char *top;     /* owned: the first component of the first member, with rename */
-	bool contents; /* the stream is a folder's contents: its top is "." */
-	bool base_is_new;
-
-	enum state state;
-	char block[TAR_BLOCK];
-	size_t have;   /* in block or pax */
-	uint64_t left; /* of the file or its padding */
-	size_t padding;
-	unsigned zero_blocks;
-
-	char *pax; /* owned */
-	size_t pax_len;
-	/* What pax said about the next member. */
-	char *pax_path, *pax_link; /* owned */
-	bool has_size, has_mtime;
-	uint64_t pax_size;
-	struct timespec pax_mtime;
-
-	int file; /* owned */
-	mode_t file_mode;
-	struct timespec file_mtime;
-	char path[TAR_PATH_MAX]; /* of the member, beneath base */
-
-	char stack_path[TAR_PATH_MAX];
-	struct made stack[TAR_DEPTH_MAX + 1];
-	size_t depth;
-	struct tar_stats stats;
-};
-
-static int
-open_beneath(int base, const char *path, int flags)
-{
-	struct open_how how = {
-		.flags = (uint64_t)(flags | O_CLOEXEC),
-		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
-	};
-	long fd;
-
-	do
-		fd = syscall(SYS_openat2, base, path, &how, sizeof(how));
-	while (fd < 0 && (errno == EINTR || errno == EAGAIN));
-	return fd < 0 ? -errno : (int)fd;
-}
-
-static mode_t
-allowed_mode(const struct tar_unpack *u, mode_t mode)
-{
-	return mode & (u->opts.keep_setid ? 07777 : 01777);
-}
-
-/* Mode and time of an open file or folder. The owner first: chown clears set-user-id. */
-static int
-set_meta(struct tar_unpack *u, int fd, mode_t mode, struct timespec mtime,
-	const char *what, struct err *e)
-{
-	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, mtime};
-
-	if (u->opts.chown && fchown(fd, u->opts.uid, u->opts.gid))
-		return err_sys(e, -errno, "\"%s\": setting its owner", what);
-	if (fchmod(fd, allowed_mode(u, mode)))
-		return err_sys(e, -errno, "\"%s\": setting its mode", what);
-	if (futimens(fd, times))
-		return err_sys(e, -errno, "\"%s\": setting its time", what);
-	return 0;
-}
-
-/* Leaves the folders that `path` is not in. */
-static int
-pop_to(struct tar_unpack *u, const char *path, struct err *e)
-{
-	int r = 0;
-
-	while (u->depth) {
-		struct made *m = &u->stack[u->depth - 1];
-
-		if (path && !strncmp(path, u->stack_path, m->len) &&
-			(m->len == 0 || path[m->len] == '/'))
-			return r;
-		u->stack_path[m->len] = 0;
-		if (m->set && !r)
-			r = set_meta(u, m->fd, m->mode, m->mtime,
-				m->len ? u->stack_path : u->dest, e);
-		close(m->fd);
-		u->depth--;
-		if (u->depth)
-			u->stack_path[u->stack[u->depth - 1].len] = 0;
-		if (r)
-			return r;
-	}
-	return r;
-}
-
-static int
-push(struct tar_unpack *u, int fd, const char *path, bool set, mode_t mode,
-	struct timespec mtime, struct err *e)
-{
-	size_t len = strlen(path);
-
-	if (u->depth == sizeof(u->stack) / sizeof(u->stack[0])) {
-		close(fd);
-		return err_set(e, -ELOOP,
-			"\"%.200s…\": folders more than %d deep are not copied", path,
-			TAR_DEPTH_MAX);
-	}
-	memcpy(u->stack_path, path, len + 1);
-	u->stack[u->depth++] = (struct made){
-		.fd = fd, .len = len, .set = set, .mode = mode, .mtime = mtime};
-	return 0;
-}
-
-/* The first member decides where everything goes. */
-static int
-settle(struct tar_unpack *u, const char *member, struct err *e)
-{
-	size_t top_len = strcspn(member, "/"), len = strlen(u->dest);
-	struct stat st;
-	bool slash = len > 1 && u->dest[len - 1] == '/';
-	char *last;
-
-	u->contents = top_len == 1 && member[0] == '.';
-	if (!stat(u->dest, &st) && S_ISDIR(st.st_mode)) {
-		u->base = open(u->dest, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		return u->base < 0 ? err_sys(e, -errno, "\"%s\"", u->dest) : 0;
-	}
-	if (u->contents) {
-		if (mkdir(u->dest, 0700))
-			return err_sys(e, errno == EEXIST ? -ENOTDIR : -errno, "\"%s\"",
-				u->dest);
-		u->base_is_new = true;
-		u->base = open(u->dest, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-		return u->base < 0 ? err_sys(e, -errno, "\"%s\"", u->dest) : 0;
-	}
-	if (slash)
-		return err_set(e, -ENOENT, "\"%s\" is no folder; make it first", u->dest);
-	last = strrchr(u->dest, '/');
-	u->rename = strdup(last ? last + 1 : u->dest);
-	u->top = strndup(member, top_len);
-	if (!u->rename || !u->top)
-		return err_sys(e, -ENOMEM, "\"%s\"", u->dest);
-	if (last) {
-		char kept = last == u->dest ? last[1] : last[0];
-		char *cut = last == u->dest ? last + 1 : last;
-
-		*cut = 0;
-		u->base = open(u->dest, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (u->base < 0) {
-			int r = err_sys(e, -errno, "\"%s\"", u->dest);
-
-			*cut = kept;
-			return r;
-		}
-		*cut = kept;
-	} else {
-		u->base = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (u->base < 0)
-			return err_sys(e, -errno, "the current folder");
-	}
-	return 0;
-}
-
-/* Checks a member's name and puts its place beneath base into u->path: "" is base itself.
- */
-static int
-place(struct tar_unpack *u, const char *name, struct err *e)
-{
-	const char *s = name;
-	size_t n = 0;
-	int depth = 0, r;
-
-	if (u->base < 0) {
-		if (!*name || *name == '/')
-			return err_set(e, -EPROTO,
-				"the stream names \"%s\": not a relative name", name);
-		r = settle(u, name, e);
-		if (r)
-			return r;
-	}
-	for (; *s; depth++) {
-		size_t len = strcspn(s, "/");
-		const char *part = s;
-		size_t part_len = len;
-
-		if (!len || (len == 2 && !memcmp(s, "..", 2)) ||
-			(len == 1 && *s == '.' && depth) || len > NAME_MAX)
-			return err_set(e, -EPROTO,
-				"the stream names \"%s\": not a name of a file", name);
-		if (!depth) {
-			if ((len == 1 && *s == '.') != u->contents)
-				return err_set(e, -EPROTO,
-					"the stream names \"%s\" outside of its top",
-					name);
-			if (u->rename) {
-				if (len != strlen(u->top) || memcmp(s, u->top, len))
-					return err_set(e, -EPROTO,
-						"the stream names \"%s\" outside of its top",
-						name);
-				part = u->rename;
-				part_len = strlen(part);
-			}
-		}
-		if (depth || !u->contents) {
-			if (n + part_len + 2 > sizeof(u->path))
-				return err_set(e, -ENAMETOOLONG,
-					"\"%.200s…\": longer than %d bytes", name,
-					TAR_PATH_MAX);
-			if (n)
-				u->path[n++] = '/';
-			memcpy(u->path + n, part, part_len);
-			n += part_len;
-		}
-		s += len;
-		while (*s == '/')
-			s++;
-	}
-	if (!depth)
-		return err_set(e, -EPROTO, "the stream has a member without a name");
-	u->path[n] = 0;
-	return 0;
-}
-
-/* The open folder that u->path goes into and its last component there. */
-static int
-parent_of(struct tar_unpack *u, int *ret_fd, const char **ret_name, struct err *e)
-{
-	char *slash = strrchr(u->path, '/');
-	struct made *top = u->depth ? &u->stack[u->depth - 1] : NULL;
-	size_t len = slash ? (size_t)(slash - u->path) : 0;
-	struct timespec none = {0};
-	int fd, r;
-
-	*ret_name = slash ? slash + 1 : u->path;
-	if (!slash) {
-		*ret_fd = u->base;
-		return 0;
-	}
-	if (top && top->len == len) {
-		*ret_fd = top->fd;
-		return 0;
-	}
-	*slash = 0;
-	fd = open_beneath(u->base, u->path, O_RDONLY | O_DIRECTORY);
-	if (fd == -ELOOP)
-		r = err_set(e, -ELOOP,
-			"\"%s\": a symbolic link stands where a folder should", u->path);
-	else if (fd < 0)
-		r = err_sys(e, fd, "\"%s\"", u->path);
-	else
-		r = push(u, fd, u->path, false, 0, none, e);
-	*slash = '/';
-	*ret_fd = fd;
-	return r;
-}
-
-/* A file or link of that name goes; a folder is an error. */
-static int
-make_way(const struct tar_unpack *u, int dir, const char *name, struct err *e)
-{
-	struct stat st;
-
-	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW))
-		return errno == ENOENT ? 0 : err_sys(e, -errno, "\"%s\"", u->path);
-	if (S_ISDIR(st.st_mode))
-		return err_set(e, -EISDIR,
-			"\"%s\" is a folder there; a file does not replace it", u->path);
-	if (unlinkat(dir, name, 0) && errno != ENOENT)
-		return err_sys(e, -errno, "\"%s\": replacing it", u->path);
-	return 0;
-}
-
-static int
-make_folder(struct tar_unpack *u, mode_t mode, struct timespec mtime, struct err *e)
-{
-	const char *name;
-	bool is_new;
-	int dir, fd, r;
-
-	if (!*u->path) {
-		fd = fcntl(u->base, F_DUPFD_CLOEXEC, 0);
-		if (fd < 0)
-			return err_sys(e, -errno, "\"%s\"", u->dest);
-		return push(u, fd, "", u->base_is_new, mode, mtime, e);
-	}
-	r = parent_of(u, &dir, &name, e);
-	if (r)
-		return r;
-	is_new = !mkdirat(dir, name, 0700);
-	if (!is_new && errno != EEXIST)
-		return err_sys(e, -errno, "\"%s\"", u->path);
-	fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
-		return err_set(e, -ENOTDIR,
-			"\"%s\" is not a folder there; a folder does not replace it",
-			u->path);
-	if (fd < 0)
-		return err_sys(e, -errno, "\"%s\"", u->path);
-	u->stats.folders++;
-	return push(u, fd, u->path, is_new, mode, mtime, e);
-}
-
-static int
-finish_file(struct tar_unpack *u, struct err *e)
-{
-	int r = set_meta(u, u->file, u->file_mode, u->file_mtime, u->path, e);
-
-	close(u->file);
-	u->file = -1;
-	u->stats.files++;
-	return r;
-}
-
-static int
-make_file(struct tar_unpack *u, mode_t mode, struct timespec mtime, struct err *e)
-{
-	const char *name;
-	int dir, r;
-
-	if (!*u->path)
-		return err_set(e, -EPROTO, "the stream's top is a file without a name");
-	r = parent_of(u, &dir, &name, e);
-	if (r)
-		return r;
-	for (int tries = 0; tries < 2; tries++) {
-		u->file = openat(dir, name,
-			O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY,
-			0600);
-		if (u->file >= 0 || errno != EEXIST)
-			break;
-		r = make_way(u, dir, name, e);
-		if (r)
-			return r;
-		errno = EEXIST;
-	}
-	if (u->file < 0)
-		return err_sys(e, -errno, "\"%s\"", u->path);
-	u->file_mode = mode;
-	u->file_mtime = mtime;
-	return 0;
-}
-
-static int
-make_special(struct tar_unpack *u, char type, const char *link, mode_t mode,
-	struct timespec mtime, struct err *e)
-{
-	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, mtime};
-	const char *name;
-	int dir, r;
-
-	if (!*u->path)
-		return err_set(e, -EPROTO, "the stream's top is a link without a name");
-	if (type == '2' && !*link)
-		return err_set(e, -EPROTO, "\"%s\": a symbolic link to nothing", u->path);
-	r = parent_of(u, &dir, &name, e);
-	if (r)
-		return r;
-	for (int tries = 0; tries < 2; tries++) {
-		r = type == '2' ? symlinkat(link, dir, name) : mkfifoat(dir, name, 0600);
-		if (!r || errno != EEXIST)
-			break;
-		r = make_way(u, dir, name, e);
-		if (r)
-			return r;
-		errno = EEXIST;
-		r = -1;
-	}
-	if (r)
-		return err_sys(e, -errno, "\"%s\"", u->path);
-	if (u->opts.chown &&
-		fchownat(dir, name, u->opts.uid, u->opts.gid, AT_SYMLINK_NOFOLLOW))
-		return err_sys(e, -errno, "\"%s\": setting its owner", u->path);
-	if (type == '6' &&
-		fchmodat(dir, name, allowed_mode(u, mode), AT_SYMLINK_NOFOLLOW))
-		return err_sys(e, -errno, "\"%s\": setting its mode", u->path);
-	if (utimensat(dir, name, times, AT_SYMLINK_NOFOLLOW))
-		return err_sys(e, -errno, "\"%s\": setting its time", u->path);
-	if (type == '2')
-		u->stats.links++;
-	else
-		u->stats.files++;
-	return 0;
-}
 
 static int
 read_octal(const char *field, size_t size, uint64_t *ret)
@@ -470,6 +70,27 @@ read_time(const char *s, size_t len, struct timespec *ret)
 	return 0;
 }
 
+/* A size: below 2^62, so that sums of two do not overflow. */
+static int
+read_decimal(const char *s, size_t len, uint64_t *ret)
+{
+	uint64_t v = 0;
+
+	for (size_t k = 0; k < len; k++) {
+		if (s[k] < '0' || s[k] > '9' || v > 1ull << 58)
+			return -EPROTO;
+		v = v * 10 + (uint64_t)(s[k] - '0');
+	}
+	*ret = v;
+	return len ? 0 : -EPROTO;
+}
+
+static bool
+is_key(const char *key, size_t len, const char *name)
+{
+	return len == strlen(name) && !memcmp(key, name, len);
+}
+
 static int
 take_pax(struct tar_unpack *u, struct err *e)
 {
@@ -493,25 +114,35 @@ take_pax(struct tar_unpack *u, struct err *e)
 		key_len = (size_t)(value - key);
 		value++;
 		value_len = len - (size_t)(value - rec) - 1;
-		if (key_len == 4 && !memcmp(key, "size", 4)) {
-			uint64_t v = 0;
-
-			for (size_t k = 0; k < value_len; k++) {
-				if (value[k] < '0' || value[k] > '9' || v > 1ull << 59)
-					return err_set(e, -EPROTO,
-						"the stream has a broken size");
-				v = v * 10 + (uint64_t)(value[k] - '0');
-			}
-			u->pax_size = v;
+		if (is_key(key, key_len, "size")) {
+			if (read_decimal(value, value_len, &u->pax_size))
+				return err_set(
+					e, -EPROTO, "the stream has a broken size");
 			u->has_size = true;
-		} else if (key_len == 5 && !memcmp(key, "mtime", 5)) {
+		} else if (is_key(key, key_len, "mtime")) {
 			if (read_time(value, value_len, &u->pax_mtime))
 				return err_set(
 					e, -EPROTO, "the stream has a broken time");
 			u->has_mtime = true;
-		} else if ((key_len == 4 && !memcmp(key, "path", 4)) ||
-			   (key_len == 8 && !memcmp(key, "linkpath", 8))) {
-			char **to = key_len == 4 ? &u->pax_path : &u->pax_link;
+		} else if (key_len > 11 && !memcmp(key, "GNU.sparse.", 11) &&
+			   !is_key(key, key_len, "GNU.sparse.name")) {
+			uint64_t v;
+
+			if (read_decimal(value, value_len, &v))
+				v = UINT_MAX; /* the map of an older format */
+			u->is_sparse = true;
+			if (is_key(key, key_len, "GNU.sparse.major"))
+				u->sparse_major = v < UINT_MAX ? (unsigned)v : UINT_MAX;
+			else if (is_key(key, key_len, "GNU.sparse.minor"))
+				u->sparse_minor = v < UINT_MAX ? (unsigned)v : UINT_MAX;
+			else if (is_key(key, key_len, "GNU.sparse.realsize"))
+				u->real_size = v;
+		} else if (is_key(key, key_len, "path") ||
+			   is_key(key, key_len, "linkpath") ||
+			   is_key(key, key_len, "GNU.sparse.name")) {
+			char **to = key_len == 4   ? &u->pax_path
+				    : key_len == 8 ? &u->pax_link
+						   : &u->sparse_path;
 
 			if (memchr(value, 0, value_len) || value_len >= TAR_PATH_MAX)
 				return err_set(
@@ -526,12 +157,226 @@ take_pax(struct tar_unpack *u, struct err *e)
 	return 0;
 }
 
+/* The name at the top is always the same, and the one that was asked for. */
+static int
+check_top(struct tar_unpack *u, const char *member, struct err *e)
+{
+	size_t len = strcspn(member, "/");
+
+	if (!u->top) {
+		if (!len || len > NAME_MAX || (len == 2 && !memcmp(member, "..", 2)))
+			return err_set(e, -EPROTO,
+				"the stream names \"%s\": not a relative name", member);
+		u->top = strndup(member, len);
+		if (!u->top)
+			return err_sys(e, -ENOMEM, "\"%s\"", u->dest);
+	}
+	if (len == strlen(u->top) && !memcmp(member, u->top, len))
+		return 0;
+	if (!u->opts.name)
+		return err_set(
+			e, -EPROTO, "the stream names \"%s\" outside of its top", member);
+	return err_set(e, -EPROTO,
+		"the stream has \"%.100s\" where only \"%.100s\" was asked for; nothing of it was written",
+		member, u->top);
+}
+
+/* Checks a member's name and puts its place beneath base into dst (TAR_PATH_MAX
+ * bytes): "" is base itself. */
+static int
+place(struct tar_unpack *u, const char *name, char *dst, struct err *e)
+{
+	const char *s = name;
+	size_t n = 0;
+	int depth = 0, r = check_top(u, name, e);
+
+	if (!r && u->base < 0)
+		r = tar_place_settle(u, e);
+	if (r)
+		return r;
+	for (; *s; depth++) {
+		size_t len = strcspn(s, "/");
+		const char *part = s;
+		size_t part_len = len;
+
+		if (!len || (len == 2 && !memcmp(s, "..", 2)) ||
+			(len == 1 && *s == '.' && depth) || len > NAME_MAX)
+			return err_set(e, -EPROTO,
+				"the stream names \"%s\": not a name of a file", name);
+		if (!depth && u->rename) {
+			part = u->rename;
+			part_len = strlen(part);
+		}
+		if (depth || !u->contents) {
+			if (n + part_len + 2 > TAR_PATH_MAX)
+				return err_set(e, -ENAMETOOLONG,
+					"\"%.200s…\": longer than %d bytes", name,
+					TAR_PATH_MAX);
+			if (n)
+				dst[n++] = '/';
+			memcpy(dst + n, part, part_len);
+			n += part_len;
+		}
+		s += len;
+		while (*s == '/')
+			s++;
+	}
+	if (!depth)
+		return err_set(e, -EPROTO, "the stream has a member without a name");
+	dst[n] = 0;
+	return 0;
+}
+
+static int
+take_file(struct tar_unpack *u, mode_t mode, struct timespec mtime, uint64_t size,
+	struct err *e)
+{
+	int r;
+
+	if (u->is_sparse && (u->sparse_major != 1 || u->sparse_minor))
+		return err_set(e, -EPROTO, "\"%s\": its sparse format %u.%u is not read",
+			u->path, u->sparse_major, u->sparse_minor);
+	r = tar_place_file(u, mode, mtime, e);
+	if (r)
+		return r;
+	u->sparse = u->is_sparse;
+	u->file_at = 0;
+	u->left = u->extent_left = size;
+	u->padding = (TAR_BLOCK - size % TAR_BLOCK) % TAR_BLOCK;
+	if (u->sparse) {
+		u->map_read = u->number = u->numbers = 0;
+		u->in_number = false;
+		u->n_extents = u->next_extent = 0;
+		u->extent_left = 0;
+		u->state = IN_MAP;
+		return size ? 0 : err_set(e, -EPROTO, "\"%s\": a broken map", u->path);
+	}
+	if (size) {
+		u->state = IN_FILE;
+		return 0;
+	}
+	return tar_place_finish_file(u, e);
+}
+
+/* One number of a sparse file's map. */
+static int
+take_number(struct tar_unpack *u, struct err *e)
+{
+	struct extent *x, *last;
+
+	if (!u->numbers) {
+		if (u->number > TAR_EXTENTS_MAX)
+			goto broken;
+		u->n_extents = (size_t)u->number;
+		u->extents = calloc(u->n_extents ? u->n_extents : 1, sizeof(*u->extents));
+		if (!u->extents)
+			return err_sys(e, -ENOMEM, "unpacking");
+	} else {
+		x = &u->extents[(u->numbers - 1) / 2];
+		last = u->numbers > 2 ? x - 1 : NULL;
+		if (u->numbers % 2) {
+			x->at = u->number;
+			if (last && x->at < last->at + last->len)
+				goto broken;
+		} else {
+			x->len = u->number;
+		}
+		if (x->at > u->real_size || x->len > u->real_size - x->at)
+			goto broken;
+	}
+	u->numbers++;
+	u->number = 0;
+	u->in_number = false;
+	return 0;
+broken:
+	return err_set(e, -EPROTO, "\"%s\": a broken map", u->path);
+}
+
+/* The map of a sparse file: numbers, each with a LF, then zeroes up to a block's end. */
+static int
+take_map(
+	struct tar_unpack *u, const char *in, size_t len, size_t *ret_used, struct err *e)
+{
+	uint64_t data = 0;
+	size_t i = 0;
+	int r = 0;
+
+	while (!r && i < len) {
+		bool whole = u->numbers && u->numbers == 2 * u->n_extents + 1;
+		char c = in[i];
+
+		if (whole && !(u->map_read % TAR_BLOCK))
+			break;
+		i++;
+		u->map_read++;
+		if (whole) {
+			r = c ? -EPROTO : 0;
+		} else if (c >= '0' && c <= '9' && u->number < 1ull << 58) {
+			u->number = u->number * 10 + (uint64_t)(c - '0');
+			u->in_number = true;
+		} else if (c == '\n' && u->in_number) {
+			r = take_number(u, e);
+			if (r)
+				return r;
+		} else {
+			r = -EPROTO;
+		}
+	}
+	*ret_used = i;
+	u->left -= i;
+	if (!r && (!u->numbers || u->numbers != 2 * u->n_extents + 1 ||
+			  u->map_read % TAR_BLOCK)) {
+		if (u->left)
+			return 0; /* there is more of it */
+		r = -EPROTO;
+	}
+	for (size_t k = 0; !r && k < u->n_extents; k++)
+		data += u->extents[k].len;
+	if (r || data != u->left)
+		return err_set(e, -EPROTO, "\"%s\": a broken map", u->path);
+	if (u->left) {
+		u->state = IN_FILE;
+		return 0;
+	}
+	u->state = IN_PADDING;
+	return tar_place_finish_file(u, e);
+}
+
+/* Contents, at most up to the end of the extent: how many are taken, in *ret_used. */
+static int
+take_contents(
+	struct tar_unpack *u, const char *in, size_t len, size_t *ret_used, struct err *e)
+{
+	int r;
+
+	while (u->sparse && !u->extent_left) {
+		u->file_at = u->extents[u->next_extent].at;
+		u->extent_left = u->extents[u->next_extent++].len;
+	}
+	if (len > u->extent_left)
+		len = (size_t)u->extent_left;
+	r = io_pwrite_full(u->file, in, len, u->file_at);
+	if (r)
+		return err_sys(e, r, "\"%s\"", u->path);
+	u->file_at += len;
+	u->extent_left -= len;
+	u->left -= len;
+	u->stats.bytes += len;
+	*ret_used = len;
+	if (u->left)
+		return 0;
+	u->state = IN_PADDING;
+	return tar_place_finish_file(u, e);
+}
+
 static int
 take_member(
 	struct tar_unpack *u, const struct tar_header *h, uint64_t size, struct err *e)
 {
 	char name[sizeof(h->prefix) + sizeof(h->name) + 2], link[sizeof(h->linkname) + 1];
-	const char *path = u->pax_path ? u->pax_path : name;
+	const char *path = u->is_sparse && u->sparse_path ? u->sparse_path
+			   : u->pax_path		  ? u->pax_path
+							  : name;
 	const char *target = u->pax_link ? u->pax_link : link;
 	struct timespec mtime = {0};
 	uint64_t mode, seconds;
@@ -552,29 +397,25 @@ take_member(
 	if (u->has_mtime)
 		mtime = u->pax_mtime;
 
-	r = place(u, path, e);
+	r = place(u, path, u->path, e);
 	if (!r)
-		r = pop_to(u, u->path, e);
+		r = tar_place_leave(u, u->path, e);
 	if (r)
 		return r;
 	switch (h->typeflag) {
 	case '0':
 	case '\0':
-		r = make_file(u, (mode_t)mode, mtime, e);
-		if (r)
-			return r;
-		u->left = size;
-		u->padding = (TAR_BLOCK - size % TAR_BLOCK) % TAR_BLOCK;
-		if (size) {
-			u->state = IN_FILE;
-			return 0;
-		}
-		return finish_file(u, e);
+		return take_file(u, (mode_t)mode, mtime, size, e);
+	case '1':
+		r = place(u, target, u->target, e);
+		if (!r && (!*u->path || !*u->target))
+			r = err_set(e, -EPROTO, "the stream has a hard link to a folder");
+		return r ? r : tar_place_hard_link(u, e);
 	case '5':
-		return make_folder(u, (mode_t)mode, mtime, e);
+		return tar_place_folder(u, (mode_t)mode, mtime, e);
 	case '2':
 	case '6':
-		return make_special(u, h->typeflag, target, (mode_t)mode, mtime, e);
+		return tar_place_special(u, h->typeflag, target, (mode_t)mode, mtime, e);
 	default:
 		return err_set(e, -EPROTO,
 			"\"%s\": the stream has it as type %d, which is not unpacked",
@@ -627,8 +468,10 @@ take_header(struct tar_unpack *u, struct err *e)
 	r = take_member(u, &h, size, e);
 	free(u->pax_path);
 	free(u->pax_link);
-	u->pax_path = u->pax_link = NULL;
-	u->has_size = u->has_mtime = false;
+	free(u->sparse_path);
+	u->pax_path = u->pax_link = u->sparse_path = NULL;
+	u->has_size = u->has_mtime = u->is_sparse = false;
+	u->sparse_major = u->sparse_minor = 0;
 	return r;
 }
 
@@ -644,14 +487,21 @@ tar_unpack_open(
 		return err_set(e, -ENAMETOOLONG, "\"%.200s…\": longer than %d bytes",
 			opts->dest, TAR_PATH_MAX - 1);
 	u = calloc(1, sizeof(*u));
-	if (u)
+	if (u) {
 		u->dest = strdup(opts->dest);
-	if (!u || !u->dest) {
+		u->top = opts->name ? strdup(opts->name) : NULL;
+	}
+	if (!u || !u->dest || (opts->name && !u->top)) {
+		if (u) {
+			free(u->dest);
+			free(u->top);
+		}
 		free(u);
 		return err_sys(e, -ENOMEM, "\"%s\"", opts->dest);
 	}
 	u->opts = *opts;
 	u->opts.dest = u->dest;
+	u->opts.name = opts->name ? u->top : NULL;
 	u->base = u->file = -1;
 	*ret = u;
 	return 0;
@@ -687,17 +537,13 @@ tar_unpack_feed(struct tar_unpack *u, const void *buf, size_t len, struct err *e
 				r = take_pax(u, e);
 			}
 			break;
+		case IN_MAP:
+			part = u->left < len ? (size_t)u->left : len;
+			r = take_map(u, in, part, &part, e);
+			break;
 		case IN_FILE:
 			part = u->left < len ? (size_t)u->left : len;
-			r = io_write_full(u->file, in, part);
-			if (r)
-				return err_sys(e, r, "\"%s\"", u->path);
-			u->left -= part;
-			u->stats.bytes += part;
-			if (!u->left) {
-				u->state = IN_PADDING;
-				r = finish_file(u, e);
-			}
+			r = take_contents(u, in, part, &part, e);
 			break;
 		case IN_PADDING:
 			part = u->padding < len ? u->padding : len;
@@ -720,9 +566,13 @@ tar_unpack_feed(struct tar_unpack *u, const void *buf, size_t len, struct err *e
 int
 tar_unpack_finish(struct tar_unpack *u, struct err *e)
 {
+	int r;
+
 	if (u->state != AT_END)
 		return err_set(e, -EPIPE, "the stream ended before its end");
-	return pop_to(u, NULL, e);
+	r = tar_place_leave(u, NULL, e);
+
+	return r ? r : tar_place_steps(u, e);
 }
 
 const struct tar_stats *
@@ -731,22 +581,24 @@ tar_unpack_stats(const struct tar_unpack *u)
 	return &u->stats;
 }
 
+const char *
+tar_unpack_outside(const struct tar_unpack *u)
+{
+	return u->outside;
+}
+
 void
 tar_unpack_close(struct tar_unpack *u)
 {
 	if (!u)
 		return;
-	while (u->depth)
-		close(u->stack[--u->depth].fd);
-	if (u->file >= 0)
-		close(u->file);
-	if (u->base >= 0)
-		close(u->base);
+	tar_place_done(u);
 	free(u->dest);
 	free(u->rename);
 	free(u->top);
 	free(u->pax);
 	free(u->pax_path);
 	free(u->pax_link);
+	free(u->sparse_path);
 	free(u);
 }

@@ -13,6 +13,7 @@
 #include "guest-agent/identity/apply.h"
 #include "guest-agent/server/dial.h"
 #include "guest-agent/server/exec.h"
+#include "guest-agent/server/put.h"
 #include "guest-agent/server/sshd.h"
 
 #define FIRST_RX 2048
@@ -74,6 +75,22 @@ give_to_sshd(struct conn *c)
 		close(fd);
 	else
 		sshd_serve(fd);
+}
+
+/* What came after the request is its beginning. */
+static int
+give_to_put(struct conn *c, char *rx, size_t len, struct err *e)
+{
+	struct iovec came = {rx, len}, unsaid = {c->tx + c->tx_at, c->tx_len - c->tx_at};
+	int r = put_start(c->src.fd, c->unpack, came, unsaid, e);
+
+	c->role = AT_REQUEST; /* an error is its answer */
+	if (r)
+		return r;
+	/* The process has it open: closed here, it would still be in the epoll set. */
+	source_wait(&c->src, 0);
+	conn_drop(c);
+	return 0;
 }
 
 static int
@@ -146,6 +163,8 @@ process(struct conn *c, struct err *e)
 			if (c->role != AT_REQUEST)
 				timer_stop(&c->deadline);
 			at = (size_t)(lf - c->rx) + 1;
+			if (c->role == IN_PUT)
+				return give_to_put(c, c->rx + at, c->rx_len - at, e);
 			continue;
 		}
 		if (c->role == DIALLING)
@@ -172,6 +191,15 @@ process(struct conn *c, struct err *e)
 		return 0;
 	memmove(c->rx, c->rx + at, c->rx_len - at);
 	c->rx_len -= at;
+	if (c->role != AT_REQUEST && c->rx_cap > STREAM_RX && c->rx_len <= STREAM_RX) {
+		/* A long request needs its room no more. */
+		char *smaller = realloc(c->rx, STREAM_RX);
+
+		if (smaller) {
+			c->rx = smaller;
+			c->rx_cap = STREAM_RX;
+		}
+	}
 	return 0;
 }
 
@@ -181,9 +209,9 @@ rx_room(struct conn *c, struct err *e)
 	size_t cap = c->rx_cap;
 	char *bigger;
 
-	if (c->role == IN_EXEC || c->role == IN_PUT) {
+	if (c->role == IN_EXEC) {
 		/* Big buffers only for those that send much. */
-		if (c->rx_len == cap || c->role == IN_PUT)
+		if (c->rx_len == cap)
 			cap = STREAM_RX;
 	} else if (c->rx_len == cap) {
 		cap = 2 * cap < AGENT_REQUEST_MAX ? 2 * cap : AGENT_REQUEST_MAX;
@@ -218,14 +246,13 @@ receive(struct conn *c)
 		}
 		if (!n) {
 			/* Half closed: it may still read. A command or an answer goes on;
-			 * a request or put cut short does not. */
+			 * a request cut short does not. */
 			c->read_eof = true;
 			if (c->role != IN_EXEC && c->role != IN_GET &&
 				c->role != IN_HANDSHAKE && c->tx_at == c->tx_len)
 				conn_drop(c);
-			else if (c->role == IN_PUT || c->role == AT_REQUEST ||
-				 c->role == AT_CONNECT || c->role == DIALLING ||
-				 c->role == STAYING)
+			else if (c->role == AT_REQUEST || c->role == AT_CONNECT ||
+				 c->role == DIALLING || c->role == STAYING)
 				conn_drop(c);
 			else
 				deferred_queue(&c->flush);

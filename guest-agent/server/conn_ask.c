@@ -217,17 +217,16 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 		return r;
 	case REQUEST_PUT:
 		r = files_put(q->path, q->user, &c->unpack, e);
-		if (!r) {
-			c->role = IN_PUT;
-			conn_answer_ok(c);
-		}
+		if (!r)
+			c->role =
+				IN_PUT; /* conn.c starts it, and gives it what came since */
 		return r;
 	case REQUEST_GET:
 		r = files_path(q->path, NULL, &path, e);
 		if (!r && lstat(path, &st))
 			r = err_sys(e, -errno, "\"%s\"", q->path);
 		if (!r)
-			r = tar_pack_open(path, &c->pack, e);
+			r = files_get(path, &c->pack, e);
 		if (!r) {
 			c->role = IN_GET;
 			conn_answer_ok(c);
@@ -266,28 +265,6 @@ conn_take_frame(struct conn *c, const struct agent_frame *f, struct err *e)
 	struct agent_winsize ws;
 	uint32_t signo;
 
-	if (c->role == IN_PUT) {
-		if (f->type == AGENT_DATA)
-			return tar_unpack_feed(c->unpack, f->payload, f->len, e);
-		if (f->type == AGENT_END) {
-			const struct tar_stats *s = tar_unpack_stats(c->unpack);
-			struct agent_end end;
-			int r = tar_unpack_finish(c->unpack, e);
-
-			if (r)
-				return r;
-			end = (struct agent_end){
-				s->files, s->folders, s->links, s->skipped, s->bytes};
-			conn_close_files(c);
-			conn_put_frame(c, AGENT_END, 0, &end, sizeof(end));
-			if (!c->dead) {
-				c->role = DONE;
-				deferred_queue(&c->flush);
-			}
-			return 0;
-		}
-		return err_set(e, -EPROTO, "frame type %u in a put", f->type);
-	}
 	switch (f->type) {
 	case AGENT_STDIN:
 		if (!c->with_stdin)

@@ -19,7 +19,7 @@ enum role {
 	AT_CONNECT, /* waits for "CONNECT <port>\n" */
 	AT_REQUEST,
 	IN_EXEC,
-	IN_PUT,
+	IN_PUT, /* for a moment: a process takes the connection over */
 	IN_GET,
 	IN_HANDSHAKE,
 	DIALLING, /* the answer comes when the port has said yes or no */
@@ -56,7 +56,7 @@ struct conn {
 	uint64_t credit_told;
 
 	struct dial *dial;	   /* owned, while DIALLING */
-	struct tar_unpack *unpack; /* owned */
+	struct tar_unpack *unpack; /* owned, while IN_PUT */
 	struct tar_pack *pack;	   /* owned */
 };
 
@@ -93,7 +93,7 @@ void conn_flush(struct deferred *ch);
  * conn_ask.c. What fails is for conn_fail() to say.
  */
 int conn_begin(struct conn *c, struct request *q, struct err *e);
-/* Of a command's or a put's stream. */
+/* Of a command's stream. */
 int conn_take_frame(struct conn *c, const struct agent_frame *f, struct err *e);
 
 #endif

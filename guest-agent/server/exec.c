@@ -63,6 +63,8 @@ struct exec {
 	struct source in;
 	struct ring in_ring; /* start: bytes the command has taken; end: bytes accepted */
 	bool in_eof, in_closed;
+	char last_in;	    /* the last byte a terminal was given; LF before the first */
+	unsigned eofs_left; /* end-of-file characters a terminal is still to be given */
 
 	struct timer timeout, quiet;
 	uint64_t quiet_until_ns; /* at the latest */
@@ -410,6 +412,45 @@ exec_taken(struct exec *x)
  * Input.
  */
 
+/* Whether the character ended a line of the terminal's input, so that nothing is before
+ * the next one. */
+static bool
+ends_line(const struct termios *t, char c)
+{
+	return c == '\n' || (c == '\r' && (t->c_iflag & ICRNL)) ||
+	       (unsigned char)c == t->c_cc[VEOF] ||
+	       ((unsigned char)c == t->c_cc[VEOL] && t->c_cc[VEOL]) ||
+	       ((unsigned char)c == t->c_cc[VEOL2] && t->c_cc[VEOL2]);
+}
+
+/* A terminal has no end of file, only the character that makes one; and that ends a line
+ * that was begun, so that it takes a second one then, as it does for a person. Where input
+ * is not read by lines it is a character like any other. */
+static void
+in_flush_eofs(struct exec *x)
+{
+	struct termios t;
+	char c = 4;
+
+	if (!tcgetattr(x->in.fd, &t)) {
+		c = (char)t.c_cc[VEOF];
+		if (!x->eofs_left)
+			x->eofs_left = (t.c_lflag & ICANON) && !ends_line(&t, x->last_in)
+					       ? 2
+					       : 1;
+	} else if (!x->eofs_left) {
+		x->eofs_left = 1;
+	}
+	while (x->eofs_left) {
+		if (write(x->in.fd, &c, 1) < 0 && errno == EAGAIN) {
+			source_wait(&x->in, EPOLLOUT);
+			return;
+		}
+		x->eofs_left--;
+	}
+	x->in_eof = false;
+}
+
 /* Writes what it can. */
 static void
 in_flush(struct exec *x)
@@ -430,6 +471,10 @@ in_flush(struct exec *x)
 			close_stdin(x);
 			return;
 		}
+		x->last_in = (size_t)n <= iov[0].iov_len
+				     ? ((char *)iov[0].iov_base)[n - 1]
+				     : ((char *)iov[1].iov_base)[(size_t)n -
+								 iov[0].iov_len - 1];
 		ring_consume(&x->in_ring, x->in_ring.start + (uint64_t)n);
 		notice(x); /* credit */
 	}
@@ -437,17 +482,7 @@ in_flush(struct exec *x)
 	if (!x->in_eof || x->in.fd < 0)
 		return;
 	if (x->tty) {
-		/* A terminal has no end of file, only the character that makes one. */
-		struct termios t;
-		char c = 4;
-
-		if (!tcgetattr(x->in.fd, &t))
-			c = (char)t.c_cc[VEOF];
-		if (write(x->in.fd, &c, 1) < 0 && errno == EAGAIN) {
-			source_wait(&x->in, EPOLLOUT);
-			return;
-		}
-		x->in_eof = false;
+		in_flush_eofs(x);
 		return;
 	}
 	source_close(&x->in);
@@ -488,6 +523,7 @@ exec_stdin(struct exec *x, const void *buf, size_t len, struct err *e)
 			close_stdin(x);
 			return 0;
 		}
+		x->last_in = in[n - 1];
 		in += n;
 		len -= (size_t)n;
 		ring_consume(&x->in_ring, x->in_ring.end + (uint64_t)n);
@@ -768,6 +804,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	x->started_ms = io_wall_ms();
 	x->group_fd = TAKE_FD(group);
 	x->tty = q->tty;
+	x->last_in = '\n';
 	x->hangup = q->hangup;
 	x->in_closed = ours0 < 0;
 	source_init(&x->pidfd, pidfd, ended);

@@ -37,7 +37,7 @@ int
 files_put(const char *path, const char *user, struct tar_unpack **ret, struct err *e)
 {
 	cleanup_free char *dest = NULL;
-	struct tar_unpack_opts opts = {.keep_setid = true};
+	struct tar_unpack_opts opts = {.keep_setid = true, .sync = true};
 	struct user u;
 	int r;
 
@@ -54,6 +54,14 @@ files_put(const char *path, const char *user, struct tar_unpack **ret, struct er
 		return r;
 	opts.dest = dest;
 	return tar_unpack_open(&opts, ret, e);
+}
+
+int
+files_get(const char *path, struct tar_pack **ret, struct err *e)
+{
+	struct tar_pack_opts opts = {.path = path, .follow = true, .leave_fifos = true};
+
+	return tar_pack_open(&opts, ret, e);
 }
 
 static char

@@ -143,6 +143,24 @@ user_parse(const char *passwd, const char *group, const char *who, struct user *
 	return err_set(e, -ENOENT, "no user \"%.64s\" in the guest's /etc/passwd", who);
 }
 
+/* A number without an entry is a user, too, as images of containers have them. */
+static bool
+is_free_number(const char *who, struct user *ret)
+{
+	unsigned number;
+
+	if (!field_number(who, strlen(who), 0, &number))
+		return false;
+	*ret = (struct user){.uid = number,
+		.gid = number,
+		.groups = {number},
+		.n_groups = 1,
+		.home = "/",
+		.shell = "/bin/sh"};
+	snprintf(ret->name, sizeof(ret->name), "%u", number);
+	return true;
+}
+
 int
 user_find(const char *who, bool with_groups, struct user *ret, struct err *e)
 {
@@ -152,7 +170,7 @@ user_find(const char *who, bool with_groups, struct user *ret, struct err *e)
 
 	snprintf(own, sizeof(own), "%u", geteuid());
 	r = io_read_file("/etc/passwd", FILE_MAX, &passwd, NULL, e);
-	if (r && who)
+	if (r && r != -ENOENT && who)
 		return r;
 	if (with_groups && who) {
 		r = io_read_file("/etc/group", FILE_MAX, &group, NULL, e);
@@ -160,6 +178,8 @@ user_find(const char *who, bool with_groups, struct user *ret, struct err *e)
 			return r;
 	}
 	r = user_parse(passwd ? passwd : "", group, who ? who : own, ret, who ? e : NULL);
+	if (r == -ENOENT && who && is_free_number(who, ret))
+		return 0;
 	if (!r || who)
 		return r;
 	*ret = (struct user){

@@ -22,8 +22,8 @@ struct user {
 	char name[64], home[256], shell[256];
 };
 
-/* By name or number; NULL: the agent's own user, who need not be listed. -ENOENT. Groups
- * are looked up when with_groups. */
+/* By name or number; NULL: the agent's own user. A number need not be listed: its group is
+ * that number then, and its home "/". -ENOENT. Groups are looked up when with_groups. */
 int user_find(const char *who, bool with_groups, struct user *ret, struct err *e);
 /* The same from text, for tests. group may be NULL. */
 int user_parse(const char *passwd, const char *group, const char *who, struct user *ret,

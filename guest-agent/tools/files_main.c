@@ -9,14 +9,14 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
-#include "common/wire/tar.h"
+#include "guest-agent/server/files.h"
 
 #define PIECE (256u * 1024u)
 
 static int
 put(const char *path, char *buf, struct err *e)
 {
-	struct tar_unpack_opts opts = {.dest = path, .keep_setid = true};
+	struct tar_unpack_opts opts = {.dest = path, .keep_setid = true, .sync = true};
 	struct tar_unpack *u = NULL;
 	ssize_t n = 1;
 	int r = tar_unpack_open(&opts, &u, e);
@@ -41,7 +41,7 @@ get(const char *path, char *buf, uint64_t *ret_skipped, struct err *e)
 	struct stat st;
 	ssize_t n = 1;
 	int r = lstat(path, &st) ? err_sys(e, -errno, "\"%s\"", path)
-				 : tar_pack_open(path, &p, e);
+				 : files_get(path, &p, e);
 
 	while (!r && n > 0) {
 		n = tar_pack_read(p, buf, PIECE, e);

@@ -196,16 +196,25 @@ int agent_stay(const char *socket_path, int stop_fd, struct err *e);
  * Files. Semantics of `cp -r`: when the destination is an existing folder, the source
  * goes inside it under its own name; otherwise the destination is the new name, and its
  * parent must exist. A source that ends in "/." means the folder's contents. Regular
- * files, folders, symbolic links and FIFOs, with modes and times; sockets and devices are
- * left out and counted. A file or link of the same name is replaced; a folder never is by
- * a file, nor the other way round. Remote relative paths are relative to the home of
- * root. Nothing is ever written outside the destination, whatever the other side sends;
- * set-user-id and set-group-id bits do not come from a guest to the host. A copy that
- * fails or is cancelled half way leaves what it has written so far.
+ * files with holes and hard links, folders, symbolic links and (put) FIFOs, with modes and
+ * times (common/wire/tar.h says what is not kept); sockets and devices are left out and
+ * counted. A file or link of the same name is replaced, when the new one is whole and, in
+ * a put, on the disk; a folder never is by a file, nor the other way round. Remote
+ * relative paths are relative to the home of root. Nothing is ever written outside the
+ * destination, whatever the other side sends. A copy that fails or is cancelled half way
+ * leaves the files that were whole by then.
+ *
+ * A guest may be hostile. So what a get writes stands under the name that was asked for
+ * and no other, symbolic links that could lead out of it are left out and counted (a
+ * source that is a link itself is followed), FIFOs and devices are refused, and
+ * set-user-id and set-group-id bits are dropped.
  */
 struct agent_copy_stats {
-	uint64_t files, folders, links, skipped; /* skipped: sockets and devices */
+	uint64_t files, folders, links, skipped; /* skipped: sockets and devices, get:
+						    and FIFOs */
+	uint64_t outside;			 /* get: links that lead out, left out */
 	uint64_t bytes;				 /* of file contents */
+	char first_outside[128]; /* the name of the first of those, perhaps cut */
 };
 /* progress: may be NULL; called now and then and at the end; negative cancels with that
  * code. */
@@ -215,6 +224,20 @@ int agent_put(const char *socket_path, const char *local, const char *remote,
 int agent_get(const char *socket_path, const char *remote, const char *local,
 	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
 	struct agent_copy_stats *ret, struct err *e);
+
+/* For a put over whatever way. A FIFO, and what /dev/stdin or a shell's <(…) names, is
+ * read to its end first, into an unlinked file in TMPDIR (/var/tmp), and packed as a file
+ * with that contents; progress (as above) is called meanwhile. */
+struct tar_pack;
+int agent_pack_open(const char *local,
+	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
+	struct tar_pack **ret, struct err *e);
+/* What a guest sends of remote, to be placed at local: all that a get, over whatever way,
+ * asks of the unpacking side. */
+struct tar_unpack;
+int agent_unpack_open(
+	const char *remote, const char *local, struct tar_unpack **ret, struct err *e);
+struct agent_copy_stats agent_unpack_stats(const struct tar_unpack *u);
 
 struct agent_entry {
 	char *name;   /* any bytes */

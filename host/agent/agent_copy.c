@@ -4,7 +4,10 @@
 #include "host/agent/agent_client.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -38,14 +41,137 @@ copy_done(struct copy *c)
 }
 #define cleanup_copy __attribute__((cleanup(copy_done)))
 
+/* A file without a name. */
+static int
+open_spool(int *ret_fd, struct err *e)
+{
+	const char *folder = getenv("TMPDIR");
+	char path[4096];
+
+	if (!folder || !*folder)
+		folder = "/var/tmp";
+	*ret_fd = open(folder, O_RDWR | O_TMPFILE | O_EXCL | O_CLOEXEC, 0600);
+	if (*ret_fd >= 0)
+		return 0;
+	if (errno != EOPNOTSUPP && errno != EISDIR)
+		return err_sys(e, -errno, "\"%s\"", folder);
+	if (snprintf(path, sizeof(path), "%s/pando-XXXXXX", folder) >= (int)sizeof(path))
+		return err_sys(e, -ENAMETOOLONG, "\"%.200s…\"", folder);
+	*ret_fd = mkostemp(path, O_CLOEXEC);
+	if (*ret_fd < 0)
+		return err_sys(e, -errno, "\"%s\"", path);
+	unlink(path);
+	return 0;
+}
+
+/* Reads a FIFO to its end. A tar stream says the size before the contents. */
+static int
+read_fifo(const char *local, int (*progress)(void *ctx, const struct agent_copy_stats *s),
+	void *ctx, int *ret_fd, struct err *e)
+{
+	cleanup_close int in = open(local, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	cleanup_free char *buf = malloc(AGENT_FRAME_MAX);
+	struct agent_copy_stats so_far = {.files = 1};
+	struct pollfd p = {.fd = in, .events = POLLIN};
+	cleanup_close int spool = -1;
+	int r;
+
+	if (in < 0)
+		return err_sys(e, -errno, "\"%s\"", local);
+	if (!buf)
+		return err_sys(e, -ENOMEM, "\"%s\"", local);
+	r = open_spool(&spool, e);
+	if (r)
+		return r;
+	while (1) {
+		ssize_t n;
+
+		/* Without a writer a read would be at the end at once; poll() waits for
+		 * the first one. */
+		r = poll(&p, 1, (int)(TELL_NS / 1000000));
+		if (r < 0 && errno != EINTR)
+			return err_sys(e, -errno, "\"%s\"", local);
+		r = progress ? progress(ctx, &so_far) : 0;
+		if (r < 0)
+			return err_set(e, r, "cancelled");
+		if (!(p.revents & (POLLIN | POLLHUP | POLLERR)))
+			continue;
+		n = read(in, buf, AGENT_FRAME_MAX);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+			continue;
+		if (n < 0)
+			return err_sys(e, -errno, "\"%s\"", local);
+		if (!n)
+			break;
+		r = io_write_full(spool, buf, (size_t)n);
+		if (r)
+			return err_sys(
+				e, r, "keeping what \"%s\" says; set TMPDIR", local);
+		so_far.bytes += (uint64_t)n;
+	}
+	*ret_fd = TAKE_FD(spool);
+	return 0;
+}
+
+int
+agent_pack_open(const char *local,
+	int (*progress)(void *ctx, const struct agent_copy_stats *s), void *ctx,
+	struct tar_pack **ret, struct err *e)
+{
+	struct tar_pack_opts opts = {.path = local};
+	struct stat st;
+	int r;
+
+	if (lstat(local, &st) < 0)
+		return err_sys(e, -errno, "\"%s\"", local);
+	/* /dev/fd/63: a link whose target means something to this process alone. */
+	opts.follow = S_ISLNK(st.st_mode) && tar_is_open_elsewhere(local);
+	if (S_ISFIFO(st.st_mode) ||
+		(opts.follow && stat(local, &st) == 0 && S_ISFIFO(st.st_mode))) {
+		r = read_fifo(local, progress, ctx, &opts.fd, e);
+		if (r)
+			return r;
+		opts.has_fd = true;
+	}
+	return tar_pack_open(&opts, ret, e);
+}
+
+int
+agent_unpack_open(
+	const char *remote, const char *local, struct tar_unpack **ret, struct err *e)
+{
+	char name[NAME_MAX + 1];
+	struct tar_unpack_opts opts = {.dest = local, .name = name, .untrusted = true};
+	int r = tar_top_name(remote, name, e);
+
+	return r ? r : tar_unpack_open(&opts, ret, e);
+}
+
+static struct agent_copy_stats
+from_tar(const struct tar_stats *s)
+{
+	return (struct agent_copy_stats){.files = s->files,
+		.folders = s->folders,
+		.links = s->links,
+		.skipped = s->skipped,
+		.outside = s->outside,
+		.bytes = s->bytes};
+}
+
+struct agent_copy_stats
+agent_unpack_stats(const struct tar_unpack *u)
+{
+	struct agent_copy_stats s = from_tar(tar_unpack_stats(u));
+
+	snprintf(s.first_outside, sizeof(s.first_outside), "%s", tar_unpack_outside(u));
+	return s;
+}
+
 static struct agent_copy_stats
 stats_of(const struct copy *c)
 {
-	const struct tar_stats *s =
-		c->pack ? tar_pack_stats(c->pack) : tar_unpack_stats(c->unpack);
-
-	return (struct agent_copy_stats){
-		s->files, s->folders, s->links, s->skipped, s->bytes};
+	return c->pack ? from_tar(tar_pack_stats(c->pack))
+		       : agent_unpack_stats(c->unpack);
 }
 
 static int
@@ -155,14 +281,11 @@ agent_put(const char *socket_path, const char *local, const char *remote,
 	cleanup_copy struct copy c = {
 		.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
 	struct agent_frame_hdr h;
-	struct stat st;
 	ssize_t n = 1;
 	int r;
 
 	/* Before the guest is asked for anything. */
-	if (lstat(local, &st))
-		return err_sys(e, -errno, "\"%s\"", local);
-	r = tar_pack_open(local, &c.pack, e);
+	r = agent_pack_open(local, progress, ctx, &c.pack, e);
 	if (r)
 		return r;
 	c.tx = malloc(AGENT_FRAME_WHOLE);
@@ -201,11 +324,10 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 {
 	cleanup_copy struct copy c = {
 		.link = AGENT_LINK_INIT, .progress = progress, .ctx = ctx};
-	struct tar_unpack_opts opts = {.dest = local};
 	struct agent_copy_stats done;
 	struct agent_end end = {0};
 	bool ended = false;
-	int r = tar_unpack_open(&opts, &c.unpack, e);
+	int r = agent_unpack_open(remote, local, &c.unpack, e);
 
 	if (!r)
 		r = start(&c, socket_path, "get", remote, e);

@@ -73,6 +73,11 @@ test_execute_SRCS := tests/unit/test_execute.c $(stand_in_SRCS)
 test_execute_LIBS := agentclient wire common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+UNIT_TESTS += test_copy
+test_copy_SRCS := tests/unit/test_copy.c tests/unit/tar_help.c $(stand_in_SRCS)
+test_copy_LIBS := agentclient wire common
+test_copy_PKGS := cmocka
+$(B)/tests/test_copy: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 UNIT_TESTS += test_rpc_cli
 test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c $(stand_in_SRCS)
 test_rpc_cli_LIBS := agentclient wire common

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
@@ -41,11 +40,16 @@ copying_done(struct copying *x)
 static struct agent_copy_stats
 stats_of(const struct copying *x)
 {
-	const struct tar_stats *s =
-		x->pack ? tar_pack_stats(x->pack) : tar_unpack_stats(x->unpack);
+	const struct tar_stats *s;
 
-	return (struct agent_copy_stats){
-		s->files, s->folders, s->links, s->skipped, s->bytes};
+	if (x->unpack)
+		return agent_unpack_stats(x->unpack);
+	s = tar_pack_stats(x->pack);
+	return (struct agent_copy_stats){.files = s->files,
+		.folders = s->folders,
+		.links = s->links,
+		.skipped = s->skipped,
+		.bytes = s->bytes};
 }
 
 static int
@@ -134,12 +138,8 @@ int
 vmssh_put(const struct vmssh_copy *c, struct agent_copy_stats *ret, struct err *e)
 {
 	cleanup_copying struct copying x = {.c = c};
-	struct stat st;
-	int r;
+	int r = agent_pack_open(c->local, c->progress, c->ctx, &x.pack, e);
 
-	if (lstat(c->local, &st) < 0)
-		return err_sys(e, -errno, "\"%s\"", c->local);
-	r = tar_pack_open(c->local, &x.pack, e);
 	if (r == 0)
 		r = run(&x, "put", e);
 	if (r == 0)
@@ -151,8 +151,7 @@ int
 vmssh_get(const struct vmssh_copy *c, struct agent_copy_stats *ret, struct err *e)
 {
 	cleanup_copying struct copying x = {.c = c};
-	struct tar_unpack_opts opts = {.dest = c->local};
-	int r = tar_unpack_open(&opts, &x.unpack, e);
+	int r = agent_unpack_open(c->remote, c->local, &x.unpack, e);
 
 	if (r == 0)
 		r = run(&x, "get", e);

@@ -21,6 +21,7 @@
 #include "common/io.h"
 #include "guest-agent/server/conn.h"
 #include "guest-agent/server/exec.h"
+#include "guest-agent/server/put.h"
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/spawn.h"
 
@@ -166,6 +167,33 @@ listens(void)
 	port = ntohs(a.sin_port);
 }
 
+/* A put is a process of its own: what that does, here. The first piece came together with
+ * the request, and the host is gone after the last. */
+static void
+put(const uint8_t *data, size_t size, size_t cut)
+{
+	struct tar_unpack_opts opts = {
+		.dest = put_folder, .keep_setid = true, .sync = true};
+	int fd[2], big = 1 << 20;
+	struct tar_unpack *u;
+	struct err e = {0};
+
+	if (cut > size)
+		cut = size;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) ||
+		tar_unpack_open(&opts, &u, &e))
+		abort();
+	setsockopt(fd[0], SOL_SOCKET, SO_SNDBUF, &big, sizeof(big));
+	if (send(fd[0], data + cut, size - cut, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+		(ssize_t)(size - cut)) {
+		shutdown(fd[0], SHUT_WR);
+		put_serve(fd[1], u, data, cut);
+	}
+	tar_unpack_close(u);
+	close(fd[0]);
+	close(fd[1]);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -189,8 +217,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			"{\"op\":\"attach\",\"id\":\"e%llu\",\"stdin\":true}\n",
 			(unsigned long long)id);
 	} else {
-		snprintf(line, sizeof(line), "{\"op\":\"put\",\"path\":\"%s\"}\n",
-			put_folder);
+		put(data + 2, size - 2, cut);
+		size = 2;
+		snprintf(line, sizeof(line), "{\"op\":\"ping\"}\n");
 	}
 	fd = dial();
 	ask(fd, line);

@@ -77,11 +77,14 @@ in_command(int fd, size_t size)
 	free(s);
 }
 
+/* of_folder: what was asked for is a folder's contents, whose names are the guest's to
+ * choose. */
 static void
-in_get(int fd)
+in_get(int fd, bool of_folder)
 {
 	struct agent_link l = AGENT_LINK_INIT;
-	struct tar_unpack_opts opts = {.dest = get_folder};
+	struct tar_unpack_opts opts = {
+		.dest = get_folder, .name = of_folder ? "." : "t", .untrusted = true};
 	struct tar_unpack *u;
 	struct err e = {0};
 	struct dirent *de;
@@ -122,6 +125,14 @@ in_get(int fd)
 		closedir(d);
 	if (n)
 		abort(); /* written outside */
+	d = opendir(get_folder);
+	while (d && (de = readdir(d)))
+		n += strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0 &&
+		     strcmp(de->d_name, "t") != 0 && !of_folder;
+	if (d)
+		closedir(d);
+	if (n)
+		abort(); /* another name than the one that was asked for */
 	io_remove_tree(folder, NULL);
 }
 
@@ -204,7 +215,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	else if (data[0] & 1)
 		in_command(fd[1], size);
 	else
-		in_get(fd[1]);
+		in_get(fd[1], data[0] & 8);
 	close(fd[0]);
 	return 0;
 }

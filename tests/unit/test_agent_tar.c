@@ -19,6 +19,7 @@
 #include "common/io.h"
 #include "common/wire/tar.h"
 #include "common/wire/tar_format.h"
+#include "tests/unit/tar_help.h"
 
 static char folder[64];
 
@@ -44,40 +45,6 @@ sh(const char *cmd)
 		fail_msg("%s", cmd);
 }
 
-/* A stream put together by hand. */
-struct stream {
-	char buf[64 * 1024];
-	size_t len;
-};
-
-static void
-add(struct stream *s, char type, const char *name, const char *link, const char *data)
-{
-	struct tar_header h = {.typeflag = type, .magic = "ustar", .version = {'0', '0'}};
-	size_t len = data ? strlen(data) : 0;
-
-	strncpy(h.name, name, sizeof(h.name) - 1);
-	if (link)
-		strncpy(h.linkname, link, sizeof(h.linkname) - 1);
-	snprintf(h.mode, sizeof(h.mode), "%07o", 06755);
-	snprintf(h.size, sizeof(h.size), "%011o", (unsigned)len);
-	snprintf(h.mtime, sizeof(h.mtime), "%011o", 1000000000);
-	snprintf(h.chksum, sizeof(h.chksum), "%06o", tar_checksum(&h));
-	h.chksum[7] = ' ';
-	memcpy(s->buf + s->len, &h, sizeof(h));
-	s->len += sizeof(h);
-	if (len)
-		memcpy(s->buf + s->len, data, len);
-	s->len += (len + TAR_BLOCK - 1) / TAR_BLOCK * TAR_BLOCK;
-}
-
-static void
-end(struct stream *s)
-{
-	memset(s->buf + s->len, 0, 2 * TAR_BLOCK);
-	s->len += 2 * TAR_BLOCK;
-}
-
 static int
 unpack(const struct stream *s, const char *dest, size_t cut, struct err *e)
 {
@@ -101,12 +68,12 @@ any_cut_of_the_stream_is_fine(void **state)
 	struct stream *s = calloc(1, sizeof(*s));
 
 	(void)state;
-	add(s, '5', "top/", NULL, NULL);
-	add(s, '0', "top/a", NULL, "hello");
-	add(s, '5', "top/d", NULL, NULL);
-	add(s, '2', "top/d/l", "../a", NULL);
-	add(s, '0', "top/d/b", NULL, "");
-	end(s);
+	stream_add(s, '5', "top/", NULL, NULL);
+	stream_add(s, '0', "top/a", NULL, "hello");
+	stream_add(s, '5', "top/d", NULL, NULL);
+	stream_add(s, '2', "top/d/l", "../a", NULL);
+	stream_add(s, '0', "top/d/b", NULL, "");
+	stream_end(s);
 	for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
 		char name[32], cmd[200];
 		struct err e = {0};
@@ -147,42 +114,49 @@ nothing_is_written_outside(void **state)
 	struct stream *s = calloc(1, sizeof(*s));
 
 	(void)state;
-	add(s, '0', "../outside", NULL, "evil");
+	stream_add(s, '0', "../outside", NULL, "evil");
 	expect(s, -EPROTO, "../outside");
-	add(s, '5', "t", NULL, NULL);
-	add(s, '0', "t/../../outside", NULL, "evil");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '0', "t/../../outside", NULL, "evil");
 	expect(s, -EPROTO, "outside");
-	add(s, '0', "/etc/evil", NULL, "evil");
+	stream_add(s, '0', "/etc/evil", NULL, "evil");
 	expect(s, -EPROTO, "/etc/evil");
-	add(s, '5', "t", NULL, NULL);
-	add(s, '0', "/t/evil", NULL, "evil");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '0', "/t/evil", NULL, "evil");
 	expect(s, -EPROTO, "/t/evil");
 	/* Through a link to elsewhere. */
-	add(s, '5', "t", NULL, NULL);
-	add(s, '2', "t/link", "../..", NULL);
-	add(s, '0', "t/link/outside", NULL, "evil");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '2', "t/link", "../..", NULL);
+	stream_add(s, '0', "t/link/outside", NULL, "evil");
 	expect(s, -ELOOP, "t/link");
-	add(s, '2', "link", "..", NULL);
-	add(s, '0', "link/outside", NULL, "evil");
+	stream_add(s, '2', "link", "..", NULL);
+	stream_add(s, '0', "link/outside", NULL, "evil");
 	expect(s, -ELOOP, "link");
 	/* A folder over a link is not the link's folder. */
-	add(s, '2', "link", "..", NULL);
-	add(s, '5', "link", NULL, NULL);
+	stream_add(s, '2', "link", "..", NULL);
+	stream_add(s, '5', "link", NULL, NULL);
 	expect(s, -ENOTDIR, "link");
 	/* A file over a link replaces the link. */
-	add(s, '2', "link", "../outside", NULL);
-	add(s, '0', "link", NULL, "mine");
-	end(s);
+	stream_add(s, '2', "link", "../outside", NULL);
+	stream_add(s, '0', "link", NULL, "mine");
+	stream_end(s);
 	struct err e = {0};
 	sh("rm -rf box && mkdir -p box/in && echo precious > box/outside");
 	if (unpack(s, "box/in", 512, &e))
 		fail_msg("%s", e.msg);
 	sh("test \"$(cat box/outside)\" = precious && test \"$(cat box/in/link)\" = mine && test ! -L box/in/link");
 	s->len = 0;
-	/* Hard links and devices are not unpacked at all. */
-	add(s, '1', "hard", "../outside", NULL);
-	expect(s, -EPROTO, "hard");
-	add(s, '3', "device", NULL, NULL);
+	stream_add(s, '1', "hard", "../outside", NULL);
+	expect(s, -EPROTO, "outside");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '1', "t/hard", "t", NULL);
+	expect(s, -EPROTO, "t/hard");
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '2', "t/link", "../..", NULL);
+	stream_add(s, '1', "t/hard", "t/link/outside", NULL);
+	expect(s, -EPROTO, "t/hard");
+	/* Devices are not unpacked at all. */
+	stream_add(s, '3', "device", NULL, NULL);
 	expect(s, -EPROTO, "device");
 	free(s);
 }
@@ -195,9 +169,9 @@ link_that_was_there_before_is_not_followed(void **state)
 
 	(void)state;
 	sh("rm -rf box && mkdir -p box/in box/target && ln -s ../target box/in/t");
-	add(s, '5', "t", NULL, NULL);
-	add(s, '0', "t/evil", NULL, "evil");
-	end(s);
+	stream_add(s, '5', "t", NULL, NULL);
+	stream_add(s, '0', "t/evil", NULL, "evil");
+	stream_end(s);
 	assert_int_equal(unpack(s, "box/in", 512, &e), -ENOTDIR);
 	sh("test -z \"$(ls box/target)\"");
 	free(s);
@@ -212,27 +186,27 @@ broken_streams_get_a_sentence(void **state)
 	memset(s->buf, 'x', 512);
 	s->len = 512;
 	expect(s, -EPROTO, "no tar stream");
-	add(s, '0', "a", NULL, "hello");
+	stream_add(s, '0', "a", NULL, "hello");
 	s->buf[150]++; /* in the checksum */
 	expect(s, -EPROTO, "header");
-	add(s, '0', "a", NULL, "hello");
+	stream_add(s, '0', "a", NULL, "hello");
 	expect(s, -EPIPE, "ended before");
-	add(s, '0', "a", NULL, "hello");
+	stream_add(s, '0', "a", NULL, "hello");
 	s->len -= 512;
 	expect(s, -EPIPE, "ended before");
 	expect(s, -EPIPE, "ended before");
-	add(s, '0', "", NULL, NULL);
+	stream_add(s, '0', "", NULL, NULL);
 	expect(s, -EPROTO, "");
-	add(s, 'x', "pax", NULL, "9999 path=a\n");
+	stream_add(s, 'x', "pax", NULL, "9999 path=a\n");
 	expect(s, -EPROTO, "extended header");
-	add(s, 'x', "pax", NULL, "no number\n");
+	stream_add(s, 'x', "pax", NULL, "no number\n");
 	expect(s, -EPROTO, "extended header");
-	add(s, 'x', "pax", NULL, "12 size=abc\n");
+	stream_add(s, 'x', "pax", NULL, "12 size=abc\n");
 	expect(s, -EPROTO, "size");
-	add(s, 'x', "pax", NULL, "19 path=../outside\n");
-	add(s, '0', "a", NULL, "evil");
+	stream_add(s, 'x', "pax", NULL, "19 path=../outside\n");
+	stream_add(s, '0', "a", NULL, "evil");
 	expect(s, -EPROTO, "../outside");
-	add(s, '5', "a", NULL, "data");
+	stream_add(s, '5', "a", NULL, "data");
 	expect(s, -EPROTO, "contents");
 	free(s);
 }
@@ -247,7 +221,7 @@ pack_into(const char *path, const char *file, size_t piece)
 	ssize_t n;
 	size_t total = 0;
 
-	if (tar_pack_open(path, &p, &e))
+	if (tar_pack_open(&(struct tar_pack_opts){.path = path}, &p, &e))
 		fail_msg("%s", e.msg);
 	while ((n = tar_pack_read(p, buf, piece, &e)) > 0) {
 		assert_int_equal(fwrite(buf, 1, (size_t)n, f), n);
@@ -299,6 +273,207 @@ we_read_what_tar_writes(void **state)
 	sh("diff -r --no-dereference src ours");
 }
 
+/* Reads one of our or tar's files; what is there is replaced. */
+static void
+unpack_file(const char *file, const char *dest, bool sync)
+{
+	struct tar_unpack_opts opts = {.dest = dest, .sync = sync};
+	struct tar_unpack *u;
+	struct err e = {0};
+	char *text;
+	size_t len;
+
+	assert_int_equal(io_read_file(file, 64 << 20, &text, &len, NULL), 0);
+	assert_int_equal(tar_unpack_open(&opts, &u, &e), 0);
+	/* Pieces that lie across everything. */
+	for (size_t at = 0; at < len; at += 1009)
+		if (tar_unpack_feed(u, text + at, len - at < 1009 ? len - at : 1009, &e))
+			fail_msg("%s", e.msg);
+	if (tar_unpack_finish(u, &e))
+		fail_msg("%s", e.msg);
+	tar_unpack_close(u);
+	free(text);
+}
+
+#define LINKED(tree) \
+	"test \"$(stat -c %h " tree "/one)\" = 3 && test " tree "/one -ef " tree \
+	"/d/two && test " tree "/one -ef " tree "/three && cmp " tree "/one linked/one"
+
+static void
+names_of_one_file_stay_names_of_one_file(void **state)
+{
+	(void)state;
+	sh("rm -rf linked && mkdir -p linked/d && head -c 200000 /dev/urandom > linked/one && ln linked/one linked/d/two && ln linked/one linked/three && "
+	   "ln linked/one outside-of-it && rm outside-of-it && touch -d 2001-02-03 linked/d");
+	pack_into("linked", "linked.tar", 4096);
+	sh("test $(stat -c %s linked.tar) -lt 300000");
+	for (int sync = 0; sync < 2; sync++) {
+		sh("rm -rf back");
+		unpack_file("linked.tar", "back", sync);
+		sh(LINKED(
+			"back") " && test \"$(stat -c %Y back/d)\" = \"$(stat -c %Y linked/d)\"");
+		/* Once more over itself, where each is a name of another file by now. */
+		sh("mkdir up && mv back up/linked && echo x > up/x && ln -f up/x up/linked/three");
+		unpack_file("linked.tar", "up", sync);
+		sh(LINKED("up/linked") " && test \"$(cat up/x)\" = x && rm -rf up");
+	}
+	sh("rm -rf theirs && mkdir theirs && tar -C theirs -xf linked.tar && " LINKED(
+		"theirs/linked"));
+	sh("tar --format=posix -cf linked.tar linked && rm -rf back");
+	unpack_file("linked.tar", "back", true);
+	sh(LINKED("back"));
+}
+
+static void
+names_beyond_a_copy_are_not_missed(void **state)
+{
+	(void)state;
+	/* Of three names only one is in what is copied. */
+	sh("rm -rf some && mkdir -p some/in && echo x > some/in/a && ln some/in/a some/b && ln some/in/a some/c");
+	pack_into("some/in", "some.tar", 512);
+	sh("rm -rf back");
+	unpack_file("some.tar", "back", false);
+	sh("test \"$(cat back/a)\" = x && test \"$(stat -c %h back/a)\" = 1");
+}
+
+#define SPARSE(tree) \
+	"for f in middle ends start hole dense; do cmp sparse/$f " tree "/$f && " \
+	"test $(stat -c %b " tree \
+	"/$f) -le $(($(stat -c %b sparse/$f) + 32)) || exit 1; done"
+
+static void
+holes_stay_holes(void **state)
+{
+	(void)state;
+	sh("rm -rf sparse && mkdir sparse && cd sparse && truncate -s 48M middle ends hole && printf x | dd of=middle bs=1 seek=30000000 conv=notrunc 2>/dev/null && "
+	   "printf x | dd of=ends bs=1 conv=notrunc 2>/dev/null && printf x | dd of=start bs=1 seek=5000000 2>/dev/null && head -c 100000 /dev/urandom > dense");
+	pack_into("sparse", "sparse.tar", 4096);
+	if (system("test $(stat -c %b sparse/middle) -lt 4096"))
+		skip(); /* a file system without holes */
+	sh("test $(stat -c %s sparse.tar) -lt 400000");
+	for (int sync = 0; sync < 2; sync++) {
+		sh("rm -rf back");
+		unpack_file("sparse.tar", "back", sync);
+		sh(SPARSE("back"));
+	}
+	sh("rm -rf theirs && mkdir theirs && tar -C theirs -xf sparse.tar && " SPARSE(
+		"theirs/sparse"));
+	sh("tar --format=posix --sparse -cf sparse.tar sparse && rm -rf back");
+	unpack_file("sparse.tar", "back", false);
+	sh(SPARSE("back"));
+}
+
+static void
+many_holes_are_kept_up_to_a_bound(void **state)
+{
+	int fd;
+
+	(void)state;
+	sh("rm -rf holes back && mkdir holes");
+	fd = open("holes/f", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	for (off_t i = 0; i < 3000; i++)
+		assert_int_equal(pwrite(fd, "data", 4, i * 16384 + 8192), 4);
+	close(fd);
+	pack_into("holes", "holes.tar", 4096);
+	unpack_file("holes.tar", "back", false);
+	sh("cmp holes/f back/f && test $(stat -c %b back/f) -le $(($(stat -c %b holes/f) + 64))");
+}
+
+static void
+sparse_map(struct stream *s, const char *real, const char *map)
+{
+	char data[TAR_BLOCK + 1], pax[512];
+	int n = snprintf(
+		pax, sizeof(pax), "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n");
+
+	n += snprintf(pax + n, sizeof(pax) - (size_t)n, "%zu GNU.sparse.realsize=%s\n",
+		strlen(real) + 24, real);
+	stream_add(s, 'x', "pax", NULL, pax);
+	memset(data, '0', TAR_BLOCK);
+	data[TAR_BLOCK] = 0;
+	memcpy(data, map, strlen(map));
+	stream_add(s, '0', "sparse", NULL, data);
+}
+
+static void
+a_broken_map_of_a_sparse_file_is_an_error(void **state)
+{
+	static const char *const maps[] = {"x", "1\n", "1\n0\n", "1\n0\n5\n",
+		"1\n100\n1\n", "2\n5\n5\n0\n1\n", "99999999\n", "-1\n", "\n",
+		"1\n0\n99999999999999999999\n", "1\n18446744073709551615\n2\n"};
+	struct stream *s = calloc(1, sizeof(*s));
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(maps) / sizeof(maps[0]); i++) {
+		sparse_map(s, "10", maps[i]);
+		expect(s, -EPROTO, "a broken map");
+	}
+	stream_add(s, 'x', "pax", NULL, "22 GNU.sparse.major=2\n");
+	stream_add(s, '0', "sparse", NULL, "data");
+	expect(s, -EPROTO, "sparse format 2.0 is not read");
+	free(s);
+}
+
+/* A file has its name when it is whole, and not before. */
+static void
+half_a_file_has_no_name(void **state)
+{
+	struct stream *s = calloc(1, sizeof(*s));
+	struct err e = {0};
+
+	(void)state;
+	for (int sync = 0; sync < 2; sync++) {
+		struct tar_unpack_opts opts = {.dest = "box", .sync = sync};
+		struct tar_unpack *u;
+
+		s->len = 0;
+		stream_add(s, '5', "t", NULL, NULL);
+		stream_add(s, '0', "t/old", NULL, "new contents");
+		stream_add(s, '0', "t/new", NULL, "of a new file");
+		stream_end(s);
+		sh("rm -rf box && mkdir -p box/t && echo old > box/t/old && ln box/t/old box/other");
+		/* In the middle of t/old. */
+		assert_int_equal(tar_unpack_open(&opts, &u, &e), 0);
+		assert_int_equal(tar_unpack_feed(u, s->buf, 3 * TAR_BLOCK - 505, &e), 0);
+		sh("test \"$(cat box/t/old)\" = old");
+		tar_unpack_close(u);
+		sh("test \"$(ls -A box/t)\" = old && test \"$(cat box/t/old)\" = old");
+		/* In the middle of t/new. */
+		assert_int_equal(tar_unpack_open(&opts, &u, &e), 0);
+		assert_int_equal(tar_unpack_feed(u, s->buf, 5 * TAR_BLOCK - 505, &e), 0);
+		sh("test ! -e box/t/new");
+		tar_unpack_close(u);
+		sh("test \"$(ls -A box/t)\" = old");
+		/* The whole of it. */
+		assert_int_equal(unpack(s, "box", 100, &e), 0);
+		sh("test \"$(ls -A box/t | xargs)\" = 'new old' && test \"$(cat box/t/old)\" = 'new contents' && test \"$(cat box/other)\" = old");
+	}
+	free(s);
+}
+
+static void
+devices_and_open_files_are_not_replaced(void **state)
+{
+	struct stream *s = calloc(1, sizeof(*s));
+	struct err e = {0};
+
+	(void)state;
+	stream_add(s, '0', "f", NULL, "data");
+	stream_end(s);
+	assert_int_equal(unpack(s, "/dev/null", 512, &e), -EINVAL);
+	assert_int_equal(unpack(s, "/dev/stdout", 512, &e), -EINVAL);
+	sh("test -c /dev/null && test -L /dev/stdout && rm -rf box && mkdir box && mkfifo box/f");
+	assert_int_equal(unpack(s, "box", 512, &e), 0);
+	sh("test -f box/f");
+	if (!geteuid()) {
+		sh("rm box/f && mknod box/f c 1 3");
+		assert_int_equal(unpack(s, "box", 512, &e), -EEXIST);
+		assert_non_null(strstr(e.msg, "device"));
+	}
+	free(s);
+}
+
 static void
 depth_is_bounded(void **state)
 {
@@ -309,7 +484,8 @@ depth_is_bounded(void **state)
 
 	(void)state;
 	sh("rm -rf deep && p=deep; for i in $(seq 1 140); do p=$p/d; done; mkdir -p $p");
-	assert_int_equal(tar_pack_open("deep", &p, &e), 0);
+	assert_int_equal(
+		tar_pack_open(&(struct tar_pack_opts){.path = "deep"}, &p, &e), 0);
 	while ((n = tar_pack_read(p, buf, sizeof(buf), &e)) > 0)
 		;
 	assert_int_equal(n, -ELOOP);
@@ -327,7 +503,8 @@ file_that_shrinks_is_an_error(void **state)
 
 	(void)state;
 	sh("head -c 5000 /dev/zero > shrinking");
-	assert_int_equal(tar_pack_open("shrinking", &p, &e), 0);
+	assert_int_equal(
+		tar_pack_open(&(struct tar_pack_opts){.path = "shrinking"}, &p, &e), 0);
 	assert_int_equal(tar_pack_read(p, buf, sizeof(buf), &e), 512);
 	assert_int_equal(truncate("shrinking", 100), 0);
 	while ((n = tar_pack_read(p, buf, sizeof(buf), &e)) > 0)
@@ -378,6 +555,13 @@ main(void)
 		cmocka_unit_test(broken_streams_get_a_sentence),
 		cmocka_unit_test(tar_reads_what_we_write),
 		cmocka_unit_test(we_read_what_tar_writes),
+		cmocka_unit_test(names_of_one_file_stay_names_of_one_file),
+		cmocka_unit_test(names_beyond_a_copy_are_not_missed),
+		cmocka_unit_test(holes_stay_holes),
+		cmocka_unit_test(many_holes_are_kept_up_to_a_bound),
+		cmocka_unit_test(a_broken_map_of_a_sparse_file_is_an_error),
+		cmocka_unit_test(half_a_file_has_no_name),
+		cmocka_unit_test(devices_and_open_files_are_not_replaced),
 		cmocka_unit_test(depth_is_bounded),
 		cmocka_unit_test(file_that_shrinks_is_an_error),
 		cmocka_unit_test(times_before_the_epoch_survive),

@@ -257,6 +257,59 @@ a_detached_command_is_taken_up_again(void **state)
 	assert_int_equal(got.status, EXIT_HOST_SIDE);
 }
 
+/* Linux takes 2 MiB of arguments and environment, each up to 128 KiB. */
+static void
+what_linux_takes_of_arguments_and_environment_goes_through(void **state)
+{
+	static const char script[] =
+		"printf '%s %s ' $# ${#BIG}; printf %s \"$*\" | wc -c";
+	enum { WORDS = 16, BYTES = 110000 };
+	char *argv[10 + WORDS + 1] = {"pando", "execute", "-e", NULL, "a", "--", "sh",
+		"-c", (char *)(uintptr_t)script, "sh"};
+	char *env = calloc(1, BYTES + 5);
+
+	(void)state;
+	memcpy(env, "BIG=", 4);
+	memset(env + 4, 'e', BYTES);
+	argv[3] = env;
+	for (int i = 0; i < WORDS; i++) {
+		argv[10 + i] = calloc(1, BYTES + 1);
+		memset(argv[10 + i], 'a' + i, BYTES);
+	}
+	stand_in_run(NULL, 0, argv, &got);
+	if (got.status)
+		fail_msg("%s", got.err);
+	assert_string_equal(got.out, "16 110000 1760015\n");
+	/* Characters that JSON writes as two. */
+	for (int i = 0; i < WORDS; i++)
+		memset(argv[10 + i], i % 2 ? '"' : '\\', BYTES);
+	stand_in_run(NULL, 0, argv, &got);
+	assert_string_equal(got.out, "16 110000 1760015\n");
+	/* 4000 short ones. */
+	RUN(&got, "execute", "a", "--", "sh", "-c",
+		"exec sh -c 'echo $#' sh $(seq -f %060g 4000)");
+	assert_string_equal(got.out, "4000\n");
+	for (int i = 0; i < WORDS; i++)
+		free(argv[10 + i]);
+	free(env);
+}
+
+static void
+a_user_may_be_a_number_that_passwd_does_not_have(void **state)
+{
+	(void)state;
+	if (geteuid())
+		skip();
+	RUN(&got, "execute", "-u", "424242", "a", "--", "sh", "-c",
+		"id -u; id -g; id -G; echo $HOME $USER; pwd");
+	assert_string_equal(got.out, "424242\n424242\n424242\n/ 424242\n/\n");
+	assert_int_equal(got.status, 0);
+	RUN(&got, "execute", "-u", "nobody-of-that-name", "a", "--", "true");
+	assert_int_not_equal(got.status, 0);
+	RUN(&got, "execute", "-u", "4294967295", "a", "--", "true");
+	assert_int_not_equal(got.status, 0);
+}
+
 static void
 a_tree_is_copied_there_and_back_with_its_modes(void **state)
 {
@@ -353,6 +406,9 @@ main(void)
 		cmocka_unit_test(a_reader_that_leaves_ends_the_command),
 		cmocka_unit_test(json_holds_streams_and_end),
 		cmocka_unit_test(a_detached_command_is_taken_up_again),
+		cmocka_unit_test(
+			what_linux_takes_of_arguments_and_environment_goes_through),
+		cmocka_unit_test(a_user_may_be_a_number_that_passwd_does_not_have),
 		cmocka_unit_test(a_tree_is_copied_there_and_back_with_its_modes),
 		cmocka_unit_test(a_terminal_has_the_size_of_ours_and_gets_its_keys),
 		cmocka_unit_test(a_stream_without_an_exit_record_is_125),

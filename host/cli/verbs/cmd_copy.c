@@ -82,6 +82,7 @@ print(const struct agent_copy_stats *n, const struct opt_scan *s, uint64_t took_
 		json_out_u64(&o, "folders", n->folders);
 		json_out_u64(&o, "links", n->links);
 		json_out_u64(&o, "skipped", n->skipped);
+		json_out_u64(&o, "outside", n->outside);
 		json_out_u64(&o, "bytes", n->bytes);
 		json_out_end_object(&o);
 		return out_json(&o);
@@ -94,8 +95,15 @@ print(const struct agent_copy_stats *n, const struct opt_scan *s, uint64_t took_
 			(unsigned long long)n->links, plural(n->links),
 			out_bytes(bytes, sizeof(bytes), n->bytes), (double)took_ns / 1e9);
 	if (n->skipped && !s->quiet)
-		fprintf(stderr, "pando: %llu sockets and devices were left out\n",
-			(unsigned long long)n->skipped);
+		fprintf(stderr, "pando: %llu socket%s, device%s or FIFO%s left out\n",
+			(unsigned long long)n->skipped, plural(n->skipped),
+			plural(n->skipped), n->skipped == 1 ? " was" : "s were");
+	if (n->outside && !s->quiet)
+		out_complain(
+			"%llu link%s that lead%s out of the copy %s left out; the first is \"%s\"",
+			(unsigned long long)n->outside, plural(n->outside),
+			n->outside == 1 ? "s" : "", n->outside == 1 ? "was" : "were",
+			n->first_outside);
 	return EXIT_OK;
 }
 
@@ -167,7 +175,7 @@ run(int argc, char **argv)
 				  &stats, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
-		err_set(&e, r, "cancelled; what was copied so far is there");
+		err_set(&e, r, "cancelled; the files that were copied whole are there");
 	if (r < 0)
 		return out_fail(&e);
 	return print(&stats, &s, io_now_ns() - start_ns);
@@ -180,7 +188,8 @@ const struct verb verb_copy = {
 	.run = run,
 	.usage = "[options] <path> <vm>:<path>\n[options] <vm>:<path> <path>",
 	.options = options,
-	.text = "As `cp -r`: into a folder that exists, else under the new name; modes, times and links are kept. A path in\n"
-		"a VM that does not begin with '/' is below root's home. A local name with ':' is written ./a:b.",
+	.text = "As `cp -r`: into a folder that exists, else under the new name; modes, times, links and holes are kept,\n"
+		"owners are not. A FIFO or <(...) is read to its end. A path in a VM that does not begin with '/' is below root's home. A local name with ':' is written ./a:b.\n"
+		"Links that lead out of the copy, FIFOs and devices do not come out of a VM.",
 	.words = COMPLETE_FILE,
 };
