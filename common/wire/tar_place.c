@@ -6,7 +6,7 @@
  * With sync, what gives a file its name, and all that must come after that, is kept as a
  * list of steps: the list is done, in its order, after one sync for all of its files.
  */
-#include "common/tar_unpack_priv.h"
+#include "common/wire/tar_unpack_priv.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,7 +1,7 @@
 /*
  * Unpacking: the stream. Where its members go, tar_place.c knows.
  */
-#include "common/tar_unpack_priv.h"
+#include "common/wire/tar_unpack_priv.h"
 
 #include <errno.h>
 #include <fcntl.h>

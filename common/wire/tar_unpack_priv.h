@@ -2,8 +2,8 @@
  * What tar_unpack.c (the stream) and tar_place.c (the file system) share. Nobody else
  * includes this.
  */
-#ifndef PANDO_COMMON_TAR_UNPACK_PRIV_H
-#define PANDO_COMMON_TAR_UNPACK_PRIV_H
+#ifndef PANDO_COMMON_WIRE_TAR_UNPACK_PRIV_H
+#define PANDO_COMMON_WIRE_TAR_UNPACK_PRIV_H
 
 #include "common/wire/tar.h"
 #include "common/wire/tar_format.h"
