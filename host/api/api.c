@@ -217,9 +217,9 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 	case CALL_ENV:
 		return tree_environment(t, out, e);
 	case CALL_REPORTS:
-		return tree_reports(t, NULL, route->after, out, e);
+		return tree_reports(t, NULL, route->after, route->wait, out, e);
 	case CALL_VM_REPORTS:
-		return tree_reports(t, route->vm, route->after, out, e);
+		return tree_reports(t, route->vm, route->after, route->wait, out, e);
 	case CALL_TAG_DELETE:
 		return tree_tag_delete(t, route->name, out, e);
 	case CALL_SHUTDOWN:

@@ -145,6 +145,9 @@ read_query(const char *query, struct route *route, struct err *e)
 		else if (strcmp(item, "after") == 0 &&
 			 (route->call == CALL_REPORTS || route->call == CALL_VM_REPORTS))
 			r = query_number(item, value, &route->after, e);
+		else if (strcmp(item, "wait") == 0 &&
+			 (route->call == CALL_REPORTS || route->call == CALL_VM_REPORTS))
+			r = query_flag(item, value, &route->wait, e);
 		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
 			r = query_label(value, &route->labels, e);
 		else

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -368,6 +369,46 @@ what_no_follower_says_is_refused(void **state)
 	free(s.text);
 }
 
+/* Whether the watched guest says something within that time. */
+static bool
+speaks(const struct agent_report_watch *w, int timeout_ms)
+{
+	struct pollfd p = {.fd = agent_report_watch_fd(w), .events = POLLIN};
+
+	return poll(&p, 1, timeout_ms) > 0;
+}
+
+/* What it says when it is no piece of something else: its answer and its end may come apart. */
+static int
+said(struct agent_report_watch *w)
+{
+	int r = 0;
+
+	while (!r && speaks(w, 30000))
+		r = agent_report_watch_read(w, NULL);
+	agent_report_watch_free(w);
+	return r;
+}
+
+static void
+a_guest_tells_of_a_report_when_it_is_made(void **state)
+{
+	const char *words[] = {"report", root_option, "--message", "m", NULL};
+	struct agent_report_watch *w;
+	cleanup_free char *text = NULL;
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(agent_reports_watch(sock, root, 30000, &w, &e), 0);
+	assert_false(speaks(w, 300));
+	assert_int_equal(
+		agent_rpc_call(sock, words, NULL, 0, 4096, 30000, -1, &text, &e), 0);
+	assert_int_equal(said(w), 1);
+	/* One that waits already is told of at once. */
+	assert_int_equal(agent_reports_watch(sock, root, 30000, &w, &e), 0);
+	assert_int_equal(said(w), 1);
+}
+
 static void
 reports_are_taken_and_forgotten(void **state)
 {
@@ -465,6 +506,7 @@ main(void)
 		T(following_can_be_interrupted),
 		cmocka_unit_test(what_no_follower_says_is_refused),
 		T(reports_are_taken_and_forgotten),
+		T(a_guest_tells_of_a_report_when_it_is_made),
 		cmocka_unit_test(a_guests_report_is_checked),
 	};
 

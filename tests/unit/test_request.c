@@ -315,6 +315,8 @@ wrong_targets_are_refused(void **state)
 		{"DELETE", "/v1/vms/x?force=1", -EINVAL},
 		{"GET", "/v1/vms?label=x", -EINVAL},
 		{"GET", "/v1/vms?memory=yes", -EINVAL},
+		{"GET", "/v1/vms?wait=1", -EINVAL},
+		{"GET", "/v1/reports?wait=yes", -EINVAL},
 		{"GET", "/v1/vms/a?memory=1", -EINVAL},
 		{"DELETE", "/v1/vms/a?dry_run=2", -EINVAL},
 		{"GET", "/v1/vms?dry_run=1", -EINVAL},

@@ -155,6 +155,7 @@ agent_exit_status(const struct agent_exec_result *r)
 static struct {
 	char vm[13]; /* whose they say they are */
 	unsigned n, acknowledged;
+	int lists; /* how often they were asked */
 } fake_reports;
 
 int
@@ -163,6 +164,7 @@ agent_reports_list(const char *path, const char *root, int timeout_ms,
 {
 	struct agent_report *v = calloc(fake_reports.n + 1, sizeof(*v));
 
+	__atomic_add_fetch(&fake_reports.lists, 1, __ATOMIC_SEQ_CST);
 	(void)root;
 	(void)timeout_ms;
 	(void)e2;
@@ -190,6 +192,53 @@ agent_reports_ack(const char *path, const char *root, int timeout_ms,
 	(void)e2;
 	fake_reports.acknowledged += (unsigned)n;
 	return 0;
+}
+
+/* A guest that is watched: the other end of a pipe is fake_tell's. */
+struct agent_report_watch {
+	int fd;
+};
+static int fake_tell = -1, fake_watches;
+
+int
+agent_reports_watch(const char *path, const char *root, int timeout_ms,
+	struct agent_report_watch **ret, struct err *e2)
+{
+	int p[2];
+
+	(void)path;
+	(void)root;
+	(void)timeout_ms;
+	(void)e2;
+	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
+	*ret = malloc(sizeof(**ret));
+	(*ret)->fd = p[0];
+	fake_tell = p[1];
+	__atomic_add_fetch(&fake_watches, 1, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+int
+agent_report_watch_fd(const struct agent_report_watch *w)
+{
+	return w->fd;
+}
+
+int
+agent_report_watch_read(struct agent_report_watch *w, struct err *e2)
+{
+	char c;
+
+	(void)e2;
+	return read(w->fd, &c, 1) == 1 ? 1 : -EPIPE;
+}
+
+void
+agent_report_watch_free(struct agent_report_watch *w)
+{
+	if (w)
+		close(w->fd);
+	free(w);
 }
 
 void
@@ -494,13 +543,81 @@ reports(const char *vm, uint64_t after)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_reports(tree, vm, after, &out, &why), &out);
+	return take(tree_reports(tree, vm, after, false, &out, &why), &out);
 }
 
 static unsigned
 n_reports(void)
 {
 	return (unsigned)json_size(parsed, json_get(parsed, 0, "reports"));
+}
+
+static void *
+follow_main(void *ret_json)
+{
+	struct json_out out = {0};
+	struct err e2 = {0};
+
+	assert_int_equal(tree_reports(tree, NULL, 0, true, &out, &e2), 0);
+	*(char **)ret_json = out.buf;
+	return NULL;
+}
+
+static void
+a_follower_is_told_by_the_guest_and_asks_nobody(void **state)
+{
+	pthread_t thread;
+	char *json = NULL;
+	int lists;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(fake_reports.vm, sizeof(fake_reports.vm), "%.12s", text("id"));
+	fake_watches = 0;
+	assert_int_equal(pthread_create(&thread, NULL, follow_main, &json), 0);
+	for (int i = 0; i < 3000 && !__atomic_load_n(&fake_watches, __ATOMIC_SEQ_CST);
+		i++)
+		poll(NULL, 0, 10);
+	assert_int_equal(fake_watches, 1);
+	/* Nothing is asked of the guest as long as it says nothing. */
+	lists = __atomic_load_n(&fake_reports.lists, __ATOMIC_SEQ_CST);
+	poll(NULL, 0, 2500);
+	assert_int_equal(__atomic_load_n(&fake_reports.lists, __ATOMIC_SEQ_CST), lists);
+	fake_reports.n = 2;
+	assert_int_equal(io_write_full(fake_tell, "x", 1), 0);
+	pthread_join(thread, NULL);
+	assert_non_null(strstr(json, "\"next\":2"));
+	assert_non_null(strstr(json, "\"more\":false"));
+	free(json);
+	fake_reports.n = 0;
+	close(fake_tell);
+	fake_tell = -1;
+	assert_int_equal(delete ("a", false), 0);
+	memset(&fake_reports, 0, sizeof(fake_reports));
+}
+
+static void
+a_follower_does_not_hold_up_the_end_of_pandod(void **state)
+{
+	pthread_t thread;
+	char *json = NULL;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	fake_watches = 0;
+	assert_int_equal(pthread_create(&thread, NULL, follow_main, &json), 0);
+	for (int i = 0; i < 3000 && !__atomic_load_n(&fake_watches, __ATOMIC_SEQ_CST);
+		i++)
+		poll(NULL, 0, 10);
+	tree_stop(tree);
+	pthread_join(thread, NULL);
+	assert_non_null(strstr(json, "\"reports\":[]"));
+	free(json);
+	stop();
+	start();
+	close(fake_tell);
+	fake_tell = -1;
+	assert_int_equal(delete ("a", false), 0);
 }
 
 static void
@@ -1815,6 +1932,8 @@ main(int argc, char **argv)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 		T(a_vm_with_an_agent_is_running_when_create_returns),
 		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
+		T(a_follower_is_told_by_the_guest_and_asks_nobody),
+		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		T(a_vm_that_cannot_start_leaves_nothing),
 		T(a_vm_is_told_who_it_is_before_create_returns),
