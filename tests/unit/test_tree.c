@@ -194,9 +194,9 @@ agent_reports_ack(const char *path, const char *root, int timeout_ms,
 	return 0;
 }
 
-/* A guest that is watched: the other end of a pipe is fake_tell's. */
+/* A guest that is watched: the other end of a pipe, fake_tell, is how it speaks. */
 struct agent_report_watch {
-	int fd;
+	int fd, tell;
 };
 static int fake_tell = -1, fake_watches;
 
@@ -213,7 +213,8 @@ agent_reports_watch(const char *path, const char *root, int timeout_ms,
 	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
 	*ret = malloc(sizeof(**ret));
 	(*ret)->fd = p[0];
-	fake_tell = p[1];
+	(*ret)->tell = p[1];
+	__atomic_store_n(&fake_tell, p[1], __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&fake_watches, 1, __ATOMIC_SEQ_CST);
 	return 0;
 }
@@ -236,8 +237,10 @@ agent_report_watch_read(struct agent_report_watch *w, struct err *e2)
 void
 agent_report_watch_free(struct agent_report_watch *w)
 {
-	if (w)
+	if (w) {
 		close(w->fd);
+		close(w->tell);
+	}
 	free(w);
 }
 
@@ -584,14 +587,13 @@ a_follower_is_told_by_the_guest_and_asks_nobody(void **state)
 	poll(NULL, 0, 2500);
 	assert_int_equal(__atomic_load_n(&fake_reports.lists, __ATOMIC_SEQ_CST), lists);
 	fake_reports.n = 2;
-	assert_int_equal(io_write_full(fake_tell, "x", 1), 0);
+	assert_int_equal(
+		io_write_full(__atomic_load_n(&fake_tell, __ATOMIC_SEQ_CST), "x", 1), 0);
 	pthread_join(thread, NULL);
 	assert_non_null(strstr(json, "\"next\":2"));
 	assert_non_null(strstr(json, "\"more\":false"));
 	free(json);
 	fake_reports.n = 0;
-	close(fake_tell);
-	fake_tell = -1;
 	assert_int_equal(delete ("a", false), 0);
 	memset(&fake_reports, 0, sizeof(fake_reports));
 }
@@ -615,8 +617,6 @@ a_follower_does_not_hold_up_the_end_of_pandod(void **state)
 	free(json);
 	stop();
 	start();
-	close(fake_tell);
-	fake_tell = -1;
 	assert_int_equal(delete ("a", false), 0);
 }
 
