@@ -290,6 +290,9 @@ stop(void)
 	tree = NULL;
 }
 
+#define PATIENCE_MS 20000
+static unsigned patience_ms = PATIENCE_MS;
+
 static int
 setup(void **state)
 {
@@ -311,11 +314,23 @@ setup(void **state)
 	assert_true(readlink("/proc/self/exe", config.vmm_path,
 			    sizeof(config.vmm_path) - 1) > 0);
 	config.kvm_path = "/dev/null";
-	config.start_timeout_ms = 700;
-	config.answer_timeout_ms = 700;
-	config.agent_timeout_ms = 700;
+	/* A busy host takes its time. */
+	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms =
+		patience_ms;
 	start();
 	return 0;
+}
+
+/* For tests in which somebody does not answer. */
+static int
+setup_impatient(void **state)
+{
+	int r;
+
+	patience_ms = 700;
+	r = setup(state);
+	patience_ms = PATIENCE_MS;
+	return r;
 }
 
 static unsigned
@@ -1930,31 +1945,32 @@ main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define IMPATIENT(name) cmocka_unit_test_setup_teardown(name, setup_impatient, teardown)
 		T(a_vm_with_an_agent_is_running_when_create_returns),
 		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
 		T(a_follower_is_told_by_the_guest_and_asks_nobody),
 		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
-		T(a_vm_that_cannot_start_leaves_nothing),
+		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),
 		T(a_vm_is_told_who_it_is_before_create_returns),
 		T(a_parent_nobody_waited_for_is_told_by_the_health_monitor),
 		T(a_branch_that_does_not_become_itself_is_no_branch),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
-		T(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
+		IMPATIENT(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
 		T(the_same_alias_twice_is_refused),
 		T(names_are_ids_aliases_and_unique_prefixes),
 		T(beyond_the_host_is_refused_before_anything_is_made),
 		T(a_branch_has_a_chain_cut_where_the_parent_was),
 		T(a_segment_goes_with_the_last_vm_that_needs_it),
 		T(many_branches_are_of_one_instant_and_leave_no_parked_process),
-		T(a_branch_that_fails_leaves_the_parent_as_it_was),
+		IMPATIENT(a_branch_that_fails_leaves_the_parent_as_it_was),
 		T(a_parent_that_dies_in_a_fork_is_failed_and_leaves_no_child),
 		T(a_parent_that_answers_a_fork_with_nonsense_is_ended),
-		T(branches_whose_agents_do_not_answer_are_all_removed),
+		IMPATIENT(branches_whose_agents_do_not_answer_are_all_removed),
 		T(how_a_vm_ended_is_told_in_a_sentence),
 		T(the_end_of_a_parent_is_not_the_end_of_its_branch),
 		T(living_branches_stand_in_the_way_of_a_delete),
-		T(a_second_operation_on_a_vm_is_busy),
+		IMPATIENT(a_second_operation_on_a_vm_is_busy),
 		T(pause_and_resume_keep_what_was_known),
 		T(aliases_can_be_changed_and_taken_away),
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
@@ -1964,7 +1980,7 @@ main(int argc, char **argv)
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
 		T(force_cuts_a_stop_short_and_nothing_else_does),
-		T(nothing_else_is_done_to_a_vm_that_is_being_branched),
+		IMPATIENT(nothing_else_is_done_to_a_vm_that_is_being_branched),
 		T(a_stopped_vm_starts_again_on_a_base_of_its_own),
 		T(a_vm_that_cannot_start_is_what_it_was),
 		T(a_disk_grows_live_and_never_shrinks),
@@ -1979,6 +1995,7 @@ main(int argc, char **argv)
 		T(a_commit_that_is_no_more_is_forgotten),
 		T(hundred_rounds_leave_nothing),
 #undef T
+#undef IMPATIENT
 	};
 
 	(void)argc;
