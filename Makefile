@@ -1,14 +1,29 @@
 # Pando. One make process; each folder's module.mk adds to the lists below.
 #
-#   make deps      Debian packages (as root or through sudo)
-#   make           everything into build/<variant>/, laid out like an installation
-#   make images    guest kernel, initramfs and root filesystem
-#   make demo      set up and run the main job
-#   make check     set up and run all tests
-#   make bench     benchmarks
-#   make install   DESTDIR and PREFIX are honoured
+#   make deps          Debian packages (as root or through sudo)
+#   make               everything into build/<variant>/, laid out like an installation
+#   make images        guest kernel, initramfs and root filesystem
+#   make demo          set up and run the main job
+#   make check         set up and run all tests; the last line is "N passed, N failed, N skipped"
+#   make check-unit    one module at a time: no root, KVM or network
+#   make check-kvm     the VMM with the small guest: any /dev/kvm
+#   make check-fuzz    each fuzzer's corpus again, then a search
+#   make check-system  pandod and pando as a user has them, with the small guest and with Debian guests
+#   make tests         all test programs, fuzzers and benchmarks, not run
+#   make bench         benchmarks
+#   make install       DESTDIR and PREFIX are honoured
+#   make clean         removes build/
+#   make help          this list
 #
-# SAN=address,undefined makes another variant; WERROR=1 is for CI; V=1 shows the commands.
+#   ONLY=PATTERN       tests whose suite/name matches (grep -E), and no others are built: ONLY=unit/test_toml
+#   JOBS=N             test programs at once; 1: one after the other
+#   VERBOSE=1          all that tests say
+#   FUZZ_SECONDS=N     how long each fuzzer searches
+#   BENCH_FLAGS=…      of the benchmarks: --json, --rounds N, --mem MIB
+#   SAN=address,undefined   another variant, with sanitizers
+#   WERROR=1           warnings are errors: for CI
+#   V=1                shows the commands
+#   B=FOLDER           builds there
 
 comma := ,
 VARIANT := $(if $(SAN),san-$(subst $(comma),-,$(SAN)),plain)
@@ -59,7 +74,7 @@ endif
 MODULES := common vmm hygiene guest-agent golden swarm host tests tutorials
 include $(MODULES:%=%/module.mk)
 
-.PHONY: all deps clean install images demo check check-unit check-kvm check-fuzz check-system bench format
+.PHONY: all help deps clean install images demo check check-unit check-kvm check-fuzz check-system bench format
 
 # An object is compiled with the pkg-config flags of whatever program names it first.
 define objects_of
@@ -110,6 +125,10 @@ $(B)/obj/%.o: %.c
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 all: $(foreach p,$(PROGRAMS),$(B)/$(or $($(p)_DIR),bin)/$(p)) $(DATA:%=$(B)/%)
+
+# The list at the top of this file.
+help:
+	@sed -n '/^#   /{s/^#   //p;b};/^#$$/p;/^$$/q' Makefile | sed 's/^#$$//'
 
 clean:
 	rm -rf build

@@ -52,7 +52,7 @@ fuzz_agent_frames_guest_CORPUS := tests/fuzz/corpus/agent_frames_guest
 fuzz_agent_frames_host_SRCS := tests/fuzz/fuzz_agent_frames_host.c host/agent/agent_client.c $(agent_fuzz_SRCS)
 fuzz_agent_frames_host_CORPUS := tests/fuzz/corpus/agent_frames_host
 FUZZERS += fuzz_tar
-fuzz_tar_SRCS := tests/fuzz/fuzz_tar.c common/wire/tar_unpack.c common/wire/tar_place.c common/wire/tar_pack.c common/err.c common/io.c
+fuzz_tar_SRCS := tests/fuzz/fuzz_tar.c common/wire/tar_unpack.c common/wire/tar_place.c common/wire/tar_pack.c common/err.c common/utf8.c common/io.c
 fuzz_tar_CORPUS := tests/fuzz/corpus/tar
 
 # The real agent, below a folder, and the host's side of a hello.
@@ -82,12 +82,12 @@ fuzz_ssh_key_CORPUS := tests/fuzz/corpus/ssh_key
 PROGRAMS += pando-units
 pando-units_DIR := libexec/pando
 pando-units_SRCS := guest-agent/tools/units_main.c guest-agent/tools/bus.c
-pando-units_LIBS := systemdjobs common
+pando-units_LIBS := systemdjobs wire common
 pando-units_PKGS := libsystemd
 
 UNIT_TESTS += test_agent_bus
 test_agent_bus_SRCS := tests/unit/test_agent_bus.c tests/unit/bus_help.c guest-agent/tools/bus.c
-test_agent_bus_LIBS := systemdjobs common
+test_agent_bus_LIBS := systemdjobs wire common
 test_agent_bus_PKGS := cmocka libsystemd
 # Coding agents and their keeper: runs the agent that was built beside it.
 UNIT_TESTS += test_rpc

@@ -24,19 +24,29 @@ fuzz_toml_CORPUS := tests/fuzz/corpus/toml
 # Lists are complete only when every module.mk has been read, so they are expanded in recipes and by
 # secondary expansion.
 FUZZ_SECONDS ?= 10
-RUN_TESTS = ONLY='$(ONLY)' VERBOSE='$(VERBOSE)' B='$(B)' UNIT_TESTS='$(UNIT_TESTS) $(UNIT_SCRIPTS)' KVM_TESTS='$(KVM_TESTS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
-	FUZZERS='$(foreach f,$(FUZZERS),$(f):$($(f)_CORPUS))' tests/run
+RUN_TESTS = ONLY='$(ONLY)' VERBOSE='$(VERBOSE)' JOBS='$(JOBS)' B='$(B)' UNIT_TESTS='$(UNIT_TESTS) $(UNIT_SCRIPTS)' KVM_TESTS='$(KVM_TESTS)' \
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZERS='$(foreach f,$(FUZZERS),$(f):$($(f)_CORPUS))' tests/run
+
+# Of a suite's programs those that ONLY names, as tests/run picks them: nothing else is built. $(1) suite, $(2) names
+ONLY ?=
+wanted = $(if $(ONLY),$(notdir $(shell printf '%s\n' $(2:%=$(1)/%) | grep -E -- '$(ONLY)')),$(2))
+unit_programs = $(addprefix $(B)/tests/,$(call wanted,unit,$(UNIT_TESTS) $(UNIT_SCRIPTS)))
+kvm_programs = $(addprefix $(B)/tests/,$(call wanted,kvm,$(KVM_TESTS)))
+fuzz_programs = $(addprefix $(B)/fuzz/,$(call wanted,fuzz,$(FUZZERS)))
+system_scripts = $(call wanted,system,$(patsubst %.sh,%,$(filter-out lib%,$(notdir $(wildcard tests/system/*.sh)))))
+# Scripts drive what is installed, and these.
+system_programs = $(if $(system_scripts),all $(addprefix $(B)/tests/,$(SYSTEM_PROGRAMS)))
 
 .SECONDEXPANSION:
-check-unit: $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(UNIT_SCRIPTS))
+check-unit: $$(unit_programs)
 	$(RUN_TESTS) unit
-check-kvm: all $$(addprefix $(B)/tests/,$$(KVM_TESTS))
+check-kvm: $$(if $$(kvm_programs),all) $$(kvm_programs)
 	$(RUN_TESTS) kvm
-check-fuzz: $$(addprefix $(B)/fuzz/,$$(FUZZERS))
+check-fuzz: $$(fuzz_programs)
 	$(RUN_TESTS) fuzz
-check-system: all $$(addprefix $(B)/tests/,$$(SYSTEM_PROGRAMS))
+check-system: $$(system_programs)
 	$(RUN_TESTS) system
-check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(UNIT_SCRIPTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/tests/,$$(KVM_TESTS)) $$(addprefix $(B)/fuzz/,$$(FUZZERS))
+check: $$(if $$(ONLY),,all) $$(unit_programs) $$(if $$(kvm_programs),all) $$(kvm_programs) $$(fuzz_programs) $$(system_programs)
 	$(RUN_TESTS) unit kvm fuzz system
 
 # One after the other: a benchmark beside another measures the other.

@@ -6,9 +6,11 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -263,6 +265,43 @@ list(struct err *e)
 }
 
 static int
+count_waiting(const char *path, struct err *e)
+{
+	struct dirent **all;
+	int n = waiting(path, &all, e);
+
+	waiting_free(all, n);
+	return n;
+}
+
+/* Until a report waits. -ETIMEDOUT without a word. */
+static int
+await(struct err *e)
+{
+	cleanup_close int notes = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+	uint64_t now_ns = io_now_ns(),
+		 end_ns = now_ns + REPORT_WAIT_MS * UINT64_C(1000000);
+	struct pollfd p = {.fd = notes, .events = POLLIN};
+	char path[PATH_MAX], buf[4096];
+	int n = folder(path, true, e);
+
+	if (n)
+		return n;
+	if (notes < 0 || inotify_add_watch(notes, path, IN_MOVED_TO | IN_CREATE) < 0)
+		return err_sys(e, -errno, "watching %.200s", path);
+	/* Looked at after the watch has begun: none comes unseen. */
+	while ((n = count_waiting(path, e)) == 0) {
+		if (now_ns >= end_ns)
+			return -ETIMEDOUT;
+		if (poll(&p, 1, (int)((end_ns - now_ns) / 1000000) + 1) > 0)
+			while (read(notes, buf, sizeof(buf)) > 0)
+				;
+		now_ns = io_now_ns();
+	}
+	return n < 0 ? n : 0;
+}
+
+static int
 acknowledge(char *const *ids, struct err *e)
 {
 	char path[PATH_MAX];
@@ -293,7 +332,8 @@ usage(void)
 	fputs("usage: pando-agent report [--status done|failed|blocked] [--score X] [--message TEXT]\n"
 	      "                          [--file PATH]… [--json TEXT|@FILE]\n"
 	      "       pando-agent report --list\n"
-	      "       pando-agent report --ack ID…\n",
+	      "       pando-agent report --ack ID…\n"
+	      "       pando-agent report --wait\n",
 		stderr);
 	return EXIT_USAGE;
 }
@@ -342,6 +382,7 @@ report_main(int argc, char **argv)
 		{"root", required_argument, NULL, 'r'},
 		{"list", no_argument, NULL, 'l'},
 		{"ack", no_argument, NULL, 'a'},
+		{"wait", no_argument, NULL, 'w'},
 		{0},
 	};
 	struct report r = {0};
@@ -354,7 +395,7 @@ report_main(int argc, char **argv)
 			return usage();
 		if (opt == 'r')
 			rpc_root_set(optarg);
-		else if (opt == 'l' || opt == 'a')
+		else if (opt == 'l' || opt == 'a' || opt == 'w')
 			other = opt;
 		else
 			n = take(&r, opt, optarg, &e);
@@ -365,7 +406,11 @@ report_main(int argc, char **argv)
 		n = acknowledge(argv + optind, &e);
 	else if (optind < argc)
 		return usage();
+	else if (other == 'w')
+		n = await(&e);
 	else
 		n = other ? list(&e) : make(&r, &e);
+	if (n == -ETIMEDOUT && !e.code)
+		return EXIT_TIMED_OUT;
 	return n ? complain(&e) : EXIT_OK;
 }

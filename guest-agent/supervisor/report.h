@@ -24,7 +24,11 @@
 /* What one --list says at most; the rest comes when these are taken. */
 #define REPORT_LIST_MAX (4u * 1024u * 1024u)
 
-/* argv[0] is "report". */
+/* How long --wait waits: one whose host is gone is gone with it. */
+#define REPORT_WAIT_MS 25000
+
+/* argv[0] is "report". --wait, for the host: ends when a report waits to be taken, at once if one
+ * does; EXIT_TIMED_OUT when none came in REPORT_WAIT_MS. */
 int report_main(int argc, char **argv);
 
 #endif

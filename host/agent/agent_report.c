@@ -7,10 +7,12 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/io.h"
 #include "common/text.h"
 #include "common/wire/json_bytes.h"
 #include "common/wire/json_line.h"
 #include "host/agent/agent_client.h"
+#include "host/agent/agent_link.h"
 #include "host/agent/agent_rpc.h"
 
 #define FOLDER "/var/lib/pando/reports"
@@ -259,5 +261,79 @@ agent_reports_ack(const char *socket_path, const char *root, int timeout_ms,
 		r = agent_rpc_call(
 			socket_path, words, NULL, 0, 4096, timeout_ms, -1, &text, e);
 	}
+	return r;
+}
+
+struct agent_report_watch {
+	struct agent_link link;
+};
+
+int
+agent_reports_watch(const char *socket_path, const char *root, int timeout_ms,
+	struct agent_report_watch **ret, struct err *e)
+{
+	struct agent_report_watch *w = malloc(sizeof(*w));
+	cleanup_json_out struct json_out o = {0};
+	char option[512];
+	int r;
+
+	if (!w)
+		return err_sys(e, -ENOMEM, "reports");
+	w->link = (struct agent_link)AGENT_LINK_INIT;
+	json_out_object(&o, NULL);
+	json_out_str(&o, "op", "exec");
+	json_out_array(&o, "argv");
+	json_out_str(&o, NULL, AGENT_ITSELF);
+	json_out_str(&o, NULL, "report");
+	json_out_str(&o, NULL, "--wait");
+	if (root)
+		json_out_str(&o, NULL, root_word(option, sizeof(option), root));
+	json_out_end_array(&o);
+	json_out_end_object(&o);
+	r = agent_link_open(&w->link, socket_path, &o,
+		io_now_ns() + (uint64_t)timeout_ms * 1000000, NULL, NULL, e);
+	if (r) {
+		agent_report_watch_free(w);
+		return r;
+	}
+	*ret = w;
+	return 0;
+}
+
+void
+agent_report_watch_free(struct agent_report_watch *w)
+{
+	if (w)
+		agent_link_done(&w->link);
+	free(w);
+}
+
+int
+agent_report_watch_fd(const struct agent_report_watch *w)
+{
+	return w->link.fd;
+}
+
+int
+agent_report_watch_read(struct agent_report_watch *w, struct err *e)
+{
+	struct agent_frame f;
+	struct agent_exit x;
+	int r = agent_link_fill(&w->link, e);
+
+	while (!r && (r = agent_link_frame(&w->link, &f, e)) > 0) {
+		r = 0;
+		if (f.type != AGENT_EXIT)
+			continue; /* what it says is not for us */
+		memcpy(&x, f.payload, sizeof(x));
+		if (x.kind == AGENT_EXITED && x.value == 0)
+			return 1;
+		return x.kind == AGENT_EXITED && x.value == EXIT_TIMED_OUT
+			       ? -ETIMEDOUT
+			       : err_set(e, -EOPNOTSUPP,
+					 "the guest's agent does not tell of its reports");
+	}
+	if (!r && w->link.eof)
+		r = err_set(e, -EPIPE, "the guest's agent is gone");
 	return r;
 }

@@ -39,6 +39,20 @@ void agent_report_done(struct agent_report *r);
 int agent_reports_list(const char *socket_path, const char *root, int timeout_ms,
 	struct agent_report **ret, size_t *ret_n, size_t *ret_bad, struct err *e);
 void agent_reports_free(struct agent_report *v, size_t n);
+/*
+ * A guest that says when it has reports: a command of its agent that ends then, and is to be
+ * asked for anew.
+ */
+struct agent_report_watch;
+int agent_reports_watch(const char *socket_path, const char *root, int timeout_ms,
+	struct agent_report_watch **ret, struct err *e);
+void agent_report_watch_free(struct agent_report_watch *w); /* NULL is fine */
+/* Becomes readable. */
+int agent_report_watch_fd(const struct agent_report_watch *w);
+/* Then: 0 nothing yet, 1 it has some, -ETIMEDOUT it had none for a while, else it cannot tell:
+ * its agent is older, or the connection broke. After all but 0 w is of no more use. */
+int agent_report_watch_read(struct agent_report_watch *w, struct err *e);
+
 /* They are safe here: the guest forgets them. */
 int agent_reports_ack(const char *socket_path, const char *root, int timeout_ms,
 	const struct agent_report *v, size_t n, struct err *e);

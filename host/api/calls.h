@@ -27,6 +27,7 @@ enum call_query {
 	QUERY_WITH = 1 << 4,	  /* with={commit} */
 	QUERY_FILES = 1 << 5,	  /* files=0|1 */
 	QUERY_AFTER = 1 << 6,	  /* after=number */
+	QUERY_WAIT = 1 << 7,	  /* wait=0|1 */
 };
 
 /* clang-format off */
@@ -59,8 +60,8 @@ enum call_query {
 	X(TAG_DELETE,    "DELETE", "/v1/tags/*",            empty,       0, 0) \
 	X(ENV,           "GET",    "/v1/environment",       empty,       0, 0) \
 	X(ENV_PUT,       "PUT",    "/v1/environment",       environment, 0, 0) \
-	X(REPORTS,       "GET",    "/v1/reports",           empty,       0, QUERY_AFTER) \
-	X(VM_REPORTS,    "GET",    "/v1/vms/*/reports",     empty,       0, QUERY_AFTER) \
+	X(REPORTS,       "GET",    "/v1/reports",           empty,       0, QUERY_AFTER | QUERY_WAIT) \
+	X(VM_REPORTS,    "GET",    "/v1/vms/*/reports",     empty,       0, QUERY_AFTER | QUERY_WAIT) \
 	X(SHUTDOWN,      "POST",   "/v1/shutdown",          empty,       0, 0)
 /* clang-format on */
 

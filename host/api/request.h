@@ -28,6 +28,7 @@ struct route {
 	bool memory;	      /* ?memory=1 */
 	bool files;	      /* ?files=1 */
 	uint64_t after;	      /* ?after=, of reports */
+	bool wait;	      /* ?wait=1, of reports: until there are some */
 	struct labels labels; /* ?label=k=v, which may be there several times */
 };
 

@@ -142,6 +142,8 @@ read_query(const char *query, unsigned taken, struct route *route, struct err *e
 			r = query_flag(item, value, &route->memory, e);
 		else if (taken & QUERY_AFTER && strcmp(item, "after") == 0)
 			r = query_number(item, value, &route->after, e);
+		else if (taken & QUERY_WAIT && strcmp(item, "wait") == 0)
+			r = query_flag(item, value, &route->wait, e);
 		else if (taken & QUERY_LABEL && strcmp(item, "label") == 0)
 			r = query_label(value, &route->labels, e);
 		else

@@ -4,8 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/cli/out.h"
+#include "host/cli/pick.h"
+
+enum { OPT_LIST = 256, OPT_SSH, OPT_TIMEOUT, OPT_INTERACTIVE };
+
 const struct opt execute_options[] = {
-	{'t', "timeout", "SECONDS",
+	{'i', "stdin", NULL, "pass standard input on; without it the command has none",
+		COMPLETE_NOTHING},
+	{'t', "tty", NULL, "give it a terminal; -it is for programs that a person uses",
+		COMPLETE_NOTHING},
+	{OPT_TIMEOUT, "timeout", "SECONDS",
 		"kill it after that time (status 6); 1.5, 500ms and 10m are fine too",
 		COMPLETE_NOTHING},
 	{'e', "env", "NAME=VALUE",
@@ -17,18 +26,16 @@ const struct opt execute_options[] = {
 	{'s', "shell", "TEXT",
 		"run TEXT with /bin/sh -c; words that follow are $1, $2, …",
 		COMPLETE_NOTHING},
-	{'T', "tty", NULL, "give it a terminal: for programs that a person uses",
-		COMPLETE_NOTHING},
-	{'i', "stdin", NULL, "pass standard input on, even from a terminal",
-		COMPLETE_NOTHING},
-	{'n', "no-stdin", NULL, "pass none on, even from a pipe or file",
-		COMPLETE_NOTHING},
 	{'d', "detach", NULL, "start it, print its id and return", COMPLETE_NOTHING},
 	{'A', "attach", "ID", "take up a command that was detached", COMPLETE_NOTHING},
-	{257, "ssh", NULL,
+	{OPT_SSH, "ssh", NULL,
 		"over SSH, as a login of that user: needs openssh-server in it",
 		COMPLETE_NOTHING},
-	{256, "list", NULL, "list the guest's commands, as JSON", COMPLETE_NOTHING},
+	{OPT_LIST, "list", NULL, "list the guest's commands, as JSON", COMPLETE_NOTHING},
+	/* What other programs call -i; and what scripts say that know older versions. */
+	{OPT_INTERACTIVE, "interactive", NULL, NULL, COMPLETE_NOTHING},
+	{'T', NULL, NULL, NULL, COMPLETE_NOTHING},
+	{'n', "no-stdin", NULL, NULL, COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -52,12 +59,37 @@ add_env(struct execute_words *w, const char *text, struct err *e)
 	return 0;
 }
 
+/* Whether the word behind a -t is a time limit as older versions took it: no name and no
+ * id of a VM looks like that. */
+static bool
+is_old_limit(const char *word)
+{
+	uint64_t ms;
+
+	return opt_ms(word, "-t", &ms, NULL) == 0 && !pick_looks_like_id(word);
+}
+
+static int
+take_tty(struct execute_words *w, struct opt_scan *s, struct err *e)
+{
+	const char *next = s->rest || s->ended ? NULL : s->argv[s->at];
+
+	if (!next || !is_old_limit(next)) {
+		w->tty = true;
+		return 0;
+	}
+	s->at++;
+	if (!s->quiet)
+		out_note("-t gives a terminal; the time limit is --timeout %s", next);
+	return opt_ms(next, "--timeout", &w->timeout_ms, e);
+}
+
 /* One option; OPT_WORD and the rest are the caller's. */
 static int
-take_option(struct execute_words *w, int key, const struct opt_scan *s, struct err *e)
+take_option(struct execute_words *w, int key, struct opt_scan *s, struct err *e)
 {
 	switch (key) {
-	case 't':
+	case OPT_TIMEOUT:
 		return opt_ms(s->arg, "--timeout", &w->timeout_ms, e);
 	case 'e':
 		return add_env(w, s->arg, e);
@@ -71,21 +103,24 @@ take_option(struct execute_words *w, int key, const struct opt_scan *s, struct e
 		w->shell = s->arg;
 		return 0;
 	case 'i':
+	case OPT_INTERACTIVE:
 		w->stdin_on = true;
 		return 0;
 	case 'n':
-		w->stdin_off = true;
+		w->stdin_on = false;
 		return 0;
 	case 'T':
-		w->tty = true;
+		w->stdin_on = w->tty = true;
 		return 0;
+	case 't':
+		return take_tty(w, s, e);
 	case 'd':
 		w->detach = true;
 		return 0;
 	case 'A':
 		w->attach = s->arg;
 		return 0;
-	case 257:
+	case OPT_SSH:
 		w->ssh = true;
 		return 0;
 	default:
@@ -141,9 +176,14 @@ check(struct execute_words *w, char *const *command, struct err *e)
 			w->vm ? w->vm : "<vm>");
 	if (runs && !command[0][0])
 		return err_set(e, -EINVAL, "the command is an empty word");
-	if (w->tty && (w->detach || w->attach || w->stdin_off))
+	if (w->tty && (w->detach || w->attach))
+		return err_set(
+			e, -EINVAL, "--tty does not go with --detach and --attach");
+	if (w->stdin_on && w->detach)
 		return err_set(e, -EINVAL,
-			"--tty does not go with --detach, --attach and --no-stdin");
+			"--stdin does not go with --detach: what is detached has no input");
+	if (w->ssh && w->tty && !w->stdin_on)
+		return err_set(e, -EINVAL, "--tty needs --stdin, too, with --ssh: -it");
 	w->argv = (const char *const *)command;
 	return 0;
 }

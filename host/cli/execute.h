@@ -2,6 +2,9 @@
  * The words of `pando execute`: which are ours, which the VM's name, which the command. A
  * name is never taken for a command nor a command for a name: the first word before "--"
  * is the VM, all words from the next one (or from "--") on are the command, untouched.
+ *
+ * -i and -t are those of `docker exec` and `kubectl exec`: input and terminal. -t was the
+ * time limit once; "-t 12" still is, with a note, because "12" can name no VM.
  */
 #ifndef PANDO_HOST_CLI_EXECUTE_H
 #define PANDO_HOST_CLI_EXECUTE_H
@@ -21,7 +24,7 @@ struct execute_words {
 	size_t n_env;
 	const char *cwd, *user, *shell, *attach; /* NULL: not said */
 	uint64_t timeout_ms;			 /* 0: none */
-	bool stdin_on, stdin_off, tty, detach, list, ssh;
+	bool stdin_on, tty, detach, list, ssh;
 	const char **shell_argv; /* owned; NULL unless --shell was used */
 };
 

@@ -18,7 +18,7 @@ pandocli_SRCS += host/cli/near.c host/cli/opt.c host/cli/out.c host/cli/help.c h
 	host/cli/verbs/cmd_history.c host/cli/verbs/cmd_tag.c host/cli/verbs/cmd_diff.c host/cli/verbs/cmd_verify.c host/cli/verbs/cmd_gc.c \
 	host/cli/points.c host/cli/fan.c host/cli/tree_commit.c host/cli/verbs/cmd_env.c host/cli/env.c \
 	host/cli/verbs/cmd_rpc.c host/cli/verbs/cmd_reports.c host/cli/verbs/cmd_connect.c host/cli/verbs/cmd_tunnel.c \
-	host/cli/gone.c host/cli/tunnel.c
+	host/cli/gone.c host/cli/tunnel.c host/cli/many.c
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
@@ -78,6 +78,11 @@ test_copy_SRCS := tests/unit/test_copy.c tests/unit/tar_help.c $(stand_in_SRCS)
 test_copy_LIBS := agentclient wire common
 test_copy_PKGS := cmocka
 $(B)/tests/test_copy: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
+UNIT_TESTS += test_habits
+test_habits_SRCS := tests/unit/test_habits.c $(stand_in_SRCS)
+test_habits_LIBS := agentclient wire common
+test_habits_PKGS := cmocka
+$(B)/tests/test_habits: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 UNIT_TESTS += test_rpc_cli
 test_rpc_cli_SRCS := tests/unit/test_rpc_cli.c $(stand_in_SRCS)
 test_rpc_cli_LIBS := agentclient wire common

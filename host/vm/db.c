@@ -81,7 +81,24 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"  time_ms INTEGER NOT NULL,"
 	"  report TEXT NOT NULL);"
 	"CREATE INDEX reports_vm ON reports(vm);",
+	/* What each VM's reports take, and how many of them had to go. */
+	"CREATE TABLE reports_of ("
+	"  vm TEXT PRIMARY KEY,"
+	"  bytes INTEGER NOT NULL,"
+	"  n INTEGER NOT NULL,"
+	"  dropped INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;"
+	"ALTER TABLE reports ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;"
+	"UPDATE reports SET bytes = length(CAST(report AS BLOB)) + 512;"
+	"INSERT INTO reports_of (vm, bytes, n)"
+	"  SELECT vm, sum(bytes), count(*) FROM reports GROUP BY vm;"
+	"CREATE TRIGGER report_comes AFTER INSERT ON reports BEGIN"
+	"  INSERT INTO reports_of (vm, bytes, n) VALUES (NEW.vm, NEW.bytes, 1)"
+	"  ON CONFLICT (vm) DO UPDATE SET bytes = bytes + NEW.bytes, n = n + 1; END;"
+	"CREATE TRIGGER report_goes AFTER DELETE ON reports BEGIN"
+	"  UPDATE reports_of SET bytes = bytes - OLD.bytes, n = n - 1 WHERE vm = OLD.vm;"
+	"  DELETE FROM reports_of WHERE vm = OLD.vm AND n <= 0; END;",
 };
+_Static_assert(DB_REPORT_BYTES == 512, "stands in the schema, too");
 
 enum stmt {
 	STMT_BEGIN,
@@ -111,8 +128,13 @@ enum stmt {
 	STMT_ENV_CLEAR,
 	STMT_ENV_PUT,
 	STMT_REPORT_PUT,
-	STMT_REPORT_TRIM,
+	STMT_REPORT_DROP,
+	STMT_REPORT_DROPPED,
 	STMT_REPORTS,
+	STMT_REPORTS_OF,
+	STMT_REPORTS_MOST,
+	STMT_REPORTS_ALL,
+	STMT_REPORTS_DROPPED,
 	STMT_COUNT,
 };
 
@@ -167,9 +189,18 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_ENV_CLEAR] = "DELETE FROM environment WHERE vm = ?1",
 	[STMT_ENV_PUT] = "INSERT INTO environment (vm, name, value) VALUES (?1, ?2, ?3)",
 	[STMT_REPORT_PUT] =
-		"INSERT OR IGNORE INTO reports (id, vm, alias, generation, time_ms, report) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-	[STMT_REPORT_TRIM] =
-		"DELETE FROM reports WHERE seq <= (SELECT max(seq) FROM reports) - ?1",
+		"INSERT OR IGNORE INTO reports (id, vm, alias, generation, time_ms, report, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+	[STMT_REPORT_DROP] =
+		"DELETE FROM reports WHERE seq = (SELECT min(seq) FROM reports WHERE vm = ?1)",
+	[STMT_REPORT_DROPPED] =
+		"UPDATE reports_of SET dropped = dropped + 1 WHERE vm = ?1",
+	[STMT_REPORTS_OF] = "SELECT bytes, vm FROM reports_of WHERE vm = ?1",
+	[STMT_REPORTS_MOST] =
+		"SELECT bytes, vm FROM reports_of ORDER BY bytes DESC LIMIT 1",
+	[STMT_REPORTS_ALL] = "SELECT total(bytes), '' FROM reports_of",
+	[STMT_REPORTS_DROPPED] =
+		"SELECT vm, (SELECT alias FROM reports r WHERE r.vm = o.vm ORDER BY seq DESC LIMIT 1), dropped FROM reports_of o WHERE dropped > 0 AND (?1 IS NULL OR "
+		"vm = ?1) ORDER BY vm",
 	[STMT_REPORTS] =
 		"SELECT seq, id, vm, alias, generation, time_ms, report FROM reports WHERE seq > ?1 AND (?2 IS NULL OR vm = ?2) ORDER BY seq",
 };
@@ -860,7 +891,6 @@ int
 db_report_put(struct db *db, const struct db_report *row, struct err *e)
 {
 	sqlite3_stmt *s = db->stmt[STMT_REPORT_PUT];
-	int r;
 
 	sqlite3_bind_text(s, 1, row->id, -1, SQLITE_STATIC);
 	sqlite3_bind_text(s, 2, row->vm, -1, SQLITE_STATIC);
@@ -868,12 +898,98 @@ db_report_put(struct db *db, const struct db_report *row, struct err *e)
 	sqlite3_bind_text(s, 4, row->generation, -1, SQLITE_STATIC);
 	sqlite3_bind_int64(s, 5, (sqlite3_int64)row->time_ms);
 	sqlite3_bind_text(s, 6, row->json, -1, SQLITE_STATIC);
-	r = run(db, STMT_REPORT_PUT, "keeping a report", e);
-	if (r == 0) {
-		sqlite3_bind_int64(db->stmt[STMT_REPORT_TRIM], 1, DB_REPORTS_MAX);
-		r = run(db, STMT_REPORT_TRIM, "forgetting old reports", e);
+	sqlite3_bind_int64(s, 7, (sqlite3_int64)(strlen(row->json) + DB_REPORT_BYTES));
+	return run(db, STMT_REPORT_PUT, "keeping a report", e);
+}
+
+/* The first row of a statement on reports_of: 1, or 0 if there is none. vm: of ?1, or NULL. */
+static int
+reports_of(struct db *db, enum stmt which, const char *vm, uint64_t *ret_bytes,
+	char ret_vm[static VM_ID_LEN + 1], struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[which];
+	int step, r = 0;
+
+	if (vm)
+		sqlite3_bind_text(s, 1, vm, -1, SQLITE_STATIC);
+	step = sqlite3_step(s);
+	if (step == SQLITE_ROW) {
+		sqlite3_int64 bytes = sqlite3_column_int64(s, 0);
+
+		*ret_bytes = bytes > 0 ? (uint64_t)bytes : 0;
+		r = column_text(s, 1, ret_vm, VM_ID_LEN + 1) < 0 ? 0 : 1;
+	} else if (step != SQLITE_DONE) {
+		r = failed(db, "reading reports", e);
 	}
+	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
 	return r;
+}
+
+static int
+drop_oldest(struct db *db, const char *vm, struct err *e)
+{
+	int r;
+
+	sqlite3_bind_text(db->stmt[STMT_REPORT_DROPPED], 1, vm, -1, SQLITE_STATIC);
+	r = run(db, STMT_REPORT_DROPPED, "forgetting old reports", e);
+	if (r < 0)
+		return r;
+	sqlite3_bind_text(db->stmt[STMT_REPORT_DROP], 1, vm, -1, SQLITE_STATIC);
+	r = run(db, STMT_REPORT_DROP, "forgetting old reports", e);
+	/* Somebody's sqlite3 shell: the sums and the rows are not of each other. */
+	return r < 0 || sqlite3_changes(db->h) > 0 ? r : 1;
+}
+
+int
+db_reports_trim(struct db *db, const char *vm, uint64_t vm_bytes, uint64_t all_bytes,
+	uint64_t *ret_dropped, struct err *e)
+{
+	char most[VM_ID_LEN + 1], nobody[VM_ID_LEN + 1];
+	uint64_t bytes, n = 0;
+	int r;
+
+	while ((r = reports_of(db, STMT_REPORTS_OF, vm, &bytes, most, e)) > 0 &&
+		bytes > vm_bytes) {
+		r = drop_oldest(db, vm, e);
+		if (r)
+			break;
+		n++;
+	}
+	while (r >= 0 &&
+		(r = reports_of(db, STMT_REPORTS_ALL, NULL, &bytes, nobody, e)) > 0 &&
+		bytes > all_bytes) {
+		r = reports_of(db, STMT_REPORTS_MOST, NULL, &bytes, most, e);
+		if (r <= 0)
+			break;
+		r = drop_oldest(db, most, e);
+		if (r)
+			break;
+		n += strcmp(most, vm) == 0;
+	}
+	*ret_dropped = n;
+	return r < 0 ? r : 0;
+}
+
+int
+db_reports_dropped(struct db *db, const char *vm,
+	int (*row)(void *ctx, const char *vm, const char *alias, uint64_t n), void *ctx,
+	struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_REPORTS_DROPPED];
+	char id[VM_ID_LEN + 1], alias[VM_ALIAS_MAX + 1];
+	int step, r = 0;
+
+	bind_text(s, 1, vm ? vm : "");
+	while (r == 0 && (step = sqlite3_step(s)) == SQLITE_ROW)
+		if (column_text(s, 0, id, sizeof(id)) >= 0 &&
+			column_text(s, 1, alias, sizeof(alias)) >= 0)
+			r = row(ctx, id, alias, (uint64_t)sqlite3_column_int64(s, 2));
+	if (r == 0 && step != SQLITE_DONE)
+		r = failed(db, "reading reports", e);
+	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
+	return r > 0 ? 0 : r;
 }
 
 int

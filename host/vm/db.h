@@ -23,7 +23,7 @@
 #include "host/vm/vm_spec.h"
 #include "host/store/store.h"
 
-#define DB_SCHEMA_VERSION 5
+#define DB_SCHEMA_VERSION 6
 #define DB_REASON_MAX 512
 
 enum vm_state {
@@ -146,9 +146,10 @@ int db_env_get(struct db *db, const char *vm, struct env *env, struct err *e);
 /* In the place of what was there. */
 int db_env_put(struct db *db, const char *vm, const struct env *env, struct err *e);
 /*
- * Reports of VMs, which stay when the VM is gone; the newest DB_REPORTS_MAX.
+ * Reports of VMs, which stay when the VM is gone. Each counts for its bytes and
+ * DB_REPORT_BYTES more.
  */
-#define DB_REPORTS_MAX 20000
+#define DB_REPORT_BYTES 512
 struct db_report {
 	uint64_t seq; /* in the order of their coming; never used again */
 	char id[33];
@@ -160,6 +161,16 @@ struct db_report {
 };
 /* Of a report that is known already nothing changes. */
 int db_report_put(struct db *db, const struct db_report *row, struct err *e);
+/* Drops the oldest reports of vm until they have at most vm_bytes, then the oldest of
+ * whichever VM has the most until all have at most all_bytes: a VM that says much costs
+ * itself. *ret_dropped: how many of vm's went. */
+int db_reports_trim(struct db *db, const char *vm, uint64_t vm_bytes, uint64_t all_bytes,
+	uint64_t *ret_dropped, struct err *e);
+/* How many reports of that VM (NULL: of each that lost some and still has others) were
+ * dropped; alias: as it was called last, "" if nothing. */
+int db_reports_dropped(struct db *db, const char *vm,
+	int (*row)(void *ctx, const char *vm, const char *alias, uint64_t n), void *ctx,
+	struct err *e);
 /* Those with a seq above `after`, of one VM (NULL: of all), in order, until row() returns
  * other than 0; negative is an error. */
 int db_reports(struct db *db, const char *vm, uint64_t after,

@@ -24,6 +24,10 @@
 #define LAST_TIMEOUT_MS 5000
 /* An answer is at most about that long; the rest is asked for with `after`. */
 #define ANSWER_BYTES (4u << 20)
+/* What a VM's reports may take in the database, and all of them: the oldest of whoever has too
+ * much go, and nobody else's. */
+#define VM_BYTES (16u << 20)
+#define ALL_BYTES (512u << 20)
 
 struct takers {
 	struct tree *t;
@@ -37,6 +41,8 @@ static void
 keep(struct tree *t, const struct vm *vm, const struct agent_report *v, size_t n,
 	size_t *ret_kept)
 {
+	static struct log_limit limit = {.burst = 5};
+	uint64_t dropped = 0;
 	struct err e = {0};
 	int r = db_begin(t->db, &e);
 
@@ -59,13 +65,22 @@ keep(struct tree *t, const struct vm *vm, const struct agent_report *v, size_t n
 		r = db_report_put(t->db, &row, &e);
 	}
 	if (!r)
-		r = db_commit(t->db, &e);
+		r = db_reports_trim(t->db, vm->row.id, VM_BYTES, ALL_BYTES, &dropped, &e);
 	if (!r)
-		*ret_kept = n;
-	else {
+		r = db_commit(t->db, &e);
+	if (r) {
 		db_rollback(t->db);
 		log_err("reports of vm %s: %s", vm->row.id, e.msg);
+		return;
 	}
+	*ret_kept = n;
+	if (dropped && log_allowed(&limit))
+		log_warn(
+			"vm %s (%s): its reports take more than %u MiB; its %llu oldest were dropped",
+			vm->row.id, vm_name(vm), VM_BYTES >> 20,
+			(unsigned long long)dropped);
+	t->reports_kept++;
+	pthread_cond_broadcast(&t->changed);
 }
 
 static int
@@ -78,8 +93,8 @@ ms_until(uint64_t deadline_ns)
 	return now < deadline_ns ? (int)((deadline_ns - now) / NS_PER_MS) + 1 : 1;
 }
 
-static void
-take(struct tree *t, struct vm *vm, uint64_t deadline_ns)
+void
+reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct agent_report *v = NULL;
@@ -123,12 +138,12 @@ taker_main(void *arg)
 		pthread_mutex_unlock(&w->t->lock);
 		if (!vm)
 			return NULL;
-		take(w->t, vm, w->deadline_ns);
+		reports_take(w->t, vm, w->deadline_ns);
 	}
 }
 
-static bool
-can_answer(const struct vm *vm)
+bool
+reports_can_take(const struct vm *vm)
 {
 	return vm->row.state == VM_RUNNING && vm->row.answered && vm->ctl && !vm->dead;
 }
@@ -159,7 +174,7 @@ take_all(struct tree *t, struct vm *one)
 
 	w.vms = calloc(t->n_vms + 1, sizeof(*w.vms));
 	for (unsigned i = 0; w.vms && i < t->n_vms; i++)
-		if (can_answer(t->vms[i]) && (!one || t->vms[i] == one)) {
+		if (reports_can_take(t->vms[i]) && (!one || t->vms[i] == one)) {
 			w.vms[w.n++] = t->vms[i];
 			t->vms[i]->refs++;
 		}
@@ -177,7 +192,7 @@ tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n)
 
 	w.vms = calloc(n + 1, sizeof(*w.vms));
 	for (unsigned i = 0; w.vms && i < n; i++)
-		if (can_answer(vms[i]))
+		if (reports_can_take(vms[i]))
 			w.vms[w.n++] = vms[i];
 	take_from(&w);
 	free(w.vms);
@@ -214,9 +229,58 @@ add_row(void *ctx, const struct db_report *row, struct err *e)
 	return 0;
 }
 
+static int
+add_dropped(void *ctx, const char *vm, const char *alias, uint64_t n)
+{
+	struct json_out *o = ctx;
+
+	json_out_object(o, NULL);
+	json_out_str(o, "vm", vm);
+	json_out_str(o, "alias", alias[0] ? alias : NULL);
+	json_out_u64(o, "reports", n);
+	json_out_u64(o, "limit_bytes", VM_BYTES);
+	json_out_end_object(o);
+	return 0;
+}
+
+static int
+is_one(void *ctx, const struct db_report *row, struct err *e)
+{
+	(void)row;
+	(void)e;
+	*(bool *)ctx = true;
+	return 1;
+}
+
+/* Until there is one. With the lock, which is given up meanwhile. */
+static int
+wait_for_one(struct tree *t, const char *id, uint64_t after, struct err *e)
+{
+	uint64_t end_ns = io_now_ns() + TREE_REPORTS_WAIT_MS * NS_PER_MS, seen;
+	struct timespec end = {.tv_sec = (time_t)(end_ns / 1000000000u),
+		.tv_nsec = (long)(end_ns % 1000000000u)};
+	bool any = false;
+	int r = reports_follow(t, e);
+
+	if (r < 0)
+		return r;
+	for (;;) {
+		seen = t->reports_kept;
+		r = db_reports(t->db, id, after, is_one, &any, e);
+		if (r < 0 || any)
+			break;
+		while (!t->stopping && seen == t->reports_kept && io_now_ns() < end_ns)
+			pthread_cond_timedwait(&t->changed, &t->lock, &end);
+		if (seen == t->reports_kept)
+			break;
+	}
+	reports_unfollow(t);
+	return r;
+}
+
 int
-tree_reports(struct tree *t, const char *name, uint64_t after, struct json_out *out,
-	struct err *e)
+tree_reports(struct tree *t, const char *name, uint64_t after, bool wait,
+	struct json_out *out, struct err *e)
 {
 	struct answer a = {.out = out, .next = after};
 	char id[VM_ID_LEN + 1] = "";
@@ -234,15 +298,22 @@ tree_reports(struct tree *t, const char *name, uint64_t after, struct json_out *
 			memcpy(id, vm->row.id, sizeof(id));
 		}
 	}
+	if (!r && wait)
+		r = wait_for_one(t, name ? id : NULL, after, e);
+	else if (!r && (!name || vm))
+		take_all(t, vm);
 	if (!r) {
-		if (!name || vm)
-			take_all(t, vm);
 		json_out_object(out, NULL);
 		json_out_array(out, "reports");
 		r = db_reports(t->db, name ? id : NULL, after, add_row, &a, e);
 		json_out_end_array(out);
 		json_out_u64(out, "next", a.next);
 		json_out_bool(out, "more", a.more);
+		json_out_array(out, "dropped");
+		if (!r)
+			r = db_reports_dropped(
+				t->db, name ? id : NULL, add_dropped, out, e);
+		json_out_end_array(out);
 		json_out_end_object(out);
 	}
 	if (vm)

@@ -443,6 +443,7 @@ tree_close(struct tree *t)
 	tree_stop(t);
 	if (t->has_health_monitor)
 		pthread_join(t->health_monitor, NULL);
+	reports_watch_close(t);
 	pool_close(t);
 	scopes_close(t->scopes);
 	t->scopes = NULL;

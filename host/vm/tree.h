@@ -125,9 +125,11 @@ int tree_tag_put(struct tree *t, const char *tag, const struct tag_request *q,
 	struct json_out *out, struct err *e);
 int tree_tag_delete(struct tree *t, const char *tag, struct json_out *out, struct err *e);
 /* reports.c: what guests have is taken first. name NULL: of all VMs; else of one, which
- * may be gone (then its id). Those with a seq above `after`. */
-int tree_reports(struct tree *t, const char *name, uint64_t after, struct json_out *out,
-	struct err *e);
+ * may be gone (then its id). Those with a seq above `after`. wait: where there is none yet, the
+ * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS. */
+#define TREE_REPORTS_WAIT_MS 25000
+int tree_reports(struct tree *t, const char *name, uint64_t after, bool wait,
+	struct json_out *out, struct err *e);
 int tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e);
 
 #endif

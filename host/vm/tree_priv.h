@@ -68,6 +68,8 @@ struct tree {
 	bool stopping;
 	pthread_t health_monitor; /* asks agents, ends VMs whose control socket closed */
 	bool has_health_monitor;
+	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */
+	uint64_t reports_kept;		     /* how many were put into the database */
 	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
 };
 
@@ -107,6 +109,15 @@ int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
 /* reports.c: of claimed VMs that are about to be deleted. Called with the lock, which is
  * given up meanwhile; a guest that does not answer costs seconds, once for all. */
 void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
+/* reports.c: whether the guest can be asked for its reports, and asking it, without the lock.
+ * deadline_ns 0: the call's own. */
+bool reports_can_take(const struct vm *vm);
+void reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns);
+/* reports_watch.c: from follow to unfollow what guests report is taken at once, and changed is
+ * broadcast. */
+int reports_follow(struct tree *t, struct err *e);
+void reports_unfollow(struct tree *t);
+void reports_watch_close(struct tree *t); /* without the lock, when the tree stops */
 /* The names of segments no chain has any more: removed from the database now, the files
  * too. */
 int tree_sweep(struct tree *t, struct err *e);

@@ -44,12 +44,15 @@ agent_help_start(const char *sock, const char *root, bool (*enter)(void))
 	const char *program = agent_help_program();
 	/* The end of a thread is not the end of the test. */
 	bool main_thread = gettid() == getpid();
-	char listen_on[160];
+	char fresh[128], listen_on[160];
 	int status;
 	pid_t pid;
 
-	snprintf(listen_on, sizeof(listen_on), "unix:%s", sock);
-	unlink(sock);
+	/* A VM's socket is there all its life, also while its agent is not: the new one takes the
+	 * place of the old one when it answers. */
+	snprintf(fresh, sizeof(fresh), "%s.new", sock);
+	snprintf(listen_on, sizeof(listen_on), "unix:%s", fresh);
+	unlink(fresh);
 	pid = fork();
 	if (!pid) {
 		if (main_thread)
@@ -64,8 +67,10 @@ agent_help_start(const char *sock, const char *root, bool (*enter)(void))
 	assert_true(pid > 0);
 	/* Until it is bound, and until it listens. */
 	for (int i = 0; i < 3000; i++) {
-		if (agent_wait_ready(sock, 10000, NULL, NULL, NULL) == 0)
+		if (agent_wait_ready(fresh, 10000, NULL, NULL, NULL) == 0) {
+			assert_int_equal(rename(fresh, sock), 0);
 			return pid;
+		}
 		if (waitpid(pid, &status, WNOHANG) == pid) {
 			if (enter && WIFEXITED(status) &&
 				WEXITSTATUS(status) == EXIT_NOT_ENTERED)

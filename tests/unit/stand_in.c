@@ -212,6 +212,8 @@ stand_in_open(void)
 {
 	char path[128];
 
+	/* A pando that was told to stop does not wait for its answer. */
+	signal(SIGPIPE, SIG_IGN);
 	if (!mkdtemp(stand_in_home) || setenv("PANDO_HOME", stand_in_home, 1) ||
 		paths_program("bin/pando", stand_in_pando, PATHS_MAX, NULL) < 0)
 		return -1;

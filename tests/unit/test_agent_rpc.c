@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -191,12 +193,21 @@ send_and_follow_until_done(void **state)
 static void *
 agents_end(void *arg)
 {
+	char stays[sizeof(sock) + 8];
+	int fd;
+
 	(void)arg;
 	for (int i = 0; i < 5; i++) {
 		usleep(150000);
+		/* A VM listens all its life; who comes while it has no agent is let down, and
+		 * does not find that there is no VM. */
+		snprintf(stays, sizeof(stays), "%s.stays", sock);
+		assert_int_equal(io_unix_listen(stays, SOCK_STREAM, 16, &fd, NULL), 0);
+		assert_int_equal(rename(stays, sock), 0);
 		end_agent();
 		usleep(50000);
 		start_agent();
+		close(fd);
 	}
 	return NULL;
 }
@@ -368,6 +379,46 @@ what_no_follower_says_is_refused(void **state)
 	free(s.text);
 }
 
+/* Whether the watched guest says something within that time. */
+static bool
+speaks(const struct agent_report_watch *w, int timeout_ms)
+{
+	struct pollfd p = {.fd = agent_report_watch_fd(w), .events = POLLIN};
+
+	return poll(&p, 1, timeout_ms) > 0;
+}
+
+/* What it says when it is no piece of something else: its answer and its end may come apart. */
+static int
+said(struct agent_report_watch *w)
+{
+	int r = 0;
+
+	while (!r && speaks(w, 30000))
+		r = agent_report_watch_read(w, NULL);
+	agent_report_watch_free(w);
+	return r;
+}
+
+static void
+a_guest_tells_of_a_report_when_it_is_made(void **state)
+{
+	const char *words[] = {"report", root_option, "--message", "m", NULL};
+	struct agent_report_watch *w;
+	cleanup_free char *text = NULL;
+	struct err e = {0};
+
+	(void)state;
+	assert_int_equal(agent_reports_watch(sock, root, 30000, &w, &e), 0);
+	assert_false(speaks(w, 300));
+	assert_int_equal(
+		agent_rpc_call(sock, words, NULL, 0, 4096, 30000, -1, &text, &e), 0);
+	assert_int_equal(said(w), 1);
+	/* One that waits already is told of at once. */
+	assert_int_equal(agent_reports_watch(sock, root, 30000, &w, &e), 0);
+	assert_int_equal(said(w), 1);
+}
+
 static void
 reports_are_taken_and_forgotten(void **state)
 {
@@ -465,6 +516,7 @@ main(void)
 		T(following_can_be_interrupted),
 		cmocka_unit_test(what_no_follower_says_is_refused),
 		T(reports_are_taken_and_forgotten),
+		T(a_guest_tells_of_a_report_when_it_is_made),
 		cmocka_unit_test(a_guests_report_is_checked),
 	};
 

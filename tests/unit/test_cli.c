@@ -336,10 +336,10 @@ static void
 options_stand_before_or_behind_the_vm(void **state)
 {
 	(void)state;
-	assert_int_equal(EXECUTE("a", "-t", "1", "--", "sleep", "60"), OPT_END);
+	assert_int_equal(EXECUTE("a", "--timeout", "1", "--", "sleep", "60"), OPT_END);
 	assert_int_equal(words.timeout_ms, 1000);
 	command_is("a", "sleep", "60", NULL);
-	assert_int_equal(EXECUTE("-t", "500ms", "-e", "A=1", "--env=B=", "-w/tmp",
+	assert_int_equal(EXECUTE("--timeout", "500ms", "-e", "A=1", "--env=B=", "-w/tmp",
 				 "--user", "1000", "-n", "a", "env"),
 		OPT_END);
 	assert_int_equal(words.timeout_ms, 500);
@@ -348,10 +348,33 @@ options_stand_before_or_behind_the_vm(void **state)
 	assert_null(words.env[2]);
 	assert_string_equal(words.cwd, "/tmp");
 	assert_string_equal(words.user, "1000");
-	assert_true(words.stdin_off);
+	assert_false(words.stdin_on);
 	command_is("a", "env", NULL);
-	assert_int_equal(EXECUTE("a", "-T", "-i", "bash"), OPT_END);
+}
+
+static void
+i_and_t_are_input_and_terminal(void **state)
+{
+	(void)state;
+	assert_int_equal(EXECUTE("-it", "a", "bash"), OPT_END);
 	assert_true(words.tty && words.stdin_on);
+	command_is("a", "bash", NULL);
+	assert_int_equal(EXECUTE("a", "-t", "--", "12"), OPT_END);
+	assert_true(words.tty && !words.stdin_on && !words.timeout_ms);
+	command_is("a", "12", NULL);
+	assert_int_equal(EXECUTE("-i", "a", "cat"), OPT_END);
+	assert_true(words.stdin_on && !words.tty);
+	assert_int_equal(EXECUTE("-T", "a", "bash"), OPT_END);
+	assert_true(words.tty && words.stdin_on);
+	/* The time limit of older versions: what can be no VM. 1234 and cafe can. */
+	assert_int_equal(EXECUTE("-n", "-t", "12", "a", "--", "x"), OPT_END);
+	assert_true(!words.tty && words.timeout_ms == 12000);
+	command_is("a", "x", NULL);
+	assert_int_equal(EXECUTE("-t", "1234", "--", "x"), OPT_END);
+	assert_true(words.tty && !words.timeout_ms);
+	command_is("1234", "x", NULL);
+	assert_int_equal(EXECUTE("-t", "cafe", "x"), OPT_END);
+	assert_true(words.tty);
 }
 
 static void
@@ -376,7 +399,9 @@ what_makes_no_sense_is_refused(void **state)
 	assert_int_equal(EXECUTE("a", "--"), OPT_ERROR);
 	assert_int_equal(EXECUTE("--"), OPT_ERROR);
 	assert_int_equal(EXECUTE("a", "--", ""), OPT_ERROR);
-	assert_int_equal(EXECUTE("a", "-t", "0", "x"), OPT_ERROR);
+	assert_int_equal(EXECUTE("a", "--timeout", "0", "x"), OPT_ERROR);
+	assert_int_equal(EXECUTE("-i", "-d", "a", "x"), OPT_ERROR);
+	assert_int_equal(EXECUTE("--ssh", "-t", "a", "x"), OPT_ERROR);
 	assert_int_equal(EXECUTE("a", "-e", "x", "y"), OPT_ERROR);
 	assert_int_equal(EXECUTE("-T", "-d", "a", "x"), OPT_ERROR);
 	assert_int_equal(EXECUTE("a", "--attach", "e1", "x"), OPT_ERROR);
@@ -754,6 +779,7 @@ main(void)
 		cmocka_unit_test(labels_and_variables_are_checked),
 		cmocka_unit_test(a_command_reaches_the_guest_as_it_was_typed),
 		cmocka_unit_test(options_stand_before_or_behind_the_vm),
+		cmocka_unit_test(i_and_t_are_input_and_terminal),
 		cmocka_unit_test(a_shell_is_asked_for_by_name),
 		cmocka_unit_test(what_makes_no_sense_is_refused),
 		cmocka_unit_test(a_side_in_a_vm_has_a_colon_before_any_slash),

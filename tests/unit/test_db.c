@@ -232,7 +232,7 @@ an_older_schema_becomes_this_one(void **state)
 	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
 	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
-	       "DROP TABLE reports;"
+	       "DROP TABLE reports; DROP TABLE reports_of;"
 	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
@@ -310,6 +310,121 @@ reports_are_kept_once_and_outlive_their_vm(void **state)
 	s = (struct reports_seen){0};
 	assert_int_equal(db_reports(db, NULL, UINT64_MAX, see_report, &s, &e), 0);
 	assert_int_equal(s.n, 0);
+}
+
+static int
+see_dropped(void *ctx, const char *vm, const char *alias, uint64_t n)
+{
+	struct reports_seen *s = ctx;
+
+	s->n++;
+	snprintf(
+		s->text, sizeof(s->text), "%s %s %llu", vm, alias, (unsigned long long)n);
+	return 0;
+}
+
+/* n more reports of vm, each of that many bytes. */
+static void
+say_much(const char *vm, unsigned n, size_t len)
+{
+	static unsigned number;
+	char *json = malloc(len + 1);
+	struct db_report r = {.alias = "n", .json = json};
+
+	assert_non_null(json);
+	memset(json, ' ', len);
+	memcpy(json, "{}", 2);
+	json[len] = '\0';
+	memset(r.generation, '1', 32);
+	memcpy(r.vm, vm, VM_ID_LEN);
+	while (n--) {
+		snprintf(r.id, sizeof(r.id), "%032x", ++number);
+		assert_int_equal(db_report_put(db, &r, &e), 0);
+	}
+	free(json);
+}
+
+static unsigned
+reports_of_vm(const char *vm)
+{
+	struct reports_seen s = {0};
+
+	assert_int_equal(db_reports(db, vm, 0, see_report, &s, &e), 0);
+	return s.n;
+}
+
+static void
+a_vm_that_says_much_pushes_out_its_own_reports_only(void **state)
+{
+	struct reports_seen s = {0};
+	uint64_t dropped;
+
+	(void)state;
+	say_much("bbbbbbbbbbbb", 5, 100);
+	for (int i = 0; i < 40; i++) {
+		say_much("aaaaaaaaaaaa", 1, 1 << 20);
+		assert_int_equal(db_reports_trim(db, "aaaaaaaaaaaa", 4 << 20, 64 << 20,
+					 &dropped, &e),
+			0);
+		assert_int_equal(dropped, i < 3 ? 0 : 1);
+	}
+	assert_int_equal(reports_of_vm("bbbbbbbbbbbb"), 5);
+	assert_int_equal(reports_of_vm("aaaaaaaaaaaa"), 3);
+	/* Many small ones count as well. */
+	say_much("cccccccccccc", 1000, 2);
+	assert_int_equal(
+		db_reports_trim(db, "cccccccccccc", 64 << 10, 64 << 20, &dropped, &e), 0);
+	assert_int_equal(
+		reports_of_vm("cccccccccccc"), (64 << 10) / (DB_REPORT_BYTES + 2));
+	assert_int_equal(reports_of_vm("bbbbbbbbbbbb"), 5);
+	/* How many went is known, after a restart too. */
+	db_close(db);
+	db = NULL;
+	assert_int_equal(db_open(path, &db, &e), 0);
+	assert_int_equal(db_reports_dropped(db, "aaaaaaaaaaaa", see_dropped, &s, &e), 0);
+	assert_string_equal(s.text, "aaaaaaaaaaaa n 37");
+	s.n = 0;
+	assert_int_equal(db_reports_dropped(db, NULL, see_dropped, &s, &e), 0);
+	assert_int_equal(s.n, 2);
+	s.n = 0;
+	assert_int_equal(db_reports_dropped(db, "bbbbbbbbbbbb", see_dropped, &s, &e), 0);
+	assert_int_equal(s.n, 0);
+}
+
+/* Also those of VMs that are gone are bounded; who has the most pays. */
+static void
+all_reports_are_bounded_and_the_largest_pays(void **state)
+{
+	uint64_t dropped;
+
+	(void)state;
+	say_much("aaaaaaaaaaaa", 10, 10000);
+	say_much("bbbbbbbbbbbb", 2, 10000);
+	say_much("cccccccccccc", 4, 10000);
+	assert_int_equal(
+		db_reports_trim(db, "cccccccccccc", 1 << 20, 100000, &dropped, &e), 0);
+	assert_int_equal(dropped, 0);
+	assert_int_equal(reports_of_vm("aaaaaaaaaaaa"), 3);
+	assert_int_equal(reports_of_vm("bbbbbbbbbbbb"), 2);
+	assert_int_equal(reports_of_vm("cccccccccccc"), 4);
+}
+
+static void
+reports_of_before_count_as_well(void **state)
+{
+	uint64_t dropped;
+
+	(void)state;
+	say_much("aaaaaaaaaaaa", 10, 10000);
+	db_close(db);
+	db = NULL;
+	change("DROP TRIGGER report_comes; DROP TRIGGER report_goes; DROP TABLE reports_of;"
+	       "ALTER TABLE reports DROP COLUMN bytes; PRAGMA user_version = 5");
+	assert_int_equal(db_open(path, &db, &e), 0);
+	assert_int_equal(
+		db_reports_trim(db, "aaaaaaaaaaaa", 50000, 1 << 20, &dropped, &e), 0);
+	assert_int_equal(dropped, 6);
+	assert_int_equal(reports_of_vm("aaaaaaaaaaaa"), 4);
 }
 
 static void
@@ -470,7 +585,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 5)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 6)"));
 }
 
 static void
@@ -513,6 +628,9 @@ main(void)
 		T(environments_are_kept_apart_and_go_with_their_vms),
 		T(who_a_guest_said_it_is_is_kept),
 		T(reports_are_kept_once_and_outlive_their_vm),
+		T(a_vm_that_says_much_pushes_out_its_own_reports_only),
+		T(all_reports_are_bounded_and_the_largest_pays),
+		T(reports_of_before_count_as_well),
 		T(a_chains_own_segments_are_those_of_no_other),
 		T(where_a_vm_comes_from_is_kept),
 		T(a_base_is_known_as_long_as_it_is_the_same_file),

@@ -79,18 +79,59 @@ binary_input_of_any_size_comes_back_whole(void **state)
 	(void)state;
 	for (size_t i = 0; i < len; i++)
 		data[i] = (char)(i * 2654435761u >> 13);
-	RUN_WITH(&got, data, len, "execute", "a", "--", "cat");
+	RUN_WITH(&got, data, len, "execute", "-i", "a", "--", "cat");
 	assert_int_equal(got.status, 0);
 	assert_int_equal(got.out_len, len);
 	assert_memory_equal(got.out, data, len);
-	RUN_WITH(&got, data, len, "execute", "a", "--", "wc", "-c");
+	RUN_WITH(&got, data, len, "execute", "a", "--stdin", "--", "wc", "-c");
 	assert_int_equal(strtoul(got.out, NULL, 10), len);
 	/* A command that reads nothing ends all the same. */
-	RUN_WITH(&got, data, len, "execute", "a", "--", "true");
+	RUN_WITH(&got, data, len, "execute", "-i", "a", "--", "true");
 	assert_int_equal(got.status, 0);
-	RUN_WITH(&got, data, len, "execute", "-n", "a", "--", "wc", "-c");
-	assert_int_equal(strtoul(got.out, NULL, 10), 0);
 	free(data);
+}
+
+static void
+input_is_the_commands_with_i_only(void **state)
+{
+	char words[256];
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		char *const how[] = {"-q", "-n", "-u0"};
+
+		RUN_WITH(&got, "x\n", 2, "execute", how[i], "a", "--", "wc", "-c");
+		assert_int_equal(got.status, 0);
+		assert_int_equal(strtoul(got.out, NULL, 10), 0);
+		assert_string_equal(got.err, "");
+	}
+	RUN_WITH(&got, "x\n", 2, "execute", "--interactive", "a", "--", "wc", "-c");
+	assert_int_equal(strtoul(got.out, NULL, 10), 2);
+	/* A file that nobody has read from was meant for somebody. */
+	setenv("PANDO", stand_in_pando, 1);
+	snprintf(words, sizeof(words),
+		"cd %s && printf xyz >input && exec \"$PANDO\" execute a -- wc -c <input",
+		stand_in_home);
+	stand_in_run(NULL, 0, (char *[]){"sh", "-c", words, NULL}, &got);
+	assert_int_equal(strtoul(got.out, NULL, 10), 0);
+	assert_non_null(strstr(got.err, "-i does that"));
+}
+
+static void
+a_loop_around_it_keeps_its_input(void **state)
+{
+	char words[256];
+
+	(void)state;
+	setenv("PANDO", stand_in_pando, 1);
+	snprintf(words, sizeof(words),
+		"cd %s && seq 3 >lines && seq 3 |\n"
+		"while read x; do \"$PANDO\" exec a -- echo pipe $x; done\n"
+		"while read x; do \"$PANDO\" exec a -- echo file $x; done <lines",
+		stand_in_home);
+	stand_in_run(NULL, 0, (char *[]){"sh", "-c", words, NULL}, &got);
+	assert_string_equal(got.err, "");
+	assert_string_equal(got.out, "pipe 1\npipe 2\npipe 3\nfile 1\nfile 2\nfile 3\n");
 }
 
 static void
@@ -124,7 +165,7 @@ a_timeout_is_status_6_and_leaves_nothing_behind(void **state)
 	(void)state;
 	snprintf(words, sizeof(words), "sleep %s & sleep %s", stand_in_mark,
 		stand_in_mark);
-	RUN(&got, "execute", "a", "-t", "1", "--", "sh", "-c", words);
+	RUN(&got, "execute", "a", "--timeout", "1", "--", "sh", "-c", words);
 	assert_int_equal(got.status, EXIT_TIMED_OUT);
 	assert_true(got.took_ns > 900000000 && got.took_ns < 10000000000);
 	assert_non_null(strstr(got.err, "longer than 1 s"));
@@ -350,7 +391,7 @@ a_tree_is_copied_there_and_back_with_its_modes(void **state)
 static void
 a_terminal_has_the_size_of_ours_and_gets_its_keys(void **state)
 {
-	char *const argv[] = {"pando", "execute", "-T", "a", "--", "sh", "-c",
+	char *const argv[] = {"pando", "exec", "-it", "a", "--", "sh", "-c",
 		"test -t 0 && stty size && read line && echo \"<$line>\" && sleep 30",
 		NULL};
 	struct termios before, after;
@@ -369,8 +410,39 @@ a_terminal_has_the_size_of_ours_and_gets_its_keys(void **state)
 	assert_int_equal(tcgetattr(master, &after), 0);
 	assert_int_equal(before.c_lflag, after.c_lflag);
 	close(master);
-	RUN(&got, "execute", "-T", "a", "--", "true");
+	RUN(&got, "execute", "-it", "a", "--", "true");
 	assert_int_equal(got.status, EXIT_USAGE);
+}
+
+static void
+t_alone_is_a_terminal_on_which_nobody_types(void **state)
+{
+	char *const argv[] = {"pando", "exec", "-t", "a", "--", "sh", "-c",
+		"test -t 0 && test -t 1 && stty size", NULL};
+	int master;
+	pid_t pid = stand_in_start_on_terminal(argv, 33, 77, &master);
+	char *out = stand_in_read_all(master);
+
+	(void)state;
+	assert_int_equal(stand_in_wait(pid), 0);
+	assert_non_null(strstr(out, "33 77"));
+	free(out);
+	close(master);
+	/* It needs none of ours, and takes nothing of what waits on our input. */
+	RUN_WITH(&got, "typed\n", 6, "exec", "-t", "a", "--", "sh", "-c",
+		"test -t 0 && test -t 1 && echo yes");
+	assert_int_equal(got.status, 0);
+	assert_string_equal(got.out, "yes\r\n");
+}
+
+/* What scripts say that know -t as the time limit. */
+static void
+a_time_behind_t_is_still_a_limit(void **state)
+{
+	(void)state;
+	RUN(&got, "execute", "-n", "-t", "0.3", "a", "--", "sleep", "60");
+	assert_int_equal(got.status, EXIT_TIMED_OUT);
+	assert_non_null(strstr(got.err, "the time limit is --timeout 0.3"));
 }
 
 /* Last: it takes the agent with it. */
@@ -398,6 +470,8 @@ main(void)
 		cmocka_unit_test(out_and_err_and_the_status_are_the_commands_own),
 		cmocka_unit_test(words_arrive_as_they_are),
 		cmocka_unit_test(binary_input_of_any_size_comes_back_whole),
+		cmocka_unit_test(input_is_the_commands_with_i_only),
+		cmocka_unit_test(a_loop_around_it_keeps_its_input),
 		cmocka_unit_test(doctor_looks_into_a_vm),
 		cmocka_unit_test(a_timeout_is_status_6_and_leaves_nothing_behind),
 		cmocka_unit_test(what_cannot_be_started_is_126_or_127),
@@ -411,6 +485,8 @@ main(void)
 		cmocka_unit_test(a_user_may_be_a_number_that_passwd_does_not_have),
 		cmocka_unit_test(a_tree_is_copied_there_and_back_with_its_modes),
 		cmocka_unit_test(a_terminal_has_the_size_of_ours_and_gets_its_keys),
+		cmocka_unit_test(t_alone_is_a_terminal_on_which_nobody_types),
+		cmocka_unit_test(a_time_behind_t_is_still_a_limit),
 		cmocka_unit_test(a_stream_without_an_exit_record_is_125),
 	};
 

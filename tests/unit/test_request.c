@@ -315,6 +315,8 @@ wrong_targets_are_refused(void **state)
 		{"DELETE", "/v1/vms/x?force=1", -EINVAL},
 		{"GET", "/v1/vms?label=x", -EINVAL},
 		{"GET", "/v1/vms?memory=yes", -EINVAL},
+		{"GET", "/v1/vms?wait=1", -EINVAL},
+		{"GET", "/v1/reports?wait=yes", -EINVAL},
 		{"GET", "/v1/vms/a?memory=1", -EINVAL},
 		{"DELETE", "/v1/vms/a?dry_run=2", -EINVAL},
 		{"GET", "/v1/vms?dry_run=1", -EINVAL},
@@ -466,7 +468,8 @@ find_row(const char *line, struct described *rows, size_t n)
 		unsigned flag;
 	} words[] = {{"recursive=", QUERY_RECURSIVE}, {"dry_run=", QUERY_DRY_RUN},
 		{"memory=", QUERY_MEMORY}, {"label=", QUERY_LABEL}, {"with=", QUERY_WITH},
-		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER}};
+		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER},
+		{"wait=", QUERY_WAIT}};
 	char method[8], target[200], path[200];
 	size_t len = 0, path_len;
 	unsigned query = 0;

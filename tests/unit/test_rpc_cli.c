@@ -5,6 +5,7 @@
  */
 #include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -30,6 +31,8 @@ static const char reports_json[] =
 	"{\"name\":\"folder\",\"path\":\"%s/folder\",\"bytes\":7}]}}],"
 	"\"next\":7,\"more\":false}";
 
+static int waits;
+
 static const char *
 answer_reports(const char *request)
 {
@@ -39,6 +42,19 @@ answer_reports(const char *request)
 		snprintf(body, sizeof(body), reports_json, stand_in_home, stand_in_home,
 			stand_in_home);
 		return body;
+	}
+	/* A follower waits; the second report comes, and another VM has said too much. */
+	if (strstr(request, "/v1/reports?after=7&wait=1 "))
+		return "{\"reports\":[{\"seq\":9,\"id\":\"11112233445566778899aabbccddeeff\","
+		       "\"vm\":\"0a1b2c3d4e5f\",\"alias\":\"a\",\"generation\":\"x\","
+		       "\"time_ms\":1,\"report\":{\"status\":\"failed\",\"message\":\"second\","
+		       "\"files\":[]}}],\"next\":9,\"more\":false,\"dropped\":[{\"vm\":"
+		       "\"ffffffffffff\",\"alias\":\"loud\",\"reports\":12,"
+		       "\"limit_bytes\":16777216}]}";
+	if (strstr(request, "/v1/reports?after=9&wait=1 ")) {
+		__atomic_add_fetch(&waits, 1, __ATOMIC_SEQ_CST);
+		usleep(20000);
+		return "{\"reports\":[],\"next\":9,\"more\":false}";
 	}
 	if (strstr(request, "/reports?after="))
 		return "{\"reports\":[],\"next\":7,\"more\":false}";
@@ -164,6 +180,25 @@ reports_and_their_files(void **state)
 	RUN_TO(2, "pando reports --after x");
 }
 
+static void
+a_follower_waits_at_pandod_for_what_comes(void **state)
+{
+	char *const argv[] = {"pando", "reports", "-f", "--format", "json", NULL};
+	int out, err;
+	pid_t pid = stand_in_start(argv, -1, &out, &err);
+
+	(void)state;
+	stand_in_await(out, "second");
+	stand_in_await(err,
+		"vm \"loud\": its reports take more than 16 MiB; its 12 oldest were dropped");
+	for (int i = 0; i < 3000 && !__atomic_load_n(&waits, __ATOMIC_SEQ_CST); i++)
+		usleep(10000);
+	kill(pid, SIGINT);
+	stand_in_finish(pid, out, err, &got);
+	assert_int_equal(got.status, 0);
+	assert_true(waits > 0);
+}
+
 int
 main(void)
 {
@@ -171,6 +206,7 @@ main(void)
 		cmocka_unit_test(words_that_make_no_sense_are_usage),
 		cmocka_unit_test(a_conversation),
 		cmocka_unit_test(reports_and_their_files),
+		cmocka_unit_test(a_follower_waits_at_pandod_for_what_comes),
 	};
 
 	return cmocka_run_group_tests(tests, start_all, stop_all);

@@ -239,8 +239,8 @@ a_hundred_megabytes_come_and_go_whole(void **state)
 	NEEDS_SSHD;
 	good("head -c 100000000 /dev/urandom >big");
 	good("a=$(\"$PANDO\" execute --ssh a -- cat \"$T/big\" | b2sum); b=$(b2sum <big); [ \"$a\" = \"$b\" ]");
-	good("a=$(\"$PANDO\" execute --ssh a -- b2sum <big); b=$(b2sum <big); [ \"$a\" = \"$b\" ]");
-	good("cat big 2>/dev/null | \"$PANDO\" execute --ssh a -- true; rm big");
+	good("a=$(\"$PANDO\" execute -i --ssh a -- b2sum <big); b=$(b2sum <big); [ \"$a\" = \"$b\" ]");
+	good("cat big 2>/dev/null | \"$PANDO\" execute -i --ssh a -- true; rm big");
 }
 
 static void
@@ -252,7 +252,7 @@ a_timeout_is_status_6_and_leaves_nothing_behind(void **state)
 	NEEDS_SSHD;
 	snprintf(words, sizeof(words), "sleep %s & sleep %s", stand_in_mark,
 		stand_in_mark);
-	PANDO("execute", "--ssh", "-t", "1", "a", "--", "sh", "-c", words);
+	PANDO("execute", "--ssh", "--timeout", "1", "a", "--", "sh", "-c", words);
 	assert_int_equal(got.status, EXIT_TIMED_OUT);
 	assert_non_null(strstr(got.err, "longer than 1 s"));
 	usleep(200000);
@@ -307,7 +307,7 @@ a_reader_that_leaves_ends_the_command(void **state)
 static void
 a_terminal_has_our_size_and_one_stream(void **state)
 {
-	char *argv[] = {"env", "TERM=vt220", stand_in_pando, "execute", "--ssh", "--tty",
+	char *argv[] = {"env", "TERM=vt220", stand_in_pando, "execute", "--ssh", "-it",
 		"a", "--", "sh", "-c", "stty size; tty | cut -c1-8; echo $TERM; exit 5",
 		NULL};
 	cleanup_free char *out = NULL;

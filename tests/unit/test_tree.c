@@ -155,6 +155,7 @@ agent_exit_status(const struct agent_exec_result *r)
 static struct {
 	char vm[13]; /* whose they say they are */
 	unsigned n, acknowledged;
+	int lists; /* how often they were asked */
 } fake_reports;
 
 int
@@ -163,6 +164,7 @@ agent_reports_list(const char *path, const char *root, int timeout_ms,
 {
 	struct agent_report *v = calloc(fake_reports.n + 1, sizeof(*v));
 
+	__atomic_add_fetch(&fake_reports.lists, 1, __ATOMIC_SEQ_CST);
 	(void)root;
 	(void)timeout_ms;
 	(void)e2;
@@ -190,6 +192,56 @@ agent_reports_ack(const char *path, const char *root, int timeout_ms,
 	(void)e2;
 	fake_reports.acknowledged += (unsigned)n;
 	return 0;
+}
+
+/* A guest that is watched: the other end of a pipe, fake_tell, is how it speaks. */
+struct agent_report_watch {
+	int fd, tell;
+};
+static int fake_tell = -1, fake_watches;
+
+int
+agent_reports_watch(const char *path, const char *root, int timeout_ms,
+	struct agent_report_watch **ret, struct err *e2)
+{
+	int p[2];
+
+	(void)path;
+	(void)root;
+	(void)timeout_ms;
+	(void)e2;
+	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
+	*ret = malloc(sizeof(**ret));
+	(*ret)->fd = p[0];
+	(*ret)->tell = p[1];
+	__atomic_store_n(&fake_tell, p[1], __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&fake_watches, 1, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+int
+agent_report_watch_fd(const struct agent_report_watch *w)
+{
+	return w->fd;
+}
+
+int
+agent_report_watch_read(struct agent_report_watch *w, struct err *e2)
+{
+	char c;
+
+	(void)e2;
+	return read(w->fd, &c, 1) == 1 ? 1 : -EPIPE;
+}
+
+void
+agent_report_watch_free(struct agent_report_watch *w)
+{
+	if (w) {
+		close(w->fd);
+		close(w->tell);
+	}
+	free(w);
 }
 
 void
@@ -238,6 +290,9 @@ stop(void)
 	tree = NULL;
 }
 
+#define PATIENCE_MS 20000
+static unsigned patience_ms = PATIENCE_MS;
+
 static int
 setup(void **state)
 {
@@ -259,11 +314,23 @@ setup(void **state)
 	assert_true(readlink("/proc/self/exe", config.vmm_path,
 			    sizeof(config.vmm_path) - 1) > 0);
 	config.kvm_path = "/dev/null";
-	config.start_timeout_ms = 700;
-	config.answer_timeout_ms = 700;
-	config.agent_timeout_ms = 700;
+	/* A busy host takes its time. */
+	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms =
+		patience_ms;
 	start();
 	return 0;
+}
+
+/* For tests in which somebody does not answer. */
+static int
+setup_impatient(void **state)
+{
+	int r;
+
+	patience_ms = 700;
+	r = setup(state);
+	patience_ms = PATIENCE_MS;
+	return r;
 }
 
 static unsigned
@@ -494,13 +561,78 @@ reports(const char *vm, uint64_t after)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_reports(tree, vm, after, &out, &why), &out);
+	return take(tree_reports(tree, vm, after, false, &out, &why), &out);
 }
 
 static unsigned
 n_reports(void)
 {
 	return (unsigned)json_size(parsed, json_get(parsed, 0, "reports"));
+}
+
+static void *
+follow_main(void *ret_json)
+{
+	struct json_out out = {0};
+	struct err e2 = {0};
+
+	assert_int_equal(tree_reports(tree, NULL, 0, true, &out, &e2), 0);
+	*(char **)ret_json = out.buf;
+	return NULL;
+}
+
+static void
+a_follower_is_told_by_the_guest_and_asks_nobody(void **state)
+{
+	pthread_t thread;
+	char *json = NULL;
+	int lists;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(fake_reports.vm, sizeof(fake_reports.vm), "%.12s", text("id"));
+	fake_watches = 0;
+	assert_int_equal(pthread_create(&thread, NULL, follow_main, &json), 0);
+	for (int i = 0; i < 3000 && !__atomic_load_n(&fake_watches, __ATOMIC_SEQ_CST);
+		i++)
+		poll(NULL, 0, 10);
+	assert_int_equal(fake_watches, 1);
+	/* Nothing is asked of the guest as long as it says nothing. */
+	lists = __atomic_load_n(&fake_reports.lists, __ATOMIC_SEQ_CST);
+	poll(NULL, 0, 2500);
+	assert_int_equal(__atomic_load_n(&fake_reports.lists, __ATOMIC_SEQ_CST), lists);
+	fake_reports.n = 2;
+	assert_int_equal(
+		io_write_full(__atomic_load_n(&fake_tell, __ATOMIC_SEQ_CST), "x", 1), 0);
+	pthread_join(thread, NULL);
+	assert_non_null(strstr(json, "\"next\":2"));
+	assert_non_null(strstr(json, "\"more\":false"));
+	free(json);
+	fake_reports.n = 0;
+	assert_int_equal(delete ("a", false), 0);
+	memset(&fake_reports, 0, sizeof(fake_reports));
+}
+
+static void
+a_follower_does_not_hold_up_the_end_of_pandod(void **state)
+{
+	pthread_t thread;
+	char *json = NULL;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	fake_watches = 0;
+	assert_int_equal(pthread_create(&thread, NULL, follow_main, &json), 0);
+	for (int i = 0; i < 3000 && !__atomic_load_n(&fake_watches, __ATOMIC_SEQ_CST);
+		i++)
+		poll(NULL, 0, 10);
+	tree_stop(tree);
+	pthread_join(thread, NULL);
+	assert_non_null(strstr(json, "\"reports\":[]"));
+	free(json);
+	stop();
+	start();
+	assert_int_equal(delete ("a", false), 0);
 }
 
 static void
@@ -614,6 +746,9 @@ a_vm_is_told_who_it_is_before_create_returns(void **state)
 	snprintf(generation, sizeof(generation), "%s", text("generation"));
 	/* A branch has a key of its own; the parent another generation, and is told. */
 	assert_int_equal(branch("front_end", "b", 1, true), 0);
+	/* By the health monitor, where the branch did not wait long enough for the parent. */
+	for (int i = 0; i < 3000 && handshake_count < 3; i++)
+		poll(NULL, 0, 10);
 	assert_int_equal(handshake_count, 3);
 	assert_int_equal(info("b"), 0);
 	assert_string_not_equal(text("host_key"), key);
@@ -1810,29 +1945,32 @@ main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define IMPATIENT(name) cmocka_unit_test_setup_teardown(name, setup_impatient, teardown)
 		T(a_vm_with_an_agent_is_running_when_create_returns),
 		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
+		T(a_follower_is_told_by_the_guest_and_asks_nobody),
+		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
-		T(a_vm_that_cannot_start_leaves_nothing),
+		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),
 		T(a_vm_is_told_who_it_is_before_create_returns),
 		T(a_parent_nobody_waited_for_is_told_by_the_health_monitor),
 		T(a_branch_that_does_not_become_itself_is_no_branch),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
-		T(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
+		IMPATIENT(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
 		T(the_same_alias_twice_is_refused),
 		T(names_are_ids_aliases_and_unique_prefixes),
 		T(beyond_the_host_is_refused_before_anything_is_made),
 		T(a_branch_has_a_chain_cut_where_the_parent_was),
 		T(a_segment_goes_with_the_last_vm_that_needs_it),
 		T(many_branches_are_of_one_instant_and_leave_no_parked_process),
-		T(a_branch_that_fails_leaves_the_parent_as_it_was),
+		IMPATIENT(a_branch_that_fails_leaves_the_parent_as_it_was),
 		T(a_parent_that_dies_in_a_fork_is_failed_and_leaves_no_child),
 		T(a_parent_that_answers_a_fork_with_nonsense_is_ended),
-		T(branches_whose_agents_do_not_answer_are_all_removed),
+		IMPATIENT(branches_whose_agents_do_not_answer_are_all_removed),
 		T(how_a_vm_ended_is_told_in_a_sentence),
 		T(the_end_of_a_parent_is_not_the_end_of_its_branch),
 		T(living_branches_stand_in_the_way_of_a_delete),
-		T(a_second_operation_on_a_vm_is_busy),
+		IMPATIENT(a_second_operation_on_a_vm_is_busy),
 		T(pause_and_resume_keep_what_was_known),
 		T(aliases_can_be_changed_and_taken_away),
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
@@ -1842,7 +1980,7 @@ main(int argc, char **argv)
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
 		T(force_cuts_a_stop_short_and_nothing_else_does),
-		T(nothing_else_is_done_to_a_vm_that_is_being_branched),
+		IMPATIENT(nothing_else_is_done_to_a_vm_that_is_being_branched),
 		T(a_stopped_vm_starts_again_on_a_base_of_its_own),
 		T(a_vm_that_cannot_start_is_what_it_was),
 		T(a_disk_grows_live_and_never_shrinks),
@@ -1857,6 +1995,7 @@ main(int argc, char **argv)
 		T(a_commit_that_is_no_more_is_forgotten),
 		T(hundred_rounds_leave_nothing),
 #undef T
+#undef IMPATIENT
 	};
 
 	(void)argc;

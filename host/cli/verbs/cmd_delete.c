@@ -12,11 +12,16 @@ extern const struct verb verb_delete;
 
 enum { OPT_DRY = 256 };
 
+/* As many are named in a question. */
+#define NAMES_ASKED 6
+
 static const struct opt options[] = {
 	{'r', "recursive", NULL, "with all branches of it, and theirs", COMPLETE_NOTHING},
 	{OPT_DRY, "dry-run", NULL, "say what would go, and delete nothing",
 		COMPLETE_NOTHING},
 	{'y', "yes", NULL, "do not ask", COMPLETE_NOTHING},
+	{'f', "force", NULL, "do not ask, and do not fail for a VM that is not there",
+		COMPLETE_NOTHING},
 	{'a', "all", NULL, "every VM", COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
@@ -26,7 +31,7 @@ struct work {
 	struct client *c; /* borrowed */
 	char (*ids)[16];  /* owned */
 	size_t n;
-	bool recursive, dry;
+	bool recursive, dry, force;
 	char **deleted; /* owned, with n_deleted entries */
 	size_t n_deleted;
 };
@@ -98,6 +103,10 @@ find_all(struct work *w, char *const *names, size_t n_names, bool all, struct er
 
 		if (!all) {
 			r = pick_vm(w->c, names[i], &vm, NULL, e);
+			if (r == -ENOENT && w->force) {
+				out_note("%s", e->msg);
+				continue;
+			}
 			if (r < 0)
 				return r;
 		}
@@ -105,6 +114,37 @@ find_all(struct work *w, char *const *names, size_t n_names, bool all, struct er
 			w->ids[w->n++], sizeof(*w->ids), "%s", all ? vms.v[i].id : vm.id);
 	}
 	return 0;
+}
+
+/* On a terminal nothing goes unasked, whatever word of ours it was asked with: `kill` ends a
+ * process elsewhere, and here takes the disk, too. False: they were not to go. */
+static bool
+may_delete(const struct work *w)
+{
+	__attribute__((cleanup(work_done))) struct work would = {
+		.c = w->c, .recursive = w->recursive, .dry = true};
+	char names[512] = "";
+	size_t used = 0;
+
+	for (size_t i = 0; i < w->n; i++)
+		(void)delete_one(&would, w->ids[i], NULL); /* is said when it is done */
+	for (size_t i = 0; i < would.n_deleted && i < NAMES_ASKED; i++) {
+		cleanup_client_vm struct client_vm vm = {0};
+		int r = client_get(w->c, would.deleted[i], &vm, NULL, NULL);
+
+		used += (size_t)snprintf(names + used, sizeof(names) - used,
+			"%s\"%.64s\"", i ? ", " : "",
+			r ? would.deleted[i] : client_vm_name(&vm));
+	}
+	if (would.n_deleted == 0)
+		return true;
+	if (would.n_deleted == 1)
+		return out_confirm(
+			"Delete %s and its disk? (`pando stop --force` ends a VM and keeps its disk.)",
+			names);
+	return out_confirm(
+		"Delete %zu VMs and their disks: %s%s? (`pando stop --force` ends VMs and keeps their disks.)",
+		would.n_deleted, names, would.n_deleted > NAMES_ASKED ? ", …" : "");
 }
 
 static int
@@ -146,6 +186,10 @@ run(int argc, char **argv)
 		case OPT_DRY:
 			w.dry = true;
 			break;
+		case 'f':
+			w.force = true;
+			yes = true;
+			break;
 		case 'y':
 			yes = true;
 			break;
@@ -171,10 +215,7 @@ run(int argc, char **argv)
 	w.recursive |= all;
 	if (find_all(&w, argv, n_names, all, &e) < 0)
 		return out_fail(&e);
-	if (w.n && w.recursive && !w.dry && !yes && out_can_ask() &&
-		!(all ? out_confirm("Delete all %zu VMs?", w.n)
-		      : out_confirm("Delete %s%s with all branches?", argv[0],
-				n_names > 1 ? " and the others named" : ""))) {
+	if (w.n && !w.dry && !yes && out_can_ask() && !may_delete(&w)) {
 		out_complain("nothing was deleted");
 		return EXIT_CANCELLED;
 	}
@@ -198,8 +239,9 @@ const struct verb verb_delete = {
 	.aliases = "kill rm",
 	.summary = "Ends VMs and removes what they had; prints their ids",
 	.run = run,
-	.usage = "[-r] [-y] [--dry-run] <vm>…\n--all [-y] [--dry-run]",
+	.usage = "[-r] [-f|-y] [--dry-run] <vm>…\n--all [-y] [--dry-run]",
 	.options = options,
-	.text = "A VM with living branches, or branches of branches, is deleted only with -r. On a terminal, -r and --all ask first.",
+	.text = "A VM with living branches, or branches of branches, is deleted only with -r. On a terminal it asks\n"
+		"first. `pando stop --force` ends a VM and keeps its disk.",
 	.words = COMPLETE_VM,
 };

@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -201,12 +203,45 @@ run_terminal(const char *socket, const struct agent_exec_req *req, struct runnin
 	struct err e = {0};
 
 	if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO)) {
-		out_complain("--tty needs a terminal on standard input and output");
+		out_complain(
+			"-it needs a terminal on standard input and output; without one leave -t out");
 		return EXIT_USAGE;
 	}
 	if (agent_exec_terminal(socket, req, &result, &e) < 0)
 		return host_side(&e);
 	return conclude(run, &result, false);
+}
+
+/* A terminal on which nobody types has the size of what shows it. */
+static void
+size_of_output(struct agent_exec_req *req)
+{
+	struct winsize ws;
+
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &ws) &&
+		ioctl(STDERR_FILENO, TIOCGWINSZ, &ws))
+		return;
+	req->rows = ws.ws_row;
+	req->cols = ws.ws_col;
+}
+
+/*
+ * Standard input is the command's with -i only, as with docker and kubectl: a pipe or a file
+ * there may as well belong to the loop or the script around us, and nobody can tell. Only a
+ * file that nobody has read from yet was surely meant for somebody, and that is said.
+ */
+static int
+input_of(const struct execute_words *w)
+{
+	struct stat st;
+
+	if (w->stdin_on)
+		return STDIN_FILENO;
+	if (!w->detach && !w->attach && fstat(STDIN_FILENO, &st) == 0 &&
+		S_ISREG(st.st_mode) && st.st_size > 0 &&
+		lseek(STDIN_FILENO, 0, SEEK_CUR) == 0)
+		out_note("standard input is not passed on to the command; -i does that");
+	return -1;
 }
 
 /*
@@ -292,8 +327,7 @@ run_ssh(const struct client_vm *vm, const char *home, const struct execute_words
 	if (r < 0)
 		return host_side(&e);
 	c.text = text;
-	if (!w->stdin_off && (w->stdin_on || !isatty(STDIN_FILENO)))
-		c.in_fd = STDIN_FILENO;
+	c.in_fd = input_of(w);
 	c.out_fd = STDOUT_FILENO;
 	c.err_fd = STDERR_FILENO;
 	c.output = json ? ssh_output : NULL;
@@ -340,10 +374,13 @@ run_in(const struct client_vm *vm, const char *home, const struct execute_words 
 	if (w->ssh)
 		return w->tty ? run_ssh_terminal(vm, home, w, &run)
 			      : run_ssh(vm, home, w, &run, s->json);
-	if (w->tty)
+	if (w->tty && w->stdin_on)
 		return run_terminal(vm->agent_socket, &req, &run);
-	if (!w->stdin_off && !w->detach && (w->stdin_on || !isatty(STDIN_FILENO)))
-		io.stdin_fd = STDIN_FILENO;
+	if (w->tty) {
+		req.tty = true;
+		size_of_output(&req);
+	}
+	io.stdin_fd = input_of(w);
 	if (s->json) {
 		io.output = on_output;
 	} else {
@@ -403,7 +440,8 @@ const struct verb verb_execute = {
 		 "[options] [vm] --shell 'a | b'",
 	.options = execute_options,
 	.text = "The command's words reach it as they are; no shell looks at them unless --shell asks for one.\n"
-		"Standard input is passed on when it is no terminal. Ctrl-C goes to the command; a second one kills it.\n"
+		"Standard input is the command's only with -i, so that a loop around it keeps its own. Ctrl-C goes to the\n"
+		"command; a second one kills it.\n"
 		"--ssh: over the VM's SSH server, so that the user's login shell and PAM have their say; at --timeout and\n"
 		"Ctrl-C its process group is told.\n"
 		"\n"

@@ -1,6 +1,5 @@
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +20,6 @@
 extern const struct verb verb_reports;
 
 #define VMS_MAX 64
-#define FOLLOW_MS 1000
 
 struct asked {
 	const char *vms[VMS_MAX];
@@ -32,6 +30,7 @@ struct asked {
 	bool follow, json, quiet;
 	struct client *c;	 /* borrowed */
 	struct out_table *table; /* owned; NULL: lines as they come */
+	uint64_t dropped;	 /* of all VMs, as far as it was said */
 	unsigned failed;	 /* files that could not be had */
 };
 
@@ -248,27 +247,65 @@ new_table(void)
 	return out_table_new(heads, sizeof(heads) / sizeof(heads[0]));
 }
 
-/* All there is now of one VM, or of all of them. */
+/* Who said more than is kept; again when it is more. */
+static void
+tell_dropped(struct asked *q, const struct json *j)
+{
+	int dropped = json_get(j, 0, "dropped"), it = 0, key, row;
+	uint64_t all = 0, n, limit;
+	char name[80], plain[400];
+
+	if (dropped < 0)
+		return;
+	while (json_next(j, dropped, &it, &key, &row))
+		if (!json_u64(j, json_get(j, row, "reports"), &n))
+			all += n;
+	if (all <= q->dropped)
+		return;
+	q->dropped = all;
+	it = 0;
+	while (json_next(j, dropped, &it, &key, &row)) {
+		if (json_u64(j, json_get(j, row, "reports"), &n) ||
+			json_u64(j, json_get(j, row, "limit_bytes"), &limit) ||
+			(json_str(j, json_get(j, row, "alias"), name, sizeof(name)) &&
+				json_str(j, json_get(j, row, "vm"), name, sizeof(name))))
+			continue;
+		out_note(
+			"vm \"%s\": its reports take more than %llu MiB; its %llu oldest were dropped",
+			out_plain(plain, sizeof(plain), name),
+			(unsigned long long)limit >> 20, (unsigned long long)n);
+	}
+}
+
 static int
-show(struct asked *q, unsigned which, unsigned *ret_n, struct err *e)
+ask(struct asked *q, unsigned which, bool wait, struct client_reply *reply, struct err *e)
+{
+	char suffix[80], path[512];
+	int r = 0;
+
+	snprintf(suffix, sizeof(suffix), "/reports?after=%llu%s",
+		(unsigned long long)q->next[which], wait ? "&wait=1" : "");
+	if (which < q->n_vms)
+		r = client_vm_path(path, sizeof(path), q->vms[which], suffix, e);
+	else
+		snprintf(path, sizeof(path), "/v1%s", suffix);
+	return r < 0 ? r : client_call(q->c, "GET", path, NULL, reply, e);
+}
+
+/* All there is now of one VM, or of all of them; wait: as soon as there is some. */
+static int
+show(struct asked *q, unsigned which, bool wait, unsigned *ret_n, struct err *e)
 {
 	bool more = true;
 
 	while (more) {
 		cleanup_client_reply struct client_reply reply = {0};
-		char suffix[64], path[512];
-		int it = 0, key, row, reports, r = 0;
+		int it = 0, key, row, reports, r = ask(q, which, wait, &reply, e);
 
-		snprintf(suffix, sizeof(suffix), "/reports?after=%llu",
-			(unsigned long long)q->next[which]);
-		if (which < q->n_vms)
-			r = client_vm_path(path, sizeof(path), q->vms[which], suffix, e);
-		else
-			snprintf(path, sizeof(path), "/v1%s", suffix);
-		if (!r)
-			r = client_call(q->c, "GET", path, NULL, &reply, e);
 		if (r)
 			return r;
+		wait = false;
+		tell_dropped(q, reply.json);
 		reports = json_get(reply.json, 0, "reports");
 		while (reports >= 0 && json_next(reply.json, reports, &it, &key, &row)) {
 			r = show_row(q, reply.json, row, e);
@@ -285,16 +322,36 @@ show(struct asked *q, unsigned which, unsigned *ret_n, struct err *e)
 	return 0;
 }
 
+/* pandod answers when a VM has reported. Of several VMs that are named, any VM's wakes us. */
 static int
-show_all(struct asked *q, struct err *e)
+wait_for_any(struct asked *q, struct err *e)
 {
-	unsigned first = q->n_vms ? 0 : q->n_vms, last = q->n_vms ? q->n_vms : 1, n = 0;
+	cleanup_client_reply struct client_reply reply = {0};
+	int r = ask(q, q->n_vms, true, &reply, e);
+
+	if (!r &&
+		json_u64(reply.json, json_get(reply.json, 0, "next"), &q->next[q->n_vms]))
+		r = err_set(e, -EPROTO, "pandod does not say where to go on");
+	return r;
+}
+
+static int
+show_all(struct asked *q, bool wait, struct err *e)
+{
+	unsigned last = q->n_vms ? q->n_vms : 1, n = 0;
 	int r = 0;
+
+	if (wait && q->n_vms > 1) {
+		r = wait_for_any(q, e);
+		if (r)
+			return r;
+		wait = false;
+	}
 
 	if (!q->json && !q->quiet && !(q->table = new_table()))
 		return err_set(e, -ENOMEM, "out of memory");
-	for (unsigned i = first; !r && i < last; i++)
-		r = show(q, i, &n, e);
+	for (unsigned i = 0; !r && i < last; i++)
+		r = show(q, i, wait, &n, e);
 	if (q->table && (n || !q->follow))
 		out_table_print(q->table, stdout);
 	out_table_free(q->table);
@@ -348,8 +405,7 @@ run(int argc, char **argv)
 	cleanup_client struct client *c = NULL;
 	struct asked q = {0};
 	struct err e = {0};
-	struct pollfd p = {.fd = -1, .events = POLLIN};
-	int key = parse(&s, &q, &e), r;
+	int key = parse(&s, &q, &e), r = 0;
 
 	if (key != OPT_END)
 		return opt_leave(&s, key, &e);
@@ -360,12 +416,15 @@ run(int argc, char **argv)
 	if (hash_init() < 0 || pick_pandod(&c, &e) < 0)
 		return out_fail(&e);
 	q.c = c;
-	p.fd = pick_cancel_fd();
-	do {
-		r = show_all(&q, &e);
-		if (r < 0)
-			return out_fail(&e);
-	} while (q.follow && poll(&p, 1, FOLLOW_MS) == 0);
+	client_cancel_fd(c, pick_cancel_fd());
+	for (bool wait = false; r == 0; wait = true) {
+		r = show_all(&q, wait, &e);
+		if (!q.follow)
+			break;
+	}
+	/* Following has no other end than being told to stop. */
+	if (r < 0 && !(q.follow && r == -ECANCELED))
+		return out_fail(&e);
 	return q.failed ? EXIT_FAILED : EXIT_OK;
 }
 
@@ -376,7 +435,7 @@ const struct verb verb_reports = {
 	.usage = "[--follow] [--after SEQ] [--fetch FOLDER] [vm…]",
 	.options = options,
 	.text = "In the guest: pando-agent report --status done --score 0.9 --file out.txt --json '{\"tests\":12}'\n"
-		"Reports are numbered in the order of their coming, and stay when their VM is gone; --format json prints one a\n"
+		"Reports are numbered in the order of their coming, and stay when their VM is gone, 16 MiB of each VM; --format json prints one a\n"
 		"line. Their files stay in the guest until --fetch copies them, each with its BLAKE2b (as b2sum -l 256).",
 	.words = COMPLETE_VM,
 };

@@ -1,11 +1,8 @@
 /* stop and start: a VM's memory ends, its disk stays. */
 #include <errno.h>
-#include <stdio.h>
 
-#include "common/cleanup.h"
+#include "host/cli/many.h"
 #include "host/cli/opt.h"
-#include "host/cli/out.h"
-#include "host/cli/pick.h"
 
 extern const struct verb verb_stop, verb_start;
 
@@ -27,114 +24,106 @@ static const struct opt start_options[] = {
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
-static void
-listen_to(struct client *c, struct out_progress *progress, bool quiet)
+struct stopping {
+	bool force;
+	uint64_t timeout_ms;
+};
+
+static int
+stop_one(struct client *c, const struct client_vm *vm, void *ctx, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
 {
-	out_progress_start(progress, quiet);
-	client_on_progress(c, out_progress_say, progress);
-	client_cancel_fd(c, pick_cancel_fd());
+	const struct stopping *how = ctx;
+	int r = client_stop(c, vm->id, how->force, how->timeout_ms, ret, reply, e);
+
+	if (r == -ECANCELED)
+		err_set(e, r, "cancelled; \"%s\" was asked to power off and may yet",
+			client_vm_name(vm));
+	return r;
 }
 
 static int
 run_stop(int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(&verb_stop, argc, argv);
-	cleanup_client_vm struct client_vm vm = {0}, now = {0};
-	cleanup_client_reply struct client_reply reply = {0};
-	cleanup_client struct client *c = NULL;
-	struct out_progress progress;
-	const char *name = NULL;
-	uint64_t timeout_ms = 0;
-	bool force = false;
+	struct stopping how = {0};
+	struct many vms = {.n = 0};
 	struct err e = {0};
-	int key, r;
+	int key;
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		switch (key) {
 		case 'f':
-			force = true;
+			how.force = true;
 			break;
 		case 't':
-			if (opt_ms(s.arg, "--timeout", &timeout_ms, &e) < 0)
+			if (opt_ms(s.arg, "--timeout", &how.timeout_ms, &e) < 0)
 				return opt_leave(&s, OPT_ERROR, &e);
-			if (timeout_ms > TIMEOUT_MAX_MS) {
+			if (how.timeout_ms > TIMEOUT_MAX_MS) {
 				err_set(&e, -ERANGE, "--timeout is at most one hour");
 				return opt_leave(&s, OPT_ERROR, &e);
 			}
 			break;
 		default:
-			if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
+			if ((key = many_word(&s, key, &vms, &e)) != OPT_WORD)
 				return opt_leave(&s, key, &e);
 		}
 	}
-	if (force && timeout_ms) {
+	if (how.force && how.timeout_ms) {
 		err_set(&e, -EINVAL, "--force waits for nothing: no --timeout with it");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
-	if (pick_open(name, &c, &vm, NULL, &e) < 0)
-		return out_fail(&e);
-	listen_to(c, &progress, s.quiet);
-	r = client_stop(c, vm.id, force, timeout_ms, &now, &reply, &e);
-	out_progress_end(&progress);
+	return many_run(&vms, &s, true, stop_one, &how);
+}
+
+static int
+start_one(struct client *c, const struct client_vm *vm, void *ctx, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
+{
+	const bool *no_wait = ctx;
+	int r = client_start(c, vm->id, *no_wait, ret, reply, e);
+
 	if (r == -ECANCELED)
-		err_set(&e, r, "cancelled; \"%s\" was asked to power off and may yet",
-			client_vm_name(&vm));
-	if (r < 0)
-		return out_fail(&e);
-	puts(s.json ? reply.text : now.id);
-	return EXIT_OK;
+		err_set(e, r,
+			"cancelled; \"%s\" may come up yet: `pando status` shows it",
+			client_vm_name(vm));
+	return r;
 }
 
 static int
 run_start(int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(&verb_start, argc, argv);
-	cleanup_client_vm struct client_vm vm = {0}, now = {0};
-	cleanup_client_reply struct client_reply reply = {0};
-	cleanup_client struct client *c = NULL;
-	struct out_progress progress;
-	const char *name = NULL;
+	struct many vms = {.n = 0};
 	bool no_wait = false;
 	struct err e = {0};
-	int key, r;
+	int key;
 
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key == OPT_NO_WAIT)
 			no_wait = true;
-		else if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
+		else if ((key = many_word(&s, key, &vms, &e)) != OPT_WORD)
 			return opt_leave(&s, key, &e);
 	}
-	if (pick_open(name, &c, &vm, NULL, &e) < 0)
-		return out_fail(&e);
-	listen_to(c, &progress, s.quiet);
-	r = client_start(c, vm.id, no_wait, &now, &reply, &e);
-	out_progress_end(&progress);
-	if (r == -ECANCELED)
-		err_set(&e, r,
-			"cancelled; \"%s\" may come up yet: `pando status` shows it",
-			client_vm_name(&vm));
-	if (r < 0)
-		return out_fail(&e);
-	puts(s.json ? reply.text : now.id);
-	return EXIT_OK;
+	return many_run(&vms, &s, true, start_one, &no_wait);
 }
 
 const struct verb verb_stop = {
 	.name = "stop",
-	.summary = "Powers a VM off; its disk stays, for `pando start`",
+	.summary = "Powers VMs off; their disks stay, for `pando start`",
 	.run = run_stop,
-	.usage = "[vm] [options]",
+	.usage = "[options] [vm…]",
 	.options = stop_options,
 	.text = "The guest is asked by its power button, then by its agent. Memory is lost. Branches are VMs of their own and\n"
-		"go on.",
+		"go on. With --force the disk stays, too: `pando delete` is what takes it.",
 	.words = COMPLETE_VM,
 };
 
 const struct verb verb_start = {
 	.name = "start",
-	.summary = "Boots a VM that was stopped, or has failed, from its own disk",
+	.summary = "Boots VMs that were stopped, or have failed, from their own disks",
 	.run = run_start,
-	.usage = "[vm] [options]",
+	.usage = "[options] [vm…]",
 	.options = start_options,
 	.text = "Its id, name and labels stay; what it said before is in console.old of its folder.",
 	.words = COMPLETE_VM,

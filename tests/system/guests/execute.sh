@@ -17,7 +17,7 @@ b][*]"
 
 hundred_megabytes_through_stdin() {
 	head -c 100000000 /dev/urandom >"$work/big"
-	there=$(timeout 900 pando execute g -- sha256sum <"$work/big" | cut -d ' ' -f 1)
+	there=$(timeout 900 pando execute -i g -- sha256sum <"$work/big" | cut -d ' ' -f 1)
 	here_sum=$(sha256sum <"$work/big" | cut -d ' ' -f 1)
 	rm "$work/big"
 	equal "the sum in the guest" "$there" "$here_sum"
@@ -26,18 +26,18 @@ hundred_megabytes_through_stdin() {
 binary_output_is_exact() {
 	pando execute g -- head -c 5000000 /dev/urandom >"$work/out.bin"
 	equal "bytes of stdout" "$(stat -c %s "$work/out.bin")" 5000000
-	pando execute g -- sh -c 'cat >/tmp/x; sha256sum </tmp/x; rm /tmp/x' <"$work/out.bin" >"$work/sum"
+	pando execute -i g -- sh -c 'cat >/tmp/x; sha256sum </tmp/x; rm /tmp/x' <"$work/out.bin" >"$work/sum"
 	equal "the sum of what came" "$(cut -d ' ' -f 1 "$work/sum")" \
 		"$(sha256sum <"$work/out.bin" | cut -d ' ' -f 1)"
 }
 
 timeout_kills_the_group() {
 	began=$(date +%s)
-	status_is 6 pando execute g -t 1 -- sleep 60
+	status_is 6 pando execute g --timeout 1 -- sleep 60
 	took=$(($(date +%s) - began))
 	echo "took $took s"
 	[ "$took" -lt 20 ] || fail "it took $took s"
-	status_is 6 pando execute g -t 1 -- sh -c 'sleep 61 & sleep 61'
+	status_is 6 pando execute g --timeout 1 -- sh -c 'sleep 61 & sleep 61'
 	status_is 1 pando execute g -- pgrep -x sleep
 }
 
@@ -60,7 +60,7 @@ background_child_does_not_hang_the_call() {
 
 terminal_has_the_size_of_ours() {
 	command -v script >/dev/null || skip "no script(1) here"
-	script -qec 'stty rows 33 cols 77; pando execute g -T -- stty size' /dev/null </dev/null >"$work/tty"
+	script -qec 'stty rows 33 cols 77; pando execute -it g -- stty size' /dev/null </dev/null >"$work/tty"
 	contains "stty in the guest" "$(cat "$work/tty")" "33 77"
 }
 

@@ -91,8 +91,8 @@ verbs_go_over_ssh() {
 	status_is 7 pando execute --ssh shell -- sh -c 'echo out; echo err >&2; exit 7'
 	equal stdout "$stdout" out
 	equal stderr "$stderr" err
-	equal "the sum in the guest" "$(pando execute --ssh shell -- sha256sum <"$work/file")" "$(sha256sum <"$work/file")"
-	status_is 6 pando execute --ssh shell -t 5 -- sh -c 'sleep 4711 & sleep 4711'
+	equal "the sum in the guest" "$(pando execute -i --ssh shell -- sha256sum <"$work/file")" "$(sha256sum <"$work/file")"
+	status_is 6 pando execute --ssh shell --timeout 5 -- sh -c 'sleep 4711 & sleep 4711'
 	not pando execute shell -- pgrep -f 'sleep 471[1]'
 	quietly pando copy -q --ssh "$work/tree" shell:/root/copied
 	quietly pando copy -q --ssh shell:/root/copied "$work/copied"

@@ -1,0 +1,292 @@
+/*
+ * Followers of reports. While somebody waits for reports, one thread holds a connection to
+ * each guest that runs; the guest's agent ends it when a report waits there
+ * (agent_reports_watch()). Then the reports are taken, and whoever waits is woken: nobody asks
+ * guests again and again. Taking and connecting are done beside it, so that a guest that does
+ * not answer holds up no other. A guest that cannot tell, because its agent is older, is
+ * asked once a second.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "host/agent/agent_report.h"
+#include "host/vm/tree_priv.h"
+
+#define NS_PER_MS UINT64_C(1000000)
+#define AT_ONCE 16
+#define CONNECT_MS 5000
+/* A guest that reports without end is looked at that often at most. */
+#define GAP_MS 100
+#define AGAIN_MS 1000
+/* How often new VMs are looked for. */
+#define LOOK_MS 500
+/* Followers come back: so long connections are kept without any. */
+#define LINGER_MS 10000
+
+/* A guest. Under the tree's lock, but for watch, which is the thread's while not busy. */
+struct watched {
+	uint64_t handle;		  /* its struct vm's */
+	struct agent_report_watch *watch; /* owned; NULL: none */
+	uint64_t due_ns;		  /* without a watch: when it is asked */
+	bool busy;			  /* it is being asked */
+};
+
+struct reports_watch {
+	struct tree *t; /* borrowed */
+	pthread_t thread;
+	int wake_fd; /* owned */
+	unsigned followers, busy;
+	uint64_t left_ns; /* when the last follower went */
+	struct watched v[TREE_VMS_MAX];
+	unsigned n;
+};
+
+struct asking {
+	struct reports_watch *w;
+	struct vm *vm; /* a reference */
+};
+
+static void
+wake(const struct reports_watch *w)
+{
+	uint64_t one = 1;
+
+	(void)!write(w->wake_fd, &one, sizeof(one));
+}
+
+static struct watched *
+find(struct reports_watch *w, uint64_t handle)
+{
+	for (unsigned i = 0; i < w->n; i++)
+		if (w->v[i].handle == handle)
+			return &w->v[i];
+	return NULL;
+}
+
+/* Takes what a guest has, and connects to it. */
+static void *
+ask_main(void *arg)
+{
+	struct asking *a = arg;
+	struct reports_watch *w = a->w;
+	struct tree *t = w->t;
+	struct agent_report_watch *watch = NULL;
+	uint64_t due_ns = io_now_ns() + GAP_MS * NS_PER_MS;
+	char path[PATHS_MAX];
+	struct watched *own;
+	struct err e = {0};
+	int r;
+
+	reports_take(t, a->vm, 0);
+	r = vm_socket_path(t, a->vm, path);
+	if (!r)
+		r = agent_reports_watch(path, NULL, CONNECT_MS, &watch, &e);
+	if (r < 0) {
+		log_debug("reports of vm %s: %s", a->vm->row.id, e.msg);
+		due_ns = io_now_ns() + AGAIN_MS * NS_PER_MS;
+	}
+	pthread_mutex_lock(&t->lock);
+	own = find(w, a->vm->handle); /* a busy one stays */
+	own->watch = watch;
+	own->due_ns = due_ns;
+	own->busy = false;
+	w->busy--;
+	vm_unref(a->vm);
+	wake(w);
+	pthread_cond_broadcast(&t->changed);
+	pthread_mutex_unlock(&t->lock);
+	free(a);
+	return NULL;
+}
+
+/* Called with the lock. */
+static void
+ask(struct reports_watch *w, struct watched *own, struct vm *vm)
+{
+	struct asking *a = malloc(sizeof(*a));
+	pthread_attr_t attr;
+	pthread_t thread;
+
+	own->due_ns = io_now_ns() + AGAIN_MS * NS_PER_MS;
+	if (!a)
+		return;
+	*a = (struct asking){.w = w, .vm = vm};
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	if (pthread_create(&thread, &attr, ask_main, a) == 0) {
+		own->busy = true;
+		w->busy++;
+		vm->refs++;
+	} else {
+		free(a);
+	}
+	pthread_attr_destroy(&attr);
+}
+
+static void
+drop(struct reports_watch *w, unsigned i)
+{
+	agent_report_watch_free(w->v[i].watch);
+	w->v[i] = w->v[--w->n];
+}
+
+/* Guests that came, went or are to be asked; returns when the next one is. Called with the
+ * lock. */
+static uint64_t
+look(struct reports_watch *w)
+{
+	struct tree *t = w->t;
+	uint64_t now = io_now_ns(), next = now + LOOK_MS * NS_PER_MS;
+
+	for (unsigned i = w->n; i-- > 0;) {
+		struct vm *vm = tree_by_handle(t, w->v[i].handle);
+
+		if (!w->v[i].busy && (!vm || !reports_can_take(vm)))
+			drop(w, i);
+	}
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		struct vm *vm = t->vms[i];
+		struct watched *own = find(w, vm->handle);
+
+		if (!reports_can_take(vm))
+			continue;
+		if (!own && w->n < TREE_VMS_MAX) {
+			own = &w->v[w->n++];
+			*own = (struct watched){.handle = vm->handle};
+		}
+		if (!own || own->busy || own->watch)
+			continue;
+		if (own->due_ns <= now && w->busy < AT_ONCE)
+			ask(w, own, vm);
+		else if (own->due_ns > now && own->due_ns < next)
+			next = own->due_ns;
+	}
+	return next;
+}
+
+/* Waits for guests, new followers and the time. Without the lock. */
+static void
+listen_to(struct reports_watch *w, uint64_t until_ns)
+{
+	struct pollfd *p = calloc(w->n + 1, sizeof(*p));
+	uint64_t now = io_now_ns(), *handles = calloc(w->n + 1, sizeof(*handles)), count;
+	nfds_t n = 0;
+
+	if (!p || !handles)
+		goto out;
+	p[n++] = (struct pollfd){.fd = w->wake_fd, .events = POLLIN};
+	pthread_mutex_lock(&w->t->lock);
+	for (unsigned i = 0; i < w->n; i++) {
+		if (w->v[i].busy || !w->v[i].watch)
+			continue;
+		handles[n] = w->v[i].handle;
+		p[n++] = (struct pollfd){
+			.fd = agent_report_watch_fd(w->v[i].watch), .events = POLLIN};
+	}
+	pthread_mutex_unlock(&w->t->lock);
+	if (poll(p, n, until_ns > now ? (int)((until_ns - now) / NS_PER_MS) + 1 : 0) <= 0)
+		goto out;
+	if (p[0].revents)
+		(void)!read(w->wake_fd, &count, sizeof(count));
+	pthread_mutex_lock(&w->t->lock);
+	for (nfds_t i = 1; i < n; i++) {
+		struct watched *own = p[i].revents ? find(w, handles[i]) : NULL;
+		int r = own ? agent_report_watch_read(own->watch, NULL) : 0;
+
+		if (!r)
+			continue;
+		agent_report_watch_free(own->watch);
+		own->watch = NULL;
+		if (r < 0 && r != -ETIMEDOUT)
+			own->due_ns = io_now_ns() + AGAIN_MS * NS_PER_MS;
+	}
+	pthread_mutex_unlock(&w->t->lock);
+out:
+	free(p);
+	free(handles);
+}
+
+static void *
+watch_main(void *arg)
+{
+	struct reports_watch *w = arg;
+	struct tree *t = w->t;
+	uint64_t until_ns;
+
+	pthread_mutex_lock(&t->lock);
+	while (!t->stopping) {
+		if (!w->followers && io_now_ns() > w->left_ns + LINGER_MS * NS_PER_MS) {
+			for (unsigned i = w->n; i-- > 0;)
+				if (!w->v[i].busy)
+					drop(w, i);
+			pthread_cond_wait(&t->changed, &t->lock);
+			continue;
+		}
+		until_ns = look(w);
+		pthread_mutex_unlock(&t->lock);
+		listen_to(w, until_ns);
+		pthread_mutex_lock(&t->lock);
+	}
+	while (w->busy)
+		pthread_cond_wait(&t->changed, &t->lock);
+	while (w->n)
+		drop(w, w->n - 1);
+	pthread_mutex_unlock(&t->lock);
+	return NULL;
+}
+
+int
+reports_follow(struct tree *t, struct err *e)
+{
+	struct reports_watch *w = t->reports_watch;
+	int r;
+
+	if (!w) {
+		w = calloc(1, sizeof(*w));
+		if (!w)
+			return err_sys(e, -ENOMEM, "reports");
+		w->t = t;
+		w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		r = w->wake_fd < 0 ? -errno
+				   : -pthread_create(&w->thread, NULL, watch_main, w);
+		if (r < 0) {
+			cleanup_close_fn(&w->wake_fd);
+			free(w);
+			return err_sys(e, r, "following reports");
+		}
+		t->reports_watch = w;
+	}
+	w->followers++;
+	wake(w);
+	pthread_cond_broadcast(&t->changed);
+	return 0;
+}
+
+void
+reports_unfollow(struct tree *t)
+{
+	if (--t->reports_watch->followers == 0)
+		t->reports_watch->left_ns = io_now_ns();
+}
+
+void
+reports_watch_close(struct tree *t)
+{
+	struct reports_watch *w = t->reports_watch;
+
+	if (!w)
+		return;
+	wake(w);
+	pthread_join(w->thread, NULL);
+	cleanup_close_fn(&w->wake_fd);
+	free(w);
+	t->reports_watch = NULL;
+}

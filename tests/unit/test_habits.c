@@ -1,0 +1,278 @@
+/*
+ * What hands that know docker and kubectl type: the shipped `pando` is asked, with a pandod
+ * that knows four VMs, keeps what it was told and says that it did it.
+ */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/json.h"
+#include "tests/unit/stand_in.h"
+
+static struct ran got;
+static char
+	told[4096]; /* requests but GETs, each with a ';'. Read when pando has ended */
+
+static const struct {
+	const char *id, *name;
+} vms[] = {{"aaaaaaaaaaa1", "a"}, {"aaaaaaaaaaa2", "b"}, {"aaaaaaaaaaa3", "c"},
+	{"aaaaaaaaaaa4", "d"}};
+#define N_VMS (sizeof(vms) / sizeof(vms[0]))
+
+/* a has the branch d. */
+static const char *
+deletes(const char *line, const char *id)
+{
+	static char body[256];
+	bool dry = strstr(line, "dry_run=1"), deep = strstr(line, "recursive=1");
+
+	snprintf(body, sizeof(body), "{\"%s\":[\"%s\"%s]}",
+		dry ? "would_delete" : "deleted", id,
+		deep && strcmp(id, vms[0].id) == 0 ? ",\"aaaaaaaaaaa4\"" : "");
+	return body;
+}
+
+static const char *
+answer(const char *request)
+{
+	static char body[2048], line[256];
+	char method[8], name[64];
+	size_t n = 0;
+
+	snprintf(line, sizeof(line), "%.*s", (int)strcspn(request, "\r"), request);
+	if (sscanf(line, "%7s /v1/vms", method) != 1)
+		return NULL;
+	if (strncmp(line, "GET ", 4) && !strstr(line, "dry_run"))
+		snprintf(told + strlen(told), sizeof(told) - strlen(told), "%.*s;",
+			(int)(strcspn(line, " ") + 1 +
+				strcspn(strchr(line, ' ') + 1, " ")),
+			line);
+	if (sscanf(line, "%*s /v1/vms/%63[^/? ]", name) != 1) {
+		n = (size_t)snprintf(body, sizeof(body), "{\"vms\":[");
+		for (size_t i = 0; i < N_VMS; i++)
+			n += (size_t)snprintf(body + n, sizeof(body) - n,
+				"%s{\"id\":\"%s\",\"alias\":\"%s\",\"state\":\"%s\"}",
+				i ? "," : "", vms[i].id, vms[i].name,
+				i == 2 ? "stopped" : "running");
+		snprintf(body + n, sizeof(body) - n, "]}");
+		return body;
+	}
+	for (size_t i = 0; i < N_VMS; i++) {
+		if (strcmp(name, vms[i].id) && strcmp(name, vms[i].name))
+			continue;
+		if (!strcmp(method, "DELETE"))
+			return deletes(line, vms[i].id);
+		snprintf(body, sizeof(body),
+			"{\"id\":\"%s\",\"alias\":\"%s\",\"state\":\"running\"}",
+			vms[i].id, vms[i].name);
+		return body;
+	}
+	return NULL;
+}
+
+static int
+start_all(void **state)
+{
+	(void)state;
+	if (stand_in_open())
+		return -1;
+	stand_in_answers(answer);
+	return 0;
+}
+
+static int
+forget(void **state)
+{
+	(void)state;
+	told[0] = '\0';
+	return 0;
+}
+
+/* On a terminal, with that key pressed at the question; all it said. */
+static const char *
+at_a_terminal(char *const argv[], const char *key, int *ret_status)
+{
+	static char said[65536];
+	char *all;
+	int master;
+	pid_t pid = stand_in_start_on_terminal(argv, 24, 200, &master);
+
+	snprintf(said, sizeof(said), "%s", key ? stand_in_await(master, "[y/N]") : "");
+	if (key)
+		assert_int_equal(io_write_full(master, key, strlen(key)), 0);
+	all = stand_in_read_all(master);
+	strncat(said, all, sizeof(said) - strlen(said) - 1);
+	free(all);
+	*ret_status = stand_in_wait(pid);
+	close(master);
+	return said;
+}
+#define AT_A_TERMINAL(key, status, ...) \
+	at_a_terminal((char *[]){"pando", __VA_ARGS__, NULL}, key, status)
+
+static void
+kill_asks_as_delete_does_and_names_what_keeps_the_disk(void **state)
+{
+	char *const words[] = {"kill", "delete", "rm"};
+	const char *said;
+	int status;
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		said = AT_A_TERMINAL("n\r", &status, words[i], "a");
+		assert_non_null(strstr(said, "Delete \"a\" and its disk?"));
+		assert_non_null(strstr(said, "pando stop --force"));
+		assert_non_null(strstr(said, "keeps its disk"));
+		assert_non_null(strstr(said, "nothing was deleted"));
+		assert_int_equal(status, EXIT_CANCELLED);
+		assert_string_equal(told, "");
+		/* Return alone is no. */
+		AT_A_TERMINAL("\r", &status, words[i], "a");
+		assert_int_equal(status, EXIT_CANCELLED);
+		assert_string_equal(told, "");
+	}
+	AT_A_TERMINAL("y\r", &status, "kill", "a");
+	assert_int_equal(status, 0);
+	assert_string_equal(told, "DELETE /v1/vms/aaaaaaaaaaa1;");
+}
+
+static void
+the_question_names_all_that_would_go(void **state)
+{
+	const char *said;
+	int status;
+
+	(void)state;
+	said = AT_A_TERMINAL("n\r", &status, "kill", "-r", "a", "b");
+	assert_non_null(
+		strstr(said, "Delete 3 VMs and their disks: \"a\", \"d\", \"b\"?"));
+	assert_non_null(strstr(said, "pando stop --force"));
+	said = AT_A_TERMINAL("n\r", &status, "delete", "--all");
+	assert_non_null(strstr(said, "Delete 4 VMs"));
+	assert_string_equal(told, "");
+	/* Who only looks, or has said yes, is not asked. */
+	said = AT_A_TERMINAL(NULL, &status, "kill", "--dry-run", "a");
+	assert_null(strstr(said, "[y/N]"));
+	assert_string_equal(told, "");
+	said = AT_A_TERMINAL(NULL, &status, "kill", "-y", "a");
+	assert_null(strstr(said, "[y/N]"));
+	assert_string_equal(told, "DELETE /v1/vms/aaaaaaaaaaa1;");
+}
+
+static void
+rm_f_asks_nothing_and_misses_nothing(void **state)
+{
+	const char *said;
+	int status;
+
+	(void)state;
+	said = AT_A_TERMINAL(NULL, &status, "rm", "-f", "nosuch", "b");
+	assert_null(strstr(said, "[y/N]"));
+	assert_int_equal(status, 0);
+	assert_string_equal(told, "DELETE /v1/vms/aaaaaaaaaaa2;");
+	told[0] = '\0';
+	RUN(&got, "rm", "-rf", "a");
+	assert_int_equal(got.status, 0);
+	assert_string_equal(got.out, "aaaaaaaaaaa1\naaaaaaaaaaa4\n");
+	told[0] = '\0';
+	RUN(&got, "rm", "nosuch", "b");
+	assert_int_equal(got.status, EXIT_NOT_FOUND);
+	assert_string_equal(told, "");
+}
+
+static void
+stop_takes_several_vms(void **state)
+{
+	(void)state;
+	RUN(&got, "stop", "a", "b", "c", "a");
+	assert_int_equal(got.status, 0);
+	assert_string_equal(got.out, "aaaaaaaaaaa1\naaaaaaaaaaa2\naaaaaaaaaaa3\n");
+	assert_non_null(strstr(told, "POST /v1/vms/aaaaaaaaaaa1/stop;"));
+	assert_non_null(strstr(told, "POST /v1/vms/aaaaaaaaaaa2/stop;"));
+	assert_non_null(strstr(told, "POST /v1/vms/aaaaaaaaaaa3/stop;"));
+	assert_int_equal(strlen(told), 3 * strlen("POST /v1/vms/aaaaaaaaaaa3/stop;"));
+}
+
+static void
+pause_resume_and_start_do_too(void **state)
+{
+	char *const words[] = {"pause", "resume", "start"};
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		char a[64], b[64];
+
+		told[0] = '\0';
+		RUN(&got, words[i], "b", "a");
+		assert_int_equal(got.status, 0);
+		assert_string_equal(got.out, "aaaaaaaaaaa2\naaaaaaaaaaa1\n");
+		snprintf(a, sizeof(a), "POST /v1/vms/aaaaaaaaaaa1/%s;", words[i]);
+		snprintf(b, sizeof(b), "POST /v1/vms/aaaaaaaaaaa2/%s;", words[i]);
+		assert_true(strstr(told, a) && strstr(told, b));
+	}
+}
+
+static void
+a_wrong_name_among_several_usage_none_of_them(void **state)
+{
+	(void)state;
+	RUN(&got, "stop", "a", "b", "nosuch");
+	assert_int_equal(got.status, EXIT_NOT_FOUND);
+	assert_string_equal(got.out, "");
+	assert_string_equal(told, "");
+}
+
+static void
+json_of_several_is_one_object(void **state)
+{
+	cleanup_json struct json *one = NULL, *j = NULL;
+
+	(void)state;
+	RUN(&got, "stop", "--format", "json", "a");
+	assert_int_equal(json_parse(got.out, got.out_len, 64, &one, NULL), 0);
+	assert_true(json_get(one, 0, "id") >= 0);
+	RUN(&got, "stop", "--format", "json", "a", "b");
+	assert_int_equal(json_parse(got.out, got.out_len, 64, &j, NULL), 0);
+	assert_int_equal(json_size(j, json_get(j, 0, "vms")), 2);
+}
+
+static void
+ps_a_lists_all_and_ps_aq_their_ids(void **state)
+{
+	(void)state;
+	RUN(&got, "ps", "-a");
+	assert_int_equal(got.status, 0);
+	assert_non_null(strstr(got.out, "stopped"));
+	RUN(&got, "ps", "-aq");
+	assert_string_equal(
+		got.out, "aaaaaaaaaaa1\naaaaaaaaaaa2\naaaaaaaaaaa3\naaaaaaaaaaa4\n");
+}
+
+#define FRESH(t) cmocka_unit_test_setup(t, forget)
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		FRESH(kill_asks_as_delete_does_and_names_what_keeps_the_disk),
+		FRESH(the_question_names_all_that_would_go),
+		FRESH(rm_f_asks_nothing_and_misses_nothing),
+		FRESH(stop_takes_several_vms),
+		FRESH(pause_resume_and_start_do_too),
+		FRESH(a_wrong_name_among_several_usage_none_of_them),
+		FRESH(json_of_several_is_one_object),
+		FRESH(ps_a_lists_all_and_ps_aq_their_ids),
+	};
+
+	return cmocka_run_group_tests(tests, start_all, stand_in_teardown);
+}
