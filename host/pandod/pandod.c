@@ -258,7 +258,8 @@ socket_answers(const char *path)
 {
 	cleanup_close int fd = -1;
 
-	return io_unix_connect(path, SOCK_STREAM, &fd, NULL) == 0;
+	/* One that is stopped takes no more connections at some time, and answers nobody. */
+	return io_unix_connect_now(path, SOCK_STREAM, &fd, NULL) == 0;
 }
 
 /* 1: the lock is ours (*ret_fd). 0: another pandod runs here and answers. */
@@ -430,9 +431,11 @@ serve(struct options *o, struct err *e)
 	if (signals < 0 || stop < 0)
 		return err_sys(e, -errno, "signalfd, eventfd");
 
-	r = tree_open(config, &tree, e);
+	/* Before the tree, so that nobody who comes while VMs are adopted takes this pandod
+	 * for a dead one; they are served when that is done. */
+	r = listen_socket(socket, &listener, e);
 	if (r == 0)
-		r = listen_socket(socket, &listener, e);
+		r = tree_open(config, &tree, e);
 	if (r == 0)
 		r = api_start(tree, TAKE_FD(listener), wake, &stop, &api, e);
 	if (r == 0) {
@@ -440,9 +443,9 @@ serve(struct options *o, struct err *e)
 		loop(tree, signals, stop, o, config->home);
 		tree_stop(tree);
 		api_stop(api);
-		unlink(socket);
 		log_info("stopped; VMs go on");
 	}
+	unlink(socket);
 	tree_close(tree);
 	return r;
 }

@@ -169,6 +169,8 @@ stop_claimed(struct tree *t, struct vm *vm, const struct stop_request *q,
 		return err_set(e, -EBUSY,
 			"vm \"%s\" is paused and cannot power off: `pando resume` it first, or end it with `pando stop --force`",
 			vm_name(vm));
+	if (vm_check_met(vm, e) < 0)
+		return -EBUSY;
 	if (!vm->ctl)
 		return err_set(e, -EBUSY,
 			"vm \"%s\": its VMM does not listen to pandod; `pando stop --force` ends it",
@@ -532,6 +534,8 @@ grow_disk(struct tree *t, struct vm *vm, uint64_t mib, struct err *e)
 	uint64_t before = vm->row.resize_mib;
 	int r;
 
+	if (vm_check_met(vm, e) < 0)
+		return -EBUSY;
 	if (!vm->ctl || vm->dead)
 		return err_set(e, -EBUSY,
 			"vm \"%s\" is ending: resize it when it is stopped", vm_name(vm));

@@ -420,6 +420,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		tree_close(t);
 		return r;
 	}
+	adopt_wait(t);
 	open_store(t);
 	pool_open(t);
 	*ret = t;
@@ -431,6 +432,7 @@ tree_stop(struct tree *t)
 {
 	pthread_mutex_lock(&t->lock);
 	t->stopping = true;
+	adopt_cancel(t);
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 }
@@ -448,6 +450,7 @@ tree_close(struct tree *t)
 	t->scopes = NULL;
 	while (t->n_vms)
 		tree_unlist_vm(t, t->vms[t->n_vms - 1]);
+	free(t->strays);
 	materialized_close(t);
 	store_close(t->store);
 	db_close(t->db);
@@ -498,6 +501,16 @@ unlock:
 	return r;
 }
 
+int
+vm_check_met(const struct vm *vm, struct err *e)
+{
+	if (!vm->unmet)
+		return 0;
+	return err_set(e, -EBUSY,
+		"vm \"%s\": its VMM, process %lld, does not answer this pandod yet: try again, or end it with `pando stop --force`",
+		vm_name(vm), (long long)vm->row.pid);
+}
+
 static int
 pause_or_resume(
 	struct tree *t, const char *name, bool pause, struct json_out *out, struct err *e)
@@ -511,7 +524,10 @@ pause_or_resume(
 		pthread_mutex_unlock(&t->lock);
 		return r;
 	}
-	if (!vm_state_lives(vm->row.state) || !vm->ctl) {
+	r = vm_check_met(vm, e);
+	if (r < 0) {
+		;
+	} else if (!vm_state_lives(vm->row.state) || !vm->ctl) {
 		r = err_set(e, -EBUSY, "vm \"%s\" is %s: there is nothing to %s",
 			vm_name(vm), vm_state_name(vm->row.state),
 			pause ? "pause" : "resume");

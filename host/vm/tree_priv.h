@@ -38,13 +38,38 @@ struct vm {
 	uint64_t probe_at_ns; /* when the agent is asked next */
 	unsigned probes;
 	bool in_handshake; /* somebody says identity handshake to it (hello.c) */
+	bool tended;	   /* a helper of the health monitor is at it */
+	bool unmet; /* lives, as far as is known, and this pandod has not spoken to it */
+	unsigned meets;		     /* tries to (adopt.c) */
+	uint64_t meet_at_ns;	     /* the next one */
 	uint64_t handshake_began_ns; /* the tender's first; 0: none is under way */
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
 };
 
+/* A folder of no VM, whose process is to be ended (adopt.c). */
+struct stray {
+	char id[VM_ID_LEN + 1];
+	bool tended;
+	unsigned tries;
+	uint64_t at_ns; /* the next one; UINT64_MAX: it is gone */
+};
+
 struct materialized;
 struct pool;
+struct meeting;
+
+/* Threads that do what the health monitor finds due. */
+#define HELPERS_MAX 32
+/* Of these, at most so many ask VMMs who they are: each may take seconds to say nothing. */
+#define MEETING_MAX 24
+struct helper {
+	struct tree *t;
+	pthread_t thread;
+	enum { HELPER_NONE, HELPER_RUNS, HELPER_ENDED } state;
+	struct vm *vm; /* what it begins with: a reference, or the next */
+	struct stray *stray;
+};
 
 struct tree {
 	struct tree_config config;
@@ -66,8 +91,14 @@ struct tree {
 	uint64_t next_handle;
 	int epoll_fd; /* owned */
 	bool stopping;
-	pthread_t health_monitor; /* asks agents, ends VMs whose control socket closed */
+	pthread_t
+		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
+	struct helper helpers[HELPERS_MAX];
+	unsigned n_meeting;	  /* helpers that are at unmet VMs or strays */
+	struct meeting *meetings; /* their connections, which tree_stop() cuts */
+	struct stray *strays;	  /* owned; none is added after the start */
+	size_t n_strays;
 	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
 };
 
@@ -96,11 +127,14 @@ int tree_claim(
 int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
 /* Puts the VM's process and control connection under the event loop's watch. */
 int tree_watch(struct tree *t, struct vm *vm, struct err *e);
+/* The connection alone, of one whose process is watched already. */
+int tree_watch_control(struct tree *t, struct vm *vm, struct err *e);
 /* It is watched: it gets its scope. found: an earlier pandod's. */
 void vm_enter_scope(struct tree *t, const struct vm *vm, bool found);
-/* The health monitor, a thread until the tree stops: asks the agents of VMs that nobody waits
- * for, and ends a VMM that has closed its control socket and lives on, which no sound one
- * does. Without the lock. */
+/* The health monitor, a thread until the tree stops: lets at most HELPERS_MAX helpers ask the
+ * agents of VMs that nobody waits for, and the VMMs that are not adopted yet; ends a VMM
+ * that has closed its control socket and lives on, which no sound one does. Without the
+ * lock. */
 void *tree_health_monitor(void *tree);
 /* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
 int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
@@ -120,6 +154,8 @@ void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
 struct vm_usage;
 void vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
 	const struct vmm_stats_answer *stats, const struct vm_usage *usage);
+/* -EBUSY with a sentence: it lives, and this pandod has not spoken to its VMM yet. */
+int vm_check_met(const struct vm *vm, struct err *e);
 /* How people call it: its alias, else its id. */
 const char *vm_name(const struct vm *vm);
 /* The same with the id behind an alias. Returns dst. */
@@ -276,7 +312,19 @@ void pool_close(struct tree *t);
 bool pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **ret_ctl,
 	int *ret_pidfd, pid_t *ret_pid);
 
-/* adopt.c: at the start. */
+/*
+ * adopt.c
+ */
+/* At the start: what there is, in the table. Those that may live are unmet. */
 int tree_adopt(struct tree *t, struct err *e);
+/* Waits, but not for long, until each of these was asked once. With the tender. */
+void adopt_wait(struct tree *t);
+/* Nobody does anything to it just now, and it is to be asked (again). With the lock, as
+ * the next two, which give it up meanwhile. */
+bool adopt_due(const struct vm *vm);
+void adopt_try(struct tree *t, struct vm *vm);
+void stray_try(struct tree *t, struct stray *s);
+/* Ends their waits. With the lock. */
+void adopt_cancel(struct tree *t);
 
 #endif

@@ -292,6 +292,30 @@ a_vm_that_dies_while_no_daemon_runs_is_found_dead() {
 	status_is 0 pando delete -y late
 }
 
+stopped_vmms_hold_up_no_daemon() {
+	needs_kvm
+	deaf=$(info b 'j["pid"]')
+	was=$(info b 'j["state"]')
+	kill -STOP "$deaf"
+	# each leaves a question behind in the queue of its control socket, which is short
+	for i in 1 2 3 4 5 6 7 8; do
+		pid=$(pandod_pid)
+		kill -9 "$pid"
+		wait_until 10 "pandod is gone" gone "$pid"
+		status_is 0 timeout 60 pando status
+		equal "its process" "$(info b 'j["pid"]')" "$deaf"
+		equal "its state" "$(info b 'j["state"]')" "$was"
+	done
+	kill -0 "$(info c-0 'j["pid"]')"
+	status_is 0 pando pause c-0
+	status_is 0 pando resume c-0
+	kill -CONT "$deaf"
+	heard() { pando pause b >/dev/null; }
+	wait_until 30 "b is paused" heard
+	status_is 0 pando resume b
+	equal "its process" "$(info b 'j["pid"]')" "$deaf"
+}
+
 two_daemons_do_not_share_a_home() {
 	pid=$(pandod_pid)
 	got=0
@@ -407,6 +431,7 @@ t unknown_members_and_paths_are_named
 t kill_nine_of_one_vm_is_told_of_that_one_only
 t kill_nine_of_the_daemon_loses_nothing
 t a_vm_that_dies_while_no_daemon_runs_is_found_dead
+t stopped_vmms_hold_up_no_daemon
 t two_daemons_do_not_share_a_home
 t many_commands_at_once_start_one_daemon
 t branches_at_the_same_time_all_come_or_say_why

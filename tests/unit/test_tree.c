@@ -18,8 +18,10 @@
 #include <string.h>
 #include <dirent.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -1671,6 +1673,165 @@ a_vmm_that_answers_late_is_adopted_all_the_same(void **state)
 	assert_int_equal(branch("a", "b", 1, true), 0);
 }
 
+/* Fills the queue of a VM's control socket, as pandods do that asked and went away. */
+static unsigned
+fill_control_queue(const char *id, int *fds, unsigned max)
+{
+	char path[108];
+	unsigned n = 0;
+
+	snprintf(path, sizeof(path), "%s/vms/%s/control.sock", home, id);
+	while (n < max) {
+		struct sockaddr_un a = {.sun_family = AF_UNIX};
+
+		memcpy(a.sun_path, path, strlen(path) + 1);
+		fds[n] =
+			socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		assert_true(fds[n] >= 0);
+		if (connect(fds[n], (struct sockaddr *)&a, sizeof(a)) < 0) {
+			assert_int_equal(errno, EAGAIN);
+			close(fds[n]);
+			return n;
+		}
+		n++;
+	}
+	fail_msg("the queue of %s never fills", path);
+	return 0;
+}
+
+/* Until it can be spoken to: what pauses it is adopted. */
+static void
+wait_met(const char *vm)
+{
+	struct json_out out = {0};
+
+	for (int i = 0; i < 1000; i++) {
+		int r = take(tree_pause(tree, vm, &out, &why), &out);
+
+		out = (struct json_out){0};
+		if (r == 0) {
+			assert_int_equal(
+				take(tree_resume(tree, vm, &out, &why), &out), 0);
+			return;
+		}
+		assert_int_equal(r, -EBUSY);
+		poll(NULL, 0, 10);
+	}
+	fail_msg("%s is never met: %s", vm, why.msg);
+}
+
+static void
+a_deaf_vmm_delays_no_start_and_is_adopted_when_it_hears(void **state)
+{
+	unsigned n, started = 0;
+	char deaf[16];
+	int fds[64];
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(create("sound", "agent", true), 0);
+	assert_int_equal(create("deaf", "agent", true), 0);
+	snprintf(deaf, sizeof(deaf), "%s", text("id"));
+	pid = (pid_t)number("pid");
+	stop();
+	kill(pid, SIGSTOP);
+	n = fill_control_queue(deaf, fds, 64);
+	/* None of these starts may wait for it; each leaves what it is. */
+	for (; started < 6; started++) {
+		start();
+		assert_int_equal(info("sound"), 0);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(branch("sound", "", 1, true), 0);
+		assert_int_equal(info("deaf"), 0);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(number("pid"), pid);
+		assert_int_equal(branch("deaf", "", 1, false), -EBUSY);
+		if (started < 5)
+			stop();
+	}
+	kill(pid, SIGCONT);
+	while (n)
+		close(fds[--n]);
+	wait_met("deaf");
+	assert_int_equal(branch("deaf", "child", 1, true), 0);
+	assert_int_equal(info("deaf"), 0);
+	assert_int_equal(number("pid"), pid);
+	/* And it is one that can be ended while it is deaf. */
+	stop();
+	kill(pid, SIGSTOP);
+	n = fill_control_queue(deaf, fds, 64);
+	start();
+	assert_int_equal(stop_vm("deaf", true, 0), 0);
+	while (n)
+		close(fds[--n]);
+	assert_int_equal(info("deaf"), 0);
+	assert_string_equal(text("state"), "stopped");
+}
+
+static unsigned
+descriptors(void)
+{
+	cleanup_closedir DIR *dir = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	return n - 3; /* ".", ".." and the folder itself */
+}
+
+static void
+vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed(void **state)
+{
+	struct rlimit before, few;
+	struct err e = {0};
+	char name[8];
+	pid_t pids[12];
+	unsigned unmet = 0;
+	int r = -1;
+
+	(void)state;
+	for (unsigned i = 0; i < 12; i++) {
+		snprintf(name, sizeof(name), "v%u", i);
+		assert_int_equal(create(name, "agent", true), 0);
+		pids[i] = (pid_t)number("pid");
+	}
+	stop();
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+	few = before;
+	/* As few as the tree itself can be opened with, and some more. */
+	for (unsigned room = 4; r < 0 && room < 40; room++) {
+		few.rlim_cur = descriptors() + room;
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+		r = tree_open(&config, &tree, &e);
+	}
+	if (r < 0)
+		fail_msg("%s", e.msg);
+	for (unsigned i = 0; i < 12; i++) {
+		snprintf(name, sizeof(name), "v%u", i);
+		assert_int_equal(info(name), 0);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(number("pid"), pids[i]);
+		/* Whose process cannot be got hold of is not deleted behind its back. */
+		unmet += delete (name, false) == -EBUSY;
+		if (unmet)
+			break;
+	}
+	assert_true(unmet);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
+	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
+	for (unsigned i = 0; i < 12; i++) {
+		snprintf(name, sizeof(name), "v%u", i);
+		if (info(name) == -ENOENT)
+			continue;
+		wait_met(name);
+		assert_int_equal(info(name), 0);
+		assert_int_equal(number("pid"), pids[i]);
+		assert_int_equal(kill(pids[i], 0), 0);
+	}
+}
+
 static void
 what_was_half_made_is_removed_by_the_next_pandod(void **state)
 {
@@ -1837,6 +1998,8 @@ main(int argc, char **argv)
 		T(aliases_can_be_changed_and_taken_away),
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
 		T(a_vmm_that_answers_late_is_adopted_all_the_same),
+		T(a_deaf_vmm_delays_no_start_and_is_adopted_when_it_hears),
+		T(vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed),
 		T(what_was_half_made_is_removed_by_the_next_pandod),
 		T(a_branch_after_one_cut_short_has_a_chain_that_can_be_read),
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
