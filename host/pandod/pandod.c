@@ -36,6 +36,8 @@
 
 #define LOG_MAX_BYTES (16 << 20)
 #define LOG_LOOK_MS (60 * 1000)
+/* Connections, files of VMs that are being made, the store. */
+#define DESCRIPTORS_BESIDES 2048u
 /* How long to wait for another pandod of this home: one that stops, or one that is about
  * to answer. */
 #define OTHER_TIMEOUT_MS 10000
@@ -309,15 +311,32 @@ listen_socket(const char *path, int *ret_fd, struct err *e)
 	return r;
 }
 
+/* As many descriptors as all VMs there can be need, and what serves calls besides. What
+ * our caller's shell was given is no measure of that. */
 static void
 raise_limits(void)
 {
-	struct rlimit l;
+	const rlim_t wanted = DESCRIPTORS_A_VM * TREE_VMS_MAX + DESCRIPTORS_BESIDES;
+	struct rlimit l, more;
 
-	/* Three descriptors a VM. */
 	if (getrlimit(RLIMIT_NOFILE, &l) == 0) {
-		l.rlim_cur = l.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &l);
+		more = l;
+		more.rlim_cur = more.rlim_max;
+		if (more.rlim_max != RLIM_INFINITY && more.rlim_max < wanted)
+			more.rlim_cur = more.rlim_max = wanted;
+		/* Raising the hard limit takes a right that few have. */
+		if (setrlimit(RLIMIT_NOFILE, &more) < 0) {
+			more = l;
+			more.rlim_cur = more.rlim_max;
+			setrlimit(RLIMIT_NOFILE, &more);
+		}
+		if (more.rlim_cur != RLIM_INFINITY && more.rlim_cur < wanted)
+			log_warn(
+				"at most %llu files may be open, which is enough for about %llu VMs; start pandod with a higher limit (ulimit -n, or LimitNOFILE= of a unit)",
+				(unsigned long long)more.rlim_cur,
+				/* a quarter is kept for calls (launch.c) */
+				(unsigned long long)(more.rlim_cur / 4 * 3 /
+						     DESCRIPTORS_A_VM));
 	}
 	/* Forks of VMMs whose parents have ended fall to us, so that they are waited for.
 	 */

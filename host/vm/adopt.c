@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -132,6 +133,10 @@ meet(struct tree *t, const char *id, struct vmmctl **ret_ctl, int *ret_pidfd,
 	/* A VMM that takes no connections lets their queue fill. */
 	if (r == 0)
 		r = io_unix_connect_now(path, SOCK_SEQPACKET, &fd, e);
+	if (r == 0 && !descriptors_left(fd, 2)) {
+		close(fd);
+		return err_sys(e, -EMFILE, "a connection to its VMM");
+	}
 	if (r == 0)
 		r = vmmctl_create(fd, ret_ctl, e);
 	m.ctl = *ret_ctl;
@@ -217,6 +222,10 @@ find_process(struct tree *t, const struct vm_row *row, bool held, struct found *
 	}
 	known = process_open((pid_t)row->pid, row->pid_start, &f->pidfd);
 	f->gone = known == -ESRCH;
+	if (known == 0 && !descriptors_left(f->pidfd, 0)) {
+		found_drop(f);
+		return r;
+	}
 	if (known < 0)
 		return r;
 	/* One that was killed takes connections until its last thread is gone. */
@@ -557,9 +566,14 @@ int
 tree_adopt(struct tree *t, struct err *e)
 {
 	int r = db_load(t->db, load_row, t, e);
+	struct rlimit l;
 
 	if (r < 0)
 		return r;
+	/* Each has some descriptors for a moment; of few, most are not theirs. */
+	t->may_help = HELPERS_MAX;
+	if (getrlimit(RLIMIT_NOFILE, &l) == 0 && l.rlim_cur / 16 < HELPERS_MAX)
+		t->may_help = l.rlim_cur < 32 ? 2 : (unsigned)(l.rlim_cur / 16);
 	link_parents(t);
 	r = clean_vms(t, e);
 	if (r == 0)

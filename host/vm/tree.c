@@ -1,6 +1,7 @@
 #include "host/vm/tree.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,8 @@
 #include "host/agent/agent_client.h"
 #include "host/ssh/ssh_key.h"
 #include "host/vm/handshake.h"
+
+#define DESCRIPTORS_TO_MAKE_ONE 16u
 
 int
 tree_random(void *dst, size_t len, struct err *e)
@@ -79,12 +82,28 @@ tree_list_vm(struct tree *t, struct vm *vm, struct err *e)
 	return 0;
 }
 
+/* Those of the VMs stay open, those of what makes one are closed again. */
+static int
+check_descriptors(struct tree *t, unsigned count, struct err *e)
+{
+	cleanup_close int next = fcntl(t->epoll_fd, F_DUPFD_CLOEXEC, 0);
+
+	if (next >= 0 && descriptors_left(next,
+				 DESCRIPTORS_A_VM * count + DESCRIPTORS_TO_MAKE_ONE))
+		return 0;
+	return err_set(e, -EMFILE,
+		"pandod may not open enough files for %u more VM%s: delete some, or start pandod with a higher limit (ulimit -n, or LimitNOFILE= of a unit)",
+		count, count == 1 ? "" : "s");
+}
+
 int
 tree_enter_vm(struct tree *t, struct vm *vm, const char *alias, unsigned i,
 	unsigned count, struct err *e)
 {
-	int r = tree_new_id(vm->row.id, e);
+	int r = i ? 0 : check_descriptors(t, count, e);
 
+	if (r == 0)
+		r = tree_new_id(vm->row.id, e);
 	if (r == 0)
 		r = alias[0] && count > 1
 			    ? paths_format(vm->row.alias, sizeof(vm->row.alias), e,

@@ -20,6 +20,9 @@
 #include "host/scope/scope.h"
 
 #define TREE_VMS_MAX 4096
+/* For each VM its process, once for the event loop and once for whoever waits for its
+ * VMM, and its control socket. */
+#define DESCRIPTORS_A_VM 3u
 
 struct tree_config {
 	char home[PATHS_MAX];

@@ -61,8 +61,6 @@ struct meeting;
 
 /* Threads that do what the health monitor finds due. */
 #define HELPERS_MAX 32
-/* Of these, at most so many ask VMMs who they are: each may take seconds to say nothing. */
-#define MEETING_MAX 24
 struct helper {
 	struct tree *t;
 	pthread_t thread;
@@ -95,6 +93,7 @@ struct tree {
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
 	struct helper helpers[HELPERS_MAX];
+	unsigned may_help;	  /* how many of these may run */
 	unsigned n_meeting;	  /* helpers that are at unmet VMs or strays */
 	struct meeting *meetings; /* their connections, which tree_stop() cuts */
 	struct stray *strays;	  /* owned; none is added after the start */

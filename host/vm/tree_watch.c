@@ -275,7 +275,8 @@ end_closed(struct tree *t, uint64_t now, uint64_t *next)
 static bool
 pick(struct tree *t, uint64_t now, uint64_t *next, struct helper *h)
 {
-	bool may_meet = t->n_meeting < MEETING_MAX;
+	/* Those may take seconds to be told nothing: they leave some to the others. */
+	bool may_meet = t->n_meeting < t->may_help * 3 / 4;
 	struct stray *stray = NULL;
 	struct vm *due = NULL;
 	uint64_t first = *next;
@@ -365,7 +366,7 @@ helper_main(void *arg)
 static struct helper *
 free_helper(struct tree *t)
 {
-	for (unsigned i = 0; i < HELPERS_MAX; i++) {
+	for (unsigned i = 0; i < t->may_help; i++) {
 		struct helper *h = &t->helpers[i];
 
 		if (h->state == HELPER_RUNS)

@@ -316,6 +316,40 @@ stopped_vmms_hold_up_no_daemon() {
 	equal "its process" "$(info b 'j["pid"]')" "$deaf"
 }
 
+a_daemon_started_with_few_descriptors_takes_what_it_may_have() {
+	needs_kvm
+	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/before"
+	pid=$(pandod_pid)
+	kill -9 "$pid"
+	wait_until 10 "pandod is gone" gone "$pid"
+	# the soft limit is the caller's matter, not the daemon's
+	(ulimit -Sn 24 && exec "$B/bin/pandod")
+	pid=$(pandod_pid)
+	hard=$(sed -n 's/^Max open files *[0-9a-z]* *\([0-9a-z]*\).*/\1/p' "/proc/$pid/limits")
+	soft=$(sed -n 's/^Max open files *\([0-9a-z]*\).*/\1/p' "/proc/$pid/limits")
+	equal "its soft limit" "$soft" "$hard"
+	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/after"
+	equal "the VMs" "$(cat "$work/after")" "$(cat "$work/before")"
+	kill -9 "$pid"
+	wait_until 10 "pandod is gone" gone "$pid"
+	# with a hard limit that only some may raise, all VMs are what they are, whether they can be adopted or not
+	(ulimit -n 32 && exec "$B/bin/pandod")
+	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/after"
+	equal "the VMs" "$(cat "$work/after")" "$(cat "$work/before")"
+	case $(sed -n 's/^Max open files *[0-9a-z]* *\([0-9a-z]*\).*/\1/p' "/proc/$(pandod_pid)/limits") in
+	32)
+		contains pandod.log "$(cat "$PANDO_HOME/pandod.log")" "start pandod with a higher limit"
+		status_is 1 run_small -N more
+		contains stderr "$stderr" "may not open enough files for 1 more VM"
+		;;
+	esac
+	pid=$(pandod_pid)
+	kill -9 "$pid"
+	wait_until 10 "pandod is gone" gone "$pid"
+	status_is 0 pando pause b
+	status_is 0 pando resume b
+}
+
 two_daemons_do_not_share_a_home() {
 	pid=$(pandod_pid)
 	got=0
@@ -432,6 +466,7 @@ t kill_nine_of_one_vm_is_told_of_that_one_only
 t kill_nine_of_the_daemon_loses_nothing
 t a_vm_that_dies_while_no_daemon_runs_is_found_dead
 t stopped_vmms_hold_up_no_daemon
+t a_daemon_started_with_few_descriptors_takes_what_it_may_have
 t two_daemons_do_not_share_a_home
 t many_commands_at_once_start_one_daemon
 t branches_at_the_same_time_all_come_or_say_why

@@ -23,6 +23,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -90,6 +91,28 @@ agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), voi
 static char handshake_refused[32], last_env[256], last_kind[16], last_host_name[64];
 static unsigned handshake_count;
 static pthread_mutex_t handshake_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Guests that take an identity handshake only when so many of them are told at once; handshake_most: how
+ * many ever were. */
+static unsigned handshake_together, handshake_inside, handshake_most;
+static pthread_cond_t handshake_changed = PTHREAD_COND_INITIALIZER;
+
+/* Called with handshake_lock. False: the others do not come. */
+static bool
+meet_others(void)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 5;
+	if (++handshake_inside > handshake_most)
+		handshake_most = handshake_inside;
+	pthread_cond_broadcast(&handshake_changed);
+	while (handshake_most < handshake_together)
+		if (pthread_cond_timedwait(&handshake_changed, &handshake_lock, &until))
+			break;
+	handshake_inside--;
+	return handshake_most >= handshake_together;
+}
 
 int
 agent_handshake(const char *path, const struct agent_handshake *h, int timeout_ms,
@@ -103,6 +126,10 @@ agent_handshake(const char *path, const struct agent_handshake *h, int timeout_m
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&handshake_lock);
+	if (handshake_together && !meet_others()) {
+		pthread_mutex_unlock(&handshake_lock);
+		return err_set(e, -ETIMEDOUT, "alone");
+	}
 	handshake_count++;
 	snprintf(last_kind, sizeof(last_kind), "%s", h->parent ? "parent" : "new");
 	snprintf(last_host_name, sizeof(last_host_name), "%s", h->host_name);
@@ -643,6 +670,25 @@ a_parent_nobody_waited_for_is_told_by_the_health_monitor(void **state)
 		poll(NULL, 0, 10);
 	wait_state("b", "running");
 	assert_int_equal(handshake_count, 2);
+}
+
+static void
+a_batch_nobody_waits_for_takes_its_identity_side_by_side(void **state)
+{
+	char name[16];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	handshake_most = 0;
+	handshake_together = 8;
+	assert_int_equal(branch("a", "b", 16, false), 0);
+	for (unsigned i = 0; i < 16; i++) {
+		snprintf(name, sizeof(name), "b-%u", i);
+		wait_state(name, "running");
+	}
+	handshake_together = 0;
+	/* And not without a bound. */
+	assert_in_range(handshake_most, 8, 32);
 }
 
 static void
@@ -1818,6 +1864,9 @@ vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed(void **state
 			break;
 	}
 	assert_true(unmet);
+	/* What is left is for calls, not for more VMs. */
+	assert_int_equal(create("more", "agent", false), -EMFILE);
+	says("may not open enough files for 1 more VM");
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
 	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
 	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
@@ -1977,6 +2026,7 @@ main(int argc, char **argv)
 		T(a_vm_that_cannot_start_leaves_nothing),
 		T(a_vm_is_told_who_it_is_before_create_returns),
 		T(a_parent_nobody_waited_for_is_told_by_the_health_monitor),
+		T(a_batch_nobody_waits_for_takes_its_identity_side_by_side),
 		T(a_branch_that_does_not_become_itself_is_no_branch),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
 		T(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
