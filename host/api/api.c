@@ -1,7 +1,9 @@
 #include "host/api/api.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <microhttpd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -188,11 +190,11 @@ run_call(struct api *a, const struct route *route, const char *body, size_t len,
 		return tree_info(t, route->vm, out, e);
 	case CALL_DELETE:
 		return tree_delete(
-			t, route->vm, route->recursive, route->dry_run, out, e);
+			t, route->vm, route->recursive, route->dry_run, p, out, e);
 	case CALL_PAUSE:
-		return tree_pause(t, route->vm, out, e);
+		return tree_pause(t, route->vm, p, out, e);
 	case CALL_RESUME:
-		return tree_resume(t, route->vm, out, e);
+		return tree_resume(t, route->vm, p, out, e);
 	case CALL_DISK:
 		return tree_disk(t, route->vm, out, e);
 	case CALL_COMMITS:
@@ -279,6 +281,32 @@ respond_error(struct MHD_Connection *c, unsigned status, struct err *e)
 	return respond(c, status, &out);
 }
 
+/* A descriptor of the connection, for client_gone(): the caller's. -1: none. */
+static int
+connection_fd(struct MHD_Connection *c)
+{
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
+
+	return info ? fcntl(info->connect_fd, F_DUPFD_CLOEXEC, 0) : -1;
+}
+
+/* Whether the client has closed the connection, or its sending side, which is how one
+ * says that it gives the call up. */
+static bool
+client_gone(int fd)
+{
+	struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+
+	return fd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+static bool
+caller_gone(void *fd)
+{
+	return client_gone(*(const int *)fd);
+}
+
 /*
  * A stream of progress: the call runs in a thread of its own and fills a queue that the
  * connection's thread empties.
@@ -293,6 +321,7 @@ struct stream {
 	pthread_cond_t changed;
 	char *queue; /* owned; lines not sent yet */
 	size_t queued, cap;
+	int fd;	     /* owned: the connection's, for client_gone() */
 	bool done;   /* the last line is in the queue */
 	bool failed; /* no memory for the last line */
 };
@@ -335,11 +364,22 @@ stream_say(void *stream, const char *sentence)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static bool
+stream_gone(void *stream)
+{
+	return client_gone(((const struct stream *)stream)->fd);
+}
+
 static void *
 stream_main(void *stream)
 {
 	struct stream *s = stream;
-	struct progress p = {.say = stream_say, .ctx = s};
+	struct progress p = {
+		.say = stream_say,
+		.ctx = s,
+		.gone = stream_gone,
+		.busy_timeout_ms = (uint32_t)s->route.busy_timeout_ms,
+	};
 	cleanup_json_out struct json_out out = {0};
 	cleanup_json_out struct json_out line = {0};
 	struct err e = {0};
@@ -387,6 +427,17 @@ stream_read(void *stream, uint64_t pos, char *buf, size_t max)
 	return n;
 }
 
+static void
+stream_done(struct stream *s)
+{
+	pthread_cond_destroy(&s->changed);
+	pthread_mutex_destroy(&s->lock);
+	cleanup_close_fn(&s->fd);
+	free(s->queue);
+	free(s->body);
+	free(s);
+}
+
 /* The connection is over, perhaps before the call is: a call that has begun is carried
  * through. */
 static void
@@ -395,11 +446,7 @@ stream_free(void *stream)
 	struct stream *s = stream;
 
 	pthread_join(s->thread, NULL);
-	pthread_cond_destroy(&s->changed);
-	pthread_mutex_destroy(&s->lock);
-	free(s->queue);
-	free(s->body);
-	free(s);
+	stream_done(s);
 }
 
 static enum MHD_Result
@@ -416,13 +463,11 @@ respond_stream(struct api *a, struct MHD_Connection *c, const struct route *rout
 	s->route = *route;
 	s->body = TAKE_PTR(q->body);
 	s->len = q->len;
+	s->fd = connection_fd(c);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
 	if (pthread_create(&s->thread, NULL, stream_main, s) != 0) {
-		pthread_cond_destroy(&s->changed);
-		pthread_mutex_destroy(&s->lock);
-		free(s->body);
-		free(s);
+		stream_done(s);
 		return MHD_NO;
 	}
 	response = MHD_create_response_from_callback(
@@ -576,6 +621,8 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	struct err e = {0};
 	struct route route;
 	enum MHD_Result result;
+	cleanup_close int fd = -1;
+	struct progress p;
 	unsigned status;
 	int r;
 
@@ -591,7 +638,13 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, 0u);
 	if (tells_progress(route.call) && wants_stream(c))
 		return respond_stream(a, c, &route, q);
-	r = run_call(a, &route, q->body ? q->body : "", q->len, NULL, &out, &e);
+	fd = connection_fd(c);
+	p = (struct progress){
+		.ctx = &fd,
+		.gone = caller_gone,
+		.busy_timeout_ms = (uint32_t)route.busy_timeout_ms,
+	};
+	r = run_call(a, &route, q->body ? q->body : "", q->len, &p, &out, &e);
 	status = finish(r, &e, makes(route.call) ? 201 : 200, &out);
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)API_IDLE_S);
 	result = respond(c, status, &out);

@@ -142,6 +142,10 @@ enum call {
 	CALL_SHUTDOWN,
 };
 
+/* How long a call waits for a VM that another call is at. */
+#define BUSY_TIMEOUT_MS 60000u
+#define BUSY_TIMEOUT_MAX_MS 3600000u
+
 struct route {
 	enum call call;
 	char vm[VM_ALIAS_MAX +
@@ -150,10 +154,11 @@ struct route {
 	char other[COMMIT_NAME_MAX + 1]; /* ?with= */
 	bool recursive;
 	bool dry_run;
-	bool memory;	      /* ?memory=1 */
-	bool files;	      /* ?files=1 */
-	uint64_t after;	      /* ?after=, of reports */
-	struct labels labels; /* ?label=k=v, which may be there several times */
+	bool memory;		  /* ?memory=1 */
+	bool files;		  /* ?files=1 */
+	uint64_t after;		  /* ?after=, of reports */
+	uint64_t busy_timeout_ms; /* ?busy_timeout_ms=; BUSY_TIMEOUT_MS if not said */
+	struct labels labels;	  /* ?label=k=v, which may be there several times */
 };
 
 /* method and target ("/v1/vms/x?recursive=1") as they came, target not yet

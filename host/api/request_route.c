@@ -107,6 +107,26 @@ query_name(const char *name, const char *value, char *dst, size_t cap, struct er
 	return 0;
 }
 
+/* Calls for which nobody else may be at the VM. */
+static bool
+claims(enum call call)
+{
+	return call == CALL_DELETE || call == CALL_BRANCH || call == CALL_PAUSE ||
+	       call == CALL_RESUME || call == CALL_STOP || call == CALL_START ||
+	       call == CALL_RESIZE || call == CALL_COMMIT;
+}
+
+static int
+query_busy(const char *name, const char *value, uint64_t *ret, struct err *e)
+{
+	int r = query_number(name, value, ret, e);
+
+	if (r == 0 && *ret > BUSY_TIMEOUT_MAX_MS)
+		r = err_set(
+			e, -ERANGE, "\"%s\" is at most %u", name, BUSY_TIMEOUT_MAX_MS);
+	return r;
+}
+
 static int
 read_query(const char *query, struct route *route, struct err *e)
 {
@@ -145,6 +165,8 @@ read_query(const char *query, struct route *route, struct err *e)
 		else if (strcmp(item, "after") == 0 &&
 			 (route->call == CALL_REPORTS || route->call == CALL_VM_REPORTS))
 			r = query_number(item, value, &route->after, e);
+		else if (strcmp(item, "busy_timeout_ms") == 0 && claims(route->call))
+			r = query_busy(item, value, &route->busy_timeout_ms, e);
 		else if (strcmp(item, "label") == 0 && route->call == CALL_LIST)
 			r = query_label(value, &route->labels, e);
 		else
@@ -231,7 +253,8 @@ request_route(const char *method, const char *target, struct route *ret, struct 
 		return err_set(e, -EINVAL, "the request's path is longer than %d bytes",
 			REQUEST_TARGET_MAX);
 	for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
-		struct route route = {.call = calls[i].call};
+		struct route route = {
+			.call = calls[i].call, .busy_timeout_ms = BUSY_TIMEOUT_MS};
 		const char *vm;
 		size_t vm_len = 0;
 		int r;

@@ -17,6 +17,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/paths.h"
+#include "host/client/client_priv.h"
 
 #define ANSWER_MAX (16u << 20)
 #define VALUES_MAX (1u << 20)
@@ -30,10 +31,12 @@
 struct client {
 	char home[PATHS_MAX];
 	char socket[PATHS_MAX];
-	CURL *easy;		   /* owned */
-	CURLM *multi;		   /* owned */
-	int cancel_fd;		   /* borrowed, -1: none */
-	unsigned flags;		   /* client_open()'s */
+	CURL *easy;	/* owned */
+	CURLM *multi;	/* owned */
+	int cancel_fd;	/* borrowed, -1: none */
+	unsigned flags; /* client_open()'s */
+	bool has_busy;	/* busy_timeout_ms was said */
+	uint64_t busy_timeout_ms;
 	client_progress *progress; /* with its context: borrowed */
 	void *progress_ctx;
 };
@@ -309,6 +312,31 @@ void
 client_cancel_fd(struct client *c, int fd)
 {
 	c->cancel_fd = fd;
+}
+
+void
+client_busy_timeout(struct client *c, bool said, uint64_t ms)
+{
+	c->has_busy = said;
+	c->busy_timeout_ms = ms;
+}
+
+int
+client_turn_path(const struct client *c, char *dst, size_t cap, const char *vm,
+	const char *suffix, struct err *e)
+{
+	int r = client_vm_path(dst, cap, vm, suffix, e);
+	size_t len;
+	int n;
+
+	if (r < 0 || !c->has_busy)
+		return r;
+	len = strlen(dst);
+	n = snprintf(dst + len, cap - len, "%cbusy_timeout_ms=%llu",
+		strchr(suffix, '?') ? '&' : '?', (unsigned long long)c->busy_timeout_ms);
+	return n < 0 || (size_t)n >= cap - len
+		       ? err_set(e, -ENAMETOOLONG, "path too long")
+		       : 0;
 }
 
 void

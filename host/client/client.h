@@ -41,6 +41,10 @@ const char *client_home(const struct client *c); /* borrowed */
 /* While fd is readable, calls end with -ECANCELED. Borrowed; -1: none. */
 void client_cancel_fd(struct client *c, int fd);
 
+/* How long the calls that follow wait for a VM that another call is at; said false:
+ * pandod's default. */
+void client_busy_timeout(struct client *c, bool said, uint64_t ms);
+
 /* Called with each sentence pandod sends, and with NULL about four times a second while
  * waiting. */
 typedef void client_progress(void *ctx, const char *sentence);

@@ -189,7 +189,7 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being branched", &b->parent, e);
+	r = tree_claim(t, name, "being branched", b->p, &b->parent, e);
 	b->claimed = r == 0;
 	if (r == 0)
 		r = enter(b, e);

@@ -1,6 +1,7 @@
 /* DELETE /v1/vms/{vm}: the end of VMs. */
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,8 @@
 #include "host/vm/tree_priv.h"
 
 #define KILL_TIMEOUT_MS 20000
+
+static const char op_deleting[] = "being deleted";
 
 int
 tree_sweep(struct tree *t, struct err *e)
@@ -138,23 +141,38 @@ tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
 	return r;
 }
 
-/* All that descends from vms[0], claimed, parents first. Called with the lock. */
+static bool
+is_among(struct vm *const *vms, unsigned n, const struct vm *vm)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (vms[i] == vm)
+			return true;
+	return false;
+}
+
+/* All that descends from vms[0], claimed, parents first: a VM that is claimed gets no more
+ * branches, and everybody claims from above, so that no two wait for each other. Called
+ * with the lock, which is given up where somebody is at a branch. */
 static int
-claim_descendants(struct tree *t, struct vm **vms, unsigned *n, struct err *e)
+claim_descendants(struct tree *t, struct vm **vms, unsigned *n, const struct progress *p,
+	uint64_t until_ns, struct err *e)
 {
 	for (unsigned done = 0; done < *n; done++)
 		for (unsigned i = 0; i < t->n_vms; i++) {
 			struct vm *vm = t->vms[i];
+			bool waits = vm->op;
+			int r;
 
-			if (vm->parent_handle != vms[done]->handle)
+			if (vm->parent_handle != vms[done]->handle ||
+				(vm->op == op_deleting && is_among(vms, *n, vm)))
 				continue;
-			if (vm->op)
-				return err_set(e, -EBUSY,
-					"vm \"%s\", a branch of it, is %s: try again when that is done",
-					vm_name(vm), vm->op);
-			vm->op = "being deleted";
-			vm->refs++;
-			vms[(*n)++] = vm;
+			r = tree_claim_until(
+				t, vm->row.id, op_deleting, p, until_ns, &vms[*n], e);
+			if (r < 0 && r != -ENOENT)
+				return err_wrap(e, r, "a branch of it");
+			*n += r == 0;
+			if (waits)
+				i = UINT_MAX; /* from the first: the table may be another */
 		}
 	return 0;
 }
@@ -202,8 +220,9 @@ refuse_descendants(struct tree *t, struct vm *vm, struct err *e)
 
 int
 tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
-	struct json_out *out, struct err *e)
+	const struct progress *p, struct json_out *out, struct err *e)
 {
+	uint64_t until_ns = busy_until(p);
 	cleanup_free struct vm **vms = calloc(TREE_VMS_MAX, sizeof(*vms));
 	unsigned n = 0;
 	int r;
@@ -211,10 +230,10 @@ tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 	if (!vms)
 		return err_set(e, -ENOMEM, "out of memory");
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being deleted", &vms[0], e);
+	r = tree_claim_until(t, name, op_deleting, p, until_ns, &vms[0], e);
 	if (r == 0) {
 		n = 1;
-		r = recursive ? claim_descendants(t, vms, &n, e)
+		r = recursive ? claim_descendants(t, vms, &n, p, until_ns, e)
 			      : refuse_descendants(t, vms[0], e);
 	}
 	if (r == 0 && !dry_run)
@@ -235,6 +254,7 @@ tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 		vms[i]->op = NULL;
 		vm_unref(vms[i]);
 	}
+	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 	return r;
 }

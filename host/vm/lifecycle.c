@@ -198,7 +198,7 @@ tree_stop_vm(struct tree *t, const char *name, const struct stop_request *q,
 	}
 	if (r == 0) {
 		vm_unref(vm);
-		r = tree_claim(t, name, op_stopping, &vm, e);
+		r = tree_claim(t, name, op_stopping, p, &vm, e);
 	}
 	if (r == 0) {
 		r = stop_claimed(t, vm, q, p, e);
@@ -492,7 +492,7 @@ tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being started", &s.old, e);
+	r = tree_claim(t, name, "being started", p, &s.old, e);
 	if (r < 0) {
 		pthread_mutex_unlock(&t->lock);
 		return r;
@@ -622,7 +622,7 @@ tree_resize(struct tree *t, const char *name, const struct resize_request *q,
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being resized", &vm, e);
+	r = tree_claim(t, name, "being resized", p, &vm, e);
 	if (r == 0) {
 		r = resize(t, vm, q->disk_mib, p, note, sizeof(note), e);
 		if (r == 0) {

@@ -19,6 +19,8 @@
 #include "host/ssh/ssh_key.h"
 #include "host/vm/handshake.h"
 
+#define NS_PER_MS UINT64_C(1000000)
+
 #define DESCRIPTORS_TO_MAKE_ONE 16u
 
 int
@@ -180,24 +182,128 @@ tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e)
 	return 0;
 }
 
-int
-tree_claim(
-	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e)
+/*
+ * The queues. A VM's is those waiters that name it. They name it by its id, for a struct
+ * vm is one life of a VM only.
+ */
+
+/* How often one asks whether its caller is still there. */
+#define GONE_LOOK_MS 200
+
+struct waiter {
+	struct waiter *next;
+	char id[VM_ID_LEN + 1];
+};
+
+/* Nobody has it, and nobody came before w (NULL: before who is not in the queue). */
+static bool
+is_free(struct tree *t, const struct vm *vm, const struct waiter *w)
 {
+	if (vm->op)
+		return false;
+	for (const struct waiter *o = t->waiters; o && o != w; o = o->next)
+		if (strcmp(o->id, vm->row.id) == 0)
+			return false;
+	return true;
+}
+
+static int
+is_busy(const struct vm *vm, const char *what, struct err *e)
+{
+	return err_set(e, -EBUSY, "vm \"%s\" is %s%s: try again when that is done",
+		vm_name(vm), vm->op ? vm->op : "waited for by others", what);
+}
+
+/* Until it is w's turn, or w need not wait any more. *ret as of tree_find(). */
+static int
+wait_turn(struct tree *t, struct waiter *w, const struct progress *p, uint64_t until_ns,
+	struct vm **ret, struct err *e)
+{
+	for (;;) {
+		uint64_t now = io_now_ns(), end = until_ns;
+		struct timespec until;
+		struct vm *vm;
+		int r = t->stopping ? err_set(e, -ECANCELED, "pandod is stopping") : 0;
+
+		if (r == 0 && p->gone && p->gone(p->ctx))
+			r = err_set(e, -ECANCELED, "the caller has gone");
+		if (r == 0 && tree_find(t, w->id, &vm, NULL) < 0)
+			r = err_set(e, -ENOENT,
+				"vm \"%s\" was deleted while this call waited for it",
+				w->id);
+		if (r < 0)
+			return r;
+		if (is_free(t, vm, w)) {
+			*ret = vm;
+			return 0;
+		}
+		if (now >= until_ns) {
+			r = is_busy(
+				vm, ", and was for all the time this call may wait", e);
+			vm_unref(vm);
+			return r;
+		}
+		vm_unref(vm);
+		if (p->gone && now + GONE_LOOK_MS * NS_PER_MS < end)
+			end = now + GONE_LOOK_MS * NS_PER_MS;
+		until = (struct timespec){.tv_sec = (time_t)(end / 1000000000u),
+			.tv_nsec = (long)(end % 1000000000u)};
+		pthread_cond_timedwait(&t->changed, &t->lock, &until);
+	}
+}
+
+uint64_t
+busy_until(const struct progress *p)
+{
+	return io_now_ns() + (p ? p->busy_timeout_ms * NS_PER_MS : 0);
+}
+
+int
+tree_claim_until(struct tree *t, const char *name, const char *op,
+	const struct progress *p, uint64_t until_ns, struct vm **ret, struct err *e)
+{
+	struct waiter w = {0}, **at = &t->waiters;
 	struct vm *vm;
 	int r = tree_find(t, name, &vm, e);
 
 	if (r < 0)
 		return r;
-	if (vm->op) {
-		r = err_set(e, -EBUSY, "vm \"%s\" is %s: try again when that is done",
-			vm_name(vm), vm->op);
+	if (!is_free(t, vm, NULL)) {
+		if (!p || !p->busy_timeout_ms)
+			r = is_busy(vm, "", e);
+		else if (t->n_waiters == TREE_WAITERS_MAX)
+			r = is_busy(vm, ", and too many calls wait already", e);
+		else
+			say(p, "vm \"%s\" is %s: waiting for that", vm_name(vm),
+				vm->op ? vm->op : "waited for by others");
+		memcpy(w.id, vm->row.id, sizeof(w.id));
 		vm_unref(vm);
-		return r;
+		if (r < 0)
+			return r;
+		while (*at)
+			at = &(*at)->next;
+		*at = &w;
+		t->n_waiters++;
+		r = wait_turn(t, &w, p, until_ns, &vm, e);
+		for (at = &t->waiters; *at != &w;)
+			at = &(*at)->next;
+		*at = w.next;
+		t->n_waiters--;
+		/* Who comes after one that gives up may have its turn now. */
+		pthread_cond_broadcast(&t->changed);
+		if (r < 0)
+			return r;
 	}
 	vm->op = op;
 	*ret = vm;
 	return 0;
+}
+
+int
+tree_claim(struct tree *t, const char *name, const char *op, const struct progress *p,
+	struct vm **ret, struct err *e)
+{
+	return tree_claim_until(t, name, op, p, busy_until(p), ret, e);
 }
 
 int
@@ -531,14 +637,14 @@ vm_check_met(const struct vm *vm, struct err *e)
 }
 
 static int
-pause_or_resume(
-	struct tree *t, const char *name, bool pause, struct json_out *out, struct err *e)
+pause_or_resume(struct tree *t, const char *name, bool pause, const struct progress *p,
+	struct json_out *out, struct err *e)
 {
 	struct vm *vm;
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, pause ? "being paused" : "being resumed", &vm, e);
+	r = tree_claim(t, name, pause ? "being paused" : "being resumed", p, &vm, e);
 	if (r < 0) {
 		pthread_mutex_unlock(&t->lock);
 		return r;
@@ -576,13 +682,15 @@ pause_or_resume(
 }
 
 int
-tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e)
+tree_pause(struct tree *t, const char *name, const struct progress *p,
+	struct json_out *out, struct err *e)
 {
-	return pause_or_resume(t, name, true, out, e);
+	return pause_or_resume(t, name, true, p, out, e);
 }
 
 int
-tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e)
+tree_resume(struct tree *t, const char *name, const struct progress *p,
+	struct json_out *out, struct err *e)
 {
-	return pause_or_resume(t, name, false, out, e);
+	return pause_or_resume(t, name, false, p, out, e);
 }

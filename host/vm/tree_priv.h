@@ -58,6 +58,7 @@ struct stray {
 struct materialized;
 struct pool;
 struct meeting;
+struct waiter;
 
 /* Threads that do what the health monitor finds due. */
 #define HELPERS_MAX 32
@@ -87,6 +88,8 @@ struct tree {
 	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
 	unsigned n_vms;
 	uint64_t next_handle;
+	struct waiter *waiters; /* borrowed: who queues for VMs, in the order of coming */
+	unsigned n_waiters;
 	int epoll_fd; /* owned */
 	bool stopping;
 	pthread_t
@@ -120,9 +123,18 @@ void tree_unlist_vm(struct tree *t, struct vm *vm);
 struct vm *tree_by_handle(struct tree *t, uint64_t handle); /* no reference */
 /* id, alias or unique prefix. *ret has a reference. */
 int tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e);
-/* The same, and claims it: op says what for. vm->op = NULL ends it. */
-int tree_claim(
-	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e);
+/*
+ * The same, and claims it: op says what for. vm->op = NULL ends it, and a broadcast of
+ * t->changed lets the next one in. Where somebody else has it, the caller queues as *p (may
+ * be NULL) says, and the lock is given up meanwhile; who came first has it first. -EBUSY,
+ * -ECANCELED (the caller has gone, or pandod stops), -ENOENT (it was deleted meanwhile).
+ */
+int tree_claim(struct tree *t, const char *name, const char *op, const struct progress *p,
+	struct vm **ret, struct err *e);
+/* The same with one end for several of these. */
+int tree_claim_until(struct tree *t, const char *name, const char *op,
+	const struct progress *p, uint64_t until_ns, struct vm **ret, struct err *e);
+uint64_t busy_until(const struct progress *p);
 int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
 /* Puts the VM's process and control connection under the event loop's watch. */
 int tree_watch(struct tree *t, struct vm *vm, struct err *e);

@@ -373,25 +373,42 @@ many_commands_at_once_start_one_daemon() {
 	equal "the number of daemons" "$(home_pids pandod | wc -l)" 1
 }
 
-branches_at_the_same_time_all_come_or_say_why() {
+branches_and_commits_at_the_same_time_all_come() {
 	needs_kvm
-	for i in 1 2 3 4; do
-		(
-			pando branch a -n "same-$i" --no-wait >"$work/same.$i" 2>&1 || echo "status $?" >>"$work/same.$i"
-		) &
+	jobs=
+	for i in 1 2 3 4 5 6; do
+		pando branch a -n "same-$i" --no-wait >"$work/same.$i" 2>&1 &
+		jobs="$jobs $!"
+		pando commit a >"$work/same-commit.$i" 2>&1 &
+		jobs="$jobs $!"
 	done
-	wait
-	made=0
-	for i in 1 2 3 4; do
-		if grep -q '^status' "$work/same.$i"; then
-			grep -q '^status 4$' "$work/same.$i" || fail "$(cat "$work/same.$i")"
-		else
-			made=$((made + 1))
-			wait_until 30 "what "same-$i" says" console_says "same-$i" 'memory=ok'
-			pando delete -y "same-$i" >/dev/null
-		fi
+	for job in $jobs; do
+		wait "$job" || fail "one of them failed: $(cat "$work"/same*.*)"
 	done
-	[ "$made" -ge 1 ] || fail "none was made: $(cat "$work"/same.*)"
+	for i in 1 2 3 4 5 6; do
+		wait_until 30 "what "same-$i" says" console_says "same-$i" 'memory=ok'
+		pando delete -y "same-$i" >/dev/null
+	done
+	equal "the number of commits" "$(pando commit list -q | wc -l)" 6
+}
+
+who_does_not_queue_is_told_what_is_under_way() {
+	needs_kvm
+	vmm=$(info a 'j["pid"]')
+	kill -STOP "$vmm"
+	pando branch a -n queued --no-wait >"$work/queued" 2>&1 &
+	first=$!
+	busy() { pando delete --dry-run -r --busy-timeout 0 a 2>&1 | grep -q "is being branched: try again"; }
+	wait_until 20 "a is being branched" busy
+	status_is 4 pando branch a --no-wait --busy-timeout 0
+	status_is 4 pando pause a --busy-timeout 200ms
+	contains stderr "$stderr" 'vm "a" is being branched, and was for all the time this call may wait'
+	# a caller that gives up leaves the queue
+	timeout -s INT 1 "$B/bin/pando" branch a -n left --no-wait >"$work/left" 2>&1 || true
+	kill -CONT "$vmm"
+	wait "$first" || fail "$(cat "$work/queued")"
+	status_is 0 pando delete -y queued
+	status_is 3 pando info left
 }
 
 a_disk_is_exported_and_is_clean() {
@@ -469,7 +486,8 @@ t stopped_vmms_hold_up_no_daemon
 t a_daemon_started_with_few_descriptors_takes_what_it_may_have
 t two_daemons_do_not_share_a_home
 t many_commands_at_once_start_one_daemon
-t branches_at_the_same_time_all_come_or_say_why
+t branches_and_commits_at_the_same_time_all_come
+t who_does_not_queue_is_told_what_is_under_way
 t a_disk_is_exported_and_is_clean
 t a_guest_that_powers_off_is_stopped_not_failed
 t a_parent_is_not_deleted_under_its_children

@@ -215,6 +215,19 @@ every_call_is_routed(void **state)
 		0);
 	assert_true(route.dry_run);
 	assert_false(route.recursive);
+	assert_int_equal(route.busy_timeout_ms, BUSY_TIMEOUT_MS);
+	assert_int_equal(
+		request_route("POST", "/v1/vms/a/branch?busy_timeout_ms=0", &route, &e),
+		0);
+	assert_int_equal(route.busy_timeout_ms, 0);
+	assert_int_equal(request_route("POST", "/v1/vms/a/pause?busy_timeout_ms=3600001",
+				 &route, &e),
+		-ERANGE);
+	assert_int_equal(
+		request_route("POST", "/v1/vms/a/pause?busy_timeout_ms=-1", &route, &e),
+		-EINVAL);
+	assert_int_equal(
+		request_route("GET", "/v1/vms/a?busy_timeout_ms=1", &route, &e), -EINVAL);
 }
 
 static void

@@ -381,7 +381,7 @@ static int delete (const char *vm, bool recursive)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_delete(tree, vm, recursive, false, &out, &why), &out);
+	return take(tree_delete(tree, vm, recursive, false, NULL, &out, &why), &out);
 }
 
 static int
@@ -1106,7 +1106,7 @@ a_second_operation_on_a_vm_is_busy(void **state)
 	(void)state;
 	assert_int_equal(pthread_create(&thread, NULL, slow_create, &result), 0);
 	for (int i = 0; i < 100 && r == -ENOENT; i++) {
-		r = tree_delete(tree, "slow", false, false, &out, &e);
+		r = tree_delete(tree, "slow", false, false, NULL, &out, &e);
 		json_out_done(&out);
 		out = (struct json_out){0};
 		poll(NULL, 0, 5);
@@ -1126,7 +1126,7 @@ pause_and_resume_keep_what_was_known(void **state)
 
 	(void)state;
 	assert_int_equal(create("a", "agent", true), 0);
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), 0);
 	assert_string_equal(text("state"), "paused");
 	/* Its branch runs, it stays as it is. */
 	assert_int_equal(branch("a", "b", 1, true), 0);
@@ -1138,11 +1138,11 @@ pause_and_resume_keep_what_was_known(void **state)
 	start();
 	assert_int_equal(info("a"), 0);
 	assert_string_equal(text("state"), "paused");
-	assert_int_equal(take(tree_resume(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_resume(tree, "a", NULL, &out, &why), &out), 0);
 	assert_string_equal(text("state"), "running");
 	order("a", 'P');
 	wait_state("a", "stopped");
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), -EBUSY);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), -EBUSY);
 }
 
 static void
@@ -1276,7 +1276,7 @@ would_delete(const char *vm, bool recursive)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_delete(tree, vm, recursive, true, &out, &why), &out);
+	return take(tree_delete(tree, vm, recursive, true, NULL, &out, &why), &out);
 }
 
 static void
@@ -1326,7 +1326,7 @@ a_paused_vm_is_stopped_only_by_force(void **state)
 
 	(void)state;
 	assert_int_equal(create("a", "button=off", false), 0);
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), 0);
 	assert_int_equal(stop_vm("a", false, 100), -EBUSY);
 	says("resume");
 	assert_int_equal(stop_vm("a", true, 0), 0);
@@ -1403,7 +1403,7 @@ nothing_else_is_done_to_a_vm_that_is_being_branched(void **state)
 	assert_int_equal(stop_vm("a", true, 0), -EBUSY);
 	assert_int_equal(start_vm("a", false), -EBUSY);
 	assert_int_equal(resize_vm("a", 4096), -EBUSY);
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), -EBUSY);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), -EBUSY);
 	says("is being branched");
 	pthread_join(thread, NULL);
 	assert_int_equal(result, -ETIMEDOUT);
@@ -1481,7 +1481,7 @@ a_vm_that_cannot_start_is_what_it_was(void **state)
 	start();
 	assert_int_equal(start_vm("a", true), 0);
 	assert_string_equal(text("state"), "running");
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), 0);
 	assert_int_equal(start_vm("a", true), -EBUSY);
 	says("resume");
 	assert_int_equal(start_vm("ghost", true), -ENOENT);
@@ -1699,6 +1699,233 @@ continue_later(void *pid)
 	return NULL;
 }
 
+/* Calls that queue. Each says when it does. */
+struct queued {
+	const char *vm, *alias;
+	uint32_t busy_timeout_ms;
+	bool pauses, deletes; /* instead of being a branch */
+	bool waits, leaves;
+	int result;
+	struct err why;
+	pthread_t thread;
+};
+
+static void
+queued_say(void *ctx, const char *sentence)
+{
+	struct queued *q = ctx;
+
+	if (strstr(sentence, "waiting for that"))
+		__atomic_store_n(&q->waits, true, __ATOMIC_RELEASE);
+}
+
+static bool
+queued_gone(void *ctx)
+{
+	return __atomic_load_n(&((struct queued *)ctx)->leaves, __ATOMIC_ACQUIRE);
+}
+
+static void *
+queued_main(void *arg)
+{
+	struct queued *q = arg;
+	struct branch_request b = {.count = 1};
+	struct progress p = {queued_say, q, queued_gone, q->busy_timeout_ms};
+	struct json_out out = {0};
+
+	snprintf(b.alias, sizeof(b.alias), "%s", q->alias ? q->alias : "");
+	if (q->pauses)
+		q->result = tree_pause(tree, q->vm, &p, &out, &q->why);
+	else if (q->deletes)
+		q->result = tree_delete(tree, q->vm, true, false, &p, &out, &q->why);
+	else
+		q->result = tree_branch(tree, q->vm, &b, &p, &out, &q->why);
+	json_out_done(&out);
+	return NULL;
+}
+
+static void
+queue_up(struct queued *q)
+{
+	assert_int_equal(pthread_create(&q->thread, NULL, queued_main, q), 0);
+	for (int i = 0; i < 2000; i++) {
+		if (__atomic_load_n(&q->waits, __ATOMIC_ACQUIRE))
+			return;
+		poll(NULL, 0, 5);
+	}
+	fail_msg("the call does not queue");
+}
+
+/* Somebody is at the VM until it hears again: its fork waits for a VMM that is stopped. */
+static pid_t
+occupy(const char *vm, struct queued *first)
+{
+	pid_t pid;
+
+	assert_int_equal(info(vm), 0);
+	pid = (pid_t)number("pid");
+	kill(pid, SIGSTOP);
+	*first = (struct queued){.vm = vm, .alias = "first"};
+	assert_int_equal(pthread_create(&first->thread, NULL, queued_main, first), 0);
+	for (int i = 0; i < 2000 && would_delete(vm, true) != -EBUSY; i++)
+		poll(NULL, 0, 5);
+	return pid;
+}
+
+static void
+calls_for_one_vm_queue_and_are_served_in_their_order(void **state)
+{
+	static const char *const names[] = {"q0", "q1", "q2", "q3", "q4", "q5"};
+	struct queued first, q[6];
+	int vms, at = 0;
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	pid = occupy("a", &first);
+	for (unsigned i = 0; i < 6; i++) {
+		q[i] = (struct queued){
+			.vm = "a", .alias = names[i], .busy_timeout_ms = 60000};
+		queue_up(&q[i]);
+	}
+	/* One who does not queue is told at once, as ever. */
+	assert_int_equal(branch("a", "hasty", 1, false), -EBUSY);
+	says("vm \"a\" is being branched: try again when that is done");
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	assert_int_equal(first.result, 0);
+	for (unsigned i = 0; i < 6; i++) {
+		pthread_join(q[i].thread, NULL);
+		if (q[i].result < 0)
+			fail_msg("%s: %s", names[i], q[i].why.msg);
+	}
+	/* The oldest are listed first. */
+	assert_int_equal(count_vms(), 8);
+	vms = json_get(parsed, 0, "vms");
+	for (int i = 0; i < 8; i++) {
+		char alias[16];
+
+		json_str(parsed, json_get(parsed, json_at(parsed, vms, i), "alias"),
+			alias, sizeof(alias));
+		if (alias[0] == 'q')
+			assert_string_equal(alias, names[at++]);
+	}
+	assert_int_equal(at, 6);
+}
+
+static void
+who_queues_gives_up_when_its_time_is_over_or_its_caller_has_gone(void **state)
+{
+	struct queued first, late, left, pause,
+		over = {.vm = "a", .busy_timeout_ms = 60000};
+	static struct queued many[TREE_WAITERS_MAX];
+	unsigned n = 0;
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	pid = occupy("a", &first);
+	left = late = pause = over;
+	late.busy_timeout_ms = 50;
+	queue_up(&late);
+	pthread_join(late.thread, NULL);
+	assert_int_equal(late.result, -EBUSY);
+	assert_string_equal(late.why.msg,
+		"vm \"a\" is being branched, and was for all the time this call may wait: try again when that is done");
+	/* One that leaves does not hold up who comes after it. */
+	queue_up(&left);
+	pause.pauses = true;
+	queue_up(&pause);
+	__atomic_store_n(&left.leaves, true, __ATOMIC_RELEASE);
+	pthread_join(left.thread, NULL);
+	assert_int_equal(left.result, -ECANCELED);
+	/* There are as many places as there are. */
+	for (n = 0; n < TREE_WAITERS_MAX - 1; n++) {
+		many[n] = (struct queued){.vm = "a", .busy_timeout_ms = 60000};
+		queue_up(&many[n]);
+	}
+	assert_int_equal(pthread_create(&over.thread, NULL, queued_main, &over), 0);
+	pthread_join(over.thread, NULL);
+	assert_int_equal(over.result, -EBUSY);
+	assert_non_null(strstr(over.why.msg, "too many calls wait already"));
+	for (unsigned i = 0; i < n; i++)
+		__atomic_store_n(&many[i].leaves, true, __ATOMIC_RELEASE);
+	for (unsigned i = 0; i < n; i++) {
+		pthread_join(many[i].thread, NULL);
+		assert_int_equal(many[i].result, -ECANCELED);
+	}
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	pthread_join(pause.thread, NULL);
+	assert_int_equal(first.result, 0);
+	if (pause.result < 0)
+		fail_msg("%s", pause.why.msg);
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "paused");
+	assert_int_equal(count_vms(), 2);
+}
+
+static void
+who_queues_for_a_vm_that_is_deleted_is_told_so(void **state)
+{
+	struct queued first,
+		delete_it = {.vm = "a", .busy_timeout_ms = 60000, .deletes = true};
+	struct queued q = {.vm = "a", .busy_timeout_ms = 60000};
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	pid = occupy("a", &first);
+	queue_up(&delete_it);
+	queue_up(&q);
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	pthread_join(delete_it.thread, NULL);
+	pthread_join(q.thread, NULL);
+	assert_int_equal(first.result, 0);
+	if (delete_it.result < 0)
+		fail_msg("%s", delete_it.why.msg);
+	assert_int_equal(q.result, -ENOENT);
+	assert_non_null(strstr(q.why.msg, "was deleted while this call waited for it"));
+	assert_nothing_left();
+}
+
+static void
+a_delete_with_all_branches_waits_for_its_turn_at_each(void **state)
+{
+	struct queued first,
+		delete_it = {.vm = "a", .busy_timeout_ms = 60000, .deletes = true};
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	assert_int_equal(branch("a", "child", 1, false), 0);
+	assert_int_equal(branch("child", "grandchild", 2, false), 0);
+	pid = occupy("grandchild-1", &first);
+	assert_int_equal(delete ("a", true), -EBUSY);
+	says("a branch of it: vm \"grandchild-1\" is being branched");
+	queue_up(&delete_it);
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	pthread_join(delete_it.thread, NULL);
+	assert_int_equal(first.result, 0);
+	if (delete_it.result < 0)
+		fail_msg("%s", delete_it.why.msg);
+	assert_nothing_left();
+}
+
 static void
 a_vmm_that_answers_late_is_adopted_all_the_same(void **state)
 {
@@ -1752,12 +1979,12 @@ wait_met(const char *vm)
 	struct json_out out = {0};
 
 	for (int i = 0; i < 1000; i++) {
-		int r = take(tree_pause(tree, vm, &out, &why), &out);
+		int r = take(tree_pause(tree, vm, NULL, &out, &why), &out);
 
 		out = (struct json_out){0};
 		if (r == 0) {
 			assert_int_equal(
-				take(tree_resume(tree, vm, &out, &why), &out), 0);
+				take(tree_resume(tree, vm, NULL, &out, &why), &out), 0);
 			return;
 		}
 		assert_int_equal(r, -EBUSY);
@@ -2047,6 +2274,10 @@ main(int argc, char **argv)
 		T(pause_and_resume_keep_what_was_known),
 		T(aliases_can_be_changed_and_taken_away),
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
+		T(calls_for_one_vm_queue_and_are_served_in_their_order),
+		T(who_queues_gives_up_when_its_time_is_over_or_its_caller_has_gone),
+		T(who_queues_for_a_vm_that_is_deleted_is_told_so),
+		T(a_delete_with_all_branches_waits_for_its_turn_at_each),
 		T(a_vmm_that_answers_late_is_adopted_all_the_same),
 		T(a_deaf_vmm_delays_no_start_and_is_adopted_when_it_hears),
 		T(vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed),

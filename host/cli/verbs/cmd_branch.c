@@ -8,8 +8,9 @@
 
 extern const struct verb verb_branch;
 
-static const struct opt options[] = {FAN_OPTIONS("branch", "branches",
-	"how many, all of one instant; 1 if not said", 'n', "alias", 'N', "vm-alias")};
+static const struct opt options[] = {OPT_BUSY,
+	FAN_OPTIONS("branch", "branches", "how many, all of one instant; 1 if not said",
+		'n', "alias", 'N', "vm-alias")};
 
 /* A name that is no VM may be a commit's. -ENOENT and *e as it was: it is none either. */
 static int
@@ -49,6 +50,7 @@ run(int argc, char **argv)
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
 	client_cancel_fd(c, pick_cancel_fd());
+	client_busy_timeout(c, s.has_busy, s.busy_timeout_ms);
 	start_ns = io_now_ns();
 	r = commit.id[0] ? client_spawn(c, commit.id, &fan.spec, &vms, &reply, &e)
 			 : client_branch(c, parent.id, &fan.spec, &vms, &reply, &e);

@@ -7,6 +7,11 @@
 
 extern const struct verb verb_pause, verb_resume;
 
+static const struct opt options[] = {
+	OPT_BUSY,
+	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
+};
+
 typedef int call(struct client *c, const char *vm, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 
@@ -24,7 +29,10 @@ run_one(const struct verb *v, call *fn, int argc, char **argv)
 	while ((key = opt_next(&s, &e)) != OPT_END)
 		if ((key = opt_one_word(&s, key, &name, &e)) != OPT_WORD)
 			return opt_leave(&s, key, &e);
-	if (pick_open(name, &c, &vm, NULL, &e) < 0 || fn(c, vm.id, &now, &reply, &e) < 0)
+	if (pick_open(name, &c, &vm, NULL, &e) < 0)
+		return out_fail(&e);
+	client_busy_timeout(c, s.has_busy, s.busy_timeout_ms);
+	if (fn(c, vm.id, &now, &reply, &e) < 0)
 		return out_fail(&e);
 	puts(s.json ? reply.text : now.id);
 	return EXIT_OK;
@@ -46,7 +54,8 @@ const struct verb verb_pause = {
 	.name = "pause",
 	.summary = "Stops a VM's CPUs; nothing is lost",
 	.run = run_pause,
-	.usage = "[vm]",
+	.usage = "[vm] [options]",
+	.options = options,
 	.words = COMPLETE_VM,
 };
 
@@ -54,6 +63,7 @@ const struct verb verb_resume = {
 	.name = "resume",
 	.summary = "Lets a paused VM go on",
 	.run = run_resume,
-	.usage = "[vm]",
+	.usage = "[vm] [options]",
+	.options = options,
 	.words = COMPLETE_VM,
 };

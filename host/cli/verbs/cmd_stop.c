@@ -18,19 +18,22 @@ static const struct opt stop_options[] = {
 		COMPLETE_NOTHING},
 	{'t', "timeout", "TIME", "how long it may take to power off; 60 s if not said",
 		COMPLETE_NOTHING},
+	OPT_BUSY,
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
 static const struct opt start_options[] = {
 	{OPT_NO_WAIT, "no-wait", NULL,
 		"return when its CPUs run, not when its agent answers", COMPLETE_NOTHING},
+	OPT_BUSY,
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
 static void
-listen_to(struct client *c, struct out_progress *progress, bool quiet)
+listen_to(struct client *c, struct out_progress *progress, const struct opt_scan *s)
 {
-	out_progress_start(progress, quiet);
+	out_progress_start(progress, s->quiet);
+	client_busy_timeout(c, s->has_busy, s->busy_timeout_ms);
 	client_on_progress(c, out_progress_say, progress);
 	client_cancel_fd(c, pick_cancel_fd());
 }
@@ -73,7 +76,7 @@ run_stop(int argc, char **argv)
 	}
 	if (pick_open(name, &c, &vm, NULL, &e) < 0)
 		return out_fail(&e);
-	listen_to(c, &progress, s.quiet);
+	listen_to(c, &progress, &s);
 	r = client_stop(c, vm.id, force, timeout_ms, &now, &reply, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
@@ -106,7 +109,7 @@ run_start(int argc, char **argv)
 	}
 	if (pick_open(name, &c, &vm, NULL, &e) < 0)
 		return out_fail(&e);
-	listen_to(c, &progress, s.quiet);
+	listen_to(c, &progress, &s);
 	r = client_start(c, vm.id, no_wait, &now, &reply, &e);
 	out_progress_end(&progress);
 	if (r == -ECANCELED)
