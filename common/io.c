@@ -171,6 +171,16 @@ io_write_file_atomic(
 }
 
 int
+io_sync_dir(const char *path, struct err *e)
+{
+	cleanup_close int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (dir < 0 || fsync(dir) < 0)
+		return err_sys(e, -errno, "%s: it could not be synced", path);
+	return 0;
+}
+
+int
 io_mkdir_p(const char *path, mode_t mode, struct err *e)
 {
 	cleanup_free char *copy = strdup(path);

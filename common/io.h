@@ -35,6 +35,9 @@ int io_read_file(
 int io_write_file_atomic(
 	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
 
+/* The names in a folder are on the disk. */
+int io_sync_dir(const char *path, struct err *e);
+
 /* mkdir -p; existing folders are fine. */
 int io_mkdir_p(const char *path, mode_t mode, struct err *e);
 

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -523,43 +524,127 @@ clean_vms(struct tree *t, struct err *e)
 	return 0;
 }
 
+/* <12 digits>.<n>.data or .index below segments/: its name without that; false: none. */
+static bool
+segment_of(const char *file, char dst[static DB_SEGMENT_MAX])
+{
+	const char *end = strrchr(file, '.');
+	size_t len = end ? (size_t)(end - file) : 0;
+
+	if (len <= VM_ID_LEN + 1 || len >= DB_SEGMENT_MAX || file[VM_ID_LEN] != '.' ||
+		strspn(file, "0123456789abcdef") != VM_ID_LEN ||
+		(strcmp(end, ".data") != 0 && strcmp(end, ".index") != 0))
+		return false;
+	memcpy(dst, file, len);
+	dst[len] = '\0';
+	return true;
+}
+
+static bool
+segment_file(const struct tree *t, const char *id, unsigned n, struct stat *ret)
+{
+	char path[PATHS_MAX];
+
+	return paths_format(path, sizeof(path), NULL, "%s/segments/%s.%u.index",
+		       t->config.home, id, n) == 0 &&
+	       stat(path, ret) == 0;
+}
+
+/*
+ * A power cut can take the database back to before a VM was branched or committed, and
+ * leave the segment that it went on in: what its guest has flushed since lies there, and
+ * only there. Segments of a VM have ascending numbers, and each follows the one before. So
+ * those above all that the database knows, up to the last that was written, are the end of
+ * its chain. (One that was made for a fork that never came is empty, and changes nothing.)
+ */
+static int
+find_lost_segments(struct tree *t, struct vm *vm, unsigned last, struct err *e)
+{
+	char name[DB_SEGMENT_MAX];
+	struct stat st;
+	int r = 0;
+
+	for (; vm->row.next_segment <= last && r == 0; vm->row.next_segment++) {
+		if (!segment_file(t, vm->row.id, vm->row.next_segment, &st))
+			continue;
+		snprintf(name, sizeof(name), "%s.%u", vm->row.id, vm->row.next_segment);
+		log_warn(
+			"segment %s: vm \"%s\" wrote it, and the database did not know that; it is the end of its disk again",
+			name, vm_name(vm));
+		r = db_chain_append(t->db, vm->row.id, name, e);
+	}
+	return r < 0 ? r : db_update(t->db, &vm->row, e);
+}
+
+static struct vm *
+by_id(struct tree *t, const char *id)
+{
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (memcmp(t->vms[i]->row.id, id, VM_ID_LEN) == 0)
+			return t->vms[i];
+	return NULL;
+}
+
+static int
+find_all_lost(struct tree *t, DIR *dir, struct err *e)
+{
+	char name[DB_SEGMENT_MAX];
+	struct dirent *d;
+	int r = 0;
+
+	while (r == 0 && (d = readdir(dir))) {
+		unsigned long n;
+		struct stat st;
+		struct vm *vm;
+
+		if (!segment_of(d->d_name, name))
+			continue;
+		vm = by_id(t, name);
+		n = strtoul(name + VM_ID_LEN + 1, NULL, 10);
+		if (vm && n >= vm->row.next_segment && n < UINT32_MAX &&
+			segment_file(t, vm->row.id, (unsigned)n, &st) && st.st_size)
+			r = find_lost_segments(t, vm, (unsigned)n, e);
+	}
+	rewinddir(dir);
+	return r;
+}
+
 static int
 clean_segments(struct tree *t, struct err *e)
 {
 	char path[PATHS_MAX], name[DB_SEGMENT_MAX];
 	cleanup_closedir DIR *dir = NULL;
+	bool synced = false;
 	struct dirent *d;
-	int r = tree_sweep(t, e);
+	int r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
 
-	tree_sweep_bases(t, true);
-	if (r == 0)
-		r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
 	if (r < 0)
 		return r;
 	dir = opendir(path);
 	if (!dir)
 		return err_sys(e, -errno, "%.300s", path);
-	while ((d = readdir(dir))) {
-		/* <12 digits>.<n>.data or .index */
-		const char *end = strrchr(d->d_name, '.');
-		size_t len = end ? (size_t)(end - d->d_name) : 0;
-
-		if (len <= VM_ID_LEN + 1 || len >= sizeof(name) ||
-			d->d_name[VM_ID_LEN] != '.' ||
-			strspn(d->d_name, "0123456789abcdef") != VM_ID_LEN ||
-			(strcmp(end, ".data") != 0 && strcmp(end, ".index") != 0))
+	r = find_all_lost(t, dir, e);
+	if (r == 0)
+		r = tree_sweep(t, e);
+	if (r == 0)
+		r = tree_sweep_bases(t, true, e);
+	while (r == 0 && (d = readdir(dir))) {
+		if (!segment_of(d->d_name, name))
 			continue;
-		memcpy(name, d->d_name, len);
-		name[len] = '\0';
 		r = db_segment_known(t->db, name, e);
-		if (r < 0)
-			return r;
-		if (r == 0) {
-			log_info("segment %s: belongs to no VM; removed", name);
-			launch_remove_segment(t->config.home, name);
+		if (r != 0) {
+			r = r < 0 ? r : 0;
+			continue;
 		}
+		if (!synced)
+			r = db_sync(t->db, e);
+		if (r < 0)
+			break;
+		synced = true;
+		log_info("segment %s: belongs to no VM; removed", name);
+		launch_remove_segment(t->config.home, name);
 	}
-	return 0;
+	return r;
 }
 
 int

@@ -22,38 +22,52 @@ tree_sweep(struct tree *t, struct err *e)
 	size_t n = 0;
 	int r = db_sweep_segments(t->db, &names, &n, e);
 
+	if (r == 0 && n)
+		r = db_sync(t->db, e);
 	for (size_t i = 0; r == 0 && i < n; i++)
 		launch_remove_segment(t->config.home, names[i]);
 	free(names);
-	if (r == 0)
-		tree_sweep_bases(t, false);
-	return r;
+	return r < 0 ? r : tree_sweep_bases(t, false, e);
 }
 
-void
-tree_sweep_bases(struct tree *t, bool unfinished)
+/* Whether this name below bases/ is one of ours that no VM needs. */
+static bool
+is_stale_base(struct tree *t, const char *name, const char *path, bool unfinished)
+{
+	if (strspn(name, "0123456789abcdef") != VM_ID_LEN || name[VM_ID_LEN] != '.' ||
+		(!unfinished && strstr(name, ".part")))
+		return false;
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (strcmp(t->vms[i]->row.base_path, path) == 0)
+			return false;
+	return true;
+}
+
+int
+tree_sweep_bases(struct tree *t, bool unfinished, struct err *e)
 {
 	char folder[PATHS_MAX], path[PATHS_MAX];
 	cleanup_closedir DIR *dir = NULL;
+	bool synced = false;
 	struct dirent *d;
+	int r = paths_format(folder, sizeof(folder), e, "%s/bases", t->config.home);
 
-	if (paths_format(folder, sizeof(folder), NULL, "%s/bases", t->config.home) < 0)
-		return;
+	if (r < 0)
+		return r;
 	dir = opendir(folder);
 	while (dir && (d = readdir(dir))) {
-		bool used = false;
-
-		if (strspn(d->d_name, "0123456789abcdef") != VM_ID_LEN ||
-			d->d_name[VM_ID_LEN] != '.' ||
-			(!unfinished && strstr(d->d_name, ".part")) ||
-			paths_format(
-				path, sizeof(path), NULL, "%s/%s", folder, d->d_name) < 0)
+		if (paths_format(path, sizeof(path), NULL, "%s/%s", folder, d->d_name) <
+				0 ||
+			!is_stale_base(t, d->d_name, path, unfinished))
 			continue;
-		for (unsigned i = 0; i < t->n_vms && !used; i++)
-			used = strcmp(t->vms[i]->row.base_path, path) == 0;
-		if (!used)
-			unlink(path);
+		if (!synced)
+			r = db_sync(t->db, e);
+		if (r < 0)
+			return r;
+		synced = true;
+		unlink(path);
 	}
+	return 0;
 }
 
 /* From now on the next pandod would finish the removal, should this one be killed. Called

@@ -279,10 +279,22 @@ materialize(struct start *s, const struct chain_link *links, size_t n, const cha
 	/* The segments go once this is the base: it must be there for good before. */
 	if (r == 0 && fsync(fd) < 0)
 		r = err_sys(e, -errno, "%.300s", s->part);
+	if (r == 0) /* the folder may be new */
+		r = io_sync_dir(s->t->config.home, e);
 	return r;
 }
 
-/* The row's new life, in the table and the database. Called with the lock. */
+static int
+sync_folder(const struct tree *t, const char *name, struct err *e)
+{
+	char path[PATHS_MAX];
+	int r = paths_format(path, sizeof(path), e, "%s/%s", t->config.home, name);
+
+	return r < 0 ? r : io_sync_dir(path, e);
+}
+
+/* The row's new life, in the table and the database. What it names is on the disk before
+ * it, and it is there (tree_sweep()) before its old segments go. Called with the lock. */
 static int
 enter(struct start *s, struct err *e)
 {
@@ -312,11 +324,15 @@ enter(struct start *s, struct err *e)
 	r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
 	if (r == 0 && rename(s->part, s->base) < 0)
 		r = err_sys(e, -errno, "%.300s", s->base);
+	if (r == 0)
+		r = sync_folder(t, "bases", e);
 	/* Before a row names it, so that no chain ever has a segment that is not there.
 	 */
 	if (r == 0)
 		r = launch_segment(
 			t->config.home, segment, &s->segment[0], &s->segment[1], e);
+	if (r == 0)
+		r = sync_folder(t, "segments", e);
 	if (r == 0)
 		fault_point("start.flattened");
 	if (r == 0)
@@ -540,7 +556,11 @@ grow_disk(struct tree *t, struct vm *vm, uint64_t mib, struct err *e)
 		return err_set(e, -EBUSY,
 			"vm \"%s\" is ending: resize it when it is stopped", vm_name(vm));
 	vm->row.resize_mib = mib;
+	/* Read with the old size, a disk that was written beyond it would be cut off there,
+	 * also after a power cut. */
 	r = db_update(t->db, &vm->row, e);
+	if (r == 0)
+		r = db_sync(t->db, e);
 	if (r < 0) {
 		vm->row.resize_mib = before;
 		return r;

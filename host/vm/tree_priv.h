@@ -153,11 +153,12 @@ int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
  * given up meanwhile; a guest that does not answer costs seconds, once for all. */
 void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
 /* The names of segments no chain has any more: removed from the database now, the files
- * too. */
+ * too, when the database is on the disk as it is: after a power cut it must not name what
+ * is gone. Where it cannot be synced the files stay for the next start. */
 int tree_sweep(struct tree *t, struct err *e);
-/* Files below bases/ that are no VM's base any more are removed; unfinished: also those
- * that somebody was writing. */
-void tree_sweep_bases(struct tree *t, bool unfinished);
+/* Files below bases/ that are no VM's base any more are removed, likewise; unfinished:
+ * also those that somebody was writing. */
+int tree_sweep_bases(struct tree *t, bool unfinished, struct err *e);
 /* vm takes old's place in the table and towards its children; a struct vm is one life of
  * a VM, so a VM that is started again gets a new one. */
 void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
