@@ -29,6 +29,14 @@ struct api {
 	atomic_uint connections;
 };
 
+/* What a call made, until its answer has left. */
+struct made {
+	char (*ids)[VM_ID_LEN + 1]; /* owned */
+	size_t n;
+};
+
+struct stream;
+
 /* One request, from its first line to its end. */
 struct request {
 	char *target; /* owned; the path and query as they came */
@@ -36,6 +44,9 @@ struct request {
 	size_t len, cap;
 	bool begun;
 	bool too_long;
+	struct made made;
+	bool told;	       /* the answer has left, for certain */
+	struct stream *stream; /* borrowed; it takes itself out when it goes first */
 };
 
 unsigned
@@ -301,10 +312,33 @@ client_gone(int fd)
 	return fd >= 0 && poll(&p, 1, 0) > 0;
 }
 
-static bool
-caller_gone(void *fd)
+static void
+made_add(struct made *m, const char *id)
 {
-	return client_gone(*(const int *)fd);
+	char(*more)[VM_ID_LEN + 1] = reallocarray(m->ids, m->n + 1, sizeof(*more));
+
+	if (!more)
+		return; /* then it stays */
+	m->ids = more;
+	memcpy(more[m->n++], id, VM_ID_LEN + 1);
+}
+
+/* Whose call has no stream. */
+struct caller {
+	int fd; /* owned */
+	struct request *request;
+};
+
+static bool
+caller_gone(void *caller)
+{
+	return client_gone(((const struct caller *)caller)->fd);
+}
+
+static void
+caller_made(void *caller, const char *id)
+{
+	made_add(&((struct caller *)caller)->request->made, id);
 }
 
 /*
@@ -313,6 +347,7 @@ caller_gone(void *fd)
  */
 struct stream {
 	struct api *a;
+	struct request *request; /* borrowed; NULL: it is over */
 	struct route route;
 	char *body; /* owned */
 	size_t len;
@@ -321,9 +356,12 @@ struct stream {
 	pthread_cond_t changed;
 	char *queue; /* owned; lines not sent yet */
 	size_t queued, cap;
-	int fd;	     /* owned: the connection's, for client_gone() */
-	bool done;   /* the last line is in the queue */
-	bool failed; /* no memory for the last line */
+	int fd;		  /* owned: the connection's, for client_gone() */
+	struct made made; /* the thread's, until it ended */
+	bool joined;	  /* it has */
+	bool told;	  /* all that was in the queue has left, the last line, too */
+	bool done;	  /* the last line is in the queue */
+	bool failed;	  /* no memory for the last line */
 };
 
 /* Called with the lock. */
@@ -370,6 +408,12 @@ stream_gone(void *stream)
 	return client_gone(((const struct stream *)stream)->fd);
 }
 
+static void
+stream_made(void *stream, const char *id)
+{
+	made_add(&((struct stream *)stream)->made, id);
+}
+
 static void *
 stream_main(void *stream)
 {
@@ -378,6 +422,7 @@ stream_main(void *stream)
 		.say = stream_say,
 		.ctx = s,
 		.gone = stream_gone,
+		.made = stream_made,
 		.busy_timeout_ms = (uint32_t)s->route.busy_timeout_ms,
 	};
 	cleanup_json_out struct json_out out = {0};
@@ -420,6 +465,8 @@ stream_read(void *stream, uint64_t pos, char *buf, size_t max)
 		s->queued -= take;
 		n = (ssize_t)take;
 	} else {
+		/* More is asked for when what was given before has been sent. */
+		s->told = !s->failed;
 		n = s->failed ? MHD_CONTENT_READER_END_WITH_ERROR
 			      : MHD_CONTENT_READER_END_OF_STREAM;
 	}
@@ -433,19 +480,39 @@ stream_done(struct stream *s)
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
 	cleanup_close_fn(&s->fd);
+	free(s->made.ids);
 	free(s->queue);
 	free(s->body);
 	free(s);
 }
 
+/* What its thread made becomes the request's. Of the request's end and the stream's either
+ * may come first; both come in the connection's thread. */
+static void
+stream_hand_over(struct stream *s)
+{
+	struct request *q = s->request;
+
+	if (!s->joined)
+		pthread_join(s->thread, NULL);
+	s->joined = true;
+	s->request = NULL;
+	if (!q)
+		return;
+	q->made = s->made;
+	s->made = (struct made){0};
+	q->told = s->told;
+	q->stream = NULL;
+}
+
 /* The connection is over, perhaps before the call is: a call that has begun is carried
- * through. */
+ * through, but who makes VMs asks whether anybody is still there. */
 static void
 stream_free(void *stream)
 {
 	struct stream *s = stream;
 
-	pthread_join(s->thread, NULL);
+	stream_hand_over(s);
 	stream_done(s);
 }
 
@@ -464,9 +531,12 @@ respond_stream(struct api *a, struct MHD_Connection *c, const struct route *rout
 	s->body = TAKE_PTR(q->body);
 	s->len = q->len;
 	s->fd = connection_fd(c);
+	s->request = q;
+	q->stream = s;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
 	if (pthread_create(&s->thread, NULL, stream_main, s) != 0) {
+		q->stream = NULL;
 		stream_done(s);
 		return MHD_NO;
 	}
@@ -581,12 +651,18 @@ on_completed(void *ctx, struct MHD_Connection *c, void **con_cls,
 	enum MHD_RequestTerminationCode why)
 {
 	struct request *q = *con_cls;
+	struct api *a = ctx;
 
-	(void)ctx;
 	(void)c;
-	(void)why;
 	if (!q)
 		return;
+	if (q->stream)
+		stream_hand_over(q->stream);
+	/* Nobody knows of what it made. A pandod that stops lets it live. */
+	if (q->made.n && !q->told && why != MHD_REQUEST_TERMINATED_COMPLETED_OK &&
+		why != MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN)
+		tree_take_back(a->tree, q->made.ids, q->made.n);
+	free(q->made.ids);
 	free(q->target);
 	free(q->body);
 	free(q);
@@ -621,7 +697,7 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	struct err e = {0};
 	struct route route;
 	enum MHD_Result result;
-	cleanup_close int fd = -1;
+	struct caller caller = {.request = q};
 	struct progress p;
 	unsigned status;
 	int r;
@@ -638,13 +714,15 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, 0u);
 	if (tells_progress(route.call) && wants_stream(c))
 		return respond_stream(a, c, &route, q);
-	fd = connection_fd(c);
+	caller.fd = connection_fd(c);
 	p = (struct progress){
-		.ctx = &fd,
+		.ctx = &caller,
 		.gone = caller_gone,
+		.made = caller_made,
 		.busy_timeout_ms = (uint32_t)route.busy_timeout_ms,
 	};
 	r = run_call(a, &route, q->body ? q->body : "", q->len, &p, &out, &e);
+	cleanup_close_fn(&caller.fd);
 	status = finish(r, &e, makes(route.call) ? 201 : 200, &out);
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)API_IDLE_S);
 	result = respond(c, status, &out);

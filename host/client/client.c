@@ -10,9 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
@@ -31,11 +33,13 @@
 struct client {
 	char home[PATHS_MAX];
 	char socket[PATHS_MAX];
-	CURL *easy;	/* owned */
-	CURLM *multi;	/* owned */
-	int cancel_fd;	/* borrowed, -1: none */
-	unsigned flags; /* client_open()'s */
-	bool has_busy;	/* busy_timeout_ms was said */
+	CURL *easy;	  /* owned */
+	CURLM *multi;	  /* owned */
+	int cancel_fd;	  /* borrowed, -1: none */
+	bool cancel_asks; /* client_cancel_asking() */
+	int socket_fd;	  /* weak: libcurl's connection */
+	unsigned flags;	  /* client_open()'s */
+	bool has_busy;	  /* busy_timeout_ms was said */
 	uint64_t busy_timeout_ms;
 	client_progress *progress; /* with its context: borrowed */
 	void *progress_ctx;
@@ -260,7 +264,7 @@ client_open(const char *home, unsigned flags, struct client **ret, struct err *e
 
 	if (!c)
 		return err_sys(e, -ENOMEM, "client");
-	c->cancel_fd = -1;
+	c->cancel_fd = c->socket_fd = -1;
 	c->flags = flags;
 	if (home)
 		r = paths_format(c->home, sizeof(c->home), e, "%s", home);
@@ -312,6 +316,14 @@ void
 client_cancel_fd(struct client *c, int fd)
 {
 	c->cancel_fd = fd;
+	c->cancel_asks = false;
+}
+
+void
+client_cancel_asking(struct client *c, int fd)
+{
+	c->cancel_fd = fd;
+	c->cancel_asks = true;
 }
 
 void
@@ -462,6 +474,20 @@ fail:
 	return 0; /* libcurl ends the transfer */
 }
 
+/* Takes what cancels off its descriptor, and tells pandod by ending our side of the
+ * connection. False: that is not what is to be done, or was done before. */
+static bool
+ask_to_give_up(struct client *c, bool *asked)
+{
+	struct signalfd_siginfo si;
+
+	if (!c->cancel_asks || *asked || c->socket_fd < 0 ||
+		read(c->cancel_fd, &si, sizeof(si)) != (ssize_t)sizeof(si))
+		return false;
+	*asked = true;
+	return shutdown(c->socket_fd, SHUT_WR) == 0;
+}
+
 /* Runs the prepared transfer; *ret_result is libcurl's verdict. */
 static int
 perform(struct client *c, CURLcode *ret_result, struct err *e)
@@ -469,6 +495,7 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 	uint64_t last_tick_ns = io_now_ns();
 	CURLMcode m;
 	int running = 1, left, r = 0;
+	bool asked = false;
 	CURLMsg *msg;
 
 	m = curl_multi_add_handle(c->multi, c->easy);
@@ -494,7 +521,7 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 		if (c->cancel_fd >= 0) {
 			struct pollfd p = {.fd = c->cancel_fd, .events = POLLIN};
 
-			if (poll(&p, 1, 0) > 0) {
+			if (poll(&p, 1, 0) > 0 && !ask_to_give_up(c, &asked)) {
 				r = err_set(e, -ECANCELED, "cancelled");
 				break;
 			}
@@ -517,9 +544,11 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 static curl_socket_t
 open_socket(void *ctx, curlsocktype purpose, struct curl_sockaddr *a)
 {
-	(void)ctx;
+	struct client *c = ctx;
+
 	(void)purpose;
-	return socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+	c->socket_fd = socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+	return c->socket_fd;
 }
 
 static int
@@ -532,6 +561,7 @@ prepare(struct client *c, const char *method, const char *url, const char *body,
 	curl_easy_reset(h); /* keeps the connection */
 	r |= curl_easy_setopt(h, CURLOPT_UNIX_SOCKET_PATH, c->socket);
 	r |= curl_easy_setopt(h, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+	r |= curl_easy_setopt(h, CURLOPT_OPENSOCKETDATA, c);
 	r |= curl_easy_setopt(h, CURLOPT_PROXY, ""); /* whatever http_proxy says */
 	r |= curl_easy_setopt(h, CURLOPT_NOSIGNAL, 1L);
 	r |= curl_easy_setopt(h, CURLOPT_CONNECTTIMEOUT, 10L);

@@ -12,6 +12,7 @@
 #include "host/vm/tree_priv.h"
 
 #define KILL_TIMEOUT_MS 20000
+#define TAKE_BACK_TIMEOUT_MS 60000
 
 static const char op_deleting[] = "being deleted";
 
@@ -271,4 +272,46 @@ tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 	return r;
+}
+
+/* Called with the lock. */
+static bool
+has_branches(struct tree *t, const struct vm *vm)
+{
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i]->parent_handle == vm->handle)
+			return true;
+	return false;
+}
+
+void
+tree_take_back(struct tree *t, char (*ids)[VM_ID_LEN + 1], size_t n)
+{
+	const struct progress p = {.busy_timeout_ms = TAKE_BACK_TIMEOUT_MS};
+
+	for (size_t i = 0; i < n; i++) {
+		struct err e = {0};
+		bool used;
+		struct vm *vm;
+
+		pthread_mutex_lock(&t->lock);
+		if (tree_claim(t, ids[i], op_deleting, &p, &vm, &e) < 0) {
+			pthread_mutex_unlock(&t->lock);
+			if (e.code != -ENOENT)
+				log_warn("vm %s: nobody was told of it, and it stays: %s",
+					ids[i], e.msg);
+			continue;
+		}
+		used = has_branches(t, vm);
+		log_info("vm %s (%s): its id did not reach who asked for it; %s", ids[i],
+			vm_name(vm), used ? "it has branches, and stays" : "removed");
+		pthread_mutex_unlock(&t->lock);
+		if (!used && tree_remove(t, &vm, 1, &e) < 0)
+			log_err("vm %s: %s", ids[i], e.msg);
+		pthread_mutex_lock(&t->lock);
+		vm->op = NULL;
+		pthread_cond_broadcast(&t->changed);
+		vm_unref(vm);
+		pthread_mutex_unlock(&t->lock);
+	}
 }

@@ -491,7 +491,8 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 	if (wait) {
 		say(p, "VM %s runs; waiting for its agent",
 			vm_called(s->vm, called, sizeof(called)));
-		r = vm_wait_booted(t, s->vm, e);
+		/* It was there before: nobody who goes takes it along. */
+		r = vm_wait_booted(t, s->vm, NULL, e);
 		if (r == 0)
 			grow_started(t, s->vm, p);
 	}

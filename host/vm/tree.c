@@ -225,8 +225,9 @@ wait_turn(struct tree *t, struct waiter *w, const struct progress *p, uint64_t u
 		struct vm *vm;
 		int r = t->stopping ? err_set(e, -ECANCELED, "pandod is stopping") : 0;
 
-		if (r == 0 && p->gone && p->gone(p->ctx))
-			r = err_set(e, -ECANCELED, "the caller has gone");
+		if (r == 0 && has_gone(p))
+			r = err_set(e, -ECANCELED,
+				"cancelled: who queued for vm \"%s\" has gone", w->id);
 		if (r == 0 && tree_find(t, w->id, &vm, NULL) < 0)
 			r = err_set(e, -ENOENT,
 				"vm \"%s\" was deleted while this call waited for it",
@@ -412,16 +413,34 @@ agent_wait_cancel(void *agent_wait)
 	pthread_mutex_lock(&w->t->lock);
 	if (w->vm->dead)
 		r = -ESRCH;
-	else if (w->t->stopping || (w->give_up && *w->give_up))
+	else if (w->t->stopping || (w->give_up && *w->give_up) || has_gone(w->p))
 		r = -ECANCELED;
 	pthread_mutex_unlock(&w->t->lock);
 	return r;
 }
 
 int
-vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
+check_not_gone(const struct progress *p, const char *what, struct err *e)
 {
-	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up};
+	return has_gone(p)
+		       ? err_set(e, -ECANCELED,
+				 "cancelled: who asked for %s has gone, and what was made of it is removed",
+				 what)
+		       : 0;
+}
+
+void
+tell_made(const struct progress *p, const struct vm *vm)
+{
+	if (p && p->made)
+		p->made(p->ctx, vm->row.id);
+}
+
+int
+vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
+	const struct progress *p, struct err *e)
+{
+	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up, .p = p};
 	char path[PATHS_MAX];
 	struct err why = {0};
 	bool answers = false;
@@ -454,6 +473,8 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
 	} else if (r == -ETIMEDOUT) {
 		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s",
 			vm_name(vm), t->config.agent_timeout_ms / 1000);
+	} else if (r == -ECANCELED && !t->stopping && has_gone(p)) {
+		r = check_not_gone(p, vm_name(vm), e);
 	} else if (r == -ECANCELED) {
 		r = err_set(e, r,
 			"pandod stops; vm \"%s\" goes on, its agent has not answered yet",

@@ -77,6 +77,8 @@ struct progress {
 	/* True: nobody waits for the answer any more. NULL: somebody does, always. Called
 	 * from any thread, with the tree's lock or without; must not wait. */
 	bool (*gone)(void *ctx);
+	/* Each VM that the call made and its answer names; NULL: nobody asks. With the lock. */
+	void (*made)(void *ctx, const char *id);
 	uint32_t busy_timeout_ms; /* in the queue for a VM; 0: does not queue */
 };
 /* As many calls may be in the queues of all VMs together. */
@@ -87,10 +89,14 @@ struct progress {
 int tree_list(struct tree *t, const struct labels *filter, bool memory,
 	struct json_out *out, struct err *e);
 int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);
+/* This, tree_branch() and tree_spawn() undo what they made when nobody waits for the answer any more. */
 int tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
 	struct json_out *out, struct err *e);
 int tree_branch(struct tree *t, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
+/* VMs that a call made, whose answer did not reach who asked for them: deleted, but those
+ * that have branches by now. */
+void tree_take_back(struct tree *t, char (*ids)[VM_ID_LEN + 1], size_t n);
 /* dry_run: says what would be deleted, or why not, and deletes nothing. */
 int tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 	const struct progress *p, struct json_out *out, struct err *e);

@@ -218,11 +218,23 @@ void process_end(int pidfd);
 struct agent_wait {
 	struct tree *t;
 	struct vm *vm;
-	const bool *give_up; /* under the tree's lock; may be NULL */
+	const bool *give_up;	  /* under the tree's lock; may be NULL */
+	const struct progress *p; /* may be NULL: nobody can go */
 };
 int agent_wait_cancel(void *agent_wait);
 /* Waits for the agent of a watched VM, and notes that it answered. */
-int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e);
+int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
+	const struct progress *p, struct err *e);
+/* Nobody waits for the answer any more. */
+static inline bool
+has_gone(const struct progress *p)
+{
+	return p && p->gone && p->gone(p->ctx);
+}
+/* -ECANCELED with a sentence about what is removed then; 0: somebody waits. */
+int check_not_gone(const struct progress *p, const char *what, struct err *e);
+/* The answer names this VM. With the lock. */
+void tell_made(const struct progress *p, const struct vm *vm);
 /* Kills watched VMs, all claimed by the caller, removes their rows, files and segments,
  * and takes them out of the table. */
 int tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e);
@@ -247,7 +259,8 @@ int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
 	struct vmm_boot *boot, const int segment[2], struct err *e);
 /* vm_wait_agent() of a VM that boots: one whose agent does not answer in time is ended,
  * and stays as failed. */
-int vm_wait_booted(struct tree *t, struct vm *vm, struct err *e);
+int vm_wait_booted(
+	struct tree *t, struct vm *vm, const struct progress *p, struct err *e);
 /*
  * agents.c: many VMs that come to be at once.
  */

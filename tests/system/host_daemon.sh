@@ -411,6 +411,47 @@ who_does_not_queue_is_told_what_is_under_way() {
 	status_is 3 pando info left
 }
 
+# The small guest has no agent: who waits for one waits until something ends it.
+what_is_cancelled_leaves_no_vm_and_says_so() {
+	needs_kvm
+	vms 'sorted(v["id"] for v in j)' >"$work/before"
+	for verb in "run --kernel $TINY --rootfs $(small_image) --mem-size 32 --fs-size-vm 16 --cmdline mode=work -N mine" \
+		"branch a --count 3 -n mine"; do
+		for signal in INT TERM KILL; do
+			# shellcheck disable=SC2086 # words
+			"$B/bin/pando" $verb >"$work/out" 2>"$work/err" &
+			job=$!
+			made() { pando status | grep -q mine; }
+			wait_until 30 "its VMs are there" made
+			kill -s "$signal" "$job"
+			got=0
+			wait "$job" || got=$?
+			if [ "$signal" != KILL ]; then
+				equal "status of pando $verb" "$got" 7
+				contains stderr "$(cat "$work/err")" "is removed"
+				vms 'sorted(v["id"] for v in j)' >"$work/after"
+				equal "the VMs, once it has said so" "$(cat "$work/after")" "$(cat "$work/before")"
+			fi
+			equal "stdout of pando $verb" "$(cat "$work/out")" ""
+			same() { [ "$(vms 'sorted(v["id"] for v in j)')" = "$(cat "$work/before")" ]; }
+			wait_until 30 "its VMs are gone" same
+		done
+	done
+	# a client of another kind, that goes without waiting for an answer
+	python3 - "$PANDO_HOME/pandod.sock" "$(info a 'j["id"]')" <<-'END'
+		import socket, sys
+		for i in range(20):
+		    body = b'{"wait":false,"count":2}'
+		    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+		    s.send(b"POST /v1/vms/%s/branch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n%s" %
+		           (sys.argv[2].encode(), len(body), b"Accept: application/x-ndjson\r\n" if i % 2 else b"", body))
+		    s.close()
+	END
+	wait_until 60 "its VMs are gone" same
+	status_is 0 pando branch a -n after --no-wait
+	status_is 0 pando delete -y after
+}
+
 a_disk_is_exported_and_is_clean() {
 	needs_kvm
 	status_is 0 pando disk export a "$work/a.raw"
@@ -488,6 +529,7 @@ t two_daemons_do_not_share_a_home
 t many_commands_at_once_start_one_daemon
 t branches_and_commits_at_the_same_time_all_come
 t who_does_not_queue_is_told_what_is_under_way
+t what_is_cancelled_leaves_no_vm_and_says_so
 t a_disk_is_exported_and_is_clean
 t a_guest_that_powers_off_is_stopped_not_failed
 t a_parent_is_not_deleted_under_its_children

@@ -1730,7 +1730,10 @@ queued_main(void *arg)
 {
 	struct queued *q = arg;
 	struct branch_request b = {.count = 1};
-	struct progress p = {queued_say, q, queued_gone, q->busy_timeout_ms};
+	struct progress p = {.say = queued_say,
+		.ctx = q,
+		.gone = queued_gone,
+		.busy_timeout_ms = q->busy_timeout_ms};
 	struct json_out out = {0};
 
 	snprintf(b.alias, sizeof(b.alias), "%s", q->alias ? q->alias : "");
@@ -1869,6 +1872,76 @@ who_queues_gives_up_when_its_time_is_over_or_its_caller_has_gone(void **state)
 	assert_int_equal(info("a"), 0);
 	assert_string_equal(text("state"), "paused");
 	assert_int_equal(count_vms(), 2);
+}
+
+struct leaver {
+	bool has_gone;
+	unsigned made;
+};
+
+/* Goes as soon as its VMs run. */
+static void
+leaver_say(void *ctx, const char *sentence)
+{
+	if (strstr(sentence, "waiting for"))
+		__atomic_store_n(
+			&((struct leaver *)ctx)->has_gone, true, __ATOMIC_RELEASE);
+}
+
+static bool
+leaver_gone(void *ctx)
+{
+	return __atomic_load_n(&((struct leaver *)ctx)->has_gone, __ATOMIC_ACQUIRE);
+}
+
+static void
+leaver_made(void *ctx, const char *id)
+{
+	assert_int_equal(strlen(id), 12);
+	((struct leaver *)ctx)->made++;
+}
+
+static void
+vms_of_a_caller_that_has_gone_are_removed(void **state)
+{
+	struct create_request c = {.mem_mib = 64,
+		.vcpus = 1,
+		.wait = true,
+		.rootfs = "none",
+		.alias = "mine"};
+	struct branch_request b = {.count = 3, .wait = true};
+	struct leaver l = {0};
+	struct progress p = {
+		.say = leaver_say, .ctx = &l, .gone = leaver_gone, .made = leaver_made};
+	struct json_out out = {0};
+
+	(void)state;
+	/* Agents that never answer: only the caller's going can end the wait. */
+	config.agent_timeout_ms = 600000;
+	stop();
+	start();
+	snprintf(c.kernel, sizeof(c.kernel), "%s", kernel);
+	assert_int_equal(take(tree_create(tree, &c, &p, &out, &why), &out), -ECANCELED);
+	says("cancelled: who asked for mine has gone");
+	assert_int_equal(l.made, 0);
+	assert_nothing_left();
+	assert_int_equal(create("a", "", false), 0);
+	l.has_gone = false;
+	assert_int_equal(
+		take(tree_branch(tree, "a", &b, &p, &out, &why), &out), -ECANCELED);
+	assert_int_equal(count_vms(), 1);
+	/* Without a wait they are there before it goes, and it is asked once more. */
+	b.wait = c.wait = false;
+	l.has_gone = true;
+	assert_int_equal(take(tree_create(tree, &c, &p, &out, &why), &out), -ECANCELED);
+	assert_int_equal(
+		take(tree_branch(tree, "a", &b, &p, &out, &why), &out), -ECANCELED);
+	assert_int_equal(count_vms(), 1);
+	/* Who stays is told of each. */
+	l = (struct leaver){0};
+	assert_int_equal(take(tree_branch(tree, "a", &b, &p, &out, &why), &out), 0);
+	assert_int_equal(l.made, 3);
+	assert_int_equal(count_vms(), 4);
 }
 
 static void
@@ -2276,6 +2349,7 @@ main(int argc, char **argv)
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
 		T(calls_for_one_vm_queue_and_are_served_in_their_order),
 		T(who_queues_gives_up_when_its_time_is_over_or_its_caller_has_gone),
+		T(vms_of_a_caller_that_has_gone_are_removed),
 		T(who_queues_for_a_vm_that_is_deleted_is_told_so),
 		T(a_delete_with_all_branches_waits_for_its_turn_at_each),
 		T(a_vmm_that_answers_late_is_adopted_all_the_same),
