@@ -171,6 +171,16 @@ io_write_file_atomic(
 }
 
 int
+io_sync_dir(const char *path, struct err *e)
+{
+	cleanup_close int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (dir < 0 || fsync(dir) < 0)
+		return err_sys(e, -errno, "%s: it could not be synced", path);
+	return 0;
+}
+
+int
 io_mkdir_p(const char *path, mode_t mode, struct err *e)
 {
 	cleanup_free char *copy = strdup(path);
@@ -383,8 +393,8 @@ io_unix_listen(const char *path, int type, int backlog, int *ret_fd, struct err 
 	return 0;
 }
 
-int
-io_unix_connect(const char *path, int type, int *ret_fd, struct err *e)
+static int
+unix_connect(const char *path, int type, int flags, int *ret_fd, struct err *e)
 {
 	cleanup_close int fd = -1;
 	struct sockaddr_un sa;
@@ -392,7 +402,7 @@ io_unix_connect(const char *path, int type, int *ret_fd, struct err *e)
 
 	if (r)
 		return r;
-	fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | flags, 0);
 	if (fd < 0)
 		return err_sys(e, -errno, "socket for %s", path);
 	do
@@ -402,6 +412,25 @@ io_unix_connect(const char *path, int type, int *ret_fd, struct err *e)
 		return err_sys(e, -errno, "connect %s", path);
 	*ret_fd = TAKE_FD(fd);
 	return 0;
+}
+
+int
+io_unix_connect(const char *path, int type, int *ret_fd, struct err *e)
+{
+	return unix_connect(path, type, 0, ret_fd, e);
+}
+
+int
+io_unix_connect_now(const char *path, int type, int *ret_fd, struct err *e)
+{
+	cleanup_close int fd = -1;
+	int r = unix_connect(path, type, SOCK_NONBLOCK, &fd, e);
+
+	if (r == 0 && (r = io_set_nonblock(fd, 0)) < 0)
+		err_sys(e, r, "connect %s", path);
+	if (r == 0)
+		*ret_fd = TAKE_FD(fd);
+	return r;
 }
 
 int

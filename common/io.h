@@ -35,6 +35,9 @@ int io_read_file(
 int io_write_file_atomic(
 	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
 
+/* The names in a folder are on the disk. */
+int io_sync_dir(const char *path, struct err *e);
+
 /* mkdir -p; existing folders are fine. */
 int io_mkdir_p(const char *path, mode_t mode, struct err *e);
 
@@ -53,6 +56,9 @@ ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds, in
 /* Unix sockets. Path longer than sun_path: -ENAMETOOLONG with a sentence. */
 int io_unix_listen(const char *path, int type, int backlog, int *ret_fd, struct err *e);
 int io_unix_connect(const char *path, int type, int *ret_fd, struct err *e);
+/* The same, but where the listener's queue is full (it does not take connections) it is
+ * -EAGAIN at once, and no wait. The descriptor that comes out blocks, as usual. */
+int io_unix_connect_now(const char *path, int type, int *ret_fd, struct err *e);
 
 int io_set_nonblock(int fd, int on);
 

@@ -1,7 +1,9 @@
 #include "host/api/api.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <microhttpd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -28,6 +30,14 @@ struct api {
 	atomic_uint connections;
 };
 
+/* What a call made, until its answer has left. */
+struct made {
+	char (*ids)[VM_ID_LEN + 1]; /* owned */
+	size_t n;
+};
+
+struct stream;
+
 /* One request, from its first line to its end. */
 struct request {
 	char *target; /* owned; the path and query as they came */
@@ -35,6 +45,9 @@ struct request {
 	size_t len, cap;
 	bool begun;
 	bool too_long;
+	struct made made;
+	bool told;	       /* the answer has left, for certain */
+	struct stream *stream; /* borrowed; it takes itself out when it goes first */
 };
 
 unsigned
@@ -121,12 +134,62 @@ respond_error(struct MHD_Connection *c, unsigned status, struct err *e)
 	return respond(c, status, &out);
 }
 
+/* A descriptor of the connection, for client_gone(): the caller's. -1: none. */
+static int
+connection_fd(struct MHD_Connection *c)
+{
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
+
+	return info ? fcntl(info->connect_fd, F_DUPFD_CLOEXEC, 0) : -1;
+}
+
+/* Whether the client has closed the connection, or its sending side, which is how one
+ * says that it gives the call up. */
+static bool
+client_gone(int fd)
+{
+	struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+
+	return fd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+static void
+made_add(struct made *m, const char *id)
+{
+	char(*more)[VM_ID_LEN + 1] = reallocarray(m->ids, m->n + 1, sizeof(*more));
+
+	if (!more)
+		return; /* then it stays */
+	m->ids = more;
+	memcpy(more[m->n++], id, VM_ID_LEN + 1);
+}
+
+/* Whose call has no stream. */
+struct caller {
+	int fd; /* owned */
+	struct request *request;
+};
+
+static bool
+caller_gone(void *caller)
+{
+	return client_gone(((const struct caller *)caller)->fd);
+}
+
+static void
+caller_made(void *caller, const char *id)
+{
+	made_add(&((struct caller *)caller)->request->made, id);
+}
+
 /*
  * A stream of progress: the call runs in a thread of its own and fills a queue that the
  * connection's thread empties.
  */
 struct stream {
 	struct api *a;
+	struct request *request; /* borrowed; NULL: it is over */
 	struct route route;
 	char *body; /* owned */
 	size_t len;
@@ -135,8 +198,12 @@ struct stream {
 	pthread_cond_t changed;
 	char *queue; /* owned; lines not sent yet */
 	size_t queued, cap;
-	bool done;   /* the last line is in the queue */
-	bool failed; /* no memory for the last line */
+	int fd;		  /* owned: the connection's, for client_gone() */
+	struct made made; /* the thread's, until it ended */
+	bool joined;	  /* it has */
+	bool told;	  /* all that was in the queue has left, the last line, too */
+	bool done;	  /* the last line is in the queue */
+	bool failed;	  /* no memory for the last line */
 };
 
 /* Called with the lock. */
@@ -177,11 +244,29 @@ stream_say(void *stream, const char *sentence)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static bool
+stream_gone(void *stream)
+{
+	return client_gone(((const struct stream *)stream)->fd);
+}
+
+static void
+stream_made(void *stream, const char *id)
+{
+	made_add(&((struct stream *)stream)->made, id);
+}
+
 static void *
 stream_main(void *stream)
 {
 	struct stream *s = stream;
-	struct progress p = {.say = stream_say, .ctx = s};
+	struct progress p = {
+		.say = stream_say,
+		.ctx = s,
+		.gone = stream_gone,
+		.made = stream_made,
+		.busy_timeout_ms = (uint32_t)s->route.busy_timeout_ms,
+	};
 	cleanup_json_out struct json_out out = {0};
 	cleanup_json_out struct json_out line = {0};
 	struct err e = {0};
@@ -222,6 +307,8 @@ stream_read(void *stream, uint64_t pos, char *buf, size_t max)
 		s->queued -= take;
 		n = (ssize_t)take;
 	} else {
+		/* More is asked for when what was given before has been sent. */
+		s->told = !s->failed;
 		n = s->failed ? MHD_CONTENT_READER_END_WITH_ERROR
 			      : MHD_CONTENT_READER_END_OF_STREAM;
 	}
@@ -229,19 +316,46 @@ stream_read(void *stream, uint64_t pos, char *buf, size_t max)
 	return n;
 }
 
+static void
+stream_done(struct stream *s)
+{
+	pthread_cond_destroy(&s->changed);
+	pthread_mutex_destroy(&s->lock);
+	cleanup_close_fn(&s->fd);
+	free(s->made.ids);
+	free(s->queue);
+	free(s->body);
+	free(s);
+}
+
+/* What its thread made becomes the request's. Of the request's end and the stream's either
+ * may come first; both come in the connection's thread. */
+static void
+stream_hand_over(struct stream *s)
+{
+	struct request *q = s->request;
+
+	if (!s->joined)
+		pthread_join(s->thread, NULL);
+	s->joined = true;
+	s->request = NULL;
+	if (!q)
+		return;
+	q->made = s->made;
+	s->made = (struct made){0};
+	q->told = s->told;
+	q->stream = NULL;
+}
+
 /* The connection is over, perhaps before the call is: a call that has begun is carried
- * through. */
+ * through, but who makes VMs asks whether anybody is still there. */
 static void
 stream_free(void *stream)
 {
 	struct stream *s = stream;
 
-	pthread_join(s->thread, NULL);
-	pthread_cond_destroy(&s->changed);
-	pthread_mutex_destroy(&s->lock);
-	free(s->queue);
-	free(s->body);
-	free(s);
+	stream_hand_over(s);
+	stream_done(s);
 }
 
 static enum MHD_Result
@@ -258,13 +372,14 @@ respond_stream(struct api *a, struct MHD_Connection *c, const struct route *rout
 	s->route = *route;
 	s->body = TAKE_PTR(q->body);
 	s->len = q->len;
+	s->fd = connection_fd(c);
+	s->request = q;
+	q->stream = s;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
 	if (pthread_create(&s->thread, NULL, stream_main, s) != 0) {
-		pthread_cond_destroy(&s->changed);
-		pthread_mutex_destroy(&s->lock);
-		free(s->body);
-		free(s);
+		q->stream = NULL;
+		stream_done(s);
 		return MHD_NO;
 	}
 	response = MHD_create_response_from_callback(
@@ -363,12 +478,18 @@ on_completed(void *ctx, struct MHD_Connection *c, void **con_cls,
 	enum MHD_RequestTerminationCode why)
 {
 	struct request *q = *con_cls;
+	struct api *a = ctx;
 
-	(void)ctx;
 	(void)c;
-	(void)why;
 	if (!q)
 		return;
+	if (q->stream)
+		stream_hand_over(q->stream);
+	/* Nobody knows of what it made. A pandod that stops lets it live. */
+	if (q->made.n && !q->told && why != MHD_REQUEST_TERMINATED_COMPLETED_OK &&
+		why != MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN)
+		tree_take_back(a->tree, q->made.ids, q->made.n);
+	free(q->made.ids);
 	free(q->target);
 	free(q->body);
 	free(q);
@@ -403,6 +524,8 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	struct err e = {0};
 	struct route route;
 	enum MHD_Result result;
+	struct caller caller = {.request = q};
+	struct progress p;
 	unsigned status;
 	int r;
 
@@ -418,7 +541,15 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, 0u);
 	if (call_flags(route.call) & CALL_PROGRESS && wants_stream(c))
 		return respond_stream(a, c, &route, q);
-	r = call_run(a->tree, &route, q->body ? q->body : "", q->len, NULL, &out, &e);
+	caller.fd = connection_fd(c);
+	p = (struct progress){
+		.ctx = &caller,
+		.gone = caller_gone,
+		.made = caller_made,
+		.busy_timeout_ms = (uint32_t)route.busy_timeout_ms,
+	};
+	r = call_run(a->tree, &route, q->body ? q->body : "", q->len, &p, &out, &e);
+	cleanup_close_fn(&caller.fd);
 	status = finish(r, &e, call_flags(route.call) & CALL_CREATES ? 201 : 200, &out);
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)API_IDLE_S);
 	result = respond(c, status, &out);

@@ -94,8 +94,8 @@ HANDLER(INFO)
 
 HANDLER(DELETE)
 {
-	return tree_delete(
-		c->tree, c->route->vm, c->route->recursive, c->route->dry_run, c->out, e);
+	return tree_delete(c->tree, c->route->vm, c->route->recursive, c->route->dry_run,
+		c->progress, c->out, e);
 }
 
 HANDLER(BRANCH)
@@ -110,12 +110,12 @@ HANDLER(ALIAS)
 
 HANDLER(PAUSE)
 {
-	return tree_pause(c->tree, c->route->vm, c->out, e);
+	return tree_pause(c->tree, c->route->vm, c->progress, c->out, e);
 }
 
 HANDLER(RESUME)
 {
-	return tree_resume(c->tree, c->route->vm, c->out, e);
+	return tree_resume(c->tree, c->route->vm, c->progress, c->out, e);
 }
 
 HANDLER(STOP)
@@ -217,14 +217,13 @@ HANDLER(ENV_PUT)
 
 HANDLER(REPORTS)
 {
-	return tree_reports(c->tree, NULL, c->route->after,
-		c->route->wait, c->out, e);
+	return tree_reports(c->tree, NULL, c->route->after, c->route->wait, c->out, e);
 }
 
 HANDLER(VM_REPORTS)
 {
-	return tree_reports(c->tree, c->route->vm, c->route->after,
-		c->route->wait, c->out, e);
+	return tree_reports(
+		c->tree, c->route->vm, c->route->after, c->route->wait, c->out, e);
 }
 
 /* api.c stops pandod once the answer is on its way. */

@@ -28,6 +28,8 @@ enum call_query {
 	QUERY_FILES = 1 << 5,	  /* files=0|1 */
 	QUERY_AFTER = 1 << 6,	  /* after=number */
 	QUERY_WAIT = 1 << 7,	  /* wait=0|1 */
+	QUERY_BUSY =
+		1 << 8, /* busy_timeout_ms=number: of calls that nobody else may be in */
 };
 
 /* clang-format off */
@@ -36,16 +38,16 @@ enum call_query {
 	X(LIST,          "GET",    "/v1/vms",               empty,       0, QUERY_LABEL | QUERY_MEMORY) \
 	X(CREATE,        "POST",   "/v1/vms",               create,      CALL_PROGRESS | CALL_CREATES, 0) \
 	X(INFO,          "GET",    "/v1/vms/*",             empty,       0, 0) \
-	X(DELETE,        "DELETE", "/v1/vms/*",             empty,       0, QUERY_RECURSIVE | QUERY_DRY_RUN) \
-	X(BRANCH,        "POST",   "/v1/vms/*/branch",      branch,      CALL_PROGRESS | CALL_CREATES, 0) \
+	X(DELETE,        "DELETE", "/v1/vms/*",             empty,       0, QUERY_RECURSIVE | QUERY_DRY_RUN | QUERY_BUSY) \
+	X(BRANCH,        "POST",   "/v1/vms/*/branch",      branch,      CALL_PROGRESS | CALL_CREATES, QUERY_BUSY) \
 	X(ALIAS,         "PUT",    "/v1/vms/*/alias",       alias,       0, 0) \
-	X(PAUSE,         "POST",   "/v1/vms/*/pause",       empty,       0, 0) \
-	X(RESUME,        "POST",   "/v1/vms/*/resume",      empty,       0, 0) \
-	X(STOP,          "POST",   "/v1/vms/*/stop",        stop,        CALL_PROGRESS, 0) \
-	X(START,         "POST",   "/v1/vms/*/start",       start,       CALL_PROGRESS, 0) \
-	X(RESIZE,        "POST",   "/v1/vms/*/resize",      resize,      CALL_PROGRESS, 0) \
+	X(PAUSE,         "POST",   "/v1/vms/*/pause",       empty,       0, QUERY_BUSY) \
+	X(RESUME,        "POST",   "/v1/vms/*/resume",      empty,       0, QUERY_BUSY) \
+	X(STOP,          "POST",   "/v1/vms/*/stop",        stop,        CALL_PROGRESS, QUERY_BUSY) \
+	X(START,         "POST",   "/v1/vms/*/start",       start,       CALL_PROGRESS, QUERY_BUSY) \
+	X(RESIZE,        "POST",   "/v1/vms/*/resize",      resize,      CALL_PROGRESS, QUERY_BUSY) \
 	X(DISK,          "GET",    "/v1/vms/*/disk",        empty,       0, 0) \
-	X(COMMIT,        "POST",   "/v1/vms/*/commit",      commit,      CALL_PROGRESS | CALL_CREATES, 0) \
+	X(COMMIT,        "POST",   "/v1/vms/*/commit",      commit,      CALL_PROGRESS | CALL_CREATES, QUERY_BUSY) \
 	X(COMMITS,       "GET",    "/v1/commits",           empty,       0, 0) \
 	X(COMMIT_INFO,   "GET",    "/v1/commits/*",         empty,       0, 0) \
 	X(COMMIT_DELETE, "DELETE", "/v1/commits/*",         empty,       0, QUERY_RECURSIVE | QUERY_DRY_RUN) \

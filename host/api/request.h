@@ -25,11 +25,12 @@ struct route {
 	char other[COMMIT_NAME_MAX + 1]; /* ?with= */
 	bool recursive;
 	bool dry_run;
-	bool memory;	      /* ?memory=1 */
-	bool files;	      /* ?files=1 */
-	uint64_t after;	      /* ?after=, of reports */
-	bool wait;	      /* ?wait=1, of reports: until there are some */
-	struct labels labels; /* ?label=k=v, which may be there several times */
+	bool memory;		  /* ?memory=1 */
+	bool files;		  /* ?files=1 */
+	uint64_t after;		  /* ?after=, of reports */
+	bool wait;		  /* ?wait=1, of reports: until there are some */
+	uint64_t busy_timeout_ms; /* ?busy_timeout_ms=; BUSY_TIMEOUT_MS if not said */
+	struct labels labels;	  /* ?label=k=v, which may be there several times */
 };
 
 /* method and target ("/v1/vms/x?recursive=1") as they came, target not yet

@@ -108,6 +108,17 @@ query_name(const char *name, const char *value, char *dst, size_t cap, struct er
 }
 
 static int
+query_busy(const char *name, const char *value, uint64_t *ret, struct err *e)
+{
+	int r = query_number(name, value, ret, e);
+
+	if (r == 0 && *ret > BUSY_TIMEOUT_MAX_MS)
+		r = err_set(
+			e, -ERANGE, "\"%s\" is at most %u", name, BUSY_TIMEOUT_MAX_MS);
+	return r;
+}
+
+static int
 read_query(const char *query, unsigned taken, struct route *route, struct err *e)
 {
 	while (*query) {
@@ -144,6 +155,8 @@ read_query(const char *query, unsigned taken, struct route *route, struct err *e
 			r = query_number(item, value, &route->after, e);
 		else if (taken & QUERY_WAIT && strcmp(item, "wait") == 0)
 			r = query_flag(item, value, &route->wait, e);
+		else if (taken & QUERY_BUSY && strcmp(item, "busy_timeout_ms") == 0)
+			r = query_busy(item, value, &route->busy_timeout_ms, e);
 		else if (taken & QUERY_LABEL && strcmp(item, "label") == 0)
 			r = query_label(value, &route->labels, e);
 		else
@@ -200,7 +213,8 @@ request_route(const char *method, const char *target, struct route *ret, struct 
 		return err_set(e, -EINVAL, "the request's path is longer than %d bytes",
 			REQUEST_TARGET_MAX);
 	for (unsigned i = 0; i < CALL_COUNT; i++) {
-		struct route route = {.call = (enum call)i};
+		struct route route = {
+			.call = (enum call)i, .busy_timeout_ms = BUSY_TIMEOUT_MS};
 		const char *vm;
 		size_t vm_len = 0;
 		int r;

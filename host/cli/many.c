@@ -26,6 +26,7 @@ struct work {
 	atomic_size_t next;
 	many_call *call;
 	void *ctx;
+	const struct opt_scan *options; /* borrowed */
 };
 
 int
@@ -96,11 +97,13 @@ static void *
 ask_main(void *arg)
 {
 	cleanup_client struct client *c = NULL;
+	struct work *w = arg;
 
 	/* Without a connection of its own it leaves the work to the others. */
 	if (client_open(NULL, 0, &c, NULL) == 0) {
 		client_cancel_fd(c, pick_cancel_fd());
-		ask(arg, c);
+		client_busy_timeout(c, w->options->has_busy, w->options->busy_timeout_ms);
+		ask(w, c);
 	}
 	return NULL;
 }
@@ -144,7 +147,8 @@ int
 many_run(const struct many *m, const struct opt_scan *s, bool progress, many_call *call,
 	void *ctx)
 {
-	__attribute__((cleanup(work_done))) struct work w = {.call = call, .ctx = ctx};
+	__attribute__((cleanup(work_done))) struct work w = {
+		.call = call, .ctx = ctx, .options = s};
 	cleanup_client struct client *c = NULL;
 	struct out_progress shown;
 	struct err e = {0};
@@ -153,6 +157,7 @@ many_run(const struct many *m, const struct opt_scan *s, bool progress, many_cal
 	if (pick_pandod(&c, &e) < 0 || find(&w, m, c, &e) < 0)
 		return out_fail(&e);
 	client_cancel_fd(c, pick_cancel_fd());
+	client_busy_timeout(c, s->has_busy, s->busy_timeout_ms);
 	progress = progress && w.n == 1;
 	if (progress) {
 		out_progress_start(&shown, s->quiet);

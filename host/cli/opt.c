@@ -11,6 +11,7 @@
 #include "host/cli/out.h"
 
 enum { OPT_FORMAT = 1000 };
+#define BUSY_TIMEOUT_MAX_MS 3600000u /* pandod's (host/api/API.md) */
 
 const struct opt opt_common[] = {
 	{'q', "quiet", NULL, "ids only, no notes and no progress", COMPLETE_NOTHING},
@@ -66,6 +67,18 @@ found(struct opt_scan *s, const struct opt *o, struct err *e)
 	bool common = o >= opt_common &&
 		      o < opt_common + sizeof(opt_common) / sizeof(opt_common[0]);
 
+	if (o->key == OPT_BUSY_TIMEOUT) {
+		s->has_busy = true;
+		s->busy_timeout_ms = 0;
+		if (strcmp(s->arg, "0") != 0 &&
+			opt_ms(s->arg, "--busy-timeout", &s->busy_timeout_ms, e) < 0)
+			return OPT_ERROR;
+		if (s->busy_timeout_ms > BUSY_TIMEOUT_MAX_MS) {
+			err_set(e, -ERANGE, "--busy-timeout is at most one hour");
+			return OPT_ERROR;
+		}
+		return opt_next(s, e);
+	}
 	if (!common)
 		return o->key;
 	switch (o->key) {

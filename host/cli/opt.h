@@ -29,6 +29,17 @@ enum {
 	OPT_HELP = -3,	/* --help was asked for */
 };
 
+/* A row for verbs that wait for their turn at a VM. opt_next() recognises it itself, and
+ * client_busy_timeout() takes what comes of it. */
+#define OPT_BUSY_TIMEOUT 1100
+#define OPT_BUSY \
+	{ \
+		OPT_BUSY_TIMEOUT, "busy-timeout", "TIME", \
+			"how long to wait when another command is at the VM; 60 s if " \
+			"not said, 0: not at all", \
+			COMPLETE_NOTHING \
+	}
+
 struct opt_scan {
 	const struct verb *verb;
 	int argc;
@@ -39,6 +50,8 @@ struct opt_scan {
 	bool ended;	  /* "--" was seen */
 	bool json;	  /* --format json */
 	bool quiet;	  /* -q */
+	bool has_busy;	  /* --busy-timeout: */
+	uint64_t busy_timeout_ms;
 };
 
 struct opt_scan opt_scan(const struct verb *verb, int argc, char **argv);

@@ -10,13 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/paths.h"
+#include "host/client/client_priv.h"
 
 #define ANSWER_MAX (16u << 20)
 #define VALUES_MAX (1u << 20)
@@ -30,10 +33,14 @@
 struct client {
 	char home[PATHS_MAX];
 	char socket[PATHS_MAX];
-	CURL *easy;		   /* owned */
-	CURLM *multi;		   /* owned */
-	int cancel_fd;		   /* borrowed, -1: none */
-	unsigned flags;		   /* client_open()'s */
+	CURL *easy;	  /* owned */
+	CURLM *multi;	  /* owned */
+	int cancel_fd;	  /* borrowed, -1: none */
+	bool cancel_asks; /* client_cancel_asking() */
+	int socket_fd;	  /* weak: libcurl's connection */
+	unsigned flags;	  /* client_open()'s */
+	bool has_busy;	  /* busy_timeout_ms was said */
+	uint64_t busy_timeout_ms;
 	client_progress *progress; /* with its context: borrowed */
 	void *progress_ctx;
 };
@@ -257,7 +264,7 @@ client_open(const char *home, unsigned flags, struct client **ret, struct err *e
 
 	if (!c)
 		return err_sys(e, -ENOMEM, "client");
-	c->cancel_fd = -1;
+	c->cancel_fd = c->socket_fd = -1;
 	c->flags = flags;
 	if (home)
 		r = paths_format(c->home, sizeof(c->home), e, "%s", home);
@@ -309,6 +316,39 @@ void
 client_cancel_fd(struct client *c, int fd)
 {
 	c->cancel_fd = fd;
+	c->cancel_asks = false;
+}
+
+void
+client_cancel_asking(struct client *c, int fd)
+{
+	c->cancel_fd = fd;
+	c->cancel_asks = true;
+}
+
+void
+client_busy_timeout(struct client *c, bool said, uint64_t ms)
+{
+	c->has_busy = said;
+	c->busy_timeout_ms = ms;
+}
+
+int
+client_turn_path(const struct client *c, char *dst, size_t cap, const char *vm,
+	const char *suffix, struct err *e)
+{
+	int r = client_vm_path(dst, cap, vm, suffix, e);
+	size_t len;
+	int n;
+
+	if (r < 0 || !c->has_busy)
+		return r;
+	len = strlen(dst);
+	n = snprintf(dst + len, cap - len, "%cbusy_timeout_ms=%llu",
+		strchr(suffix, '?') ? '&' : '?', (unsigned long long)c->busy_timeout_ms);
+	return n < 0 || (size_t)n >= cap - len
+		       ? err_set(e, -ENAMETOOLONG, "path too long")
+		       : 0;
 }
 
 void
@@ -434,6 +474,20 @@ fail:
 	return 0; /* libcurl ends the transfer */
 }
 
+/* Takes what cancels off its descriptor, and tells pandod by ending our side of the
+ * connection. False: that is not what is to be done, or was done before. */
+static bool
+ask_to_give_up(struct client *c, bool *asked)
+{
+	struct signalfd_siginfo si;
+
+	if (!c->cancel_asks || *asked || c->socket_fd < 0 ||
+		read(c->cancel_fd, &si, sizeof(si)) != (ssize_t)sizeof(si))
+		return false;
+	*asked = true;
+	return shutdown(c->socket_fd, SHUT_WR) == 0;
+}
+
 /* Runs the prepared transfer; *ret_result is libcurl's verdict. */
 static int
 perform(struct client *c, CURLcode *ret_result, struct err *e)
@@ -441,6 +495,7 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 	uint64_t last_tick_ns = io_now_ns();
 	CURLMcode m;
 	int running = 1, left, r = 0;
+	bool asked = false;
 	CURLMsg *msg;
 
 	m = curl_multi_add_handle(c->multi, c->easy);
@@ -466,7 +521,7 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 		if (c->cancel_fd >= 0) {
 			struct pollfd p = {.fd = c->cancel_fd, .events = POLLIN};
 
-			if (poll(&p, 1, 0) > 0) {
+			if (poll(&p, 1, 0) > 0 && !ask_to_give_up(c, &asked)) {
 				r = err_set(e, -ECANCELED, "cancelled");
 				break;
 			}
@@ -489,9 +544,11 @@ perform(struct client *c, CURLcode *ret_result, struct err *e)
 static curl_socket_t
 open_socket(void *ctx, curlsocktype purpose, struct curl_sockaddr *a)
 {
-	(void)ctx;
+	struct client *c = ctx;
+
 	(void)purpose;
-	return socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+	c->socket_fd = socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+	return c->socket_fd;
 }
 
 static int
@@ -504,6 +561,7 @@ prepare(struct client *c, const char *method, const char *url, const char *body,
 	curl_easy_reset(h); /* keeps the connection */
 	r |= curl_easy_setopt(h, CURLOPT_UNIX_SOCKET_PATH, c->socket);
 	r |= curl_easy_setopt(h, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+	r |= curl_easy_setopt(h, CURLOPT_OPENSOCKETDATA, c);
 	r |= curl_easy_setopt(h, CURLOPT_PROXY, ""); /* whatever http_proxy says */
 	r |= curl_easy_setopt(h, CURLOPT_NOSIGNAL, 1L);
 	r |= curl_easy_setopt(h, CURLOPT_CONNECTTIMEOUT, 10L);

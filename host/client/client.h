@@ -40,6 +40,15 @@ const char *client_home(const struct client *c); /* borrowed */
 
 /* While fd is readable, calls end with -ECANCELED. Borrowed; -1: none. */
 void client_cancel_fd(struct client *c, int fd);
+/* For calls that make VMs: what cancels (fd: a signalfd) asks pandod to give the call up,
+ * and waits for its answer: that nothing of it is left (-ECANCELED with its sentence), or,
+ * when it was done already, what was made. What comes on fd a second time ends the wait,
+ * with -ECANCELED and "cancelled". */
+void client_cancel_asking(struct client *c, int fd);
+
+/* How long the calls that follow wait for a VM that another call is at; said false:
+ * pandod's default. */
+void client_busy_timeout(struct client *c, bool said, uint64_t ms);
 
 /* Called with each sentence pandod sends, and with NULL about four times a second while
  * waiting. */

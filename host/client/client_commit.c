@@ -81,7 +81,7 @@ client_commit(struct client *c, const char *vm, const struct client_commit *spec
 	cleanup_client_reply struct client_reply own = {0};
 	cleanup_json_out struct json_out o = {0};
 	char path[1024];
-	int r = client_vm_path(path, sizeof(path), vm, "/commit", e), tok;
+	int r = client_turn_path(c, path, sizeof(path), vm, "/commit", e), tok;
 
 	if (r < 0)
 		return r;

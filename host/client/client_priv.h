@@ -11,6 +11,10 @@ int client_read_text(
 	const struct json *j, int obj, const char *key, bool must, char *dst, size_t cap);
 int client_read_dup(const struct json *j, int obj, const char *key, char **ret);
 int client_read_u64(const struct json *j, int obj, const char *key, uint64_t *ret);
+/* client_vm_path() of a call that waits for its turn at the VM: with what
+ * client_busy_timeout() said. */
+int client_turn_path(const struct client *c, char *dst, size_t cap, const char *vm,
+	const char *suffix, struct err *e);
 /* An array of strings; client_ids_free() ends it. */
 int client_read_ids(const struct json *j, int array, char ***ret);
 

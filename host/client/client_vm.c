@@ -428,7 +428,7 @@ client_branch(struct client *c, const char *vm, const struct client_branch *spec
 {
 	cleanup_json_out struct json_out o = {0};
 	char path[1024];
-	int r = client_vm_path(path, sizeof(path), vm, "/branch", e);
+	int r = client_turn_path(c, path, sizeof(path), vm, "/branch", e);
 
 	if (r < 0)
 		return r;
@@ -463,7 +463,7 @@ delete_ids(struct client *c, const char *vm, const char *query, const char *memb
 	char ***ret_ids, struct err *e)
 {
 	char path[1024];
-	int r = client_vm_path(path, sizeof(path), vm, query, e);
+	int r = client_turn_path(c, path, sizeof(path), vm, query, e);
 
 	return r < 0 ? r : client_delete_ids(c, path, vm, member, ret_ids, e);
 }
@@ -504,7 +504,7 @@ call_simple(struct client *c, const char *vm, const char *suffix, struct client_
 	struct client_reply *reply, struct err *e)
 {
 	char path[1024];
-	int r = client_vm_path(path, sizeof(path), vm, suffix, e);
+	int r = client_turn_path(c, path, sizeof(path), vm, suffix, e);
 
 	return r < 0 ? r : call_vm(c, "POST", path, NULL, ret, reply, e);
 }
@@ -529,7 +529,7 @@ client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_ms,
 {
 	cleanup_json_out struct json_out o = {0};
 	char path[1024];
-	int r = client_vm_path(path, sizeof(path), vm, "/stop", e);
+	int r = client_turn_path(c, path, sizeof(path), vm, "/stop", e);
 
 	if (r < 0)
 		return r;
@@ -546,7 +546,7 @@ client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *r
 	struct client_reply *reply, struct err *e)
 {
 	char path[1024];
-	int r = client_vm_path(path, sizeof(path), vm, "/start", e);
+	int r = client_turn_path(c, path, sizeof(path), vm, "/start", e);
 
 	return r < 0 ? r
 		     : call_vm(c, "POST", path,
@@ -560,7 +560,7 @@ client_resize(struct client *c, const char *vm, uint64_t disk_mib, struct client
 {
 	cleanup_client_reply struct client_reply own = {0};
 	char path[1024], body[64], *note = NULL;
-	int r = client_vm_path(path, sizeof(path), vm, "/resize", e), tok;
+	int r = client_turn_path(c, path, sizeof(path), vm, "/resize", e), tok;
 
 	if (r < 0)
 		return r;

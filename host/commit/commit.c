@@ -439,7 +439,7 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being committed", &c->vm, e);
+	r = tree_claim(t, name, "being committed", c->p, &c->vm, e);
 	c->claimed = r == 0;
 	if (r == 0)
 		r = enter(c, e);

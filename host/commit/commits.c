@@ -587,6 +587,12 @@ tree_gc(struct tree *t, const struct progress *p, struct json_out *out, struct e
 	say(p, "waiting for the commits that are being made");
 	pthread_rwlock_wrlock(&t->gc_lock);
 	r = base_roots(t, s, &roots, &n, e);
+	/* What it no longer keeps for a base must not be believed to be there, either. */
+	if (r == 0) {
+		pthread_mutex_lock(&t->lock);
+		r = db_sync(t->db, e);
+		pthread_mutex_unlock(&t->lock);
+	}
 	if (r == 0) {
 		say(p, "looking for what no commit reaches");
 		r = store_gc(s, roots, n, &freed, e);

@@ -112,6 +112,12 @@ make_file(struct tree *t, struct store *s, const char *id, const char *name,
 		r = err_sys(e, -errno, "%.300s", path);
 	if (r < 0)
 		unlink(part);
+	/* Stopped VMs lie on it: its name must be there after a power cut, and that of its
+	 * folder, which may be new. */
+	for (unsigned i = 0; r == 0 && sync && i < 3; i++) {
+		*strrchr(path, '/') = '\0';
+		r = io_sync_dir(path, e);
+	}
 	return r;
 }
 
@@ -331,6 +337,7 @@ materialized_trim(struct tree *t)
 	char path[PATHS_MAX];
 	struct store *s = NULL;
 	uint64_t bytes = 0;
+	bool synced = false;
 	struct dirent *d;
 	size_t n = 0;
 	struct err e;
@@ -356,8 +363,21 @@ materialized_trim(struct tree *t)
 	if (n)
 		qsort(all, n, sizeof(*all), older);
 	for (size_t i = 0; i < n; i++) {
+		int r = 0;
+
 		if (!all[i].orphan && bytes <= t->config.materialized_mib << 20)
 			break;
+		/* After a power cut no VM may be on it again. */
+		if (!synced) {
+			pthread_mutex_lock(&t->lock);
+			r = db_sync(t->db, &e);
+			pthread_mutex_unlock(&t->lock);
+		}
+		if (r < 0) {
+			log_warn("%s", e.msg);
+			break;
+		}
+		synced = true;
 		bytes -= all[i].bytes;
 		if (materialized_path(t, all[i].id, "", path, NULL) == 0 &&
 			io_remove_tree(path, &e) < 0)

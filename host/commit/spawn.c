@@ -309,6 +309,8 @@ spawn(struct spawn *s, const char *name, struct json_out *out, struct err *e)
 			s->n_vms == 1 ? "its" : "their", s->n_vms == 1 ? "" : "s");
 		r = vms_wait_agents(t, s->vms, s->n_vms, "VMs", s->p, e);
 	}
+	if (r == 0)
+		r = check_not_gone(s->p, "VMs of a commit", e);
 	if (r < 0) {
 		if (e)
 			log_info("commit %.12s: not run: %s", s->id, e->msg);
@@ -321,6 +323,8 @@ spawn(struct spawn *s, const char *name, struct json_out *out, struct err *e)
 	json_out_array(out, "vms");
 	for (unsigned i = 0; i < s->n_vms; i++)
 		vm_json(t, s->vms[i], NULL, out, NULL, NULL);
+	for (unsigned i = 0; i < s->n_vms; i++)
+		tell_made(s->p, s->vms[i]);
 	json_out_end_array(out);
 	json_out_u64(out, "pooled", s->n_pooled);
 	json_out_u64(out, "took_us", (io_now_ns() - began_ns) / 1000);

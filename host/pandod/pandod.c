@@ -36,6 +36,8 @@
 
 #define LOG_MAX_BYTES (16 << 20)
 #define LOG_LOOK_MS (60 * 1000)
+/* Connections, files of VMs that are being made, the store. */
+#define DESCRIPTORS_BESIDES 2048u
 /* How long to wait for another pandod of this home: one that stops, or one that is about
  * to answer. */
 #define OTHER_TIMEOUT_MS 10000
@@ -258,7 +260,8 @@ socket_answers(const char *path)
 {
 	cleanup_close int fd = -1;
 
-	return io_unix_connect(path, SOCK_STREAM, &fd, NULL) == 0;
+	/* One that is stopped takes no more connections at some time, and answers nobody. */
+	return io_unix_connect_now(path, SOCK_STREAM, &fd, NULL) == 0;
 }
 
 /* 1: the lock is ours (*ret_fd). 0: another pandod runs here and answers. */
@@ -308,15 +311,32 @@ listen_socket(const char *path, int *ret_fd, struct err *e)
 	return r;
 }
 
+/* As many descriptors as all VMs there can be need, and what serves calls besides. What
+ * our caller's shell was given is no measure of that. */
 static void
 raise_limits(void)
 {
-	struct rlimit l;
+	const rlim_t wanted = DESCRIPTORS_A_VM * TREE_VMS_MAX + DESCRIPTORS_BESIDES;
+	struct rlimit l, more;
 
-	/* Three descriptors a VM. */
 	if (getrlimit(RLIMIT_NOFILE, &l) == 0) {
-		l.rlim_cur = l.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &l);
+		more = l;
+		more.rlim_cur = more.rlim_max;
+		if (more.rlim_max != RLIM_INFINITY && more.rlim_max < wanted)
+			more.rlim_cur = more.rlim_max = wanted;
+		/* Raising the hard limit takes a right that few have. */
+		if (setrlimit(RLIMIT_NOFILE, &more) < 0) {
+			more = l;
+			more.rlim_cur = more.rlim_max;
+			setrlimit(RLIMIT_NOFILE, &more);
+		}
+		if (more.rlim_cur != RLIM_INFINITY && more.rlim_cur < wanted)
+			log_warn(
+				"at most %llu files may be open, which is enough for about %llu VMs; start pandod with a higher limit (ulimit -n, or LimitNOFILE= of a unit)",
+				(unsigned long long)more.rlim_cur,
+				/* a quarter is kept for calls (launch.c) */
+				(unsigned long long)(more.rlim_cur / 4 * 3 /
+						     DESCRIPTORS_A_VM));
 	}
 	/* Forks of VMMs whose parents have ended fall to us, so that they are waited for.
 	 */
@@ -430,9 +450,11 @@ serve(struct options *o, struct err *e)
 	if (signals < 0 || stop < 0)
 		return err_sys(e, -errno, "signalfd, eventfd");
 
-	r = tree_open(config, &tree, e);
+	/* Before the tree, so that nobody who comes while VMs are adopted takes this pandod
+	 * for a dead one; they are served when that is done. */
+	r = listen_socket(socket, &listener, e);
 	if (r == 0)
-		r = listen_socket(socket, &listener, e);
+		r = tree_open(config, &tree, e);
 	if (r == 0)
 		r = api_start(tree, TAKE_FD(listener), wake, &stop, &api, e);
 	if (r == 0) {
@@ -440,9 +462,9 @@ serve(struct options *o, struct err *e)
 		loop(tree, signals, stop, o, config->home);
 		tree_stop(tree);
 		api_stop(api);
-		unlink(socket);
 		log_info("stopped; VMs go on");
 	}
+	unlink(socket);
 	tree_close(tree);
 	return r;
 }

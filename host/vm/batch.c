@@ -41,7 +41,7 @@ waiter_main(void *arg)
 		pthread_mutex_unlock(&t->lock);
 		if (!vm)
 			return NULL;
-		r = vm_wait_agent(t, vm, &w->give_up, &e);
+		r = vm_wait_agent(t, vm, &w->give_up, w->p, &e);
 		pthread_mutex_lock(&t->lock);
 		if (r < 0 && !w->give_up) {
 			w->give_up = true;

@@ -189,7 +189,7 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being branched", &b->parent, e);
+	r = tree_claim(t, name, "being branched", b->p, &b->parent, e);
 	b->claimed = r == 0;
 	if (r == 0)
 		r = enter(b, e);
@@ -220,6 +220,8 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 		r = vms_wait_agents(t, b->children, b->n_children, "branches", b->p, e);
 		handshake_parent_end(&parent, b->p);
 	}
+	if (r == 0)
+		r = check_not_gone(b->p, "branches", e);
 	if (r < 0) {
 		if (e)
 			log_info("vm %s (%s): not branched: %s", b->parent->row.id,
@@ -232,6 +234,8 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	json_out_array(out, "vms");
 	for (unsigned i = 0; i < b->n_children; i++)
 		vm_json(t, b->children[i], NULL, out, NULL, NULL);
+	for (unsigned i = 0; i < b->n_children; i++)
+		tell_made(b->p, b->children[i]);
 	json_out_end_array(out);
 	json_out_u64(out, "pause_us", b->cut.said.pause_ns / 1000);
 	json_out_end_object(out);

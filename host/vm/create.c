@@ -246,10 +246,10 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 }
 
 int
-vm_wait_booted(struct tree *t, struct vm *vm, struct err *e)
+vm_wait_booted(struct tree *t, struct vm *vm, const struct progress *p, struct err *e)
 {
 	struct err why = {0};
-	int r = vm_wait_agent(t, vm, NULL, &why);
+	int r = vm_wait_agent(t, vm, NULL, p, &why);
 
 	if (r == 0)
 		return 0;
@@ -319,15 +319,24 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 	if (q->wait) {
 		say(p, "VM %s runs; waiting for its agent",
 			vm_called(vm, called, sizeof(called)));
-		r = vm_wait_booted(t, vm, e);
+		r = vm_wait_booted(t, vm, p, e);
+	}
+	/* Nobody else knows its id. */
+	if ((r == 0 && (r = check_not_gone(p, vm_name(vm), e)) < 0) ||
+		(r == -ECANCELED && has_gone(p))) {
+		log_info("vm %s (%s): who asked for it has gone; removed", vm->row.id,
+			vm_name(vm));
+		vms_undo(t, &vm, 1);
 	}
 out:
 	pthread_mutex_lock(&t->lock);
 	vm->op = NULL;
 	vm->probe_at_ns = io_now_ns();
 	pthread_cond_broadcast(&t->changed);
-	if (r == 0)
+	if (r == 0) {
 		vm_json(t, vm, NULL, out, NULL, NULL);
+		tell_made(p, vm);
+	}
 	vm_unref(vm);
 	pthread_mutex_unlock(&t->lock);
 	return r;

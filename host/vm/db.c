@@ -387,6 +387,23 @@ db_rollback(struct db *db)
 		sqlite3_exec(db->h, "ROLLBACK", NULL, NULL, NULL);
 }
 
+/* In WAL mode all that was committed since the last checkpoint lies in the log's file, and
+ * what lies there after a sync survives. Without a log there is a journal, and then each
+ * commit was synced. */
+int
+db_sync(struct db *db, struct err *e)
+{
+	sqlite3_file *log = NULL;
+
+	if (sqlite3_file_control(db->h, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log) !=
+		SQLITE_OK)
+		return failed(db, "looking for its log", e);
+	if (log && log->pMethods &&
+		log->pMethods->xSync(log, SQLITE_SYNC_FULL) != SQLITE_OK)
+		return err_set(e, -EIO, "state.db: its log cannot be synced");
+	return 0;
+}
+
 static void
 bind_text(sqlite3_stmt *s, int at, const char *text)
 {

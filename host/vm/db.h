@@ -7,7 +7,9 @@
  *
  * A row of `vms` with made = 0 is half-made, or half-deleted: whoever did it was killed
  * in between; the next start removes it. synchronous=NORMAL: a killed pandod loses
- * nothing; a power cut may lose the last moments, which the VMs do not survive either.
+ * nothing; a power cut may lose what was committed since the last checkpoint or db_sync().
+ * The VMs do not survive that either, but their disks do: before a file goes that an older
+ * state of the database names, db_sync() (tree_sweep(), materialized_trim(), gc).
  */
 #ifndef PANDO_HOST_VM_DB_H
 #define PANDO_HOST_VM_DB_H
@@ -90,6 +92,8 @@ void db_close(struct db *db);
 int db_begin(struct db *db, struct err *e);
 int db_commit(struct db *db, struct err *e);
 void db_rollback(struct db *db); /* no transaction: does nothing */
+/* What was committed is on the disk. */
+int db_sync(struct db *db, struct err *e);
 
 /* Oldest first. */
 int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struct err *e),

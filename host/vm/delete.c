@@ -1,6 +1,7 @@
 /* DELETE /v1/vms/{vm}: the end of VMs. */
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,9 @@
 #include "host/vm/tree_priv.h"
 
 #define KILL_TIMEOUT_MS 20000
+#define TAKE_BACK_TIMEOUT_MS 60000
+
+static const char op_deleting[] = "being deleted";
 
 int
 tree_sweep(struct tree *t, struct err *e)
@@ -19,38 +23,52 @@ tree_sweep(struct tree *t, struct err *e)
 	size_t n = 0;
 	int r = db_sweep_segments(t->db, &names, &n, e);
 
+	if (r == 0 && n)
+		r = db_sync(t->db, e);
 	for (size_t i = 0; r == 0 && i < n; i++)
 		launch_remove_segment(t->config.home, names[i]);
 	free(names);
-	if (r == 0)
-		tree_sweep_bases(t, false);
-	return r;
+	return r < 0 ? r : tree_sweep_bases(t, false, e);
 }
 
-void
-tree_sweep_bases(struct tree *t, bool unfinished)
+/* Whether this name below bases/ is one of ours that no VM needs. */
+static bool
+is_stale_base(struct tree *t, const char *name, const char *path, bool unfinished)
+{
+	if (strspn(name, "0123456789abcdef") != VM_ID_LEN || name[VM_ID_LEN] != '.' ||
+		(!unfinished && strstr(name, ".part")))
+		return false;
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (strcmp(t->vms[i]->row.base_path, path) == 0)
+			return false;
+	return true;
+}
+
+int
+tree_sweep_bases(struct tree *t, bool unfinished, struct err *e)
 {
 	char folder[PATHS_MAX], path[PATHS_MAX];
 	cleanup_closedir DIR *dir = NULL;
+	bool synced = false;
 	struct dirent *d;
+	int r = paths_format(folder, sizeof(folder), e, "%s/bases", t->config.home);
 
-	if (paths_format(folder, sizeof(folder), NULL, "%s/bases", t->config.home) < 0)
-		return;
+	if (r < 0)
+		return r;
 	dir = opendir(folder);
 	while (dir && (d = readdir(dir))) {
-		bool used = false;
-
-		if (strspn(d->d_name, "0123456789abcdef") != VM_ID_LEN ||
-			d->d_name[VM_ID_LEN] != '.' ||
-			(!unfinished && strstr(d->d_name, ".part")) ||
-			paths_format(
-				path, sizeof(path), NULL, "%s/%s", folder, d->d_name) < 0)
+		if (paths_format(path, sizeof(path), NULL, "%s/%s", folder, d->d_name) <
+				0 ||
+			!is_stale_base(t, d->d_name, path, unfinished))
 			continue;
-		for (unsigned i = 0; i < t->n_vms && !used; i++)
-			used = strcmp(t->vms[i]->row.base_path, path) == 0;
-		if (!used)
-			unlink(path);
+		if (!synced)
+			r = db_sync(t->db, e);
+		if (r < 0)
+			return r;
+		synced = true;
+		unlink(path);
 	}
+	return 0;
 }
 
 /* From now on the next pandod would finish the removal, should this one be killed. Called
@@ -138,23 +156,38 @@ tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
 	return r;
 }
 
-/* All that descends from vms[0], claimed, parents first. Called with the lock. */
+static bool
+is_among(struct vm *const *vms, unsigned n, const struct vm *vm)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (vms[i] == vm)
+			return true;
+	return false;
+}
+
+/* All that descends from vms[0], claimed, parents first: a VM that is claimed gets no more
+ * branches, and everybody claims from above, so that no two wait for each other. Called
+ * with the lock, which is given up where somebody is at a branch. */
 static int
-claim_descendants(struct tree *t, struct vm **vms, unsigned *n, struct err *e)
+claim_descendants(struct tree *t, struct vm **vms, unsigned *n, const struct progress *p,
+	uint64_t until_ns, struct err *e)
 {
 	for (unsigned done = 0; done < *n; done++)
 		for (unsigned i = 0; i < t->n_vms; i++) {
 			struct vm *vm = t->vms[i];
+			bool waits = vm->op;
+			int r;
 
-			if (vm->parent_handle != vms[done]->handle)
+			if (vm->parent_handle != vms[done]->handle ||
+				(vm->op == op_deleting && is_among(vms, *n, vm)))
 				continue;
-			if (vm->op)
-				return err_set(e, -EBUSY,
-					"vm \"%s\", a branch of it, is %s: try again when that is done",
-					vm_name(vm), vm->op);
-			vm->op = "being deleted";
-			vm->refs++;
-			vms[(*n)++] = vm;
+			r = tree_claim_until(
+				t, vm->row.id, op_deleting, p, until_ns, &vms[*n], e);
+			if (r < 0 && r != -ENOENT)
+				return err_wrap(e, r, "a branch of it");
+			*n += r == 0;
+			if (waits)
+				i = UINT_MAX; /* from the first: the table may be another */
 		}
 	return 0;
 }
@@ -202,8 +235,9 @@ refuse_descendants(struct tree *t, struct vm *vm, struct err *e)
 
 int
 tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
-	struct json_out *out, struct err *e)
+	const struct progress *p, struct json_out *out, struct err *e)
 {
+	uint64_t until_ns = busy_until(p);
 	cleanup_free struct vm **vms = calloc(TREE_VMS_MAX, sizeof(*vms));
 	unsigned n = 0;
 	int r;
@@ -211,10 +245,10 @@ tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 	if (!vms)
 		return err_set(e, -ENOMEM, "out of memory");
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being deleted", &vms[0], e);
+	r = tree_claim_until(t, name, op_deleting, p, until_ns, &vms[0], e);
 	if (r == 0) {
 		n = 1;
-		r = recursive ? claim_descendants(t, vms, &n, e)
+		r = recursive ? claim_descendants(t, vms, &n, p, until_ns, e)
 			      : refuse_descendants(t, vms[0], e);
 	}
 	if (r == 0 && !dry_run)
@@ -235,6 +269,49 @@ tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
 		vms[i]->op = NULL;
 		vm_unref(vms[i]);
 	}
+	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 	return r;
+}
+
+/* Called with the lock. */
+static bool
+has_branches(struct tree *t, const struct vm *vm)
+{
+	for (unsigned i = 0; i < t->n_vms; i++)
+		if (t->vms[i]->parent_handle == vm->handle)
+			return true;
+	return false;
+}
+
+void
+tree_take_back(struct tree *t, char (*ids)[VM_ID_LEN + 1], size_t n)
+{
+	const struct progress p = {.busy_timeout_ms = TAKE_BACK_TIMEOUT_MS};
+
+	for (size_t i = 0; i < n; i++) {
+		struct err e = {0};
+		bool used;
+		struct vm *vm;
+
+		pthread_mutex_lock(&t->lock);
+		if (tree_claim(t, ids[i], op_deleting, &p, &vm, &e) < 0) {
+			pthread_mutex_unlock(&t->lock);
+			if (e.code != -ENOENT)
+				log_warn("vm %s: nobody was told of it, and it stays: %s",
+					ids[i], e.msg);
+			continue;
+		}
+		used = has_branches(t, vm);
+		log_info("vm %s (%s): its id did not reach who asked for it; %s", ids[i],
+			vm_name(vm), used ? "it has branches, and stays" : "removed");
+		pthread_mutex_unlock(&t->lock);
+		if (!used && tree_remove(t, &vm, 1, &e) < 0)
+			log_err("vm %s: %s", ids[i], e.msg);
+		pthread_mutex_lock(&t->lock);
+		vm->op = NULL;
+		pthread_cond_broadcast(&t->changed);
+		vm_unref(vm);
+		pthread_mutex_unlock(&t->lock);
+	}
 }

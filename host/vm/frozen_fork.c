@@ -32,6 +32,8 @@ fork_point_check(struct tree *t, struct vm *parent, struct err *e)
 		return err_set(e, -EBUSY,
 			"vm \"%s\" is %s: only a VM that runs or is paused can be branched or committed, so `pando start` it first",
 			vm_name(parent), vm_state_name(parent->row.state));
+	if (vm_check_met(parent, e) < 0)
+		return -EBUSY;
 	if (!parent->ctl || parent->dead || parent->closed_ns)
 		return err_set(e, -EBUSY,
 			"vm \"%s\" is ending: `pando status` will say why, and then `pando start` boots it again",

@@ -169,6 +169,8 @@ stop_claimed(struct tree *t, struct vm *vm, const struct stop_request *q,
 		return err_set(e, -EBUSY,
 			"vm \"%s\" is paused and cannot power off: `pando resume` it first, or end it with `pando stop --force`",
 			vm_name(vm));
+	if (vm_check_met(vm, e) < 0)
+		return -EBUSY;
 	if (!vm->ctl)
 		return err_set(e, -EBUSY,
 			"vm \"%s\": its VMM does not listen to pandod; `pando stop --force` ends it",
@@ -196,7 +198,7 @@ tree_stop_vm(struct tree *t, const char *name, const struct stop_request *q,
 	}
 	if (r == 0) {
 		vm_unref(vm);
-		r = tree_claim(t, name, op_stopping, &vm, e);
+		r = tree_claim(t, name, op_stopping, p, &vm, e);
 	}
 	if (r == 0) {
 		r = stop_claimed(t, vm, q, p, e);
@@ -277,10 +279,22 @@ materialize(struct start *s, const struct chain_link *links, size_t n, const cha
 	/* The segments go once this is the base: it must be there for good before. */
 	if (r == 0 && fsync(fd) < 0)
 		r = err_sys(e, -errno, "%.300s", s->part);
+	if (r == 0) /* the folder may be new */
+		r = io_sync_dir(s->t->config.home, e);
 	return r;
 }
 
-/* The row's new life, in the table and the database. Called with the lock. */
+static int
+sync_folder(const struct tree *t, const char *name, struct err *e)
+{
+	char path[PATHS_MAX];
+	int r = paths_format(path, sizeof(path), e, "%s/%s", t->config.home, name);
+
+	return r < 0 ? r : io_sync_dir(path, e);
+}
+
+/* The row's new life, in the table and the database. What it names is on the disk before
+ * it, and it is there (tree_sweep()) before its old segments go. Called with the lock. */
 static int
 enter(struct start *s, struct err *e)
 {
@@ -310,11 +324,15 @@ enter(struct start *s, struct err *e)
 	r = tree_random(vm->row.generation, sizeof(vm->row.generation), e);
 	if (r == 0 && rename(s->part, s->base) < 0)
 		r = err_sys(e, -errno, "%.300s", s->base);
+	if (r == 0)
+		r = sync_folder(t, "bases", e);
 	/* Before a row names it, so that no chain ever has a segment that is not there.
 	 */
 	if (r == 0)
 		r = launch_segment(
 			t->config.home, segment, &s->segment[0], &s->segment[1], e);
+	if (r == 0)
+		r = sync_folder(t, "segments", e);
 	if (r == 0)
 		fault_point("start.flattened");
 	if (r == 0)
@@ -473,7 +491,8 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 	if (wait) {
 		say(p, "VM %s runs; waiting for its agent",
 			vm_called(s->vm, called, sizeof(called)));
-		r = vm_wait_booted(t, s->vm, e);
+		/* It was there before: nobody who goes takes it along. */
+		r = vm_wait_booted(t, s->vm, NULL, e);
 		if (r == 0)
 			grow_started(t, s->vm, p);
 	}
@@ -490,7 +509,7 @@ tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being started", &s.old, e);
+	r = tree_claim(t, name, "being started", p, &s.old, e);
 	if (r < 0) {
 		pthread_mutex_unlock(&t->lock);
 		return r;
@@ -532,11 +551,17 @@ grow_disk(struct tree *t, struct vm *vm, uint64_t mib, struct err *e)
 	uint64_t before = vm->row.resize_mib;
 	int r;
 
+	if (vm_check_met(vm, e) < 0)
+		return -EBUSY;
 	if (!vm->ctl || vm->dead)
 		return err_set(e, -EBUSY,
 			"vm \"%s\" is ending: resize it when it is stopped", vm_name(vm));
 	vm->row.resize_mib = mib;
+	/* Read with the old size, a disk that was written beyond it would be cut off there,
+	 * also after a power cut. */
 	r = db_update(t->db, &vm->row, e);
+	if (r == 0)
+		r = db_sync(t->db, e);
 	if (r < 0) {
 		vm->row.resize_mib = before;
 		return r;
@@ -618,7 +643,7 @@ tree_resize(struct tree *t, const char *name, const struct resize_request *q,
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, "being resized", &vm, e);
+	r = tree_claim(t, name, "being resized", p, &vm, e);
 	if (r == 0) {
 		r = resize(t, vm, q->disk_mib, p, note, sizeof(note), e);
 		if (r == 0) {

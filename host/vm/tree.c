@@ -1,6 +1,7 @@
 #include "host/vm/tree.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,10 @@
 #include "host/agent/agent_client.h"
 #include "host/ssh/ssh_key.h"
 #include "host/vm/handshake.h"
+
+#define NS_PER_MS UINT64_C(1000000)
+
+#define DESCRIPTORS_TO_MAKE_ONE 16u
 
 int
 tree_random(void *dst, size_t len, struct err *e)
@@ -79,12 +84,28 @@ tree_list_vm(struct tree *t, struct vm *vm, struct err *e)
 	return 0;
 }
 
+/* Those of the VMs stay open, those of what makes one are closed again. */
+static int
+check_descriptors(struct tree *t, unsigned count, struct err *e)
+{
+	cleanup_close int next = fcntl(t->epoll_fd, F_DUPFD_CLOEXEC, 0);
+
+	if (next >= 0 && descriptors_left(next,
+				 DESCRIPTORS_A_VM * count + DESCRIPTORS_TO_MAKE_ONE))
+		return 0;
+	return err_set(e, -EMFILE,
+		"pandod may not open enough files for %u more VM%s: delete some, or start pandod with a higher limit (ulimit -n, or LimitNOFILE= of a unit)",
+		count, count == 1 ? "" : "s");
+}
+
 int
 tree_enter_vm(struct tree *t, struct vm *vm, const char *alias, unsigned i,
 	unsigned count, struct err *e)
 {
-	int r = tree_new_id(vm->row.id, e);
+	int r = i ? 0 : check_descriptors(t, count, e);
 
+	if (r == 0)
+		r = tree_new_id(vm->row.id, e);
 	if (r == 0)
 		r = alias[0] && count > 1
 			    ? paths_format(vm->row.alias, sizeof(vm->row.alias), e,
@@ -161,24 +182,129 @@ tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e)
 	return 0;
 }
 
-int
-tree_claim(
-	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e)
+/*
+ * The queues. A VM's is those waiters that name it. They name it by its id, for a struct
+ * vm is one life of a VM only.
+ */
+
+/* How often one asks whether its caller is still there. */
+#define GONE_LOOK_MS 200
+
+struct waiter {
+	struct waiter *next;
+	char id[VM_ID_LEN + 1];
+};
+
+/* Nobody has it, and nobody came before w (NULL: before who is not in the queue). */
+static bool
+is_free(struct tree *t, const struct vm *vm, const struct waiter *w)
 {
+	if (vm->op)
+		return false;
+	for (const struct waiter *o = t->waiters; o && o != w; o = o->next)
+		if (strcmp(o->id, vm->row.id) == 0)
+			return false;
+	return true;
+}
+
+static int
+is_busy(const struct vm *vm, const char *what, struct err *e)
+{
+	return err_set(e, -EBUSY, "vm \"%s\" is %s%s: try again when that is done",
+		vm_name(vm), vm->op ? vm->op : "waited for by others", what);
+}
+
+/* Until it is w's turn, or w need not wait any more. *ret as of tree_find(). */
+static int
+wait_turn(struct tree *t, struct waiter *w, const struct progress *p, uint64_t until_ns,
+	struct vm **ret, struct err *e)
+{
+	for (;;) {
+		uint64_t now = io_now_ns(), end = until_ns;
+		struct timespec until;
+		struct vm *vm;
+		int r = t->stopping ? err_set(e, -ECANCELED, "pandod is stopping") : 0;
+
+		if (r == 0 && has_gone(p))
+			r = err_set(e, -ECANCELED,
+				"cancelled: who queued for vm \"%s\" has gone", w->id);
+		if (r == 0 && tree_find(t, w->id, &vm, NULL) < 0)
+			r = err_set(e, -ENOENT,
+				"vm \"%s\" was deleted while this call waited for it",
+				w->id);
+		if (r < 0)
+			return r;
+		if (is_free(t, vm, w)) {
+			*ret = vm;
+			return 0;
+		}
+		if (now >= until_ns) {
+			r = is_busy(
+				vm, ", and was for all the time this call may wait", e);
+			vm_unref(vm);
+			return r;
+		}
+		vm_unref(vm);
+		if (p->gone && now + GONE_LOOK_MS * NS_PER_MS < end)
+			end = now + GONE_LOOK_MS * NS_PER_MS;
+		until = (struct timespec){.tv_sec = (time_t)(end / 1000000000u),
+			.tv_nsec = (long)(end % 1000000000u)};
+		pthread_cond_timedwait(&t->changed, &t->lock, &until);
+	}
+}
+
+uint64_t
+busy_until(const struct progress *p)
+{
+	return io_now_ns() + (p ? p->busy_timeout_ms * NS_PER_MS : 0);
+}
+
+int
+tree_claim_until(struct tree *t, const char *name, const char *op,
+	const struct progress *p, uint64_t until_ns, struct vm **ret, struct err *e)
+{
+	struct waiter w = {0}, **at = &t->waiters;
 	struct vm *vm;
 	int r = tree_find(t, name, &vm, e);
 
 	if (r < 0)
 		return r;
-	if (vm->op) {
-		r = err_set(e, -EBUSY, "vm \"%s\" is %s: try again when that is done",
-			vm_name(vm), vm->op);
+	if (!is_free(t, vm, NULL)) {
+		if (!p || !p->busy_timeout_ms)
+			r = is_busy(vm, "", e);
+		else if (t->n_waiters == TREE_WAITERS_MAX)
+			r = is_busy(vm, ", and too many calls wait already", e);
+		else
+			say(p, "vm \"%s\" is %s: waiting for that", vm_name(vm),
+				vm->op ? vm->op : "waited for by others");
+		memcpy(w.id, vm->row.id, sizeof(w.id));
 		vm_unref(vm);
-		return r;
+		if (r < 0)
+			return r;
+		while (*at)
+			at = &(*at)->next;
+		*at = &w;
+		t->n_waiters++;
+		r = wait_turn(t, &w, p, until_ns, &vm, e);
+		for (at = &t->waiters; *at != &w;)
+			at = &(*at)->next;
+		*at = w.next;
+		t->n_waiters--;
+		/* Who comes after one that gives up may have its turn now. */
+		pthread_cond_broadcast(&t->changed);
+		if (r < 0)
+			return r;
 	}
 	vm->op = op;
 	*ret = vm;
 	return 0;
+}
+
+int
+tree_claim(struct tree *t, const char *name, const char *op, const struct progress *p,
+	struct vm **ret, struct err *e)
+{
+	return tree_claim_until(t, name, op, p, busy_until(p), ret, e);
 }
 
 int
@@ -287,16 +413,34 @@ agent_wait_cancel(void *agent_wait)
 	pthread_mutex_lock(&w->t->lock);
 	if (w->vm->dead)
 		r = -ESRCH;
-	else if (w->t->stopping || (w->give_up && *w->give_up))
+	else if (w->t->stopping || (w->give_up && *w->give_up) || has_gone(w->p))
 		r = -ECANCELED;
 	pthread_mutex_unlock(&w->t->lock);
 	return r;
 }
 
 int
-vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
+check_not_gone(const struct progress *p, const char *what, struct err *e)
 {
-	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up};
+	return has_gone(p)
+		       ? err_set(e, -ECANCELED,
+				 "cancelled: who asked for %s has gone, and what was made of it is removed",
+				 what)
+		       : 0;
+}
+
+void
+tell_made(const struct progress *p, const struct vm *vm)
+{
+	if (p && p->made)
+		p->made(p->ctx, vm->row.id);
+}
+
+int
+vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
+	const struct progress *p, struct err *e)
+{
+	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up, .p = p};
 	char path[PATHS_MAX];
 	struct err why = {0};
 	bool answers = false;
@@ -329,6 +473,8 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e)
 	} else if (r == -ETIMEDOUT) {
 		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s",
 			vm_name(vm), t->config.agent_timeout_ms / 1000);
+	} else if (r == -ECANCELED && !t->stopping && has_gone(p)) {
+		r = check_not_gone(p, vm_name(vm), e);
 	} else if (r == -ECANCELED) {
 		r = err_set(e, r,
 			"pandod stops; vm \"%s\" goes on, its agent has not answered yet",
@@ -420,6 +566,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		tree_close(t);
 		return r;
 	}
+	adopt_wait(t);
 	open_store(t);
 	pool_open(t);
 	*ret = t;
@@ -431,6 +578,7 @@ tree_stop(struct tree *t)
 {
 	pthread_mutex_lock(&t->lock);
 	t->stopping = true;
+	adopt_cancel(t);
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 }
@@ -449,6 +597,7 @@ tree_close(struct tree *t)
 	t->scopes = NULL;
 	while (t->n_vms)
 		tree_unlist_vm(t, t->vms[t->n_vms - 1]);
+	free(t->strays);
 	materialized_close(t);
 	store_close(t->store);
 	db_close(t->db);
@@ -499,20 +648,33 @@ unlock:
 	return r;
 }
 
+int
+vm_check_met(const struct vm *vm, struct err *e)
+{
+	if (!vm->unmet)
+		return 0;
+	return err_set(e, -EBUSY,
+		"vm \"%s\": its VMM, process %lld, does not answer this pandod yet: try again, or end it with `pando stop --force`",
+		vm_name(vm), (long long)vm->row.pid);
+}
+
 static int
-pause_or_resume(
-	struct tree *t, const char *name, bool pause, struct json_out *out, struct err *e)
+pause_or_resume(struct tree *t, const char *name, bool pause, const struct progress *p,
+	struct json_out *out, struct err *e)
 {
 	struct vm *vm;
 	int r;
 
 	pthread_mutex_lock(&t->lock);
-	r = tree_claim(t, name, pause ? "being paused" : "being resumed", &vm, e);
+	r = tree_claim(t, name, pause ? "being paused" : "being resumed", p, &vm, e);
 	if (r < 0) {
 		pthread_mutex_unlock(&t->lock);
 		return r;
 	}
-	if (!vm_state_lives(vm->row.state) || !vm->ctl) {
+	r = vm_check_met(vm, e);
+	if (r < 0) {
+		;
+	} else if (!vm_state_lives(vm->row.state) || !vm->ctl) {
 		r = err_set(e, -EBUSY, "vm \"%s\" is %s: there is nothing to %s",
 			vm_name(vm), vm_state_name(vm->row.state),
 			pause ? "pause" : "resume");
@@ -542,13 +704,15 @@ pause_or_resume(
 }
 
 int
-tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e)
+tree_pause(struct tree *t, const char *name, const struct progress *p,
+	struct json_out *out, struct err *e)
 {
-	return pause_or_resume(t, name, true, out, e);
+	return pause_or_resume(t, name, true, p, out, e);
 }
 
 int
-tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e)
+tree_resume(struct tree *t, const char *name, const struct progress *p,
+	struct json_out *out, struct err *e)
 {
-	return pause_or_resume(t, name, false, out, e);
+	return pause_or_resume(t, name, false, p, out, e);
 }

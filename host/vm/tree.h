@@ -4,8 +4,8 @@
  * request; answers are written as JSON.
  *
  * Every VM is in the table (at most TREE_VMS_MAX) and in the database, written through. A
- * VM has at most one operation under way; a second one is -EBUSY with a sentence that
- * says what the first is. The processes' ends and last words come in through
+ * VM has at most one operation under way; the next ones queue for as long as their callers
+ * say, and are -EBUSY then, with a sentence that says what is under way. The processes' ends and last words come in through
  * tree_dispatch(), one thread's business.
  */
 #ifndef PANDO_HOST_VM_TREE_H
@@ -20,6 +20,9 @@
 #include "host/scope/scope.h"
 
 #define TREE_VMS_MAX 4096
+/* For each VM its process, once for the event loop and once for whoever waits for its
+ * VMM, and its control socket. */
+#define DESCRIPTORS_A_VM 3u
 
 struct tree_config {
 	char home[PATHS_MAX];
@@ -67,32 +70,46 @@ void tree_scopes(struct tree *t, const char *key, struct json_out *out);
 int tree_fd(const struct tree *t);
 void tree_dispatch(struct tree *t);
 
-/* Who listens to the progress of a call; say may be NULL. */
+/* Who made a call, and listens to its progress; NULL: nobody, who does not queue. */
 struct progress {
-	void (*say)(void *ctx, const char *sentence);
+	void (*say)(void *ctx, const char *sentence); /* NULL: does not listen */
 	void *ctx;
+	/* True: nobody waits for the answer any more. NULL: somebody does, always. Called
+	 * from any thread, with the tree's lock or without; must not wait. */
+	bool (*gone)(void *ctx);
+	/* Each VM that the call made and its answer names; NULL: nobody asks. With the lock. */
+	void (*made)(void *ctx, const char *id);
+	uint32_t busy_timeout_ms; /* in the queue for a VM; 0: does not queue */
 };
+/* As many calls may be in the queues of all VMs together. */
+#define TREE_WAITERS_MAX 96
 
 /* filter (may be NULL): the VMs that have all of these. memory: with what each takes of
  * the host, which costs a walk over each one's page tables. */
 int tree_list(struct tree *t, const struct labels *filter, bool memory,
 	struct json_out *out, struct err *e);
 int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);
+/* This, tree_branch() and tree_spawn() undo what they made when nobody waits for the answer any more. */
 int tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
 	struct json_out *out, struct err *e);
 int tree_branch(struct tree *t, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
+/* VMs that a call made, whose answer did not reach who asked for them: deleted, but those
+ * that have branches by now. */
+void tree_take_back(struct tree *t, char (*ids)[VM_ID_LEN + 1], size_t n);
 /* dry_run: says what would be deleted, or why not, and deletes nothing. */
 int tree_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
-	struct json_out *out, struct err *e);
+	const struct progress *p, struct json_out *out, struct err *e);
 int tree_alias(struct tree *t, const char *name, const struct alias_request *q,
 	struct json_out *out, struct err *e);
 /* The environment that every new VM of this home gets. */
 int tree_environment(struct tree *t, struct json_out *out, struct err *e);
 int tree_environment_change(struct tree *t, const struct environment_request *q,
 	struct json_out *out, struct err *e);
-int tree_pause(struct tree *t, const char *name, struct json_out *out, struct err *e);
-int tree_resume(struct tree *t, const char *name, struct json_out *out, struct err *e);
+int tree_pause(struct tree *t, const char *name, const struct progress *p,
+	struct json_out *out, struct err *e);
+int tree_resume(struct tree *t, const char *name, const struct progress *p,
+	struct json_out *out, struct err *e);
 int tree_stop_vm(struct tree *t, const char *name, const struct stop_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
 int tree_start_vm(struct tree *t, const char *name, const struct start_request *q,

@@ -38,13 +38,37 @@ struct vm {
 	uint64_t probe_at_ns; /* when the agent is asked next */
 	unsigned probes;
 	bool in_handshake; /* somebody says identity handshake to it (hello.c) */
+	bool tended;	   /* a helper of the health monitor is at it */
+	bool unmet; /* lives, as far as is known, and this pandod has not spoken to it */
+	unsigned meets;		     /* tries to (adopt.c) */
+	uint64_t meet_at_ns;	     /* the next one */
 	uint64_t handshake_began_ns; /* the tender's first; 0: none is under way */
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
 };
 
+/* A folder of no VM, whose process is to be ended (adopt.c). */
+struct stray {
+	char id[VM_ID_LEN + 1];
+	bool tended;
+	unsigned tries;
+	uint64_t at_ns; /* the next one; UINT64_MAX: it is gone */
+};
+
 struct materialized;
 struct pool;
+struct meeting;
+struct waiter;
+
+/* Threads that do what the health monitor finds due. */
+#define HELPERS_MAX 32
+struct helper {
+	struct tree *t;
+	pthread_t thread;
+	enum { HELPER_NONE, HELPER_RUNS, HELPER_ENDED } state;
+	struct vm *vm; /* what it begins with: a reference, or the next */
+	struct stray *stray;
+};
 
 struct tree {
 	struct tree_config config;
@@ -64,12 +88,21 @@ struct tree {
 	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
 	unsigned n_vms;
 	uint64_t next_handle;
+	struct waiter *waiters; /* borrowed: who queues for VMs, in the order of coming */
+	unsigned n_waiters;
 	int epoll_fd; /* owned */
 	bool stopping;
-	pthread_t health_monitor; /* asks agents, ends VMs whose control socket closed */
+	pthread_t
+		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
 	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */
 	uint64_t reports_kept;		     /* how many were put into the database */
+	struct helper helpers[HELPERS_MAX];
+	unsigned may_help;	  /* how many of these may run */
+	unsigned n_meeting;	  /* helpers that are at unmet VMs or strays */
+	struct meeting *meetings; /* their connections, which tree_stop() cuts */
+	struct stray *strays;	  /* owned; none is added after the start */
+	size_t n_strays;
 	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
 };
 
@@ -92,17 +125,29 @@ void tree_unlist_vm(struct tree *t, struct vm *vm);
 struct vm *tree_by_handle(struct tree *t, uint64_t handle); /* no reference */
 /* id, alias or unique prefix. *ret has a reference. */
 int tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e);
-/* The same, and claims it: op says what for. vm->op = NULL ends it. */
-int tree_claim(
-	struct tree *t, const char *name, const char *op, struct vm **ret, struct err *e);
+/*
+ * The same, and claims it: op says what for. vm->op = NULL ends it, and a broadcast of
+ * t->changed lets the next one in. Where somebody else has it, the caller queues as *p (may
+ * be NULL) says, and the lock is given up meanwhile; who came first has it first. -EBUSY,
+ * -ECANCELED (the caller has gone, or pandod stops), -ENOENT (it was deleted meanwhile).
+ */
+int tree_claim(struct tree *t, const char *name, const char *op, const struct progress *p,
+	struct vm **ret, struct err *e);
+/* The same with one end for several of these. */
+int tree_claim_until(struct tree *t, const char *name, const char *op,
+	const struct progress *p, uint64_t until_ns, struct vm **ret, struct err *e);
+uint64_t busy_until(const struct progress *p);
 int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
 /* Puts the VM's process and control connection under the event loop's watch. */
 int tree_watch(struct tree *t, struct vm *vm, struct err *e);
+/* The connection alone, of one whose process is watched already. */
+int tree_watch_control(struct tree *t, struct vm *vm, struct err *e);
 /* It is watched: it gets its scope. found: an earlier pandod's. */
 void vm_enter_scope(struct tree *t, const struct vm *vm, bool found);
-/* The health monitor, a thread until the tree stops: asks the agents of VMs that nobody waits
- * for, and ends a VMM that has closed its control socket and lives on, which no sound one
- * does. Without the lock. */
+/* The health monitor, a thread until the tree stops: lets at most HELPERS_MAX helpers ask the
+ * agents of VMs that nobody waits for, and the VMMs that are not adopted yet; ends a VMM
+ * that has closed its control socket and lives on, which no sound one does. Without the
+ * lock. */
 void *tree_health_monitor(void *tree);
 /* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
 int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
@@ -119,11 +164,12 @@ int reports_follow(struct tree *t, struct err *e);
 void reports_unfollow(struct tree *t);
 void reports_watch_close(struct tree *t); /* without the lock, when the tree stops */
 /* The names of segments no chain has any more: removed from the database now, the files
- * too. */
+ * too, when the database is on the disk as it is: after a power cut it must not name what
+ * is gone. Where it cannot be synced the files stay for the next start. */
 int tree_sweep(struct tree *t, struct err *e);
-/* Files below bases/ that are no VM's base any more are removed; unfinished: also those
- * that somebody was writing. */
-void tree_sweep_bases(struct tree *t, bool unfinished);
+/* Files below bases/ that are no VM's base any more are removed, likewise; unfinished:
+ * also those that somebody was writing. */
+int tree_sweep_bases(struct tree *t, bool unfinished, struct err *e);
 /* vm takes old's place in the table and towards its children; a struct vm is one life of
  * a VM, so a VM that is started again gets a new one. */
 void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
@@ -131,6 +177,8 @@ void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
 struct vm_usage;
 void vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
 	const struct vmm_stats_answer *stats, const struct vm_usage *usage);
+/* -EBUSY with a sentence: it lives, and this pandod has not spoken to its VMM yet. */
+int vm_check_met(const struct vm *vm, struct err *e);
 /* How people call it: its alias, else its id. */
 const char *vm_name(const struct vm *vm);
 /* The same with the id behind an alias. Returns dst. */
@@ -181,11 +229,23 @@ void process_end(int pidfd);
 struct agent_wait {
 	struct tree *t;
 	struct vm *vm;
-	const bool *give_up; /* under the tree's lock; may be NULL */
+	const bool *give_up;	  /* under the tree's lock; may be NULL */
+	const struct progress *p; /* may be NULL: nobody can go */
 };
 int agent_wait_cancel(void *agent_wait);
 /* Waits for the agent of a watched VM, and notes that it answered. */
-int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up, struct err *e);
+int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
+	const struct progress *p, struct err *e);
+/* Nobody waits for the answer any more. */
+static inline bool
+has_gone(const struct progress *p)
+{
+	return p && p->gone && p->gone(p->ctx);
+}
+/* -ECANCELED with a sentence about what is removed then; 0: somebody waits. */
+int check_not_gone(const struct progress *p, const char *what, struct err *e);
+/* The answer names this VM. With the lock. */
+void tell_made(const struct progress *p, const struct vm *vm);
 /* Kills watched VMs, all claimed by the caller, removes their rows, files and segments,
  * and takes them out of the table. */
 int tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e);
@@ -210,7 +270,8 @@ int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
 	struct vmm_boot *boot, const int segment[2], struct err *e);
 /* vm_wait_agent() of a VM that boots: one whose agent does not answer in time is ended,
  * and stays as failed. */
-int vm_wait_booted(struct tree *t, struct vm *vm, struct err *e);
+int vm_wait_booted(
+	struct tree *t, struct vm *vm, const struct progress *p, struct err *e);
 /*
  * agents.c: many VMs that come to be at once.
  */
@@ -287,7 +348,19 @@ void pool_close(struct tree *t);
 bool pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **ret_ctl,
 	int *ret_pidfd, pid_t *ret_pid);
 
-/* adopt.c: at the start. */
+/*
+ * adopt.c
+ */
+/* At the start: what there is, in the table. Those that may live are unmet. */
 int tree_adopt(struct tree *t, struct err *e);
+/* Waits, but not for long, until each of these was asked once. With the tender. */
+void adopt_wait(struct tree *t);
+/* Nobody does anything to it just now, and it is to be asked (again). With the lock, as
+ * the next two, which give it up meanwhile. */
+bool adopt_due(const struct vm *vm);
+void adopt_try(struct tree *t, struct vm *vm);
+void stray_try(struct tree *t, struct stray *s);
+/* Ends their waits. With the lock. */
+void adopt_cancel(struct tree *t);
 
 #endif

@@ -59,24 +59,30 @@ arm_control(void *ctx, uint64_t handle)
 }
 
 int
+tree_watch_control(struct tree *t, struct vm *vm, struct err *e)
+{
+	struct epoll_event ev = {.events = EPOLLIN | EPOLLONESHOT,
+		.data.u64 = EVENT_OF(vm->handle, EVENT_CONTROL)};
+
+	vmmctl_on_idle(vm->ctl, arm_control, t, vm->handle);
+	if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, vmmctl_fd(vm->ctl), &ev) < 0)
+		return err_sys(
+			e, -errno, "watching the control socket of VM %s", vm->row.id);
+	return 0;
+}
+
+int
 tree_watch(struct tree *t, struct vm *vm, struct err *e)
 {
 	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = EVENT_OF(vm->handle, 0)};
+	int r;
 
 	if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, vm->pidfd, &ev) < 0)
 		return err_sys(e, -errno, "watching the process of VM %s", vm->row.id);
-	if (!vm->ctl)
-		return 0;
-	vmmctl_on_idle(vm->ctl, arm_control, t, vm->handle);
-	ev.events = EPOLLIN | EPOLLONESHOT;
-	ev.data.u64 = EVENT_OF(vm->handle, EVENT_CONTROL);
-	if (epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, vmmctl_fd(vm->ctl), &ev) < 0) {
-		int r = -errno;
-
+	r = vm->ctl ? tree_watch_control(t, vm, e) : 0;
+	if (r < 0)
 		epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, vm->pidfd, NULL);
-		return err_sys(e, r, "watching the control socket of VM %s", vm->row.id);
-	}
-	return 0;
+	return r;
 }
 
 /* Why it ended, in a sentence, from its last words, what pandod did, and what the kernel
@@ -240,6 +246,140 @@ tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms)
 	return 0;
 }
 
+/*
+ * The health monitor and its helpers. What is due is found by whoever has nothing to do; a VM that
+ * somebody is at is `tended`, and no other's business.
+ */
+
+/* Ends those that closed their control sockets and live on. */
+static void
+end_closed(struct tree *t, uint64_t now, uint64_t *next)
+{
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		struct vm *vm = t->vms[i];
+
+		if (!vm->closed_ns || vm->dead || vm->pidfd < 0 || vm->kill_reason[0])
+			continue;
+		if (now >= vm->closed_ns + CLOSED_GRACE_NS) {
+			snprintf(vm->kill_reason, sizeof(vm->kill_reason),
+				"ended by pandod: its VMM closed the control socket");
+			process_kill(vm->pidfd);
+		} else if (vm->closed_ns + CLOSED_GRACE_NS < *next) {
+			*next = vm->closed_ns + CLOSED_GRACE_NS;
+		}
+	}
+}
+
+/* What is due first, by `now`, to h->vm or h->stray, marked and, a VM, referenced. False:
+ * nothing is; *next is not later than when something will be. */
+static bool
+pick(struct tree *t, uint64_t now, uint64_t *next, struct helper *h)
+{
+	/* Those may take seconds to be told nothing: they leave some to the others. */
+	bool may_meet = t->n_meeting < t->may_help * 3 / 4;
+	struct stray *stray = NULL;
+	struct vm *due = NULL;
+	uint64_t first = *next;
+
+	for (unsigned i = 0; i < t->n_vms; i++) {
+		struct vm *vm = t->vms[i];
+		uint64_t at;
+
+		if (may_meet && adopt_due(vm))
+			at = vm->meet_at_ns;
+		else if (!vm->tended && vm_handshake_due(vm))
+			at = vm->probe_at_ns;
+		else
+			continue;
+		if (at < first) {
+			first = at;
+			due = vm;
+		}
+	}
+	for (size_t i = 0; may_meet && i < t->n_strays; i++)
+		if (!t->strays[i].tended && t->strays[i].at_ns < first) {
+			first = t->strays[i].at_ns;
+			stray = &t->strays[i];
+		}
+	*next = first;
+	if (first > now || (!due && !stray))
+		return false;
+	h->stray = stray;
+	h->vm = stray ? NULL : due;
+	if (stray) {
+		stray->tended = true;
+	} else {
+		due->tended = true;
+		due->refs++;
+	}
+	return true;
+}
+
+/* Does what was picked. Called with the lock, which is given up meanwhile. */
+static void
+help(struct tree *t, struct helper *h)
+{
+	struct stray *stray = h->stray;
+	struct vm *vm = h->vm;
+
+	h->vm = NULL;
+	h->stray = NULL;
+	if (stray) {
+		t->n_meeting++;
+		stray_try(t, stray);
+		t->n_meeting--;
+		stray->tended = false;
+	} else if (vm->unmet && (!vm->op || vm->pidfd < 0)) {
+		/* Nobody took it between the picking and now. */
+		t->n_meeting++;
+		adopt_try(t, vm);
+		t->n_meeting--;
+	} else if (vm_handshake_due(vm)) {
+		vm_handshake_tend(t, vm);
+	}
+	if (vm) {
+		vm->tended = false;
+		vm_unref(vm);
+	}
+	pthread_cond_broadcast(&t->changed);
+}
+
+static void *
+helper_main(void *arg)
+{
+	struct helper *h = arg;
+	struct tree *t = h->t;
+	uint64_t next;
+
+	pthread_mutex_lock(&t->lock);
+	do {
+		help(t, h);
+		next = UINT64_MAX;
+	} while (!t->stopping && pick(t, io_now_ns(), &next, h));
+	h->state = HELPER_ENDED;
+	pthread_cond_broadcast(&t->changed);
+	pthread_mutex_unlock(&t->lock);
+	return NULL;
+}
+
+/* A place for one more, or NULL. Called with the lock. */
+static struct helper *
+free_helper(struct tree *t)
+{
+	for (unsigned i = 0; i < t->may_help; i++) {
+		struct helper *h = &t->helpers[i];
+
+		if (h->state == HELPER_RUNS)
+			continue;
+		if (h->state ==
+			HELPER_ENDED) /* it has given up the lock, or is about to */
+			pthread_join(h->thread, NULL);
+		*h = (struct helper){.t = t};
+		return h;
+	}
+	return NULL;
+}
+
 void *
 tree_health_monitor(void *tree)
 {
@@ -248,36 +388,24 @@ tree_health_monitor(void *tree)
 	pthread_mutex_lock(&t->lock);
 	while (!t->stopping) {
 		uint64_t now = io_now_ns(), next = now + 60000 * NS_PER_MS;
+		struct helper *h = free_helper(t);
 		struct timespec until;
-		struct vm *due = NULL;
 
-		for (unsigned i = 0; i < t->n_vms; i++) {
-			struct vm *vm = t->vms[i];
-
-			if (vm->closed_ns && !vm->dead && vm->pidfd >= 0 &&
-				!vm->kill_reason[0]) {
-				if (now >= vm->closed_ns + CLOSED_GRACE_NS) {
-					snprintf(vm->kill_reason, sizeof(vm->kill_reason),
-						"ended by pandod: its VMM closed the control socket");
-					process_kill(vm->pidfd);
-				} else if (vm->closed_ns + CLOSED_GRACE_NS < next) {
-					next = vm->closed_ns + CLOSED_GRACE_NS;
-				}
+		end_closed(t, now, &next);
+		if (h && pick(t, now, &next, h)) {
+			h->state = HELPER_RUNS;
+			if (pthread_create(&h->thread, NULL, helper_main, h) != 0) {
+				h->state = HELPER_NONE;
+				help(t, h); /* then by itself */
 			}
-			if (!vm_handshake_due(vm))
-				continue;
-			if (vm->probe_at_ns < next) {
-				next = vm->probe_at_ns;
-				due = vm;
-			}
-		}
-		if (due && next <= now) {
-			vm_handshake_tend(t, due);
 			continue;
 		}
 		until = deadline_in(next > now ? (next - now) / NS_PER_MS + 1 : 1);
 		pthread_cond_timedwait(&t->changed, &t->lock, &until);
 	}
 	pthread_mutex_unlock(&t->lock);
+	for (unsigned i = 0; i < HELPERS_MAX; i++)
+		if (t->helpers[i].state != HELPER_NONE)
+			pthread_join(t->helpers[i].thread, NULL);
 	return NULL;
 }

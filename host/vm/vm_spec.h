@@ -105,6 +105,10 @@ struct tag_request {
 	bool move; /* it may be there, and leads elsewhere from now on */
 };
 
+/* How long a call waits for a VM that another call is at. */
+#define BUSY_TIMEOUT_MS 60000u
+#define BUSY_TIMEOUT_MAX_MS 3600000u
+
 bool vm_spec_is_id(const char *s); /* exactly 12 lower-case hex digits */
 /* -EINVAL with the rule. */
 int vm_spec_check_alias(const char *alias, struct err *e);

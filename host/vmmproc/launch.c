@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -19,6 +20,10 @@
 #include "common/paths.h"
 #include "common/wire/console_ring.h"
 #include "common/wire/vmm_wire.h"
+
+/* A quarter, for connections and the files of calls; but that many of few, or many. */
+#define DESCRIPTORS_KEPT_MIN 16u
+#define DESCRIPTORS_KEPT_MAX 192u
 
 void
 vm_files_done(struct vm_files *f)
@@ -325,6 +330,22 @@ process_open(pid_t pid, uint64_t start, int *ret_pidfd)
 		return -ESRCH;
 	*ret_pidfd = TAKE_FD(pidfd);
 	return 0;
+}
+
+bool
+descriptors_left(int fd, unsigned more)
+{
+	struct rlimit l;
+	rlim_t kept;
+
+	if (getrlimit(RLIMIT_NOFILE, &l) < 0 || l.rlim_cur == RLIM_INFINITY)
+		return true;
+	kept = l.rlim_cur / 4;
+	if (kept > DESCRIPTORS_KEPT_MAX)
+		kept = DESCRIPTORS_KEPT_MAX;
+	else if (kept < DESCRIPTORS_KEPT_MIN)
+		kept = DESCRIPTORS_KEPT_MIN;
+	return (rlim_t)fd + more + kept < l.rlim_cur;
 }
 
 bool

@@ -60,6 +60,10 @@ int process_look(pid_t pid, pid_t *ret_ppid, uint64_t *ret_start);
 /* A pidfd that is certain to be the process that started at `start` (field 22). */
 int process_open(pid_t pid, uint64_t start, int *ret_pidfd);
 bool process_lives(int pidfd);
+/* Descriptors are given out from below, so one's number tells how many are open. Whether
+ * as many as are kept for serving calls are still free, with `more` to be opened: without
+ * those nobody could ask for a VM to be deleted. */
+bool descriptors_left(int fd, unsigned more);
 void process_kill(int pidfd); /* SIGKILL */
 
 #endif

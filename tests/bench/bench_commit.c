@@ -66,7 +66,7 @@ delete_branch(void)
 	struct json_out answer = {0};
 	struct err e;
 
-	if (tree_delete(bench.tree, "branch", false, false, &answer, &e) < 0)
+	if (tree_delete(bench.tree, "branch", false, false, NULL, &answer, &e) < 0)
 		bench_die("delete", &e);
 	json_out_done(&answer);
 }

@@ -151,15 +151,12 @@ two_commits_of_one_vm_at_once() {
 		) &
 	done
 	wait
-	made=0
 	for i in 1 2 3; do
 		case $(cat "$work/at-once.$i") in
-		*"status 0") made=$((made + 1)) ;;
-		*"being committed"*"status 4") ;;
+		*"status 0") ;;
 		*) fail "$(cat "$work/at-once.$i")" ;;
 		esac
 	done
-	[ "$made" -ge 1 ] || fail "none was made"
 	status_is 0 pando verify
 }
 

@@ -292,6 +292,64 @@ a_vm_that_dies_while_no_daemon_runs_is_found_dead() {
 	status_is 0 pando delete -y late
 }
 
+stopped_vmms_hold_up_no_daemon() {
+	needs_kvm
+	deaf=$(info b 'j["pid"]')
+	was=$(info b 'j["state"]')
+	kill -STOP "$deaf"
+	# each leaves a question behind in the queue of its control socket, which is short
+	for i in 1 2 3 4 5 6 7 8; do
+		pid=$(pandod_pid)
+		kill -9 "$pid"
+		wait_until 10 "pandod is gone" gone "$pid"
+		status_is 0 timeout 60 pando status
+		equal "its process" "$(info b 'j["pid"]')" "$deaf"
+		equal "its state" "$(info b 'j["state"]')" "$was"
+	done
+	kill -0 "$(info c-0 'j["pid"]')"
+	status_is 0 pando pause c-0
+	status_is 0 pando resume c-0
+	kill -CONT "$deaf"
+	heard() { pando pause b >/dev/null; }
+	wait_until 30 "b is paused" heard
+	status_is 0 pando resume b
+	equal "its process" "$(info b 'j["pid"]')" "$deaf"
+}
+
+a_daemon_started_with_few_descriptors_takes_what_it_may_have() {
+	needs_kvm
+	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/before"
+	pid=$(pandod_pid)
+	kill -9 "$pid"
+	wait_until 10 "pandod is gone" gone "$pid"
+	# the soft limit is the caller's matter, not the daemon's
+	(ulimit -Sn 24 && exec "$B/bin/pandod")
+	pid=$(pandod_pid)
+	hard=$(sed -n 's/^Max open files *[0-9a-z]* *\([0-9a-z]*\).*/\1/p' "/proc/$pid/limits")
+	soft=$(sed -n 's/^Max open files *\([0-9a-z]*\).*/\1/p' "/proc/$pid/limits")
+	equal "its soft limit" "$soft" "$hard"
+	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/after"
+	equal "the VMs" "$(cat "$work/after")" "$(cat "$work/before")"
+	kill -9 "$pid"
+	wait_until 10 "pandod is gone" gone "$pid"
+	# with a hard limit that only some may raise, all VMs are what they are, whether they can be adopted or not
+	(ulimit -n 32 && exec "$B/bin/pandod")
+	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/after"
+	equal "the VMs" "$(cat "$work/after")" "$(cat "$work/before")"
+	case $(sed -n 's/^Max open files *[0-9a-z]* *\([0-9a-z]*\).*/\1/p' "/proc/$(pandod_pid)/limits") in
+	32)
+		contains pandod.log "$(cat "$PANDO_HOME/pandod.log")" "start pandod with a higher limit"
+		status_is 1 run_small -N more
+		contains stderr "$stderr" "may not open enough files for 1 more VM"
+		;;
+	esac
+	pid=$(pandod_pid)
+	kill -9 "$pid"
+	wait_until 10 "pandod is gone" gone "$pid"
+	status_is 0 pando pause b
+	status_is 0 pando resume b
+}
+
 two_daemons_do_not_share_a_home() {
 	pid=$(pandod_pid)
 	got=0
@@ -315,25 +373,83 @@ many_commands_at_once_start_one_daemon() {
 	equal "the number of daemons" "$(home_pids pandod | wc -l)" 1
 }
 
-branches_at_the_same_time_all_come_or_say_why() {
+branches_and_commits_at_the_same_time_all_come() {
 	needs_kvm
-	for i in 1 2 3 4; do
-		(
-			pando branch a -n "same-$i" --no-wait >"$work/same.$i" 2>&1 || echo "status $?" >>"$work/same.$i"
-		) &
+	jobs=
+	for i in 1 2 3 4 5 6; do
+		pando branch a -n "same-$i" --no-wait >"$work/same.$i" 2>&1 &
+		jobs="$jobs $!"
+		pando commit a >"$work/same-commit.$i" 2>&1 &
+		jobs="$jobs $!"
 	done
-	wait
-	made=0
-	for i in 1 2 3 4; do
-		if grep -q '^status' "$work/same.$i"; then
-			grep -q '^status 4$' "$work/same.$i" || fail "$(cat "$work/same.$i")"
-		else
-			made=$((made + 1))
-			wait_until 30 "what "same-$i" says" console_says "same-$i" 'memory=ok'
-			pando delete -y "same-$i" >/dev/null
-		fi
+	for job in $jobs; do
+		wait "$job" || fail "one of them failed: $(cat "$work"/same*.*)"
 	done
-	[ "$made" -ge 1 ] || fail "none was made: $(cat "$work"/same.*)"
+	for i in 1 2 3 4 5 6; do
+		wait_until 30 "what "same-$i" says" console_says "same-$i" 'memory=ok'
+		pando delete -y "same-$i" >/dev/null
+	done
+	equal "the number of commits" "$(pando commit list -q | wc -l)" 6
+}
+
+who_does_not_queue_is_told_what_is_under_way() {
+	needs_kvm
+	vmm=$(info a 'j["pid"]')
+	kill -STOP "$vmm"
+	pando branch a -n queued --no-wait >"$work/queued" 2>&1 &
+	first=$!
+	busy() { pando delete --dry-run -r --busy-timeout 0 a 2>&1 | grep -q "is being branched: try again"; }
+	wait_until 20 "a is being branched" busy
+	status_is 4 pando branch a --no-wait --busy-timeout 0
+	status_is 4 pando pause a --busy-timeout 200ms
+	contains stderr "$stderr" 'vm "a" is being branched, and was for all the time this call may wait'
+	# a caller that gives up leaves the queue
+	timeout -s INT 1 "$B/bin/pando" branch a -n left --no-wait >"$work/left" 2>&1 || true
+	kill -CONT "$vmm"
+	wait "$first" || fail "$(cat "$work/queued")"
+	status_is 0 pando delete -y queued
+	status_is 3 pando info left
+}
+
+# The small guest has no agent: who waits for one waits until something ends it.
+what_is_cancelled_leaves_no_vm_and_says_so() {
+	needs_kvm
+	vms 'sorted(v["id"] for v in j)' >"$work/before"
+	for verb in "run --kernel $TINY --rootfs $(small_image) --mem-size 32 --fs-size-vm 16 --cmdline mode=work -N mine" \
+		"branch a --count 3 -n mine"; do
+		for signal in INT TERM KILL; do
+			# shellcheck disable=SC2086 # words
+			"$B/bin/pando" $verb >"$work/out" 2>"$work/err" &
+			job=$!
+			made() { pando status | grep -q mine; }
+			wait_until 30 "its VMs are there" made
+			kill -s "$signal" "$job"
+			got=0
+			wait "$job" || got=$?
+			if [ "$signal" != KILL ]; then
+				equal "status of pando $verb" "$got" 7
+				contains stderr "$(cat "$work/err")" "is removed"
+				vms 'sorted(v["id"] for v in j)' >"$work/after"
+				equal "the VMs, once it has said so" "$(cat "$work/after")" "$(cat "$work/before")"
+			fi
+			equal "stdout of pando $verb" "$(cat "$work/out")" ""
+			same() { [ "$(vms 'sorted(v["id"] for v in j)')" = "$(cat "$work/before")" ]; }
+			wait_until 30 "its VMs are gone" same
+		done
+	done
+	# a client of another kind, that goes without waiting for an answer
+	python3 - "$PANDO_HOME/pandod.sock" "$(info a 'j["id"]')" <<-'END'
+		import socket, sys
+		for i in range(20):
+		    body = b'{"wait":false,"count":2}'
+		    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+		    s.send(b"POST /v1/vms/%s/branch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n%s" %
+		           (sys.argv[2].encode(), len(body), b"Accept: application/x-ndjson\r\n" if i % 2 else b"", body))
+		    s.close()
+	END
+	wait_until 60 "its VMs are gone" same
+	status_is 0 pando branch a -n after --no-wait
+	status_is 0 pando delete -y after
 }
 
 a_disk_is_exported_and_is_clean() {
@@ -407,9 +523,13 @@ t unknown_members_and_paths_are_named
 t kill_nine_of_one_vm_is_told_of_that_one_only
 t kill_nine_of_the_daemon_loses_nothing
 t a_vm_that_dies_while_no_daemon_runs_is_found_dead
+t stopped_vmms_hold_up_no_daemon
+t a_daemon_started_with_few_descriptors_takes_what_it_may_have
 t two_daemons_do_not_share_a_home
 t many_commands_at_once_start_one_daemon
-t branches_at_the_same_time_all_come_or_say_why
+t branches_and_commits_at_the_same_time_all_come
+t who_does_not_queue_is_told_what_is_under_way
+t what_is_cancelled_leaves_no_vm_and_says_so
 t a_disk_is_exported_and_is_clean
 t a_guest_that_powers_off_is_stopped_not_failed
 t a_parent_is_not_deleted_under_its_children

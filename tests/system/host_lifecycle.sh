@@ -69,11 +69,11 @@ a_stop_that_waits_can_be_cut_short() {
 	wait_until 60 "what stubborn says" console_says stubborn ready
 	pando stop stubborn --timeout 60 >"$work/waiting" 2>&1 &
 	waiting=$!
-	busy() { pando delete --dry-run stubborn 2>&1 | grep -q "being stopped"; }
+	busy() { pando delete --dry-run --busy-timeout 0 stubborn 2>&1 | grep -q "being stopped"; }
 	wait_until 10 "it is being stopped" busy
 	for verb in "branch --no-wait stubborn" "start stubborn" "resize stubborn --fs-size 64" "delete -y stubborn" "stop stubborn"; do
 		# shellcheck disable=SC2086 # words
-		status_is 4 pando $verb
+		status_is 4 pando $verb --busy-timeout 0
 		contains "stderr of $verb" "$stderr" 'vm "stubborn" is being stopped'
 	done
 	status_is 0 pando stop --force stubborn

@@ -334,6 +334,31 @@ unix_sockets_listen_and_connect(void **state)
 }
 
 static void
+a_full_queue_of_connections_is_eagain_at_once(void **state)
+{
+	cleanup_close int listener = -1, over = -1;
+	int fds[16], n = 0, r = 0;
+	struct err e;
+
+	(void)state;
+	assert_int_equal(io_unix_listen(in("full"), SOCK_SEQPACKET, 2, &listener, &e), 0);
+	while (n < 16 && r == 0) {
+		r = io_unix_connect_now(in("full"), SOCK_SEQPACKET, &fds[n], &e);
+		n += r == 0;
+	}
+	assert_int_equal(r, -EAGAIN);
+	assert_true(n > 0);
+	/* What comes out blocks, as of any other connect. */
+	assert_int_equal(fcntl(fds[0], F_GETFL) & O_NONBLOCK, 0);
+	assert_int_equal(fcntl(fds[0], F_GETFD), FD_CLOEXEC);
+	while (n)
+		close(fds[--n]);
+	assert_int_equal(
+		io_unix_connect_now(in("nobody"), SOCK_STREAM, &over, &e), -ENOENT);
+	assert_int_equal(over, -1);
+}
+
+static void
 nonblocking_is_switched_on_and_off(void **state)
 {
 	int p[2];
@@ -394,6 +419,7 @@ main(void)
 		cmocka_unit_test(
 			too_many_descriptors_or_bytes_are_refused_and_none_leaks),
 		cmocka_unit_test(unix_sockets_listen_and_connect),
+		cmocka_unit_test(a_full_queue_of_connections_is_eagain_at_once),
 		cmocka_unit_test(nonblocking_is_switched_on_and_off),
 		cmocka_unit_test(clocks_go_forward),
 		cmocka_unit_test(what_was_sent_before_a_reset_is_received),

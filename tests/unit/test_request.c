@@ -215,6 +215,19 @@ every_call_is_routed(void **state)
 		0);
 	assert_true(route.dry_run);
 	assert_false(route.recursive);
+	assert_int_equal(route.busy_timeout_ms, BUSY_TIMEOUT_MS);
+	assert_int_equal(
+		request_route("POST", "/v1/vms/a/branch?busy_timeout_ms=0", &route, &e),
+		0);
+	assert_int_equal(route.busy_timeout_ms, 0);
+	assert_int_equal(request_route("POST", "/v1/vms/a/pause?busy_timeout_ms=3600001",
+				 &route, &e),
+		-ERANGE);
+	assert_int_equal(
+		request_route("POST", "/v1/vms/a/pause?busy_timeout_ms=-1", &route, &e),
+		-EINVAL);
+	assert_int_equal(
+		request_route("GET", "/v1/vms/a?busy_timeout_ms=1", &route, &e), -EINVAL);
 }
 
 static void
@@ -469,7 +482,8 @@ find_row(const char *line, struct described *rows, size_t n)
 	} words[] = {{"recursive=", QUERY_RECURSIVE}, {"dry_run=", QUERY_DRY_RUN},
 		{"memory=", QUERY_MEMORY}, {"label=", QUERY_LABEL}, {"with=", QUERY_WITH},
 		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER},
-		{"wait=", QUERY_WAIT}};
+		{"wait=", QUERY_WAIT},
+		{"busy_timeout_ms=", QUERY_BUSY}};
 	char method[8], target[200], path[200];
 	size_t len = 0, path_len;
 	unsigned query = 0;

@@ -18,9 +18,12 @@
 #include <string.h>
 #include <dirent.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -88,6 +91,28 @@ agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), voi
 static char handshake_refused[32], last_env[256], last_kind[16], last_host_name[64];
 static unsigned handshake_count;
 static pthread_mutex_t handshake_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Guests that take an identity handshake only when so many of them are told at once; handshake_most: how
+ * many ever were. */
+static unsigned handshake_together, handshake_inside, handshake_most;
+static pthread_cond_t handshake_changed = PTHREAD_COND_INITIALIZER;
+
+/* Called with handshake_lock. False: the others do not come. */
+static bool
+meet_others(void)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 5;
+	if (++handshake_inside > handshake_most)
+		handshake_most = handshake_inside;
+	pthread_cond_broadcast(&handshake_changed);
+	while (handshake_most < handshake_together)
+		if (pthread_cond_timedwait(&handshake_changed, &handshake_lock, &until))
+			break;
+	handshake_inside--;
+	return handshake_most >= handshake_together;
+}
 
 int
 agent_handshake(const char *path, const struct agent_handshake *h, int timeout_ms,
@@ -101,6 +126,10 @@ agent_handshake(const char *path, const struct agent_handshake *h, int timeout_m
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&handshake_lock);
+	if (handshake_together && !meet_others()) {
+		pthread_mutex_unlock(&handshake_lock);
+		return err_set(e, -ETIMEDOUT, "alone");
+	}
 	handshake_count++;
 	snprintf(last_kind, sizeof(last_kind), "%s", h->parent ? "parent" : "new");
 	snprintf(last_host_name, sizeof(last_host_name), "%s", h->host_name);
@@ -419,7 +448,7 @@ static int delete (const char *vm, bool recursive)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_delete(tree, vm, recursive, false, &out, &why), &out);
+	return take(tree_delete(tree, vm, recursive, false, NULL, &out, &why), &out);
 }
 
 static int
@@ -776,6 +805,25 @@ a_parent_nobody_waited_for_is_told_by_the_health_monitor(void **state)
 		poll(NULL, 0, 10);
 	wait_state("b", "running");
 	assert_int_equal(handshake_count, 2);
+}
+
+static void
+a_batch_nobody_waits_for_takes_its_identity_side_by_side(void **state)
+{
+	char name[16];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	handshake_most = 0;
+	handshake_together = 8;
+	assert_int_equal(branch("a", "b", 16, false), 0);
+	for (unsigned i = 0; i < 16; i++) {
+		snprintf(name, sizeof(name), "b-%u", i);
+		wait_state(name, "running");
+	}
+	handshake_together = 0;
+	/* And not without a bound. */
+	assert_in_range(handshake_most, 8, 32);
 }
 
 static void
@@ -1193,7 +1241,7 @@ a_second_operation_on_a_vm_is_busy(void **state)
 	(void)state;
 	assert_int_equal(pthread_create(&thread, NULL, slow_create, &result), 0);
 	for (int i = 0; i < 100 && r == -ENOENT; i++) {
-		r = tree_delete(tree, "slow", false, false, &out, &e);
+		r = tree_delete(tree, "slow", false, false, NULL, &out, &e);
 		json_out_done(&out);
 		out = (struct json_out){0};
 		poll(NULL, 0, 5);
@@ -1213,7 +1261,7 @@ pause_and_resume_keep_what_was_known(void **state)
 
 	(void)state;
 	assert_int_equal(create("a", "agent", true), 0);
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), 0);
 	assert_string_equal(text("state"), "paused");
 	/* Its branch runs, it stays as it is. */
 	assert_int_equal(branch("a", "b", 1, true), 0);
@@ -1225,11 +1273,11 @@ pause_and_resume_keep_what_was_known(void **state)
 	start();
 	assert_int_equal(info("a"), 0);
 	assert_string_equal(text("state"), "paused");
-	assert_int_equal(take(tree_resume(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_resume(tree, "a", NULL, &out, &why), &out), 0);
 	assert_string_equal(text("state"), "running");
 	order("a", 'P');
 	wait_state("a", "stopped");
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), -EBUSY);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), -EBUSY);
 }
 
 static void
@@ -1363,7 +1411,7 @@ would_delete(const char *vm, bool recursive)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_delete(tree, vm, recursive, true, &out, &why), &out);
+	return take(tree_delete(tree, vm, recursive, true, NULL, &out, &why), &out);
 }
 
 static void
@@ -1413,7 +1461,7 @@ a_paused_vm_is_stopped_only_by_force(void **state)
 
 	(void)state;
 	assert_int_equal(create("a", "button=off", false), 0);
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), 0);
 	assert_int_equal(stop_vm("a", false, 100), -EBUSY);
 	says("resume");
 	assert_int_equal(stop_vm("a", true, 0), 0);
@@ -1490,7 +1538,7 @@ nothing_else_is_done_to_a_vm_that_is_being_branched(void **state)
 	assert_int_equal(stop_vm("a", true, 0), -EBUSY);
 	assert_int_equal(start_vm("a", false), -EBUSY);
 	assert_int_equal(resize_vm("a", 4096), -EBUSY);
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), -EBUSY);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), -EBUSY);
 	says("is being branched");
 	pthread_join(thread, NULL);
 	assert_int_equal(result, -ETIMEDOUT);
@@ -1568,7 +1616,7 @@ a_vm_that_cannot_start_is_what_it_was(void **state)
 	start();
 	assert_int_equal(start_vm("a", true), 0);
 	assert_string_equal(text("state"), "running");
-	assert_int_equal(take(tree_pause(tree, "a", &out, &why), &out), 0);
+	assert_int_equal(take(tree_pause(tree, "a", NULL, &out, &why), &out), 0);
 	assert_int_equal(start_vm("a", true), -EBUSY);
 	says("resume");
 	assert_int_equal(start_vm("ghost", true), -ENOENT);
@@ -1786,6 +1834,306 @@ continue_later(void *pid)
 	return NULL;
 }
 
+/* Calls that queue. Each says when it does. */
+struct queued {
+	const char *vm, *alias;
+	uint32_t busy_timeout_ms;
+	bool pauses, deletes; /* instead of being a branch */
+	bool waits, leaves;
+	int result;
+	struct err why;
+	pthread_t thread;
+};
+
+static void
+queued_say(void *ctx, const char *sentence)
+{
+	struct queued *q = ctx;
+
+	if (strstr(sentence, "waiting for that"))
+		__atomic_store_n(&q->waits, true, __ATOMIC_RELEASE);
+}
+
+static bool
+queued_gone(void *ctx)
+{
+	return __atomic_load_n(&((struct queued *)ctx)->leaves, __ATOMIC_ACQUIRE);
+}
+
+static void *
+queued_main(void *arg)
+{
+	struct queued *q = arg;
+	struct branch_request b = {.count = 1};
+	struct progress p = {.say = queued_say,
+		.ctx = q,
+		.gone = queued_gone,
+		.busy_timeout_ms = q->busy_timeout_ms};
+	struct json_out out = {0};
+
+	snprintf(b.alias, sizeof(b.alias), "%s", q->alias ? q->alias : "");
+	if (q->pauses)
+		q->result = tree_pause(tree, q->vm, &p, &out, &q->why);
+	else if (q->deletes)
+		q->result = tree_delete(tree, q->vm, true, false, &p, &out, &q->why);
+	else
+		q->result = tree_branch(tree, q->vm, &b, &p, &out, &q->why);
+	json_out_done(&out);
+	return NULL;
+}
+
+static void
+queue_up(struct queued *q)
+{
+	assert_int_equal(pthread_create(&q->thread, NULL, queued_main, q), 0);
+	for (int i = 0; i < 2000; i++) {
+		if (__atomic_load_n(&q->waits, __ATOMIC_ACQUIRE))
+			return;
+		poll(NULL, 0, 5);
+	}
+	fail_msg("the call does not queue");
+}
+
+/* Somebody is at the VM until it hears again: its fork waits for a VMM that is stopped. */
+static pid_t
+occupy(const char *vm, struct queued *first)
+{
+	pid_t pid;
+
+	assert_int_equal(info(vm), 0);
+	pid = (pid_t)number("pid");
+	kill(pid, SIGSTOP);
+	*first = (struct queued){.vm = vm, .alias = "first"};
+	assert_int_equal(pthread_create(&first->thread, NULL, queued_main, first), 0);
+	for (int i = 0; i < 2000 && would_delete(vm, true) != -EBUSY; i++)
+		poll(NULL, 0, 5);
+	return pid;
+}
+
+static void
+calls_for_one_vm_queue_and_are_served_in_their_order(void **state)
+{
+	static const char *const names[] = {"q0", "q1", "q2", "q3", "q4", "q5"};
+	struct queued first, q[6];
+	int vms, at = 0;
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	pid = occupy("a", &first);
+	for (unsigned i = 0; i < 6; i++) {
+		q[i] = (struct queued){
+			.vm = "a", .alias = names[i], .busy_timeout_ms = 60000};
+		queue_up(&q[i]);
+	}
+	/* One who does not queue is told at once, as ever. */
+	assert_int_equal(branch("a", "hasty", 1, false), -EBUSY);
+	says("vm \"a\" is being branched: try again when that is done");
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	assert_int_equal(first.result, 0);
+	for (unsigned i = 0; i < 6; i++) {
+		pthread_join(q[i].thread, NULL);
+		if (q[i].result < 0)
+			fail_msg("%s: %s", names[i], q[i].why.msg);
+	}
+	/* The oldest are listed first. */
+	assert_int_equal(count_vms(), 8);
+	vms = json_get(parsed, 0, "vms");
+	for (int i = 0; i < 8; i++) {
+		char alias[16];
+
+		json_str(parsed, json_get(parsed, json_at(parsed, vms, i), "alias"),
+			alias, sizeof(alias));
+		if (alias[0] == 'q')
+			assert_string_equal(alias, names[at++]);
+	}
+	assert_int_equal(at, 6);
+}
+
+static void
+who_queues_gives_up_when_its_time_is_over_or_its_caller_has_gone(void **state)
+{
+	struct queued first, late, left, pause,
+		over = {.vm = "a", .busy_timeout_ms = 60000};
+	static struct queued many[TREE_WAITERS_MAX];
+	unsigned n = 0;
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	pid = occupy("a", &first);
+	left = late = pause = over;
+	late.busy_timeout_ms = 50;
+	queue_up(&late);
+	pthread_join(late.thread, NULL);
+	assert_int_equal(late.result, -EBUSY);
+	assert_string_equal(late.why.msg,
+		"vm \"a\" is being branched, and was for all the time this call may wait: try again when that is done");
+	/* One that leaves does not hold up who comes after it. */
+	queue_up(&left);
+	pause.pauses = true;
+	queue_up(&pause);
+	__atomic_store_n(&left.leaves, true, __ATOMIC_RELEASE);
+	pthread_join(left.thread, NULL);
+	assert_int_equal(left.result, -ECANCELED);
+	/* There are as many places as there are. */
+	for (n = 0; n < TREE_WAITERS_MAX - 1; n++) {
+		many[n] = (struct queued){.vm = "a", .busy_timeout_ms = 60000};
+		queue_up(&many[n]);
+	}
+	assert_int_equal(pthread_create(&over.thread, NULL, queued_main, &over), 0);
+	pthread_join(over.thread, NULL);
+	assert_int_equal(over.result, -EBUSY);
+	assert_non_null(strstr(over.why.msg, "too many calls wait already"));
+	for (unsigned i = 0; i < n; i++)
+		__atomic_store_n(&many[i].leaves, true, __ATOMIC_RELEASE);
+	for (unsigned i = 0; i < n; i++) {
+		pthread_join(many[i].thread, NULL);
+		assert_int_equal(many[i].result, -ECANCELED);
+	}
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	pthread_join(pause.thread, NULL);
+	assert_int_equal(first.result, 0);
+	if (pause.result < 0)
+		fail_msg("%s", pause.why.msg);
+	assert_int_equal(info("a"), 0);
+	assert_string_equal(text("state"), "paused");
+	assert_int_equal(count_vms(), 2);
+}
+
+struct leaver {
+	bool has_gone;
+	unsigned made;
+};
+
+/* Goes as soon as its VMs run. */
+static void
+leaver_say(void *ctx, const char *sentence)
+{
+	if (strstr(sentence, "waiting for"))
+		__atomic_store_n(
+			&((struct leaver *)ctx)->has_gone, true, __ATOMIC_RELEASE);
+}
+
+static bool
+leaver_gone(void *ctx)
+{
+	return __atomic_load_n(&((struct leaver *)ctx)->has_gone, __ATOMIC_ACQUIRE);
+}
+
+static void
+leaver_made(void *ctx, const char *id)
+{
+	assert_int_equal(strlen(id), 12);
+	((struct leaver *)ctx)->made++;
+}
+
+static void
+vms_of_a_caller_that_has_gone_are_removed(void **state)
+{
+	struct create_request c = {.mem_mib = 64,
+		.vcpus = 1,
+		.wait = true,
+		.rootfs = "none",
+		.alias = "mine"};
+	struct branch_request b = {.count = 3, .wait = true};
+	struct leaver l = {0};
+	struct progress p = {
+		.say = leaver_say, .ctx = &l, .gone = leaver_gone, .made = leaver_made};
+	struct json_out out = {0};
+
+	(void)state;
+	/* Agents that never answer: only the caller's going can end the wait. */
+	config.agent_timeout_ms = 600000;
+	stop();
+	start();
+	snprintf(c.kernel, sizeof(c.kernel), "%s", kernel);
+	assert_int_equal(take(tree_create(tree, &c, &p, &out, &why), &out), -ECANCELED);
+	says("cancelled: who asked for mine has gone");
+	assert_int_equal(l.made, 0);
+	assert_nothing_left();
+	assert_int_equal(create("a", "", false), 0);
+	l.has_gone = false;
+	assert_int_equal(
+		take(tree_branch(tree, "a", &b, &p, &out, &why), &out), -ECANCELED);
+	assert_int_equal(count_vms(), 1);
+	/* Without a wait they are there before it goes, and it is asked once more. */
+	b.wait = c.wait = false;
+	l.has_gone = true;
+	assert_int_equal(take(tree_create(tree, &c, &p, &out, &why), &out), -ECANCELED);
+	assert_int_equal(
+		take(tree_branch(tree, "a", &b, &p, &out, &why), &out), -ECANCELED);
+	assert_int_equal(count_vms(), 1);
+	/* Who stays is told of each. */
+	l = (struct leaver){0};
+	assert_int_equal(take(tree_branch(tree, "a", &b, &p, &out, &why), &out), 0);
+	assert_int_equal(l.made, 3);
+	assert_int_equal(count_vms(), 4);
+}
+
+static void
+who_queues_for_a_vm_that_is_deleted_is_told_so(void **state)
+{
+	struct queued first,
+		delete_it = {.vm = "a", .busy_timeout_ms = 60000, .deletes = true};
+	struct queued q = {.vm = "a", .busy_timeout_ms = 60000};
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	pid = occupy("a", &first);
+	queue_up(&delete_it);
+	queue_up(&q);
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	pthread_join(delete_it.thread, NULL);
+	pthread_join(q.thread, NULL);
+	assert_int_equal(first.result, 0);
+	if (delete_it.result < 0)
+		fail_msg("%s", delete_it.why.msg);
+	assert_int_equal(q.result, -ENOENT);
+	assert_non_null(strstr(q.why.msg, "was deleted while this call waited for it"));
+	assert_nothing_left();
+}
+
+static void
+a_delete_with_all_branches_waits_for_its_turn_at_each(void **state)
+{
+	struct queued first,
+		delete_it = {.vm = "a", .busy_timeout_ms = 60000, .deletes = true};
+	pid_t pid;
+
+	(void)state;
+	config.start_timeout_ms = 20000;
+	stop();
+	start();
+	assert_int_equal(create("a", "", false), 0);
+	assert_int_equal(branch("a", "child", 1, false), 0);
+	assert_int_equal(branch("child", "grandchild", 2, false), 0);
+	pid = occupy("grandchild-1", &first);
+	assert_int_equal(delete ("a", true), -EBUSY);
+	says("a branch of it: vm \"grandchild-1\" is being branched");
+	queue_up(&delete_it);
+	kill(pid, SIGCONT);
+	pthread_join(first.thread, NULL);
+	pthread_join(delete_it.thread, NULL);
+	assert_int_equal(first.result, 0);
+	if (delete_it.result < 0)
+		fail_msg("%s", delete_it.why.msg);
+	assert_nothing_left();
+}
+
 static void
 a_vmm_that_answers_late_is_adopted_all_the_same(void **state)
 {
@@ -1804,6 +2152,168 @@ a_vmm_that_answers_late_is_adopted_all_the_same(void **state)
 	assert_string_equal(text("state"), "running");
 	assert_int_equal(number("pid"), pid);
 	assert_int_equal(branch("a", "b", 1, true), 0);
+}
+
+/* Fills the queue of a VM's control socket, as pandods do that asked and went away. */
+static unsigned
+fill_control_queue(const char *id, int *fds, unsigned max)
+{
+	char path[108];
+	unsigned n = 0;
+
+	snprintf(path, sizeof(path), "%s/vms/%s/control.sock", home, id);
+	while (n < max) {
+		struct sockaddr_un a = {.sun_family = AF_UNIX};
+
+		memcpy(a.sun_path, path, strlen(path) + 1);
+		fds[n] =
+			socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		assert_true(fds[n] >= 0);
+		if (connect(fds[n], (struct sockaddr *)&a, sizeof(a)) < 0) {
+			assert_int_equal(errno, EAGAIN);
+			close(fds[n]);
+			return n;
+		}
+		n++;
+	}
+	fail_msg("the queue of %s never fills", path);
+	return 0;
+}
+
+/* Until it can be spoken to: what pauses it is adopted. */
+static void
+wait_met(const char *vm)
+{
+	struct json_out out = {0};
+
+	for (int i = 0; i < 1000; i++) {
+		int r = take(tree_pause(tree, vm, NULL, &out, &why), &out);
+
+		out = (struct json_out){0};
+		if (r == 0) {
+			assert_int_equal(
+				take(tree_resume(tree, vm, NULL, &out, &why), &out), 0);
+			return;
+		}
+		assert_int_equal(r, -EBUSY);
+		poll(NULL, 0, 10);
+	}
+	fail_msg("%s is never met: %s", vm, why.msg);
+}
+
+static void
+a_deaf_vmm_delays_no_start_and_is_adopted_when_it_hears(void **state)
+{
+	unsigned n, started = 0;
+	char deaf[16];
+	int fds[64];
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(create("sound", "agent", true), 0);
+	assert_int_equal(create("deaf", "agent", true), 0);
+	snprintf(deaf, sizeof(deaf), "%s", text("id"));
+	pid = (pid_t)number("pid");
+	stop();
+	kill(pid, SIGSTOP);
+	n = fill_control_queue(deaf, fds, 64);
+	/* None of these starts may wait for it; each leaves what it is. */
+	for (; started < 6; started++) {
+		start();
+		assert_int_equal(info("sound"), 0);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(branch("sound", "", 1, true), 0);
+		assert_int_equal(info("deaf"), 0);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(number("pid"), pid);
+		assert_int_equal(branch("deaf", "", 1, false), -EBUSY);
+		if (started < 5)
+			stop();
+	}
+	kill(pid, SIGCONT);
+	while (n)
+		close(fds[--n]);
+	wait_met("deaf");
+	assert_int_equal(branch("deaf", "child", 1, true), 0);
+	assert_int_equal(info("deaf"), 0);
+	assert_int_equal(number("pid"), pid);
+	/* And it is one that can be ended while it is deaf. */
+	stop();
+	kill(pid, SIGSTOP);
+	n = fill_control_queue(deaf, fds, 64);
+	start();
+	assert_int_equal(stop_vm("deaf", true, 0), 0);
+	while (n)
+		close(fds[--n]);
+	assert_int_equal(info("deaf"), 0);
+	assert_string_equal(text("state"), "stopped");
+}
+
+static unsigned
+descriptors(void)
+{
+	cleanup_closedir DIR *dir = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	return n - 3; /* ".", ".." and the folder itself */
+}
+
+static void
+vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed(void **state)
+{
+	struct rlimit before, few;
+	struct err e = {0};
+	char name[8];
+	pid_t pids[12];
+	unsigned unmet = 0;
+	int r = -1;
+
+	(void)state;
+	for (unsigned i = 0; i < 12; i++) {
+		snprintf(name, sizeof(name), "v%u", i);
+		assert_int_equal(create(name, "agent", true), 0);
+		pids[i] = (pid_t)number("pid");
+	}
+	stop();
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+	few = before;
+	/* As few as the tree itself can be opened with, and some more. */
+	for (unsigned room = 4; r < 0 && room < 40; room++) {
+		few.rlim_cur = descriptors() + room;
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+		r = tree_open(&config, &tree, &e);
+	}
+	if (r < 0)
+		fail_msg("%s", e.msg);
+	for (unsigned i = 0; i < 12; i++) {
+		snprintf(name, sizeof(name), "v%u", i);
+		assert_int_equal(info(name), 0);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(number("pid"), pids[i]);
+		/* Whose process cannot be got hold of is not deleted behind its back. */
+		unmet += delete (name, false) == -EBUSY;
+		if (unmet)
+			break;
+	}
+	assert_true(unmet);
+	/* What is left is for calls, not for more VMs. */
+	assert_int_equal(create("more", "agent", false), -EMFILE);
+	says("may not open enough files for 1 more VM");
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
+	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
+	for (unsigned i = 0; i < 12; i++) {
+		snprintf(name, sizeof(name), "v%u", i);
+		if (info(name) == -ENOENT)
+			continue;
+		wait_met(name);
+		assert_int_equal(info(name), 0);
+		assert_int_equal(number("pid"), pids[i]);
+		assert_int_equal(kill(pids[i], 0), 0);
+	}
 }
 
 static void
@@ -1954,6 +2464,7 @@ main(int argc, char **argv)
 		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),
 		T(a_vm_is_told_who_it_is_before_create_returns),
 		T(a_parent_nobody_waited_for_is_told_by_the_health_monitor),
+		T(a_batch_nobody_waits_for_takes_its_identity_side_by_side),
 		T(a_branch_that_does_not_become_itself_is_no_branch),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
 		IMPATIENT(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
@@ -1974,7 +2485,14 @@ main(int argc, char **argv)
 		T(pause_and_resume_keep_what_was_known),
 		T(aliases_can_be_changed_and_taken_away),
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
+		T(calls_for_one_vm_queue_and_are_served_in_their_order),
+		T(who_queues_gives_up_when_its_time_is_over_or_its_caller_has_gone),
+		T(vms_of_a_caller_that_has_gone_are_removed),
+		T(who_queues_for_a_vm_that_is_deleted_is_told_so),
+		T(a_delete_with_all_branches_waits_for_its_turn_at_each),
 		T(a_vmm_that_answers_late_is_adopted_all_the_same),
+		T(a_deaf_vmm_delays_no_start_and_is_adopted_when_it_hears),
+		T(vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed),
 		T(what_was_half_made_is_removed_by_the_next_pandod),
 		T(a_branch_after_one_cut_short_has_a_chain_that_can_be_read),
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),

@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "common/io.h"
 #include "host/cli/fan.h"
@@ -8,8 +9,9 @@
 
 extern const struct verb verb_branch;
 
-static const struct opt options[] = {FAN_OPTIONS("branch", "branches",
-	"how many, all of one instant; 1 if not said", 'n', "alias", 'N', "vm-alias")};
+static const struct opt options[] = {OPT_BUSY,
+	FAN_OPTIONS("branch", "branches", "how many, all of one instant; 1 if not said",
+		'n', "alias", 'N', "vm-alias")};
 
 /* A name that is no VM may be a commit's. -ENOENT and *e as it was: it is none either. */
 static int
@@ -48,14 +50,16 @@ run(int argc, char **argv)
 		return out_fail(&e);
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
-	client_cancel_fd(c, pick_cancel_fd());
+	client_cancel_asking(c, pick_cancel_fd());
+	client_busy_timeout(c, s.has_busy, s.busy_timeout_ms);
 	start_ns = io_now_ns();
 	r = commit.id[0] ? client_spawn(c, commit.id, &fan.spec, &vms, &reply, &e)
 			 : client_branch(c, parent.id, &fan.spec, &vms, &reply, &e);
 	out_progress_end(&progress);
-	if (r == -ECANCELED)
+	/* pandod did not say what became of it. */
+	if (r == -ECANCELED && strcmp(e.msg, "cancelled") == 0)
 		err_set(&e, r,
-			"cancelled; branches may come up yet: `pando tree` shows them");
+			"cancelled; pandod removes what was made when it comes to that, `pando status` shows what is there");
 	if (r < 0)
 		return out_fail(&e);
 	if (!s.quiet && commit.id[0])

@@ -27,6 +27,7 @@ static const struct opt options[] = {
 		COMPLETE_NOTHING},
 	{OPT_DRY, "dry-run", NULL, "delete: say what would go, and delete nothing",
 		COMPLETE_NOTHING},
+	OPT_BUSY,
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -58,6 +59,7 @@ make(const struct asked *a, const struct opt_scan *s)
 	out_progress_start(&progress, s->quiet);
 	client_on_progress(c, out_progress_say, &progress);
 	client_cancel_fd(c, pick_cancel_fd());
+	client_busy_timeout(c, s->has_busy, s->busy_timeout_ms);
 	start_ns = io_now_ns();
 	r = client_commit(c, vm.id, &a->spec, &made, &reply, &e);
 	out_progress_end(&progress);

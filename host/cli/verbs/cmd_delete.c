@@ -23,6 +23,7 @@ static const struct opt options[] = {
 	{'f', "force", NULL, "do not ask, and do not fail for a VM that is not there",
 		COMPLETE_NOTHING},
 	{'a', "all", NULL, "every VM", COMPLETE_NOTHING},
+	OPT_BUSY,
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -212,6 +213,7 @@ run(int argc, char **argv)
 	if (pick_pandod(&c, &e) < 0)
 		return out_fail(&e);
 	w.c = c;
+	client_busy_timeout(c, s.has_busy, s.busy_timeout_ms);
 	w.recursive |= all;
 	if (find_all(&w, argv, n_names, all, &e) < 0)
 		return out_fail(&e);

@@ -4,6 +4,11 @@
 
 extern const struct verb verb_pause, verb_resume;
 
+static const struct opt options[] = {
+	OPT_BUSY,
+	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
+};
+
 static int
 pause_one(struct client *c, const struct client_vm *vm, void *ctx, struct client_vm *ret,
 	struct client_reply *reply, struct err *e)
@@ -50,7 +55,8 @@ const struct verb verb_pause = {
 	.name = "pause",
 	.summary = "Stops the CPUs of VMs; nothing is lost",
 	.run = run_pause,
-	.usage = "[vm…]",
+	.usage = "[vm…] [options]",
+	.options = options,
 	.words = COMPLETE_VM,
 };
 
@@ -58,6 +64,7 @@ const struct verb verb_resume = {
 	.name = "resume",
 	.summary = "Lets paused VMs go on",
 	.run = run_resume,
-	.usage = "[vm…]",
+	.usage = "[vm…] [options]",
+	.options = options,
 	.words = COMPLETE_VM,
 };

@@ -15,6 +15,7 @@ static const struct opt options[] = {
 	{OPT_SIZE, "fs-size", "MIB", "the new size of its disk; 2G and the like are fine",
 		COMPLETE_NOTHING},
 	{OPT_SIZE_VM, "fs-size-vm", "MIB", NULL, COMPLETE_NOTHING},
+	OPT_BUSY,
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -49,6 +50,7 @@ run(int argc, char **argv)
 		return out_fail(&e);
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
+	client_busy_timeout(c, s.has_busy, s.busy_timeout_ms);
 	r = client_resize(c, vm.id, disk_mib, &now, &note, &reply, &e);
 	out_progress_end(&progress);
 	if (r < 0)

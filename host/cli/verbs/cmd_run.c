@@ -295,13 +295,14 @@ run(int argc, char **argv)
 
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
-	client_cancel_fd(c, pick_cancel_fd());
+	client_cancel_asking(c, pick_cancel_fd());
 	start_ns = io_now_ns();
 	r = client_run(c, &spec, &vm, &reply, &e);
 	out_progress_end(&progress);
-	if (r == -ECANCELED)
+	/* pandod did not say what became of it. */
+	if (r == -ECANCELED && strcmp(e.msg, "cancelled") == 0)
 		err_set(&e, r,
-			"cancelled; the VM may come up yet: `pando status` shows it");
+			"cancelled; pandod removes the VM when it comes to that, `pando status` shows what is there");
 	if (r < 0)
 		return out_fail(&e);
 	puts(s.json ? reply.text : vm.id);

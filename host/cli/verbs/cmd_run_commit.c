@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "common/io.h"
 #include "host/cli/fan.h"
@@ -36,13 +37,14 @@ run(int argc, char **argv)
 		return out_fail(&e);
 	out_progress_start(&progress, s.quiet);
 	client_on_progress(c, out_progress_say, &progress);
-	client_cancel_fd(c, pick_cancel_fd());
+	client_cancel_asking(c, pick_cancel_fd());
 	start_ns = io_now_ns();
 	r = client_spawn(c, fan.name, &fan.spec, &vms, &reply, &e);
 	out_progress_end(&progress);
-	if (r == -ECANCELED)
+	/* pandod did not say what became of it. */
+	if (r == -ECANCELED && strcmp(e.msg, "cancelled") == 0)
 		err_set(&e, r,
-			"cancelled; VMs may come up yet: `pando status` shows them");
+			"cancelled; pandod removes what was made when it comes to that, `pando status` shows what is there");
 	if (r < 0)
 		return out_fail(&e);
 	if (!s.quiet)

@@ -15,12 +15,14 @@ static const struct opt stop_options[] = {
 		COMPLETE_NOTHING},
 	{'t', "timeout", "TIME", "how long it may take to power off; 60 s if not said",
 		COMPLETE_NOTHING},
+	OPT_BUSY,
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
 static const struct opt start_options[] = {
 	{OPT_NO_WAIT, "no-wait", NULL,
 		"return when its CPUs run, not when its agent answers", COMPLETE_NOTHING},
+	OPT_BUSY,
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
