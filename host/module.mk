@@ -58,7 +58,7 @@ pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
 UNIT_TESTS += test_request test_image test_db test_tree test_api test_commit test_power_cut
 test_power_cut_SRCS := tests/unit/test_power_cut.c tests/unit/fake_vmm.c
-test_power_cut_LIBS := pandodcore agentclient vmmdisk store systemdjobs wire common
+test_power_cut_LIBS := pandodcore vmmdisk store systemdjobs wire common
 test_power_cut_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 test_commit_SRCS := tests/unit/test_commit.c
 test_commit_LIBS := pandodcore agentclient vmmdisk store systemdjobs wire common

@@ -338,6 +338,37 @@ agent_reports_free(struct agent_report *v, size_t n)
 	(void)n;
 }
 
+/* Nobody follows reports here. */
+int
+agent_reports_watch(const char *path, const char *root, int timeout_ms,
+	struct agent_report_watch **ret, struct err *e)
+{
+	(void)root;
+	(void)ret;
+	return agent_ping(path, timeout_ms, NULL, e);
+}
+
+int
+agent_report_watch_fd(const struct agent_report_watch *w)
+{
+	(void)w;
+	return -1;
+}
+
+int
+agent_report_watch_read(struct agent_report_watch *w, struct err *e)
+{
+	(void)w;
+	(void)e;
+	return -EPIPE;
+}
+
+void
+agent_report_watch_free(struct agent_report_watch *w)
+{
+	(void)w;
+}
+
 /*
  * pandod.
  */
