@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -322,6 +323,110 @@ clean_vms(struct tree *t, struct err *e)
 	return 0;
 }
 
+/* The segment that a file belongs to, from <12 digits>.<n>.data or .index. */
+static bool
+segment_of_file(const char *file, char name[DB_SEGMENT_MAX])
+{
+	const char *end = strrchr(file, '.');
+	size_t len = end ? (size_t)(end - file) : 0;
+
+	if (len <= VM_ID_LEN + 1 || len >= DB_SEGMENT_MAX || file[VM_ID_LEN] != '.' ||
+		strspn(file, "0123456789abcdef") != VM_ID_LEN ||
+		(strcmp(end, ".data") != 0 && strcmp(end, ".index") != 0))
+		return false;
+	memcpy(name, file, len);
+	name[len] = '\0';
+	return true;
+}
+
+/* A segment of a VM that its row does not know of yet. */
+struct unlinked {
+	struct vm *vm;
+	unsigned number;
+};
+
+static int
+compare_unlinked(const void *a, const void *b)
+{
+	const struct unlinked *x = a, *y = b;
+
+	return x->number < y->number ? -1 : x->number > y->number;
+}
+
+/* Whether a segment's file is one that its VM went on in after the last row that reached
+ * the host's disk: pandod numbers them upwards, and a VMM has written to it. */
+static bool
+is_unlinked(struct tree *t, const char *folder, const char *file, struct unlinked *ret)
+{
+	char name[DB_SEGMENT_MAX], path[PATHS_MAX];
+	struct stat st;
+	char *end;
+
+	if (!segment_of_file(file, name) || strcmp(strrchr(file, '.'), ".index") != 0)
+		return false;
+	*ret = (struct unlinked){
+		.number = (unsigned)strtoul(name + VM_ID_LEN + 1, &end, 10)};
+	for (unsigned i = 0; i < t->n_vms && !ret->vm && !*end; i++)
+		if (strncmp(t->vms[i]->row.id, name, VM_ID_LEN) == 0)
+			ret->vm = t->vms[i];
+	return ret->vm && ret->number >= ret->vm->row.next_segment &&
+	       paths_format(path, sizeof(path), NULL, "%s/%s", folder, file) == 0 &&
+	       stat(path, &st) == 0 && st.st_size > 0;
+}
+
+/*
+ * When the host loses its power, state.db may lose the last branches (its writes are not
+ * waited for), while a guest's flush made the segment durable that it went on in since.
+ * Such a segment is put at the end of its VM's chain again. A branch that was lost with
+ * them is gone; what its parent flushed is not.
+ */
+static int
+link_segments(struct tree *t, const char *folder, struct err *e)
+{
+	cleanup_closedir DIR *dir = opendir(folder);
+	cleanup_free struct unlinked *found = NULL;
+	char name[DB_SEGMENT_MAX];
+	struct unlinked one, *more;
+	struct dirent *d;
+	size_t n = 0;
+	int r = 0;
+
+	if (!dir)
+		return err_sys(e, -errno, "%.300s", folder);
+	while ((d = readdir(dir))) {
+		if (!is_unlinked(t, folder, d->d_name, &one))
+			continue;
+		more = realloc(found, (n + 1) * sizeof(*found));
+		if (!more)
+			return err_set(e, -ENOMEM, "out of memory");
+		found = more;
+		found[n++] = one;
+	}
+	if (n)
+		qsort(found, n, sizeof(*found), compare_unlinked);
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		struct vm *vm = found[i].vm;
+
+		snprintf(name, sizeof(name), "%s.%u", vm->row.id, found[i].number);
+		r = db_begin(t->db, e);
+		if (r < 0)
+			break;
+		r = db_chain_append(t->db, vm->row.id, name, e);
+		vm->row.next_segment = found[i].number + 1;
+		if (r == 0)
+			r = db_update(t->db, &vm->row, e);
+		if (r == 0)
+			r = db_commit(t->db, e);
+		if (r < 0)
+			db_rollback(t->db);
+		else
+			log_warn(
+				"vm %s (%s): segment %s is its own and was in no table, as after a power loss; it is part of its disk again",
+				vm->row.id, vm_name(vm), name);
+	}
+	return r;
+}
+
 static int
 clean_segments(struct tree *t, struct err *e)
 {
@@ -333,23 +438,16 @@ clean_segments(struct tree *t, struct err *e)
 	tree_sweep_bases(t, true);
 	if (r == 0)
 		r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
+	if (r == 0)
+		r = link_segments(t, path, e);
 	if (r < 0)
 		return r;
 	dir = opendir(path);
 	if (!dir)
 		return err_sys(e, -errno, "%.300s", path);
 	while ((d = readdir(dir))) {
-		/* <12 digits>.<n>.data or .index */
-		const char *end = strrchr(d->d_name, '.');
-		size_t len = end ? (size_t)(end - d->d_name) : 0;
-
-		if (len <= VM_ID_LEN + 1 || len >= sizeof(name) ||
-			d->d_name[VM_ID_LEN] != '.' ||
-			strspn(d->d_name, "0123456789abcdef") != VM_ID_LEN ||
-			(strcmp(end, ".data") != 0 && strcmp(end, ".index") != 0))
+		if (!segment_of_file(d->d_name, name))
 			continue;
-		memcpy(name, d->d_name, len);
-		name[len] = '\0';
 		r = db_segment_known(t->db, name, e);
 		if (r < 0)
 			return r;

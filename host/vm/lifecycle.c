@@ -12,7 +12,8 @@
  * transaction, in which the VM also becomes `starting`: a pandod that is killed before it
  * leaves the VM as it was (and a .part file that the next one removes), one that is
  * killed after it leaves a VM on its new base, which the next one adopts, or finds
- * without a process: failed, to be started again.
+ * without a process: failed, to be started again. When the host lost its power, the chain
+ * ends at the first record that did not reach its disk; the caller and the log hear so.
  *
  * Resize. `resize_mib` is written before the VMM is asked, `disk_mib` once it has done
  * it, and `resize_mib` goes when the filesystem has grown, too. A pandod that finds one
@@ -240,7 +241,7 @@ paths_done(struct paths *p)
 
 static int
 materialize(struct start *s, const struct chain_link *links, size_t n, const char *base,
-	uint64_t disk_mib, struct err *e)
+	uint64_t disk_mib, struct err *lost, struct err *e)
 {
 	__attribute__((cleanup(paths_done))) struct paths paths = {
 		.segments = calloc(n + 1, sizeof(*paths.segments)),
@@ -273,7 +274,7 @@ materialize(struct start *s, const struct chain_link *links, size_t n, const cha
 	fd = open(s->part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return err_sys(e, -errno, "making %.300s", s->part);
-	r = disk_export(&chain, disk_mib, fd, e);
+	r = disk_export(&chain, disk_mib, fd, lost, e);
 	/* The segments go once this is the base: it must be there for good before. */
 	if (r == 0 && fsync(fd) < 0)
 		r = err_sys(e, -errno, "%.300s", s->part);
@@ -428,6 +429,7 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 	cleanup_free struct chain_link *links = NULL;
 	char kernel[PATHS_MAX], base[PATHS_MAX], called[VM_CALLED_MAX];
 	struct vm *old = s->old;
+	struct err lost = {0};
 	uint64_t disk_mib;
 	size_t n = 0;
 	int r;
@@ -452,7 +454,12 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 	if (r == 0) {
 		say(p, "putting the disk of VM %s together",
 			vm_called(old, called, sizeof(called)));
-		r = materialize(s, links, n, base, disk_mib, e);
+		r = materialize(s, links, n, base, disk_mib, &lost, e);
+		if (r == 0 && lost.code) {
+			say(p, "disk of VM %s: %s", called, lost.msg);
+			log_warn("vm %s (%s): its disk: %s", old->row.id, vm_name(old),
+				lost.msg);
+		}
 		if (r == 0)
 			fault_point("start.part");
 	}

@@ -152,7 +152,7 @@ check_files(unsigned n, int64_t last_records, const uint8_t *frozen_fork)
 			i + 1 < n ? cuts[i].records : last_records};
 	}
 	snprintf(paths[2 * n], sizeof(paths[0]), "/proc/self/fd/%d", base_fd);
-	if (disk_export(&chain, DISK_MIB, out, &e)) {
+	if (disk_export(&chain, DISK_MIB, out, NULL, &e)) {
 		fprintf(stderr, "%s\n", e.msg);
 		abort();
 	}

@@ -107,7 +107,7 @@ driver_take_disk(const struct vm *vm, const char *base, uint64_t records,
 	fd = open(c->disk, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return err_sys(e, -errno, "%s", c->disk);
-	return disk_export(&chain, disk_mib, fd, e);
+	return disk_export(&chain, disk_mib, fd, NULL, e);
 }
 
 int

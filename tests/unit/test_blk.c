@@ -435,7 +435,7 @@ assert_export(unsigned n, const int64_t *records, const uint8_t *want)
 	snprintf(path, sizeof(path), "%s/out", folder);
 	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	assert_true(fd >= 0);
-	if (disk_export(&chain, DISK_MIB, fd, &e))
+	if (disk_export(&chain, DISK_MIB, fd, NULL, &e))
 		fail_msg("%s", e.msg);
 	assert_int_equal(pread(fd, got, sizeof(got), 0), sizeof(got));
 	close(fd);
