@@ -18,7 +18,8 @@
 #define SECTORS_PER_BLOCK (SEGMENT_BLOCK / BLK_SECTOR)
 _Static_assert(SIZE_MAX_BYTES *(QUEUE_SIZE - 2) <= BLK_REQUEST_MAX,
 	"no request of a driver that keeps to the limits is too large");
-#define IOVS 64 /* in one system call */
+#define IOVS 64		      /* in one system call */
+#define TURN_BYTES (4u << 20) /* after which a turn ends; one request may exceed it */
 
 static unsigned
 own(const struct blk *blk)
@@ -491,18 +492,28 @@ handle_chain(struct blk *blk, const struct virtq_chain *c)
 	return NULL;
 }
 
-static void
+static bool
 blk_notify(struct virtio_dev *dev, unsigned queue)
 {
 	struct blk *blk = (struct blk *)dev;
 	struct virtq *q = &dev->queues[queue];
 	const struct virtq_chain *c = &blk->chain;
+	uint64_t bytes = 0;
+	unsigned taken = 0;
 	const char *why;
 	int r;
 
 	do {
-		while (!virtio_dev_stopping(dev) &&
-			(r = virtq_pop(q, dev->mem, &blk->chain))) {
+		while (!virtio_dev_stopping(dev)) {
+			if (taken == q->size || bytes >= TURN_BYTES) {
+				virtio_dev_interrupt(dev);
+				return true;
+			}
+			r = virtq_pop(q, dev->mem, &blk->chain);
+			if (r == 0)
+				break;
+			taken++;
+			bytes += c->in_bytes + c->out_bytes;
 			why = r < 0 ? q->why : handle_chain(blk, c);
 			if (!why &&
 				virtq_push(q, dev->mem, c->head,
@@ -511,16 +522,17 @@ blk_notify(struct virtio_dev *dev, unsigned queue)
 				why = q->why;
 			if (why) {
 				virtio_dev_break(dev, why);
-				return;
+				return false;
 			}
 		}
 		r = virtq_arm_notify(q, dev->mem);
 		if (r < 0) {
 			virtio_dev_break(dev, q->why);
-			return;
+			return false;
 		}
 	} while (r && !virtio_dev_stopping(dev));
 	virtio_dev_interrupt(dev);
+	return false;
 }
 
 static const void *

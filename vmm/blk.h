@@ -160,7 +160,8 @@ void blk_fork_child(struct blk *blk, struct irq_line irq);
 
 /* Whether two files can be a segment: regular, empty, not O_APPEND. */
 int blk_check_segment(int data_fd, int index_fd, struct err *e);
-/* Whether one more cut fits; ask before forking. -EMFILE with a sentence. */
+/* Whether one more cut fits; ask before forking, with the vCPUs parked. -EMFILE with a
+ * sentence. */
 int blk_can_cut(struct blk *blk, struct err *e);
 /* Both sides of a fork: the own segment ends here and the new, empty files (taken over on
  * success) are the own one. The out parameters (may be NULL) say where it ended: what

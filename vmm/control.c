@@ -244,7 +244,12 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 			"a parked picture does not change; resize a branch of it");
 		return;
 	}
+	/* A guest can keep a vCPU in its disk for as long as it likes, until it is asked to
+	 * stop. */
+	vm_stop(vm);
 	r = blk_grow(&vm->blk, m->disk_mib, &e);
+	if (!vm->is_paused)
+		vm_run(vm);
 	if (r == 0 && m->disk_mib != before)
 		log_info("the disk grew from %llu to %llu MiB",
 			(unsigned long long)before, (unsigned long long)m->disk_mib);
@@ -420,6 +425,8 @@ control_run(struct vm *vm)
 			control_send_started(vm, 0, NULL);
 		int n, timeout = vm->is_parked ? -1 : vsock_timeout_ms(&vm->vsock);
 
+		if (vm->devices_left && !vm->is_paused)
+			timeout = vm->devices_left > 0 ? 0 : 1;
 		n = epoll_wait(vm->epoll_fd, events, EVENTS_MAX, timeout);
 		if (n < 0 && errno != EINTR)
 			vm_end(vm, VMM_EXIT_HOST_FAULT, "epoll_wait: %s",
@@ -430,6 +437,7 @@ control_run(struct vm *vm)
 				break;
 		if (!vm->is_parked)
 			vsock_tick(&vm->vsock);
+		vm_go_on_devices(vm);
 		if (!vm->started_sent && atomic_load(&vm->first_run_ns))
 			control_send_started(vm, 0, NULL);
 		if (atomic_load(&vm->ending) == 2)

@@ -88,6 +88,7 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
 	vm->is_parked = vm->is_paused = vm->started_sent = false;
+	vm->devices_left = 0;
 }
 
 /* One fork in a process at a time. Nothing of it lies on a stack: the child gives those
@@ -324,6 +325,8 @@ split(struct vm *vm, struct job *job)
 	if (atomic_load(&vm->ending))
 		job->r = err_set(&job->e, -ESHUTDOWN, "the VM is ending");
 	else if (!vm->is_parked)
+		job->r = blk_can_cut(&vm->blk, &job->e);
+	if (job->r == 0 && !vm->is_parked)
 		job->r = vm_save(vm, &job->e);
 	steps_add(&job->steps, "save");
 	job->saved_ns = io_now_ns();
@@ -378,9 +381,7 @@ check_segments(struct vm *vm, const int fds[], struct err *e)
 		return 0;
 	r = blk_check_segment(
 		fds[VMM_FORK_FD_PARENT_SEG_DATA], fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
-	if (r < 0)
-		return err_wrap(e, r, "the parent");
-	return blk_can_cut(&vm->blk, e);
+	return r < 0 ? err_wrap(e, r, "the parent") : 0;
 }
 
 enum fork_side

@@ -299,6 +299,42 @@ another_user_cannot_adopt_it(void **state)
 	expect(vm, "tick ", NULL, 0);
 }
 
+/* One vCPU is in the disk for ever, since the other refills its ring; so would the main
+ * thread be, that picks up after a fork or a pause what the vCPU left. */
+static void
+a_guest_that_keeps_its_ring_full_cannot_hold_the_main_thread(void **state)
+{
+	struct vmm_stats_answer s;
+	struct vm *vm, *child, *grandchild;
+	uint64_t before;
+
+	NEEDS_KVM(state);
+	vm = boot("flood", "mode=flood", 2);
+	expect(vm, "flooding", NULL, 0);
+	do
+		MUST(driver_stats(vm, &s, e));
+	while (s.doorbells == 0);
+	child = fork_vm(vm, "child", 0);
+	grandchild = fork_vm(child, "grandchild", 0);
+	for (int i = 0; i < 3; i++) {
+		MUST(driver_stats(vm, &s, e));
+		MUST(driver_stats(child, &s, e));
+		MUST(driver_stats(grandchild, &s, e));
+		MUST(driver_request(child, VMM_PAUSE, NULL, 0, VMM_DONE, 10000, e));
+		MUST(driver_request(child, VMM_RESUME, NULL, 0, VMM_DONE, 10000, e));
+		MUST(driver_resize(child, 17 + (uint64_t)i, e));
+		driver_kill(grandchild);
+		grandchild = fork_vm(child, "again", 0);
+	}
+	/* What was left is taken up again, not dropped. */
+	before = s.disk_read_bytes;
+	do
+		MUST(driver_stats(child, &s, e));
+	while (s.disk_read_bytes == before);
+	driver_drop_control(vm);
+	MUST(driver_adopt(vm, 10000, e));
+}
+
 static void
 a_full_disk_is_an_io_error_in_the_guest(void **state)
 {
@@ -346,6 +382,7 @@ main(void)
 		KVM_TEST(garbage_before_the_boot_ends_it_in_order),
 		KVM_TEST(a_vmm_without_its_daemon_goes_on_and_is_adopted),
 		KVM_TEST(another_user_cannot_adopt_it),
+		KVM_TEST(a_guest_that_keeps_its_ring_full_cannot_hold_the_main_thread),
 		KVM_TEST(a_full_disk_is_an_io_error_in_the_guest),
 	};
 

@@ -8,7 +8,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -377,6 +380,62 @@ a_request_in_many_pieces_is_served(void **state)
 	assert_memory_equal(got, base + 3 * 512, 4608);
 }
 
+/* Another vCPU: as soon as a request is answered it is there again. */
+static void *
+keep_ring_full(void *arg)
+{
+	const uint16_t size = d.q[0].size;
+	_Atomic uint16_t *avail, *used;
+
+	avail = (_Atomic uint16_t *)(void *)(d.mem.host + d.q[0].avail + 2);
+	used = (_Atomic uint16_t *)(void *)(d.mem.host + d.q[0].used + 2);
+	while (!atomic_load((atomic_bool *)arg))
+		atomic_store(avail, (uint16_t)(atomic_load(used) + size));
+	return NULL;
+}
+
+static void
+resuming_a_disk_whose_ring_is_kept_full_takes_one_turn(void **state)
+{
+	struct virtio_blk_req req = {.type = VIRTIO_BLK_T_IN};
+	const struct fake_buf bufs[] = {
+		{HDR, sizeof(req), false}, {DATA, 65536, true}, {STATUS, 1, true}};
+	uint16_t head, used, before;
+	atomic_bool end = false;
+	pthread_t thread;
+
+	(void)state;
+	fake_poke(&d, HDR, &req, sizeof(req));
+	head = fake_add(&d, 0, bufs, 3);
+	for (unsigned i = 0; i < d.q[0].size; i++)
+		fake_poke(&d, d.q[0].avail + 4 + 2 * i, &head, 2);
+	assert_int_equal(pthread_create(&thread, NULL, keep_ring_full, &end), 0);
+	for (unsigned turn = 0; turn < 20; turn++) {
+		fake_peek(&d, d.q[0].used + 2, &before, 2);
+		while ((uint16_t)(virtq_avail_index(&blk.dev.queues[0], &d.mem) -
+				  before) < d.q[0].size)
+			sched_yield();
+		assert_int_equal(
+			turn ? virtio_dev_go_on(&blk.dev) : virtio_dev_resume(&blk.dev),
+			1);
+		fake_peek(&d, d.q[0].used + 2, &used, 2);
+		assert_in_range((uint16_t)(used - before), 1, d.q[0].size);
+		/* 4 MiB are enough for a turn, too. */
+		assert_true(
+			atomic_load(&blk.stats.read_bytes) <= (turn + 1) * (4u << 20));
+	}
+	/* A vCPU that is in the device is not waited for. */
+	virtio_dev_lock(&blk.dev);
+	assert_int_equal(virtio_dev_go_on(&blk.dev), -EBUSY);
+	virtio_dev_unlock(&blk.dev);
+	atomic_store(&end, true);
+	pthread_join(thread, NULL);
+	while (virtio_dev_go_on(&blk.dev))
+		;
+	fake_peek(&d, d.q[0].used + 2, &used, 2);
+	assert_int_equal(virtq_avail_index(&blk.dev.queues[0], &d.mem), used);
+}
+
 static void
 a_full_host_disk_is_an_io_error_and_no_more(void **state)
 {
@@ -658,6 +717,7 @@ main(void)
 		T(what_is_not_supported_is_said_to_be_so),
 		T(a_request_without_header_or_status_breaks_the_device),
 		T(a_request_in_many_pieces_is_served),
+		T(resuming_a_disk_whose_ring_is_kept_full_takes_one_turn),
 		T(a_full_host_disk_is_an_io_error_and_no_more),
 		T(a_segment_cut_short_behind_our_back_is_an_io_error),
 		T(the_files_hold_what_the_guest_wrote),

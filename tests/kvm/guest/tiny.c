@@ -16,7 +16,8 @@
  * deadline timer, 160 times at most tick=N        says "tick <counter>" every N rounds
  * mode=disk a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz
  * seed=N rounds=N: random bytes into every register, ring and descriptor, then "fuzz
- * done" mode=triple     a fault without any handler button=1        (mode=work) says
+ * done" mode=flood      (two CPUs) one rings the disk's doorbell for ever, the other keeps
+ * its ring full; says "flooding" before  mode=triple     a fault without any handler button=1        (mode=work) says
  * "power button" and powers off when it is pressed mode=off        powers off; mode=reset
  * asks for a reset
  */
@@ -425,12 +426,14 @@ mode_disk(void)
 #define HISTORY_MAX 64
 #define LEDGER_PAGES 16
 
+#define FLOOD 128 /* requests: the whole ring */
+
 static u64 history[HISTORY_MAX]; /* first halves of the generation ids that were seen, in
 				    order */
 static u32 n_history;
 static u64 generation[2];
 static volatile u64 counter, ap_counter;
-static volatile u32 ap_up;
+static volatile u32 ap_up, ap_floods;
 static _Alignas(PAGE) u8
 	ledger[LEDGER_PAGES][PAGE]; /* filled with a pattern of the newest generation */
 
@@ -540,8 +543,12 @@ void
 ap_main(void)
 {
 	ap_up = 1;
-	for (;;)
+	while (!ap_floods)
 		ap_counter++;
+	for (;;) {
+		queues[0].avail.idx = (u16)(*(volatile u16 *)&queues[0].used.idx + FLOOD);
+		barrier();
+	}
 }
 
 /* Interrupts stay off: a timer's shows as a bit in the LAPIC's request register. Each
@@ -619,6 +626,25 @@ disk_look(void)
 			: " end=BAD");
 	say("\n");
 	disk_sectors = sectors;
+}
+
+/* Reads so large that the other CPU always comes back in time. */
+static void
+mode_flood(void)
+{
+	static u32 header[4]; /* a read of sector 0 */
+	struct queue *q = &queues[0];
+
+	start_second_cpu();
+	if (bring_up(BLK, 1, FLOOD, 1u << 9))
+		say("disk features refused\n");
+	q->desc[0] = (struct desc){(u64)header, 16, 1, 1};
+	q->desc[1] = (struct desc){FUZZ_BASE, FUZZ_LEN, 1 | 2, 2};
+	q->desc[2] = (struct desc){FUZZ_BASE - 1, 1, 2, 0};
+	say("flooding\n");
+	ap_floods = 1;
+	for (;;)
+		write32(reg(BLK, 0x050), 0);
 }
 
 #define LOOKS 8 /* in a row; what happens every N rounds has an N of these */
@@ -953,6 +979,8 @@ guest_main(const u8 *zero_page)
 		mode_disk();
 	} else if (option_is("mode", "fuzz")) {
 		mode_fuzz();
+	} else if (option_is("mode", "flood")) {
+		mode_flood();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));
