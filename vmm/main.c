@@ -76,12 +76,13 @@ init_devices(const struct vmm_boot *m, int fds[], struct err *e)
 		return r;
 	r = blk_attach(&vm.blk, m->disk_mib,
 		m->flags & VMM_BOOT_HAS_BASE ? fds[VMM_BOOT_FD_BASE] : -1,
-		fds[VMM_BOOT_FD_SEG_DATA], fds[VMM_BOOT_FD_SEG_INDEX], e);
+		fds + VMM_BOOT_FD_SEG, e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
 	if (m->flags & VMM_BOOT_HAS_BASE)
 		fds[VMM_BOOT_FD_BASE] = -1;
-	fds[VMM_BOOT_FD_SEG_DATA] = fds[VMM_BOOT_FD_SEG_INDEX] = -1;
+	for (unsigned i = 0; i < VMM_SEG_FDS; i++)
+		fds[VMM_BOOT_FD_SEG + i] = -1;
 	r = vsock_listen(&vm.vsock, fds[VMM_BOOT_FD_VSOCK], e);
 	if (r < 0)
 		return err_wrap(e, r, "vsock");

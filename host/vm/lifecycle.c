@@ -223,7 +223,7 @@ struct start {
 	char old_reason[DB_REASON_MAX];
 	struct image image;
 	char base[PATHS_MAX], part[PATHS_MAX + 8];
-	int segment[2]; /* owned: data and index of its new life */
+	struct vm_segment segment; /* owned: of its new life */
 };
 
 /* The chain as disk_export() wants it. */
@@ -314,8 +314,7 @@ enter(struct start *s, struct err *e)
 	/* Before a row names it, so that no chain ever has a segment that is not there.
 	 */
 	if (r == 0)
-		r = launch_segment(
-			t->config.home, segment, &s->segment[0], &s->segment[1], e);
+		r = launch_segment(t->config.home, segment, &s->segment, e);
 	if (r == 0)
 		fault_point("start.flattened");
 	if (r == 0)
@@ -332,7 +331,7 @@ enter(struct start *s, struct err *e)
 			db_rollback(t->db);
 	}
 	if (r < 0) {
-		if (s->segment[0] >= 0)
+		if (s->segment.fd[VMM_SEG_DATA] >= 0)
 			launch_remove_segment(t->config.home, segment);
 		unlink(s->base);
 		vm_unref(vm);
@@ -388,7 +387,7 @@ boot(struct start *s, const struct progress *p, struct err *e)
 	say(p, "starting VM %s", vm_called(vm, called, sizeof(called)));
 	r = vm_boot_message(vm, &s->image, msg, e);
 	if (r == 0)
-		r = vm_launch(s->t, vm, &s->image, msg, s->segment, e);
+		r = vm_launch(s->t, vm, &s->image, msg, &s->segment, e);
 	if (r == 0)
 		r = vm_made(s->t, vm, e);
 	if (r == 0)
@@ -491,7 +490,7 @@ int
 tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
 	const struct progress *p, struct json_out *out, struct err *e)
 {
-	struct start s = {.t = t, .image = IMAGE_INIT, .segment = {-1, -1}};
+	struct start s = {.t = t, .image = IMAGE_INIT, .segment = VM_SEGMENT_INIT};
 	struct vm *vm;
 	bool runs;
 	int r;
@@ -511,8 +510,7 @@ tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
 	if (r == 0 && !runs)
 		r = start(&s, q->wait, p, e);
 	image_done(&s.image);
-	cleanup_close_fn(&s.segment[0]);
-	cleanup_close_fn(&s.segment[1]);
+	vm_segment_done(&s.segment);
 
 	pthread_mutex_lock(&t->lock);
 	vm = s.vm ? s.vm : s.old;

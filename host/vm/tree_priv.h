@@ -193,10 +193,10 @@ struct image;
 int vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot *ret,
 	struct err *e);
 /* Files, segment, process, VMM_BOOT, VMM_STARTED. What is made is for vm_undo() to
- * remove. segment: data and index of the row's newest segment, when the VM has lived
+ * remove. segment: the row's newest, when the VM has lived
  * before and its folder is there; NULL: its first life, and its first segment is made. */
 int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
-	struct vmm_boot *boot, const int segment[2], struct err *e);
+	struct vmm_boot *boot, const struct vm_segment *segment, struct err *e);
 /* vm_wait_agent() of a VM that boots: one whose agent does not answer in time is ended,
  * and stays as failed. */
 int vm_wait_booted(struct tree *t, struct vm *vm, struct err *e);

@@ -63,7 +63,7 @@ file_path(char *dst, size_t cap, const char *at, unsigned i, const char *kind)
 }
 
 static void
-new_segment(int fds[2])
+new_segment(int fds[VMM_SEG_FDS])
 {
 	static const char *const kinds[] = {"data", "index"};
 	char path[160];
@@ -72,7 +72,8 @@ new_segment(int fds[2])
 	for (unsigned i = 0; i < 2; i++) {
 		file_path(path, sizeof(path), home, n_segments, kinds[i]);
 		fds[i] = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-		assert_true(fds[i] >= 0);
+		fds[i + 2] = open(path, O_RDONLY | O_CLOEXEC);
+		assert_true(fds[i] >= 0 && fds[i + 2] >= 0);
 	}
 	cut_records[n_segments++] = -1;
 }
@@ -81,7 +82,7 @@ static void
 open_disk(void)
 {
 	struct err e = {0};
-	int fds[2];
+	int fds[VMM_SEG_FDS];
 
 	n_segments = 0;
 	memset(model, 0, sizeof(model));
@@ -89,7 +90,7 @@ open_disk(void)
 	memset(written, 0, sizeof(written));
 	new_segment(fds);
 	fake_driver_init(&d);
-	if (blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, -1, fds[0], fds[1], &e))
+	if (blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, -1, fds, &e))
 		fail_msg("%s", e.msg);
 	assert_true(fake_start(&d, &blk.dev, UINT64_MAX));
 }
@@ -160,10 +161,10 @@ cut_disk(void)
 {
 	uint64_t records;
 	struct err e = {0};
-	int fds[2];
+	int fds[VMM_SEG_FDS];
 
 	new_segment(fds);
-	if (blk_cut(&blk, fds[0], fds[1], &records, NULL, &e))
+	if (blk_cut(&blk, fds, &records, NULL, &e))
 		fail_msg("%s", e.msg);
 	cut_records[n_segments - 2] = (int64_t)records;
 }
