@@ -35,6 +35,7 @@
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
 
+#define LOG_MAX_BYTES (1u << 20) /* of vmm.log */
 #define MSR_MISC_ENABLE 0x1a0u
 #define MISC_ENABLE_FAST_STRING 1u
 #define MSR_MTRR_DEF_TYPE 0x2ffu
@@ -295,6 +296,7 @@ main(int argc, char **argv)
 		level && strcmp(level, "debug") == 0 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
 	log_init("vm", vm.log_level);
 	log_set_stamps(1);
+	log_set_bound(LOG_MAX_BYTES);
 	/* Only what is handed over: whatever else the starter had open is not ours. */
 	syscall(SYS_close_range, VMM_CONTROL_FD + 1, ~0u, 0);
 	fcntl(VMM_CONTROL_FD, F_SETFD, FD_CLOEXEC);

@@ -336,6 +336,32 @@ a_guest_that_keeps_its_ring_full_cannot_hold_the_main_thread(void **state)
 }
 
 static void
+a_log_that_grows_too_long_is_cut_behind_the_seal(void **state)
+{
+	char path[256], filler[4096];
+	struct stat st;
+	struct vm *vm;
+	int fd;
+
+	NEEDS_KVM(state);
+	vm = boot("talks", "mode=work tick=3000", 1);
+	expect(vm, "tick ", NULL, 0);
+	memset(filler, 'x', sizeof(filler));
+	filler[sizeof(filler) - 1] = '\n';
+	fd = open(driver_path(vm, "vmm.log", path), O_RDWR | O_APPEND | O_CLOEXEC);
+	assert_true(fd >= 0);
+	for (int i = 0; i < 300; i++)
+		assert_int_equal(write(fd, filler, sizeof(filler)), sizeof(filler));
+	/* Its next line is about the connection. */
+	driver_drop_control(vm);
+	MUST(driver_adopt(vm, 10000, e));
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_in_range(st.st_size, 1, 128 << 10);
+	close(fd);
+	expect(vm, "tick ", NULL, 0);
+}
+
+static void
 a_full_disk_is_an_io_error_in_the_guest(void **state)
 {
 	struct boot b = {.cmdline = "mode=work disk=1 tick=2000"};
@@ -383,6 +409,7 @@ main(void)
 		KVM_TEST(a_vmm_without_its_daemon_goes_on_and_is_adopted),
 		KVM_TEST(another_user_cannot_adopt_it),
 		KVM_TEST(a_guest_that_keeps_its_ring_full_cannot_hold_the_main_thread),
+		KVM_TEST(a_log_that_grows_too_long_is_cut_behind_the_seal),
 		KVM_TEST(a_full_disk_is_an_io_error_in_the_guest),
 	};
 
