@@ -393,17 +393,36 @@ dispatch(struct vm *vm, const struct epoll_event *ev)
 	}
 }
 
+/* A kernel that panics resets the machine (panic=-1), as one that reboots does; but it says
+ * so first. The vCPUs are parked: nobody writes. */
+static void
+tell_panic(struct vm *vm)
+{
+	char line[256];
+
+	if (vm->end_reason != VMM_EXIT_RESET ||
+		!console_find(&vm->console, "Kernel panic - not syncing",
+			CONSOLE_SEARCH_MAX, line, sizeof(line)))
+		return;
+	vm->end_reason = VMM_EXIT_PANIC;
+	snprintf(vm->end_msg, sizeof(vm->end_msg), "%s", line);
+}
+
 /* Last words; the disk is made durable first. */
 static _Noreturn void
 finish(struct vm *vm)
 {
-	struct vmm_exiting m = {.reason = vm->end_reason};
-	bool is_fault = vm->end_reason == VMM_EXIT_GUEST_FAULT ||
-			vm->end_reason == VMM_EXIT_HOST_FAULT;
+	struct vmm_exiting m = {0};
+	bool is_fault;
 	struct err e;
 
 	if (!vm->is_parked)
 		vm_stop(vm);
+	tell_panic(vm);
+	m.reason = vm->end_reason;
+	is_fault = vm->end_reason == VMM_EXIT_GUEST_FAULT ||
+		   vm->end_reason == VMM_EXIT_HOST_FAULT ||
+		   vm->end_reason == VMM_EXIT_PANIC;
 	if (blk_flush(&vm->blk, &e) < 0)
 		log_err("the disk may have lost its last writes: %s", e.msg);
 	log_line(is_fault ? LOG_LEVEL_ERR : LOG_LEVEL_INFO, "ends: %s", vm->end_msg);

@@ -296,12 +296,14 @@ _Static_assert(sizeof(struct vmm_stats_answer) == 16 + 72, "wire format");
 
 enum vmm_exit_reason {
 	VMM_EXIT_POWER_OFF = 1, /* the guest powered itself off */
-	VMM_EXIT_RESET =
-		2, /* the guest asked for a reset (a panic with panic=-1, reboot) */
+	VMM_EXIT_RESET = 2,	/* the guest asked for a reset: it reboots */
 	VMM_EXIT_QUIT = 3,
 	VMM_EXIT_GUEST_FAULT =
 		4, /* the guest did what no machine can do (triple fault, …) */
 	VMM_EXIT_HOST_FAULT = 5, /* a host call failed */
+	VMM_EXIT_PANIC =
+		6, /* a reset just after Linux wrote on its console that it panicked,
+			       as with panic=-1 */
 };
 
 struct vmm_exiting {

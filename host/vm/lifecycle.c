@@ -45,7 +45,7 @@
 #define KILL_MS 20000
 #define GROW_MS 120000
 
-static const char op_stopping[] = "being stopped";
+static const char op_stopping[] = OP_STOPPING;
 
 /* The end of an operation: the claim and the reference go. Called with the lock. */
 static void
@@ -305,6 +305,9 @@ enter(struct start *s, struct err *e)
 	vm->row.answered = false;
 	memset(vm->row.acknowledged, 0, sizeof(vm->row.acknowledged));
 	vm->row.image[0] = '\0'; /* its memory begins anew */
+	vm->reboots = old->reboots;
+	vm->reboots_in_window = old->reboots_in_window;
+	vm->reboot_window_ns = old->reboot_window_ns;
 	vm->row.disk_mib = vm_disk_mib(&old->row);
 	memcpy(vm->row.base_path, s->base, sizeof(vm->row.base_path));
 	snprintf(segment, sizeof(segment), "%s.%u", vm->row.id, vm->row.next_segment++);

@@ -422,6 +422,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	}
 	open_store(t);
 	pool_open(t);
+	tree_finish_reboots(t);
 	*ret = t;
 	return 0;
 }
@@ -443,6 +444,7 @@ tree_close(struct tree *t)
 	tree_stop(t);
 	if (t->has_health_monitor)
 		pthread_join(t->health_monitor, NULL);
+	tree_wait_reboots(t);
 	pool_close(t);
 	scopes_close(t->scopes);
 	t->scopes = NULL;

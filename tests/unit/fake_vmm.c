@@ -286,6 +286,9 @@ on_guest(void)
 	case 'R':
 		last_words(VMM_EXIT_RESET, "reset \033[31m register");
 		_exit(0);
+	case 'N':
+		last_words(VMM_EXIT_PANIC, "Kernel \033[31m panic");
+		_exit(1);
 	case 'X':
 		_exit(9);
 	case 'G':

@@ -19,7 +19,9 @@
  * done" mode=flood      (two CPUs) one rings the disk's doorbell for ever, the other keeps
  * its ring full; says "flooding" before  mode=triple     a fault without any handler button=1        (mode=work) says
  * "power button" and powers off when it is pressed mode=off        powers off; mode=reset
- * asks for a reset
+ * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
+ * the first time it runs it writes on its disk and asks for a reset; then it says so and
+ * works
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -628,6 +630,25 @@ disk_look(void)
 	disk_sectors = sectors;
 }
 
+static void mode_work(void);
+
+/* Its mark lies beyond the blocks that mode_work() writes. */
+static void
+mode_reboot(void)
+{
+	const u64 mark = 1024;
+
+	if (bring_up(BLK, 1, 8, 1u << 9) || blk(0, mark, block, PAGE))
+		say("disk BAD\n");
+	if (has_pattern(block, mark)) {
+		say("rebooted, and the disk is as it was\n");
+		mode_work();
+	}
+	pattern(block, mark);
+	say(blk(1, mark, block, PAGE) == 0 ? "rebooting\n" : "disk BAD\n");
+	outb(RESET, 0x42);
+}
+
 /* Reads so large that the other CPU always comes back in time. */
 static void
 mode_flood(void)
@@ -987,6 +1008,11 @@ guest_main(const u8 *zero_page)
 	} else if (option_is("mode", "off")) {
 		say("powering off\n");
 		outb(SLEEP_CONTROL, 5 << 2 | 0x20);
+	} else if (option_is("mode", "panic")) {
+		say("[    1.250000] Kernel panic - not syncing: Attempted to kill init!\n");
+		outb(RESET, 0x42);
+	} else if (option_is("mode", "reboot")) {
+		mode_reboot();
 	} else if (option_is("mode", "reset")) {
 		say("resetting\n");
 		outb(RESET, 0x42);
