@@ -1,8 +1,10 @@
 #include "common/log.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/io.h"
@@ -13,6 +15,7 @@ static char tag[80] = "pando";
 static enum log_level max_level = LOG_LEVEL_INFO;
 static int log_fd = STDERR_FILENO;
 static int stamps;
+static unsigned long long bound;
 
 void
 log_init(const char *new_tag, enum log_level max)
@@ -31,6 +34,45 @@ void
 log_set_stamps(int on)
 {
 	stamps = on;
+}
+
+void
+log_set_bound(unsigned long long max_bytes)
+{
+	bound = max_bytes;
+}
+
+/* Other threads and processes may write meanwhile; a line of theirs may then be lost. */
+static void
+keep_bound(void)
+{
+	static char kept[LOG_KEPT_BYTES];
+	static atomic_flag busy = ATOMIC_FLAG_INIT;
+	struct stat st;
+	char *from = kept, *line;
+	ssize_t n;
+
+	if (!bound || fstat(log_fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+		(unsigned long long)st.st_size <= bound ||
+		atomic_flag_test_and_set(&busy))
+		return;
+	n = pread(log_fd, kept, sizeof(kept), st.st_size - (off_t)sizeof(kept));
+	if (n < 0)
+		n = 0;
+	/* From a line's beginning on. */
+	line = memchr(kept, '\n', (size_t)n);
+	if (line) {
+		from = line + 1;
+		n -= from - kept;
+	}
+	if (ftruncate(log_fd, 0) == 0) {
+		static const char note[] =
+			"<6>the log had grown too long: what is older than the next line was dropped\n";
+
+		(void)io_write_full(log_fd, note, sizeof(note) - 1);
+		(void)io_write_full(log_fd, from, (size_t)n);
+	}
+	atomic_flag_clear(&busy);
 }
 
 /*
@@ -87,6 +129,7 @@ log_line(enum log_level level, const char *fmt, ...)
 	line[len++] = '\n';
 	/* A log that cannot be written has nobody to be told. */
 	(void)io_write_full(log_fd, line, (size_t)len);
+	keep_bound();
 }
 
 int

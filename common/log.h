@@ -24,6 +24,13 @@ void log_set_fd(int fd);
  * files. */
 void log_set_stamps(int on);
 
+/* Bounds the file that lines go to: one that has grown beyond max_bytes is cut down to its
+ * newest LOG_KEPT_BYTES, after a line that says so. For a process that cannot rename its
+ * log. The file is one that is appended to (O_APPEND); where it cannot be read, nothing of
+ * it is kept. max_bytes: more than LOG_KEPT_BYTES; 0, as at the start: no bound. */
+#define LOG_KEPT_BYTES (64u << 10)
+void log_set_bound(unsigned long long max_bytes);
+
 /* Whether a line of this level is written: for those that are costly to put together. */
 int log_wants(enum log_level level);
 void log_line(enum log_level level, const char *fmt, ...)

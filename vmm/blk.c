@@ -18,7 +18,8 @@
 #define SECTORS_PER_BLOCK (SEGMENT_BLOCK / BLK_SECTOR)
 _Static_assert(SIZE_MAX_BYTES *(QUEUE_SIZE - 2) <= BLK_REQUEST_MAX,
 	"no request of a driver that keeps to the limits is too large");
-#define IOVS 64 /* in one system call */
+#define IOVS 64		      /* in one system call */
+#define TURN_BYTES (4u << 20) /* after which a turn ends; one request may exceed it */
 
 static unsigned
 own(const struct blk *blk)
@@ -125,12 +126,11 @@ append_record(
 	struct blk *blk, enum segment_op op, uint64_t block, uint64_t at, uint64_t count)
 {
 	struct segment_record rec = segment_record_make(op, block, at, (uint32_t)count);
-	struct blk_segment *seg = &blk->segments[own(blk)];
 	int r;
 
-	seg->dirty = true;
+	blk->segments[own(blk)].dirty = true;
 	r = io_pwrite_full(
-		seg->index_fd, &rec, sizeof(rec), blk->index_records * sizeof(rec));
+		blk->write_index_fd, &rec, sizeof(rec), blk->index_records * sizeof(rec));
 	if (r < 0)
 		return r;
 	blk->index_records++;
@@ -167,16 +167,15 @@ write_run(const struct blk *blk, uint64_t block, uint64_t max, uint64_t *ret_at,
 static int
 write_blocks(struct blk *blk, uint64_t block, uint64_t n, struct virtq_cursor *c)
 {
-	struct blk_segment *seg = &blk->segments[own(blk)];
 	uint64_t run, at, i;
 	bool record;
 	int r;
 
 	for (; n > 0; n -= run, block += run) {
 		run = write_run(blk, block, n, &at, &record);
-		seg->dirty = true;
-		r = transfer(
-			seg->data_fd, at * SEGMENT_BLOCK, c, run * SEGMENT_BLOCK, true);
+		blk->segments[own(blk)].dirty = true;
+		r = transfer(blk->write_data_fd, at * SEGMENT_BLOCK, c,
+			run * SEGMENT_BLOCK, true);
 		if (r)
 			return r;
 		if (!record)
@@ -207,7 +206,7 @@ write_part(struct blk *blk, uint64_t offset, uint64_t n, struct virtq_cursor *c)
 
 	if (blockmap_segment(entry) == (int)own(blk) && !(entry & BLOCKMAP_ZERO)) {
 		blk->segments[own(blk)].dirty = true;
-		return transfer(blk->segments[own(blk)].data_fd,
+		return transfer(blk->write_data_fd,
 			(entry & BLOCKMAP_AT_MASK) * SEGMENT_BLOCK + in, c, n, true);
 	}
 	r = read_disk(blk, block * SEGMENT_BLOCK, &whole, SEGMENT_BLOCK);
@@ -282,7 +281,7 @@ punch_blocks(struct blk *blk, uint64_t block, uint64_t n)
 			continue;
 		while (run < n && entries[block + run] == entries[block] + run)
 			run++;
-		(void)fallocate(blk->segments[own(blk)].data_fd,
+		(void)fallocate(blk->write_data_fd,
 			FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			(off_t)((entries[block] & BLOCKMAP_AT_MASK) * SEGMENT_BLOCK),
 			(off_t)(run * SEGMENT_BLOCK));
@@ -491,18 +490,28 @@ handle_chain(struct blk *blk, const struct virtq_chain *c)
 	return NULL;
 }
 
-static void
+static bool
 blk_notify(struct virtio_dev *dev, unsigned queue)
 {
 	struct blk *blk = (struct blk *)dev;
 	struct virtq *q = &dev->queues[queue];
 	const struct virtq_chain *c = &blk->chain;
+	uint64_t bytes = 0;
+	unsigned taken = 0;
 	const char *why;
 	int r;
 
 	do {
-		while (!virtio_dev_stopping(dev) &&
-			(r = virtq_pop(q, dev->mem, &blk->chain))) {
+		while (!virtio_dev_stopping(dev)) {
+			if (taken == q->size || bytes >= TURN_BYTES) {
+				virtio_dev_interrupt(dev);
+				return true;
+			}
+			r = virtq_pop(q, dev->mem, &blk->chain);
+			if (r == 0)
+				break;
+			taken++;
+			bytes += c->in_bytes + c->out_bytes;
 			why = r < 0 ? q->why : handle_chain(blk, c);
 			if (!why &&
 				virtq_push(q, dev->mem, c->head,
@@ -511,16 +520,17 @@ blk_notify(struct virtio_dev *dev, unsigned queue)
 				why = q->why;
 			if (why) {
 				virtio_dev_break(dev, why);
-				return;
+				return false;
 			}
 		}
 		r = virtq_arm_notify(q, dev->mem);
 		if (r < 0) {
 			virtio_dev_break(dev, q->why);
-			return;
+			return false;
 		}
 	} while (r && !virtio_dev_stopping(dev));
 	virtio_dev_interrupt(dev);
+	return false;
 }
 
 static const void *
@@ -562,12 +572,33 @@ check_empty(int fd, const char *what, struct err *e)
 	return 0;
 }
 
-int
-blk_check_segment(int data_fd, int index_fd, struct err *e)
+/* The other descriptor of the same file, which stays when the segment is cut. */
+static int
+check_read_only(int fd, int of, const char *what, struct err *e)
 {
-	int r = check_empty(data_fd, "data", e);
+	struct stat st, st_of;
+	int flags = fcntl(fd, F_GETFL);
 
-	return r ? r : check_empty(index_fd, "index", e);
+	if (flags < 0 || fstat(fd, &st) || fstat(of, &st_of))
+		return err_sys(e, -errno, "disk segment's %s file, to read it", what);
+	if ((flags & O_ACCMODE) != O_RDONLY || st.st_dev != st_of.st_dev ||
+		st.st_ino != st_of.st_ino)
+		return err_set(e, -EINVAL,
+			"disk segment's %s file must come a second time, open for reading only",
+			what);
+	return 0;
+}
+
+int
+blk_check_segment(const int seg[static VMM_SEG_FDS], struct err *e)
+{
+	int r;
+
+	if ((r = check_empty(seg[VMM_SEG_DATA], "data", e)) ||
+		(r = check_empty(seg[VMM_SEG_INDEX], "index", e)) ||
+		(r = check_read_only(seg[VMM_SEG_DATA_RO], seg[VMM_SEG_DATA], "data", e)))
+		return r;
+	return check_read_only(seg[VMM_SEG_INDEX_RO], seg[VMM_SEG_INDEX], "index", e);
 }
 
 static int
@@ -606,7 +637,7 @@ blk_init_empty(
 	int r;
 
 	memset(blk, 0, sizeof(*blk));
-	blk->base_fd = -1;
+	blk->base_fd = blk->write_data_fd = blk->write_index_fd = -1;
 	r = blockmap_reserve(&blk->map, e);
 	if (r)
 		return r;
@@ -629,34 +660,55 @@ blk_init_empty(
 	return 0;
 }
 
+/* The own segment's descriptors. */
+static void
+begin_segment(struct blk *blk, const int seg[static VMM_SEG_FDS])
+{
+	blk->segments[own(blk)] =
+		(struct blk_segment){seg[VMM_SEG_DATA_RO], seg[VMM_SEG_INDEX_RO], false};
+	blk->write_data_fd = seg[VMM_SEG_DATA];
+	blk->write_index_fd = seg[VMM_SEG_INDEX];
+}
+
+/* From here on nobody writes it. */
+static void
+end_segment(struct blk *blk)
+{
+	if (blk->write_data_fd >= 0)
+		close(blk->write_data_fd);
+	if (blk->write_index_fd >= 0)
+		close(blk->write_index_fd);
+	blk->write_data_fd = blk->write_index_fd = -1;
+}
+
 int
-blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd, int seg_data_fd,
-	int seg_index_fd, struct err *e)
+blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
+	const int seg[static VMM_SEG_FDS], struct err *e)
 {
 	uint64_t base_bytes;
 	int r;
 
 	if ((r = check_base(base_fd, disk_mib, &base_bytes, e)) ||
-		(r = blk_check_segment(seg_data_fd, seg_index_fd, e)) ||
+		(r = blk_check_segment(seg, e)) ||
 		(r = blockmap_grow(&blk->map, disk_mib, e)))
 		return r;
 	blk->base_fd = base_fd;
 	blk->base_bytes = base_bytes;
-	blk->segments[0] = (struct blk_segment){seg_data_fd, seg_index_fd, false};
 	blk->n_segments = 1;
+	begin_segment(blk, seg);
 	apply_size(blk, disk_mib);
 	return 0;
 }
 
 int
 blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
-	uint64_t disk_mib, int base_fd, int seg_data_fd, int seg_index_fd, struct err *e)
+	uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS], struct err *e)
 {
 	int r = blk_init_empty(blk, mem, irq, e);
 
 	if (r)
 		return r;
-	r = blk_attach(blk, disk_mib, base_fd, seg_data_fd, seg_index_fd, e);
+	r = blk_attach(blk, disk_mib, base_fd, seg, e);
 	if (r)
 		blockmap_done(&blk->map);
 	return r;
@@ -723,6 +775,7 @@ blk_destroy(struct blk *blk)
 
 	for (i = 0; i < blk->n_segments; i++)
 		close_segment(&blk->segments[i]);
+	end_segment(blk);
 	blk->n_segments = 0;
 	if (blk->base_fd >= 0)
 		close(blk->base_fd);
@@ -759,7 +812,7 @@ blk_can_cut(struct blk *blk, struct err *e)
 }
 
 int
-blk_cut(struct blk *blk, int new_data_fd, int new_index_fd, uint64_t *ret_index_records,
+blk_cut(struct blk *blk, const int seg[static VMM_SEG_FDS], uint64_t *ret_index_records,
 	uint64_t *ret_data_bytes, struct err *e)
 {
 	int r;
@@ -773,12 +826,13 @@ blk_cut(struct blk *blk, int new_data_fd, int new_index_fd, uint64_t *ret_index_
 	if (ret_data_bytes)
 		*ret_data_bytes =
 			blk->index_records ? blk->data_blocks * SEGMENT_BLOCK : 0;
+	end_segment(blk);
 	/* Without a record no block of the map lies in the segment: nothing to keep. */
 	if (blk->index_records == 0)
 		close_segment(&blk->segments[own(blk)]);
 	else
 		blk->n_segments++;
-	blk->segments[own(blk)] = (struct blk_segment){new_data_fd, new_index_fd, false};
+	begin_segment(blk, seg);
 	blk->data_blocks = 0;
 	blk->index_records = 0;
 	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);

@@ -4,7 +4,9 @@
  * The disk is a read-only base file and a chain of segments; a block map in memory
  * (vmm/blockmap.h) says where each 4 KiB block lies. The newest segment is this VM's own,
  * the only one it writes. A fork cuts it: it becomes read-only to both sides, and each
- * goes on in a new one (blk_cut). Reads never walk the chain.
+ * goes on in a new one (blk_cut). What was shared can be written through no descriptor
+ * that either side holds: at the cut both close those that could. Reads never walk the
+ * chain.
  *
  * A block that the VM's own segment already holds is written in place: nobody else
  * reads that segment before the next cut, and a torn overwrite is what any disk without a
@@ -36,6 +38,7 @@
 #define PANDO_VMM_BLK_H
 
 #include "common/err.h"
+#include "common/wire/vmm_wire.h"
 #include "vmm/blockmap.h"
 #include "vmm/virtio_mmio.h"
 
@@ -106,7 +109,7 @@ struct virtio_blk_config {
 _Static_assert(offsetof(struct virtio_blk_config, unused1) == 57, "virtio 1.2, 5.2.4");
 
 struct blk_segment {
-	int data_fd, index_fd; /* owned; index_fd -1 once cut and synced */
+	int data_fd, index_fd; /* owned, read-only; index_fd -1 once cut and synced */
 	bool dirty;	       /* written since its last fdatasync */
 };
 
@@ -123,26 +126,27 @@ struct blk {
 	int base_fd; /* owned; -1: none, the disk starts as zeroes */
 	uint64_t base_bytes;
 	struct blk_segment segments[BLK_SEGMENTS_MAX];
-	unsigned n_segments;	/* the last one is the own one */
-	uint64_t data_blocks;	/* used in the own segment's data */
-	uint64_t index_records; /* in its index */
-	uint64_t index_limit;	/* BLK_INDEX_RECORDS_MAX */
+	unsigned n_segments;		   /* the last one is the own one */
+	int write_data_fd, write_index_fd; /* owned: of the own one, until the next cut */
+	uint64_t data_blocks;		   /* used in the own segment's data */
+	uint64_t index_records;		   /* in its index */
+	uint64_t index_limit;		   /* BLK_INDEX_RECORDS_MAX */
 	struct blk_stats stats;
 	struct virtq_chain chain;     /* scratch */
 	uint8_t block[SEGMENT_BLOCK]; /* scratch of partial writes */
 };
 
-/* Takes base_fd (-1 for none), seg_data_fd and seg_index_fd over, on success only. The
- * segment's two files must be empty, regular and not O_APPEND. disk_mib: 1 to
+/* Takes base_fd (-1 for none) and the segment's descriptors (enum vmm_seg_fd) over, on
+ * success only. Its two files must be empty, regular and not O_APPEND. disk_mib: 1 to
  * BLOCKMAP_DISK_MIB_MAX. */
 int blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
-	uint64_t disk_mib, int base_fd, int seg_data_fd, int seg_index_fd, struct err *e);
+	uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS], struct err *e);
 /* The same in two steps, for a VM whose disk comes later than its devices. The first
  * allocates, the second does not. disk_mib: see blk_load(). */
 int blk_init_empty(
 	struct blk *blk, const struct guest_mem *mem, struct irq_line irq, struct err *e);
-int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd, int seg_data_fd,
-	int seg_index_fd, struct err *e);
+int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
+	const int seg[static VMM_SEG_FDS], struct err *e);
 /* Closes and unmaps everything. */
 void blk_destroy(struct blk *blk);
 
@@ -158,15 +162,17 @@ int blk_grow(struct blk *blk, uint64_t disk_mib, struct err *e);
 /* After fork(), in the child: fresh lock, the child's interrupt line. */
 void blk_fork_child(struct blk *blk, struct irq_line irq);
 
-/* Whether two files can be a segment: regular, empty, not O_APPEND. */
-int blk_check_segment(int data_fd, int index_fd, struct err *e);
-/* Whether one more cut fits; ask before forking. -EMFILE with a sentence. */
+/* Whether two files can be a segment: regular, empty, not O_APPEND; and whether the other
+ * two descriptors are the same files, read-only. */
+int blk_check_segment(const int seg[static VMM_SEG_FDS], struct err *e);
+/* Whether one more cut fits; ask before forking, with the vCPUs parked. -EMFILE with a
+ * sentence. */
 int blk_can_cut(struct blk *blk, struct err *e);
-/* Both sides of a fork: the own segment ends here and the new, empty files (taken over on
- * success) are the own one. The out parameters (may be NULL) say where it ended: what
+/* Both sides of a fork: the own segment ends here, is read-only from now on, and the new,
+ * empty files (taken over on success) are the own one. The out parameters (may be NULL) say where it ended: what
  * parent and child share. They are the same on both sides as long as no I/O ran since the
  * fork. Syncs nothing. */
-int blk_cut(struct blk *blk, int new_data_fd, int new_index_fd,
+int blk_cut(struct blk *blk, const int seg[static VMM_SEG_FDS],
 	uint64_t *ret_index_records, uint64_t *ret_data_bytes, struct err *e);
 
 /* What a guest's FLUSH does: at the end of a VM, or before its disk is handed on. */

@@ -164,13 +164,19 @@ apply_record(struct blockmap *map, unsigned segment, uint64_t data_blocks,
 	}
 }
 
+/* Where a replay ended: `why` is a sentence's end, or NULL while all is well. */
+struct replay_end {
+	const char *why;
+	uint64_t record; /* the first that does not count */
+};
+
 static int
 replay_index(struct blockmap *map, unsigned segment, const struct disk_segment *s,
-	int index_fd, uint64_t data_blocks, uint64_t records, struct err *e)
+	int index_fd, uint64_t data_blocks, uint64_t records, struct replay_end *ret,
+	struct err *e)
 {
 	struct segment_record batch[64];
 	uint64_t done = 0;
-	const char *why;
 	size_t i, n;
 	int r;
 
@@ -184,12 +190,10 @@ replay_index(struct blockmap *map, unsigned segment, const struct disk_segment *
 			return err_sys(
 				e, r, "%s: reading record %" PRIu64, s->index_path, done);
 		for (i = 0; i < n; i++) {
-			why = apply_record(map, segment, data_blocks, &batch[i]);
-			if (why)
-				return err_set(e, -EBADMSG,
-					"%s: record %" PRIu64
-					" is damaged: %s; the disk cannot be read past it",
-					s->index_path, done + i, why);
+			ret->why = apply_record(map, segment, data_blocks, &batch[i]);
+			ret->record = done + i;
+			if (ret->why)
+				return 0;
 		}
 	}
 	return 0;
@@ -197,11 +201,12 @@ replay_index(struct blockmap *map, unsigned segment, const struct disk_segment *
 
 static int
 replay_segment(struct blockmap *map, unsigned segment, const struct disk_segment *s,
-	struct err *e)
+	struct replay_end *ret, struct err *e)
 {
 	cleanup_close int index_fd = -1;
 	struct stat data, index;
-	uint64_t records;
+	uint64_t there, records;
+	int r;
 
 	index_fd = open(s->index_path, O_RDONLY | O_CLOEXEC);
 	if (index_fd < 0)
@@ -210,22 +215,22 @@ replay_segment(struct blockmap *map, unsigned segment, const struct disk_segment
 		return err_sys(e, -errno, "%s", s->index_path);
 	if (stat(s->data_path, &data))
 		return err_sys(e, -errno, "%s", s->data_path);
-	records = (uint64_t)index.st_size / sizeof(struct segment_record);
-	if (s->records >= 0) {
-		if ((uint64_t)s->records > records)
-			return err_set(e, -EBADMSG,
-				"%s: holds %" PRIu64 " records where %" PRId64
-				" were recorded at the cut; the file was truncated",
-				s->index_path, records, s->records);
-		records = (uint64_t)s->records;
-	}
-	return replay_index(map, segment, s, index_fd,
-		(uint64_t)data.st_size / SEGMENT_BLOCK, records, e);
+	there = (uint64_t)index.st_size / sizeof(struct segment_record);
+	records = s->records >= 0 && (uint64_t)s->records < there ? (uint64_t)s->records
+								  : there;
+	r = replay_index(map, segment, s, index_fd,
+		(uint64_t)data.st_size / SEGMENT_BLOCK, records, ret, e);
+	if (r == 0 && !ret->why && s->records >= 0 && (uint64_t)s->records > there)
+		*ret = (struct replay_end){
+			"it is missing: the file was truncated", there};
+	return r;
 }
 
 int
-blockmap_replay(struct blockmap *map, const struct disk_chain *chain, struct err *e)
+blockmap_replay(struct blockmap *map, const struct disk_chain *chain, struct err *lost,
+	struct err *e)
 {
+	struct replay_end end = {0};
 	size_t i;
 	int r;
 
@@ -233,11 +238,22 @@ blockmap_replay(struct blockmap *map, const struct disk_chain *chain, struct err
 		return err_set(e, -EINVAL,
 			"a chain of %zu segments is too long (at most %u)",
 			chain->n_segments, BLOCKMAP_SEGMENTS_MAX);
-	for (i = 0; i < chain->n_segments; i++) {
-		r = replay_segment(map, (unsigned)i, &chain->segments[i], e);
+	for (i = 0; i < chain->n_segments && !end.why; i++) {
+		r = replay_segment(map, (unsigned)i, &chain->segments[i], &end, e);
 		if (r)
 			return r;
 	}
+	if (!end.why)
+		return 0;
+	if (!lost)
+		return err_set(e, -EBADMSG,
+			"%s: record %" PRIu64
+			" is damaged: %s; the disk cannot be read past it",
+			chain->segments[i - 1].index_path, end.record, end.why);
+	err_set(lost, -EBADMSG,
+		"%s ends at record %" PRIu64
+		": %s; what the guest wrote after its last flush is lost, what it flushed is there",
+		chain->segments[i - 1].index_path, end.record, end.why);
 	return 0;
 }
 
@@ -357,7 +373,8 @@ export_blocks(
 }
 
 int
-disk_export(const struct disk_chain *chain, uint64_t disk_mib, int out_fd, struct err *e)
+disk_export(const struct disk_chain *chain, uint64_t disk_mib, int out_fd,
+	struct err *lost, struct err *e)
 {
 	struct export_source src = {
 		.chain = chain, .base_fd = -1, .segment_fd = -1, .segment = -1};
@@ -368,7 +385,7 @@ disk_export(const struct disk_chain *chain, uint64_t disk_mib, int out_fd, struc
 	r = blockmap_init(&map, disk_mib, e);
 	if (r)
 		return r;
-	r = blockmap_replay(&map, chain, e);
+	r = blockmap_replay(&map, chain, lost, e);
 	if (r)
 		goto out;
 	if (chain->base_path) {

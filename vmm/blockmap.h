@@ -81,13 +81,26 @@ struct disk_chain {
 	size_t n_segments;
 };
 
-/* map: from blockmap_init, untouched. A damaged index is -EBADMSG with a sentence that
- * names the file and the record; a torn last record is ignored where records is -1. */
-int blockmap_replay(struct blockmap *map, const struct disk_chain *chain, struct err *e);
+/*
+ * map: from blockmap_init, untouched.
+ *
+ * When the host loses its power, writes that no guest flushed reach the disk in any order
+ * or not at all: an index may end early, hold zeroes, or point at data that is not there.
+ * A FLUSH makes all records before it durable, on every segment of the chain, so whatever
+ * follows the first bad or missing record was never flushed. With `lost` the replay ends
+ * at that record, in that segment and all later ones: the disk is as it was at one moment
+ * at or after its last flush. lost->code is then -EBADMSG, and lost->msg names the file
+ * and the record; it stays untouched when all is there. Without `lost` (NULL), as for a
+ * chain whose VM lives, that is the error: -EBADMSG.
+ *
+ * A torn last record is ignored where records is -1. A missing file is always an error.
+ */
+int blockmap_replay(struct blockmap *map, const struct disk_chain *chain,
+	struct err *lost, struct err *e);
 
 /* The disk as a flat raw image in out_fd (a regular file; grown to disk_mib, zeroes left
- * as holes). */
-int disk_export(
-	const struct disk_chain *chain, uint64_t disk_mib, int out_fd, struct err *e);
+ * as holes). lost: as in blockmap_replay(). */
+int disk_export(const struct disk_chain *chain, uint64_t disk_mib, int out_fd,
+	struct err *lost, struct err *e);
 
 #endif

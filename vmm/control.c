@@ -244,7 +244,12 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 			"a parked picture does not change; resize a branch of it");
 		return;
 	}
+	/* A guest can keep a vCPU in its disk for as long as it likes, until it is asked to
+	 * stop. */
+	vm_stop(vm);
 	r = blk_grow(&vm->blk, m->disk_mib, &e);
+	if (!vm->is_paused)
+		vm_run(vm);
 	if (r == 0 && m->disk_mib != before)
 		log_info("the disk grew from %llu to %llu MiB",
 			(unsigned long long)before, (unsigned long long)m->disk_mib);
@@ -388,17 +393,36 @@ dispatch(struct vm *vm, const struct epoll_event *ev)
 	}
 }
 
+/* A kernel that panics resets the machine (panic=-1), as one that reboots does; but it says
+ * so first. The vCPUs are parked: nobody writes. */
+static void
+tell_panic(struct vm *vm)
+{
+	char line[256];
+
+	if (vm->end_reason != VMM_EXIT_RESET ||
+		!console_find(&vm->console, "Kernel panic - not syncing",
+			CONSOLE_SEARCH_MAX, line, sizeof(line)))
+		return;
+	vm->end_reason = VMM_EXIT_PANIC;
+	snprintf(vm->end_msg, sizeof(vm->end_msg), "%s", line);
+}
+
 /* Last words; the disk is made durable first. */
 static _Noreturn void
 finish(struct vm *vm)
 {
-	struct vmm_exiting m = {.reason = vm->end_reason};
-	bool is_fault = vm->end_reason == VMM_EXIT_GUEST_FAULT ||
-			vm->end_reason == VMM_EXIT_HOST_FAULT;
+	struct vmm_exiting m = {0};
+	bool is_fault;
 	struct err e;
 
 	if (!vm->is_parked)
 		vm_stop(vm);
+	tell_panic(vm);
+	m.reason = vm->end_reason;
+	is_fault = vm->end_reason == VMM_EXIT_GUEST_FAULT ||
+		   vm->end_reason == VMM_EXIT_HOST_FAULT ||
+		   vm->end_reason == VMM_EXIT_PANIC;
 	if (blk_flush(&vm->blk, &e) < 0)
 		log_err("the disk may have lost its last writes: %s", e.msg);
 	log_line(is_fault ? LOG_LEVEL_ERR : LOG_LEVEL_INFO, "ends: %s", vm->end_msg);
@@ -420,6 +444,8 @@ control_run(struct vm *vm)
 			control_send_started(vm, 0, NULL);
 		int n, timeout = vm->is_parked ? -1 : vsock_timeout_ms(&vm->vsock);
 
+		if (vm->devices_left && !vm->is_paused)
+			timeout = vm->devices_left > 0 ? 0 : 1;
 		n = epoll_wait(vm->epoll_fd, events, EVENTS_MAX, timeout);
 		if (n < 0 && errno != EINTR)
 			vm_end(vm, VMM_EXIT_HOST_FAULT, "epoll_wait: %s",
@@ -430,6 +456,7 @@ control_run(struct vm *vm)
 				break;
 		if (!vm->is_parked)
 			vsock_tick(&vm->vsock);
+		vm_go_on_devices(vm);
 		if (!vm->started_sent && atomic_load(&vm->first_run_ns))
 			control_send_started(vm, 0, NULL);
 		if (atomic_load(&vm->ending) == 2)

@@ -57,6 +57,14 @@ close_all(int *fds, size_t n)
 			close(TAKE_FD(fds[i]));
 }
 
+/* The disk has them now. */
+static void
+forget_segment(int *fds)
+{
+	for (unsigned i = 0; i < VMM_SEG_FDS; i++)
+		fds[i] = -1;
+}
+
 static void
 close_one(int *fd)
 {
@@ -88,6 +96,7 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
 	vm->is_parked = vm->is_paused = vm->started_sent = false;
+	vm->devices_left = 0;
 }
 
 /* One fork in a process at a time. Nothing of it lies on a stack: the child gives those
@@ -175,11 +184,10 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 	ged_fork_child(&vm->ged, vm_irq(vm, LAYOUT_GED_GSI), vm);
 	virtio_dev_fork_child(&vm->rng.dev, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_RNG));
 	blk_fork_child(&vm->blk, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK));
-	r = blk_cut(&vm->blk, fds[VMM_FORK_FD_SEG_DATA], fds[VMM_FORK_FD_SEG_INDEX], NULL,
-		NULL, e);
+	r = blk_cut(&vm->blk, fds + VMM_FORK_FD_SEG, NULL, NULL, e);
 	if (r < 0)
 		return r;
-	fds[VMM_FORK_FD_SEG_DATA] = fds[VMM_FORK_FD_SEG_INDEX] = -1;
+	forget_segment(fds + VMM_FORK_FD_SEG);
 	/* A frozen fork serves nobody: its Unix socket is closed, so that a client is refused
 	 * and not kept waiting. */
 	r = vsock_reset_child(&vm->vsock, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
@@ -299,13 +307,12 @@ static int
 part_from_child(struct vm *vm, struct job *job, struct err *e)
 {
 	int *fds = job->fds;
-	int r = blk_cut(&vm->blk, fds[VMM_FORK_FD_PARENT_SEG_DATA],
-		fds[VMM_FORK_FD_PARENT_SEG_INDEX], &job->answer.fork_point_records,
-		&job->answer.fork_point_data_bytes, e);
+	int r = blk_cut(&vm->blk, fds + VMM_FORK_FD_PARENT_SEG,
+		&job->answer.fork_point_records, &job->answer.fork_point_data_bytes, e);
 
 	if (r < 0)
 		return r;
-	fds[VMM_FORK_FD_PARENT_SEG_DATA] = fds[VMM_FORK_FD_PARENT_SEG_INDEX] = -1;
+	forget_segment(fds + VMM_FORK_FD_PARENT_SEG);
 	vm_set_generation(vm, job->msg.parent_generation);
 	return 0;
 }
@@ -324,6 +331,8 @@ split(struct vm *vm, struct job *job)
 	if (atomic_load(&vm->ending))
 		job->r = err_set(&job->e, -ESHUTDOWN, "the VM is ending");
 	else if (!vm->is_parked)
+		job->r = blk_can_cut(&vm->blk, &job->e);
+	if (job->r == 0 && !vm->is_parked)
 		job->r = vm_save(vm, &job->e);
 	steps_add(&job->steps, "save");
 	job->saved_ns = io_now_ns();
@@ -369,18 +378,14 @@ split_at_park(struct vm *vm)
 static int
 check_segments(struct vm *vm, const int fds[], struct err *e)
 {
-	int r = blk_check_segment(
-		fds[VMM_FORK_FD_SEG_DATA], fds[VMM_FORK_FD_SEG_INDEX], e);
+	int r = blk_check_segment(fds + VMM_FORK_FD_SEG, e);
 
 	if (r < 0)
 		return err_wrap(e, r, "the child");
 	if (vm->is_parked)
 		return 0;
-	r = blk_check_segment(
-		fds[VMM_FORK_FD_PARENT_SEG_DATA], fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
-	if (r < 0)
-		return err_wrap(e, r, "the parent");
-	return blk_can_cut(&vm->blk, e);
+	r = blk_check_segment(fds + VMM_FORK_FD_PARENT_SEG, e);
+	return r < 0 ? err_wrap(e, r, "the parent") : 0;
 }
 
 enum fork_side

@@ -35,6 +35,7 @@
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
 
+#define LOG_MAX_BYTES (1u << 20) /* of vmm.log */
 #define MSR_MISC_ENABLE 0x1a0u
 #define MISC_ENABLE_FAST_STRING 1u
 #define MSR_MTRR_DEF_TYPE 0x2ffu
@@ -76,12 +77,13 @@ init_devices(const struct vmm_boot *m, int fds[], struct err *e)
 		return r;
 	r = blk_attach(&vm.blk, m->disk_mib,
 		m->flags & VMM_BOOT_HAS_BASE ? fds[VMM_BOOT_FD_BASE] : -1,
-		fds[VMM_BOOT_FD_SEG_DATA], fds[VMM_BOOT_FD_SEG_INDEX], e);
+		fds + VMM_BOOT_FD_SEG, e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
 	if (m->flags & VMM_BOOT_HAS_BASE)
 		fds[VMM_BOOT_FD_BASE] = -1;
-	fds[VMM_BOOT_FD_SEG_DATA] = fds[VMM_BOOT_FD_SEG_INDEX] = -1;
+	for (unsigned i = 0; i < VMM_SEG_FDS; i++)
+		fds[VMM_BOOT_FD_SEG + i] = -1;
 	r = vsock_listen(&vm.vsock, fds[VMM_BOOT_FD_VSOCK], e);
 	if (r < 0)
 		return err_wrap(e, r, "vsock");
@@ -294,6 +296,7 @@ main(int argc, char **argv)
 		level && strcmp(level, "debug") == 0 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
 	log_init("vm", vm.log_level);
 	log_set_stamps(1);
+	log_set_bound(LOG_MAX_BYTES);
 	/* Only what is handed over: whatever else the starter had open is not ours. */
 	syscall(SYS_close_range, VMM_CONTROL_FD + 1, ~0u, 0);
 	fcntl(VMM_CONTROL_FD, F_SETFD, FD_CLOEXEC);

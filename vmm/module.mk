@@ -8,7 +8,7 @@ vmmdisk_SRCS := vmm/blockmap.c
 LIBRARIES += vmmdev
 vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
 
-DEVICE_TESTS := test_virtqueue test_blk test_blockmap test_vsock
+DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
 define device_test
 $(1)_SRCS := tests/unit/$(1).c tests/unit/fake_driver.c vmm/memory.c

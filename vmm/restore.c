@@ -47,8 +47,8 @@ static struct job {
 	struct steps steps;
 	int r; /* of what vCPU 0's thread did, with its sentence */
 	struct err e;
-} the_job = {.fds = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1}};
-_Static_assert(VMM_RESTORE_FD_COUNT == 10, "as many as are -1 above");
+} the_job = {.fds = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}};
+_Static_assert(VMM_RESTORE_FD_COUNT == 12, "as many as are -1 above");
 
 /* vm_start_vcpus_parked()'s. */
 #define PREWARMED_EPOCH 1u
@@ -220,10 +220,11 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 		(changed && (r = set_changed_cpuid(vm, e)) < 0))
 		return r;
 	r = blk_attach(&vm->blk, m->disk_mib, has_base ? fds[VMM_RESTORE_FD_BASE] : -1,
-		fds[VMM_RESTORE_FD_SEG_DATA], fds[VMM_RESTORE_FD_SEG_INDEX], e);
+		fds + VMM_RESTORE_FD_SEG, e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
-	fds[VMM_RESTORE_FD_SEG_DATA] = fds[VMM_RESTORE_FD_SEG_INDEX] = -1;
+	for (unsigned i = 0; i < VMM_SEG_FDS; i++)
+		fds[VMM_RESTORE_FD_SEG + i] = -1;
 	if (has_base)
 		fds[VMM_RESTORE_FD_BASE] = -1;
 	steps_add(steps, "attach");

@@ -21,7 +21,7 @@ fill_random(void *buf, size_t len)
 	return done;
 }
 
-static void
+static bool
 rng_notify(struct virtio_dev *dev, unsigned queue)
 {
 	struct rng *rng = (struct rng *)dev;
@@ -30,12 +30,19 @@ rng_notify(struct virtio_dev *dev, unsigned queue)
 	struct iovec iov;
 	uint32_t written;
 	unsigned n;
+	unsigned taken = 0;
 	size_t len;
 	int r;
 
 	do {
-		while (!virtio_dev_stopping(dev) &&
-			(r = virtq_pop(q, dev->mem, &rng->chain))) {
+		while (!virtio_dev_stopping(dev)) {
+			if (taken++ == q->size) {
+				virtio_dev_interrupt(dev);
+				return true;
+			}
+			r = virtq_pop(q, dev->mem, &rng->chain);
+			if (r == 0)
+				break;
 			if (r < 0)
 				goto broken;
 			in = virtq_writable(&rng->chain);
@@ -54,9 +61,10 @@ rng_notify(struct virtio_dev *dev, unsigned queue)
 			goto broken;
 	} while (r && !virtio_dev_stopping(dev));
 	virtio_dev_interrupt(dev);
-	return;
+	return false;
 broken:
 	virtio_dev_break(dev, q->why);
+	return false;
 }
 
 static const struct virtio_ops rng_ops = {

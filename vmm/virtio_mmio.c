@@ -117,25 +117,53 @@ virtio_dev_break(struct virtio_dev *dev, const char *why)
 		raise_interrupt(dev, VIRTIO_INTERRUPT_CONFIG);
 }
 
-static void
+static bool
 notify(struct virtio_dev *dev, unsigned i)
 {
-	if (virtio_dev_running(dev) && i < dev->ops->n_queues && dev->queues[i].ready &&
-		dev->ops->notify)
-		dev->ops->notify(dev, i);
+	return virtio_dev_running(dev) && i < dev->ops->n_queues &&
+	       dev->queues[i].ready && dev->ops->notify && dev->ops->notify(dev, i);
 }
 
-void
-virtio_dev_resume(struct virtio_dev *dev)
+int
+virtio_dev_go_on(struct virtio_dev *dev)
 {
+	bool more = false;
 	unsigned i;
 
-	virtio_dev_lock(dev);
-	if (dev->interrupt_status)
+	/* A guest can keep one vCPU in here for as long as it likes. */
+	if (pthread_mutex_trylock(&dev->lock))
+		return -EBUSY;
+	if (dev->resuming && dev->interrupt_status)
 		irq_raise(&dev->irq);
+	dev->resuming = false;
 	for (i = 0; i < dev->ops->n_queues; i++)
-		notify(dev, i);
+		more |= notify(dev, i);
 	virtio_dev_unlock(dev);
+	return more;
+}
+
+int
+virtio_dev_resume(struct virtio_dev *dev)
+{
+	dev->resuming = true;
+	return virtio_dev_go_on(dev);
+}
+
+/* A vCPU's doorbell: that vCPU serves the queue until it is empty. The lock is free
+ * between two turns. */
+static void
+ring_doorbell(struct virtio_dev *dev, uint32_t queue)
+{
+	bool more;
+
+	if (!atomic_load_explicit(&dev->first_doorbell_ns, memory_order_relaxed))
+		atomic_store(&dev->first_doorbell_ns, io_now_ns());
+	atomic_fetch_add_explicit(&dev->doorbells, 1, memory_order_relaxed);
+	do {
+		virtio_dev_lock(dev);
+		more = notify(dev, queue);
+		virtio_dev_unlock(dev);
+	} while (more && !virtio_dev_stopping(dev));
 }
 
 static void
@@ -269,12 +297,6 @@ write_register(struct virtio_dev *dev, uint64_t offset, uint32_t value)
 	case VIRTIO_MMIO_QUEUE_SEL:
 		dev->queue_sel = value;
 		break;
-	case VIRTIO_MMIO_QUEUE_NOTIFY:
-		if (!atomic_load_explicit(&dev->first_doorbell_ns, memory_order_relaxed))
-			atomic_store(&dev->first_doorbell_ns, io_now_ns());
-		atomic_fetch_add_explicit(&dev->doorbells, 1, memory_order_relaxed);
-		notify(dev, value);
-		break;
 	case VIRTIO_MMIO_INTERRUPT_ACK:
 		dev->interrupt_status &= ~value;
 		break;
@@ -361,6 +383,10 @@ virtio_mmio_write(struct virtio_dev *dev, uint64_t offset, const void *data, uns
 	if (len != 4 || offset % 4 || offset >= VIRTIO_MMIO_CONFIG)
 		return;
 	memcpy(&value, data, sizeof(value));
+	if (offset == VIRTIO_MMIO_QUEUE_NOTIFY) {
+		ring_doorbell(dev, value);
+		return;
+	}
 	virtio_dev_lock(dev);
 	write_register(dev, offset, value);
 	virtio_dev_unlock(dev);

@@ -13,6 +13,10 @@
  * requests and leaves when it is set, so vCPUs that are asked to stop do so soon even
  * when a guest feeds a queue for ever. virtio_dev_resume() picks up what was left.
  *
+ * Turns: notify() takes at most as many chains as its queue is long and says whether it
+ * left some. On a vCPU's doorbell, that vCPU goes on with the next turn; the main thread,
+ * which has other work (control, vsock), looks at that first (virtio_dev_go_on).
+ *
  * Fork: all plain memory. In the child, before anything else touches the device,
  * call virtio_dev_fork_child(dev, &irq) (or the device's own *_fork_child, which does
  * it), then, when vCPUs and irq lines are ready, virtio_dev_resume(); the parent calls
@@ -102,8 +106,9 @@ struct virtio_ops {
 	uint16_t queue_size[VIRTIO_QUEUES_MAX]; /* powers of two, <= VIRTQ_SIZE_MAX */
 	const void *(*config)(struct virtio_dev *dev,
 		uint32_t *ret_len); /* the device's configuration */
-	void (*notify)(struct virtio_dev *dev, unsigned queue); /* chains may be there */
-	void (*start)(struct virtio_dev *dev);			/* DRIVER_OK was set */
+	/* Chains may be there. One turn; true: it ended before the queue was empty. */
+	bool (*notify)(struct virtio_dev *dev, unsigned queue);
+	void (*start)(struct virtio_dev *dev); /* DRIVER_OK was set */
 	void (*reset)(struct virtio_dev
 			*dev); /* the driver resets; queues are already cleared */
 };
@@ -126,15 +131,19 @@ struct virtio_dev {
 		doorbells; /* queue notifications so far; read without the lock */
 	_Atomic uint64_t first_doorbell_ns; /* of this VM, not of its parent; 0: none yet
 					     */
+	bool resuming; /* the thread that resumes: an interrupt may have to be repeated */
 };
 
 void virtio_dev_init(struct virtio_dev *dev, const struct virtio_ops *ops,
 	const struct guest_mem *mem, struct irq_line irq);
 /* After fork(), in the child: a fresh mutex and the child's own interrupt line. */
 void virtio_dev_fork_child(struct virtio_dev *dev, struct irq_line irq);
-/* vCPUs are about to run again: raises a pending interrupt once more and looks at every
- * queue. */
-void virtio_dev_resume(struct virtio_dev *dev);
+/* vCPUs run again: raises a pending interrupt once more and gives every queue one turn. 1:
+ * there is more to do, 0: there is not, -EBUSY: a vCPU is in the device, nothing was done.
+ * Unless 0, virtio_dev_go_on() is due, which gives the next turn and answers likewise. One
+ * thread calls the two. */
+int virtio_dev_resume(struct virtio_dev *dev);
+int virtio_dev_go_on(struct virtio_dev *dev);
 
 /* What a restored VM needs of the device, into and out of an open section; loading comes
  * after virtio_dev_init(), checks everything, and leaves the device useless on failure

@@ -315,14 +315,35 @@ vm_run_vcpus(struct vm *vm)
 	vcpu_futex_wake(&vm->epoch);
 }
 
+/* One that can go on at once counts more than one that is busy. */
+static void
+note_left(struct vm *vm, int r)
+{
+	if (r && vm->devices_left != 1)
+		vm->devices_left = r;
+}
+
 void
 vm_resume_devices(struct vm *vm)
 {
 	/* Work that a device left when it saw `stop`, and interrupts that a driver may
 	 * wait for. */
-	virtio_dev_resume(&vm->blk.dev);
-	virtio_dev_resume(&vm->vsock.dev);
-	virtio_dev_resume(&vm->rng.dev);
+	vm->devices_left = 0;
+	note_left(vm, virtio_dev_resume(&vm->blk.dev));
+	note_left(vm, virtio_dev_resume(&vm->vsock.dev));
+	note_left(vm, virtio_dev_resume(&vm->rng.dev));
+}
+
+void
+vm_go_on_devices(struct vm *vm)
+{
+	/* Stopped: vm_run() begins anew. */
+	if (!vm->devices_left || (atomic_load(&vm->epoch) & 1))
+		return;
+	vm->devices_left = 0;
+	note_left(vm, virtio_dev_go_on(&vm->blk.dev));
+	note_left(vm, virtio_dev_go_on(&vm->vsock.dev));
+	note_left(vm, virtio_dev_go_on(&vm->rng.dev));
 }
 
 int

@@ -106,6 +106,9 @@ struct vm {
 	bool is_parked;	   /* a frozen fork: no KVM VM, no threads */
 	bool is_readable;  /* by its user, since VMM_STATE */
 	bool is_paused;	   /* by VMM_PAUSE */
+	/* What vm_resume_devices() did not come to: -EBUSY and 1 as virtio_dev_go_on()
+	 * says it. */
+	int devices_left;
 	bool started_sent;
 };
 
@@ -148,6 +151,9 @@ void vm_run(struct vm *vm);
 /* Its two halves, for who has something to do between them. */
 void vm_run_vcpus(struct vm *vm);
 void vm_resume_devices(struct vm *vm);
+/* The next turn of devices that vm_resume_devices() gave one and that have more to do. It
+ * is bounded, whatever the guest does: the main thread calls it between its other work. */
+void vm_go_on_devices(struct vm *vm);
 
 /* Everything KVM holds, to vm->clock and vm->vcpus[].state. After vm_stop(). */
 int vm_save(struct vm *vm, struct err *e);

@@ -261,7 +261,7 @@ out:
 
 /* The device. */
 
-static void
+static bool
 vsock_notify(struct virtio_dev *dev, unsigned queue)
 {
 	struct vsock *vs = (struct vsock *)dev;
@@ -271,6 +271,7 @@ vsock_notify(struct virtio_dev *dev, unsigned queue)
 		vsock_kick_main_thread(vs);
 	else
 		vsock_pump(vs);
+	return false; /* what it leaves it comes back for by itself */
 }
 
 static void

@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/log.h"
+
 int
 console_open(struct console *c, int fd, struct err *e)
 {
@@ -63,6 +65,38 @@ console_write(struct console *c, const void *buf, size_t len)
 		at += n;
 	}
 	atomic_store_explicit(&c->hdr->written, at, memory_order_release);
+}
+
+bool
+console_find(
+	const struct console *c, const char *text, size_t within, char *dst, size_t cap)
+{
+	static char newest[CONSOLE_SEARCH_MAX + 1];
+	const char *at, *end;
+	uint64_t written;
+	size_t n;
+
+	if (!c->hdr || !c->begun)
+		return false;
+	written = atomic_load(&c->hdr->written);
+	n = written < within ? (size_t)written : within;
+	if (n > CONSOLE_SEARCH_MAX)
+		n = CONSOLE_SEARCH_MAX;
+	for (size_t i = 0; i < n; i++) {
+		newest[i] = (char)c->ring[(written - n + i) % CONSOLE_RING_BYTES];
+		if (!newest[i])
+			newest[i] = ' ';
+	}
+	newest[n] = '\0';
+	for (at = newest; (at = strstr(at, text)); at++) {
+		if (at != newest && at[-1] != '\n' &&
+			!(at - newest >= 2 && at[-1] == ' ' && at[-2] == ']'))
+			continue;
+		end = at + strcspn(at, "\r\n");
+		log_escape(dst, cap, at, (size_t)(end - at));
+		return true;
+	}
+	return false;
 }
 
 void

@@ -47,6 +47,12 @@ struct console {
 int console_open(struct console *c, int fd, struct err *e);
 /* One writer at a time; vmm/serial.c holds its lock. */
 void console_write(struct console *c, const void *buf, size_t len);
+/* Whether text stands at the beginning of a line, or behind the kernel's time stamp, among
+ * the newest `within` bytes (at most CONSOLE_SEARCH_MAX). The line, from text on and
+ * escaped, goes to dst. Nobody writes meanwhile. */
+#define CONSOLE_SEARCH_MAX 16384u
+bool console_find(
+	const struct console *c, const char *text, size_t within, char *dst, size_t cap);
 /* In a forked child: the parent's ring is not mapped here. */
 void console_forget(struct console *c);
 

@@ -8,7 +8,9 @@
  *
  * Order on disk: data first, then the record. A guest's FLUSH makes both durable (data,
  * then index). A torn last record (file length not a multiple of the record size) is
- * ignored.
+ * ignored. What was not flushed when the host lost its power may be missing in any part:
+ * a replay then ends, for the whole chain, at the first record that is bad, missing, or
+ * points beyond the end of the data. Everything that was flushed lies before it.
  */
 #ifndef PANDO_COMMON_WIRE_SEGMENT_WIRE_H
 #define PANDO_COMMON_WIRE_SEGMENT_WIRE_H

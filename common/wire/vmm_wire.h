@@ -63,6 +63,17 @@ struct vmm_hdr {
 };
 _Static_assert(sizeof(struct vmm_hdr) == 16, "wire format");
 
+/* The four descriptors of a new disk segment (common/wire/segment_wire.h), always one after the
+ * other and in this order. Once a fork has cut the segment, parent and child read it and
+ * neither may write it: both close the first two. */
+enum vmm_seg_fd {
+	VMM_SEG_DATA,	 /* empty, read-write */
+	VMM_SEG_INDEX,	 /* likewise */
+	VMM_SEG_DATA_RO, /* the same two files, read-only */
+	VMM_SEG_INDEX_RO,
+	VMM_SEG_FDS,
+};
+
 /* Descriptors of VMM_BOOT, in this order. */
 enum vmm_boot_fd {
 	VMM_BOOT_FD_LISTEN, /* listening SOCK_SEQPACKET, for adoption */
@@ -70,11 +81,11 @@ enum vmm_boot_fd {
 	VMM_BOOT_FD_VSOCK,  /* listening SOCK_STREAM Unix socket, CONNECT convention */
 	VMM_BOOT_FD_CONSOLE, /* console ring file, read-write (common/wire/console_ring.h) */
 	VMM_BOOT_FD_LOG,     /* append-only log file: the VMM's own stderr from here on */
-	VMM_BOOT_FD_KERNEL,   /* bzImage, read-only */
-	VMM_BOOT_FD_INITRD,   /* read-only; -- see VMM_BOOT_HAS_INITRD */
-	VMM_BOOT_FD_BASE,     /* base disk, read-only; -- see VMM_BOOT_HAS_BASE */
-	VMM_BOOT_FD_SEG_DATA, /* this VM's own segment, empty, read-write */
-	VMM_BOOT_FD_SEG_INDEX, /* its index, empty, read-write (common/wire/segment_wire.h) */
+	VMM_BOOT_FD_KERNEL, /* bzImage, read-only */
+	VMM_BOOT_FD_INITRD, /* read-only; -- see VMM_BOOT_HAS_INITRD */
+	VMM_BOOT_FD_BASE,   /* base disk, read-only; -- see VMM_BOOT_HAS_BASE */
+	VMM_BOOT_FD_SEG,    /* this VM's own segment */
+	VMM_BOOT_FD_SEG_END = VMM_BOOT_FD_SEG + VMM_SEG_FDS - 1,
 	VMM_BOOT_FD_COUNT,
 };
 /* Where a flag is clear, /dev/null stands in its place, so that the count is fixed. */
@@ -101,16 +112,16 @@ _Static_assert(
 
 /* Descriptors of VMM_FORK, in this order. */
 enum vmm_fork_fd {
-	VMM_FORK_FD_CONTROL,  /* the child's end of a fresh SOCK_SEQPACKET pair to pandod
+	VMM_FORK_FD_CONTROL, /* the child's end of a fresh SOCK_SEQPACKET pair to pandod
 			       */
-	VMM_FORK_FD_LISTEN,   /* the child's listening control socket */
-	VMM_FORK_FD_VSOCK,    /* the child's */
-	VMM_FORK_FD_CONSOLE,  /* the child's */
-	VMM_FORK_FD_LOG,      /* the child's */
-	VMM_FORK_FD_SEG_DATA, /* the child's new segment, empty */
-	VMM_FORK_FD_SEG_INDEX,
-	VMM_FORK_FD_PARENT_SEG_DATA, /* the parent's new segment, empty */
-	VMM_FORK_FD_PARENT_SEG_INDEX,
+	VMM_FORK_FD_LISTEN,  /* the child's listening control socket */
+	VMM_FORK_FD_VSOCK,   /* the child's */
+	VMM_FORK_FD_CONSOLE, /* the child's */
+	VMM_FORK_FD_LOG,     /* the child's */
+	VMM_FORK_FD_SEG,     /* the child's new segment */
+	VMM_FORK_FD_SEG_END = VMM_FORK_FD_SEG + VMM_SEG_FDS - 1,
+	VMM_FORK_FD_PARENT_SEG, /* the parent's new segment */
+	VMM_FORK_FD_PARENT_SEG_END = VMM_FORK_FD_PARENT_SEG + VMM_SEG_FDS - 1,
 	VMM_FORK_FD_COUNT,
 };
 
@@ -205,8 +216,8 @@ enum vmm_restore_fd {
 				   again */
 	VMM_RESTORE_FD_BASE,   /* the disk as one materialized image, read-only; see
 				   VMM_RESTORE_HAS_BASE */
-	VMM_RESTORE_FD_SEG_DATA,  /* this VM's own segment, empty, read-write */
-	VMM_RESTORE_FD_SEG_INDEX, /* its index, empty */
+	VMM_RESTORE_FD_SEG,    /* this VM's own segment */
+	VMM_RESTORE_FD_SEG_END = VMM_RESTORE_FD_SEG + VMM_SEG_FDS - 1,
 	VMM_RESTORE_FD_KVM, /* /dev/kvm; a pre-warmed VMM has it: /dev/null will do */
 	VMM_RESTORE_FD_COUNT,
 };
@@ -285,12 +296,14 @@ _Static_assert(sizeof(struct vmm_stats_answer) == 16 + 72, "wire format");
 
 enum vmm_exit_reason {
 	VMM_EXIT_POWER_OFF = 1, /* the guest powered itself off */
-	VMM_EXIT_RESET =
-		2, /* the guest asked for a reset (a panic with panic=-1, reboot) */
+	VMM_EXIT_RESET = 2,	/* the guest asked for a reset: it reboots */
 	VMM_EXIT_QUIT = 3,
 	VMM_EXIT_GUEST_FAULT =
 		4, /* the guest did what no machine can do (triple fault, …) */
 	VMM_EXIT_HOST_FAULT = 5, /* a host call failed */
+	VMM_EXIT_PANIC =
+		6, /* a reset just after Linux wrote on its console that it panicked,
+			       as with panic=-1 */
 };
 
 struct vmm_exiting {

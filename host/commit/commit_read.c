@@ -296,7 +296,7 @@ commit_read_disk(struct store_writer *w, const struct disk_chain *chain,
 	}
 	r = blockmap_init(&map, disk_mib, e);
 	if (r == 0)
-		r = blockmap_replay(&map, chain, e);
+		r = blockmap_replay(&map, chain, NULL, e);
 	if (r == 0)
 		r = store_tree_begin(w, base, disk_mib << 20, &d.tree, e);
 	for (uint64_t block = 0; r == 0 && block < map.n_blocks; block += n) {

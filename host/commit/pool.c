@@ -160,7 +160,7 @@ pool_open(struct tree *t)
 	if (!p)
 		return;
 	p->t = t;
-	p->log_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+	p->log_fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
 	if (p->log_fd < 0 || pthread_create(&p->thread, NULL, filler_main, p) != 0) {

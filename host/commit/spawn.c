@@ -114,7 +114,7 @@ static int
 launch(struct spawn *s, unsigned i, struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
-	cleanup_close int data = -1, index = -1;
+	cleanup_vm_segment struct vm_segment own = VM_SEGMENT_INIT;
 	struct tree *t = s->t;
 	struct vm *vm = s->vms[i];
 	struct vmm_restore msg = {
@@ -129,7 +129,7 @@ launch(struct spawn *s, unsigned i, struct err *e)
 
 	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 	if (r == 0)
-		r = launch_segment(t->config.home, segment, &data, &index, e);
+		r = launch_segment(t->config.home, segment, &own, e);
 	if (r < 0)
 		return r;
 	if (pool_take(t, vm->row.mem_mib, vm->row.vcpus, &vm->ctl, &vm->pidfd,
@@ -144,7 +144,7 @@ launch(struct spawn *s, unsigned i, struct err *e)
 	memcpy(msg.generation, vm->row.generation, sizeof(msg.generation));
 	snprintf(msg.name, sizeof(msg.name), "%s", vm_name(vm));
 
-	const int fds[VMM_RESTORE_FD_COUNT] = {
+	int fds[VMM_RESTORE_FD_COUNT] = {
 		[VMM_RESTORE_FD_LISTEN] = files.listen_fd,
 		[VMM_RESTORE_FD_VSOCK] = files.vsock_fd,
 		[VMM_RESTORE_FD_CONSOLE] = files.console_fd,
@@ -152,11 +152,10 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		[VMM_RESTORE_FD_STATE] = s->materialized.state_fd,
 		[VMM_RESTORE_FD_MEMORY] = s->materialized.memory_fd,
 		[VMM_RESTORE_FD_BASE] = s->materialized.disk_fd,
-		[VMM_RESTORE_FD_SEG_DATA] = data,
-		[VMM_RESTORE_FD_SEG_INDEX] = index,
 		[VMM_RESTORE_FD_KVM] = s->kvm,
 	};
 
+	vm_segment_put(&own, fds + VMM_RESTORE_FD_SEG);
 	return vmmctl_restore(vm->ctl, &msg, fds, e);
 }
 

@@ -32,20 +32,20 @@ static int
 fork_child(struct branch *b, struct vm *child, struct frozen_fork *k, struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
-	cleanup_close int data = -1, index = -1;
+	cleanup_vm_segment struct vm_segment own = VM_SEGMENT_INIT;
 	struct vmm_fork msg = {0};
 	char segment[DB_SEGMENT_MAX];
 	int r = launch_files(b->t->config.home, child->row.id, &files, e);
 
 	snprintf(segment, sizeof(segment), "%s.0", child->row.id);
 	if (r == 0)
-		r = launch_segment(b->t->config.home, segment, &data, &index, e);
+		r = launch_segment(b->t->config.home, segment, &own, e);
 	if (r < 0)
 		return r;
 	memcpy(msg.child_generation, child->row.generation, sizeof(msg.child_generation));
 	snprintf(msg.child_name, sizeof(msg.child_name), "%s", vm_name(child));
 	return fork_point_fork(
-		&b->cut, k, &msg, &files, data, index, &child->ctl, &child->pidfd, e);
+		&b->cut, k, &msg, &files, &own, &child->ctl, &child->pidfd, e);
 }
 
 /* A child's row, in the table. Called with the lock, inside the database's transaction.

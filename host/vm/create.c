@@ -123,10 +123,11 @@ vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot 
 
 int
 vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_boot *boot,
-	const int segment[2], struct err *e)
+	const struct vm_segment *segment, struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
-	cleanup_close int data = -1, index = -1, control = -1, kvm = -1, null = -1;
+	cleanup_vm_segment struct vm_segment first = VM_SEGMENT_INIT;
+	cleanup_close int control = -1, kvm = -1, null = -1;
 	char name[DB_SEGMENT_MAX];
 	bool again = segment != NULL;
 	struct vmm_started started;
@@ -144,7 +145,7 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	r = again ? launch_files_again(t->config.home, vm->row.id, &files, e)
 		  : launch_files(t->config.home, vm->row.id, &files, e);
 	if (r == 0 && !again)
-		r = launch_segment(t->config.home, name, &data, &index, e);
+		r = launch_segment(t->config.home, name, &first, e);
 	if (r == 0)
 		r = launch_spawn(
 			t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
@@ -157,7 +158,7 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	if (r < 0)
 		return r;
 
-	const int fds[VMM_BOOT_FD_COUNT] = {
+	int fds[VMM_BOOT_FD_COUNT] = {
 		[VMM_BOOT_FD_LISTEN] = files.listen_fd,
 		[VMM_BOOT_FD_KVM] = kvm,
 		[VMM_BOOT_FD_VSOCK] = files.vsock_fd,
@@ -166,10 +167,9 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 		[VMM_BOOT_FD_KERNEL] = image->kernel_fd,
 		[VMM_BOOT_FD_INITRD] = image->initrd_fd >= 0 ? image->initrd_fd : null,
 		[VMM_BOOT_FD_BASE] = image->base_fd >= 0 ? image->base_fd : null,
-		[VMM_BOOT_FD_SEG_DATA] = again ? segment[0] : data,
-		[VMM_BOOT_FD_SEG_INDEX] = again ? segment[1] : index,
 	};
 
+	vm_segment_put(again ? segment : &first, fds + VMM_BOOT_FD_SEG);
 	r = vmmctl_boot(vm->ctl, boot, fds, e);
 	if (r == 0)
 		fault_point(again ? "start.booted" : "create.booted");

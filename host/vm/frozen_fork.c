@@ -17,10 +17,9 @@
 void
 fork_point_done(struct fork_point *c)
 {
-	cleanup_close_fn(&c->data);
-	cleanup_close_fn(&c->index);
+	vm_segment_done(&c->own);
 	cleanup_close_fn(&c->null);
-	c->data = c->index = c->null = -1;
+	c->null = -1;
 }
 
 int
@@ -75,7 +74,7 @@ fork_point_enter(struct fork_point *c, struct err *e)
 		parent->row.next_segment);
 	/* The files come first: no chain of a VM that stays ever names a segment
 	 * that is not there. */
-	r = launch_segment(t->config.home, c->segment, &c->data, &c->index, e);
+	r = launch_segment(t->config.home, c->segment, &c->own, e);
 	if (r < 0)
 		return r;
 	fault_point("branch.segment");
@@ -89,7 +88,7 @@ fork_point_enter(struct fork_point *c, struct err *e)
 void
 fork_point_undo(struct fork_point *c)
 {
-	if (c->data < 0)
+	if (c->own.fd[VMM_SEG_DATA] < 0)
 		return;
 	launch_remove_segment(c->t->config.home, c->segment);
 	fork_point_done(c);
@@ -198,8 +197,8 @@ open_sender(struct vmmctl *ctl, pid_t pid, int *ret_pidfd, struct err *e)
 
 int
 fork_point_fork(struct fork_point *c, struct frozen_fork *k, struct vmm_fork *msg,
-	const struct vm_files *files, int data, int index, struct vmmctl **ret_ctl,
-	int *ret_pidfd, struct err *e)
+	const struct vm_files *files, const struct vm_segment *own,
+	struct vmmctl **ret_ctl, int *ret_pidfd, struct err *e)
 {
 	cleanup_close int ours = -1, theirs = -1;
 	struct vmm_forked of_frozen_fork;
@@ -211,19 +210,19 @@ fork_point_fork(struct fork_point *c, struct frozen_fork *k, struct vmm_fork *ms
 	if (r < 0)
 		return r;
 
-	const int fds[VMM_FORK_FD_COUNT] = {
+	int fds[VMM_FORK_FD_COUNT] = {
 		[VMM_FORK_FD_CONTROL] = theirs,
 		[VMM_FORK_FD_LISTEN] = files->listen_fd,
 		[VMM_FORK_FD_VSOCK] = files->vsock_fd,
 		[VMM_FORK_FD_CONSOLE] = files->console_fd,
 		[VMM_FORK_FD_LOG] = files->log_fd,
-		[VMM_FORK_FD_SEG_DATA] = data,
-		[VMM_FORK_FD_SEG_INDEX] = index,
-		[VMM_FORK_FD_PARENT_SEG_DATA] = k ? c->null : c->data,
-		[VMM_FORK_FD_PARENT_SEG_INDEX] = k ? c->null : c->index,
 	};
 	struct vmm_forked *said = k ? &of_frozen_fork : &c->said;
 
+	vm_segment_put(own, fds + VMM_FORK_FD_SEG);
+	vm_segment_put(&c->own, fds + VMM_FORK_FD_PARENT_SEG);
+	for (unsigned i = 0; i < VMM_SEG_FDS && k; i++)
+		fds[VMM_FORK_FD_PARENT_SEG + i] = c->null;
 	memcpy(msg->parent_generation, c->generation, sizeof(msg->parent_generation));
 	r = vmmctl_fork(k ? k->ctl : c->parent->ctl, msg, fds,
 		c->t->config.start_timeout_ms, said, &uncertain, e);
@@ -285,7 +284,7 @@ int
 frozen_fork_park(struct fork_point *c, struct frozen_fork *k, struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
-	cleanup_close int data = -1, index = -1;
+	cleanup_vm_segment struct vm_segment own = VM_SEGMENT_INIT;
 	struct vmm_fork msg = {.flags = VMM_FORK_PARK};
 	char id[VM_ID_LEN + 1], segment[DB_SEGMENT_MAX];
 	struct vmm_started started;
@@ -303,13 +302,13 @@ frozen_fork_park(struct fork_point *c, struct frozen_fork *k, struct err *e)
 		return r;
 	memcpy(k->id, id, sizeof(id));
 	snprintf(segment, sizeof(segment), "%s.0", id);
-	r = launch_segment(c->t->config.home, segment, &data, &index, e);
+	r = launch_segment(c->t->config.home, segment, &own, e);
 	if (r < 0)
 		return r;
 	fault_point("branch.park-files");
 	snprintf(msg.child_name, sizeof(msg.child_name), "%.40s-parked",
 		vm_name(c->parent));
-	r = fork_point_fork(c, NULL, &msg, &files, data, index, &k->ctl, &k->pidfd, e);
+	r = fork_point_fork(c, NULL, &msg, &files, &own, &k->ctl, &k->pidfd, e);
 	if (r < 0)
 		return r;
 	return fork_point_wait_child(c, k->ctl, true, &k->pidfd, &k->pid, &started, e);

@@ -22,15 +22,15 @@ struct fork_point {
 	struct vm *parent; /* borrowed, claimed */
 	char old_segment[DB_SEGMENT_MAX];
 	char segment[DB_SEGMENT_MAX];
-	int data, index; /* owned: the new segment */
-	int null;	 /* owned; in the place of what a parked VMM does not use */
+	struct vm_segment own; /* owned: the new segment */
+	int null;	       /* owned; in the place of what a parked VMM does not use */
 	uint8_t generation[16];
 	bool forked;		/* the old segment was cut, or may have been */
 	struct vmm_forked said; /* what the parent said of it */
 };
 #define FORK_POINT_INIT(tree) \
 	{ \
-		.t = (tree), .data = -1, .index = -1, .null = -1 \
+		.t = (tree), .own = VM_SEGMENT_INIT, .null = -1 \
 	}
 void fork_point_done(struct fork_point *c);
 #define cleanup_fork_point __attribute__((cleanup(fork_point_done)))
@@ -52,8 +52,8 @@ void fork_point_end(struct fork_point *c);
  * are kept also on failure, for the caller to end it. */
 struct frozen_fork;
 int fork_point_fork(struct fork_point *c, struct frozen_fork *k, struct vmm_fork *msg,
-	const struct vm_files *files, int data, int index, struct vmmctl **ret_ctl,
-	int *ret_pidfd, struct err *e);
+	const struct vm_files *files, const struct vm_segment *own,
+	struct vmmctl **ret_ctl, int *ret_pidfd, struct err *e);
 /* Waits for VMM_STARTED of a child; *pidfd becomes certain. */
 int fork_point_wait_child(struct fork_point *c, struct vmmctl *ctl, bool parked,
 	int *pidfd, pid_t *ret_pid, struct vmm_started *ret, struct err *e);

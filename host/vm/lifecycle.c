@@ -12,7 +12,8 @@
  * transaction, in which the VM also becomes `starting`: a pandod that is killed before it
  * leaves the VM as it was (and a .part file that the next one removes), one that is
  * killed after it leaves a VM on its new base, which the next one adopts, or finds
- * without a process: failed, to be started again.
+ * without a process: failed, to be started again. When the host lost its power, the chain
+ * ends at the first record that did not reach its disk; the caller and the log hear so.
  *
  * Resize. `resize_mib` is written before the VMM is asked, `disk_mib` once it has done
  * it, and `resize_mib` goes when the filesystem has grown, too. A pandod that finds one
@@ -44,7 +45,7 @@
 #define KILL_MS 20000
 #define GROW_MS 120000
 
-static const char op_stopping[] = "being stopped";
+static const char op_stopping[] = OP_STOPPING;
 
 /* The end of an operation: the claim and the reference go. Called with the lock. */
 static void
@@ -224,7 +225,7 @@ struct start {
 	char old_reason[DB_REASON_MAX];
 	struct image image;
 	char base[PATHS_MAX], part[PATHS_MAX + 8];
-	int segment[2]; /* owned: data and index of its new life */
+	struct vm_segment segment; /* owned: of its new life */
 };
 
 /* The chain as disk_export() wants it. */
@@ -242,7 +243,7 @@ paths_done(struct paths *p)
 
 static int
 materialize(struct start *s, const struct chain_link *links, size_t n, const char *base,
-	uint64_t disk_mib, struct err *e)
+	uint64_t disk_mib, struct err *lost, struct err *e)
 {
 	__attribute__((cleanup(paths_done))) struct paths paths = {
 		.segments = calloc(n + 1, sizeof(*paths.segments)),
@@ -275,7 +276,7 @@ materialize(struct start *s, const struct chain_link *links, size_t n, const cha
 	fd = open(s->part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return err_sys(e, -errno, "making %.300s", s->part);
-	r = disk_export(&chain, disk_mib, fd, e);
+	r = disk_export(&chain, disk_mib, fd, lost, e);
 	/* The segments go once this is the base: it must be there for good before. */
 	if (r == 0 && fsync(fd) < 0)
 		r = err_sys(e, -errno, "%.300s", s->part);
@@ -318,6 +319,9 @@ enter(struct start *s, struct err *e)
 	vm->row.answered = false;
 	memset(vm->row.acknowledged, 0, sizeof(vm->row.acknowledged));
 	vm->row.image[0] = '\0'; /* its memory begins anew */
+	vm->reboots = old->reboots;
+	vm->reboots_in_window = old->reboots_in_window;
+	vm->reboot_window_ns = old->reboot_window_ns;
 	vm->row.disk_mib = vm_disk_mib(&old->row);
 	memcpy(vm->row.base_path, s->base, sizeof(vm->row.base_path));
 	snprintf(segment, sizeof(segment), "%s.%u", vm->row.id, vm->row.next_segment++);
@@ -329,8 +333,7 @@ enter(struct start *s, struct err *e)
 	/* Before a row names it, so that no chain ever has a segment that is not there.
 	 */
 	if (r == 0)
-		r = launch_segment(
-			t->config.home, segment, &s->segment[0], &s->segment[1], e);
+		r = launch_segment(t->config.home, segment, &s->segment, e);
 	if (r == 0)
 		r = sync_folder(t, "segments", e);
 	if (r == 0)
@@ -349,7 +352,7 @@ enter(struct start *s, struct err *e)
 			db_rollback(t->db);
 	}
 	if (r < 0) {
-		if (s->segment[0] >= 0)
+		if (s->segment.fd[VMM_SEG_DATA] >= 0)
 			launch_remove_segment(t->config.home, segment);
 		unlink(s->base);
 		vm_unref(vm);
@@ -405,7 +408,7 @@ boot(struct start *s, const struct progress *p, struct err *e)
 	say(p, "starting VM %s", vm_called(vm, called, sizeof(called)));
 	r = vm_boot_message(vm, &s->image, msg, e);
 	if (r == 0)
-		r = vm_launch(s->t, vm, &s->image, msg, s->segment, e);
+		r = vm_launch(s->t, vm, &s->image, msg, &s->segment, e);
 	if (r == 0)
 		r = vm_made(s->t, vm, e);
 	if (r == 0)
@@ -446,6 +449,7 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 	cleanup_free struct chain_link *links = NULL;
 	char kernel[PATHS_MAX], base[PATHS_MAX], called[VM_CALLED_MAX];
 	struct vm *old = s->old;
+	struct err lost = {0};
 	uint64_t disk_mib;
 	size_t n = 0;
 	int r;
@@ -470,7 +474,12 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 	if (r == 0) {
 		say(p, "putting the disk of VM %s together",
 			vm_called(old, called, sizeof(called)));
-		r = materialize(s, links, n, base, disk_mib, e);
+		r = materialize(s, links, n, base, disk_mib, &lost, e);
+		if (r == 0 && lost.code) {
+			say(p, "disk of VM %s: %s", called, lost.msg);
+			log_warn("vm %s (%s): its disk: %s", old->row.id, vm_name(old),
+				lost.msg);
+		}
 		if (r == 0)
 			fault_point("start.part");
 	}
@@ -503,7 +512,7 @@ int
 tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
 	const struct progress *p, struct json_out *out, struct err *e)
 {
-	struct start s = {.t = t, .image = IMAGE_INIT, .segment = {-1, -1}};
+	struct start s = {.t = t, .image = IMAGE_INIT, .segment = VM_SEGMENT_INIT};
 	struct vm *vm;
 	bool runs;
 	int r;
@@ -523,8 +532,7 @@ tree_start_vm(struct tree *t, const char *name, const struct start_request *q,
 	if (r == 0 && !runs)
 		r = start(&s, q->wait, p, e);
 	image_done(&s.image);
-	cleanup_close_fn(&s.segment[0]);
-	cleanup_close_fn(&s.segment[1]);
+	vm_segment_done(&s.segment);
 
 	pthread_mutex_lock(&t->lock);
 	vm = s.vm ? s.vm : s.old;

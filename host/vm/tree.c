@@ -569,6 +569,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	adopt_wait(t);
 	open_store(t);
 	pool_open(t);
+	tree_finish_reboots(t);
 	*ret = t;
 	return 0;
 }
@@ -592,6 +593,7 @@ tree_close(struct tree *t)
 	if (t->has_health_monitor)
 		pthread_join(t->health_monitor, NULL);
 	reports_watch_close(t);
+	tree_wait_reboots(t);
 	pool_close(t);
 	scopes_close(t->scopes);
 	t->scopes = NULL;

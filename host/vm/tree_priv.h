@@ -45,6 +45,10 @@ struct vm {
 	uint64_t handshake_began_ns; /* the tender's first; 0: none is under way */
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
+	unsigned
+		reboots; /* its guest's, since this pandod knows it; over all its lives */
+	unsigned reboots_in_window; /* reboot.c's */
+	uint64_t reboot_window_ns;
 };
 
 /* A folder of no VM, whose process is to be ended (adopt.c). */
@@ -92,6 +96,8 @@ struct tree {
 	unsigned n_waiters;
 	int epoll_fd; /* owned */
 	bool stopping;
+	unsigned n_rebooting; /* threads of reboot.c; of them at work: */
+	unsigned n_booting;
 	pthread_t
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
@@ -151,6 +157,16 @@ void vm_enter_scope(struct tree *t, const struct vm *vm, bool found);
 void *tree_health_monitor(void *tree);
 /* Waits, the lock given up meanwhile, until vm->dead. -ETIMEDOUT. */
 int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
+/* What vm->op is while a VM is stopped. */
+#define OP_STOPPING "being stopped"
+/* reboot.c: the VM's process ended with a reset by its guest. Its state, with the reason;
+ * where that is a boot of the same VM, a thread begins it. */
+enum vm_state vm_rebooted(struct tree *t, struct vm *vm, char *reason, size_t cap);
+bool vm_is_rebooting(const struct vm *vm);
+/* Without the lock: those that the last pandod did not come to; and, after tree_stop(),
+ * until no thread of them is left. */
+void tree_finish_reboots(struct tree *t);
+void tree_wait_reboots(struct tree *t);
 /* reports.c: of claimed VMs that are about to be deleted. Called with the lock, which is
  * given up meanwhile; a guest that does not answer costs seconds, once for all. */
 void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
@@ -264,10 +280,10 @@ struct image;
 int vm_boot_message(const struct vm *vm, const struct image *image, struct vmm_boot *ret,
 	struct err *e);
 /* Files, segment, process, VMM_BOOT, VMM_STARTED. What is made is for vm_undo() to
- * remove. segment: data and index of the row's newest segment, when the VM has lived
+ * remove. segment: the row's newest, when the VM has lived
  * before and its folder is there; NULL: its first life, and its first segment is made. */
 int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
-	struct vmm_boot *boot, const int segment[2], struct err *e);
+	struct vmm_boot *boot, const struct vm_segment *segment, struct err *e);
 /* vm_wait_agent() of a VM that boots: one whose agent does not answer in time is ended,
  * and stays as failed. */
 int vm_wait_booted(

@@ -88,7 +88,7 @@ tree_watch(struct tree *t, struct vm *vm, struct err *e)
 /* Why it ended, in a sentence, from its last words, what pandod did, and what the kernel
  * says. */
 static enum vm_state
-explain_end(struct vm *vm, const siginfo_t *si, char *dst, size_t cap)
+explain_end(struct tree *t, struct vm *vm, const siginfo_t *si, char *dst, size_t cap)
 {
 	char msg[VMMCTL_TEXT_MAX];
 	uint32_t reason;
@@ -105,7 +105,9 @@ explain_end(struct vm *vm, const siginfo_t *si, char *dst, size_t cap)
 			snprintf(dst, cap, "the guest powered off");
 			return VM_STOPPED;
 		case VMM_EXIT_RESET:
-			what = "the guest reset itself (a reboot, or a panic)";
+			return vm_rebooted(t, vm, dst, cap);
+		case VMM_EXIT_PANIC:
+			what = "the guest's kernel panicked";
 			break;
 		case VMM_EXIT_QUIT:
 			what = "the VMM was told to quit";
@@ -159,7 +161,7 @@ process_ended(struct tree *t, struct vm *vm)
 	scopes_leave(t->scopes, vm->row.id);
 	if (vm_state_lives(vm->row.state) && !vm->removing) {
 		vm->row.state =
-			explain_end(vm, &si, vm->row.reason, sizeof(vm->row.reason));
+			explain_end(t, vm, &si, vm->row.reason, sizeof(vm->row.reason));
 		vm->row.pid = 0;
 		vm->row.pid_start = 0;
 		if (db_update(t->db, &vm->row, &e) < 0)

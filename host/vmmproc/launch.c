@@ -137,28 +137,47 @@ segment_path(
 	return paths_format(dst, PATHS_MAX, e, "%s/segments/%s.%s", home, name, suffix);
 }
 
-int
-launch_segment(
-	const char *home, const char *name, int *ret_data, int *ret_index, struct err *e)
+void
+vm_segment_done(struct vm_segment *s)
 {
-	cleanup_close int data = -1, index = -1;
-	char path[PATHS_MAX];
-	int r = segment_path(home, name, "data", path, e);
-
-	if (r == 0)
-		r = open_new(path, 0, &data, e);
-	if (r == 0)
-		r = segment_path(home, name, "index", path, e);
-	if (r == 0)
-		r = open_new(path, 0, &index, e);
-	if (r < 0) {
-		if (data >= 0)
-			launch_remove_segment(home, name);
-		return r;
+	for (unsigned i = 0; i < VMM_SEG_FDS; i++) {
+		cleanup_close_fn(&s->fd[i]);
+		s->fd[i] = -1;
 	}
-	*ret_data = TAKE_FD(data);
-	*ret_index = TAKE_FD(index);
-	return 0;
+}
+
+void
+vm_segment_put(const struct vm_segment *s, int *fds)
+{
+	memcpy(fds, s->fd, sizeof(s->fd));
+}
+
+int
+launch_segment(const char *home, const char *name, struct vm_segment *ret, struct err *e)
+{
+	static const char *const suffix[] = {"data", "index"};
+	char path[PATHS_MAX];
+	int r = 0;
+
+	_Static_assert(VMM_SEG_DATA_RO == VMM_SEG_DATA + 2 &&
+			       VMM_SEG_INDEX_RO == VMM_SEG_INDEX + 2,
+		"the same two files, twice");
+	for (unsigned i = 0; i < 2 && r == 0; i++) {
+		r = segment_path(home, name, suffix[i], path, e);
+		if (r == 0)
+			r = open_new(path, 0, &ret->fd[i], e);
+		if (r < 0)
+			break;
+		ret->fd[i + 2] = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+		if (ret->fd[i + 2] < 0)
+			r = err_sys(e, -errno, "%.300s", path);
+	}
+	if (r < 0) {
+		if (ret->fd[VMM_SEG_DATA] >= 0)
+			launch_remove_segment(home, name);
+		vm_segment_done(ret);
+	}
+	return r;
 }
 
 void

@@ -10,6 +10,7 @@
 #include <sys/types.h>
 
 #include "common/err.h"
+#include "common/wire/vmm_wire.h"
 
 /* A VM's folder <home>/vms/<id>, opened. All owned, -1: none. */
 struct vm_files {
@@ -35,9 +36,24 @@ int launch_files_again(
 /* Removes the folder and all in it; fine if it is not there. */
 int launch_remove_files(const char *home, const char *id, struct err *e);
 
-/* <home>/segments/<name>.{data,index}, new and empty, read-write. */
+/* A new disk segment as a VMM is handed it: enum vmm_seg_fd. All owned, -1: none. */
+struct vm_segment {
+	int fd[VMM_SEG_FDS];
+};
+#define VM_SEGMENT_INIT \
+	{ \
+		{ \
+			-1, -1, -1, -1 \
+		} \
+	}
+void vm_segment_done(struct vm_segment *s);
+#define cleanup_vm_segment __attribute__((cleanup(vm_segment_done)))
+/* Puts its descriptors where they belong in a message. */
+void vm_segment_put(const struct vm_segment *s, int *fds);
+
+/* <home>/segments/<name>.{data,index}, new and empty. ret: VM_SEGMENT_INIT. */
 int launch_segment(
-	const char *home, const char *name, int *ret_data, int *ret_index, struct err *e);
+	const char *home, const char *name, struct vm_segment *ret, struct err *e);
 void launch_remove_segment(const char *home, const char *name);
 
 /*

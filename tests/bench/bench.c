@@ -350,15 +350,13 @@ next_segment(struct bench_vm *vm, struct err *e)
 	char name[DB_SEGMENT_MAX];
 
 	snprintf(name, sizeof(name), "%s.%u", vm->id, vm->segments++);
-	return launch_segment(home, name, &vm->data, &vm->index, e);
+	return launch_segment(home, name, &vm->segment, e);
 }
 
 static void
 close_segment(struct bench_vm *vm)
 {
-	cleanup_close_fn(&vm->data);
-	cleanup_close_fn(&vm->index);
-	vm->data = vm->index = -1;
+	vm_segment_done(&vm->segment);
 }
 
 static void
@@ -427,19 +425,18 @@ bench_fork(struct bench_vm *parent, bool parent_is_frozen_fork, struct bench_vm 
 	new_generation(msg.parent_generation, false);
 	snprintf(msg.child_name, sizeof(msg.child_name), "%s", child->id);
 
-	const int fds[VMM_FORK_FD_COUNT] = {
+	int fds[VMM_FORK_FD_COUNT] = {
 		[VMM_FORK_FD_CONTROL] = theirs,
 		[VMM_FORK_FD_LISTEN] = child->files.listen_fd,
 		[VMM_FORK_FD_VSOCK] = child->files.vsock_fd,
 		[VMM_FORK_FD_CONSOLE] = child->files.console_fd,
 		[VMM_FORK_FD_LOG] = child->files.log_fd,
-		[VMM_FORK_FD_SEG_DATA] = child->data,
-		[VMM_FORK_FD_SEG_INDEX] = child->index,
-		[VMM_FORK_FD_PARENT_SEG_DATA] =
-			parent_is_frozen_fork ? null : parent->data,
-		[VMM_FORK_FD_PARENT_SEG_INDEX] =
-			parent_is_frozen_fork ? null : parent->index,
 	};
+
+	vm_segment_put(&child->segment, fds + VMM_FORK_FD_SEG);
+	vm_segment_put(&parent->segment, fds + VMM_FORK_FD_PARENT_SEG);
+	for (unsigned i = 0; i < VMM_SEG_FDS && parent_is_frozen_fork; i++)
+		fds[VMM_FORK_FD_PARENT_SEG + i] = null;
 
 	began_ns = io_now_ns();
 	r = vmmctl_fork(parent->ctl, &msg, fds, BENCH_WAIT_MS, ret, NULL, &e);

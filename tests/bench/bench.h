@@ -52,14 +52,14 @@ struct bench_vm {
 	pid_t pid;
 	bool of_tree;
 	struct vm_files files;
-	int data, index; /* owned: its next segment */
+	struct vm_segment segment; /* owned: its next one */
 	unsigned segments;
 	int console; /* owned */
 	uint64_t console_read;
 };
 #define BENCH_VM_INIT \
 	{ \
-		.pidfd = -1, .files = VM_FILES_INIT, .data = -1, .index = -1, \
+		.pidfd = -1, .files = VM_FILES_INIT, .segment = VM_SEGMENT_INIT, \
 		.console = -1 \
 	}
 

@@ -80,8 +80,7 @@ restore_message(
 	fds[VMM_RESTORE_FD_STATE] = materialized.state_fd;
 	fds[VMM_RESTORE_FD_MEMORY] = materialized.memory_fd;
 	fds[VMM_RESTORE_FD_BASE] = materialized.disk_fd;
-	fds[VMM_RESTORE_FD_SEG_DATA] = vm->data;
-	fds[VMM_RESTORE_FD_SEG_INDEX] = vm->index;
+	vm_segment_put(&vm->segment, fds + VMM_RESTORE_FD_SEG);
 	fds[VMM_RESTORE_FD_KVM] = bench.kvm;
 }
 

@@ -6,6 +6,7 @@
  * the disk as it is.
  */
 #include <stdint.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -152,7 +153,7 @@ check_files(unsigned n, int64_t last_records, const uint8_t *frozen_fork)
 			i + 1 < n ? cuts[i].records : last_records};
 	}
 	snprintf(paths[2 * n], sizeof(paths[0]), "/proc/self/fd/%d", base_fd);
-	if (disk_export(&chain, DISK_MIB, out, &e)) {
+	if (disk_export(&chain, DISK_MIB, out, NULL, &e)) {
 		fprintf(stderr, "%s\n", e.msg);
 		abort();
 	}
@@ -162,19 +163,25 @@ check_files(unsigned n, int64_t last_records, const uint8_t *frozen_fork)
 }
 
 static void
-new_files(int fds[2])
+new_files(int fds[VMM_SEG_FDS])
 {
+	char path[32];
+
 	cuts[n_cuts].data_fd = memfd_create("data", MFD_CLOEXEC);
 	cuts[n_cuts].index_fd = memfd_create("index", MFD_CLOEXEC);
 	fds[0] = dup(cuts[n_cuts].data_fd);
 	fds[1] = dup(cuts[n_cuts].index_fd);
+	for (int i = 0; i < 2; i++) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fds[i]);
+		fds[i + 2] = open(path, O_RDONLY | O_CLOEXEC);
+	}
 }
 
 static void
 cut(void)
 {
 	uint64_t records, bytes;
-	int fds[2];
+	int fds[VMM_SEG_FDS];
 
 	if (n_cuts == CUTS_MAX)
 		return;
@@ -183,7 +190,7 @@ cut(void)
 	memcpy(cuts[n_cuts].frozen_fork, model, DISK_BYTES);
 	n_cuts++;
 	new_files(fds);
-	MUST(blk_cut(&blk, fds[0], fds[1], &records, &bytes, NULL) == 0);
+	MUST(blk_cut(&blk, fds, &records, &bytes, NULL) == 0);
 	cuts[n_cuts - 1].records = (int64_t)records;
 }
 
@@ -292,7 +299,7 @@ start(void)
 	static const uint8_t zeroes[0x20000];
 	static uint8_t base[BASE_BYTES];
 	struct err e = {0};
-	int fds[2];
+	int fds[VMM_SEG_FDS];
 
 	if (base_fd < 0) {
 		log_init("fuzz", (enum log_level)0);
@@ -304,8 +311,7 @@ start(void)
 	n_cuts = 0;
 	new_files(fds);
 	fake_poke(&d, FAKE_HEAP, zeroes, sizeof(zeroes));
-	MUST(blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, dup(base_fd), fds[0], fds[1],
-		     &e) == 0);
+	MUST(blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, dup(base_fd), fds, &e) == 0);
 	memset(model, 0, sizeof(model));
 	MUST(pread(base_fd, model, BASE_BYTES, 0) == BASE_BYTES);
 	MUST(fake_start(&d, &blk.dev, UINT64_MAX));

@@ -139,18 +139,18 @@ driver_create(const struct vm *vm, const char *file, int flags, int *ret, struct
 }
 
 int
-driver_new_segment(struct vm *vm, int *ret_data, int *ret_index, struct err *e)
+driver_new_segment(struct vm *vm, int *ret, struct err *e)
 {
 	const char *folder =
 		vm->driver->segment_folder[0] ? vm->driver->segment_folder : vm->folder;
-	int *fds[2] = {ret_data, ret_index};
 	char path[256];
 
 	for (int i = 0; i < 2; i++) {
 		snprintf(path, sizeof(path), "%s/%d.%u.%s", folder,
 			(int)(vm - vm->driver->vms), vm->segments, i ? "index" : "data");
-		*fds[i] = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-		if (*fds[i] < 0)
+		ret[i] = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		ret[i + 2] = open(path, O_RDONLY | O_CLOEXEC);
+		if (ret[i] < 0 || ret[i + 2] < 0)
 			return err_sys(e, -errno, "%s", path);
 	}
 	vm->segments++;
@@ -246,8 +246,7 @@ driver_send_boot(struct vm *vm, const struct boot *boot, struct err *e)
 	if (r == 0)
 		r = driver_create(vm, "vmm.log", O_APPEND, &fds[VMM_BOOT_FD_LOG], e);
 	if (r == 0)
-		r = driver_new_segment(
-			vm, &fds[VMM_BOOT_FD_SEG_DATA], &fds[VMM_BOOT_FD_SEG_INDEX], e);
+		r = driver_new_segment(vm, fds + VMM_BOOT_FD_SEG, e);
 	if (r < 0)
 		goto out;
 	fds[VMM_BOOT_FD_KVM] = fcntl(vm->driver->kvm, F_DUPFD_CLOEXEC, 3);
@@ -440,17 +439,13 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 	if (r == 0)
 		r = driver_create(child, "vmm.log", O_APPEND, &fds[VMM_FORK_FD_LOG], e);
 	if (r == 0)
-		r = driver_new_segment(child, &fds[VMM_FORK_FD_SEG_DATA],
-			&fds[VMM_FORK_FD_SEG_INDEX], e);
+		r = driver_new_segment(child, fds + VMM_FORK_FD_SEG, e);
 	if (r == 0 && !parked)
-		r = driver_new_segment(parent, &fds[VMM_FORK_FD_PARENT_SEG_DATA],
-			&fds[VMM_FORK_FD_PARENT_SEG_INDEX], e);
+		r = driver_new_segment(parent, fds + VMM_FORK_FD_PARENT_SEG, e);
 	if (r < 0)
 		goto out;
-	if (parked) {
-		fds[VMM_FORK_FD_PARENT_SEG_DATA] = open("/dev/null", O_RDWR | O_CLOEXEC);
-		fds[VMM_FORK_FD_PARENT_SEG_INDEX] = open("/dev/null", O_RDWR | O_CLOEXEC);
-	}
+	for (int i = 0; i < VMM_SEG_FDS && parked; i++)
+		fds[VMM_FORK_FD_PARENT_SEG + i] = open("/dev/null", O_RDWR | O_CLOEXEC);
 	memcpy(f.child_generation, child->generation, 16);
 	memcpy(parent->generation, &parent->driver->next_generation, 8);
 	parent->driver->next_generation++;

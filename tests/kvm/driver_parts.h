@@ -21,7 +21,8 @@ int driver_new_vm(struct driver *d, const char *name, struct vm **ret, struct er
 /* A new file in the VM's folder; its next segment; its console, mapped. */
 int driver_create(
 	const struct vm *vm, const char *file, int flags, int *ret, struct err *e);
-int driver_new_segment(struct vm *vm, int *ret_data, int *ret_index, struct err *e);
+/* ret: VMM_SEG_FDS of them. */
+int driver_new_segment(struct vm *vm, int *ret, struct err *e);
 int driver_map_console(struct vm *vm, int fd, struct err *e);
 /* Waits for the answer to seq: of the type, or VMM_DONE. */
 int driver_answer(struct vm *vm, union driver_message *m, uint64_t seq, uint16_t type,

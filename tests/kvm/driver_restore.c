@@ -107,7 +107,7 @@ driver_take_disk(const struct vm *vm, const char *base, uint64_t records,
 	fd = open(c->disk, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return err_sys(e, -errno, "%s", c->disk);
-	return disk_export(&chain, disk_mib, fd, e);
+	return disk_export(&chain, disk_mib, fd, NULL, e);
 }
 
 int
@@ -155,8 +155,7 @@ open_fds(struct vm *vm, const struct restore *restore, int fds[], struct err *e)
 		(r = driver_map_console(vm, fds[VMM_RESTORE_FD_CONSOLE], e)) < 0 ||
 		(r = driver_create(
 			 vm, "vmm.log", O_APPEND, &fds[VMM_RESTORE_FD_LOG], e)) < 0 ||
-		(r = driver_new_segment(vm, &fds[VMM_RESTORE_FD_SEG_DATA],
-			 &fds[VMM_RESTORE_FD_SEG_INDEX], e)) < 0)
+		(r = driver_new_segment(vm, fds + VMM_RESTORE_FD_SEG, e)) < 0)
 		return r;
 	fds[VMM_RESTORE_FD_STATE] = open(c->state, O_RDONLY | O_CLOEXEC);
 	fds[VMM_RESTORE_FD_MEMORY] = open(c->memory, O_RDONLY | O_CLOEXEC);

@@ -198,9 +198,9 @@ a_base_image_shows_through_and_is_never_written(void **state)
 }
 
 static void
-power_off_is_told_from_reset(void **state)
+power_off_reboot_and_panic_are_told_apart(void **state)
 {
-	struct vm *off, *again;
+	struct vm *off, *again, *panics;
 
 	NEEDS_KVM(state);
 	off = boot("off", "mode=off", 1);
@@ -212,6 +212,12 @@ power_off_is_told_from_reset(void **state)
 	assert_ended_well(again);
 	assert_true(again->got_exiting);
 	assert_int_equal(again->exiting.reason, VMM_EXIT_RESET);
+	panics = boot("panics", "mode=panic", 1);
+	assert_ended_well(panics);
+	assert_true(panics->got_exiting);
+	assert_int_equal(panics->exiting.reason, VMM_EXIT_PANIC);
+	assert_string_equal(panics->exiting.msg,
+		"Kernel panic - not syncing: Attempted to kill init!");
 }
 
 static void
@@ -346,7 +352,7 @@ main(void)
 		KVM_TEST(a_second_cpu_starts),
 		KVM_TEST(the_disk_reads_writes_zeroes_and_refuses),
 		KVM_TEST(a_base_image_shows_through_and_is_never_written),
-		KVM_TEST(power_off_is_told_from_reset),
+		KVM_TEST(power_off_reboot_and_panic_are_told_apart),
 		KVM_TEST(a_triple_fault_ends_with_a_sentence),
 		KVM_TEST(quit_ends_it_at_once),
 		KVM_TEST(pause_stops_the_guest_and_resume_goes_on),

@@ -6,10 +6,12 @@
  */
 #include "tests/kvm/kvm_test.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -225,6 +227,93 @@ the_pause_is_measured_and_the_cut_is_told(void **state)
 	assert_true(child->started.setup_ns > 0);
 }
 
+/* The files of segments that a VM's process holds. */
+#define HELD_MAX 64
+
+struct held {
+	ino_t inode[HELD_MAX];
+	bool writable[HELD_MAX];
+	unsigned n, n_writable;
+};
+
+static void
+look_at_segments(const struct vm *vm, struct held *ret)
+{
+	char path[300], target[300], line[64], *dot;
+	struct dirent *d;
+	struct stat st;
+	unsigned flags;
+	ssize_t len;
+	DIR *dir;
+
+	memset(ret, 0, sizeof(*ret));
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)vm->pid);
+	dir = opendir(path);
+	assert_non_null(dir);
+	while ((d = readdir(dir))) {
+		snprintf(path, sizeof(path), "/proc/%d/fd/%s", (int)vm->pid, d->d_name);
+		len = readlink(path, target, sizeof(target) - 1);
+		if (len < 0)
+			continue;
+		target[len] = '\0';
+		dot = strrchr(target, '.');
+		if (!dot || (strcmp(dot, ".data") != 0 && strcmp(dot, ".index") != 0))
+			continue;
+		assert_int_equal(stat(path, &st), 0);
+		snprintf(path, sizeof(path), "/proc/%d/fdinfo/%s", (int)vm->pid,
+			d->d_name);
+		FILE *f = fopen(path, "re");
+		assert_non_null(f);
+		flags = ~0u;
+		while (fgets(line, sizeof(line), f))
+			(void)sscanf(line, "flags: %o", &flags);
+		fclose(f);
+		assert_true(flags != ~0u && ret->n < HELD_MAX);
+		ret->inode[ret->n] = st.st_ino;
+		ret->writable[ret->n] = (flags & O_ACCMODE) != O_RDONLY;
+		ret->n_writable += ret->writable[ret->n];
+		ret->n++;
+	}
+	closedir(dir);
+}
+
+static void
+relatives_hold_what_they_share_for_reading_only(void **state)
+{
+	struct held held[5];
+	struct vm *vms[5];
+	char line[LINE];
+	unsigned shared = 0;
+
+	NEEDS_KVM(state);
+	vms[0] = boot("parent", "mode=work disk=1", 1);
+	expect(vms[0], "ready", line, sizeof(line));
+	vms[1] = fork_vm(vms[0], "child", 0);
+	expect(vms[1], "disk=ok", line, sizeof(line));
+	vms[2] = fork_vm(vms[1], "grandchild", 0);
+	expect(vms[2], "disk=ok", line, sizeof(line));
+	/* and those of a frozen fork, with the frozen fork */
+	vms[3] = fork_vm(vms[2], "picture", DRIVER_PARK);
+	vms[4] = fork_vm(vms[3], "of-the-picture", 0);
+	expect(vms[4], "disk=ok", line, sizeof(line));
+	for (unsigned i = 0; i < 5; i++) {
+		look_at_segments(vms[i], &held[i]);
+		/* Its own: data and index. */
+		assert_int_equal(held[i].n_writable, 2);
+	}
+	for (unsigned i = 0; i < 5; i++)
+		for (unsigned k = 0; k < 5; k++)
+			for (unsigned a = 0; a < held[i].n && i != k; a++)
+				for (unsigned b = 0; b < held[k].n; b++) {
+					if (held[i].inode[a] != held[k].inode[b])
+						continue;
+					assert_false(held[i].writable[a]);
+					assert_false(held[k].writable[b]);
+					shared++;
+				}
+	assert_true(shared > 0);
+}
+
 static void
 kill_nine_of_one_is_felt_by_none(void **state)
 {
@@ -264,7 +353,6 @@ a_child_that_cannot_start_says_why_and_the_parent_goes_on(void **state)
 		.child_generation = "never",
 		.child_name = "never",
 	};
-	static const char *const files[] = {"s0", "s1", "s2", "s3"};
 	int fds[VMM_FORK_FD_COUNT], pair[2];
 	struct vmm_started started = {0};
 	struct vm *parent, *child;
@@ -288,9 +376,15 @@ a_child_that_cannot_start_says_why_and_the_parent_goes_on(void **state)
 		&fds[VMM_FORK_FD_LISTEN], e));
 	MUST(io_unix_listen(driver_path(parent, "l2", path), SOCK_STREAM, 1,
 		&fds[VMM_FORK_FD_VSOCK], e));
-	for (int i = 0; i < 4; i++)
-		fds[VMM_FORK_FD_SEG_DATA + i] = open(driver_path(parent, files[i], path),
-			O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	for (int i = VMM_FORK_FD_SEG; i <= VMM_FORK_FD_PARENT_SEG_END; i++) {
+		int at = (i - VMM_FORK_FD_SEG) % VMM_SEG_FDS;
+		char name[16];
+
+		snprintf(name, sizeof(name), "s%d", at < 2 ? i : i - 2);
+		fds[i] = open(driver_path(parent, name, path),
+			at < 2 ? O_RDWR | O_CREAT | O_CLOEXEC : O_RDONLY | O_CLOEXEC,
+			0600);
+	}
 	assert_int_equal(
 		driver_send_raw(parent, &f, sizeof(f), fds, VMM_FORK_FD_COUNT), 0);
 	for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
@@ -420,6 +514,7 @@ main(void)
 		KVM_TEST(thirty_two_children_of_one_instant),
 		KVM_TEST(two_cpus_go_on_in_both),
 		KVM_TEST(the_pause_is_measured_and_the_cut_is_told),
+		KVM_TEST(relatives_hold_what_they_share_for_reading_only),
 		KVM_TEST(kill_nine_of_one_is_felt_by_none),
 		KVM_TEST(a_child_that_cannot_start_says_why_and_the_parent_goes_on),
 		KVM_TEST(a_paused_vm_forks_or_says_why_not),

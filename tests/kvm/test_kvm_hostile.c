@@ -299,6 +299,68 @@ another_user_cannot_adopt_it(void **state)
 	expect(vm, "tick ", NULL, 0);
 }
 
+/* One vCPU is in the disk for ever, since the other refills its ring; so would the main
+ * thread be, that picks up after a fork or a pause what the vCPU left. */
+static void
+a_guest_that_keeps_its_ring_full_cannot_hold_the_main_thread(void **state)
+{
+	struct vmm_stats_answer s;
+	struct vm *vm, *child, *grandchild;
+	uint64_t before;
+
+	NEEDS_KVM(state);
+	vm = boot("flood", "mode=flood", 2);
+	expect(vm, "flooding", NULL, 0);
+	do
+		MUST(driver_stats(vm, &s, e));
+	while (s.doorbells == 0);
+	child = fork_vm(vm, "child", 0);
+	grandchild = fork_vm(child, "grandchild", 0);
+	for (int i = 0; i < 3; i++) {
+		MUST(driver_stats(vm, &s, e));
+		MUST(driver_stats(child, &s, e));
+		MUST(driver_stats(grandchild, &s, e));
+		MUST(driver_request(child, VMM_PAUSE, NULL, 0, VMM_DONE, 10000, e));
+		MUST(driver_request(child, VMM_RESUME, NULL, 0, VMM_DONE, 10000, e));
+		MUST(driver_resize(child, 17 + (uint64_t)i, e));
+		driver_kill(grandchild);
+		grandchild = fork_vm(child, "again", 0);
+	}
+	/* What was left is taken up again, not dropped. */
+	before = s.disk_read_bytes;
+	do
+		MUST(driver_stats(child, &s, e));
+	while (s.disk_read_bytes == before);
+	driver_drop_control(vm);
+	MUST(driver_adopt(vm, 10000, e));
+}
+
+static void
+a_log_that_grows_too_long_is_cut_behind_the_seal(void **state)
+{
+	char path[256], filler[4096];
+	struct stat st;
+	struct vm *vm;
+	int fd;
+
+	NEEDS_KVM(state);
+	vm = boot("talks", "mode=work tick=3000", 1);
+	expect(vm, "tick ", NULL, 0);
+	memset(filler, 'x', sizeof(filler));
+	filler[sizeof(filler) - 1] = '\n';
+	fd = open(driver_path(vm, "vmm.log", path), O_RDWR | O_APPEND | O_CLOEXEC);
+	assert_true(fd >= 0);
+	for (int i = 0; i < 300; i++)
+		assert_int_equal(write(fd, filler, sizeof(filler)), sizeof(filler));
+	/* Its next line is about the connection. */
+	driver_drop_control(vm);
+	MUST(driver_adopt(vm, 10000, e));
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_in_range(st.st_size, 1, 128 << 10);
+	close(fd);
+	expect(vm, "tick ", NULL, 0);
+}
+
 static void
 a_full_disk_is_an_io_error_in_the_guest(void **state)
 {
@@ -346,6 +408,8 @@ main(void)
 		KVM_TEST(garbage_before_the_boot_ends_it_in_order),
 		KVM_TEST(a_vmm_without_its_daemon_goes_on_and_is_adopted),
 		KVM_TEST(another_user_cannot_adopt_it),
+		KVM_TEST(a_guest_that_keeps_its_ring_full_cannot_hold_the_main_thread),
+		KVM_TEST(a_log_that_grows_too_long_is_cut_behind_the_seal),
 		KVM_TEST(a_full_disk_is_an_io_error_in_the_guest),
 	};
 

@@ -595,19 +595,27 @@ a_segment_in_use_is_refused_before_the_fork(void **state)
 	NEEDS_KVM(state);
 	vm = boot("first", "mode=work tick=3000 disk=1", 1);
 	expect(vm, "ready", line, sizeof(line));
-	for (int which = VMM_FORK_FD_SEG_DATA; which <= VMM_FORK_FD_PARENT_SEG_INDEX;
-		which++) {
+	/* Each file once with something in it, and once with the descriptor that is to read
+	 * it good for writing, too. */
+	for (int which = VMM_FORK_FD_SEG; which <= VMM_FORK_FD_PARENT_SEG_END; which++) {
+		bool writes = (which - VMM_FORK_FD_SEG) % VMM_SEG_FDS < 2;
 		int fds[VMM_FORK_FD_COUNT];
 
 		for (int i = 0; i < VMM_FORK_FD_COUNT; i++) {
-			snprintf(name, sizeof(name), "f%d.%d", which, i);
-			fds[i] = i < VMM_FORK_FD_SEG_DATA
-					 ? open("/dev/null", O_RDWR | O_CLOEXEC)
-					 : open(driver_path(vm, name, path),
-						   O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+			bool rw = (i - VMM_FORK_FD_SEG) % VMM_SEG_FDS < 2;
+
+			snprintf(name, sizeof(name), "f%d.%d", which, rw ? i : i - 2);
+			fds[i] =
+				i < VMM_FORK_FD_SEG
+					? open("/dev/null", O_RDWR | O_CLOEXEC)
+					: open(driver_path(vm, name, path),
+						  (rw || i == which ? O_RDWR : O_RDONLY) |
+							  O_CREAT | O_CLOEXEC,
+						  0600);
 			assert_true(fds[i] >= 0);
 		}
-		assert_int_equal(write(fds[which], "used", 4), 4);
+		if (writes)
+			assert_int_equal(write(fds[which], "used", 4), 4);
 		assert_int_equal(
 			driver_send_raw(vm, &f, sizeof(f), fds, VMM_FORK_FD_COUNT), 0);
 		for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
@@ -616,7 +624,8 @@ a_segment_in_use_is_refused_before_the_fork(void **state)
 			recv(vm->control, &answer, sizeof(answer), 0), sizeof(answer));
 		assert_int_equal(answer.hdr.type, VMM_FORKED);
 		assert_int_equal(answer.error, -EINVAL);
-		assert_non_null(strstr(answer.msg, "empty"));
+		assert_non_null(
+			strstr(answer.msg, writes ? "empty" : "for reading only"));
 	}
 	child = fork_vm(vm, "child", 0);
 	expect_goes_on(child, 2, "ok", line);

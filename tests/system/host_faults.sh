@@ -155,6 +155,40 @@ a_vmm_killed_under_a_branch_is_the_only_loss() {
 	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" "$PANDO_HOME/bases" -mindepth 1)" ""
 }
 
+# state.db may come back without its last branches; a guest's flush reached the segment that it went on in since.
+a_power_loss_that_takes_the_last_branch_from_the_database_keeps_the_parents_disk() {
+	needs_kvm
+	pando delete --all -y -q >/dev/null
+	run_small -N p -- mode=work tick=20000 disk=1 >/dev/null
+	wait_until 60 "p ticks" console_says p tick
+	end_daemon
+	pando status -q >/dev/null # a start folds the log of the last pandod into the file
+	end_daemon
+	mkdir "$work/before"
+	cp "$PANDO_HOME"/state.db* "$work/before/"
+	for n in 1 2; do
+		pando branch p -n "new$n" --no-wait -q >/dev/null
+		counts_on p
+		wait_until 20 "p has written since" console_says p "fork n=$((n + 1)) .*disk=ok"
+	done
+	pando pause p
+	pando disk export -f p "$work/before.raw" >/dev/null
+	end_daemon
+	for victim in $(vmm_pids); do
+		kill -9 "$victim"
+	done
+	rm -f "$PANDO_HOME"/state.db*
+	cp "$work"/before/state.db* "$PANDO_HOME/"
+	pando disk export -f p "$work/after.raw" >/dev/null
+	cmp "$work/before.raw" "$work/after.raw"
+	equal "the number of VMs" "$(pando status -q | wc -l)" 1
+	status_is 0 pando start p --no-wait
+	wait_until 60 "p ticks" console_says p tick
+	# What lies in no table and cannot belong to a disk goes, as ever.
+	status_is 0 pando delete -y -r p
+	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" "$PANDO_HOME/bases" -mindepth 1)" ""
+}
+
 # Or else no sanitizer finds anything in a VMM, however long one looks: the seal let no report out.
 what_sanitizers_find_in_a_sealed_vmm_is_seen() {
 	needs_kvm
@@ -177,5 +211,6 @@ t branch_made
 t create_undone
 t start_is_whole_or_not_at_all
 t a_vmm_killed_under_a_branch_is_the_only_loss
+t a_power_loss_that_takes_the_last_branch_from_the_database_keeps_the_parents_disk
 ! sanitized || t what_sanitizers_find_in_a_sealed_vmm_is_seen
 finish

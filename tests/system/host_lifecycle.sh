@@ -101,6 +101,47 @@ what_ended_by_itself_is_started_too() {
 	wait_until 60 "what a says" console_says a ready
 }
 
+a_guest_that_reboots_is_booted_again_from_its_disk() {
+	needs_kvm
+	run_small -N twice -- mode=reboot disk=1 >/dev/null
+	wait_until 60 "it says so" console_says twice 'rebooted, and the disk is as it was'
+	counts_reboots() { [ "$(vm_field twice reboots)" = "$1" ]; }
+	wait_until 10 "the reboot is counted" counts_reboots 1
+	state_is twice starting || fail "it is $(vm_field twice state)"
+	contains "what the console said before" "$(cat -v "$PANDO_HOME/vms/$(vm_field twice id)/console.old")" rebooting
+	status_is 0 pando branch twice -n kin --no-wait
+	wait_until 60 "what kin says" console_says kin 'memory=ok'
+	status_is 0 pando delete -y -r twice
+}
+
+# The next pandod goes on with it. (What was begun when it was killed it takes for failed, as it does for any start.)
+a_pandod_killed_before_a_reboot_is_done_leaves_it_to_the_next() {
+	needs_kvm
+	end_daemon
+	(
+		PANDO_FAULT=start.part
+		export PANDO_FAULT
+		run_small -N twice -- mode=reboot disk=1
+	) >/dev/null
+	wait_until 60 "pandod dies amid the reboot" no_pandod
+	wait_until 60 "it says so" console_says twice 'rebooted, and the disk is as it was'
+	wait_until 10 "only what is in the tree runs" settled
+	status_is 0 pando delete -y twice
+}
+
+a_guest_that_reboots_for_ever_fails_and_one_that_panics_at_once() {
+	needs_kvm
+	run_small -N for-ever -- mode=reset >/dev/null
+	wait_until 60 "for-ever has failed" state_is for-ever failed
+	contains reason "$(vm_field for-ever reason)" "rebooted more than 5 times within 10 minutes"
+	run_small -N panics -- mode=panic >/dev/null
+	wait_until 60 "panics has failed" state_is panics failed
+	contains reason "$(vm_field panics reason)" "Kernel panic - not syncing: Attempted to kill init!"
+	equal "its reboots" "$(vm_field panics reboots)" 0
+	contains info "$(pando info for-ever)" "reboots"
+	status_is 0 pando delete -y for-ever panics
+}
+
 branches_keep_what_they_share_with_one_that_was_stopped() {
 	needs_kvm
 	run_work shared
@@ -405,6 +446,9 @@ t stop_asks_the_guest_and_start_boots_it_again
 t a_guest_that_does_not_heed_goes_on_and_is_ended_by_force
 t a_stop_that_waits_can_be_cut_short
 t what_ended_by_itself_is_started_too
+t a_guest_that_reboots_is_booted_again_from_its_disk
+t a_pandod_killed_before_a_reboot_is_done_leaves_it_to_the_next
+t a_guest_that_reboots_for_ever_fails_and_one_that_panics_at_once
 t branches_keep_what_they_share_with_one_that_was_stopped
 t what_a_stopped_vm_wrote_is_on_its_disk
 t a_paused_vm_is_branched_and_stays_paused

@@ -82,7 +82,7 @@ on_boot(const struct vmm_boot *b, const int *fds)
 	snprintf(vm.cmdline, sizeof(vm.cmdline), "%s", b->cmdline);
 	vm.listen = fds[VMM_BOOT_FD_LISTEN];
 	vm.vsock = fds[VMM_BOOT_FD_VSOCK];
-	vm.index = fds[VMM_BOOT_FD_SEG_INDEX];
+	vm.index = fds[VMM_BOOT_FD_SEG + VMM_SEG_INDEX];
 	write_record();
 	if (told("boot=exit"))
 		_exit(3);
@@ -116,9 +116,9 @@ become_child(const struct vmm_fork *f, const int *fds)
 	vm.control = fds[VMM_FORK_FD_CONTROL];
 	vm.listen = fds[VMM_FORK_FD_LISTEN];
 	vm.vsock = fds[VMM_FORK_FD_VSOCK];
-	vm.index = fds[VMM_FORK_FD_SEG_INDEX];
-	close(fds[VMM_FORK_FD_PARENT_SEG_DATA]);
-	close(fds[VMM_FORK_FD_PARENT_SEG_INDEX]);
+	vm.index = fds[VMM_FORK_FD_SEG + VMM_SEG_INDEX];
+	for (int i = 0; i < VMM_SEG_FDS; i++)
+		close(fds[VMM_FORK_FD_PARENT_SEG + i]);
 	vm.parked = f->flags & VMM_FORK_PARK;
 	if (strstr(f->child_name, "vanish"))
 		_exit(4);
@@ -164,11 +164,11 @@ on_fork(const struct vmm_fork *f, const int *fds)
 			(uint64_t)st.st_size / sizeof(struct segment_record);
 	a.child_pid = (uint32_t)pid;
 	for (int i = 0; i < VMM_FORK_FD_COUNT; i++)
-		if (vm.parked || i != VMM_FORK_FD_PARENT_SEG_INDEX)
+		if (vm.parked || i != VMM_FORK_FD_PARENT_SEG + VMM_SEG_INDEX)
 			close(fds[i]);
 	if (!vm.parked) {
 		close(vm.index);
-		vm.index = fds[VMM_FORK_FD_PARENT_SEG_INDEX];
+		vm.index = fds[VMM_FORK_FD_PARENT_SEG + VMM_SEG_INDEX];
 		write_record();
 	}
 	send_msg(&a, VMM_FORKED, sizeof(a), f->hdr.seq);
@@ -286,6 +286,9 @@ on_guest(void)
 	case 'R':
 		last_words(VMM_EXIT_RESET, "reset \033[31m register");
 		_exit(0);
+	case 'N':
+		last_words(VMM_EXIT_PANIC, "Kernel \033[31m panic");
+		_exit(1);
 	case 'X':
 		_exit(9);
 	case 'G':

@@ -1,5 +1,7 @@
 #include "tests/unit/snapshot_vm.h"
 
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -22,8 +24,8 @@ must(int ok)
 void
 snapshot_vm_init(struct vm *vm, unsigned n_vcpus)
 {
-	int data = memfd_create("data", MFD_CLOEXEC),
-	    index = memfd_create("index", MFD_CLOEXEC);
+	int seg[VMM_SEG_FDS] = {memfd_create("data", MFD_CLOEXEC),
+		memfd_create("index", MFD_CLOEXEC), -1, -1};
 	struct irq_line irq = {.raise = ioapic_raise, .ctx = &vm->ioapic};
 
 	memset(vm, 0, sizeof(*vm));
@@ -51,9 +53,14 @@ snapshot_vm_init(struct vm *vm, unsigned n_vcpus)
 	serial_init(&vm->serial, &vm->console, irq);
 	ged_init(&vm->ged, irq, NULL, NULL, NULL);
 	rng_init(&vm->rng, &vm->mem, irq);
-	must(data >= 0 && index >= 0);
-	must(blk_init(&vm->blk, &vm->mem, irq, SNAPSHOT_VM_DISK_MIB, -1, data, index,
-		     NULL) == 0);
+	for (int i = 0; i < 2; i++) {
+		char path[32];
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", seg[i]);
+		seg[i + 2] = open(path, O_RDONLY | O_CLOEXEC);
+		must(seg[i] >= 0 && seg[i + 2] >= 0);
+	}
+	must(blk_init(&vm->blk, &vm->mem, irq, SNAPSHOT_VM_DISK_MIB, -1, seg, NULL) == 0);
 	must(vsock_init(&vm->vsock, &vm->mem, irq, 3, -1, -1, NULL, NULL) == 0);
 }
 

@@ -8,7 +8,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,21 +48,44 @@ new_file(char *path, size_t cap, const char *name, unsigned i)
 	return fd;
 }
 
+/* The descriptors that read the other two's files. */
 static void
-new_segment(int fds[2])
+again_read_only(const char *data, const char *index, int fds[VMM_SEG_FDS])
+{
+	fds[VMM_SEG_DATA_RO] = open(data, O_RDONLY | O_CLOEXEC);
+	fds[VMM_SEG_INDEX_RO] = open(index, O_RDONLY | O_CLOEXEC);
+	assert_true(fds[VMM_SEG_DATA_RO] >= 0 && fds[VMM_SEG_INDEX_RO] >= 0);
+}
+
+static void
+new_segment(int fds[VMM_SEG_FDS])
 {
 	fds[0] =
 		new_file(data_path[n_segments], sizeof(data_path[0]), "data", n_segments);
 	fds[1] = new_file(
 		index_path[n_segments], sizeof(index_path[0]), "index", n_segments);
+	again_read_only(data_path[n_segments], index_path[n_segments], fds);
 	n_segments++;
+}
+
+/* One whose files go with it. */
+static void
+new_unnamed_segment(unsigned i, int fds[VMM_SEG_FDS])
+{
+	char data[96], index[96];
+
+	fds[0] = new_file(data, sizeof(data), "d", i);
+	fds[1] = new_file(index, sizeof(index), "i", i);
+	again_read_only(data, index, fds);
+	unlink(data);
+	unlink(index);
 }
 
 static int
 setup(void **state)
 {
 	struct err e = {0};
-	int fd, fds[2];
+	int fd, fds[VMM_SEG_FDS];
 	size_t i;
 
 	(void)state;
@@ -72,7 +98,7 @@ setup(void **state)
 	assert_int_equal(write(fd, base, sizeof(base)), sizeof(base));
 	new_segment(fds);
 	fake_driver_init(&d);
-	if (blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, fd, fds[0], fds[1], &e))
+	if (blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, fd, fds, &e))
 		fail_msg("%s", e.msg);
 	assert_true(fake_start(&d, &blk.dev, ALL));
 	return 0;
@@ -377,6 +403,62 @@ a_request_in_many_pieces_is_served(void **state)
 	assert_memory_equal(got, base + 3 * 512, 4608);
 }
 
+/* Another vCPU: as soon as a request is answered it is there again. */
+static void *
+keep_ring_full(void *arg)
+{
+	const uint16_t size = d.q[0].size;
+	_Atomic uint16_t *avail, *used;
+
+	avail = (_Atomic uint16_t *)(void *)(d.mem.host + d.q[0].avail + 2);
+	used = (_Atomic uint16_t *)(void *)(d.mem.host + d.q[0].used + 2);
+	while (!atomic_load((atomic_bool *)arg))
+		atomic_store(avail, (uint16_t)(atomic_load(used) + size));
+	return NULL;
+}
+
+static void
+resuming_a_disk_whose_ring_is_kept_full_takes_one_turn(void **state)
+{
+	struct virtio_blk_req req = {.type = VIRTIO_BLK_T_IN};
+	const struct fake_buf bufs[] = {
+		{HDR, sizeof(req), false}, {DATA, 65536, true}, {STATUS, 1, true}};
+	uint16_t head, used, before;
+	atomic_bool end = false;
+	pthread_t thread;
+
+	(void)state;
+	fake_poke(&d, HDR, &req, sizeof(req));
+	head = fake_add(&d, 0, bufs, 3);
+	for (unsigned i = 0; i < d.q[0].size; i++)
+		fake_poke(&d, d.q[0].avail + 4 + 2 * i, &head, 2);
+	assert_int_equal(pthread_create(&thread, NULL, keep_ring_full, &end), 0);
+	for (unsigned turn = 0; turn < 20; turn++) {
+		fake_peek(&d, d.q[0].used + 2, &before, 2);
+		while ((uint16_t)(virtq_avail_index(&blk.dev.queues[0], &d.mem) -
+				  before) < d.q[0].size)
+			sched_yield();
+		assert_int_equal(
+			turn ? virtio_dev_go_on(&blk.dev) : virtio_dev_resume(&blk.dev),
+			1);
+		fake_peek(&d, d.q[0].used + 2, &used, 2);
+		assert_in_range((uint16_t)(used - before), 1, d.q[0].size);
+		/* 4 MiB are enough for a turn, too. */
+		assert_true(
+			atomic_load(&blk.stats.read_bytes) <= (turn + 1) * (4u << 20));
+	}
+	/* A vCPU that is in the device is not waited for. */
+	virtio_dev_lock(&blk.dev);
+	assert_int_equal(virtio_dev_go_on(&blk.dev), -EBUSY);
+	virtio_dev_unlock(&blk.dev);
+	atomic_store(&end, true);
+	pthread_join(thread, NULL);
+	while (virtio_dev_go_on(&blk.dev))
+		;
+	fake_peek(&d, d.q[0].used + 2, &used, 2);
+	assert_int_equal(virtq_avail_index(&blk.dev.queues[0], &d.mem), used);
+}
+
 static void
 a_full_host_disk_is_an_io_error_and_no_more(void **state)
 {
@@ -435,7 +517,7 @@ assert_export(unsigned n, const int64_t *records, const uint8_t *want)
 	snprintf(path, sizeof(path), "%s/out", folder);
 	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	assert_true(fd >= 0);
-	if (disk_export(&chain, DISK_MIB, fd, &e))
+	if (disk_export(&chain, DISK_MIB, fd, NULL, &e))
 		fail_msg("%s", e.msg);
 	assert_int_equal(pread(fd, got, sizeof(got), 0), sizeof(got));
 	close(fd);
@@ -480,7 +562,7 @@ parent_and_child_go_their_own_ways(void **state)
 	static uint8_t model[DISK_MIB << 20], mine[65536], old[65536];
 	uint64_t records = 0, bytes = 0;
 	struct err e = {0};
-	int child_fds[2], parent_fds[2], status;
+	int child_fds[VMM_SEG_FDS], parent_fds[VMM_SEG_FDS], status;
 	int64_t cut[2];
 	pid_t pid;
 
@@ -496,8 +578,8 @@ parent_and_child_go_their_own_ways(void **state)
 	assert_true(pid >= 0);
 	if (pid == 0) {
 		blk_fork_child(&blk, fake_irq(&d));
-		if (blk_cut(&blk, child_fds[0], child_fds[1], &records, &bytes, &e) ||
-			records != 1 || bytes != sizeof(old))
+		if (blk_cut(&blk, child_fds, &records, &bytes, &e) || records != 1 ||
+			bytes != sizeof(old))
 			_exit(1);
 		fill(mine, sizeof(mine), 7);
 		assert_disk(0, old, sizeof(old));
@@ -511,12 +593,11 @@ parent_and_child_go_their_own_ways(void **state)
 		assert_disk(0, old, sizeof(old));
 		_exit(0);
 	}
-	assert_int_equal(
-		blk_cut(&blk, parent_fds[0], parent_fds[1], &records, &bytes, &e), 0);
+	assert_int_equal(blk_cut(&blk, parent_fds, &records, &bytes, &e), 0);
 	assert_int_equal(records, 1);
 	assert_int_equal(bytes, sizeof(old));
-	close(child_fds[0]);
-	close(child_fds[1]);
+	for (int i = 0; i < VMM_SEG_FDS; i++)
+		close(child_fds[i]);
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_int_equal(status, 0);
 	assert_disk(0, old, sizeof(old));
@@ -540,17 +621,13 @@ a_cut_of_an_empty_segment_uses_nothing_up(void **state)
 {
 	uint64_t records = 9, bytes = 9;
 	struct err e = {0};
-	char path[96];
-	int fds[2];
+	int fds[VMM_SEG_FDS];
 	unsigned i;
 
 	(void)state;
 	for (i = 0; i < 3000; i++) {
-		fds[0] = new_file(path, sizeof(path), "d", i);
-		unlink(path);
-		fds[1] = new_file(path, sizeof(path), "i", i);
-		unlink(path);
-		assert_int_equal(blk_cut(&blk, fds[0], fds[1], &records, &bytes, &e), 0);
+		new_unnamed_segment(i, fds);
+		assert_int_equal(blk_cut(&blk, fds, &records, &bytes, &e), 0);
 		assert_int_equal(records, 0);
 		assert_int_equal(bytes, 0);
 	}
@@ -564,8 +641,7 @@ too_many_segments_are_refused_with_a_sentence(void **state)
 	const struct rlimit many = {.rlim_cur = 4096, .rlim_max = 4096};
 	struct err e = {0};
 	uint8_t buf[4096];
-	char path[96];
-	int fds[2] = {-1, -1}, r = 0;
+	int fds[VMM_SEG_FDS], r = 0;
 	unsigned i;
 
 	(void)state;
@@ -574,18 +650,15 @@ too_many_segments_are_refused_with_a_sentence(void **state)
 	for (i = 0; r == 0; i++) {
 		fill(buf, sizeof(buf), i);
 		assert_int_equal(request(VIRTIO_BLK_T_OUT, 8 * (i % 500), buf, 4096), 0);
-		fds[0] = new_file(path, sizeof(path), "d", i);
-		unlink(path);
-		fds[1] = new_file(path, sizeof(path), "i", i);
-		unlink(path);
+		new_unnamed_segment(i, fds);
 		r = blk_can_cut(&blk, NULL);
-		assert_int_equal(blk_cut(&blk, fds[0], fds[1], NULL, NULL, &e), r);
+		assert_int_equal(blk_cut(&blk, fds, NULL, NULL, &e), r);
 	}
 	assert_int_equal(r, -EMFILE);
 	assert_non_null(strstr(e.msg, "1024 segments"));
 	assert_int_equal(i, BLK_SEGMENTS_MAX);
-	close(fds[0]);
-	close(fds[1]);
+	for (i = 0; i < VMM_SEG_FDS; i++)
+		close(fds[i]);
 	fill(buf, sizeof(buf), 1000);
 	assert_disk(8 * (1000 % 500), buf, 4096);
 	fill(buf, sizeof(buf), 777);
@@ -610,36 +683,42 @@ bad_files_are_refused_with_a_sentence(void **state)
 {
 	static struct blk other;
 	struct err e = {0};
-	int fds[2], base_fd, null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	int fds[VMM_SEG_FDS], bad[VMM_SEG_FDS], base_fd;
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
 	(void)state;
 	new_segment(fds);
 	base_fd = open(base_path, O_RDONLY | O_CLOEXEC);
 	assert_int_equal(
-		blk_init(&other, &d.mem, fake_irq(&d), 1, base_fd, fds[0], fds[1], &e),
-		-EINVAL);
+		blk_init(&other, &d.mem, fake_irq(&d), 1, base_fd, fds, &e), -EINVAL);
 	assert_non_null(strstr(e.msg, "larger disk"));
+	assert_int_equal(blk_init(&other, &d.mem, fake_irq(&d), 0, -1, fds, &e), -EINVAL);
 	assert_int_equal(
-		blk_init(&other, &d.mem, fake_irq(&d), 0, -1, fds[0], fds[1], &e),
-		-EINVAL);
-	assert_int_equal(blk_init(&other, &d.mem, fake_irq(&d), 1ull << 40, -1, fds[0],
-				 fds[1], &e),
-		-EINVAL);
+		blk_init(&other, &d.mem, fake_irq(&d), 1ull << 40, -1, fds, &e), -EINVAL);
 	assert_int_equal(
-		blk_init(&other, &d.mem, fake_irq(&d), 8, null, fds[0], fds[1], &e),
-		-EINVAL);
+		blk_init(&other, &d.mem, fake_irq(&d), 8, null, fds, &e), -EINVAL);
+	memcpy(bad, fds, sizeof(bad));
+	bad[VMM_SEG_DATA] = null;
 	assert_int_equal(
-		blk_init(&other, &d.mem, fake_irq(&d), 8, base_fd, null, fds[1], &e),
-		-EINVAL);
+		blk_init(&other, &d.mem, fake_irq(&d), 8, base_fd, bad, &e), -EINVAL);
+	/* What stays after a cut must not be good for writing, nor be another file. */
+	for (int i = 0; i < 4; i++) {
+		memcpy(bad, fds, sizeof(bad));
+		bad[VMM_SEG_DATA_RO + i / 2] =
+			i % 2 ? fds[i / 2] : fds[VMM_SEG_DATA_RO + (1 - i / 2)];
+		assert_int_equal(
+			blk_init(&other, &d.mem, fake_irq(&d), 8, base_fd, bad, &e),
+			-EINVAL);
+		assert_non_null(strstr(e.msg, "for reading only"));
+	}
 	assert_int_equal(write(fds[1], "x", 1), 1);
 	assert_int_equal(
-		blk_init(&other, &d.mem, fake_irq(&d), 8, base_fd, fds[0], fds[1], &e),
-		-EINVAL);
+		blk_init(&other, &d.mem, fake_irq(&d), 8, base_fd, fds, &e), -EINVAL);
 	assert_non_null(strstr(e.msg, "empty"));
 	close(null);
 	close(base_fd);
-	close(fds[0]);
-	close(fds[1]);
+	for (int i = 0; i < VMM_SEG_FDS; i++)
+		close(fds[i]);
 }
 
 int
@@ -658,6 +737,7 @@ main(void)
 		T(what_is_not_supported_is_said_to_be_so),
 		T(a_request_without_header_or_status_breaks_the_device),
 		T(a_request_in_many_pieces_is_served),
+		T(resuming_a_disk_whose_ring_is_kept_full_takes_one_turn),
 		T(a_full_host_disk_is_an_io_error_and_no_more),
 		T(a_segment_cut_short_behind_our_back_is_an_io_error),
 		T(the_files_hold_what_the_guest_wrote),

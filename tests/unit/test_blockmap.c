@@ -67,7 +67,7 @@ replay(struct blockmap *map, const struct segment_record *records, size_t n,
 
 	write_file(index_path, records, n * sizeof(*records));
 	assert_int_equal(blockmap_init(map, 1, &e), 0);
-	r = blockmap_replay(map, &chain, &e);
+	r = blockmap_replay(map, &chain, NULL, &e);
 	if (msg)
 		memcpy(msg, e.msg, sizeof(e.msg));
 	return r;
@@ -165,14 +165,82 @@ a_torn_last_record_is_ignored(void **state)
 	(void)state;
 	write_file(index_path, records, 63);
 	assert_int_equal(blockmap_init(&map, 1, &e), 0);
-	assert_int_equal(blockmap_replay(&map, &chain, &e), 0);
+	assert_int_equal(blockmap_replay(&map, &chain, NULL, &e), 0);
 	assert_int_equal(map.entries[0], blockmap_entry(0, 0));
 	assert_int_equal(map.entries[1], 0);
 	/* But not where the cut says that it was whole. */
 	segment.records = 2;
-	assert_int_equal(blockmap_replay(&map, &chain, &e), -EBADMSG);
+	assert_int_equal(blockmap_replay(&map, &chain, NULL, &e), -EBADMSG);
 	assert_non_null(strstr(e.msg, "truncated"));
 	blockmap_done(&map);
+}
+
+/* Two segments; the first one's index is `bad`. *ret_map: what a replay after a power loss
+ * makes of them. */
+static void
+replay_after_power_loss(const struct segment_record *bad, size_t n_bad, int64_t cut,
+	struct blockmap *ret_map, struct err *lost)
+{
+	const struct segment_record later = segment_record_make(SEGMENT_DATA, 200, 0, 1);
+	char later_index[96];
+	struct disk_segment both[2] = {
+		{data_path, index_path, cut},
+		{data_path, later_index, -1},
+	};
+	const struct disk_chain two = {NULL, both, 2};
+	struct err e = {0};
+
+	snprintf(later_index, sizeof(later_index), "%s/later", folder);
+	write_file(index_path, bad, n_bad * sizeof(*bad));
+	write_file(later_index, &later, sizeof(later));
+	assert_int_equal(blockmap_init(ret_map, 1, &e), 0);
+	*lost = (struct err){0};
+	if (blockmap_replay(ret_map, &two, lost, &e))
+		fail_msg("%s", e.msg);
+}
+
+static void
+a_replay_after_a_power_loss_ends_at_the_first_record_that_is_bad_or_missing(void **state)
+{
+	struct segment_record records[100];
+	struct blockmap map;
+	struct err lost;
+	size_t i, at;
+
+	(void)state;
+	for (i = 0; i < 100; i++)
+		records[i] = segment_record_make(SEGMENT_DATA, i, i % 10, 1);
+	/* All there: nothing is lost, and the second segment counts. */
+	replay_after_power_loss(records, 100, 100, &map, &lost);
+	assert_int_equal(lost.code, 0);
+	assert_int_equal(map.entries[200], blockmap_entry(1, 0));
+	blockmap_done(&map);
+	for (at = 0; at < 100; at += 33) {
+		const struct segment_record was = records[at],
+					    beyond_the_data = segment_record_make(
+						    SEGMENT_DATA, at, 9, 2);
+
+		for (i = 0; i < 3; i++) {
+			/* A tail of zeroes; data shorter than its record; an index that
+			 * is shorter than it was at the cut. */
+			if (i == 0)
+				memset(&records[at], 0, sizeof(records[at]));
+			else
+				records[at] = i == 1 ? beyond_the_data : was;
+			replay_after_power_loss(
+				records, i == 2 ? at : 100, 100, &map, &lost);
+			assert_int_equal(lost.code, -EBADMSG);
+			assert_non_null(strstr(lost.msg, index_path));
+			if (at)
+				assert_int_equal(map.entries[at - 1],
+					blockmap_entry(0, (at - 1) % 10));
+			assert_int_equal(map.entries[at], 0);
+			assert_int_equal(map.entries[99], 0);
+			assert_int_equal(map.entries[200], 0);
+			blockmap_done(&map);
+		}
+		records[at] = was;
+	}
 }
 
 static void
@@ -185,7 +253,7 @@ a_missing_file_is_named(void **state)
 	unlink(data_path);
 	write_file(index_path, "", 0);
 	assert_int_equal(blockmap_init(&map, 1, &e), 0);
-	assert_int_equal(blockmap_replay(&map, &chain, &e), -ENOENT);
+	assert_int_equal(blockmap_replay(&map, &chain, NULL, &e), -ENOENT);
 	assert_non_null(strstr(e.msg, data_path));
 	blockmap_done(&map);
 }
@@ -203,7 +271,7 @@ an_export_is_sparse(void **state)
 	write_file(index_path, &r, sizeof(r));
 	write_file(out_path, "old contents", 12);
 	fd = open(out_path, O_RDWR | O_CLOEXEC);
-	assert_int_equal(disk_export(&chain, 64, fd, &e), 0);
+	assert_int_equal(disk_export(&chain, 64, fd, NULL, &e), 0);
 	assert_int_equal(fstat(fd, &st), 0);
 	assert_int_equal(st.st_size, 64 << 20);
 	assert_true(st.st_blocks * 512 <= 65536);
@@ -214,7 +282,7 @@ an_export_is_sparse(void **state)
 	assert_int_equal(pread(fd, block, sizeof(block), 0), sizeof(block));
 	assert_int_equal(block[0], 0);
 	close(fd);
-	assert_int_equal(disk_export(&chain, 0, -1, &e), -EINVAL);
+	assert_int_equal(disk_export(&chain, 0, -1, NULL, &e), -EINVAL);
 }
 
 int
@@ -225,6 +293,7 @@ main(void)
 		T(the_last_record_for_a_block_wins),
 		T(a_damaged_record_is_named),
 		T(a_torn_last_record_is_ignored),
+		T(a_replay_after_a_power_loss_ends_at_the_first_record_that_is_bad_or_missing),
 		T(a_missing_file_is_named),
 		T(an_export_is_sparse),
 	};

@@ -274,7 +274,7 @@ a_disk_is_what_an_export_of_it_is(void **state)
 	}
 	segments[1].records = 3;
 	out = make_file("out", out_path, sizeof(out_path));
-	assert_int_equal(disk_export(&chain, DISK_MIB, out, &e), 0);
+	assert_int_equal(disk_export(&chain, DISK_MIB, out, NULL, &e), 0);
 	assert_int_equal(io_pread_full(out, exported, DISK_MIB * MIB, 0), 0);
 
 	w = begin();

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -52,6 +53,53 @@ close_log(void **state)
 	log_set_fd(2);
 	close(log_file);
 	return 0;
+}
+
+static void
+a_log_that_grows_too_long_keeps_its_newest_lines(void **state)
+{
+	char path[] = "/tmp/test_log.XXXXXX", text[LOG_KEPT_BYTES + 4096], newest[32];
+	int fd = mkstemp(path), plain = log_file;
+	unsigned cuts = 0;
+	struct stat st;
+	off_t before = 0;
+	ssize_t n;
+
+	(void)state;
+	assert_true(fd >= 0);
+	close(fd);
+	fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC);
+	unlink(path);
+	log_set_fd(fd);
+	log_set_bound(LOG_KEPT_BYTES * 2);
+	for (unsigned i = 0; i < 20000; i++) {
+		log_info("line %06u of many", i);
+		assert_int_equal(fstat(fd, &st), 0);
+		assert_true(st.st_size <= LOG_KEPT_BYTES * 2);
+		if (st.st_size < before)
+			cuts++;
+		before = st.st_size;
+		if (i % 1000 != 999)
+			continue;
+		/* The newest is always there, and it begins with a whole line. */
+		n = pread(fd, text, 4, 0);
+		assert_true(n == 4 && memcmp(text, "<6>", 3) == 0);
+		n = pread(fd, newest, sizeof(newest), st.st_size - (off_t)sizeof(newest));
+		assert_true(n > 0 && newest[n - 1] == '\n');
+		snprintf(text, sizeof(text), "line %06u", i);
+		assert_non_null(memmem(newest, (size_t)n, text, strlen(text)));
+	}
+	assert_true(cuts > 2);
+	/* One that can only be written keeps nothing, and is bounded all the same. */
+	snprintf(text, sizeof(text), "/proc/self/fd/%d", fd);
+	log_set_fd(open(text, O_WRONLY | O_APPEND | O_CLOEXEC));
+	for (unsigned i = 0; i < 20000; i++)
+		log_info("line %06u of many", i);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_true(st.st_size <= LOG_KEPT_BYTES * 2);
+	log_set_bound(0);
+	log_set_fd(plain);
+	close(fd);
 }
 
 /* date(1) reads the stamp back: the same second as the clock, give or take the call. */
@@ -181,6 +229,7 @@ main(void)
 		cmocka_unit_test(lines_above_the_level_are_dropped),
 		cmocka_unit_test(a_message_is_one_line_whatever_is_in_it),
 		cmocka_unit_test(a_flood_is_held_back),
+		cmocka_unit_test(a_log_that_grows_too_long_keeps_its_newest_lines),
 		cmocka_unit_test(foreign_text_is_escaped),
 		cmocka_unit_test(hex_digits_are_two_a_byte_and_end),
 	};

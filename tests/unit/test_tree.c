@@ -1164,8 +1164,7 @@ how_a_vm_ended_is_told_in_a_sentence(void **state)
 		const char *state, *reason;
 	} cases[] = {
 		{'P', "stopped", "the guest powered off"},
-		{'R', "failed",
-			"the guest reset itself (a reboot, or a panic): reset \\x1b[31m register"},
+		{'N', "failed", "the guest's kernel panicked: Kernel \\x1b[31m panic"},
 		{'X', "failed", "the VMM exited with status 9; its vmm.log may say why"},
 		{'G', "failed",
 			"ended by pandod: its VMM broke the control protocol: the VMM sent a message of unknown type 99"},
@@ -1444,11 +1443,15 @@ a_vm_is_stopped_by_its_button_its_agent_or_force(void **state)
 	/* Once more is no error. */
 	assert_int_equal(stop_vm("deaf", false, 100), 0);
 	assert_int_equal(create("reboots", "button=reset", false), 0);
-	assert_int_equal(stop_vm("reboots", false, 2000), -EIO);
-	says("rebooted instead");
-	assert_int_equal(info("reboots"), 0);
-	assert_string_equal(text("state"), "failed");
-	assert_int_equal(stop_vm("reboots", false, 100), -EBUSY);
+	/* One that reboots when it is to stop is stopped, and not booted again. */
+	assert_int_equal(stop_vm("reboots", false, 2000), 0);
+	assert_string_equal(text("state"), "stopped");
+	assert_non_null(strstr(text("reason"), "while it was being stopped"));
+	assert_int_equal(number("reboots"), 0);
+	assert_int_equal(create("panics", "", false), 0);
+	order("panics", 'N');
+	wait_state("panics", "failed");
+	assert_int_equal(stop_vm("panics", false, 100), -EBUSY);
 	says("there is nothing to stop");
 	assert_int_equal(stop_vm("ghost", false, 100), -ENOENT);
 	assert_false(children_left());
@@ -1592,6 +1595,78 @@ a_stopped_vm_starts_again_on_a_base_of_its_own(void **state)
 	assert_nothing_left();
 }
 
+/* Another process than `pid` runs it. */
+static void
+wait_next_life(const char *vm, int64_t pid)
+{
+	for (int i = 0; i < 1000; i++) {
+		int tok;
+
+		assert_int_equal(info(vm), 0);
+		tok = json_get(parsed, 0, "pid");
+		if (json_type(parsed, tok) != JSON_NULL && number("pid") != pid &&
+			strcmp(text("state"), "running") == 0)
+			return;
+		poll(NULL, 0, 10);
+	}
+	fail_msg("%s is %s (%s)", vm, text("state"), text("reason"));
+}
+
+static void
+a_guest_that_reboots_is_booted_again_unless_it_does_so_for_ever(void **state)
+{
+	int64_t pid;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	for (int i = 1; i <= 5; i++) {
+		assert_int_equal(info("a"), 0);
+		assert_int_equal(number("reboots"), i - 1);
+		pid = number("pid");
+		order("a", 'R');
+		wait_next_life("a", pid);
+		assert_int_equal(number("reboots"), i);
+		/* It is the same VM, and its branch is still its branch. */
+		assert_int_equal(json_size(parsed, json_get(parsed, 0, "children")), 1);
+	}
+	order("a", 'R');
+	wait_state("a", "failed");
+	assert_non_null(strstr(text("reason"), "rebooted more than 5 times"));
+	assert_int_equal(start_vm("a", true), 0);
+	assert_string_equal(text("state"), "running");
+	/* The others' reboots are their own. */
+	assert_int_equal(info("b"), 0);
+	pid = number("pid");
+	order("b", 'R');
+	wait_next_life("b", pid);
+	assert_int_equal(delete ("a", true), 0);
+	assert_nothing_left();
+}
+
+static void
+a_reboot_that_cannot_be_carried_out_fails_and_says_why(void **state)
+{
+	char kept[sizeof(config.vmm_path)];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	memcpy(kept, config.vmm_path, sizeof(kept));
+	/* The tree has a copy of its own. */
+	snprintf(config.vmm_path, sizeof(config.vmm_path), "/nonexistent");
+	stop();
+	start();
+	memcpy(config.vmm_path, kept, sizeof(kept));
+	order("a", 'R');
+	wait_state("a", "failed");
+	assert_non_null(strstr(text("reason"), "could not be booted again"));
+	assert_non_null(strstr(text("reason"), "/nonexistent"));
+	stop();
+	start();
+	assert_int_equal(start_vm("a", true), 0);
+	assert_string_equal(text("state"), "running");
+}
+
 static void
 a_vm_that_cannot_start_is_what_it_was(void **state)
 {
@@ -1600,7 +1675,7 @@ a_vm_that_cannot_start_is_what_it_was(void **state)
 
 	(void)state;
 	assert_int_equal(create("a", "agent", true), 0);
-	order("a", 'R');
+	order("a", 'N');
 	wait_state("a", "failed");
 	memcpy(kept, config.vmm_path, sizeof(kept));
 	snprintf(config.vmm_path, sizeof(config.vmm_path), "/nonexistent");
@@ -1610,7 +1685,7 @@ a_vm_that_cannot_start_is_what_it_was(void **state)
 	says("starting vm \"a\"");
 	assert_int_equal(info("a"), 0);
 	assert_string_equal(text("state"), "failed");
-	assert_non_null(strstr(text("reason"), "reset itself"));
+	assert_non_null(strstr(text("reason"), "panicked"));
 	memcpy(config.vmm_path, kept, sizeof(kept));
 	stop();
 	start();
@@ -2479,6 +2554,8 @@ main(int argc, char **argv)
 		T(a_parent_that_answers_a_fork_with_nonsense_is_ended),
 		IMPATIENT(branches_whose_agents_do_not_answer_are_all_removed),
 		T(how_a_vm_ended_is_told_in_a_sentence),
+		T(a_guest_that_reboots_is_booted_again_unless_it_does_so_for_ever),
+		T(a_reboot_that_cannot_be_carried_out_fails_and_says_why),
 		T(the_end_of_a_parent_is_not_the_end_of_its_branch),
 		T(living_branches_stand_in_the_way_of_a_delete),
 		IMPATIENT(a_second_operation_on_a_vm_is_busy),

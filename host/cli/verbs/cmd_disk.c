@@ -79,7 +79,8 @@ read_chain(const struct json *j, struct chain *c)
 }
 
 /* Writes beside the file and renames: whoever sees FILE sees a whole disk. */
-static int export(const struct chain *c, const char *file, bool force, struct err *e)
+static int export(const struct chain *c, const char *file, bool force, struct err *lost,
+	struct err *e)
 {
 	struct disk_chain chain = {c->base, c->segments, c->n};
 	cleanup_close int fd = -1;
@@ -94,7 +95,7 @@ static int export(const struct chain *c, const char *file, bool force, struct er
 	fd = mkostemp(temp, O_CLOEXEC);
 	if (fd < 0)
 		return err_sys(e, -errno, "%s", file);
-	r = disk_export(&chain, c->disk_mib, fd, e);
+	r = disk_export(&chain, c->disk_mib, fd, lost, e);
 	if (r == 0 && fsync(fd) < 0)
 		r = err_sys(e, -errno, "%s", file);
 	if (r == 0 && rename(temp, file) < 0)
@@ -116,7 +117,7 @@ run(int argc, char **argv)
 	const char *words[3] = {NULL, NULL, NULL};
 	char path[1024];
 	bool force = false;
-	struct err e = {0};
+	struct err e = {0}, lost = {0};
 	size_t n = 0;
 	int key;
 
@@ -152,8 +153,10 @@ run(int argc, char **argv)
 		out_complain(
 			"\"%s\" runs: the file will be what a power cut now would leave",
 			client_vm_name(&vm));
-	if (export(&chain, words[2], force, &e) < 0)
+	if (export(&chain, words[2], force, &lost, &e) < 0)
 		return out_fail(&e);
+	if (lost.code)
+		out_complain("disk of \"%s\": %s", client_vm_name(&vm), lost.msg);
 	if (!s.json) {
 		puts(words[2]);
 		return EXIT_OK;
@@ -162,6 +165,7 @@ run(int argc, char **argv)
 	json_out_str(&o, "id", vm.id);
 	json_out_str(&o, "file", words[2]);
 	json_out_u64(&o, "disk_mib", chain.disk_mib);
+	json_out_str(&o, "lost", lost.code ? lost.msg : NULL);
 	json_out_end_object(&o);
 	return out_json(&o);
 }
@@ -173,7 +177,8 @@ const struct verb verb_disk = {
 	.usage = "export <vm> FILE",
 	.options = options,
 	.text = "The file is sparse. Of a VM that runs it is what a power cut would leave: a journal to replay, as\n"
-		"`e2fsck -p FILE` does.",
+		"`e2fsck -p FILE` does. After a power loss of the host the disk ends at the first record that did\nnot reach the host's disk: what the guest "
+		"flushed is there, and a message says what is not.\n`--format json` says it as `lost`.",
 	.subverbs = "export",
 	.words = COMPLETE_VM,
 };

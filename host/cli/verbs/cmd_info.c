@@ -79,6 +79,10 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	line("state", vm->state);
 	if (vm->reason)
 		line("reason", vm->reason);
+	if (vm->reboots) {
+		snprintf(text, sizeof(text), "%llu", (unsigned long long)vm->reboots);
+		line("reboots", text);
+	}
 	line("age", out_age(text, sizeof(text),
 			    now_ms > vm->created_ms ? now_ms - vm->created_ms : 0));
 	line("memory", out_mib(text, sizeof(text), vm->mem_mib));

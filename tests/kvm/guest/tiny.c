@@ -16,9 +16,12 @@
  * deadline timer, 160 times at most tick=N        says "tick <counter>" every N rounds
  * mode=disk a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz
  * seed=N rounds=N: random bytes into every register, ring and descriptor, then "fuzz
- * done" mode=triple     a fault without any handler button=1        (mode=work) says
+ * done" mode=flood      (two CPUs) one rings the disk's doorbell for ever, the other keeps
+ * its ring full; says "flooding" before  mode=triple     a fault without any handler button=1        (mode=work) says
  * "power button" and powers off when it is pressed mode=off        powers off; mode=reset
- * asks for a reset
+ * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
+ * the first time it runs it writes on its disk and asks for a reset; then it says so and
+ * works
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -425,12 +428,14 @@ mode_disk(void)
 #define HISTORY_MAX 64
 #define LEDGER_PAGES 16
 
+#define FLOOD 128 /* requests: the whole ring */
+
 static u64 history[HISTORY_MAX]; /* first halves of the generation ids that were seen, in
 				    order */
 static u32 n_history;
 static u64 generation[2];
 static volatile u64 counter, ap_counter;
-static volatile u32 ap_up;
+static volatile u32 ap_up, ap_floods;
 static _Alignas(PAGE) u8
 	ledger[LEDGER_PAGES][PAGE]; /* filled with a pattern of the newest generation */
 
@@ -540,8 +545,12 @@ void
 ap_main(void)
 {
 	ap_up = 1;
-	for (;;)
+	while (!ap_floods)
 		ap_counter++;
+	for (;;) {
+		queues[0].avail.idx = (u16)(*(volatile u16 *)&queues[0].used.idx + FLOOD);
+		barrier();
+	}
 }
 
 /* Interrupts stay off: a timer's shows as a bit in the LAPIC's request register. Each
@@ -619,6 +628,44 @@ disk_look(void)
 			: " end=BAD");
 	say("\n");
 	disk_sectors = sectors;
+}
+
+static void mode_work(void);
+
+/* Its mark lies beyond the blocks that mode_work() writes. */
+static void
+mode_reboot(void)
+{
+	const u64 mark = 1024;
+
+	if (bring_up(BLK, 1, 8, 1u << 9) || blk(0, mark, block, PAGE))
+		say("disk BAD\n");
+	if (has_pattern(block, mark)) {
+		say("rebooted, and the disk is as it was\n");
+		mode_work();
+	}
+	pattern(block, mark);
+	say(blk(1, mark, block, PAGE) == 0 ? "rebooting\n" : "disk BAD\n");
+	outb(RESET, 0x42);
+}
+
+/* Reads so large that the other CPU always comes back in time. */
+static void
+mode_flood(void)
+{
+	static u32 header[4]; /* a read of sector 0 */
+	struct queue *q = &queues[0];
+
+	start_second_cpu();
+	if (bring_up(BLK, 1, FLOOD, 1u << 9))
+		say("disk features refused\n");
+	q->desc[0] = (struct desc){(u64)header, 16, 1, 1};
+	q->desc[1] = (struct desc){FUZZ_BASE, FUZZ_LEN, 1 | 2, 2};
+	q->desc[2] = (struct desc){FUZZ_BASE - 1, 1, 2, 0};
+	say("flooding\n");
+	ap_floods = 1;
+	for (;;)
+		write32(reg(BLK, 0x050), 0);
 }
 
 #define LOOKS 8 /* in a row; what happens every N rounds has an N of these */
@@ -953,12 +1000,19 @@ guest_main(const u8 *zero_page)
 		mode_disk();
 	} else if (option_is("mode", "fuzz")) {
 		mode_fuzz();
+	} else if (option_is("mode", "flood")) {
+		mode_flood();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));
 	} else if (option_is("mode", "off")) {
 		say("powering off\n");
 		outb(SLEEP_CONTROL, 5 << 2 | 0x20);
+	} else if (option_is("mode", "panic")) {
+		say("[    1.250000] Kernel panic - not syncing: Attempted to kill init!\n");
+		outb(RESET, 0x42);
+	} else if (option_is("mode", "reboot")) {
+		mode_reboot();
 	} else if (option_is("mode", "reset")) {
 		say("resetting\n");
 		outb(RESET, 0x42);

@@ -11,6 +11,27 @@ stopped_and_started() {
 	pando execute g -- test ! -e /root/kept
 }
 
+reboots() {
+	was=$(pando execute life -- cat /proc/sys/kernel/random/boot_id)
+	pid=$(vm_field life pid)
+	pando execute life -- sh -c 'echo again >/root/kept; sync'
+	# The connection ends with the machine.
+	pando execute life -n -- systemctl reboot >/dev/null 2>&1 || true
+	is_another() {
+		now=$(pando execute life -n -- cat /proc/sys/kernel/random/boot_id 2>/dev/null) && [ -n "$now" ] && [ "$now" != "$was" ]
+	}
+	wait_until 240 "it runs again" is_another
+	equal "its disk" "$(pando execute life -- cat /root/kept)" again
+	equal "its reboots" "$(vm_field life reboots)" 1
+	[ "$(vm_field life pid)" != "$pid" ] || fail "it is the same process"
+	# and one that panics has failed, with what its kernel said
+	pando branch life -q -n panics
+	pando execute panics -n -- sh -c 'echo c >/proc/sysrq-trigger' >/dev/null 2>&1 || true
+	wait_until 120 "panics has failed" state_is panics failed
+	contains reason "$(vm_field panics reason)" "Kernel panic - not syncing"
+	pando delete -y -q panics
+}
+
 disk_and_filesystem_grow_live() {
 	before=$(pando execute life -- df -m --output=size / | tail -n 1)
 	status_is 0 pando resize life --fs-size 2048
@@ -24,4 +45,5 @@ disk_and_filesystem_grow_live() {
 }
 
 it "stop keeps the disk and loses the memory, start boots from it" stopped_and_started
+it "a guest that reboots is booted again, one that panics has failed" reboots
 it "a disk and its file system grow under a running guest" disk_and_filesystem_grow_live

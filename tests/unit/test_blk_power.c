@@ -1,0 +1,501 @@
+/*
+ * The disk when its host loses power: what the guest flushed is there, whatever became of
+ * the rest.
+ *
+ * Twice. Once over a model of the worst that a file system may do: of each file any
+ * length between the flushed one and the present one, and of each sector the flushed
+ * content, the present one or zeroes. And once over a real file system on a loop device,
+ * whose backing file is copied while the disk is written, without syncing anything: each
+ * copy is what a power loss at that instant leaves (root only).
+ */
+#include "vmm/blk.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "tests/unit/fake_driver.h"
+
+#define DISK_MIB 4u
+#define DISK_BYTES (DISK_MIB << 20)
+#define N_BLOCKS (DISK_BYTES / SEGMENT_BLOCK)
+#define SEGMENTS_MAX 6
+#define HDR (FAKE_HEAP)
+#define STATUS (FAKE_HEAP + 0x100)
+#define DATA (FAKE_HEAP + 0x10000)
+#define REQUEST_MAX (64u << 10)
+
+static struct fake_driver d;
+static struct blk blk;
+static char folder[64];	 /* this test's */
+static char home[80];	 /* where segments lie */
+static char crashed[96]; /* where they lie after a power loss */
+static uint32_t seed;
+
+/* The chain; records are noted at a cut, as pandod does. */
+static unsigned n_segments;
+static int64_t cut_records[SEGMENTS_MAX];
+
+static uint8_t model[DISK_BYTES];   /* what the guest wrote */
+static uint8_t flushed[DISK_BYTES]; /* that, at its last flush */
+static uint8_t written[N_BLOCKS];   /* since: anything may be there */
+
+static uint32_t
+roll(uint32_t below)
+{
+	seed = seed * 1664525 + 1013904223;
+	return (uint32_t)(((uint64_t)(seed ^ seed >> 15) * below) >> 32);
+}
+
+static void
+file_path(char *dst, size_t cap, const char *at, unsigned i, const char *kind)
+{
+	snprintf(dst, cap, "%s/%u.%s", at, i, kind);
+}
+
+static void
+new_segment(int fds[VMM_SEG_FDS])
+{
+	static const char *const kinds[] = {"data", "index"};
+	char path[160];
+
+	assert_true(n_segments < SEGMENTS_MAX);
+	for (unsigned i = 0; i < 2; i++) {
+		file_path(path, sizeof(path), home, n_segments, kinds[i]);
+		fds[i] = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		fds[i + 2] = open(path, O_RDONLY | O_CLOEXEC);
+		assert_true(fds[i] >= 0 && fds[i + 2] >= 0);
+	}
+	cut_records[n_segments++] = -1;
+}
+
+static void
+open_disk(void)
+{
+	struct err e = {0};
+	int fds[VMM_SEG_FDS];
+
+	n_segments = 0;
+	memset(model, 0, sizeof(model));
+	memset(flushed, 0, sizeof(flushed));
+	memset(written, 0, sizeof(written));
+	new_segment(fds);
+	fake_driver_init(&d);
+	if (blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, -1, fds, &e))
+		fail_msg("%s", e.msg);
+	assert_true(fake_start(&d, &blk.dev, UINT64_MAX));
+}
+
+static void
+close_disk(void)
+{
+	blk_destroy(&blk);
+	fake_driver_done(&d);
+}
+
+static void
+request(uint32_t type, uint64_t sector, const void *data, uint32_t len)
+{
+	struct virtio_blk_req req = {.type = type, .sector = sector};
+	struct fake_buf bufs[] = {
+		{HDR, sizeof(req), false}, {DATA, len, false}, {STATUS, 1, true}};
+	uint8_t status = 0xee;
+
+	fake_poke(&d, HDR, &req, sizeof(req));
+	if (len)
+		fake_poke(&d, DATA, data, len);
+	else
+		bufs[1] = bufs[2];
+	fake_add(&d, 0, bufs, len ? 3 : 2);
+	fake_kick(&d, 0);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	fake_peek(&d, STATUS, &status, 1);
+	assert_int_equal(status, VIRTIO_BLK_S_OK);
+}
+
+static void
+touch(uint64_t offset, uint32_t len)
+{
+	for (uint64_t b = offset / SEGMENT_BLOCK; b * SEGMENT_BLOCK < offset + len; b++)
+		written[b] = 1;
+}
+
+/* One thing that a guest does, but a flush: a write, zeroes, a discard. */
+static void
+write_something(void)
+{
+	uint32_t len = 512 * (1 + roll(REQUEST_MAX / 512)), kind = roll(8);
+	uint64_t offset = 512ull * roll((DISK_BYTES - len) / 512 + 1);
+	struct virtio_blk_range range = {offset / 512, len / 512, 0};
+
+	if (kind > 5) {
+		offset &= ~(uint64_t)(SEGMENT_BLOCK - 1);
+		len &= ~(SEGMENT_BLOCK - 1);
+		range = (struct virtio_blk_range){offset / 512, len / 512, kind == 6};
+		if (len == 0)
+			return;
+	}
+	touch(offset, len);
+	if (kind > 5) {
+		memset(model + offset, 0, len);
+		request(kind == 6 ? VIRTIO_BLK_T_WRITE_ZEROES : VIRTIO_BLK_T_DISCARD, 0,
+			&range, sizeof(range));
+		return;
+	}
+	for (uint32_t i = 0; i < len; i += 4)
+		memcpy(model + offset + i, &(uint32_t){seed + i}, 4);
+	request(VIRTIO_BLK_T_OUT, offset / 512, model + offset, len);
+}
+
+static void
+cut_disk(void)
+{
+	uint64_t records;
+	struct err e = {0};
+	int fds[VMM_SEG_FDS];
+
+	new_segment(fds);
+	if (blk_cut(&blk, fds, &records, NULL, &e))
+		fail_msg("%s", e.msg);
+	cut_records[n_segments - 2] = (int64_t)records;
+}
+
+/* The disk as it can be read in `at` after the power loss. */
+static void
+export_crashed(const char *at, unsigned n, uint8_t *dst, struct err *lost)
+{
+	static char paths[SEGMENTS_MAX][2][160];
+	struct disk_segment segments[SEGMENTS_MAX];
+	struct disk_chain chain = {NULL, segments, n};
+	struct err e = {0};
+	char path[160];
+	int fd;
+
+	for (unsigned i = 0; i < n; i++) {
+		file_path(paths[i][0], sizeof(paths[0][0]), at, i, "data");
+		file_path(paths[i][1], sizeof(paths[0][0]), at, i, "index");
+		segments[i] =
+			(struct disk_segment){paths[i][0], paths[i][1], cut_records[i]};
+	}
+	snprintf(path, sizeof(path), "%s/out", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	if (disk_export(&chain, DISK_MIB, fd, lost, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(pread(fd, dst, DISK_BYTES, 0), DISK_BYTES);
+	close(fd);
+}
+
+static void
+assert_flushed_is_there(const uint8_t *got, const uint8_t *want, const uint8_t *since)
+{
+	for (unsigned b = 0; b < N_BLOCKS; b++)
+		if (!since[b] && memcmp(got + b * SEGMENT_BLOCK, want + b * SEGMENT_BLOCK,
+					 SEGMENT_BLOCK))
+			fail_msg("block %u, flushed and not written since, is lost", b);
+}
+
+/*
+ * The model.
+ */
+
+struct kept { /* of a file, as it was at the last flush */
+	uint8_t *bytes;
+	size_t len;
+};
+
+static struct kept kept[SEGMENTS_MAX][2];
+
+static void
+read_whole(const char *path, struct kept *ret)
+{
+	struct stat st;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0 && fstat(fd, &st) == 0);
+	ret->len = (size_t)st.st_size;
+	free(ret->bytes);
+	ret->bytes = malloc(ret->len + 1);
+	assert_non_null(ret->bytes);
+	assert_int_equal(pread(fd, ret->bytes, ret->len, 0), st.st_size);
+	close(fd);
+}
+
+static void
+keep_files(void)
+{
+	char path[160];
+
+	for (unsigned i = 0; i < n_segments; i++) {
+		for (unsigned k = 0; k < 2; k++) {
+			file_path(path, sizeof(path), home, i, k ? "index" : "data");
+			read_whole(path, &kept[i][k]);
+		}
+	}
+	memcpy(flushed, model, sizeof(model));
+	memset(written, 0, sizeof(written));
+}
+
+/* One file after the power loss: any length of those it had, each sector one of three. */
+static void
+lose_power_of(unsigned i, unsigned k)
+{
+	const struct kept *was = &kept[i][k];
+	struct kept now = {0};
+	uint8_t *out;
+	char path[160];
+	size_t len;
+	int fd;
+
+	file_path(path, sizeof(path), home, i, k ? "index" : "data");
+	read_whole(path, &now);
+	assert_true(now.len >= was->len);
+	len = was->len + roll((uint32_t)(now.len - was->len) + 1);
+	out = calloc(1, len + 1);
+	assert_non_null(out);
+	for (size_t at = 0, n; at < len; at += n) {
+		uint32_t which = roll(3);
+
+		n = len - at < 512 ? len - at : 512;
+		if (which == 0)
+			memcpy(out + at, now.bytes + at, n);
+		else if (at < was->len) /* never zeroes: the file system keeps its word */
+			memcpy(out + at, was->bytes + at,
+				n < was->len - at ? n : was->len - at);
+		/* What was flushed of a sector that went on growing stays, too. */
+		if (k && at < was->len)
+			memcpy(out + at, was->bytes + at,
+				n < was->len - at ? n : was->len - at);
+	}
+	file_path(path, sizeof(path), crashed, i, k ? "index" : "data");
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(io_write_full(fd, out, len), 0);
+	close(fd);
+	free(out);
+	free(now.bytes);
+}
+
+static void
+what_was_flushed_is_there_whatever_became_of_the_rest(void **state)
+{
+	static uint8_t got[DISK_BYTES];
+	unsigned early = 0, whole = 0;
+
+	(void)state;
+	snprintf(home, sizeof(home), "%s", folder);
+	snprintf(crashed, sizeof(crashed), "%s/crashed", folder);
+	assert_int_equal(mkdir(crashed, 0700), 0);
+	open_disk();
+	keep_files();
+	for (unsigned step = 0; step < 1500; step++) {
+		struct err lost = {0};
+
+		if (step % 300 == 299) {
+			cut_disk();
+			read_whole("/dev/null", &kept[n_segments - 1][0]);
+			read_whole("/dev/null", &kept[n_segments - 1][1]);
+		} else if (roll(12) == 0) {
+			request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
+			keep_files();
+		} else {
+			write_something();
+		}
+		if (step % 5)
+			continue;
+		for (unsigned i = 0; i < n_segments; i++)
+			for (unsigned k = 0; k < 2; k++)
+				lose_power_of(i, k);
+		export_crashed(crashed, n_segments, got, &lost);
+		assert_flushed_is_there(got, flushed, written);
+		if (lost.code)
+			early++;
+		else
+			whole++;
+	}
+	/* Both kinds were seen. */
+	assert_true(early > 20);
+	assert_true(whole > 5);
+	for (unsigned i = 0; i < SEGMENTS_MAX; i++) {
+		free(kept[i][0].bytes);
+		free(kept[i][1].bytes);
+		kept[i][0] = kept[i][1] = (struct kept){0};
+	}
+	close_disk();
+}
+
+/*
+ * A real file system.
+ */
+
+#define IMAGE_MIB 32
+#define ROUNDS 12
+
+static char image[96], copy[96], mounted[96];
+
+static int command(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+static int
+command(const char *fmt, ...)
+{
+	char line[512];
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	snprintf(line + n, sizeof(line) - (size_t)n, " >%s/log 2>&1", folder);
+	return system(line);
+}
+
+/* The file system's journal is written, as it is every few seconds: what it knows of all
+ * files, but not the data that has no place on the device yet. */
+static void
+commit_journal(void)
+{
+	char path[160];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/other", home);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, "x", 1), 1);
+	assert_int_equal(fsync(fd), 0);
+	close(fd);
+}
+
+/* The bytes of the device now: what its file system has written so far. One instant: it
+ * is copied again until nothing has changed since the last time. */
+static void
+copy_image(void)
+{
+	static uint8_t now[IMAGE_MIB << 20], again[IMAGE_MIB << 20];
+	int from = open(image, O_RDONLY | O_CLOEXEC);
+	int to = open(copy, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	assert_true(from >= 0 && to >= 0);
+	do {
+		assert_int_equal(io_pread_full(from, now, sizeof(now), 0), 0);
+		assert_int_equal(io_pread_full(from, again, sizeof(again), 0), 0);
+	} while (memcmp(now, again, sizeof(now)));
+	assert_int_equal(io_write_full(to, now, sizeof(now)), 0);
+	close(from);
+	close(to);
+}
+
+static void
+what_was_flushed_is_on_a_real_device_without_a_sync(void **state)
+{
+	static uint8_t got[DISK_BYTES];
+	unsigned early = 0;
+
+	(void)state;
+	if (geteuid() != 0) {
+		print_message("only root may mount a file system\n");
+		skip();
+	}
+	snprintf(image, sizeof(image), "%s/image", folder);
+	snprintf(copy, sizeof(copy), "%s/copy", folder);
+	snprintf(home, sizeof(home), "%s/mnt", folder);
+	snprintf(mounted, sizeof(mounted), "%s/after", folder);
+	assert_int_equal(mkdir(home, 0700) | mkdir(mounted, 0700), 0);
+	if (command("truncate -s %uM %s && mkfs.ext4 -q %s", IMAGE_MIB, image, image) ||
+		command("mount -o loop %s %s", image, home)) {
+		print_message("this host mounts no loop device\n");
+		skip();
+	}
+	open_disk();
+	for (unsigned round = 0; round < ROUNDS; round++) {
+		unsigned n, before = 1 + roll(30), after = roll(60);
+		struct err lost = {0};
+
+		for (unsigned i = 0; i < before; i++)
+			write_something();
+		request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
+		memcpy(flushed, model, sizeof(model));
+		memset(written, 0, sizeof(written));
+		if (round % 6 == 5)
+			cut_disk();
+		/* Written back by the host in an order of its own: the data of some of
+		 * these, or the index, or neither. */
+		for (unsigned i = 0; i < after; i++) {
+			write_something();
+			if (i == after / 2 && round % 3)
+				(void)sync_file_range(
+					round % 3 == 1 ? blk.segments[blk.n_segments - 1]
+								 .index_fd
+						       : blk.segments[blk.n_segments - 1]
+								 .data_fd,
+					0, 0,
+					SYNC_FILE_RANGE_WAIT_BEFORE |
+						SYNC_FILE_RANGE_WRITE |
+						SYNC_FILE_RANGE_WAIT_AFTER);
+		}
+		if (round % 2)
+			commit_journal();
+		copy_image();
+		n = n_segments;
+		/* As after the power came back: the journal is replayed. */
+		assert_int_equal(command("mount -o loop %s %s", copy, mounted), 0);
+		/* A file that was made after the last commit of the journal is not
+		 * there; then nothing in it was flushed. */
+		for (unsigned i = 0; i < n; i++) {
+			char path[160];
+
+			file_path(path, sizeof(path), mounted, i, "index");
+			if (access(path, F_OK) < 0)
+				n = i;
+		}
+		export_crashed(mounted, n, got, &lost);
+		assert_int_equal(command("umount %s", mounted), 0);
+		assert_flushed_is_there(got, flushed, written);
+		early += lost.code != 0;
+	}
+	/* Else no copy was of the kind that this is about. */
+	assert_true(early > 0);
+	close_disk();
+	assert_int_equal(command("umount %s", home), 0);
+}
+
+static int
+setup(void **state)
+{
+	(void)state;
+	/* In memory, where there is room: a sync of the host's own disk proves nothing. */
+	strcpy(folder, access("/dev/shm", W_OK) == 0 ? "/dev/shm/test_blk_power.XXXXXX"
+						     : "/tmp/test_blk_power.XXXXXX");
+	assert_non_null(mkdtemp(folder));
+	seed = 4711;
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	(void)state;
+	command("umount %s/after", folder);
+	command("umount %s/mnt", folder);
+	return command("rm -rf %s", folder);
+}
+
+int
+main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+	const struct CMUnitTest tests[] = {
+		T(what_was_flushed_is_there_whatever_became_of_the_rest),
+		T(what_was_flushed_is_on_a_real_device_without_a_sync),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
