@@ -73,6 +73,11 @@ test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
+# The VMM's code in the test's own process.
+KVM_TESTS += test_kvm_cpu
+test_kvm_cpu_SRCS := tests/kvm/test_kvm_cpu.c
+test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk common
+test_kvm_cpu_PKGS := cmocka libseccomp
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk common)$(eval $(t)_PKGS := cmocka))
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))

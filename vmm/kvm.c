@@ -10,6 +10,7 @@ const unsigned long kvm_ioctl_numbers[] = {
 	KVM_GET_VCPU_MMAP_SIZE,
 	KVM_GET_SUPPORTED_CPUID,
 	KVM_GET_MSR_INDEX_LIST,
+	KVM_GET_MSR_FEATURE_INDEX_LIST,
 	KVM_CREATE_VM,
 	KVM_SET_TSS_ADDR,
 	KVM_SET_IDENTITY_MAP_ADDR,
@@ -106,6 +107,7 @@ kvm_read_caps(int kvm_fd, struct kvm_caps *ret, struct err *e)
 	c.tsc_deadline_timer = extension(kvm_fd, KVM_CAP_TSC_DEADLINE_TIMER);
 	c.adjust_clock = extension(kvm_fd, KVM_CAP_ADJUST_CLOCK);
 	c.kvmclock_ctrl = extension(kvm_fd, KVM_CAP_KVMCLOCK_CTRL);
+	c.msr_features = extension(kvm_fd, KVM_CAP_GET_MSR_FEATURES);
 	r = extension(kvm_fd, KVM_CAP_SYNC_REGS);
 	c.sync_regs = (r & KVM_SYNC_X86_VALID_FIELDS) == KVM_SYNC_X86_VALID_FIELDS
 			      ? KVM_SYNC_X86_VALID_FIELDS
@@ -154,6 +156,14 @@ kvm_get_msr_index_list(int kvm_fd, struct kvm_msr_index_table *ret, struct err *
 {
 	ret->n = KVM_MSRS_MAX;
 	return plain(kvm_fd, KVM_GET_MSR_INDEX_LIST, ret, "KVM_GET_MSR_INDEX_LIST", e);
+}
+
+int
+kvm_get_msr_feature_index_list(int kvm_fd, struct kvm_msr_index_table *ret, struct err *e)
+{
+	ret->n = KVM_MSRS_MAX;
+	return plain(kvm_fd, KVM_GET_MSR_FEATURE_INDEX_LIST, ret,
+		"KVM_GET_MSR_FEATURE_INDEX_LIST", e);
 }
 
 int

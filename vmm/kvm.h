@@ -70,6 +70,7 @@ struct kvm_caps {
 	bool tsc_deadline_timer;
 	bool adjust_clock;
 	bool kvmclock_ctrl;
+	bool msr_features;  /* KVM_GET_MSR_FEATURE_INDEX_LIST */
 	uint64_t sync_regs; /* KVM_SYNC_X86_*: all of registers, special registers and
 			       events, or 0 */
 };
@@ -80,6 +81,9 @@ int kvm_read_caps(int kvm_fd, struct kvm_caps *ret, struct err *e);
 int kvm_check_caps(const struct kvm_caps *caps, struct err *e);
 int kvm_get_supported_cpuid(int kvm_fd, struct kvm_cpuid_table *ret, struct err *e);
 int kvm_get_msr_index_list(int kvm_fd, struct kvm_msr_index_table *ret, struct err *e);
+/* Those that tell of the CPU and its microcode; of caps->msr_features. */
+int kvm_get_msr_feature_index_list(
+	int kvm_fd, struct kvm_msr_index_table *ret, struct err *e);
 int kvm_create_vm(int kvm_fd, int *ret_vm_fd, struct err *e);
 
 int kvm_set_tss_addr(int vm_fd, uint64_t gpa, struct err *e);

@@ -96,6 +96,16 @@ vm_make_kvm(struct vm *vm, struct err *e)
 	return r;
 }
 
+int
+vm_make_plan(struct vm *vm, struct err *e)
+{
+	int fds[VMM_VCPUS_MAX];
+
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		fds[i] = vm->vcpus[i].fd;
+	return state_plan_make(vm->kvm_fd, fds, vm->n_vcpus, &vm->caps, &vm->plan, e);
+}
+
 void
 vm_drop_kvm(struct vm *vm, bool in_forked_child)
 {
