@@ -1,13 +1,14 @@
 # tests
 include deps.mk
 
-UNIT_TESTS += test_err test_io test_json test_log test_toml
+UNIT_TESTS += test_err test_io test_json test_log test_toml test_userns
 test_err_SRCS := tests/unit/test_err.c
 test_io_SRCS := tests/unit/test_io.c
 test_json_SRCS := tests/unit/test_json.c
 test_log_SRCS := tests/unit/test_log.c
 test_toml_SRCS := tests/unit/test_toml.c
-$(foreach t,test_err test_io test_json test_log test_toml,$(eval $(t)_LIBS := common)$(eval $(t)_PKGS := cmocka))
+test_userns_SRCS := tests/unit/test_userns.c
+$(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t)_LIBS := common)$(eval $(t)_PKGS := cmocka))
 
 FUZZERS += fuzz_json fuzz_toml
 fuzz_json_SRCS := tests/fuzz/fuzz_json.c common/json.c common/err.c

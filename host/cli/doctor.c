@@ -18,6 +18,7 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "common/userns.h"
 #include "host/cli/out.h"
 #include "host/client/client.h"
 
@@ -269,35 +270,23 @@ check_cgroup(struct doctor *d)
 /* The rest ----------------------------------------------------------------------------
  */
 
-static bool
-userns_works(void)
-{
-	int status;
-	pid_t pid = fork();
-
-	if (pid < 0)
-		return false;
-	if (pid == 0)
-		_exit(unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0 ? 1 : 0);
-	while (waitpid(pid, &status, 0) < 0)
-		if (errno != EINTR)
-			return false;
-	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
 static void
 check_namespaces(struct doctor *d)
 {
+	/* What a VMM does (vmm/seal.c). */
+	const int flags = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
 	struct doctor_finding *f;
+	struct err why;
 	char v[32];
 
-	if (userns_works()) {
+	if (userns_try(flags, &why) == 0) {
 		doctor_find(d, "namespaces", DOCTOR_OK,
 			"user namespaces can be made: VMMs run in their own");
 		return;
 	}
 	f = doctor_find(d, "namespaces", DOCTOR_NOTE,
-		"user namespaces cannot be made here: VMMs run with less isolation, images are built with more rights");
+		"user namespaces cannot be used here (%s): VMMs run with less isolation, images are built with more rights",
+		why.msg);
 	if (read_setting("/proc/sys/kernel/unprivileged_userns_clone", v, sizeof(v)) &&
 		v[0] == '0')
 		doctor_mend(f, "sudo sysctl kernel.unprivileged_userns_clone=1");
