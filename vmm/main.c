@@ -278,7 +278,7 @@ main(int argc, char **argv)
 	int r;
 
 	if (argc >= 2 && argc <= 3 && strcmp(argv[1], "--probe") == 0)
-		return probe_main(open_kvm(argv[2]));
+		return probe_main(open_kvm(argv[2]), 0);
 	if (argc == 2 && strcmp(argv[1], "--version") == 0) {
 		puts("pando-vmm " PANDO_VERSION);
 		return 0;

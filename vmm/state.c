@@ -40,6 +40,19 @@ static const uint32_t unlisted_msrs[] = {
 	0x20f,
 };
 
+bool
+state_is_of_counters(uint32_t index)
+{
+	return index == 0x345 || /* PERF_CAPABILITIES */
+	       (index >= 0xc1 && index <= 0xc8) || (index >= 0x186 && index <= 0x18d) ||
+	       (index >= 0x309 && index <= 0x30c) || index == 0x329 ||
+	       (index >= 0x38d && index <= 0x390) || index == 0x3f1 || index == 0x3f2 ||
+	       (index >= 0x4c1 && index <= 0x4c8) || index == 0x600 || /* DS_AREA */
+	       (index >= 0xc0010000 && index <= 0xc0010007) || /* AMD's since the K7 */
+	       (index >= 0xc0010200 && index <= 0xc001020b) ||
+	       (index >= 0xc0000300 && index <= 0xc0000303);
+}
+
 static bool
 is_listed(const struct kvm_msr_index_table *t, uint32_t index)
 {
@@ -156,6 +169,8 @@ state_plan_make(int kvm_fd, const int fds[], unsigned n, const struct kvm_caps *
 	for (unsigned i = 0; i < all.n; i++) {
 		uint32_t index = all.indices[i];
 
+		if (state_is_of_counters(index))
+			continue;
 		if (index == STATE_MSR_TSC && plan.tsc_offset)
 			continue; /* the offset says it exactly; writing the TSC makes KVM
 				     guess */
@@ -366,6 +381,16 @@ load_tsc(int vcpu_fd, const struct state_plan *plan, const struct vcpu_state *s,
 	return kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e);
 }
 
+/* For a KVM that does not know it (before Linux 4.20): an exception that was pending is
+ * delivered as if it had been injected, without what it brings along in CR2 or DR6. */
+static void
+drop_payload(struct kvm_vcpu_events *events)
+{
+	events->flags &= ~(uint32_t)KVM_VCPUEVENT_VALID_PAYLOAD;
+	events->exception.injected |= events->exception.pending;
+	events->exception.pending = 0;
+}
+
 int
 state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
 	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
@@ -396,6 +421,8 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		return err_set(e, -EIO, "KVM_SET_MSRS: MSR 0x%x does not take 0x%llx",
 			s->msrs.entries[done].index,
 			(unsigned long long)s->msrs.entries[done].data);
+	if (!caps->exception_payload)
+		drop_payload(&s->events);
 	if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0)
 		return r;
 	if (caps->kvmclock_ctrl && has_kvmclock(s))

@@ -69,6 +69,7 @@ struct vm {
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
 	int vm_fd;  /* owned; -1: none (a frozen fork) */
 	struct kvm_caps caps;
+	struct kvm_cpuid_table accepted; /* features that a commit may need (cpuid.h) */
 	struct state_plan plan;
 	struct state_clock clock; /* of the last vm_save() */
 	unsigned n_vcpus;

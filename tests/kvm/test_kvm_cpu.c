@@ -14,8 +14,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "vmm/probe.h"
 #include "vmm/vm.h"
 
 #define PAGE 0x1000ull
@@ -137,11 +139,110 @@ vcpus_keep_the_master_clock_when_it_was_found_out_what_to_save(void **state)
 	}
 }
 
+/* A page fault that is not delivered yet: what its handler will find in CR2 is a part of
+ * it, and CR2 is not. */
+static void
+a_pending_exception_keeps_its_payload(void **state)
+{
+	const uint64_t fault_address = 0x1234000, old_cr2 = 0x77000;
+	struct kvm_vcpu_events events;
+	struct kvm_sregs sregs;
+
+	NEEDS_KVM(state);
+	make(1);
+	if (!vm.caps.exception_payload)
+		skip();
+	MUST(vm_make_plan(&vm, e));
+	MUST(kvm_get_sregs(vm.vcpus[0].fd, &sregs, e));
+	sregs.cr2 = old_cr2;
+	MUST(kvm_set_sregs(vm.vcpus[0].fd, &sregs, e));
+	MUST(kvm_get_vcpu_events(vm.vcpus[0].fd, &events, e));
+	events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+	events.exception.pending = 1;
+	events.exception.injected = 0;
+	events.exception.nr = 14;
+	events.exception.has_error_code = 1;
+	events.exception.error_code = 2;
+	events.exception_has_payload = 1;
+	events.exception_payload = fault_address;
+	MUST(kvm_set_vcpu_events(vm.vcpus[0].fd, &events, e));
+	MUST(vm_save(&vm, e));
+	make(1);
+	MUST(vm_load(&vm, e));
+	MUST(kvm_get_vcpu_events(vm.vcpus[0].fd, &events, e));
+	assert_int_equal(events.exception.pending, 1);
+	assert_int_equal(events.exception.injected, 0);
+	assert_int_equal(events.exception.nr, 14);
+	assert_int_equal(events.exception.error_code, 2);
+	assert_int_equal(events.exception_has_payload, 1);
+	assert_true(events.exception_payload == fault_address);
+	MUST(kvm_get_sregs(vm.vcpus[0].fd, &sregs, e));
+	assert_true(sregs.cr2 == old_cr2);
+}
+
+static void
+performance_counters_are_not_saved(void **state)
+{
+	NEEDS_KVM(state);
+	make(1);
+	MUST(vm_make_plan(&vm, e));
+	assert_true(vm.plan.msrs.n > 10);
+	for (uint32_t i = 0; i < vm.plan.msrs.n; i++)
+		if (state_is_of_counters(vm.plan.msrs.indices[i]))
+			fail_msg("MSR 0x%x is", vm.plan.msrs.indices[i]);
+}
+
+/* What the probe says of this host, less `without`. */
+static void
+probe(uint32_t without, char *dst, size_t cap)
+{
+	int fds[2], status = -1;
+	size_t n = 0;
+	ssize_t got;
+	pid_t pid;
+
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(fds[1], STDOUT_FILENO);
+		_exit(probe_main(vm.kvm_fd, without));
+	}
+	close(fds[1]);
+	while (n < cap - 1 && (got = read(fds[0], dst + n, cap - 1 - n)) > 0)
+		n += (size_t)got;
+	dst[n] = '\0';
+	close(fds[0]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+/* As an old processor, or a hypervisor that masks it: KVM refuses CR4.OSXSAVE there. */
+static void
+the_probe_asks_for_no_xsave_of_a_cpu_that_has_none(void **state)
+{
+	char whole[4096], less[4096];
+
+	NEEDS_KVM(state);
+	probe(0, whole, sizeof(whole));
+	probe(PROBE_XSAVE | PROBE_CMPXCHG16B, less, sizeof(less));
+	print_message("# %s", less);
+	if (strstr(whole, "\"kvm\":\"none\""))
+		skip();
+	assert_null(strstr(less, "\"kvm\":\"none\""));
+	assert_null(strstr(less, "KVM_SET_SREGS"));
+	assert_null(strstr(less, "fails at xsave"));
+	if (strstr(whole, "\"kvm\":\"linux\""))
+		assert_non_null(strstr(less, "\"kvm\":\"linux\""));
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CPU_TEST(vcpus_keep_the_master_clock_when_it_was_found_out_what_to_save),
+		CPU_TEST(a_pending_exception_keeps_its_payload),
+		CPU_TEST(performance_counters_are_not_saved),
+		CPU_TEST(the_probe_asks_for_no_xsave_of_a_cpu_that_has_none),
 	};
 
 	cmocka_set_test_filter(getenv("KVM_TEST_FILTER"));

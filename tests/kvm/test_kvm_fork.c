@@ -357,6 +357,48 @@ branches_of_a_vmm_that_was_stopped_and_continued_have_its_registers(void **state
 	}
 }
 
+static unsigned
+mappings_of(const struct vm *vm)
+{
+	cleanup_free char *text = NULL;
+	unsigned n = 0;
+	char path[64];
+	size_t len;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", vm->pid);
+	MUST(io_read_file(path, 1u << 20, &text, &len, e));
+	for (size_t i = 0; i < len; i++)
+		n += text[i] == '\n';
+	return n;
+}
+
+/* On Intel KVM maps pages of its own, which a branch must not inherit from each of its
+ * ancestors: a fork copies every mapping. */
+static void
+a_branch_has_as_many_mappings_at_any_depth(void **state)
+{
+	unsigned at_depth[18];
+	struct vm *vm, *child;
+	char line[LINE], name[32];
+
+	NEEDS_KVM(state);
+	if (getuid() != 0)
+		skip(); /* only root looks into a VMM */
+	vm = boot("d0", "mode=work", 1);
+	expect(vm, "ready", line, sizeof(line));
+	for (unsigned depth = 1; depth < 18; depth++) {
+		snprintf(name, sizeof(name), "d%u", depth);
+		child = fork_vm(vm, name, 0);
+		expect(child, "fork n=", line, sizeof(line));
+		driver_kill(vm);
+		vm = child;
+		at_depth[depth] = mappings_of(vm);
+	}
+	/* A few more or less: own memory is moved once in four generations. */
+	if (at_depth[17] > at_depth[5] + 2)
+		fail_msg("%u at depth 5, %u at depth 17", at_depth[5], at_depth[17]);
+}
+
 static void
 the_pause_is_measured_and_the_cut_is_told(void **state)
 {
@@ -572,6 +614,7 @@ main(void)
 		KVM_TEST(a_branch_of_a_vcpu_held_by_a_debugger_has_its_registers),
 		KVM_TEST(
 			branches_of_a_vmm_that_was_stopped_and_continued_have_its_registers),
+		KVM_TEST(a_branch_has_as_many_mappings_at_any_depth),
 		KVM_TEST(the_pause_is_measured_and_the_cut_is_told),
 		KVM_TEST(kill_nine_of_one_is_felt_by_none),
 		KVM_TEST(a_child_that_cannot_start_says_why_and_the_parent_goes_on),
