@@ -2,7 +2,7 @@
 
 # What both pandod and pando need, and what the tests link.
 LIBRARIES += pandohost
-pandohost_SRCS := common/paths.c
+pandohost_SRCS := common/paths.c host/vmmproc/kvm_probe.c
 
 # All of pandod but its main().
 LIBRARIES += pandodcore

@@ -190,7 +190,7 @@ internal_error(struct vcpu *v, const char *place)
 				" %02x", run->emulation_failure.insn_bytes[i]);
 	}
 	vm_end(v->vm, VMM_EXIT_GUEST_FAULT,
-		"KVM cannot go on with the guest (internal error %u%s%s): %s",
+		"KVM cannot go on with the guest; `pando doctor` says whether this host's KVM runs Linux (internal error %u%s%s: %s)",
 		run->internal.suberror, bytes[0] ? ", instruction" : "", bytes, place);
 }
 

@@ -11,6 +11,7 @@
 #define PANDO_HOST_VM_TREE_PRIV_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -66,6 +67,7 @@ struct tree {
 	uint64_t next_handle;
 	int epoll_fd; /* owned */
 	bool stopping;
+	atomic_bool boots_linux;  /* host_can_boot() found that this host's KVM does */
 	pthread_t health_monitor; /* asks agents, ends VMs whose control socket closed */
 	bool has_health_monitor;
 	char ssh_key[AGENT_SSH_KEY_LEN + 1]; /* that guests let in; empty: none */
@@ -214,6 +216,10 @@ void vms_release(struct vm **vms, unsigned n);
 
 /* What the host can give at all, before anything is made. */
 int host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e);
+/* Whether this host's KVM boots the image's kernel: one that is no Linux is the caller's
+ * affair, for a Linux KVM is tried (kvm_probe.h). That it can is remembered as long as
+ * pandod runs; that it cannot is found out anew. Without the lock. */
+int host_can_boot(struct tree *t, const struct image *image, struct err *e);
 
 /*
  * commits.c
