@@ -1,6 +1,6 @@
 LIBRARIES += common
 common_SRCS := common/err.c common/fault.c common/io.c common/log.c common/json.c \
-	common/toml.c common/toml_scalar.c common/env.c common/text.c common/utf8.c common/paths.c
+	common/toml.c common/toml_scalar.c common/env.c common/text.c common/utf8.c common/paths.c common/userns.c
 
 # Formats that two processes read. libsodium is called only in openssh_key.c.
 LIBRARIES += wire

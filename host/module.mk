@@ -6,6 +6,10 @@ agentclient_SRCS := host/agent/agent_client.c host/agent/agent_copy.c host/agent
 	host/agent/agent_terminal.c host/agent/agent_dial.c host/agent/terminal.c host/agent/terminal_text.c \
 	host/agent/agent_rpc.c host/agent/agent_report.c
 
+# Whether this host's KVM boots Linux, asked by pandod and by `pando doctor`.
+LIBRARIES += kvmprobe
+kvmprobe_SRCS := host/vmmproc/kvm_probe.c
+
 # All of pandod but its main().
 LIBRARIES += pandodcore
 # libsystemd is called only in bus.c and common/systemd.c.
@@ -53,36 +57,36 @@ test_machine_WRAP := ssh_link_run
 
 PROGRAMS += pandod
 pandod_SRCS := host/pandod/pandod.c
-pandod_LIBS := pandodcore agentclient vmmdisk store systemdjobs wire common
+pandod_LIBS := pandodcore agentclient vmmdisk store systemdjobs kvmprobe wire common
 pandod_PKGS := libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
 UNIT_TESTS += test_request test_image test_db test_tree test_api test_commit test_power_cut
 test_power_cut_SRCS := tests/unit/test_power_cut.c tests/unit/fake_vmm.c
-test_power_cut_LIBS := pandodcore vmmdisk store systemdjobs wire common
+test_power_cut_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
 test_power_cut_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 test_commit_SRCS := tests/unit/test_commit.c
-test_commit_LIBS := pandodcore agentclient vmmdisk store systemdjobs wire common
+test_commit_LIBS := pandodcore agentclient vmmdisk store systemdjobs kvmprobe wire common
 test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 test_request_SRCS := tests/unit/test_request.c
-test_request_LIBS := pandodcore systemdjobs wire common
+test_request_LIBS := pandodcore systemdjobs kvmprobe wire common
 test_request_PKGS := cmocka
 test_image_SRCS := tests/unit/test_image.c
-test_image_LIBS := pandodcore systemdjobs wire common
+test_image_LIBS := pandodcore systemdjobs kvmprobe wire common
 test_image_PKGS := cmocka
 test_db_SRCS := tests/unit/test_db.c
-test_db_LIBS := pandodcore systemdjobs wire common
+test_db_LIBS := pandodcore systemdjobs kvmprobe wire common
 test_db_PKGS := cmocka sqlite3
 test_api_SRCS := tests/unit/test_api.c
-test_api_LIBS := pandodcore agentclient vmmdisk store systemdjobs wire common
+test_api_LIBS := pandodcore agentclient vmmdisk store systemdjobs kvmprobe wire common
 test_api_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
-test_tree_LIBS := pandodcore vmmdisk store systemdjobs wire common
+test_tree_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
 test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
 # A private D-Bus daemon, with a systemd and a machined of the test's own; control groups for real where they may be made.
 UNIT_TESTS += test_scope
 test_scope_SRCS := tests/unit/test_scope.c tests/unit/bus_help.c
-test_scope_LIBS := pandodcore systemdjobs wire common
+test_scope_LIBS := pandodcore systemdjobs kvmprobe wire common
 test_scope_PKGS := cmocka libsystemd
 
 # Reads the file systems of two disks, for pandod; libext2fs is called only in ext4.c.
@@ -97,7 +101,7 @@ fuzz_fsdiff_journal_CORPUS := tests/fuzz/corpus/fsdiff_journal
 
 UNIT_TESTS += test_diff_files
 test_diff_files_SRCS := tests/unit/test_diff_files.c
-test_diff_files_LIBS := pandodcore vmmdisk store systemdjobs wire common
+test_diff_files_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
 test_diff_files_PKGS := cmocka libsodium libzstd
 $(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
 

@@ -1,13 +1,14 @@
 # tests
 include deps.mk
 
-UNIT_TESTS += test_err test_io test_json test_log test_toml
+UNIT_TESTS += test_err test_io test_json test_log test_toml test_userns
 test_err_SRCS := tests/unit/test_err.c
 test_io_SRCS := tests/unit/test_io.c
 test_json_SRCS := tests/unit/test_json.c
 test_log_SRCS := tests/unit/test_log.c
 test_toml_SRCS := tests/unit/test_toml.c
-$(foreach t,test_err test_io test_json test_log test_toml,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
+test_userns_SRCS := tests/unit/test_userns.c
+$(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
 
 # A script: what folders include from each other.
 UNIT_SCRIPTS += test_rooms
@@ -90,6 +91,11 @@ test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
+# The VMM's code in the test's own process.
+KVM_TESTS += test_kvm_cpu
+test_kvm_cpu_SRCS := tests/kvm/test_kvm_cpu.c
+test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk wire common
+test_kvm_cpu_PKGS := cmocka libseccomp
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
@@ -97,7 +103,7 @@ $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 SYSTEM_PROGRAMS += tree_model
 tree_model_SRCS := tests/system/model/model.c tests/system/model/model_look.c tests/system/model/model_pandod.c \
 	tests/system/model/model_steps.c tests/system/model/model_crash.c
-tree_model_LIBS := pandoclient wire common
+tree_model_LIBS := pandoclient kvmprobe wire common
 tree_model_PKGS := libcurl
 $(B)/tests/tree_model: | $(TINY)
 
@@ -109,7 +115,7 @@ bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/must.c tests/bench/sample.c tests/kvm/console_line.c
-$(1)_LIBS := pandodcore agentclient vmmcore vmmdev vmmdisk store systemdjobs wire common
+$(1)_LIBS := pandodcore agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
 $(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef

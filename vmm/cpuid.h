@@ -7,8 +7,12 @@
 
 #include "vmm/kvm.h"
 
-/* supported, from kvm_get_supported_cpuid, becomes the table of vCPU id of n_vcpus. */
+/* t, from kvm_get_supported_cpuid, becomes the table of vCPU id of n_vcpus. */
 void cpuid_adjust(struct kvm_cpuid_table *t, unsigned id, unsigned n_vcpus,
 	const struct kvm_caps *caps);
+/* t, from kvm_get_supported_cpuid, becomes all the features that a commit may name and
+ * run here with: also those that new VMs are not offered, but an older VMM's were. */
+void cpuid_accept(
+	struct kvm_cpuid_table *t, unsigned n_vcpus, const struct kvm_caps *caps);
 
 #endif

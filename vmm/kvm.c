@@ -10,6 +10,7 @@ const unsigned long kvm_ioctl_numbers[] = {
 	KVM_GET_VCPU_MMAP_SIZE,
 	KVM_GET_SUPPORTED_CPUID,
 	KVM_GET_MSR_INDEX_LIST,
+	KVM_GET_MSR_FEATURE_INDEX_LIST,
 	KVM_CREATE_VM,
 	KVM_SET_TSS_ADDR,
 	KVM_SET_IDENTITY_MAP_ADDR,
@@ -106,6 +107,10 @@ kvm_read_caps(int kvm_fd, struct kvm_caps *ret, struct err *e)
 	c.tsc_deadline_timer = extension(kvm_fd, KVM_CAP_TSC_DEADLINE_TIMER);
 	c.adjust_clock = extension(kvm_fd, KVM_CAP_ADJUST_CLOCK);
 	c.kvmclock_ctrl = extension(kvm_fd, KVM_CAP_KVMCLOCK_CTRL);
+	c.msr_features = extension(kvm_fd, KVM_CAP_GET_MSR_FEATURES);
+	c.pmu_capability =
+		extension(kvm_fd, KVM_CAP_PMU_CAPABILITY) & KVM_PMU_CAP_DISABLE;
+	c.exception_payload = extension(kvm_fd, KVM_CAP_EXCEPTION_PAYLOAD);
 	r = extension(kvm_fd, KVM_CAP_SYNC_REGS);
 	c.sync_regs = (r & KVM_SYNC_X86_VALID_FIELDS) == KVM_SYNC_X86_VALID_FIELDS
 			      ? KVM_SYNC_X86_VALID_FIELDS
@@ -157,6 +162,14 @@ kvm_get_msr_index_list(int kvm_fd, struct kvm_msr_index_table *ret, struct err *
 }
 
 int
+kvm_get_msr_feature_index_list(int kvm_fd, struct kvm_msr_index_table *ret, struct err *e)
+{
+	ret->n = KVM_MSRS_MAX;
+	return plain(kvm_fd, KVM_GET_MSR_FEATURE_INDEX_LIST, ret,
+		"KVM_GET_MSR_FEATURE_INDEX_LIST", e);
+}
+
+int
 kvm_create_vm(int kvm_fd, int *ret_vm_fd, struct err *e)
 {
 	int r;
@@ -171,11 +184,47 @@ kvm_create_vm(int kvm_fd, int *ret_vm_fd, struct err *e)
 	return 0;
 }
 
+/*
+ * KVM does not say where it maps pages of its own, but it asks for room as mmap() does:
+ * where one mapping of that size would come to lie now, the next will. So the places are
+ * looked up, given up, and after the call what lies there is marked. Otherwise each
+ * generation of branches would have a mapping more, and each fork would copy all.
+ */
+struct places {
+	void *at[2];
+	size_t n, len;
+};
+
+static struct places
+next_places(size_t n, size_t len)
+{
+	struct places p = {.n = n, .len = len};
+
+	for (size_t i = 0; i < n; i++)
+		p.at[i] = mmap(NULL, len, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	for (size_t i = 0; i < n; i++)
+		if (p.at[i] != MAP_FAILED)
+			munmap(p.at[i], len);
+	return p;
+}
+
+static void
+keep_from_children(const struct places *p)
+{
+	/* ENOMEM: nothing is there, KVM needed no page. */
+	for (size_t i = 0; i < p->n; i++)
+		if (p->at[i] != MAP_FAILED)
+			madvise(p->at[i], p->len, MADV_DONTFORK);
+}
+
 int
 kvm_set_tss_addr(int vm_fd, uint64_t gpa, struct err *e)
 {
+	const struct places places = next_places(1, 3 * 4096);
 	int r = call_value(vm_fd, KVM_SET_TSS_ADDR, gpa);
 
+	keep_from_children(&places);
 	return r < 0 ? err_sys(e, r, "KVM_SET_TSS_ADDR 0x%llx", (unsigned long long)gpa)
 		     : 0;
 }
@@ -219,10 +268,32 @@ kvm_set_memory(
 }
 
 int
+kvm_disable_pmu(int vm_fd, struct err *e)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_PMU_CAPABILITY, .args = {KVM_PMU_CAP_DISABLE}};
+
+	return plain(
+		vm_fd, KVM_ENABLE_CAP, &cap, "KVM_ENABLE_CAP KVM_CAP_PMU_CAPABILITY", e);
+}
+
+int
+kvm_enable_exception_payload(int vm_fd, struct err *e)
+{
+	struct kvm_enable_cap cap = {.cap = KVM_CAP_EXCEPTION_PAYLOAD, .args = {1}};
+
+	return plain(vm_fd, KVM_ENABLE_CAP, &cap,
+		"KVM_ENABLE_CAP KVM_CAP_EXCEPTION_PAYLOAD", e);
+}
+
+int
 kvm_create_vcpu(int vm_fd, unsigned id, int *ret_vcpu_fd, struct err *e)
 {
+	/* With a VM's first: the APIC's page, and a page table for real mode. */
+	const struct places places = next_places(id == 0 ? 2 : 0, 4096);
 	int r = call_value(vm_fd, KVM_CREATE_VCPU, id);
 
+	keep_from_children(&places);
 	if (r < 0)
 		return err_sys(e, r, "KVM_CREATE_VCPU %u", id);
 	*ret_vcpu_fd = r;

@@ -11,6 +11,11 @@
  * interrupt controller: LAPICs in the kernel, the IOAPIC in vmm/ioapic.c, doorbells as
  * MMIO exits.
  * - kvm_create_split_irqchip() comes before the first vCPU.
+ * - On Intel KVM maps pages of its own into the process (for real mode, and for the page
+ * at the local APIC's address), and unmaps them when the VM's last descriptor is closed
+ * in that process, but not in a forked one. kvm_set_tss_addr() and kvm_create_vcpu() keep
+ * them out of forked children; so they are called by one thread, with no other that maps
+ * memory.
  */
 #ifndef PANDO_VMM_KVM_H
 #define PANDO_VMM_KVM_H
@@ -64,6 +69,9 @@ struct kvm_caps {
 	bool tsc_deadline_timer;
 	bool adjust_clock;
 	bool kvmclock_ctrl;
+	bool msr_features; /* KVM_GET_MSR_FEATURE_INDEX_LIST */
+	bool pmu_capability;
+	bool exception_payload;
 	uint64_t sync_regs; /* KVM_SYNC_X86_*: all of registers, special registers and
 			       events, or 0 */
 };
@@ -74,11 +82,20 @@ int kvm_read_caps(int kvm_fd, struct kvm_caps *ret, struct err *e);
 int kvm_check_caps(const struct kvm_caps *caps, struct err *e);
 int kvm_get_supported_cpuid(int kvm_fd, struct kvm_cpuid_table *ret, struct err *e);
 int kvm_get_msr_index_list(int kvm_fd, struct kvm_msr_index_table *ret, struct err *e);
+/* Those that tell of the CPU and its microcode; of caps->msr_features. */
+int kvm_get_msr_feature_index_list(
+	int kvm_fd, struct kvm_msr_index_table *ret, struct err *e);
 int kvm_create_vm(int kvm_fd, int *ret_vm_fd, struct err *e);
 
 int kvm_set_tss_addr(int vm_fd, uint64_t gpa, struct err *e);
 int kvm_set_identity_map_addr(int vm_fd, uint64_t gpa, struct err *e);
 int kvm_create_split_irqchip(int vm_fd, unsigned pins, struct err *e);
+/* No performance counters, not even those that AMD's CPUs have without CPUID saying so.
+ * Before the first vCPU; of caps->pmu_capability. */
+int kvm_disable_pmu(int vm_fd, struct err *e);
+/* The events of a vCPU tell a pending exception with its payload (CR2, DR6) from one that
+ * was injected; of caps->exception_payload. */
+int kvm_enable_exception_payload(int vm_fd, struct err *e);
 int kvm_set_memory(
 	int vm_fd, unsigned slot, uint64_t gpa, void *host, uint64_t len, struct err *e);
 int kvm_create_vcpu(int vm_fd, unsigned id, int *ret_vcpu_fd, struct err *e);

@@ -145,8 +145,7 @@ build(const struct vmm_boot *m, int fds[], struct err *e)
 	if ((r = acpi_write_tables(&vm.mem, vm.n_vcpus, e)) < 0 ||
 		(r = init_devices(m, fds, e)) < 0 || (r = vm_make_kvm(&vm, e)) < 0)
 		return r;
-	r = state_plan_make(vm.kvm_fd, vm.vcpus[0].fd, &vm.caps, &vm.plan, e);
-	if (r < 0)
+	if ((r = vm_make_plan(&vm, e)) < 0)
 		return r;
 	vm_set_generation(&vm, m->generation);
 	init_msrs();
@@ -281,7 +280,7 @@ main(int argc, char **argv)
 	int r;
 
 	if (argc >= 2 && argc <= 3 && strcmp(argv[1], "--probe") == 0)
-		return probe_main(open_kvm(argv[2]));
+		return probe_main(open_kvm(argv[2]), 0);
 	if (argc == 2 && strcmp(argv[1], "--version") == 0) {
 		puts("pando-vmm " PANDO_VERSION);
 		return 0;

@@ -42,7 +42,7 @@ FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk
 
-MACHINE_TESTS := test_memory test_mappings test_ioapic test_console test_boot
+MACHINE_TESTS := test_memory test_mappings test_ioapic test_console test_boot test_cpuid
 UNIT_TESTS += $(MACHINE_TESTS)
 define machine_test
 $(1)_SRCS := tests/unit/$(1).c
@@ -63,5 +63,5 @@ test_snapshot_PKGS := cmocka libseccomp
 
 FUZZERS += fuzz_snapshot
 fuzz_snapshot_SRCS := tests/fuzz/fuzz_snapshot.c tests/unit/snapshot_vm.c $(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
-	vmm/snapshot.c common/wire/cpu_features.c vmm/ioapic.c vmm/serial.c common/wire/console_ring.c vmm/ged.c
+	vmm/snapshot.c vmm/state.c vmm/kvm.c common/wire/cpu_features.c vmm/ioapic.c vmm/serial.c common/wire/console_ring.c vmm/ged.c
 fuzz_snapshot_CORPUS := tests/fuzz/corpus/snapshot

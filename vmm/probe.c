@@ -17,9 +17,11 @@
 #define PROBE_STACK 0x18000ull
 #define CR4_OSFXSR (1ull << 9)
 #define CR4_OSXSAVE (1ull << 18)
+#define HAS_CMPXCHG16B 1u
+#define HAS_XSAVE 2u
 
-/* The guest. Each step ends with its number on PROBE_PORT. rdi: PROBE_DATA; esi: whether
- * its CPU has CMPXCHG16B, which Linux, too, uses only there. */
+/* The guest. Each step ends with its number on PROBE_PORT. rdi: PROBE_DATA; esi:
+ * HAS_CMPXCHG16B and HAS_XSAVE, which Linux, too, uses only where they are. */
 __asm__(".pushsection .rodata\n"
 	"probe_code:\n"
 	"	movw $0x510, %dx\n"
@@ -28,19 +30,21 @@ __asm__(".pushsection .rodata\n"
 	"	xorl %ebx, %ebx\n"
 	"	xorl %ecx, %ecx\n"
 	"	xorl %edx, %edx\n"
-	"	testl %esi, %esi\n"
+	"	testl $1, %esi\n"
 	"	jz 2f\n"
 	"	lock cmpxchg16b (%rdi)\n"
 	"2:	movw $0x510, %dx\n"
 	"	movb $1, %al\n"
 	"	outb %al, %dx\n" /* 1 */
+	"	testl $2, %esi\n"
+	"	jz 3f\n"
 	"	xorl %edx, %edx\n"
 	"	movl $1, %eax\n"
 	"	xsave 64(%rdi)\n"
 	"	xorl %edx, %edx\n"
 	"	movl $1, %eax\n"
 	"	xrstor 64(%rdi)\n"
-	"	movw $0x510, %dx\n"
+	"3:	movw $0x510, %dx\n"
 	"	movb $2, %al\n"
 	"	outb %al, %dx\n" /* 2 */
 	"	int3\n"
@@ -98,23 +102,30 @@ write_guest(struct probe *p, struct boot_entry *ret)
 	return 0;
 }
 
-/* CPUID.1:ECX[13]. */
-static bool
-has_cmpxchg16b(const struct kvm_cpuid_table *cpuid)
+/* HAS_… by CPUID.1:ECX, of which `without` is taken away first. */
+static unsigned
+features_of(struct kvm_cpuid_table *cpuid, uint32_t without)
 {
-	for (uint32_t i = 0; i < cpuid->n; i++)
-		if (cpuid->entries[i].function == 1)
-			return cpuid->entries[i].ecx & 1u << 13;
-	return false;
+	for (uint32_t i = 0; i < cpuid->n; i++) {
+		struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+		if (e->function != 1)
+			continue;
+		e->ecx &= ~without;
+		return (e->ecx & PROBE_CMPXCHG16B ? HAS_CMPXCHG16B : 0) |
+		       (e->ecx & PROBE_XSAVE ? HAS_XSAVE : 0);
+	}
+	return 0;
 }
 
 static int
-set_up(struct probe *p)
+set_up(struct probe *p, uint32_t without)
 {
 	struct vm *vm = &p->vm;
 	struct boot_entry entry;
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
+	unsigned features;
 	uint64_t start;
 	int r;
 
@@ -128,6 +139,7 @@ set_up(struct probe *p)
 	if ((r = guest_mem_create(&vm->mem, 2, &p->e)) < 0 ||
 		(r = write_guest(p, &entry)) < 0 || (r = vm_ask_kvm(vm, &p->e)) < 0)
 		return r;
+	features = features_of(&vm->vcpus[0].cpuid, without);
 	start = io_now_ns();
 	if ((r = vm_make_kvm(vm, &p->e)) < 0)
 		return r;
@@ -136,10 +148,11 @@ set_up(struct probe *p)
 		return r;
 	boot_registers(&entry, &regs, &sregs);
 	regs.rdi = PROBE_DATA;
-	regs.rsi = has_cmpxchg16b(&vm->vcpus[0].cpuid);
+	regs.rsi = features;
 	sregs.idt.base = PROBE_IDT;
 	sregs.idt.limit = 256 * 16 - 1;
-	sregs.cr4 |= CR4_OSFXSR | CR4_OSXSAVE;
+	/* The bit is reserved where CPUID does not have XSAVE. */
+	sregs.cr4 |= CR4_OSFXSR | (features & HAS_XSAVE ? CR4_OSXSAVE : 0);
 	if ((r = kvm_set_sregs(vm->vcpus[0].fd, &sregs, &p->e)) < 0)
 		return r;
 	return kvm_set_regs(vm->vcpus[0].fd, &regs, &p->e);
@@ -211,7 +224,7 @@ print(struct probe *p, const char *kind, const char *detail)
 }
 
 int
-probe_main(int kvm_fd)
+probe_main(int kvm_fd, uint32_t without)
 {
 	static struct probe p;
 	char detail[512 + 128];
@@ -224,7 +237,7 @@ probe_main(int kvm_fd)
 	}
 	p.vm.kvm_fd = kvm_fd;
 	if (kvm_read_caps(kvm_fd, &p.vm.caps, &p.e) < 0 ||
-		kvm_check_caps(&p.vm.caps, &p.e) < 0 || set_up(&p) < 0)
+		kvm_check_caps(&p.vm.caps, &p.e) < 0 || set_up(&p, without) < 0)
 		return print(&p, "none", p.e.msg);
 	run(&p);
 	if (p.steps == STEP_COUNT)

@@ -185,10 +185,22 @@ read_state(struct vm *vm, const struct vmm_restore *m, int fd, struct snapshot *
 	return 0;
 }
 
-/* A vCPU that was in its guest keeps its table (KVM_SET_CPUID2): others, then. Rare, the
- * commit comes from another CPU. */
+/* Whether the state is one that a vCPU which was in its guest does not take: such a one
+ * keeps its CPUID (KVM_SET_CPUID2) and its feature MSRs. */
+static bool
+needs_other_vcpus(const struct vm *vm, bool cpuid_changed)
+{
+	bool needs = cpuid_changed;
+
+	for (unsigned i = 0; i < vm->n_vcpus && !needs; i++)
+		needs = state_has_other_features(&vm->vcpus[i].state, &vm->plan);
+	return needs;
+}
+
+/* Rare: the commit comes from another CPU, or from before its microcode or its kernel was
+ * updated. */
 static int
-set_changed_cpuid(struct vm *vm, struct err *e)
+make_other_vcpus(struct vm *vm, struct err *e)
 {
 	vm_drop_kvm(vm, false);
 	return vm_make_kvm(vm, e);
@@ -216,8 +228,7 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 	if ((r = read_state(vm, m, fds[VMM_RESTORE_FD_STATE], &s, e)) < 0)
 		return r;
 	steps_add(steps, "read");
-	if ((r = snapshot_load_cpuid(&s, vm, &changed, e)) < 0 ||
-		(changed && (r = set_changed_cpuid(vm, e)) < 0))
+	if ((r = snapshot_load_cpuid(&s, vm, &changed, e)) < 0)
 		return r;
 	r = blk_attach(&vm->blk, m->disk_mib, has_base ? fds[VMM_RESTORE_FD_BASE] : -1,
 		fds + VMM_RESTORE_FD_SEG, e);
@@ -231,6 +242,11 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 	if ((r = snapshot_load(&s, vm, e)) < 0)
 		return r;
 	steps_add(steps, "parse");
+	if (needs_other_vcpus(vm, changed)) {
+		if ((r = make_other_vcpus(vm, e)) < 0)
+			return r;
+		steps_add(steps, "vcpus");
+	}
 	if ((r = vm_take_up(vm, e)) < 0 || (r = vm_load(vm, e)) < 0)
 		return r;
 	steps_add(steps, "state");
@@ -380,9 +396,7 @@ restore_make(struct vm *vm, uint64_t mem_mib, uint32_t vcpus, struct err *e)
 	if ((r = vm_ask_kvm(vm, e)) < 0 || (r = control_make_loop(vm, e)) < 0 ||
 		(r = guest_mem_reserve(&vm->mem, mem_mib, e)) < 0 ||
 		(r = vm_init_devices(vm, ANY_CID, e)) < 0 ||
-		(r = vm_make_kvm(vm, e)) < 0 ||
-		(r = state_plan_make(
-			 vm->kvm_fd, vm->vcpus[0].fd, &vm->caps, &vm->plan, e)) < 0)
+		(r = vm_make_kvm(vm, e)) < 0 || (r = vm_make_plan(vm, e)) < 0)
 		return r;
 	return rehearse(vm, e);
 }

@@ -20,6 +20,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/userns.h"
 #include "vmm/blk.h"
 #include "vmm/kvm.h"
 #include "vmm/vsock.h"
@@ -68,36 +69,6 @@ set_signals(void)
 	signal(SIGHUP, SIG_IGN);
 }
 
-static int
-write_proc(const char *path, const char *text)
-{
-	cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return -errno;
-	return io_write_full(fd, text, strlen(text));
-}
-
-/* The new user namespace knows one user and one group: our own, by the same numbers, so
- * that peer credentials keep their meaning. */
-static int
-map_user(uid_t uid, gid_t gid, struct err *e)
-{
-	char map[64];
-	int r;
-
-	snprintf(map, sizeof(map), "%u %u 1\n", uid, uid);
-	r = write_proc("/proc/self/uid_map", map);
-	if (r < 0)
-		return err_sys(e, r, "writing the user namespace's uid_map");
-	r = write_proc("/proc/self/setgroups", "deny\n");
-	if (r < 0 && r != -ENOENT)
-		return err_sys(e, r, "denying setgroups in the user namespace");
-	snprintf(map, sizeof(map), "%u %u 1\n", gid, gid);
-	r = write_proc("/proc/self/gid_map", map);
-	return r < 0 ? err_sys(e, r, "writing the user namespace's gid_map") : 0;
-}
-
 /* An empty, read-only root: even a call that slipped through the filter would find no
  * file. */
 static int
@@ -137,24 +108,27 @@ int
 seal_surroundings(struct err *e)
 {
 	const int others = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
-	uid_t uid = geteuid();
-	gid_t gid = getegid();
+	struct err why;
 	int r;
+
+	/* Before SIGCHLD is ignored. */
+	const int no_userns = userns_try(others, &why);
 
 	set_signals();
 	if ((r = set_limits(e)) < 0)
 		return r;
-	if (unshare(CLONE_NEWUSER | others) == 0) {
-		if ((r = map_user(uid, gid, e)) < 0)
+	if (no_userns == 0) {
+		if ((r = userns_enter(others, e)) < 0)
 			return r;
 	} else if (unshare(others) < 0) {
 		log_info(
 			"this host allows no namespaces to this user (%s): the VM shares the host's; the system call filter still holds",
-			strerror(errno));
+			why.msg);
 		goto out;
 	} else {
 		log_info(
-			"this host allows no user namespace: mount, network, IPC and UTS namespaces only");
+			"this host allows no user namespace (%s): mount, network, IPC and UTS namespaces only",
+			why.msg);
 	}
 	if (!UNDER_SANITIZER) { /* whose reports want /proc */
 		r = empty_root();

@@ -138,8 +138,8 @@ snapshot_open(const void *buf, size_t len, struct snapshot *ret, struct err *e)
 }
 
 static int
-load_one_cpuid(
-	struct blob_in *in, struct kvm_cpuid_table *t, bool *changed, struct err *e)
+load_one_cpuid(struct blob_in *in, const struct kvm_cpuid_table *accepted,
+	struct kvm_cpuid_table *t, bool *changed, struct err *e)
 {
 	static struct kvm_cpuid_table wanted; /* 5 KiB; one thread loads */
 	char names[160];
@@ -158,7 +158,7 @@ load_one_cpuid(
 		return 0;
 	wanted.n = n;
 	memcpy(wanted.entries, entries, n * sizeof(t->entries[0]));
-	missing = cpu_features_missing(&wanted, t, names, sizeof(names));
+	missing = cpu_features_missing(&wanted, accepted, names, sizeof(names));
 	if (missing)
 		return err_set(e, -ENOTSUP,
 			"this host lacks %s that the VM uses: %s; restore it on a host that has %s",
@@ -187,7 +187,8 @@ snapshot_load_cpuid(struct snapshot *s, struct vm *vm, bool *ret_changed, struct
 			"this host's KVM cannot set kvm-clock (KVM_CAP_ADJUST_CLOCK), which the VM uses");
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if ((r = blob_next(&s->rest, TAG_CPUID, "CPUID", &in, e)) < 0 ||
-			(r = load_one_cpuid(&in, &vm->vcpus[i].cpuid, &changed, e)) < 0 ||
+			(r = load_one_cpuid(&in, &vm->accepted, &vm->vcpus[i].cpuid,
+				 &changed, e)) < 0 ||
 			(r = blob_end_in(&in, "CPUID", e)) < 0)
 			return r;
 	*ret_changed = changed;
@@ -234,7 +235,7 @@ load_msrs(struct blob_in *in, const struct state_plan *plan, struct vcpu_state *
 			return err_set(e, -EBADMSG,
 				"the state of a vCPU has its TSC among the MSRs");
 		} else if (!is_planned(known, m.index)) {
-			if (m.data == 0)
+			if (m.data == 0 || state_is_of_counters(m.index))
 				continue;
 			return err_set(e, -ENOTSUP,
 				"the VM uses MSR 0x%x (0x%llx), which this host's KVM does not keep",

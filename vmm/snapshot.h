@@ -35,7 +35,8 @@ size_t snapshot_save(struct vm *vm, void *buf, size_t cap);
 /* Header, check sum, configuration. buf is borrowed as long as ret is used. */
 int snapshot_open(const void *buf, size_t len, struct snapshot *ret, struct err *e);
 /* Then: the CPUID of each vCPU, into vm->vcpus[]; they hold what this host would give a
- * VM of the same shape before. -ENOTSUP names the features this host lacks.
+ * VM of the same shape before, and vm->accepted all that it can give. -ENOTSUP names the
+ * features this host lacks.
  * *ret_changed: some table is now another one. */
 int snapshot_load_cpuid(
 	struct snapshot *s, struct vm *vm, bool *ret_changed, struct err *e);

@@ -40,6 +40,19 @@ static const uint32_t unlisted_msrs[] = {
 	0x20f,
 };
 
+bool
+state_is_of_counters(uint32_t index)
+{
+	return index == 0x345 || /* PERF_CAPABILITIES */
+	       (index >= 0xc1 && index <= 0xc8) || (index >= 0x186 && index <= 0x18d) ||
+	       (index >= 0x309 && index <= 0x30c) || index == 0x329 ||
+	       (index >= 0x38d && index <= 0x390) || index == 0x3f1 || index == 0x3f2 ||
+	       (index >= 0x4c1 && index <= 0x4c8) || index == 0x600 || /* DS_AREA */
+	       (index >= 0xc0010000 && index <= 0xc0010007) || /* AMD's since the K7 */
+	       (index >= 0xc0010200 && index <= 0xc001020b) ||
+	       (index >= 0xc0000300 && index <= 0xc0000303);
+}
+
 static bool
 is_listed(const struct kvm_msr_index_table *t, uint32_t index)
 {
@@ -67,30 +80,75 @@ keeps_tsc_offset(int vcpu_fd, uint64_t offset)
 	       got - (other - step / 2) < step;
 }
 
+/*
+ * KVM counts the vCPUs that were given the offset which the last other one was not (the
+ * kernel's kvm_track_tsc_matching), and without all of them there is no master clock:
+ * kvm-clock is then read from the host by system calls. The probe above moved one, so
+ * every one is told again.
+ */
+static void
+put_in_step(const int fds[], unsigned n, uint64_t offset)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (kvm_set_tsc_offset(fds[i], offset, NULL) < 0)
+			log_debug("vCPU %u keeps a TSC offset of its own", i);
+}
+
 /* Reads one MSR and writes the value back. */
 static bool
-takes_back(int vcpu_fd, uint32_t index)
+takes_back(int vcpu_fd, uint32_t index, uint64_t *ret)
 {
 	struct kvm_msr_table one = {.n = 1, .entries[0].index = index};
 	unsigned done = 0;
 
 	if (kvm_get_msrs(vcpu_fd, &one, &done, NULL) < 0 || done != 1)
 		return false;
+	*ret = one.entries[0].data;
 	return kvm_set_msrs(vcpu_fd, &one, &done, NULL) == 0 && done == 1;
 }
 
+/* One that is to be saved. */
+static int
+plan_msr(struct state_plan *plan, const struct kvm_msr_index_table *features,
+	uint32_t index, uint64_t fresh, struct err *e)
+{
+	plan->msrs.indices[plan->msrs.n++] = index;
+	if (!is_listed(features, index))
+		return 0;
+	if (plan->n_features == STATE_FEATURE_MSRS_MAX)
+		return err_set(e, -ENOTSUP,
+			"this host's KVM has more than %d feature MSRs",
+			STATE_FEATURE_MSRS_MAX);
+	plan->features[plan->n_features++] =
+		(struct kvm_msr_entry){.index = index, .data = fresh};
+	return 0;
+}
+
+bool
+state_has_other_features(const struct vcpu_state *s, const struct state_plan *plan)
+{
+	for (unsigned i = 0; i < s->msrs.n; i++)
+		for (unsigned k = 0; k < plan->n_features; k++)
+			if (s->msrs.entries[i].index == plan->features[k].index &&
+				s->msrs.entries[i].data != plan->features[k].data)
+				return true;
+	return false;
+}
+
 int
-state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
+state_plan_make(int kvm_fd, const int fds[], unsigned n, const struct kvm_caps *caps,
 	struct state_plan *ret, struct err *e)
 {
-	struct kvm_msr_index_table all;
+	struct kvm_msr_index_table all, features = {0};
 	struct state_plan plan = {0};
-	uint64_t offset;
+	const int vcpu_fd = fds[0];
+	uint64_t offset = 0, value;
 	bool deadline = false;
 	int r;
 
-	r = kvm_get_msr_index_list(kvm_fd, &all, e);
-	if (r < 0)
+	if ((r = kvm_get_msr_index_list(kvm_fd, &all, e)) < 0 ||
+		(caps->msr_features &&
+			(r = kvm_get_msr_feature_index_list(kvm_fd, &features, e)) < 0))
 		return r;
 	for (size_t i = 0; i < sizeof(unlisted_msrs) / sizeof(*unlisted_msrs); i++)
 		if (!is_listed(&all, unlisted_msrs[i]) && all.n < KVM_MSRS_MAX)
@@ -111,10 +169,12 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 	for (unsigned i = 0; i < all.n; i++) {
 		uint32_t index = all.indices[i];
 
+		if (state_is_of_counters(index))
+			continue;
 		if (index == STATE_MSR_TSC && plan.tsc_offset)
 			continue; /* the offset says it exactly; writing the TSC makes KVM
 				     guess */
-		if (!takes_back(vcpu_fd, index)) {
+		if (!takes_back(vcpu_fd, index, &value)) {
 			log_debug(
 				"MSR 0x%x is not saved: it does not take back what it reads as",
 				index);
@@ -124,12 +184,15 @@ state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
 			deadline = true;
 			continue;
 		}
-		plan.msrs.indices[plan.msrs.n++] = index;
+		if ((r = plan_msr(&plan, &features, index, value, e)) < 0)
+			return r;
 	}
 	/* The deadline last: the timer mode (LAPIC) and the TSC must be there before it
 	 * is armed. */
 	if (deadline)
 		plan.msrs.indices[plan.msrs.n++] = STATE_MSR_TSC_DEADLINE;
+	if (plan.tsc_offset)
+		put_in_step(fds, n, offset);
 	*ret = plan;
 	return 0;
 }
@@ -318,6 +381,16 @@ load_tsc(int vcpu_fd, const struct state_plan *plan, const struct vcpu_state *s,
 	return kvm_set_tsc_offset(vcpu_fd, s->tsc_offset, e);
 }
 
+/* For a KVM that does not know it (before Linux 4.20): an exception that was pending is
+ * delivered as if it had been injected, without what it brings along in CR2 or DR6. */
+static void
+drop_payload(struct kvm_vcpu_events *events)
+{
+	events->flags &= ~(uint32_t)KVM_VCPUEVENT_VALID_PAYLOAD;
+	events->exception.injected |= events->exception.pending;
+	events->exception.pending = 0;
+}
+
 int
 state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
 	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
@@ -348,6 +421,8 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		return err_set(e, -EIO, "KVM_SET_MSRS: MSR 0x%x does not take 0x%llx",
 			s->msrs.entries[done].index,
 			(unsigned long long)s->msrs.entries[done].data);
+	if (!caps->exception_payload)
+		drop_payload(&s->events);
 	if ((r = kvm_set_vcpu_events(vcpu_fd, &s->events, e)) < 0)
 		return r;
 	if (caps->kvmclock_ctrl && has_kvmclock(s))

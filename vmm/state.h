@@ -36,6 +36,8 @@ struct vcpu_state {
 	union kvm_xsave_area xsave;
 };
 
+#define STATE_FEATURE_MSRS_MAX 64
+
 /* What there is to save on this host; found by trying, once, before the first fork. */
 struct state_plan {
 	struct kvm_msr_index_table
@@ -47,6 +49,11 @@ struct state_plan {
 	/* A fresh vCPU's, like most guests' own: what needs no loading. */
 	struct kvm_xcrs fresh_xcrs;
 	struct kvm_debugregs fresh_debugregs;
+	/* Of those in msrs: what tells of the host and its microcode. KVM takes another
+	 * value only of a vCPU that never ran. */
+	uint32_t n_features;
+	struct kvm_msr_entry
+		features[STATE_FEATURE_MSRS_MAX]; /* as a fresh vCPU has them */
 };
 
 struct state_clock {
@@ -56,9 +63,16 @@ struct state_clock {
 	bool valid;
 };
 
-/* fd: a fresh vCPU with its CPUID set. */
-int state_plan_make(int kvm_fd, int vcpu_fd, const struct kvm_caps *caps,
+/* A performance counter's MSR, or one that says what they can do. A guest has none (CPUID
+ * and kvm_disable_pmu()), so they are not saved; of an older commit they are left out. */
+bool state_is_of_counters(uint32_t index);
+
+/* fds: all vCPUs of a VM, fresh and with their CPUID set. */
+int state_plan_make(int kvm_fd, const int fds[], unsigned n, const struct kvm_caps *caps,
 	struct state_plan *ret, struct err *e);
+/* Whether s has a feature MSR (see the plan) that a fresh vCPU has not so: then only a
+ * vCPU that never ran takes s. */
+bool state_has_other_features(const struct vcpu_state *s, const struct state_plan *plan);
 
 int state_save_clock(
 	int vm_fd, const struct kvm_caps *caps, struct state_clock *ret, struct err *e);

@@ -190,7 +190,7 @@ internal_error(struct vcpu *v, const char *place)
 				" %02x", run->emulation_failure.insn_bytes[i]);
 	}
 	vm_end(v->vm, VMM_EXIT_GUEST_FAULT,
-		"KVM cannot go on with the guest (internal error %u%s%s): %s",
+		"KVM cannot go on with the guest; `pando doctor` says whether this host's KVM runs Linux (internal error %u%s%s: %s)",
 		run->internal.suberror, bytes[0] ? ", instruction" : "", bytes, place);
 }
 
@@ -247,6 +247,33 @@ handle_exit(struct vcpu *v)
 	}
 }
 
+/*
+ * KVM_RUN leaves registers in the run page when it is asked to (vm.c, set_immediate_exit),
+ * but does not say that it did: the main thread may have asked between its return and ours
+ * (a debugger, SIGSTOP or a frozen control group hold the thread just there), and then the
+ * page has zeroes, or what an earlier stop left. So each part is marked before KVM_RUN
+ * with what no CPU and no KVM makes of it, and believed only where the mark is gone.
+ */
+#define MARK (~0ull)
+
+static void
+mark_synced(struct kvm_run *run)
+{
+	struct kvm_sync_regs *s = &run->s.regs;
+
+	s->regs.rflags = s->sregs.cr0 = MARK;
+	s->events.flags = (uint32_t)MARK;
+}
+
+static bool
+was_synced(const struct kvm_run *run)
+{
+	const struct kvm_sync_regs *s = &run->s.regs;
+
+	return s->regs.rflags != MARK && s->sregs.cr0 != MARK &&
+	       s->events.flags != (uint32_t)MARK;
+}
+
 void *
 vcpu_thread(void *arg)
 {
@@ -265,8 +292,9 @@ vcpu_thread(void *arg)
 			if (!atomic_load(&vm->main_is_awake))
 				(void)!write(vm->event_fd, &one, sizeof(one));
 		}
+		mark_synced(v->run);
 		r = kvm_run(v->fd);
-		v->synced = r == -EINTR && v->run->kvm_valid_regs;
+		v->synced = r == -EINTR && was_synced(v->run);
 		if (r == 0) {
 			atomic_fetch_add_explicit(&v->exits, 1, memory_order_relaxed);
 			if (!handle_exit(v))

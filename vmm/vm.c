@@ -43,6 +43,8 @@ vm_ask_kvm(struct vm *vm, struct err *e)
 	if (vm->n_vcpus > vm->caps.max_vcpus)
 		return err_set(e, -EINVAL, "%u vCPUs: this host's KVM allows %u",
 			vm->n_vcpus, vm->caps.max_vcpus);
+	vm->accepted = *first;
+	cpuid_accept(&vm->accepted, vm->n_vcpus, &vm->caps);
 	for (unsigned i = vm->n_vcpus; i-- > 0;) {
 		vm->vcpus[i].cpuid = *first;
 		cpuid_adjust(&vm->vcpus[i].cpuid, i, vm->n_vcpus, &vm->caps);
@@ -73,7 +75,10 @@ make_kvm(struct vm *vm, struct err *e)
 	if ((r = kvm_set_identity_map_addr(vm->vm_fd, LAYOUT_IDENTITY_MAP, e)) < 0 ||
 		(r = kvm_set_tss_addr(vm->vm_fd, LAYOUT_TSS, e)) < 0)
 		return r;
-	if ((r = kvm_create_split_irqchip(vm->vm_fd, IOAPIC_PINS, e)) < 0)
+	if ((r = kvm_create_split_irqchip(vm->vm_fd, IOAPIC_PINS, e)) < 0 ||
+		(vm->caps.pmu_capability && (r = kvm_disable_pmu(vm->vm_fd, e)) < 0) ||
+		(vm->caps.exception_payload &&
+			(r = kvm_enable_exception_payload(vm->vm_fd, e)) < 0))
 		return r;
 	if ((r = kvm_set_memory(vm->vm_fd, 0, 0, m->host, m->low_len, e)) < 0)
 		return r;
@@ -94,6 +99,16 @@ vm_make_kvm(struct vm *vm, struct err *e)
 	if (r < 0)
 		vm_drop_kvm(vm, false);
 	return r;
+}
+
+int
+vm_make_plan(struct vm *vm, struct err *e)
+{
+	int fds[VMM_VCPUS_MAX];
+
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		fds[i] = vm->vcpus[i].fd;
+	return state_plan_make(vm->kvm_fd, fds, vm->n_vcpus, &vm->caps, &vm->plan, e);
 }
 
 void

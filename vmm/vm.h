@@ -69,6 +69,7 @@ struct vm {
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
 	int vm_fd;  /* owned; -1: none (a frozen fork) */
 	struct kvm_caps caps;
+	struct kvm_cpuid_table accepted; /* features that a commit may need (cpuid.h) */
 	struct state_plan plan;
 	struct state_clock clock; /* of the last vm_save() */
 	unsigned n_vcpus;
@@ -126,6 +127,8 @@ int vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e);
 /* Makes the KVM VM around vm->mem: interrupt controller, memory slots, vCPUs with their
  * CPUID. On failure what was made is closed again. */
 int vm_make_kvm(struct vm *vm, struct err *e);
+/* vm->plan, from vCPUs that never ran. */
+int vm_make_plan(struct vm *vm, struct err *e);
 /* Closes the vCPUs and the VM. In a forked child (run pages are not mapped there) too. */
 void vm_drop_kvm(struct vm *vm, bool in_forked_child);
 

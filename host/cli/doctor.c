@@ -2,26 +2,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "common/userns.h"
 #include "host/cli/out.h"
 #include "host/client/client.h"
-
-#define PROBE_TIMEOUT_MS 15000
+#include "host/vmmproc/kvm_probe.h"
 
 /* A small file of /proc or /sys without its last line feed; false if it cannot be read.
  */
@@ -44,90 +41,47 @@ read_setting(const char *path, char *dst, size_t cap)
 
 /* KVM -------------------------------------------------------------------------------- */
 
-bool
-doctor_read_probe(struct doctor *d, const char *line, size_t len)
+static void
+judge_probe(struct doctor *d, const struct kvm_probe *p)
 {
-	cleanup_json struct json *j = NULL;
-	char kvm[16], detail[400], plain[400];
 	struct doctor_finding *f;
-	double us;
+	char plain[400];
 
-	if (json_parse(line, len, 256, &j, NULL) < 0 ||
-		json_str(j, json_get(j, 0, "kvm"), kvm, sizeof(kvm)) < 0)
-		return false;
-	if (json_str(j, json_get(j, 0, "detail"), detail, sizeof(detail)) < 0)
-		snprintf(detail, sizeof(detail), "no more is known");
-	out_plain(plain, sizeof(plain), detail);
-	if (strcmp(kvm, "linux") == 0) {
+	out_plain(plain, sizeof(plain), p->detail);
+	switch (p->kind) {
+	case KVM_PROBE_LINUX:
 		d->boots_linux = d->runs_small = true;
 		f = doctor_find(d, "kvm", DOCTOR_OK,
 			"KVM boots Linux: VMs run on this host directly");
-		if (json_f64(j, json_get(j, 0, "create_vm_us"), &us) == 0 && us > 5000) {
+		if (p->create_vm_us > 5000) {
 			f = doctor_find(d, "kvm-speed", DOCTOR_NOTE,
-				"making a KVM VM took %.1f ms", us / 1e3);
+				"making a KVM VM took %.1f ms", p->create_vm_us / 1e3);
 			doctor_mend(f, "see kvm-hugepages and cgroup below");
 		}
-	} else if (strcmp(kvm, "small") == 0) {
+		break;
+	case KVM_PROBE_SMALL:
 		d->runs_small = true;
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
 		doctor_mend(f,
 			"use a host with hardware virtualization (nested is enough), or the same verbs in the test machine: `pando machine start`");
-	} else if (strcmp(kvm, "none") == 0) {
+		break;
+	case KVM_PROBE_NONE:
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
 		doctor_mend(f,
 			"use a host with hardware virtualization, or the test machine: `pando machine start`");
-	} else {
-		return false;
+		break;
 	}
-	return true;
 }
 
-/* stdout of program --probe, at most cap - 1 bytes; bytes read or -errno. */
-static ssize_t
-run_probe(const char *program, char *dst, size_t cap)
+bool
+doctor_read_probe(struct doctor *d, const char *line, size_t len)
 {
-	cleanup_close int read_fd = -1, write_fd = -1;
-	uint64_t end_ns = io_now_ns() + PROBE_TIMEOUT_MS * UINT64_C(1000000), now_ns;
-	int fds[2], status;
-	size_t len = 0;
-	pid_t pid;
+	struct kvm_probe p;
 
-	if (pipe2(fds, O_CLOEXEC) < 0)
-		return -errno;
-	read_fd = fds[0];
-	write_fd = fds[1];
-	pid = fork();
-	if (pid < 0)
-		return -errno;
-	if (pid == 0) {
-		char arg1[] = "--probe", *name = strdup(program),
-		     *argv[] = {name, arg1, NULL};
-		int null_fd = open("/dev/null", O_RDWR);
-
-		dup2(null_fd, STDIN_FILENO);
-		dup2(write_fd, STDOUT_FILENO);
-		dup2(null_fd, STDERR_FILENO);
-		execv(program, argv);
-		_exit(127);
-	}
-	close(TAKE_FD(write_fd));
-	while (len < cap - 1 && (now_ns = io_now_ns()) < end_ns) {
-		struct pollfd p = {.fd = read_fd, .events = POLLIN};
-		ssize_t n;
-
-		if (poll(&p, 1, (int)((end_ns - now_ns) / 1000000) + 1) <= 0)
-			continue;
-		n = io_read(read_fd, dst + len, cap - 1 - len);
-		if (n <= 0)
-			break;
-		len += (size_t)n;
-	}
-	if (io_now_ns() >= end_ns)
-		kill(pid, SIGKILL); /* not reaped yet, so the number is still its own */
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
-	dst[len] = '\0';
-	return (ssize_t)len;
+	if (kvm_probe_read(line, len, &p, NULL) < 0)
+		return false;
+	judge_probe(d, &p);
+	return true;
 }
 
 static void
@@ -155,10 +109,10 @@ void
 doctor_check_kvm(struct doctor *d)
 {
 	cleanup_close int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	char program[PATHS_MAX], answer[4096];
+	char program[PATHS_MAX];
 	struct doctor_finding *f;
 	struct err e = {0};
-	ssize_t n;
+	struct kvm_probe p;
 
 	if (fd < 0) {
 		kvm_cannot_be_opened(d, errno);
@@ -176,12 +130,12 @@ doctor_check_kvm(struct doctor *d)
 		doctor_mend(f, "the installation is not complete: install pando again");
 		return;
 	}
-	n = run_probe(program, answer, sizeof(answer));
-	if (n < 0 || !doctor_read_probe(d, answer, (size_t)n)) {
-		f = doctor_find(d, "kvm", DOCTOR_PROBLEM,
-			"the probe guest gave no answer (%s --probe)", program);
-		doctor_mend(f, "run it by hand; KVM on this host may hang");
+	if (kvm_probe(program, "/dev/kvm", &p, &e) == 0) {
+		judge_probe(d, &p);
+		return;
 	}
+	f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s (%s --probe)", e.msg, program);
+	doctor_mend(f, "run it by hand; KVM on this host may hang");
 }
 
 static void
@@ -269,35 +223,23 @@ check_cgroup(struct doctor *d)
 /* The rest ----------------------------------------------------------------------------
  */
 
-static bool
-userns_works(void)
-{
-	int status;
-	pid_t pid = fork();
-
-	if (pid < 0)
-		return false;
-	if (pid == 0)
-		_exit(unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0 ? 1 : 0);
-	while (waitpid(pid, &status, 0) < 0)
-		if (errno != EINTR)
-			return false;
-	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
 static void
 check_namespaces(struct doctor *d)
 {
+	/* What a VMM does (vmm/seal.c). */
+	const int flags = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
 	struct doctor_finding *f;
+	struct err why;
 	char v[32];
 
-	if (userns_works()) {
+	if (userns_try(flags, &why) == 0) {
 		doctor_find(d, "namespaces", DOCTOR_OK,
 			"user namespaces can be made: VMMs run in their own");
 		return;
 	}
 	f = doctor_find(d, "namespaces", DOCTOR_NOTE,
-		"user namespaces cannot be made here: VMMs run with less isolation, images are built with more rights");
+		"user namespaces cannot be used here (%s): VMMs run with less isolation, images are built with more rights",
+		why.msg);
 	if (read_setting("/proc/sys/kernel/unprivileged_userns_clone", v, sizeof(v)) &&
 		v[0] == '0')
 		doctor_mend(f, "sudo sysctl kernel.unprivileged_userns_clone=1");

@@ -22,7 +22,7 @@ pandocli_SRCS += host/cli/near.c host/cli/opt.c host/cli/out.c host/cli/help.c h
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
-pando_LIBS := pandocli machine swarm pandoclient agentclient vmmdisk store wire common
+pando_LIBS := pandocli machine swarm pandoclient agentclient vmmdisk store kvmprobe wire common
 pando_PKGS := libcurl libsodium libssh
 pando_LDLIBS := -lm
 
@@ -32,10 +32,10 @@ test_cli_LIBS := $(pando_LIBS)
 test_cli_PKGS := cmocka $(pando_PKGS)
 test_cli_LDLIBS := $(pando_LDLIBS)
 test_config_SRCS := tests/unit/test_config.c
-test_config_LIBS := pandoclient wire common
+test_config_LIBS := pandoclient kvmprobe wire common
 test_config_PKGS := cmocka libcurl
 test_client_SRCS := tests/unit/test_client.c
-test_client_LIBS := pandoclient wire common
+test_client_LIBS := pandoclient kvmprobe wire common
 test_client_PKGS := cmocka libcurl
 
 # Manual pages and completions, where a prefix has them.

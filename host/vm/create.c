@@ -15,6 +15,7 @@
 #include "common/log.h"
 #include "host/vm/handshake.h"
 #include "host/vm/image.h"
+#include "host/vmmproc/kvm_probe.h"
 
 #define DISK_DEFAULT_MIB 1024
 #define GUEST_CID 3
@@ -95,6 +96,29 @@ host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e)
 			"\"mem_mib\" is %llu, and this host has %llu MiB of memory",
 			(unsigned long long)mem_mib, (unsigned long long)ram_mib);
 	return 0;
+}
+
+int
+host_can_boot(struct tree *t, const struct image *image, struct err *e)
+{
+	struct kvm_probe p;
+	struct err why;
+
+	if (!image->is_linux || atomic_load(&t->boots_linux))
+		return 0;
+	if (access(t->config.kvm_path, R_OK | W_OK) < 0)
+		return 0; /* vm_launch() says it */
+	if (kvm_probe(t->config.vmm_path, t->config.kvm_path, &p, &why) < 0) {
+		log_warn("what this host's KVM can run is not known: %s", why.msg);
+		return 0;
+	}
+	if (p.kind == KVM_PROBE_LINUX) {
+		atomic_store(&t->boots_linux, true);
+		return 0;
+	}
+	return err_set(e, -ENODEV,
+		"this host's KVM boots no Linux: %.200s; use the test machine: `pando machine start`, then `pando machine exec -- pando run` (`pando doctor` says more)",
+		p.detail);
 }
 
 int
@@ -287,6 +311,8 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 	r = host_can_hold(q->vcpus, q->mem_mib, e);
 	if (r == 0)
 		r = image_open(t->config.images, q->kernel, q->rootfs, &image, e);
+	if (r == 0)
+		r = host_can_boot(t, &image, e);
 	if (r < 0)
 		return r;
 	if (q->disk_mib && q->disk_mib < image.base_mib)

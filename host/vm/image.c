@@ -14,9 +14,11 @@
 #include "common/log.h"
 #include "common/wire/segment_wire.h"
 
-/* Documentation/arch/x86/boot.rst: boot_flag and the header's magic. */
+/* Documentation/arch/x86/boot.rst: boot_flag, the header's magic, and where the text of
+ * the version stands (0: there is none). */
 #define BOOT_FLAG_AT 0x1fe
 #define BOOT_MAGIC_AT 0x202
+#define BOOT_VERSION_AT 0x20e
 /* Documentation/filesystems/ext4/super.rst: the superblock lies at byte 1024. */
 #define EXT4_SUPER_AT 1024
 #define EXT4_BLOCKS_LO 0x04
@@ -58,9 +60,9 @@ open_file(const char *what, const char *path, int *ret_fd, uint64_t *ret_size,
 }
 
 static int
-check_kernel(int fd, const char *path, uint64_t size, struct err *e)
+check_kernel(int fd, const char *path, uint64_t size, bool *ret_is_linux, struct err *e)
 {
-	uint8_t head[0x206];
+	uint8_t head[0x210];
 	int r;
 
 	if (size < sizeof(head))
@@ -79,6 +81,7 @@ check_kernel(int fd, const char *path, uint64_t size, struct err *e)
 		return err_set(e, -EINVAL,
 			"kernel %.200s is no Linux kernel: it has no bzImage header",
 			path);
+	*ret_is_linux = head[BOOT_VERSION_AT] || head[BOOT_VERSION_AT + 1];
 	return 0;
 }
 
@@ -209,7 +212,7 @@ open_kernel(const char *images, const char *kernel, struct image *i, struct err 
 	if (r == 0)
 		r = open_file("kernel", file, &i->kernel_fd, &size, e);
 	if (r == 0)
-		r = check_kernel(i->kernel_fd, file, size, e);
+		r = check_kernel(i->kernel_fd, file, size, &i->is_linux, e);
 	/* As with the base: a VM that is started again boots what it booted at first. */
 	if (r == 0 && !realpath(path, i->kernel_path))
 		r = err_sys(e, -errno, "%.200s", path);

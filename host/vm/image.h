@@ -7,6 +7,7 @@
 #ifndef PANDO_HOST_VM_IMAGE_H
 #define PANDO_HOST_VM_IMAGE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/err.h"
@@ -19,6 +20,7 @@ struct image {
 	int kernel_fd;		     /* owned; read-only, as the others */
 	int initrd_fd;		     /* owned; -1: none */
 	int base_fd;		     /* owned; -1: none */
+	bool is_linux;		     /* its header names a version, as every Linux does */
 	char kernel_path[PATHS_MAX]; /* real path of the kernel's image folder or file */
 	char base_path[PATHS_MAX];   /* real path of the base disk; empty: none */
 	uint64_t base_mib;	     /* its size, rounded up */

@@ -471,6 +471,8 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 		r = host_can_hold(old->row.vcpus, old->row.mem_mib, e);
 	if (r == 0)
 		r = image_open(t->config.images, kernel, "none", &s->image, e);
+	if (r == 0)
+		r = host_can_boot(t, &s->image, e);
 	if (r == 0) {
 		say(p, "putting the disk of VM %s together",
 			vm_called(old, called, sizeof(called)));

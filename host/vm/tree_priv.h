@@ -11,6 +11,7 @@
 #define PANDO_HOST_VM_TREE_PRIV_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -96,7 +97,8 @@ struct tree {
 	unsigned n_waiters;
 	int epoll_fd; /* owned */
 	bool stopping;
-	unsigned n_rebooting; /* threads of reboot.c; of them at work: */
+	atomic_bool boots_linux; /* host_can_boot() found that this host's KVM does */
+	unsigned n_rebooting;	 /* threads of reboot.c; of them at work: */
 	unsigned n_booting;
 	pthread_t
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
@@ -302,6 +304,10 @@ void vms_release(struct vm **vms, unsigned n);
 
 /* What the host can give at all, before anything is made. */
 int host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e);
+/* Whether this host's KVM boots the image's kernel: one that is no Linux is the caller's
+ * affair, for a Linux KVM is tried (kvm_probe.h). That it can is remembered as long as
+ * pandod runs; that it cannot is found out anew. Without the lock. */
+int host_can_boot(struct tree *t, const struct image *image, struct err *e);
 
 /*
  * commits.c

@@ -160,7 +160,7 @@ make_state(int kvm, struct err *e)
 	if ((r = kvm_read_caps(kvm, &caps, e)) == 0 &&
 		(r = kvm_get_supported_cpuid(kvm, &cpuid, e)) == 0 &&
 		(r = machine_make(kvm, mem, 16, &m, e)) == 0 &&
-		(r = state_plan_make(kvm, m.vcpu, &caps, &plan, e)) == 0 &&
+		(r = state_plan_make(kvm, &m.vcpu, 1, &caps, &plan, e)) == 0 &&
 		(r = state_save_clock(m.vm, &caps, &clock, e)) == 0)
 		r = state_save_vcpu(m.vcpu, &caps, &plan, &clock, NULL, &state, e);
 	state.sregs.cs.base = state.sregs.cs.selector = 0;

@@ -451,7 +451,11 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 	parent->driver->next_generation++;
 	memcpy(f.parent_generation, parent->generation, 16);
 	snprintf(f.child_name, sizeof(f.child_name), "%s", name);
+	if (flags & DRIVER_STOPPED)
+		kill(parent->pid, SIGSTOP);
 	r = io_send_fds(parent->control, &f, sizeof(f), fds, VMM_FORK_FD_COUNT);
+	if (flags & DRIVER_STOPPED)
+		kill(parent->pid, SIGCONT);
 	if (r < 0) {
 		err_sys(e, r, "sending the fork message");
 		goto out;

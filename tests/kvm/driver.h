@@ -82,6 +82,8 @@ int driver_wait_started(struct vm *vm, int timeout_ms, struct err *e);
 #define DRIVER_NO_WAIT 2u
 /* The child's control socket is told to quit and closed before there is a child. */
 #define DRIVER_GIVEN_UP 4u
+/* The VMM is stopped while the message is sent, as a shell or a frozen cgroup does it. */
+#define DRIVER_STOPPED 8u
 int driver_fork(struct vm *parent, const char *name, unsigned flags,
 	struct vm **ret_child, struct vmm_forked *ret, struct err *e);
 

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -319,6 +321,61 @@ the_guest_runs_behind_a_seal(void **state)
 	a_status_line_is(child->pid, "\nSeccomp:\t2\n");
 }
 
+/* In a process of its own, where unshare() succeeds and the map of user ids is refused: as
+ * root or as nobody; 0, or the step that failed. */
+static int
+boot_without_a_map(bool as_nobody)
+{
+	struct boot b = {.cmdline = "mode=work"};
+	struct vm *vm = NULL, *child = NULL;
+	char log[4096];
+	struct err e;
+
+	if (unshare(CLONE_NEWNS) < 0 ||
+		mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+		mount(NULL, "/proc", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
+		return 1;
+	if (as_nobody && (chown(driver.folder, 65534, 65534) < 0 ||
+				 setresgid(65534, 65534, 65534) < 0 ||
+				 setresuid(65534, 65534, 65534) < 0))
+		return 2;
+	if (driver_boot(&driver, "first", &b, &vm, &e) < 0 ||
+		driver_expect(vm, "ready", LINE_MS, NULL, 0, &e) < 0 ||
+		driver_fork(vm, "child", 0, &child, NULL, &e) < 0 ||
+		driver_expect(child, "memory=ok", LINE_MS, NULL, 0, &e) < 0) {
+		fprintf(stderr, "# %s\n", e.msg);
+		return 3;
+	}
+	driver_log(vm, log, sizeof(log));
+	return strstr(log, as_nobody ? "no namespaces" : "no user namespace") &&
+			       strstr(log, "uid_map")
+		       ? 0
+		       : 4;
+}
+
+static void
+a_host_that_refuses_the_map_of_a_user_namespace_runs_vms(void **state)
+{
+	NEEDS_KVM(state);
+	if (getuid() != 0)
+		skip(); /* /proc is not ours to change */
+	for (int as_nobody = 0; as_nobody < 2; as_nobody++) {
+		int status = -1;
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			int r = boot_without_a_map(as_nobody);
+
+			for (int i = 0; i < DRIVER_VMS_MAX; i++)
+				if (driver.vms[i].used)
+					driver_kill(&driver.vms[i]);
+			_exit(r);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+}
+
 static void
 the_probe_says_what_this_kvm_can_run(void **state)
 {
@@ -358,8 +415,10 @@ main(void)
 		KVM_TEST(pause_stops_the_guest_and_resume_goes_on),
 		KVM_TEST(stats_tell_what_the_guest_did),
 		KVM_TEST(the_guest_runs_behind_a_seal),
+		KVM_TEST(a_host_that_refuses_the_map_of_a_user_namespace_runs_vms),
 		KVM_TEST(the_probe_says_what_this_kvm_can_run),
 	};
 
+	cmocka_set_test_filter(getenv("KVM_TEST_FILTER"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

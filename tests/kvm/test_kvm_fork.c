@@ -7,11 +7,14 @@
 #include "tests/kvm/kvm_test.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -207,6 +210,194 @@ two_cpus_go_on_in_both(void **state)
 			fail_msg("the parent's second CPU stands: %s", line);
 		driver_kill(child);
 	}
+}
+
+static bool
+is_named_alike(const struct vm *vm, pid_t thread)
+{
+	char path[80], names[2][32] = {"", ""};
+
+	for (int i = 0; i < 2; i++) {
+		cleanup_close int fd = -1;
+
+		snprintf(path, sizeof(path), "/proc/%d/task/%d/comm", vm->pid,
+			i ? thread : vm->pid);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || read(fd, names[i], sizeof(names[i]) - 1) <= 0)
+			return false;
+	}
+	return strcmp(names[0], names[1]) == 0;
+}
+
+/* The thread of a VMM's only vCPU: not the main thread, and not one that KVM added to the
+ * process, which has a name of its own. */
+static pid_t
+vcpu_thread_of(const struct vm *vm)
+{
+	struct dirent *entry;
+	char path[64];
+	pid_t found = -1;
+	DIR *tasks;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", vm->pid);
+	tasks = opendir(path);
+	while (tasks && (entry = readdir(tasks))) {
+		pid_t thread = atoi(entry->d_name);
+
+		if (thread > 0 && thread != vm->pid && is_named_alike(vm, thread))
+			found = thread;
+	}
+	if (tasks)
+		closedir(tasks);
+	return found;
+}
+
+static bool
+has_pending_signal(pid_t process, pid_t thread, int number)
+{
+	cleanup_free char *text = NULL;
+	char path[80], *line;
+	size_t len;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", process, thread);
+	if (io_read_file(path, 65536, &text, &len, NULL) < 0)
+		return false;
+	line = strstr(text, "SigPnd:");
+	return line && strtoull(line + 7, NULL, 16) >> (number - 1) & 1;
+}
+
+/*
+ * In a process of its own, a debugger: holds the vCPU's thread where it is stopped, which
+ * is behind the KVM_RUN that the stop interrupted, says so, and lets it go when the main
+ * thread has asked it to park. Never returns.
+ */
+static _Noreturn void
+hold_vcpu(const struct vm *vm, int ready_fd)
+{
+	pid_t thread = vcpu_thread_of(vm);
+	int status;
+
+	if (ptrace(PTRACE_SEIZE, thread, NULL, NULL) < 0)
+		_exit(errno == EPERM ? 77 : 1);
+	if (ptrace(PTRACE_INTERRUPT, thread, NULL, NULL) < 0 ||
+		waitpid(thread, &status, __WALL) != thread || !WIFSTOPPED(status))
+		_exit(2);
+	if (write(ready_fd, "r", 1) != 1)
+		_exit(3);
+	for (int i = 0; !has_pending_signal(vm->pid, thread, SIGUSR1); i++) {
+		if (i == 100000)
+			_exit(5);
+		usleep(200);
+	}
+	_exit(ptrace(PTRACE_DETACH, thread, NULL, NULL) < 0 ? 4 : 0);
+}
+
+/* Two stops: after the first of them what the last fork left of the registers is there to
+ * be taken for new. */
+static void
+a_branch_of_a_vcpu_held_by_a_debugger_has_its_registers(void **state)
+{
+	struct lineage of_parent, of_child;
+	struct vm *parent, *child;
+	char line[LINE], name[32], c;
+	int ready[2], status;
+	pid_t debugger;
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work tick=2000", 1);
+	of_parent = begin(parent);
+	expect(parent, "ready", line, sizeof(line));
+	for (int i = 0; i < 4; i++) {
+		assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+		debugger = fork();
+		assert_true(debugger >= 0);
+		if (debugger == 0)
+			hold_vcpu(parent, ready[1]);
+		close(ready[1]);
+		if (read(ready[0], &c, 1) != 1) {
+			close(ready[0]);
+			assert_int_equal(waitpid(debugger, &status, 0), debugger);
+			if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+				skip(); /* only root may debug a VMM */
+			fail_msg("the debugger failed at step %d", WEXITSTATUS(status));
+		}
+		close(ready[0]);
+		snprintf(name, sizeof(name), "c%d", i);
+		child = fork_vm(parent, name, 0);
+		assert_int_equal(waitpid(debugger, &status, 0), debugger);
+		assert_int_equal(status, 0);
+		of_child = then(of_parent, child);
+		of_parent = then(of_parent, parent);
+		expect_lineage(child, &of_child, "none", 0, line);
+		expect_lineage(parent, &of_parent, "none", 0, line);
+		expect(parent, "tick ", line, sizeof(line));
+		driver_kill(child);
+	}
+}
+
+/* The same without a debugger: SIGCONT, and the message is there when the VMM goes on. */
+static void
+branches_of_a_vmm_that_was_stopped_and_continued_have_its_registers(void **state)
+{
+	struct lineage of_parent, of_child;
+	struct vm *parent, *child;
+	char line[LINE], name[32];
+
+	NEEDS_KVM(state);
+	parent = boot("parent", "mode=work", 1);
+	of_parent = begin(parent);
+	expect(parent, "ready", line, sizeof(line));
+	for (int i = 0; i < 20; i++) {
+		snprintf(name, sizeof(name), "c%d", i);
+		child = fork_vm(parent, name, DRIVER_STOPPED);
+		of_child = then(of_parent, child);
+		of_parent = then(of_parent, parent);
+		expect_lineage(child, &of_child, "none", 0, line);
+		expect_lineage(parent, &of_parent, "none", 0, line);
+		driver_kill(child);
+	}
+}
+
+static unsigned
+mappings_of(const struct vm *vm)
+{
+	cleanup_free char *text = NULL;
+	unsigned n = 0;
+	char path[64];
+	size_t len;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", vm->pid);
+	MUST(io_read_file(path, 1u << 20, &text, &len, e));
+	for (size_t i = 0; i < len; i++)
+		n += text[i] == '\n';
+	return n;
+}
+
+/* On Intel KVM maps pages of its own, which a branch must not inherit from each of its
+ * ancestors: a fork copies every mapping. */
+static void
+a_branch_has_as_many_mappings_at_any_depth(void **state)
+{
+	unsigned at_depth[18];
+	struct vm *vm, *child;
+	char line[LINE], name[32];
+
+	NEEDS_KVM(state);
+	if (getuid() != 0)
+		skip(); /* only root looks into a VMM */
+	vm = boot("d0", "mode=work", 1);
+	expect(vm, "ready", line, sizeof(line));
+	for (unsigned depth = 1; depth < 18; depth++) {
+		snprintf(name, sizeof(name), "d%u", depth);
+		child = fork_vm(vm, name, 0);
+		expect(child, "fork n=", line, sizeof(line));
+		driver_kill(vm);
+		vm = child;
+		at_depth[depth] = mappings_of(vm);
+	}
+	/* A few more or less: own memory is moved once in four generations. */
+	if (at_depth[17] > at_depth[5] + 2)
+		fail_msg("%u at depth 5, %u at depth 17", at_depth[5], at_depth[17]);
 }
 
 static void
@@ -513,6 +704,10 @@ main(void)
 		KVM_TEST(twenty_branches_in_a_row_of_one_parent),
 		KVM_TEST(thirty_two_children_of_one_instant),
 		KVM_TEST(two_cpus_go_on_in_both),
+		KVM_TEST(a_branch_of_a_vcpu_held_by_a_debugger_has_its_registers),
+		KVM_TEST(
+			branches_of_a_vmm_that_was_stopped_and_continued_have_its_registers),
+		KVM_TEST(a_branch_has_as_many_mappings_at_any_depth),
 		KVM_TEST(the_pause_is_measured_and_the_cut_is_told),
 		KVM_TEST(relatives_hold_what_they_share_for_reading_only),
 		KVM_TEST(kill_nine_of_one_is_felt_by_none),
@@ -522,5 +717,6 @@ main(void)
 		KVM_TEST(a_first_child_told_to_quit_at_once_ends),
 	};
 
+	cmocka_set_test_filter(getenv("KVM_TEST_FILTER"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

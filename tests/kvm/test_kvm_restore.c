@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -538,6 +539,81 @@ a_feature_the_host_lacks_is_refused_by_name(void **state)
 	expect_goes_on(restored("less too", &bad, false), 2, "none", line);
 }
 
+/* One MSR of vCPU 0 in a state, or NULL. */
+static uint8_t *
+msr_in(uint8_t *p, size_t len, uint32_t index)
+{
+	size_t at = section(p, len, "VCPU") + sizeof(struct kvm_mp_state) + 4 + 8 +
+		    sizeof(struct kvm_regs) + sizeof(struct kvm_sregs) +
+		    sizeof(struct kvm_xcrs) + sizeof(struct kvm_debugregs) +
+		    sizeof(struct kvm_lapic_state) + sizeof(struct kvm_vcpu_events);
+	struct kvm_msr_entry m;
+	uint32_t n;
+
+	memcpy(&n, p + at, 4);
+	for (uint32_t i = 0; i < n; i++) {
+		memcpy(&m, p + at + 4 + i * sizeof(m), sizeof(m));
+		if (m.index == index)
+			return p + at + 4 + i * sizeof(m) +
+			       offsetof(struct kvm_msr_entry, data);
+	}
+	return NULL;
+}
+
+/* What an update of a host's microcode or kernel changes: what the CPU is immune to, its
+ * clock's ratio, the microcode's number. The VM keeps what it was told. */
+static void
+a_commit_from_before_a_microcode_update_starts_and_keeps_its_feature_msrs(void **state)
+{
+	static const uint32_t features[] = {0x10a, 0xce, 0x8b};
+	cleanup_free uint8_t *p = NULL;
+	struct commit c, other, again;
+	char line[LINE], name[32];
+	struct vm *vm, *restored_vm;
+	unsigned n = 0;
+	size_t len;
+
+	NEEDS_KVM(state);
+	vm = boot("first", "mode=work", 1);
+	expect(vm, "ready", line, sizeof(line));
+	commit_of(vm, NULL, false, &c);
+	p = state_of(&c, &len);
+	for (size_t i = 0; i < sizeof(features) / sizeof(*features); i++) {
+		uint8_t *data = msr_in(p, len, features[i]);
+		uint64_t was, wanted;
+
+		if (!data)
+			continue;
+		n++;
+		memcpy(&was, data, 8);
+		/* immunities less, or any number */
+		wanted = features[i] == 0x10a ? was & (was - 1) : was ^ 1ull << 33;
+		if (features[i] == 0xce)
+			wanted = was & ~(1ull << 31); /* no faulting CPUID */
+		memcpy(data, &wanted, 8);
+		other = c;
+		use_state(&other, p, len, true);
+		for (int cold = 0; cold < 2; cold++) {
+			cleanup_free uint8_t *q = NULL;
+			size_t q_len;
+			uint8_t *kept;
+
+			snprintf(name, sizeof(name), "msr-%x-%d", features[i], cold);
+			restored_vm = restored(name, &other, !cold);
+			expect_goes_on(restored_vm, 2, "none", line);
+			commit_of(restored_vm, NULL, false, &again);
+			q = state_of(&again, &q_len);
+			kept = msr_in(q, q_len, features[i]);
+			assert_non_null(kept);
+			assert_memory_equal(kept, &wanted, 8);
+			driver_kill(restored_vm);
+		}
+		memcpy(data, &was, 8);
+	}
+	if (n == 0)
+		skip(); /* a KVM without feature MSRs */
+}
+
 static void
 the_guest_sees_its_disk_grow(void **state)
 {
@@ -728,6 +804,8 @@ main(void)
 		KVM_TEST(another_shape_is_refused),
 		KVM_TEST(damaged_states_are_refused_with_a_sentence),
 		KVM_TEST(a_feature_the_host_lacks_is_refused_by_name),
+		KVM_TEST(
+			a_commit_from_before_a_microcode_update_starts_and_keeps_its_feature_msrs),
 		KVM_TEST(the_guest_sees_its_disk_grow),
 		KVM_TEST(a_segment_in_use_is_refused_before_the_fork),
 		KVM_TEST(an_ordinary_user_reads_a_frozen_fork_and_nothing_else),

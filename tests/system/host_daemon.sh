@@ -144,6 +144,29 @@ a_kernel_that_is_no_kernel_is_refused() {
 	equal "the number of VMs that live" "$(pando status -q | wc -l)" "$before"
 }
 
+# A kernel whose header names a version, as Linux's does and the small guest's does not.
+a_host_that_boots_no_linux_says_so_before_anything_is_made() {
+	needs_kvm
+	! pando doctor --can-boot-linux -q >/dev/null 2>&1 || skip "this host boots Linux"
+	before=$(pando status -q | wc -l)
+	files=$(find "$PANDO_HOME" | wc -l)
+	cp "$TINY" "$work/named"
+	printf '\200\064' | dd of="$work/named" bs=1 seek=$((0x20e)) conv=notrunc 2>/dev/null
+	status_is 1 pando run --no-wait --kernel "$work/named" --rootfs "$(small_image)" --mem-size 32 --fs-size-vm 16
+	contains stderr "$stderr" "boots no Linux"
+	contains stderr "$stderr" "pando machine start"
+	equal stdout "$stdout" ""
+	equal "the number of VMs" "$(pando status -q | wc -l)" "$before"
+	equal "the number of files" "$(find "$PANDO_HOME" | wc -l)" "$files"
+	# nor is an image built that could not run
+	mkdir -p "$work/noimages"
+	PANDO_IMAGES=$work/noimages
+	export PANDO_IMAGES
+	status_is 1 pando run --no-wait
+	contains stderr "$stderr" "pando machine start"
+	equal "what was built" "$(ls "$work/noimages")" ""
+}
+
 a_truncated_disk_image_is_refused() {
 	needs_kvm
 	image=$(small_image)
@@ -515,6 +538,7 @@ t sizes_that_cannot_be_are_refused_before_anything_is_made
 t more_cpus_than_the_host_has_are_refused
 t names_that_are_no_names_are_refused
 t a_kernel_that_is_no_kernel_is_refused
+t a_host_that_boots_no_linux_says_so_before_anything_is_made
 t a_truncated_disk_image_is_refused
 t a_config_is_read_and_its_mistakes_are_named
 t pause_and_resume

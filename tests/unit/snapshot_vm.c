@@ -48,6 +48,7 @@ snapshot_vm_init(struct vm *vm, unsigned n_vcpus)
 					.ecx = ~0u,
 					.edx = ~0u};
 	}
+	vm->accepted = vm->vcpus[0].cpuid;
 	must(guest_mem_create(&vm->mem, SNAPSHOT_VM_MEM_MIB, NULL) == 0);
 	ioapic_init(&vm->ioapic, (struct ioapic_sink){0});
 	serial_init(&vm->serial, &vm->console, irq);

@@ -181,6 +181,31 @@ a_bad_image_json_is_named(void **state)
 	refused("good", "none", -EINVAL, "\"cmdline\" is not a string");
 }
 
+/* The tests' small guest is a bzImage, too, and names no version. */
+static void
+a_kernel_that_names_its_version_is_linux(void **state)
+{
+	struct image image = IMAGE_INIT;
+	uint8_t named[sizeof(kernel)];
+
+	(void)state;
+	assert_int_equal(open_image("good", "none", &image), 0);
+	assert_false(image.is_linux);
+	image_done(&image);
+	memcpy(named, kernel, sizeof(named));
+	named[0x20e] = 0x80;
+	named[0x20f] = 0x34;
+	assert_int_equal(
+		open_image(put("linux", named, sizeof(named)), "none", &image), 0);
+	assert_true(image.is_linux);
+	image_done(&image);
+	named[0x20e] = 0; /* a multiple of 256 is a place, too */
+	assert_int_equal(
+		open_image(put("linux", named, sizeof(named)), "none", &image), 0);
+	assert_true(image.is_linux);
+	image_done(&image);
+}
+
 int
 main(void)
 {
@@ -193,6 +218,7 @@ main(void)
 		T(a_truncated_disk_image_is_refused),
 		T(a_disk_without_ext4_is_the_guests_business),
 		T(a_bad_image_json_is_named),
+		T(a_kernel_that_names_its_version_is_linux),
 #undef T
 	};
 

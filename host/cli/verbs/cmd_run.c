@@ -10,6 +10,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/paths.h"
+#include "host/cli/doctor.h"
 #include "host/cli/env.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
@@ -156,6 +157,20 @@ alias_is_free(struct client *c, const char *alias, struct err *e)
 	return 0;
 }
 
+/* So is that VMs cannot run here at all; pandod looks again. */
+static int
+host_boots_linux(struct err *e)
+{
+	struct doctor d = {.n = 0};
+
+	doctor_check_kvm(&d);
+	if (d.boots_linux)
+		return 0;
+	return err_set(e, -ENODEV,
+		"this host cannot run the image \"default\": %.300s; %.180s",
+		d.findings[0].detail, d.findings[0].mend);
+}
+
 int
 run_prepare_image(
 	struct client *c, const struct client_run *spec, bool quiet, struct err *e)
@@ -171,6 +186,8 @@ run_prepare_image(
 		return 0;
 	}
 	r = alias_is_free(c, spec->alias, e);
+	if (r == 0)
+		r = host_boots_linux(e);
 	return r < 0 ? r : build_default(client_home(c), quiet, e);
 }
 

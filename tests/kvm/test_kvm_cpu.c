@@ -1,0 +1,250 @@
+/*
+ * What the VMM makes of this host's KVM, with the VMM's own code in this process: what
+ * vCPUs say they are, what is saved of them, what it does to their clock. Where KVM is a
+ * real one these are the rules of that processor.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "vmm/probe.h"
+#include "vmm/vm.h"
+
+#define PAGE 0x1000ull
+
+static struct vm vm;
+
+static int
+setup(void **state)
+{
+	memset(&vm, 0, sizeof(vm));
+	vm_init(&vm);
+	vm.kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	*state = vm.kvm_fd < 0 ? NULL : &vm;
+	if (!*state)
+		print_message("# /dev/kvm: %s\n", strerror(errno));
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	if (!*state)
+		return 0;
+	vm_drop_kvm(&vm, false);
+	guest_mem_destroy(&vm.mem);
+	close(vm.kvm_fd);
+	return 0;
+}
+
+#define NEEDS_KVM(state) \
+	do { \
+		if (!*(state)) \
+			skip(); \
+	} while (0)
+
+#define MUST(call) \
+	do { \
+		struct err must_err_ = {0, ""}; \
+		struct err *e = &must_err_; \
+		if ((call) < 0) \
+			fail_msg("%s: %s", #call, must_err_.msg); \
+	} while (0)
+
+#define CPU_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+/* A KVM VM of n vCPUs as the VMM makes it; what was there before is gone. */
+static void
+make(unsigned n)
+{
+	static const uint8_t leave[] = {
+		0xe6, 0x80, 0xeb, 0xfc}; /* 1: out %al, $0x80; jmp 1b */
+
+	vm_drop_kvm(&vm, false);
+	guest_mem_destroy(&vm.mem);
+	vm.n_vcpus = n;
+	MUST(vm_ask_kvm(&vm, e));
+	MUST(guest_mem_create(&vm.mem, 2, e));
+	assert_int_equal(guest_write(&vm.mem, (gpa_t){PAGE}, leave, sizeof(leave)), 0);
+	MUST(vm_make_kvm(&vm, e));
+}
+
+/* Each vCPU leaves its guest once. */
+static void
+enter_all(void)
+{
+	const struct kvm_mp_state runnable = {KVM_MP_STATE_RUNNABLE};
+
+	for (unsigned i = 0; i < vm.n_vcpus; i++) {
+		struct vcpu *v = &vm.vcpus[i];
+		const struct kvm_regs regs = {.rip = PAGE, .rflags = 2};
+		struct kvm_sregs sregs;
+		int r;
+
+		MUST(kvm_get_sregs(v->fd, &sregs, e));
+		sregs.cs.base = sregs.cs.selector = 0;
+		MUST(kvm_set_mp_state(v->fd, &runnable, e));
+		MUST(kvm_set_sregs(v->fd, &sregs, e));
+		MUST(kvm_set_regs(v->fd, &regs, e));
+		do
+			r = kvm_run(v->fd);
+		while (r == -EINTR || r == -EAGAIN);
+		assert_int_equal(r, 0);
+		assert_int_equal(v->run->exit_reason, KVM_EXIT_IO);
+	}
+}
+
+static bool
+has_master_clock(void)
+{
+	struct kvm_clock_data clock;
+
+	MUST(kvm_get_clock(vm.vm_fd, &clock, e));
+	return clock.flags & KVM_CLOCK_TSC_STABLE;
+}
+
+static void
+vcpus_keep_the_master_clock_when_it_was_found_out_what_to_save(void **state)
+{
+	NEEDS_KVM(state);
+	make(2);
+	enter_all();
+	if (!has_master_clock()) {
+		print_message("# this host's KVM has no master clock\n");
+		skip();
+	}
+	for (unsigned n = 1; n <= 4 && n <= vm.caps.max_vcpus; n++) {
+		make(n);
+		MUST(vm_make_plan(&vm, e));
+		enter_all();
+		if (!has_master_clock())
+			fail_msg("%u vCPUs have lost it", n);
+		/* nor do saving and loading, of which a fork and a restore are made */
+		MUST(vm_save(&vm, e));
+		make(n);
+		MUST(vm_load(&vm, e));
+		enter_all();
+		if (!has_master_clock())
+			fail_msg("%u vCPUs that were loaded have none", n);
+	}
+}
+
+/* A page fault that is not delivered yet: what its handler will find in CR2 is a part of
+ * it, and CR2 is not. */
+static void
+a_pending_exception_keeps_its_payload(void **state)
+{
+	const uint64_t fault_address = 0x1234000, old_cr2 = 0x77000;
+	struct kvm_vcpu_events events;
+	struct kvm_sregs sregs;
+
+	NEEDS_KVM(state);
+	make(1);
+	if (!vm.caps.exception_payload)
+		skip();
+	MUST(vm_make_plan(&vm, e));
+	MUST(kvm_get_sregs(vm.vcpus[0].fd, &sregs, e));
+	sregs.cr2 = old_cr2;
+	MUST(kvm_set_sregs(vm.vcpus[0].fd, &sregs, e));
+	MUST(kvm_get_vcpu_events(vm.vcpus[0].fd, &events, e));
+	events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+	events.exception.pending = 1;
+	events.exception.injected = 0;
+	events.exception.nr = 14;
+	events.exception.has_error_code = 1;
+	events.exception.error_code = 2;
+	events.exception_has_payload = 1;
+	events.exception_payload = fault_address;
+	MUST(kvm_set_vcpu_events(vm.vcpus[0].fd, &events, e));
+	MUST(vm_save(&vm, e));
+	make(1);
+	MUST(vm_load(&vm, e));
+	MUST(kvm_get_vcpu_events(vm.vcpus[0].fd, &events, e));
+	assert_int_equal(events.exception.pending, 1);
+	assert_int_equal(events.exception.injected, 0);
+	assert_int_equal(events.exception.nr, 14);
+	assert_int_equal(events.exception.error_code, 2);
+	assert_int_equal(events.exception_has_payload, 1);
+	assert_true(events.exception_payload == fault_address);
+	MUST(kvm_get_sregs(vm.vcpus[0].fd, &sregs, e));
+	assert_true(sregs.cr2 == old_cr2);
+}
+
+static void
+performance_counters_are_not_saved(void **state)
+{
+	NEEDS_KVM(state);
+	make(1);
+	MUST(vm_make_plan(&vm, e));
+	assert_true(vm.plan.msrs.n > 10);
+	for (uint32_t i = 0; i < vm.plan.msrs.n; i++)
+		if (state_is_of_counters(vm.plan.msrs.indices[i]))
+			fail_msg("MSR 0x%x is", vm.plan.msrs.indices[i]);
+}
+
+/* What the probe says of this host, less `without`. */
+static void
+probe(uint32_t without, char *dst, size_t cap)
+{
+	int fds[2], status = -1;
+	size_t n = 0;
+	ssize_t got;
+	pid_t pid;
+
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(fds[1], STDOUT_FILENO);
+		_exit(probe_main(vm.kvm_fd, without));
+	}
+	close(fds[1]);
+	while (n < cap - 1 && (got = read(fds[0], dst + n, cap - 1 - n)) > 0)
+		n += (size_t)got;
+	dst[n] = '\0';
+	close(fds[0]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+/* As an old processor, or a hypervisor that masks it: KVM refuses CR4.OSXSAVE there. */
+static void
+the_probe_asks_for_no_xsave_of_a_cpu_that_has_none(void **state)
+{
+	char whole[4096], less[4096];
+
+	NEEDS_KVM(state);
+	probe(0, whole, sizeof(whole));
+	probe(PROBE_XSAVE | PROBE_CMPXCHG16B, less, sizeof(less));
+	print_message("# %s", less);
+	if (strstr(whole, "\"kvm\":\"none\""))
+		skip();
+	assert_null(strstr(less, "\"kvm\":\"none\""));
+	assert_null(strstr(less, "KVM_SET_SREGS"));
+	assert_null(strstr(less, "fails at xsave"));
+	if (strstr(whole, "\"kvm\":\"linux\""))
+		assert_non_null(strstr(less, "\"kvm\":\"linux\""));
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		CPU_TEST(vcpus_keep_the_master_clock_when_it_was_found_out_what_to_save),
+		CPU_TEST(a_pending_exception_keeps_its_payload),
+		CPU_TEST(performance_counters_are_not_saved),
+		CPU_TEST(the_probe_asks_for_no_xsave_of_a_cpu_that_has_none),
+	};
+
+	cmocka_set_test_filter(getenv("KVM_TEST_FILTER"));
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
