@@ -5,6 +5,7 @@
 #   make images    guest kernel, initramfs and root filesystem
 #   make demo      set up and run the main job
 #   make check     set up and run all tests
+#   make check-vmx the KVM tests on Intel processors that are emulated; make deps-vmx is for it
 #   make bench     benchmarks
 #   make install   DESTDIR and PREFIX are honoured
 #
@@ -57,7 +58,7 @@ endif
 MODULES := common vmm hygiene guest-agent golden swarm host tests tutorials
 include $(MODULES:%=%/module.mk)
 
-.PHONY: all deps clean install images demo check check-unit check-kvm check-fuzz check-system bench format
+.PHONY: all deps deps-vmx clean install images demo check check-unit check-kvm check-fuzz check-system check-vmx bench format
 
 # An object is compiled with the pkg-config flags of whatever program names it first.
 define objects_of

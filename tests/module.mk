@@ -30,6 +30,8 @@ check-fuzz: $$(addprefix $(B)/fuzz/,$$(FUZZERS))
 	$(RUN_TESTS) fuzz
 check-system: all $$(addprefix $(B)/tests/,$$(SYSTEM_PROGRAMS))
 	$(RUN_TESTS) system
+check-vmx: all $$(addprefix $(B)/tests/,$$(KVM_TESTS))
+	$(RUN_TESTS) vmx
 check: all $$(addprefix $(B)/tests/,$$(UNIT_TESTS) $$(SYSTEM_PROGRAMS)) $$(addprefix $(B)/tests/,$$(KVM_TESTS)) $$(addprefix $(B)/fuzz/,$$(FUZZERS))
 	$(RUN_TESTS) unit kvm fuzz system
 
