@@ -9,6 +9,7 @@
 #   make check-kvm     the VMM with the small guest: any /dev/kvm
 #   make check-fuzz    each fuzzer's corpus again, then a search
 #   make check-system  pandod and pando as a user has them, with the small guest and with Debian guests
+#   make check-vmx     the KVM tests on Intel processors that are emulated; make deps-vmx is for it
 #   make tests         all test programs, fuzzers and benchmarks, not run
 #   make bench         benchmarks
 #   make install       DESTDIR and PREFIX are honoured
@@ -74,7 +75,7 @@ endif
 MODULES := common vmm hygiene guest-agent golden swarm host tests tutorials
 include $(MODULES:%=%/module.mk)
 
-.PHONY: all help deps clean install images demo check check-unit check-kvm check-fuzz check-system bench format
+.PHONY: all help deps deps-vmx clean install images demo check check-unit check-kvm check-fuzz check-system check-vmx bench format
 
 # An object is compiled with the pkg-config flags of whatever program names it first.
 define objects_of

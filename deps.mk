@@ -8,20 +8,25 @@ DEPS := gcc clang libclang-rt-dev make pkg-config acpica-tools \
 	mmdebstrap e2fsprogs kmod fakeroot uidmap cpio xz-utils zstd busybox-static qemu-system-x86 \
 	tmux socat curl python3 patch dbus-daemon
 
+# `make check-vmx` needs these as well: `make deps-vmx`.
+VMX_DEPS := g++ xorriso isolinux syslinux-common bochsbios vgabios
+deps: PACKAGES = $(DEPS)
+deps-vmx: PACKAGES = $(DEPS) $(VMX_DEPS)
+
 # What follows on the same command line (`make deps check`) needs them, also with -j.
-ifneq ($(filter deps,$(MAKECMDGOALS)),)
+ifneq ($(filter deps deps-vmx,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 
-deps:
-	@missing=; for p in $(DEPS); do \
+deps deps-vmx:
+	@missing=; for p in $(PACKAGES); do \
 		case $$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null) in \
 		installed) ;; *) missing="$$missing $$p" ;; esac; done; \
-	if [ -z "$$missing" ]; then echo "deps: all packages are installed"; exit 0; fi; \
+	if [ -z "$$missing" ]; then echo "$@: all packages are installed"; exit 0; fi; \
 	if [ "$$(id -u)" = 0 ]; then as_root=; \
 	elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then as_root=sudo; \
-	else echo "make deps: these packages are missing; install them as root:" >&2; \
+	else echo "make $@: these packages are missing; install them as root:" >&2; \
 		echo "  apt-get install --no-install-recommends$$missing" >&2; exit 1; fi; \
-	echo "deps: installing$$missing"; \
+	echo "$@: installing$$missing"; \
 	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update && \
 	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $$missing

@@ -47,6 +47,8 @@ check-fuzz: $$(fuzz_programs)
 	$(RUN_TESTS) fuzz
 check-system: $$(system_programs)
 	$(RUN_TESTS) system
+check-vmx: all $$(addprefix $(B)/tests/,$$(KVM_TESTS))
+	$(RUN_TESTS) vmx
 check: $$(if $$(ONLY),,all) $$(unit_programs) $$(if $$(kvm_programs),all) $$(kvm_programs) $$(fuzz_programs) $$(system_programs)
 	$(RUN_TESTS) unit kvm fuzz system
 
