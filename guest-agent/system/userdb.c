@@ -13,6 +13,7 @@
 #include "guest-agent/system/machine.h"
 
 #define FILE_MAX (1u << 20)
+#define LOCALE_DEFAULT "C.UTF-8"
 
 /* The next line of *text, without its LF; false at the end. */
 static bool
@@ -328,6 +329,23 @@ environment_done(struct environment *env)
 	*env = (struct environment){0};
 }
 
+/* The locale as a login has it, from Debian's file or systemd's. Where neither names one, text
+ * is UTF-8 all the same: in the locale "C" tmux shows "_" for every other sign, and Python and
+ * Perl read file names as ASCII. */
+static void
+set_locale(struct environment *env)
+{
+	static const char *const files[] = {"/etc/locale.conf", "/etc/default/locale"};
+
+	environment_setf(env, "LANG", LOCALE_DEFAULT);
+	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+		cleanup_free char *text = NULL;
+
+		if (!machine_read(files[i], FILE_MAX, &text, NULL))
+			environment_parse(env, text);
+	}
+}
+
 int
 environment_build(struct environment *env, const struct user *u, const char *term,
 	char *const *given, struct err *e)
@@ -344,6 +362,7 @@ environment_build(struct environment *env, const struct user *u, const char *ter
 	environment_setf(env, "SHELL", u->shell);
 	if (term)
 		environment_setf(env, "TERM", term);
+	set_locale(env);
 	/* None, or one that cannot be read: then without. */
 	if (!machine_read("/etc/environment", FILE_MAX, &text, NULL))
 		environment_parse(env, text);

@@ -248,6 +248,76 @@ a_handshake_makes_a_machine_somebody_of_its_own(void **state)
 	assert_string_not_equal(text_of("/run/pando/boot_id"), boot_id);
 }
 
+static void
+a_machines_own_name_resolves_whatever_its_hosts_file_was(void **state)
+{
+	static const struct {
+		const char *was, *becomes;
+	} files[] = {
+		/* None, and an empty one. */
+		{NULL, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+		       "127.0.1.1\tvm-aaaa\n"},
+		{"", "127.0.1.1\tvm-aaaa\n"},
+		/* Without a line of its own, and without an end of the last line. */
+		{"127.0.0.1 localhost\n", "127.0.0.1 localhost\n127.0.1.1\tvm-aaaa\n"},
+		{"127.0.0.1 localhost", "127.0.0.1 localhost\n127.0.1.1\tvm-aaaa\n"},
+		/* Neither is it: a comment, a longer name, an address. */
+		{"#127.0.1.1 vm-aaaa\n10.0.0.1 vm-aaaa.lan # vm-aaaa\n127.0.1.10 x\n",
+			"#127.0.1.1 vm-aaaa\n10.0.0.1 vm-aaaa.lan # vm-aaaa\n127.0.1.10 x\n"
+			"127.0.1.1\tvm-aaaa\n"},
+		/* Its user has said which address it has. */
+		{"10.0.0.1\tother VM-aaaa\n", "10.0.0.1\tother VM-aaaa\n"},
+		{"127.0.1.1\told\n::1 x\n", "127.0.1.1\tvm-aaaa\n::1 x\n"},
+	};
+
+	(void)state;
+	for (uint8_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+		if (files[i].was)
+			put("/etc/hosts", files[i].was, 0644);
+		assert_int_equal(handshake(A, (uint8_t)(i + 1)), 0);
+		assert_string_equal(text_of("/etc/hosts"), files[i].becomes);
+	}
+	/* A branch has its own name there, and not its parent's. */
+	assert_int_equal(handshake(B, 100), 0);
+	assert_string_equal(text_of("/etc/hosts"), "127.0.1.1\tvm-bbbb\n::1 x\n");
+}
+
+/* What a command of the agent has in LANG. */
+static const char *
+lang(const char *given)
+{
+	static char said[64];
+	const char *const argv[] = {"sh", "-c", "printf %s \"$LANG\"", NULL};
+	const char *const own[] = {given, NULL};
+	struct agent_exec_req q = {.argv = argv, .env = given ? own : NULL};
+	cleanup_agent_captured struct agent_captured c = {0};
+
+	assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 60, &c, &e), 0);
+	snprintf(said, sizeof(said), "%s", c.out);
+	return said;
+}
+
+static void
+text_is_utf8_where_nobody_says_otherwise(void **state)
+{
+	(void)state;
+	put("/etc/pando/fork.d/hook", "#!/bin/sh\necho $LANG >${0%/etc/*}/hook.log\n",
+		0755);
+	assert_int_equal(handshake(A, 1), 0);
+	assert_string_equal(lang(NULL), "C.UTF-8");
+	assert_string_equal(text_of("/hook.log"), "C.UTF-8\n");
+	/* The machine's own setting, its environment, the command's. */
+	put("/etc/locale.conf", "LANG=en_GB.UTF-8\n", 0644);
+	assert_string_equal(lang(NULL), "en_GB.UTF-8");
+	put("/etc/default/locale", "LANG=\"de_DE.UTF-8\"\n", 0644);
+	assert_string_equal(lang(NULL), "de_DE.UTF-8");
+	assert_int_equal(env_set(&env, "LANG=C", &e), 0);
+	assert_int_equal(handshake(A, 2), 0);
+	env_done(&env);
+	assert_string_equal(lang(NULL), "C");
+	assert_string_equal(lang("LANG=cs_CZ.UTF-8"), "cs_CZ.UTF-8");
+}
+
 /* Who holds that lock of the coding agent "a"; 0: nobody. */
 static pid_t
 lock_of(const char *what)
@@ -857,6 +927,8 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(a_handshake_makes_a_machine_somebody_of_its_own),
+		T(a_machines_own_name_resolves_whatever_its_hosts_file_was),
+		T(text_is_utf8_where_nobody_says_otherwise),
 		T(kept_coding_agents_are_started_with_the_machine),
 		T(ssh_reads_the_host_key),
 		T(a_machine_that_boots_again_stays_who_it_was),
