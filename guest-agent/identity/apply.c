@@ -171,6 +171,8 @@ acknowledge(void)
 	over();
 	if (me.listener)
 		conn_handshake_done(TAKE_PTR(me.listener), me.ack);
+	/* For the next one, while there is room. */
+	machine_keep_room();
 }
 
 /* r: as a step returns it. */

@@ -737,6 +737,124 @@ a_full_disk_leaves_the_old_environment_and_says_so(void **state)
 	assert_int_equal(handshake(B, 2), 0);
 }
 
+/* The whole machine on a file system of its own, on which everything is taken in a moment. */
+static bool
+mount_root(bool ext4)
+{
+	char command[300];
+	bool done;
+
+	end_agent();
+	assert_int_equal(unshare(CLONE_NEWNS), 0);
+	assert_int_equal(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+	snprintf(command, sizeof(command),
+		"PATH=$PATH:/sbin:/usr/sbin; cd %s && truncate -s 8M image && mke2fs -q -t ext4 -b 4096 -m 0 -N 200 image && mount -o loop image .",
+		root);
+	done = ext4 ? !system(command)
+		    : !mount("pando-test", root, "tmpfs", 0,
+			      "size=2m,nr_inodes=100,mode=755");
+	mkdir(at("/etc"), 0755);
+	start_agent();
+	return done;
+}
+
+static void
+unmount_root(void)
+{
+	end_agent();
+	assert_int_equal(umount2(root, MNT_DETACH), 0);
+	start_agent();
+}
+
+/* Till neither a block nor an inode is left. */
+static void
+fill_disk(void)
+{
+	char path[32], block[4096] = {1};
+	int fd;
+
+	for (unsigned i = 0;; i++) {
+		snprintf(path, sizeof(path), "/filler%u", i);
+		fd = open(at(path), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+		if (fd < 0)
+			break;
+		while (write(fd, block, sizeof(block)) == sizeof(block))
+			;
+		close(fd);
+	}
+	assert_int_equal(errno, ENOSPC);
+	fd = open(at("/filler0"), O_APPEND | O_WRONLY | O_CLOEXEC);
+	assert_int_equal(write(fd, block, sizeof(block)), -1);
+	assert_int_equal(errno, ENOSPC);
+	close(fd);
+}
+
+static void
+branch_a_full_machine(bool ext4)
+{
+	char id[13], name[16], key[AGENT_HOST_KEY_MAX] = "", line[200], entry[8192];
+
+	if (geteuid()) {
+		print_message("mounts take root: not tried\n");
+		skip();
+	}
+	if (!mount_root(ext4)) {
+		print_message("no such file system can be made here: not tried\n");
+		skip();
+	}
+	assert_int_equal(handshake(A, 1), 0);
+	fill_disk();
+	/* Of one another, and each with an environment that takes more than its parent's. */
+	memset(entry, 'x', sizeof(entry));
+	memcpy(entry, "BIG=", 4);
+	for (unsigned i = 2; i < 12; i++) {
+		snprintf(id, sizeof(id), "%012x", i);
+		snprintf(name, sizeof(name), "vm-%.4s", id);
+		entry[400 * i - 1] = 0;
+		assert_int_equal(env_set(&env, entry, &e), 0);
+		entry[400 * i - 1] = 'x';
+		if (handshake(id, (uint8_t)i))
+			fail_msg("branch %u: %s", i, e.msg);
+		snprintf(line, sizeof(line), "%s\n", name);
+		assert_string_equal(text_of("/etc/hostname"), line);
+		assert_non_null(strstr(text_of("/etc/hosts"), name));
+		assert_non_null(strstr(text_of("/run/pando/identity"), id));
+		/* What PAM would cut off is in the second file. */
+		assert_int_equal(strlen(text_of("/etc/environment")) +
+					 strlen(text_of("/etc/pando/environment")),
+			i < 3 ? 400 * i + 2 + strlen("(none)") : 400 * i + 2);
+		assert_int_equal(strlen(text_of("/run/pando/boot_id")), 37);
+		assert_string_not_equal(ack.host_key, key);
+		strcpy(key, ack.host_key);
+		fill_disk();
+	}
+	/* Without any room: into the blocks that the files have. */
+	snprintf(line, sizeof(line),
+		"rm %s/var/lib/pando/reserve.* %s/run/pando/reserve.*", root, root);
+	assert_int_equal(system(line), 0);
+	fill_disk();
+	if (handshake(B, 12))
+		fail_msg("without a reserve: %s", e.msg);
+	assert_string_equal(text_of("/etc/hostname"), "vm-bbbb\n");
+	assert_non_null(strstr(text_of("/etc/hosts"), "vm-bbbb"));
+	env_done(&env);
+	unmount_root();
+}
+
+static void
+branches_of_a_machine_with_a_full_disk_are_somebody_of_their_own(void **state)
+{
+	(void)state;
+	branch_a_full_machine(true);
+}
+
+static void
+branches_of_a_machine_whose_run_is_full_too_are_somebody_of_their_own(void **state)
+{
+	(void)state;
+	branch_a_full_machine(false);
+}
+
 /* How often systemctl was asked to restart what must see the environment. */
 static unsigned
 restarts(void)
@@ -944,6 +1062,8 @@ main(void)
 		T(a_command_asked_for_too_early_waits_for_the_end),
 		T(a_machine_forked_in_its_handshake_is_told_anew),
 		T(a_full_disk_leaves_the_old_environment_and_says_so),
+		T(branches_of_a_machine_with_a_full_disk_are_somebody_of_their_own),
+		T(branches_of_a_machine_whose_run_is_full_too_are_somebody_of_their_own),
 		T(one_reaction_to_each_change_of_the_environment_by_others),
 		T(units_that_do_not_start_again_are_said),
 		T(what_was_given_arrives_exactly),

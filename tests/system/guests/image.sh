@@ -21,3 +21,24 @@ tmux_shows_signs_of_utf8() {
 
 it "the name of a branch resolves in it, and its parent's does not" its_name_resolves
 it "tmux shows signs of UTF-8 without an option" tmux_shows_signs_of_utf8
+
+a_full_disk_is_branched() {
+	pando branch g -q -n full
+	pando execute full --shell 'n=0; for s in 256M 64M 16M 4M 1M 256K 64K 16K 4K; do
+while fallocate -l $s /root/fill.$n 2>/dev/null; do n=$((n + 1)); done; done; sync'
+	pando execute full -- sh -c 'echo x >/root/more' && fail "the disk did not get full"
+	pando branch full -q -n fuller --env "NEW=$(seq -s ' ' 800)"
+	pando branch fuller -q -n fullest
+	for vm in fuller fullest; do
+		equal "hostname of $vm" "$(pando execute $vm -- hostname)" $vm
+		equal "NEW of $vm" "$(pando execute $vm -- printenv NEW | tail -c 8)" "799 800"
+		pando execute $vm -- sh -c 'echo x >/root/more' && fail "$vm has found room"
+	done
+	identity() { pando execute "$1" --shell 'cat /etc/machine-id; cut -d" " -f2 /etc/ssh/ssh_host_ed25519_key.pub'; }
+	[ "$(for vm in full fuller fullest; do identity $vm; done | sort -u | wc -l)" = 6 ] || fail "they share what makes them apart"
+	for vm in fullest fuller full; do
+		pando delete -y -q $vm
+	done
+}
+
+it "a machine whose disk is full can be branched, and its branches too" a_full_disk_is_branched
