@@ -3,7 +3,7 @@
 GOLDEN_FILES := $(patsubst golden/%,%,$(shell find golden/spec golden/files -type f | LC_ALL=C sort))
 
 DATA += libexec/pando/pando-golden \
-	$(addprefix share/pando/golden/,init initramfs.sh customize.sh scrub.sh pando-agent pando-agent.service pando-units $(GOLDEN_FILES))
+	$(addprefix share/pando/golden/,init initramfs.sh modules.sh customize.sh scrub.sh pando-agent pando-agent.service pando-units $(GOLDEN_FILES))
 
 $(B)/libexec/pando/pando-golden: golden/pando-golden
 	@mkdir -p $(@D)

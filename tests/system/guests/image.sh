@@ -19,6 +19,25 @@ tmux_shows_signs_of_utf8() {
 	pando delete -y -q signs
 }
 
+modules_load_by_themselves() {
+	pando branch g -q -n mods
+	equal "a file seen through an overlay" "$(pando execute mods --shell 'mkdir /root/o && cd /root/o && mkdir l u w m && echo low >l/f &&
+mount -t overlay overlay -o lowerdir=l,upperdir=u,workdir=w m && cat m/f')" low
+	for kind in dummy bridge veth wireguard vxlan\ id\ 5\ dev\ lo\ dstport\ 4789; do
+		# shellcheck disable=SC2086 # words
+		pando execute mods -- ip link add name t0 type $kind || fail "no link of the kind $kind"
+		pando execute mods -- ip link del t0
+	done
+	# As opened by a VPN's program of an ordinary user: the node is there before its module is.
+	pando execute mods -- sh -c '! lsmod | grep -q "^tun "'
+	pando execute mods -u nobody -- sh -c ': <>/dev/net/tun' || fail "/dev/net/tun cannot be opened"
+	pando execute mods -- sh -c 'lsmod | grep -q "^tun "'
+	pando execute mods -u nobody -- sh -c ': <>/dev/fuse' || fail "/dev/fuse cannot be opened"
+	pando execute mods -- sh -c 'modprobe -a nf_tables nft_chain_nat iptable_nat br_netfilter && test -e /proc/sys/net/bridge'
+	pando delete -y -q mods
+}
+
+it "modules of the kernel load when something asks for them" modules_load_by_themselves
 it "the name of a branch resolves in it, and its parent's does not" its_name_resolves
 it "tmux shows signs of UTF-8 without an option" tmux_shows_signs_of_utf8
 
