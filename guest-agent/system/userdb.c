@@ -346,6 +346,25 @@ set_locale(struct environment *env)
 	}
 }
 
+void
+environment_reach_node(struct environment *env)
+{
+	const char *given = environment_get(env, "NODE_OPTIONS");
+	cleanup_free char *all = NULL;
+	char path[PATH_MAX];
+
+	if (access(machine_path(path, ENVIRONMENT_NODE_FILE), F_OK) ||
+		(given && strstr(given, ENVIRONMENT_NODE_OPTION)))
+		return;
+	if (asprintf(&all, ENVIRONMENT_NODE_OPTION "%s%s", given && *given ? " " : "",
+		    given ? given : "") < 0) {
+		all = NULL;
+		env->failed = true;
+		return;
+	}
+	environment_setf(env, "NODE_OPTIONS", all);
+}
+
 int
 environment_build(struct environment *env, const struct user *u, const char *term,
 	char *const *given, struct err *e)
@@ -372,5 +391,6 @@ environment_build(struct environment *env, const struct user *u, const char *ter
 			environment_set(env, held_back.v[i]);
 	for (; given && *given; given++)
 		environment_set(env, *given);
+	environment_reach_node(env);
 	return env->failed ? err_sys(e, -ENOMEM, "the command's environment") : 0;
 }

@@ -212,6 +212,18 @@ it_has_the_programs_that_scripts_expect() {
 		END { printf "%d of %d MiB are free\n", free / 256, all / 256; exit !(free * 10 >= all * 4) }'
 }
 
+what_keeps_random_numbers_apart_is_in_it() {
+	image=$(cat "$work/folder")
+	for f in openssl.cnf openssl-random.so node-random.cjs node-random.node; do
+		inside "/usr/lib/pando/$f" >"$work/random"
+		cmp "$work/random" "$B/share/pando/golden/files/guest/usr/lib/pando/$f"
+	done
+	inside /etc/ssl/openssl.cnf | tail -n 1 | grep -qx '.include /usr/lib/pando/openssl.cnf'
+	inside "$(debugfs -R 'ls /etc' "$image/rootfs.ext4" 2>/dev/null | grep -o 'python3\.[0-9]*' | sed 's#.*#/etc/&/sitecustomize.py#')" |
+		grep -q 'import pando_random'
+	inside /etc/systemd/system.conf.d/pando.conf | grep -qx 'DefaultEnvironment=NODE_OPTIONS=--require=/usr/lib/pando/node-random.cjs'
+}
+
 init_is_no_command() {
 	status=0
 	"$B/share/pando/golden/init" 2>"$work/e" || status=$?
@@ -260,6 +272,7 @@ t its_initramfs_loads_modules_after_what_they_need
 t modules_that_containers_and_tunnels_need_are_on_its_disk
 t opening_a_device_loads_its_module
 t it_has_the_programs_that_scripts_expect
+t what_keeps_random_numbers_apart_is_in_it
 t a_package_that_is_none_is_named_and_leaves_nothing
 t a_package_more_is_in_that_image_alone
 t two_builds_at_once_make_one_image

@@ -282,19 +282,40 @@ a_machines_own_name_resolves_whatever_its_hosts_file_was(void **state)
 	assert_string_equal(text_of("/etc/hosts"), "127.0.1.1\tvm-bbbb\n::1 x\n");
 }
 
-/* What a command of the agent has in LANG. */
+/* What a command of the agent has in a variable. */
 static const char *
-lang(const char *given)
+variable(const char *name, const char *given)
 {
-	static char said[64];
-	const char *const argv[] = {"sh", "-c", "printf %s \"$LANG\"", NULL};
+	static char said[200];
+	const char *const argv[] = {"printenv", name, NULL};
 	const char *const own[] = {given, NULL};
 	struct agent_exec_req q = {.argv = argv, .env = given ? own : NULL};
 	cleanup_agent_captured struct agent_captured c = {0};
 
-	assert_int_equal(agent_exec_capture(sock, &q, NULL, 0, 60, &c, &e), 0);
-	snprintf(said, sizeof(said), "%s", c.out);
+	assert_int_equal(
+		agent_exec_capture(sock, &q, NULL, 0, sizeof(said) - 1, &c, &e), 0);
+	snprintf(said, sizeof(said), "%.*s", (int)strcspn(c.out, "\n"), c.out);
 	return said;
+}
+
+static void
+node_is_told_to_load_what_its_image_has_for_it(void **state)
+{
+#define OURS "--require=/usr/lib/pando/node-random.cjs"
+	(void)state;
+	assert_int_equal(handshake(A, 1), 0);
+	assert_string_equal(variable("NODE_OPTIONS", NULL), "");
+	assert_string_equal(variable("NODE_OPTIONS", "NODE_OPTIONS=--x"), "--x");
+	put("/usr/lib/pando/node-random.cjs", "", 0644);
+	assert_string_equal(variable("NODE_OPTIONS", NULL), OURS);
+	assert_string_equal(variable("NODE_OPTIONS", "NODE_OPTIONS="), OURS);
+	assert_int_equal(env_set(&env, "NODE_OPTIONS=--max-old-space-size=100", &e), 0);
+	assert_int_equal(handshake(A, 2), 0);
+	env_done(&env);
+	assert_string_equal(
+		variable("NODE_OPTIONS", NULL), OURS " --max-old-space-size=100");
+	assert_string_equal(
+		variable("NODE_OPTIONS", "NODE_OPTIONS=--y " OURS), "--y " OURS);
 }
 
 static void
@@ -304,18 +325,18 @@ text_is_utf8_where_nobody_says_otherwise(void **state)
 	put("/etc/pando/fork.d/hook", "#!/bin/sh\necho $LANG >${0%/etc/*}/hook.log\n",
 		0755);
 	assert_int_equal(handshake(A, 1), 0);
-	assert_string_equal(lang(NULL), "C.UTF-8");
+	assert_string_equal(variable("LANG", NULL), "C.UTF-8");
 	assert_string_equal(text_of("/hook.log"), "C.UTF-8\n");
 	/* The machine's own setting, its environment, the command's. */
 	put("/etc/locale.conf", "LANG=en_GB.UTF-8\n", 0644);
-	assert_string_equal(lang(NULL), "en_GB.UTF-8");
+	assert_string_equal(variable("LANG", NULL), "en_GB.UTF-8");
 	put("/etc/default/locale", "LANG=\"de_DE.UTF-8\"\n", 0644);
-	assert_string_equal(lang(NULL), "de_DE.UTF-8");
+	assert_string_equal(variable("LANG", NULL), "de_DE.UTF-8");
 	assert_int_equal(env_set(&env, "LANG=C", &e), 0);
 	assert_int_equal(handshake(A, 2), 0);
 	env_done(&env);
-	assert_string_equal(lang(NULL), "C");
-	assert_string_equal(lang("LANG=cs_CZ.UTF-8"), "cs_CZ.UTF-8");
+	assert_string_equal(variable("LANG", NULL), "C");
+	assert_string_equal(variable("LANG", "LANG=cs_CZ.UTF-8"), "cs_CZ.UTF-8");
 }
 
 /* Who holds that lock of the coding agent "a"; 0: nobody. */
@@ -1047,6 +1068,7 @@ main(void)
 		T(a_handshake_makes_a_machine_somebody_of_its_own),
 		T(a_machines_own_name_resolves_whatever_its_hosts_file_was),
 		T(text_is_utf8_where_nobody_says_otherwise),
+		T(node_is_told_to_load_what_its_image_has_for_it),
 		T(kept_coding_agents_are_started_with_the_machine),
 		T(ssh_reads_the_host_key),
 		T(a_machine_that_boots_again_stays_who_it_was),

@@ -37,6 +37,39 @@ mount -t overlay overlay -o lowerdir=l,upperdir=u,workdir=w m && cat m/f')" low
 	pando delete -y -q mods
 }
 
+# One process of each that has drawn before its machine is branched; the guest's own programs.
+programs_draw_apart() {
+	pando branch g -q -n draws
+	pando execute draws --shell 'cd /root
+cat >draw.py <<"P"
+import os, random, ssl, time
+ssl.RAND_bytes(16), random.random()
+open("ready.py", "w").close()
+while not os.path.exists("go"): time.sleep(0.1)
+open("part", "w").write(ssl.RAND_bytes(16).hex() + "\n" + str(random.getrandbits(128)) + "\n")
+os.rename("part", "drawn.py")
+P
+python3 -m venv --without-pip v && setsid v/bin/python draw.py >log 2>&1 </dev/null &'
+	wait_until 120 "Python has drawn" pando execute draws -- test -e /root/ready.py
+	pando branch draws -q -n drawn --count 2
+	for i in 0 1; do
+		pando execute drawn-$i -- touch /root/go
+		wait_until 120 "drawn-$i draws" pando execute drawn-$i -- test -e /root/drawn.py
+		pando execute drawn-$i -- cat /root/drawn.py >"$work/drawn.$i"
+	done
+	for field in 1 2; do
+		[ "$(cat "$work"/drawn.[01] | awk "FNR % 2 == $field % 2" | sort -u | wc -l)" = 2 ] || fail "field $field is the same in both: $(cat "$work"/drawn.[01])"
+	done
+	equal "what OpenSSL draws from" "$(pando execute draws -- openssl list -random-instances | grep -c PANDO-KERNEL)" 3
+	equal "Node's options" "$(pando execute draws -- printenv NODE_OPTIONS)" --require=/usr/lib/pando/node-random.cjs
+	equal "a unit's Node's options" "$(pando execute draws -- systemctl show -p DefaultEnvironment 2>/dev/null || :)" \
+		"DefaultEnvironment=NODE_OPTIONS=--require=/usr/lib/pando/node-random.cjs"
+	for vm in drawn-0 drawn-1 draws; do
+		pando delete -y -q $vm
+	done
+}
+
+it "Python and OpenSSL of a virtual environment draw apart in branches" programs_draw_apart
 it "modules of the kernel load when something asks for them" modules_load_by_themselves
 it "the name of a branch resolves in it, and its parent's does not" its_name_resolves
 it "tmux shows signs of UTF-8 without an option" tmux_shows_signs_of_utf8
