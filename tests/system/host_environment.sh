@@ -194,7 +194,7 @@ nodes_draw_apart() {
 	cat >"$work/draw.js" <<'J'
 const crypto = require('crypto'), fs = require('fs'), file = process.env.PANDO_GENERATION_FILE;
 const branch = require('./fork.node'), { randomInt } = crypto;
-const draw = () => [Math.random(), crypto.randomUUID(), globalThis.crypto.randomUUID(), randomInt(2 ** 47), crypto.randomBytes(9).toString('hex'),
+const draw = () => [crypto.randomUUID({ disableEntropyCache: true }), Math.random(), crypto.randomUUID(), globalThis.crypto.randomUUID(), randomInt(2 ** 47), crypto.randomBytes(9).toString('hex'),
 	crypto.getRandomValues(new Uint32Array(3)).join(), crypto.generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' }).x];
 draw();
 // randomInt() fills what it has ahead after the first draw.
@@ -213,7 +213,7 @@ J
 	two_lines() { [ "$(wc -l <"$1")" = 2 ]; }
 	not env LD_PRELOAD="$work/same_pid.so" node --single-threaded "$work/draw.js" >"$work/as_it_is"
 	wait_until 60 "both have drawn" two_lines "$work/as_it_is"
-	equal "draws that are the same without" "$(equal_words "$work/as_it_is")" 7
+	equal "draws that are the same without" "$(equal_words "$work/as_it_is")" 8
 	printf '%032d\n' 1 >"$work/generation"
 	not env NODE_OPTIONS="--require=$work/lib/node-random.cjs" LD_PRELOAD="$work/same_pid.so" node --single-threaded "$work/draw.js" >"$work/with"
 	wait_until 60 "both have drawn" two_lines "$work/with"
@@ -241,7 +241,14 @@ assert(Math.abs(sum / 100000 - 0.5) < 0.01);
 assert.equal(Math.random.name + Math.random.length, 'random0');
 assert.equal(randomUUID, crypto.randomUUID);
 assert.match(randomUUID(), uuid);
-assert.match(randomUUID({ disableEntropyCache: false }), uuid);
+for (const options of [{}, { disableEntropyCache: false }, { disableEntropyCache: true }])
+	assert.match(randomUUID(options), uuid);
+assert.throws(() => randomUUID({ disableEntropyCache: 5 }), { code: 'ERR_INVALID_ARG_TYPE' });
+assert.throws(() => randomUUID(null), { code: 'ERR_INVALID_ARG_TYPE' });
+const ids = new Set();
+for (let i = 0; i < 5000; i++)
+	ids.add(randomUUID());
+assert.equal(ids.size, 5000);
 assert.match(globalThis.crypto.randomUUID(), uuid);
 assert.throws(() => globalThis.crypto.randomUUID.call({}));
 assert.throws(() => randomUUID(5), { code: 'ERR_INVALID_ARG_TYPE' });

@@ -6,8 +6,8 @@
 //   OpenSSL's            randomBytes, getRandomValues, keys, TLS: it draws from the kernel (node-random.node)
 //   Math.random          a generator of V8 that cannot be seeded: another one in its place, which starts anew
 //                        whenever the machine's generation is another one
-//   crypto.randomUUID    128 of them are made ahead: none is
-//   crypto.randomInt     3 KiB are drawn ahead: they are drawn when they are wanted
+//   crypto.randomUUID    128 of them are made ahead: what is ahead is thrown away with the generation
+//   crypto.randomInt     3 KiB are drawn ahead: likewise
 //
 // Loaded ahead of a program and in each of its workers by NODE_OPTIONS, which the guest's agent sets in all that
 // it starts. Where there is no agent nothing is changed. With --random-seed Math.random is left alone: whoever
@@ -16,7 +16,7 @@
 // Not reached: Math of vm contexts, copies of a function that somebody took before this, and processes without
 // NODE_OPTIONS (`pando doctor --vm` names them).
 //
-// A draw of Math.random costs some nanoseconds more (a look at memory), a UUID some hundred.
+// Each draw costs some nanoseconds more, a look at memory.
 
 const fs = require('fs');
 const path = require('path');
@@ -25,9 +25,9 @@ const { syncBuiltinESMExports } = require('module');
 
 const FILE = process.env.PANDO_GENERATION_FILE || '/run/pando/generation';
 
-// A function that says whether the generation is another one than when it was asked last; null: no agent.
+// A function whose number is another one whenever the generation is; null: no agent.
 function watch() {
-	let words;
+	let words, epoch = 0;
 	try {
 		const buffer = require(path.join(__dirname, 'node-random.node'));
 		if (buffer instanceof ArrayBuffer)
@@ -39,11 +39,13 @@ function watch() {
 		let low = Atomics.load(words, 0), high = Atomics.load(words, 1);
 		return () => {
 			// Atomics: the compiler must not take the bytes for ones that only we change.
-			if (Atomics.load(words, 0) === low && Atomics.load(words, 1) === high)
-				return false;
-			low = Atomics.load(words, 0);
-			high = Atomics.load(words, 1);
-			return true;
+			const l = Atomics.load(words, 0), h = Atomics.load(words, 1);
+			if (l !== low || h !== high) {
+				low = l;
+				high = h;
+				epoch++;
+			}
+			return epoch;
 		};
 	}
 	let fd;
@@ -56,14 +58,35 @@ function watch() {
 	fs.readSync(fd, seen, 0, 32, 0);
 	return () => {
 		fs.readSync(fd, now, 0, 32, 0);
-		return !now.equals(seen) && now.copy(seen) > 0;
+		if (!now.equals(seen)) {
+			now.copy(seen);
+			epoch++;
+		}
+		return epoch;
 	};
 }
 
+// Bytes drawn ahead, for one generation: take() says where the next ones begin.
+function pool(epoch, size) {
+	const bytes = Buffer.alloc(size);
+	let at = size, of = -1;
+	const take = (n) => {
+		const now = epoch();
+		if (now !== of || at + n > size) {
+			crypto.randomFillSync(bytes);
+			of = now;
+			at = 0;
+		}
+		at += n;
+		return at - n;
+	};
+	return { bytes, take };
+}
+
 // xoshiro128**: V8's own is of the same family.
-function generator(changed) {
+function generator(epoch) {
 	const seed = new Int32Array(4);
-	let a = 0, b = 0, c = 0, d = 0;
+	let of = epoch(), a = 0, b = 0, c = 0, d = 0;
 	const anew = () => {
 		do
 			crypto.randomFillSync(seed);
@@ -84,8 +107,11 @@ function generator(changed) {
 	};
 	anew();
 	return () => {
-		if (changed())
+		const now = epoch();
+		if (now !== of) {
+			of = now;
 			anew();
+		}
 		// 53 bits, as many as a number below 1 has.
 		const high = next() >>> 6, low = next() >>> 5;
 		return (high * 134217728 + low) / 9007199254740992;
@@ -106,11 +132,12 @@ function replace(object, name, make) {
 const RANGE_MAX = 2 ** 48 - 1;
 
 // As Node's own, with which everything is left that is not a good range.
-function randomInt(old) {
+function randomInt(epoch, old) {
+	const { bytes, take } = pool(epoch, 3072);
 	const draw = (min, range) => {
 		const limit = 2 ** 48 - (2 ** 48 % range);
 		for (;;) {
-			const n = crypto.randomBytes(6).readUIntBE(0, 6);
+			const n = bytes.readUIntBE(take(6), 6);
 			if (n < limit)
 				return min + (n % range);
 		}
@@ -128,21 +155,32 @@ function randomInt(old) {
 	};
 }
 
-const changed = watch();
+const HEX = Array.from({ length: 256 }, (_, i) => i.toString(16).padStart(2, '0'));
 
-if (changed) {
+function randomUUID(epoch, old) {
+	const { bytes: b, take } = pool(epoch, 2048);
+	return (options) => {
+		// Node's own draws none ahead when it is asked not to, and says what is wrong with other options.
+		if (options !== undefined && (options === null || typeof options !== 'object' ||
+			(options.disableEntropyCache !== undefined && options.disableEntropyCache !== false)))
+			return old(options);
+		const i = take(16);
+		return HEX[b[i]] + HEX[b[i + 1]] + HEX[b[i + 2]] + HEX[b[i + 3]] + '-' + HEX[b[i + 4]] + HEX[b[i + 5]] + '-' +
+			HEX[(b[i + 6] & 0x0f) | 0x40] + HEX[b[i + 7]] + '-' + HEX[(b[i + 8] & 0x3f) | 0x80] + HEX[b[i + 9]] + '-' +
+			HEX[b[i + 10]] + HEX[b[i + 11]] + HEX[b[i + 12]] + HEX[b[i + 13]] + HEX[b[i + 14]] + HEX[b[i + 15]];
+	};
+}
+
+const epoch = watch();
+
+if (epoch) {
 	if (!process.execArgv.some((a) => /^--random[-_]seed/.test(a)))
 		replace(Math, 'random', () => {
-			const random = generator(changed);
+			const random = generator(epoch);
 			return { random() { return random(); } }.random;
 		});
-	replace(crypto, 'randomUUID', (old) => ({
-		randomUUID(options) {
-			return old(options === undefined || (options && typeof options === 'object') ?
-				{ ...options, disableEntropyCache: true } : options);
-		}
-	}).randomUUID);
-	replace(crypto, 'randomInt', randomInt);
+	replace(crypto, 'randomUUID', (old) => randomUUID(epoch, old));
+	replace(crypto, 'randomInt', (old) => randomInt(epoch, old));
 	if (crypto.webcrypto)
 		replace(Object.getPrototypeOf(crypto.webcrypto), 'randomUUID', (old) => ({
 			randomUUID() {
