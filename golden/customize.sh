@@ -42,6 +42,29 @@ for generator in $MASK_GENERATORS; do
 done
 ln -sfn /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
 
+# OpenSSL draws from the kernel in every program that reads the system's configuration: of a section that is
+# there twice both count.
+if [ -e "$root/usr/lib/pando/openssl.cnf" ] && [ -e "$root/etc/ssl/openssl.cnf" ]; then
+	printf '\n# Random numbers in machines that are forked alive.\n.include /usr/lib/pando/openssl.cnf\n' >>"$root/etc/ssl/openssl.cnf"
+fi
+# Python reads .pth files of dist-packages outside of virtual environments only, and this everywhere.
+if [ -e "$root/usr/lib/python3/dist-packages/pando_random.py" ]; then
+	for f in "$root"/etc/python3*/sitecustomize.py; do
+		[ ! -e "$f" ] || cat >>"$f" <<'EOF'
+
+# Random numbers in machines that are forked alive, in virtual environments too.
+import sys
+if "pando_random" not in sys.modules:
+    sys.path.append("/usr/lib/python3/dist-packages")
+    try:
+        import pando_random
+    except Exception:
+        pass
+    sys.path.remove("/usr/lib/python3/dist-packages")
+EOF
+	done
+fi
+
 # The kernel's command line names the root, and there is nothing else.
 echo "# Empty on purpose: the kernel's command line names the root." >"$root/etc/fstab"
 

@@ -3,7 +3,8 @@
  *
  * Runs as root, alone, with nothing but the kernel's own files: statically linked, no
  * shell, no other program. It loads the modules that /modules/load lists (in that order,
- * which the image build computed from modules.dep), waits for the root disk, mounts it,
+ * which the image build computed from modules.dep), makes the device nodes of
+ * /modules/devices, waits for the root disk, mounts it,
  * grows an ext4 that is smaller than its disk, empties the initramfs, makes the disk the
  * root and becomes its /sbin/init. Arguments the kernel gave us are handed on.
  *
@@ -28,6 +29,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -148,6 +150,36 @@ load_modules(void)
 			errno != EEXIST)
 			say("module %s did not load: %s", line, strerror(errno));
 		close(fd);
+	}
+}
+
+/* Every line of /modules/devices is a node that udev would make: its name below /dev, c or b, the
+ * device's numbers and the mode. To open one loads the module behind it. */
+static void
+make_devices(void)
+{
+	static char list[16384];
+	char name[128], path[160], type, *save = NULL, *line, *slash;
+	unsigned major, minor, mode;
+
+	if (slurp("/modules/devices", list, sizeof(list)) < 0)
+		return; /* a root without modules */
+	for (line = strtok_r(list, "\n", &save); line;
+		line = strtok_r(NULL, "\n", &save)) {
+		if (sscanf(line, "%127s %c %u %u %o", name, &type, &major, &minor,
+			    &mode) != 5)
+			continue;
+		snprintf(path, sizeof(path), "/dev/%s", name);
+		slash = strrchr(path, '/');
+		*slash = '\0';
+		mkdir(path, 0755);
+		*slash = '/';
+		if (mknod(path, type == 'b' ? S_IFBLK : S_IFCHR, makedev(major, minor)) <
+				0 &&
+			errno != EEXIST)
+			say("%s cannot be made: %s", path, strerror(errno));
+		else if (chmod(path, mode) < 0) /* the kernel's own, too */
+			say("the mode of %s cannot be set: %s", path, strerror(errno));
 	}
 }
 
@@ -316,6 +348,7 @@ main(int argc, char **argv)
 			strerror(errno));
 	read_cmdline(&c);
 	load_modules();
+	make_devices();
 	wait_for_root(&c);
 	if (mount(c.root, NEW_ROOT, c.fstype, MS_NOATIME | (c.ro ? MS_RDONLY : 0),
 		    c.flags) < 0)

@@ -1,10 +1,11 @@
 #!/bin/sh
-# initramfs.sh KERNEL_TREE INIT OUTPUT MODULE...
+# initramfs.sh KERNEL_TREE INIT OUTPUT DISK_MODULES MODULE...
 #
 # Packs an initramfs (cpio, newc, uncompressed: unpacking then costs one copy) that holds INIT, the
 # MODULEs with all they depend on, uncompressed and stripped, and modules/load, the order to load them in.
 # KERNEL_TREE is an unpacked linux-image package in which depmod has run. A MODULE that the kernel has
-# built in needs no file; one that ends in "?" may be missing.
+# built in needs no file; one that ends in "?" may be missing. DISK_MODULES is the folder of the modules that
+# the root will hold, or "-": modules/devices tells INIT which nodes in /dev load one when they are opened.
 set -eu
 
 die() {
@@ -12,9 +13,9 @@ die() {
 	exit 1
 }
 
-[ $# -ge 3 ] || die "usage: initramfs.sh KERNEL_TREE INIT OUTPUT MODULE..."
-tree=$1 init=$2 output=$3
-shift 3
+[ $# -ge 4 ] || die "usage: initramfs.sh KERNEL_TREE INIT OUTPUT DISK_MODULES MODULE..."
+tree=$1 init=$2 output=$3 disk=$4
+shift 4
 
 for modules in "$tree"/usr/lib/modules/* "$tree"/lib/modules/*; do
 	[ -e "$modules/modules.dep" ] && break
@@ -65,6 +66,15 @@ while read -r file; do
 		die "module $file is no object file that objcopy knows"
 	echo "$name" >>"$work/root/modules/load"
 done <"$work/order"
+
+# depmod(8) lists "MODULE NODE TYPEMAJOR:MINOR". In the place of udev's rules: who may have a tunnel or a
+# file system of one's own is asked when it is made, and not by the node's mode.
+if [ "$disk" != - ]; then
+	{
+		sed 's/^#.*//; s/^[^ ]* \([^ ]*\) \([bc]\)\([0-9]*\):\([0-9]*\)$/\1 \2 \3 \4/' "$disk/modules.devname"
+		! grep -q '/fuse\.ko$' "$disk/modules.builtin" || echo "fuse c 10 229"
+	} | awk 'NF == 4 { print $0, $1 == "fuse" || $1 == "net/tun" ? "0666" : "0600" }' | LC_ALL=C sort -u >"$work/root/modules/devices"
+fi
 
 find "$work/root" -exec touch -h -d @"${SOURCE_DATE_EPOCH:-0}" {} +
 (cd "$work/root" && find . | LC_ALL=C sort | cpio --quiet --reproducible -R 0:0 -H newc -o) >"$output.new" ||

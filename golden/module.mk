@@ -2,8 +2,11 @@
 
 GOLDEN_FILES := $(patsubst golden/%,%,$(shell find golden/spec golden/files -type f | LC_ALL=C sort))
 
+# What programs of a guest load: plain libraries, never with sanitizers, that need nothing but libc.
+GOLDEN_RANDOM := files/guest/usr/lib/pando/openssl-random.so files/guest/usr/lib/pando/node-random.node
+
 DATA += libexec/pando/pando-golden \
-	$(addprefix share/pando/golden/,init initramfs.sh customize.sh scrub.sh pando-agent pando-agent.service pando-units $(GOLDEN_FILES))
+	$(addprefix share/pando/golden/,init initramfs.sh modules.sh customize.sh scrub.sh pando-agent pando-agent.service pando-units $(GOLDEN_FILES) $(GOLDEN_RANDOM))
 
 $(B)/libexec/pando/pando-golden: golden/pando-golden
 	@mkdir -p $(@D)
@@ -25,6 +28,15 @@ $(addprefix $(B)/share/pando/golden/,$(GOLDEN_FILES)): $(B)/share/pando/golden/%
 	@mkdir -p $(@D)
 	cp -p $< $@
 	@touch $@
+
+RANDOM_CC = $(CC) -std=gnu11 -D_GNU_SOURCE -O2 $(WARNINGS) $(if $(WERROR),-Werror) -fPIC -fvisibility=hidden -shared -s -Wl,--build-id=none
+$(B)/share/pando/golden/files/guest/usr/lib/pando/openssl-random.so: golden/random_openssl.c
+	@mkdir -p $(@D)
+	$(RANDOM_CC) -o $@ $<
+
+$(B)/share/pando/golden/files/guest/usr/lib/pando/node-random.node: golden/random_node.c
+	@mkdir -p $(@D)
+	$(RANDOM_CC) -o $@ $<
 
 # Process 1 of an initramfs: alone there, so it is static, and never built with sanitizers.
 $(B)/share/pando/golden/init: golden/init.c

@@ -170,6 +170,8 @@ acknowledge(void)
 	over();
 	if (me.listener)
 		TAKE_PTR(me.listener)->done(me.listener_ctx, me.ack);
+	/* For the next one, while there is room. */
+	machine_keep_room();
 }
 
 /* r: as a step returns it. */

@@ -4,16 +4,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 #include "common/cleanup.h"
 #include "common/json.h"
+#include "common/log.h"
 #include "common/text.h"
 #include "guest-agent/system/machine.h"
 
 #define BOOT_ID_FILE "/run/pando/boot_id"
 #define SAVED_ID_FILE "/var/lib/pando/id"
 #define FILE_MAX 65536
+#define HOSTS_MAX (4u << 20)
+#define HOSTS_USUAL "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 #define TOKENS_MAX 512
 
 static struct stat environment_written; /* st_ino 0: not by us */
@@ -61,39 +65,79 @@ identity_clock(struct becoming *b, struct err *e)
 	return r < 0 ? r : stepped;
 }
 
-/* The line of the machine's own name (Debian: 127.0.1.1). Other lines stay as they are; a
- * file without such a line, too. */
+/* Whether one of the names on that line of /etc/hosts, behind the address, is this one. */
+static bool
+hosts_line_names(const char *line, size_t len, const char *name)
+{
+	const char *end = memchr(line, '#', len);
+	size_t wanted = strlen(name), n;
+	bool address = true;
+
+	end = end ? end : line + len;
+	for (; line < end; line += n) {
+		while (line < end && strchr(" \t\r", *line))
+			line++;
+		for (n = 0; line + n < end && !strchr(" \t\r", line[n]); n++)
+			;
+		if (!address && n == wanted && !strncasecmp(line, name, n))
+			return true;
+		address = false;
+	}
+	return false;
+}
+
+/* As Debian writes it: the whole name, then its first part where that is another one. */
+static void
+put_own_line(FILE *f, const char *name)
+{
+	size_t n = strcspn(name, ".");
+
+	fprintf(f, "127.0.1.1\t%s", name);
+	if (name[n])
+		fprintf(f, " %.*s", (int)n, name);
+}
+
+/* The machine's own name resolves: the line of 127.0.1.1 (Debian's) gets it, and where no line
+ * has that address or the name, there is one more. All other lines stay as they are. */
 static int
-rename_in_hosts(const char *name, struct err *e)
+name_in_hosts(const char *name, struct err *e)
 {
 	cleanup_free char *text = NULL, *new = NULL;
+	bool resolves = false;
 	size_t len = 0;
-	bool changed = false;
 	FILE *f;
+	int r = machine_read("/etc/hosts", HOSTS_MAX, &text, NULL);
 
-	if (machine_read("/etc/hosts", FILE_MAX, &text, NULL))
+	if (r && r != -ENOENT) {
+		/* A list of a million names is no reason to refuse the machine. */
+		log_warn(
+			"/etc/hosts: it cannot be read (%s), so that it lacks the name \"%s\"",
+			strerror(-r), name);
 		return 0;
+	}
 	f = open_memstream(&new, &len);
 	if (!f)
 		return err_sys(e, -ENOMEM, "/etc/hosts");
-	for (const char *s = text; *s;) {
+	for (const char *s = text ? text : HOSTS_USUAL; *s;) {
 		size_t n = strcspn(s, "\n");
 
-		if (!strncmp(s, "127.0.1.1", 9) && strchr(" \t", s[9]) && s[9]) {
-			fprintf(f, "127.0.1.1\t%s", name);
-			changed = true;
+		if (!strncmp(s, "127.0.1.1", 9) && s[9] && strchr(" \t", s[9])) {
+			put_own_line(f, name);
+			resolves = true;
 		} else {
 			fwrite(s, 1, n, f);
+			resolves = resolves || hosts_line_names(s, n, name);
 		}
-		s += n;
-		if (*s) {
-			putc('\n', f);
-			s++;
-		}
+		putc('\n', f);
+		s += n + (s[n] == '\n');
+	}
+	if (!resolves) {
+		put_own_line(f, name);
+		putc('\n', f);
 	}
 	if (fclose(f))
 		return err_sys(e, -ENOMEM, "/etc/hosts");
-	if (!changed || !strcmp(text, new))
+	if (text && !strcmp(text, new))
 		return 0;
 	return machine_write("/etc/hosts", new, len, 0644, e);
 }
@@ -108,7 +152,7 @@ identity_host_name(struct becoming *b, struct err *e)
 	if (!r)
 		r = machine_write("/etc/hostname", line, strlen(line), 0644, e);
 	if (!r)
-		r = rename_in_hosts(b->handshake.host_name, e);
+		r = name_in_hosts(b->handshake.host_name, e);
 	return r < 0 ? r : 1;
 }
 

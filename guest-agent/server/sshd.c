@@ -22,6 +22,7 @@
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/machine.h"
 #include "guest-agent/system/spawn.h"
+#include "guest-agent/system/userdb.h"
 
 /* Behind those of commands, before those of helpers. */
 #define FIRST_SLOT AGENT_EXECS_MAX
@@ -77,7 +78,7 @@ start(struct served *x, const char *program, int fd, struct err *e)
 	static const struct user root = {.home = "/", .name = "root"};
 	cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	char name[PATH_MAX], key[PATH_MAX + 16], keys[PATH_MAX + 64], config[PATH_MAX];
-	char path[PATH_MAX], self[PATH_MAX + 32] = "SetEnv=" AGENT_SSH_SELF "=";
+	char path[PATH_MAX], self[PATH_MAX + 128] = "SetEnv=" AGENT_SSH_SELF "=";
 	char own_path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:"
 			  "/usr/bin:/sbin:/bin";
 	char *env[] = {own_path, NULL};
@@ -108,6 +109,9 @@ start(struct served *x, const char *program, int fd, struct err *e)
 		strcpy(config, "/dev/null");
 	if (readlink("/proc/self/exe", self + strlen(self), PATH_MAX - 1) < 0)
 		return err_sys(e, -errno, "/proc/self/exe");
+	/* What the user's own environment says comes after this. */
+	if (!access(machine_path(path, ENVIRONMENT_NODE_FILE), F_OK))
+		strcat(self, " NODE_OPTIONS=" ENVIRONMENT_NODE_OPTION);
 	s.argv = (char *const *)(uintptr_t)argv;
 	s.fd[0] = s.fd[1] = fd;
 	s.fd[2] = null;

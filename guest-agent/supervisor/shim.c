@@ -239,6 +239,7 @@ build_environment(struct starting *s, struct err *e)
 		environment_parse(s->env, text);
 	for (char **v = s->c->env; v && *v; v++)
 		environment_set(s->env, *v);
+	environment_reach_node(s->env);
 	environment_setf(s->env, "PANDO_RPC", s->p->name);
 	return s->env->failed ? err_sys(e, -ENOMEM, "its environment") : 0;
 }

@@ -18,8 +18,23 @@
 
 #define BOOT_ID "/proc/sys/kernel/random/boot_id"
 #define ENTROPY_MAX 64
+#define BLOCK 4096
 
 static const char *root = "";
+
+/* Files that hold nothing but room, on each file system that an identity handshake writes to: as many as it may
+ * make files that were not there, in the order in which they are tried. */
+static const struct {
+	const char *path;
+	size_t bytes;
+} reserves[] = {
+	{"/var/lib/pando/reserve.1", 16u << 10},
+	{"/var/lib/pando/reserve.2", 64u << 10},
+	/* As long as an identity handshake may be: no file of it is longer. */
+	{"/var/lib/pando/reserve.3", 256u << 10},
+	{"/run/pando/reserve.1", 16u << 10},
+	{"/run/pando/reserve.2", 16u << 10},
+};
 
 void
 machine_set_root(const char *path)
@@ -69,11 +84,132 @@ make_folder_of(const char *full, struct err *e)
 	return *folder ? io_mkdir_p(folder, 0755, e) : 0;
 }
 
+static bool
+is_full(int r)
+{
+	return r == -ENOSPC || r == -EDQUOT;
+}
+
+/* Blocks for a file of that size, whatever its size is now. */
+static int
+allocate(int fd, size_t bytes)
+{
+	return fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) ? -errno : 0;
+}
+
+void
+machine_keep_room(void)
+{
+	char own[PATH_MAX];
+
+	/* A folder cannot be put in place from a reserve. */
+	make_folder_of(machine_path(own, "/etc/pando/."), NULL);
+	for (size_t i = 0; i < sizeof(reserves) / sizeof(reserves[0]); i++) {
+		size_t bytes = reserves[i].bytes;
+		char full[PATH_MAX];
+		cleanup_close int fd = -1;
+		struct stat st;
+
+		machine_path(full, reserves[i].path);
+		if (make_folder_of(full, NULL))
+			continue;
+		fd = open(full, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+		if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) ||
+			(!st.st_size && (uint64_t)st.st_blocks * 512 >= bytes))
+			continue;
+		/* One that was being written when its agent ended. */
+		if (st.st_size && ftruncate(fd, 0))
+			continue;
+		/* Less is better than nothing; where it is full, what is there stays. */
+		while (bytes >= BLOCK && is_full(allocate(fd, bytes)))
+			bytes /= 2;
+	}
+}
+
+/* Puts the content into the reserve of that file system and that in the file's place: neither an
+ * inode nor a block has to be found. */
+static int
+write_in_reserve(const char *full, const void *buf, size_t len, mode_t mode)
+{
+	cleanup_free char *folder = strdup(full);
+	struct stat there, st;
+	int r = -ENOSPC;
+
+	if (!folder)
+		return -ENOMEM;
+	*(strrchr(folder, '/') + 1) = 0;
+	if (stat(folder, &there))
+		return -errno;
+	for (size_t i = 0; i < sizeof(reserves) / sizeof(reserves[0]); i++) {
+		char reserve[PATH_MAX];
+		cleanup_close int fd = -1;
+
+		machine_path(reserve, reserves[i].path);
+		fd = open(reserve, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+		if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) ||
+			st.st_dev != there.st_dev || st.st_size)
+			continue;
+		r = write_fd(fd, buf, len, mode);
+		/* With that the blocks it does not need are free for the next reserve. */
+		if (!r && ftruncate(fd, (off_t)len))
+			r = -errno;
+		if (!r && rename(reserve, full))
+			r = -errno;
+		machine_keep_room();
+		if (!r)
+			break;
+	}
+	return r;
+}
+
+/* Into the blocks that the file has: all of it fits, or nothing is changed. */
+static int
+write_in_place(const char *full, const void *buf, size_t len, mode_t mode)
+{
+	cleanup_close int fd = open(full, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+	int r;
+
+	if (fd < 0)
+		return -errno;
+	r = len ? allocate(fd, len) : 0;
+	if (!r)
+		r = write_fd(fd, buf, len, mode);
+	return !r && ftruncate(fd, (off_t)len) ? -errno : r;
+}
+
+/* Where a full file system (blocks or inodes) refused that file; r is how. */
+static int
+write_on_full(const char *full, const void *buf, size_t len, mode_t mode, int r)
+{
+	if (!write_in_reserve(full, buf, len, mode) ||
+		!write_in_place(full, buf, len, mode))
+		return 0;
+	return r;
+}
+
+static int
+write_new(const char *full, const char *temp, const void *buf, size_t len, mode_t mode)
+{
+	cleanup_close int fd = -1;
+	int r;
+
+	/* One an agent before this one was writing when it ended. */
+	unlink(temp);
+	fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return -errno;
+	r = write_fd(fd, buf, len, mode);
+	if (!r && rename(temp, full))
+		r = -errno;
+	if (r)
+		unlink(temp);
+	return r;
+}
+
 int
 machine_write(const char *path, const void *buf, size_t len, mode_t mode, struct err *e)
 {
 	char full[PATH_MAX], temp[PATH_MAX];
-	cleanup_close int fd = -1;
 	int r, n;
 
 	machine_path(full, path);
@@ -81,23 +217,15 @@ machine_write(const char *path, const void *buf, size_t len, mode_t mode, struct
 		(int)(strrchr(full, '/') - full), full, strrchr(full, '/') + 1);
 	if (n >= PATH_MAX)
 		return err_sys(e, -ENAMETOOLONG, "%s", path);
-	/* One an agent before this one was writing when it ended. */
-	unlink(temp);
-	fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0 && errno == ENOENT) {
+	r = write_new(full, temp, buf, len, mode);
+	if (r == -ENOENT) {
 		r = make_folder_of(full, e);
 		if (r)
 			return r;
-		fd = open(
-			temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+		r = write_new(full, temp, buf, len, mode);
 	}
-	if (fd < 0)
-		return err_sys(e, -errno, "writing %s", path);
-	r = write_fd(fd, buf, len, mode);
-	if (!r && rename(temp, full))
-		r = -errno;
-	if (r)
-		unlink(temp);
+	if (is_full(r))
+		r = write_on_full(full, buf, len, mode, r);
 	return r == -EBUSY ? machine_overwrite(path, buf, len, mode, e)
 	       : r	   ? err_sys(e, r, "writing %s", path)
 			   : 0;
@@ -109,6 +237,7 @@ machine_overwrite(
 {
 	char full[PATH_MAX];
 	cleanup_close int fd = -1;
+	struct stat st;
 	int r;
 
 	machine_path(full, path);
@@ -119,11 +248,12 @@ machine_overwrite(
 			return r;
 		fd = open(full, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	}
-	if (fd < 0)
-		return err_sys(e, -errno, "writing %s", path);
-	r = write_fd(fd, buf, len, mode);
+	r = fd < 0 ? -errno : write_fd(fd, buf, len, mode);
 	if (!r && ftruncate(fd, (off_t)len))
 		r = -errno;
+	/* A file that has its blocks keeps its inode; only one that is new can lack them. */
+	if (is_full(r) && (fd < 0 || (!fstat(fd, &st) && !st.st_size)))
+		r = write_on_full(full, buf, len, mode, r);
 	return r ? err_sys(e, r, "writing %s", path) : 0;
 }
 

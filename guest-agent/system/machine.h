@@ -5,6 +5,11 @@
  *
  * Writes here are atomic (a temporary file, then a rename) and not synced: after a power
  * cut the file is the old one or the new one, and the next start is followed by a hello.
+ *
+ * A machine whose disk is full (or has no inode left) must get its identity all the same: a
+ * branch without one is refused. So there are files that hold nothing but room, and a write for
+ * which there is none goes into one of those, which then takes the file's place. Where even that
+ * cannot be, content that fits into the file's own blocks is written there, not atomically.
  */
 #ifndef PANDO_GUEST_AGENT_SYSTEM_MACHINE_H
 #define PANDO_GUEST_AGENT_SYSTEM_MACHINE_H
@@ -29,6 +34,9 @@ int machine_read(const char *path, size_t max, char **ret, struct err *e);
  * stays when this fails. A file that something is mounted on is written in place. */
 int machine_write(
 	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);
+/* Makes the files that hold room, or fills up what a write took of them; where it cannot be,
+ * there is less room. */
+void machine_keep_room(void);
 /* The same inode, so that those who have it open or mapped see the new content. */
 int machine_overwrite(
 	const char *path, const void *buf, size_t len, mode_t mode, struct err *e);

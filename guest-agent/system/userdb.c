@@ -13,6 +13,7 @@
 #include "guest-agent/system/machine.h"
 
 #define FILE_MAX (1u << 20)
+#define LOCALE_DEFAULT "C.UTF-8"
 
 /* The next line of *text, without its LF; false at the end. */
 static bool
@@ -348,6 +349,42 @@ environment_done(struct environment *env)
 	*env = (struct environment){0};
 }
 
+/* The locale as a login has it, from Debian's file or systemd's. Where neither names one, text
+ * is UTF-8 all the same: in the locale "C" tmux shows "_" for every other sign, and Python and
+ * Perl read file names as ASCII. */
+static void
+set_locale(struct environment *env)
+{
+	static const char *const files[] = {"/etc/locale.conf", "/etc/default/locale"};
+
+	environment_setf(env, "LANG", LOCALE_DEFAULT);
+	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+		cleanup_free char *text = NULL;
+
+		if (!machine_read(files[i], FILE_MAX, &text, NULL))
+			environment_parse(env, text);
+	}
+}
+
+void
+environment_reach_node(struct environment *env)
+{
+	const char *given = environment_get(env, "NODE_OPTIONS");
+	cleanup_free char *all = NULL;
+	char path[PATH_MAX];
+
+	if (access(machine_path(path, ENVIRONMENT_NODE_FILE), F_OK) ||
+		(given && strstr(given, ENVIRONMENT_NODE_OPTION)))
+		return;
+	if (asprintf(&all, ENVIRONMENT_NODE_OPTION "%s%s", given && *given ? " " : "",
+		    given ? given : "") < 0) {
+		all = NULL;
+		env->failed = true;
+		return;
+	}
+	environment_setf(env, "NODE_OPTIONS", all);
+}
+
 int
 environment_build(struct environment *env, const struct user *u, const char *term,
 	char *const *given, struct err *e)
@@ -364,6 +401,7 @@ environment_build(struct environment *env, const struct user *u, const char *ter
 	environment_setf(env, "SHELL", u->shell);
 	if (term)
 		environment_setf(env, "TERM", term);
+	set_locale(env);
 	/* None, or one that cannot be read: then without. */
 	if (!machine_read("/etc/environment", FILE_MAX, &text, NULL))
 		environment_parse(env, text);
@@ -373,5 +411,6 @@ environment_build(struct environment *env, const struct user *u, const char *ter
 			environment_set(env, held_back.v[i]);
 	for (; given && *given; given++)
 		environment_set(env, *given);
+	environment_reach_node(env);
 	return env->failed ? err_sys(e, -ENOMEM, "the command's environment") : 0;
 }

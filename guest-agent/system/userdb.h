@@ -46,6 +46,12 @@ void environment_parse(struct environment *env, const char *text);
 void environment_done(struct environment *env);
 #define cleanup_environment __attribute__((cleanup(environment_done)))
 
+/* What a golden image has for Node's random numbers in branches, and the option that loads it. */
+#define ENVIRONMENT_NODE_FILE "/usr/lib/pando/node-random.cjs"
+#define ENVIRONMENT_NODE_OPTION "--require=" ENVIRONMENT_NODE_FILE
+/* Puts that option before what NODE_OPTIONS says, where the machine has the file. */
+void environment_reach_node(struct environment *env);
+
 /* Defaults for the user, then /etc/environment, what that cannot hold
  * (common/env.h), then given (NULL-terminated, may be
  * NULL). term: with a terminal, else NULL. */

@@ -212,6 +212,132 @@ environment(struct json_out *o)
 }
 
 /*
+ * Random numbers that a process keeps: those of two branches are the same.
+ */
+
+/* By what it has mapped. */
+static const struct {
+	const char *mapped, *unless[2], *keeps;
+} libraries[] = {
+	{"/libcrypto.so.3", {"/openssl-random.so", "/node-random.node"}, "openssl"},
+	{"/libcrypto.so.1", {"/node-random.node", NULL}, "openssl1"},
+	{"/libgnutls.so", {NULL, NULL}, "gnutls"},
+	{"/libjvm.so", {NULL, NULL}, "java"},
+	{"/numpy/random/", {NULL, NULL}, "numpy"},
+};
+
+/* By what it is. folder: the program may lie there. */
+static const struct {
+	const char *program, *unless, *folder, *keeps;
+} programs_that_keep[] = {
+	{"node", "/node-random.node", NULL, "node"},
+	{"python", "/run/pando/generation", "/usr/bin/", "python"},
+	{"bun", NULL, NULL, "own"},
+	{"deno", NULL, NULL, "own"},
+	{"perl", NULL, NULL, "own"},
+	{"php", NULL, NULL, "own"},
+	{"ruby", NULL, NULL, "own"},
+};
+
+#define N_LIBRARIES (sizeof(libraries) / sizeof(libraries[0]))
+#define N_PROGRAMS (sizeof(programs_that_keep) / sizeof(programs_that_keep[0]))
+#define SUPERVISORS_MAX 64
+
+/* "python3.13" is a python, "perlbug" no perl. */
+static bool
+is_called(const char *name, const char *program)
+{
+	size_t n = strlen(program);
+
+	return !strncmp(name, program, n) &&
+	       strspn(name + n, "0123456789.js") == strlen(name + n);
+}
+
+static void
+keeps(struct json_out *o, long pid, const char *name, const char *what, unsigned *n)
+{
+	if ((*n)++ >= SUPERVISORS_MAX)
+		return;
+	json_out_object(o, NULL);
+	json_out_u64(o, "pid", (uint64_t)pid);
+	json_out_str(o, "program", name);
+	json_out_str(o, "keeps", what);
+	json_out_end_object(o);
+}
+
+static void
+look_at_process(struct json_out *o, const char *proc, const char *pid, unsigned *n)
+{
+	bool has[N_LIBRARIES] = {false}, without[N_LIBRARIES] = {false};
+	bool program_without[N_PROGRAMS] = {false};
+	char path[PATH_MAX + NAME_MAX + 8], exe[PATH_MAX], *name;
+	cleanup_free char *line = NULL;
+	size_t cap = 0;
+	ssize_t len;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/%s/exe", proc, pid);
+	len = readlink(path, exe, sizeof(exe) - 1);
+	if (len <= 0)
+		return; /* of the kernel, or gone */
+	exe[len] = 0;
+	name = strrchr(exe, '/');
+	if (!name)
+		return;
+	name++;
+	snprintf(path, sizeof(path), "%s/%s/maps", proc, pid);
+	f = fopen(path, "re");
+	if (!f)
+		return;
+	while (getline(&line, &cap, f) > 0) {
+		for (size_t i = 0; i < N_LIBRARIES; i++) {
+			has[i] = has[i] || strstr(line, libraries[i].mapped);
+			for (size_t k = 0; k < 2; k++)
+				without[i] =
+					without[i] ||
+					(libraries[i].unless[k] &&
+						strstr(line, libraries[i].unless[k]));
+		}
+		for (size_t i = 0; i < N_PROGRAMS; i++)
+			program_without[i] =
+				program_without[i] ||
+				(programs_that_keep[i].unless &&
+					strstr(line, programs_that_keep[i].unless));
+	}
+	fclose(f);
+	for (size_t i = 0; i < N_LIBRARIES; i++)
+		if (has[i] && !without[i])
+			keeps(o, atol(pid), name, libraries[i].keeps, n);
+	for (size_t i = 0; i < N_PROGRAMS; i++) {
+		const char *folder = programs_that_keep[i].folder;
+
+		if (is_called(name, programs_that_keep[i].program) &&
+			!program_without[i] &&
+			!(folder && (size_t)(name - exe) == strlen(folder) &&
+				!strncmp(exe, folder, strlen(folder))))
+			keeps(o, atol(pid), name, programs_that_keep[i].keeps, n);
+	}
+}
+
+static void
+generators(struct json_out *o)
+{
+	cleanup_closedir DIR *d = NULL;
+	char proc[PATH_MAX];
+	struct dirent *de;
+	unsigned n = 0;
+
+	json_out_array(o, "generators");
+	if (!rpc_path(proc, "/proc", NULL))
+		d = opendir(proc);
+	while (d && (de = readdir(d)))
+		if (strspn(de->d_name, "0123456789") == strlen(de->d_name))
+			look_at_process(o, proc, de->d_name, &n);
+	json_out_end_array(o);
+	json_out_u64(o, "generators_more", n > SUPERVISORS_MAX ? n - SUPERVISORS_MAX : 0);
+}
+
+/*
  * Coding agents.
  */
 
@@ -307,5 +433,6 @@ doctor_main(int argc, char **argv)
 	missing(&o);
 	environment(&o);
 	agents(&o);
+	generators(&o);
 	return answer(&o);
 }

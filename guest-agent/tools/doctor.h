@@ -11,6 +11,9 @@
  *	 "agents": [{"name", "why"}…],         supervised coding agents that do not run
  *	 "time_ns"}                            the clock, last; with --clock nothing else
  *
+ * Before the clock "generators": [{"pid", "program", "keeps"}…] and "generators_more", processes
+ * that keep random numbers of which their branches would have the same, and how many more there are.
+ *
  * Values of the environment are not in it. It judges nothing: the host does.
  */
 #ifndef PANDO_GUEST_AGENT_TOOLS_DOCTOR_H

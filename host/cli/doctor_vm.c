@@ -337,6 +337,68 @@ judge_agents(struct doctor *d, const char *vm, const struct json *j, struct err 
 	return 0;
 }
 
+/* A process whose random numbers are the same in all branches, until it or they do something. */
+static int
+judge_generators(struct doctor *d, const char *vm, const struct json *j, struct err *e)
+{
+	static const struct {
+		const char *keeps, *what, *mend;
+	} known[] = {
+		{"openssl", "OpenSSL's, whose configuration is not the system's",
+			"start it with OPENSSL_CONF=/usr/lib/pando/openssl.cnf"},
+		{"openssl1", "those of OpenSSL 1, which knows no providers",
+			"restart it in /etc/pando/fork.d, or use OpenSSL 3"},
+		{"gnutls", "GnuTLS's, which cannot be told of a branch",
+			"restart it in /etc/pando/fork.d"},
+		{"java", "Java's (Math.random, ThreadLocalRandom)",
+			"use SecureRandom in it, or restart it in /etc/pando/fork.d"},
+		{"numpy", "numpy's, where a program has made generators",
+			"make them anew when /run/pando/generation changes"},
+		{"node", "Node's (Math.random, randomUUID)",
+			"start it with NODE_OPTIONS=--require=/usr/lib/pando/node-random.cjs"},
+		{"python", "Python's random, for it is not the system's Python",
+			"start it with PYTHONPATH=/usr/lib/python3/dist-packages and import pando_random"},
+		{"own", "those of its language, which cannot be told of a branch",
+			"read /dev/urandom in it, or restart it in /etc/pando/fork.d"},
+	};
+	int arr = json_get(j, 0, "generators"), it = 0, key, tok;
+	uint64_t pid, more = 0;
+	struct doctor_finding *f;
+	size_t before = d->n;
+
+	if (arr < 0)
+		return 0; /* an agent of before */
+	if (json_type(j, arr) != JSON_ARRAY ||
+		json_u64(j, json_get(j, 0, "generators_more"), &more) < 0)
+		return nonsense(e, "generators");
+	while (json_next(j, arr, &it, &key, &tok)) {
+		char program[300], word[32];
+		size_t i = 0;
+
+		if (json_u64(j, json_get(j, tok, "pid"), &pid) < 0 ||
+			!text_of(j, tok, "program", program, sizeof(program)) ||
+			json_str(j, json_get(j, tok, "keeps"), word, sizeof(word)) < 0)
+			return nonsense(e, "generators");
+		while (i < sizeof(known) / sizeof(known[0]) &&
+			strcmp(known[i].keeps, word) != 0)
+			i++;
+		if (i == sizeof(known) / sizeof(known[0]))
+			return nonsense(e, "generators");
+		f = doctor_find(d, "random", DOCTOR_NOTE,
+			"process %llu (%.200s) keeps random numbers that its branches share: %s",
+			(unsigned long long)pid, program, known[i].what);
+		doctor_mend(f, "%s", known[i].mend);
+	}
+	if (more)
+		doctor_find(d, "random", DOCTOR_NOTE, "and %llu more that do so",
+			(unsigned long long)more);
+	if (d->n == before)
+		doctor_find(d, "random", DOCTOR_OK,
+			"no process is known to keep random numbers that branches would share");
+	(void)vm;
+	return 0;
+}
+
 int
 doctor_judge_guest(struct doctor *d, const char *vm, const char *generation,
 	const char *text, size_t len, struct err *e)
@@ -368,6 +430,8 @@ doctor_judge_guest(struct doctor *d, const char *vm, const char *generation,
 		r = judge_agents(d, vm, j, e);
 	if (r == 0)
 		r = judge_environment(d, vm, j, e);
+	if (r == 0)
+		r = judge_generators(d, vm, j, e);
 	if (r == 0)
 		r = judge_disks(d, vm, j, e);
 	return r < 0 ? r : judge_programs(d, vm, j, e);

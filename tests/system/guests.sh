@@ -19,7 +19,7 @@ boots() {
 it "a Debian machine boots until its agent answers" boots
 
 # SUBJECTS="copy faults" runs only those; ROUNDS=2 branches twice in a row instead of 20 times.
-for subject in ${SUBJECTS:-execute connect copy branch identity ssh lifecycle commit rpc pathunit faults}; do
+for subject in ${SUBJECTS:-execute connect copy branch identity image ssh lifecycle commit rpc pathunit faults}; do
 	. "$here/guests/$subject.sh"
 	# What a test that failed has left would slow down all others.
 	for vm in $(vms '" ".join(v["id"] for v in j if v["alias"] != "g")'); do

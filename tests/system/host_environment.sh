@@ -131,9 +131,158 @@ P
 		python3 -c 'import pando_random, random; random.seed(1); assert type(random._inst) is random.Random'
 }
 
+# A machine that is forked alive, as a process of it sees it: fork(2) without another process id, by which OpenSSL would
+# notice, and in one of both another generation.
+make_as_if_branched() {
+	cat >"$work/same_pid.c" <<'C'
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int getpid(void) { return 42; }
+/* V8 keeps its code out of forks, which a machine's fork takes along. */
+int madvise(void *at, size_t len, int advice) { return advice == MADV_DONTFORK ? 0 : (int)syscall(SYS_madvise, at, len, advice); }
+C
+	cat >"$work/fork.c" <<'C'
+#include <unistd.h>
+typedef void *env, *value;
+int napi_create_function(env, const char *, unsigned long, value (*)(env, value), void *, value *);
+int napi_create_int32(env, int, value *);
+static value branch(env e, value info) { value v; (void)info; napi_create_int32(e, (int)fork(), &v); return v; }
+value napi_register_module_v1(env e, value exports);
+value napi_register_module_v1(env e, value exports) { (void)exports; napi_create_function(e, "branch", 6, branch, 0, &exports); return exports; }
+C
+	cc -D_GNU_SOURCE -shared -fPIC -o "$work/same_pid.so" "$work/same_pid.c"
+	cc -shared -fPIC -o "$work/fork.node" "$work/fork.c"
+	mkdir -p "$work/lib"
+	cp "$B/share/pando/golden/files/guest/usr/lib/pando"/* "$work/lib/"
+	sed "s#/usr/lib/pando#$work/lib#" "$B/share/pando/golden/files/guest/usr/lib/pando/openssl.cnf" >"$work/lib/openssl.cnf"
+	printf '%032d\n' 1 >"$work/generation"
+}
+
+# Both lines of draws of one process that was branched: word by word the same, or none.
+equal_words() { # file
+	[ "$(wc -l <"$1")" = 2 ] || fail "these are not two lines of draws: $(cat "$1")"
+	awk '{ for (i = 1; i <= NF; i++) { if (NR == 1) w[i] = $i; else n += w[i] == $i } } END { print n + 0 }' "$1"
+}
+
+openssl_draws_apart() {
+	make_as_if_branched
+	cat >"$work/draw.py" <<'P'
+import os, ssl
+ssl.RAND_bytes(16)
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+os.write(1, (ssl.RAND_bytes(16).hex() + " " + ssl.RAND_bytes(100000).hex()[:40] + "\n").encode())
+P
+	python3 -c 'import ssl; assert ssl.OPENSSL_VERSION_INFO >= (3, 0)' 2>/dev/null || skip "no Python with OpenSSL 3 here"
+	LD_PRELOAD=$work/same_pid.so python3 "$work/draw.py" >"$work/as_it_is"
+	equal "draws that are the same without" "$(equal_words "$work/as_it_is")" 2
+	OPENSSL_CONF=$work/lib/openssl.cnf LD_PRELOAD=$work/same_pid.so python3 "$work/draw.py" >"$work/with"
+	equal "draws that are the same with it" "$(equal_words "$work/with")" 0
+	# Keys too, and what was there goes on.
+	command -v openssl >/dev/null || return 0
+	OPENSSL_CONF=$work/lib/openssl.cnf openssl list -random-instances >"$work/instances"
+	[ "$(grep -c 'PANDO-KERNEL @ pando' "$work/instances")" = 3 ]
+	OPENSSL_CONF=$work/lib/openssl.cnf openssl genpkey -algorithm ed25519 | grep -q 'PRIVATE KEY'
+	OPENSSL_CONF=$work/lib/openssl.cnf openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /dev/null 2>/dev/null | grep -q CERTIFICATE
+}
+
+nodes_draw_apart() {
+	command -v node >/dev/null || skip "no Node here"
+	make_as_if_branched
+	cat >"$work/draw.js" <<'J'
+const crypto = require('crypto'), fs = require('fs'), file = process.env.PANDO_GENERATION_FILE;
+const branch = require('./fork.node'), { randomInt } = crypto;
+const draw = () => [crypto.randomUUID({ disableEntropyCache: true }), Math.random(), crypto.randomUUID(), globalThis.crypto.randomUUID(), randomInt(2 ** 47), crypto.randomBytes(9).toString('hex'),
+	crypto.getRandomValues(new Uint32Array(3)).join(), crypto.generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' }).x];
+draw();
+// randomInt() fills what it has ahead after the first draw.
+setTimeout(() => {
+	if (branch() === 0)
+		fs.writeFileSync(file, '2'.repeat(32) + '\n', { flag: 'r+' });
+	else
+		while (fs.readFileSync(file, 'utf8')[0] !== '2');
+	fs.writeSync(1, draw().join(' ') + '\n');
+	// Not process.pid, which is what same_pid.c says; and no exit of a process that lacks its other threads.
+	process.kill(Number(fs.readlinkSync('/proc/self')), 'SIGKILL');
+}, 200);
+J
+	PANDO_GENERATION_FILE=$work/generation
+	export PANDO_GENERATION_FILE
+	two_lines() { [ "$(wc -l <"$1")" = 2 ]; }
+	not env LD_PRELOAD="$work/same_pid.so" node --single-threaded "$work/draw.js" >"$work/as_it_is"
+	wait_until 60 "both have drawn" two_lines "$work/as_it_is"
+	equal "draws that are the same without" "$(equal_words "$work/as_it_is")" 8
+	printf '%032d\n' 1 >"$work/generation"
+	not env NODE_OPTIONS="--require=$work/lib/node-random.cjs" LD_PRELOAD="$work/same_pid.so" node --single-threaded "$work/draw.js" >"$work/with"
+	wait_until 60 "both have drawn" two_lines "$work/with"
+	equal "draws that are the same with it" "$(equal_words "$work/with")" 0
+}
+
+# With the addon and without; what was there goes on as it was.
+nodes_start_anew() {
+	command -v node >/dev/null || skip "no Node here"
+	make_as_if_branched
+	cat >"$work/api.mjs" <<'J'
+import crypto, { randomUUID, randomInt } from 'node:crypto';
+import assert from 'node:assert';
+import { Worker } from 'node:worker_threads';
+const some = new Set(), uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
+let sum = 0;
+for (let i = 0; i < 100000; i++) {
+	const r = Math.random();
+	assert(r >= 0 && r < 1);
+	some.add(r);
+	sum += r;
+}
+assert.equal(some.size, 100000);
+assert(Math.abs(sum / 100000 - 0.5) < 0.01);
+assert.equal(Math.random.name + Math.random.length, 'random0');
+assert.equal(randomUUID, crypto.randomUUID);
+assert.match(randomUUID(), uuid);
+for (const options of [{}, { disableEntropyCache: false }, { disableEntropyCache: true }])
+	assert.match(randomUUID(options), uuid);
+assert.throws(() => randomUUID({ disableEntropyCache: 5 }), { code: 'ERR_INVALID_ARG_TYPE' });
+assert.throws(() => randomUUID(null), { code: 'ERR_INVALID_ARG_TYPE' });
+const ids = new Set();
+for (let i = 0; i < 5000; i++)
+	ids.add(randomUUID());
+assert.equal(ids.size, 5000);
+assert.match(globalThis.crypto.randomUUID(), uuid);
+assert.throws(() => globalThis.crypto.randomUUID.call({}));
+assert.throws(() => randomUUID(5), { code: 'ERR_INVALID_ARG_TYPE' });
+assert.throws(() => randomInt(5, 5), { code: 'ERR_OUT_OF_RANGE' });
+assert.throws(() => randomInt('x'), { code: 'ERR_INVALID_ARG_TYPE' });
+assert.throws(() => randomInt(0, 2 ** 48), { code: 'ERR_OUT_OF_RANGE' });
+const seen = new Set();
+for (let i = 0; i < 1000; i++) {
+	seen.add(randomInt(-3, 3));
+	assert(randomInt(2 ** 48 - 1) < 2 ** 48 - 1);
+}
+assert.deepEqual([...seen].sort((a, b) => a - b), [-3, -2, -1, 0, 1, 2]);
+assert.equal(await new Promise((done) => randomInt(7, 8, (e, n) => done(n))), 7);
+const inWorker = await new Promise((done) => new Worker("require('worker_threads').parentPort.postMessage(String(Math.random))",
+	{ eval: true }).on('message', done));
+assert.doesNotMatch(inWorker, /native/);
+J
+	printf '%032d\n' 1 >"$work/generation"
+	PANDO_GENERATION_FILE=$work/generation NODE_OPTIONS=--require=$work/lib/node-random.cjs node "$work/api.mjs"
+	rm "$work/lib/node-random.node"
+	PANDO_GENERATION_FILE=$work/generation NODE_OPTIONS=--require=$work/lib/node-random.cjs node "$work/api.mjs"
+	# Whoever wants the same numbers again, and who is in no such machine.
+	PANDO_GENERATION_FILE=$work/generation NODE_OPTIONS=--require=$work/lib/node-random.cjs node --random-seed=1 -e '
+require("assert").match(String(Math.random), /native/)'
+	PANDO_GENERATION_FILE=/nonexistent NODE_OPTIONS=--require=$work/lib/node-random.cjs node -e '
+require("assert").match(String(Math.random), /native/)'
+}
+
 PYTHONDONTWRITEBYTECODE=1
 export PYTHONDONTWRITEBYTECODE
 it "pam_env reads what was given, and nothing else" pam_reads_what_was_given
 it "shells read what was given, from both files" shells_read_what_was_given
+it "OpenSSL draws apart in two branches, where it drew the same" openssl_draws_apart
+it "Node draws apart in two branches, where it drew the same" nodes_draw_apart
+it "what Node draws from is as it was but for that" nodes_start_anew
 it "Python's random starts anew when the generation changes" pythons_start_anew
 finish

@@ -164,6 +164,66 @@ its_initramfs_loads_modules_after_what_they_need() {
 	grep -q '"cmdline":"[^"]* init_on_free=1 ' "$image/image.json"
 }
 
+# As modprobe will see them: all that a module needs is there.
+modules_that_containers_and_tunnels_need_are_on_its_disk() {
+	image=$(cat "$work/folder")
+	release=$(sed 's/.*"kernel_release":"\([^"]*\)".*/\1/' "$image/image.json")
+	mkdir "$work/disk"
+	debugfs -R "rdump /usr/lib/modules $work/disk" "$image/rootfs.ext4" 2>/dev/null
+	ln -s . "$work/disk/lib"
+	for module in overlay br_netfilter nf_tables nft_chain_nat nf_nat xt_MASQUERADE ip_tables iptable_nat ip6table_nat xt_conntrack \
+		ip_vs veth bridge macvlan ipvlan vxlan dummy tun wireguard l2tp_ppp xfrm_user esp4 sch_htb cls_u32 act_mirred \
+		dm_mod dm_crypt dm_thin_pool loop nbd zram btrfs xfs squashfs isofs nfs cifs 9p virtiofs vhost_net vhost_vsock uinput binfmt_misc; do
+		modprobe -d "$work/disk" -S "$release" --show-depends "$module" >"$work/needs" || fail "$module"
+		sed -n 's/^insmod \([^ ]*\).*/\1/p' "$work/needs" >"$work/needed"
+		while read -r file; do
+			[ -s "$file" ] || fail "$module needs $file"
+		done <"$work/needed"
+	done
+	sed 's/: */\n/; s/ /\n/g' "$work/disk/modules/$release/modules.dep" | sed '/^$/d' | sort -u >"$work/needed"
+	[ "$(wc -l <"$work/needed")" -gt 500 ]
+	(cd "$work/disk/modules/$release" && xargs ls -d <"$work/needed" >/dev/null)
+	# By an alias, as the kernel asks for it.
+	for alias in fs-overlay fs-btrfs net-pf-15 rtnl-link-wireguard char-major-10-200; do
+		modprobe -d "$work/disk" -S "$release" --show-depends "$alias" >/dev/null || fail "$alias"
+	done
+}
+
+opening_a_device_loads_its_module() {
+	grep -qx 'net/tun c 10 200 0666' "$work/initramfs/modules/devices"
+	grep -qx 'fuse c 10 229 0666' "$work/initramfs/modules/devices"
+	grep -qx 'loop-control c 10 237 0600' "$work/initramfs/modules/devices"
+	not grep -vE '^[a-z/-]+ [bc] [0-9]+ [0-9]+ 0[0-7]{3}$' "$work/initramfs/modules/devices"
+}
+
+it_has_the_programs_that_scripts_expect() {
+	image=$(cat "$work/folder")
+	for program in /bin/ps /bin/pgrep /bin/free /bin/killall /bin/lsof /bin/column /sbin/ip /bin/ss /bin/ping /bin/nc.openbsd /bin/curl \
+		/bin/wget /bin/git /bin/rsync /bin/less /bin/vim.tiny /bin/file /bin/jq /bin/bzip2 /bin/xz /bin/zip /bin/unzip /bin/sudo /bin/python3 \
+		/bin/gcc /bin/make /bin/patch /bin/tmux /bin/ssh /bin/hostname /bin/openssl /sbin/modprobe; do
+		debugfs -R "stat /usr$program" "$image/rootfs.ext4" 2>/dev/null | grep -qE 'Type: (regular|symlink)' || fail "/usr$program is not there"
+	done
+	inside /etc/ssl/certs/ca-certificates.crt | grep -q 'BEGIN CERTIFICATE'
+	inside /etc/hosts | grep -q '^127\.0\.1\.1'
+	inside /etc/default/locale | grep -qx 'LANG=C.UTF-8'
+	inside /etc/locale.conf | grep -qx 'LANG=C.UTF-8'
+	# Half of a default disk is its user's.
+	debugfs -R stats "$image/rootfs.ext4" 2>/dev/null | awk '/^Free blocks:/ { free = $3 } /^Block count:/ { all = $3 }
+		END { printf "%d of %d MiB are free\n", free / 256, all / 256; exit !(free * 10 >= all * 4) }'
+}
+
+what_keeps_random_numbers_apart_is_in_it() {
+	image=$(cat "$work/folder")
+	for f in openssl.cnf openssl-random.so node-random.cjs node-random.node; do
+		inside "/usr/lib/pando/$f" >"$work/random"
+		cmp "$work/random" "$B/share/pando/golden/files/guest/usr/lib/pando/$f"
+	done
+	inside /etc/ssl/openssl.cnf | tail -n 1 | grep -qx '.include /usr/lib/pando/openssl.cnf'
+	inside "$(debugfs -R 'ls /etc' "$image/rootfs.ext4" 2>/dev/null | grep -o 'python3\.[0-9]*' | sed 's#.*#/etc/&/sitecustomize.py#')" |
+		grep -q 'import pando_random'
+	inside /etc/systemd/system.conf.d/pando.conf | grep -qx 'DefaultEnvironment=NODE_OPTIONS=--require=/usr/lib/pando/node-random.cjs'
+}
+
 init_is_no_command() {
 	status=0
 	"$B/share/pando/golden/init" 2>"$work/e" || status=$?
@@ -209,6 +269,10 @@ t the_default_image_is_built_and_then_only_looked_up
 t its_file_system_is_sound_and_holds_the_agent_of_this_build
 t it_has_no_identity_no_password_and_no_trace_of_the_build
 t its_initramfs_loads_modules_after_what_they_need
+t modules_that_containers_and_tunnels_need_are_on_its_disk
+t opening_a_device_loads_its_module
+t it_has_the_programs_that_scripts_expect
+t what_keeps_random_numbers_apart_is_in_it
 t a_package_that_is_none_is_named_and_leaves_nothing
 t a_package_more_is_in_that_image_alone
 t two_builds_at_once_make_one_image

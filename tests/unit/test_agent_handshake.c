@@ -248,6 +248,97 @@ a_handshake_makes_a_machine_somebody_of_its_own(void **state)
 	assert_string_not_equal(text_of("/run/pando/boot_id"), boot_id);
 }
 
+static void
+a_machines_own_name_resolves_whatever_its_hosts_file_was(void **state)
+{
+	static const struct {
+		const char *was, *becomes;
+	} files[] = {
+		/* None, and an empty one. */
+		{NULL, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+		       "127.0.1.1\tvm-aaaa\n"},
+		{"", "127.0.1.1\tvm-aaaa\n"},
+		/* Without a line of its own, and without an end of the last line. */
+		{"127.0.0.1 localhost\n", "127.0.0.1 localhost\n127.0.1.1\tvm-aaaa\n"},
+		{"127.0.0.1 localhost", "127.0.0.1 localhost\n127.0.1.1\tvm-aaaa\n"},
+		/* Neither is it: a comment, a longer name, an address. */
+		{"#127.0.1.1 vm-aaaa\n10.0.0.1 vm-aaaa.lan # vm-aaaa\n127.0.1.10 x\n",
+			"#127.0.1.1 vm-aaaa\n10.0.0.1 vm-aaaa.lan # vm-aaaa\n127.0.1.10 x\n"
+			"127.0.1.1\tvm-aaaa\n"},
+		/* Its user has said which address it has. */
+		{"10.0.0.1\tother VM-aaaa\n", "10.0.0.1\tother VM-aaaa\n"},
+		{"127.0.1.1\told\n::1 x\n", "127.0.1.1\tvm-aaaa\n::1 x\n"},
+	};
+
+	(void)state;
+	for (uint8_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+		if (files[i].was)
+			put("/etc/hosts", files[i].was, 0644);
+		assert_int_equal(handshake(A, (uint8_t)(i + 1)), 0);
+		assert_string_equal(text_of("/etc/hosts"), files[i].becomes);
+	}
+	/* A branch has its own name there, and not its parent's. */
+	assert_int_equal(handshake(B, 100), 0);
+	assert_string_equal(text_of("/etc/hosts"), "127.0.1.1\tvm-bbbb\n::1 x\n");
+}
+
+/* What a command of the agent has in a variable. */
+static const char *
+variable(const char *name, const char *given)
+{
+	static char said[200];
+	const char *const argv[] = {"printenv", name, NULL};
+	const char *const own[] = {given, NULL};
+	struct agent_exec_req q = {.argv = argv, .env = given ? own : NULL};
+	cleanup_agent_captured struct agent_captured c = {0};
+
+	assert_int_equal(
+		agent_exec_capture(sock, &q, NULL, 0, sizeof(said) - 1, &c, &e), 0);
+	snprintf(said, sizeof(said), "%.*s", (int)strcspn(c.out, "\n"), c.out);
+	return said;
+}
+
+static void
+node_is_told_to_load_what_its_image_has_for_it(void **state)
+{
+#define OURS "--require=/usr/lib/pando/node-random.cjs"
+	(void)state;
+	assert_int_equal(handshake(A, 1), 0);
+	assert_string_equal(variable("NODE_OPTIONS", NULL), "");
+	assert_string_equal(variable("NODE_OPTIONS", "NODE_OPTIONS=--x"), "--x");
+	put("/usr/lib/pando/node-random.cjs", "", 0644);
+	assert_string_equal(variable("NODE_OPTIONS", NULL), OURS);
+	assert_string_equal(variable("NODE_OPTIONS", "NODE_OPTIONS="), OURS);
+	assert_int_equal(env_set(&env, "NODE_OPTIONS=--max-old-space-size=100", &e), 0);
+	assert_int_equal(handshake(A, 2), 0);
+	env_done(&env);
+	assert_string_equal(
+		variable("NODE_OPTIONS", NULL), OURS " --max-old-space-size=100");
+	assert_string_equal(
+		variable("NODE_OPTIONS", "NODE_OPTIONS=--y " OURS), "--y " OURS);
+}
+
+static void
+text_is_utf8_where_nobody_says_otherwise(void **state)
+{
+	(void)state;
+	put("/etc/pando/fork.d/hook", "#!/bin/sh\necho $LANG >${0%/etc/*}/hook.log\n",
+		0755);
+	assert_int_equal(handshake(A, 1), 0);
+	assert_string_equal(variable("LANG", NULL), "C.UTF-8");
+	assert_string_equal(text_of("/hook.log"), "C.UTF-8\n");
+	/* The machine's own setting, its environment, the command's. */
+	put("/etc/locale.conf", "LANG=en_GB.UTF-8\n", 0644);
+	assert_string_equal(variable("LANG", NULL), "en_GB.UTF-8");
+	put("/etc/default/locale", "LANG=\"de_DE.UTF-8\"\n", 0644);
+	assert_string_equal(variable("LANG", NULL), "de_DE.UTF-8");
+	assert_int_equal(env_set(&env, "LANG=C", &e), 0);
+	assert_int_equal(handshake(A, 2), 0);
+	env_done(&env);
+	assert_string_equal(variable("LANG", NULL), "C");
+	assert_string_equal(variable("LANG", "LANG=cs_CZ.UTF-8"), "cs_CZ.UTF-8");
+}
+
 /* Who holds that lock of the coding agent "a"; 0: nobody. */
 static pid_t
 lock_of(const char *what)
@@ -667,6 +758,124 @@ a_full_disk_leaves_the_old_environment_and_says_so(void **state)
 	assert_int_equal(handshake(B, 2), 0);
 }
 
+/* The whole machine on a file system of its own, on which everything is taken in a moment. */
+static bool
+mount_root(bool ext4)
+{
+	char command[300];
+	bool done;
+
+	end_agent();
+	assert_int_equal(unshare(CLONE_NEWNS), 0);
+	assert_int_equal(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+	snprintf(command, sizeof(command),
+		"PATH=$PATH:/sbin:/usr/sbin; cd %s && truncate -s 8M image && mke2fs -q -t ext4 -b 4096 -m 0 -N 200 image && mount -o loop image .",
+		root);
+	done = ext4 ? !system(command)
+		    : !mount("pando-test", root, "tmpfs", 0,
+			      "size=2m,nr_inodes=100,mode=755");
+	mkdir(at("/etc"), 0755);
+	start_agent();
+	return done;
+}
+
+static void
+unmount_root(void)
+{
+	end_agent();
+	assert_int_equal(umount2(root, MNT_DETACH), 0);
+	start_agent();
+}
+
+/* Till neither a block nor an inode is left. */
+static void
+fill_disk(void)
+{
+	char path[32], block[4096] = {1};
+	int fd;
+
+	for (unsigned i = 0;; i++) {
+		snprintf(path, sizeof(path), "/filler%u", i);
+		fd = open(at(path), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+		if (fd < 0)
+			break;
+		while (write(fd, block, sizeof(block)) == sizeof(block))
+			;
+		close(fd);
+	}
+	assert_int_equal(errno, ENOSPC);
+	fd = open(at("/filler0"), O_APPEND | O_WRONLY | O_CLOEXEC);
+	assert_int_equal(write(fd, block, sizeof(block)), -1);
+	assert_int_equal(errno, ENOSPC);
+	close(fd);
+}
+
+static void
+branch_a_full_machine(bool ext4)
+{
+	char id[13], name[16], key[AGENT_HOST_KEY_MAX] = "", line[200], entry[8192];
+
+	if (geteuid()) {
+		print_message("mounts take root: not tried\n");
+		skip();
+	}
+	if (!mount_root(ext4)) {
+		print_message("no such file system can be made here: not tried\n");
+		skip();
+	}
+	assert_int_equal(handshake(A, 1), 0);
+	fill_disk();
+	/* Of one another, and each with an environment that takes more than its parent's. */
+	memset(entry, 'x', sizeof(entry));
+	memcpy(entry, "BIG=", 4);
+	for (unsigned i = 2; i < 12; i++) {
+		snprintf(id, sizeof(id), "%012x", i);
+		snprintf(name, sizeof(name), "vm-%.4s", id);
+		entry[400 * i - 1] = 0;
+		assert_int_equal(env_set(&env, entry, &e), 0);
+		entry[400 * i - 1] = 'x';
+		if (handshake(id, (uint8_t)i))
+			fail_msg("branch %u: %s", i, e.msg);
+		snprintf(line, sizeof(line), "%s\n", name);
+		assert_string_equal(text_of("/etc/hostname"), line);
+		assert_non_null(strstr(text_of("/etc/hosts"), name));
+		assert_non_null(strstr(text_of("/run/pando/identity"), id));
+		/* What PAM would cut off is in the second file. */
+		assert_int_equal(strlen(text_of("/etc/environment")) +
+					 strlen(text_of("/etc/pando/environment")),
+			i < 3 ? 400 * i + 2 + strlen("(none)") : 400 * i + 2);
+		assert_int_equal(strlen(text_of("/run/pando/boot_id")), 37);
+		assert_string_not_equal(ack.host_key, key);
+		strcpy(key, ack.host_key);
+		fill_disk();
+	}
+	/* Without any room: into the blocks that the files have. */
+	snprintf(line, sizeof(line),
+		"rm %s/var/lib/pando/reserve.* %s/run/pando/reserve.*", root, root);
+	assert_int_equal(system(line), 0);
+	fill_disk();
+	if (handshake(B, 12))
+		fail_msg("without a reserve: %s", e.msg);
+	assert_string_equal(text_of("/etc/hostname"), "vm-bbbb\n");
+	assert_non_null(strstr(text_of("/etc/hosts"), "vm-bbbb"));
+	env_done(&env);
+	unmount_root();
+}
+
+static void
+branches_of_a_machine_with_a_full_disk_are_somebody_of_their_own(void **state)
+{
+	(void)state;
+	branch_a_full_machine(true);
+}
+
+static void
+branches_of_a_machine_whose_run_is_full_too_are_somebody_of_their_own(void **state)
+{
+	(void)state;
+	branch_a_full_machine(false);
+}
+
 /* How often systemctl was asked to restart what must see the environment. */
 static unsigned
 restarts(void)
@@ -857,6 +1066,9 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(a_handshake_makes_a_machine_somebody_of_its_own),
+		T(a_machines_own_name_resolves_whatever_its_hosts_file_was),
+		T(text_is_utf8_where_nobody_says_otherwise),
+		T(node_is_told_to_load_what_its_image_has_for_it),
 		T(kept_coding_agents_are_started_with_the_machine),
 		T(ssh_reads_the_host_key),
 		T(a_machine_that_boots_again_stays_who_it_was),
@@ -872,6 +1084,8 @@ main(void)
 		T(a_command_asked_for_too_early_waits_for_the_end),
 		T(a_machine_forked_in_its_handshake_is_told_anew),
 		T(a_full_disk_leaves_the_old_environment_and_says_so),
+		T(branches_of_a_machine_with_a_full_disk_are_somebody_of_their_own),
+		T(branches_of_a_machine_whose_run_is_full_too_are_somebody_of_their_own),
 		T(one_reaction_to_each_change_of_the_environment_by_others),
 		T(units_that_do_not_start_again_are_said),
 		T(what_was_given_arrives_exactly),

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -291,6 +292,129 @@ put(const char *path, const char *text, mode_t mode)
 	agent_help_put(root, path, text, mode);
 }
 
+/* A process of its own group that says a line and stays; its id. */
+static pid_t
+start_program(const char *command)
+{
+	int fd[2];
+	pid_t pid;
+	char c;
+
+	assert_int_equal(pipe2(fd, O_CLOEXEC), 0);
+	pid = fork();
+	if (!pid) {
+		dup2(fd[1], 1);
+		execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+		_exit(127);
+	}
+	close(fd[1]);
+	/* Without one there is no such program here. Open until our end: it may say more. */
+	if (read(fd[0], &c, 1) != 1) {
+		waitpid(pid, NULL, 0);
+		pid = 0;
+	}
+	return pid;
+}
+
+static void
+end_program(pid_t pid)
+{
+	if (!pid)
+		return;
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+static bool
+is_named(pid_t pid, const char *what)
+{
+	char part[64];
+
+	snprintf(part, sizeof(part), "process %d ", (int)pid);
+	for (size_t i = 0; i < d.n; i++)
+		if (!strcmp(d.findings[i].id, "random") &&
+			strstr(d.findings[i].detail, part) &&
+			strstr(d.findings[i].detail, what))
+			return true;
+	return false;
+}
+
+static void
+ask_agent(char *text, size_t cap)
+{
+	char command[PATHS_MAX + 200];
+	FILE *f;
+
+	snprintf(command, sizeof(command), "%s doctor --root %s", agent_help_program(),
+		root);
+	memset(text, 0, cap);
+	f = popen(command, "re");
+	assert_non_null(f);
+	assert_true(fread(text, 1, cap - 1, f) > 0);
+	assert_int_equal(pclose(f), 0);
+	if (judge(text))
+		fail_msg("%s: %s", e.msg, text);
+}
+
+/* Real processes, looked at by the real agent. */
+static void
+processes_whose_random_numbers_branches_share_are_named(void **state)
+{
+#define NODE_ADDON "golden/files/guest/usr/lib/pando/node-random.node"
+	cleanup_free char *text = calloc(1, 1 << 18);
+	char addon[PATHS_MAX], command[PATHS_MAX + 200];
+	pid_t perl, ssl, node, reached, plain;
+
+	(void)state;
+	strcpy(root, "/tmp/pando-doctor-test-XXXXXX");
+	assert_non_null(mkdtemp(root));
+	put("/run/pando/generation", G "\n", 0644);
+	snprintf(command, sizeof(command), "%s/proc", root);
+	assert_int_equal(symlink("/proc", command), 0);
+	snprintf(addon, sizeof(addon), "%s", agent_help_program());
+	*strstr(addon, "libexec/") = 0;
+	strcat(addon, "share/pando/" NODE_ADDON);
+
+	perl = start_program("exec perl -e '$| = 1; print 1; sleep 1000'");
+	ssl = start_program(
+		"exec python3 -c 'import ssl, time; print(1, flush=True); time.sleep(1000)'");
+	node = start_program("exec node -e 'console.log(1); setTimeout(() => 0, 1e6)'");
+	snprintf(command, sizeof(command),
+		"PANDO_GENERATION_FILE=%s/run/pando/generation exec node -e 'require(\"%s\"); console.log(1); setTimeout(() => 0, 1e6)'",
+		root, addon);
+	reached = start_program(command);
+	plain = start_program("echo 1; exec sleep 1000");
+	ask_agent(text, 1 << 18);
+	assert_true(!perl || is_named(perl, "(perl) keeps"));
+	assert_true(!ssl || is_named(ssl, "OpenSSL's"));
+	assert_true(!node || is_named(node, "(node) keeps"));
+	assert_true(!reached || !is_named(reached, ""));
+	assert_true(plain && !is_named(plain, ""));
+	if (!perl && !ssl && !node)
+		fail_msg("there is neither Perl nor Python nor Node here");
+	end_program(perl);
+	end_program(ssl);
+	end_program(node);
+	end_program(reached);
+	end_program(plain);
+	io_remove_tree(root, NULL);
+	/* What is no such word. */
+	assert_int_equal(
+		judge(HEAD WELL DISKS "\"generators\":[],\"generators_more\":0," REST),
+		0);
+	assert_int_equal(found("random", "no process")->verdict, DOCTOR_OK);
+	assert_int_equal(judge(HEAD WELL DISKS
+				 "\"generators\":[{\"pid\":7,\"program\":\"x\\u001b\","
+				 "\"keeps\":\"java\"}],\"generators_more\":3," REST),
+		0);
+	assert_null(strchr(found("random", "process 7")->detail, 27));
+	found("random", "3 more");
+	assert_int_equal(
+		judge(HEAD WELL DISKS "\"generators\":[{\"pid\":7,\"program\":\"x\","
+				      "\"keeps\":\"what\"}],\"generators_more\":3," REST),
+		-EPROTO);
+}
+
 static void
 the_agents_word_is_one(void **state)
 {
@@ -360,6 +484,7 @@ main(void)
 		cmocka_unit_test(a_clock_is_judged_by_what_may_have_been),
 		cmocka_unit_test(what_pandod_says_of_scopes_is_told),
 		cmocka_unit_test(the_agents_word_is_one),
+		cmocka_unit_test(processes_whose_random_numbers_branches_share_are_named),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
