@@ -475,6 +475,7 @@ drain(void)
 	shim_release(&k.place, &k.held);
 	unlinkat(k.place.dir, "run/program", 0);
 	unlinkat(k.place.dir, "run/exit", 0);
+	unlinkat(k.place.dir, "run/group", 0);
 	after_end(&x);
 }
 
@@ -488,6 +489,8 @@ end_orphan(void)
 	size_t len;
 	pid_t pid;
 
+	/* With a control group it is known what was its own. */
+	shim_kill(&k.place, &(struct rpc_held)RPC_HELD_INIT);
 	if (rpc_read_file(k.place.dir, "run/program", text, sizeof(text)) <= 0)
 		return;
 	pid = atoi(text);
@@ -519,7 +522,7 @@ check_end(void)
 	/* What it left running was its own. A shim that was killed let the pipes go:
 	 * the program is of no use without, and its number may be another's by now. */
 	if (k.held.program && x.kind != RPC_LOST)
-		reap_kill(k.held.program, -1);
+		shim_kill(&k.place, &k.held);
 	else
 		end_orphan();
 	drain();
@@ -570,7 +573,7 @@ end_step(struct timer *t)
 		break;
 	default:
 		if (program)
-			reap_kill(program, -1);
+			shim_kill(&k.place, &k.held);
 		half_ns = SECOND_NS;
 	}
 	timer_set(&k.stop, io_now_ns() + half_ns);

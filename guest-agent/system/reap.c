@@ -3,22 +3,31 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
 
 #define PREFIX "pando-exec-"
+#define RPC_PREFIX "pando-rpc-"
 #define PIDS_MAX 4096
 #define ROUNDS_MAX 64
+/* Killed processes need a moment to be gone, and are not waited for longer than this. */
+#define GONE_MS 1000
+/* Groups in groups, as containers in a program make them. */
+#define DEPTH_MAX 16
 
 static int own_group = -1;
+static char own_path[1024];
 static bool leftovers;
 
 /* Where the v2 hierarchy is mounted: field 5 of the mountinfo line whose type is cgroup2
@@ -46,8 +55,8 @@ void
 reap_init(void)
 {
 	cleanup_free char *groups = NULL;
-	char path[1024], mount[256];
-	char *own;
+	char mount[256];
+	char *own, *at;
 
 	if (!find_mount(mount, sizeof(mount)) ||
 		io_read_file("/proc/self/cgroup", 65536, &groups, NULL, NULL))
@@ -57,9 +66,14 @@ reap_init(void)
 		return;
 	own = strchr(own, ':') + 2;
 	own[strcspn(own, "\n")] = 0;
-	if (snprintf(path, sizeof(path), "%s%s", mount, own) >= (int)sizeof(path))
+	/* Started by a command that has a group of its own: the groups of others are beside
+	 * that, not in it, for it may be killed as a whole. */
+	if ((at = strstr(own, "/" PREFIX)) || (at = strstr(own, "/" RPC_PREFIX)))
+		*at = 0;
+	if (snprintf(own_path, sizeof(own_path), "%s%s", mount,
+		    strcmp(own, "/") ? own : "") >= (int)sizeof(own_path))
 		return;
-	own_group = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	own_group = open(own_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	leftovers = own_group >= 0; /* of an agent before this one */
 }
 
@@ -137,9 +151,9 @@ read_stat(int proc, const char *name, pid_t *parent, pid_t *session)
 	       state != 'Z' && state != 'X';
 }
 
-/* Kills what descends from pid or is in its session; the count. */
+/* Kills what descends from pid; itself: and pid, and what is in its session. The count. */
 static unsigned
-kill_descendants(pid_t pid)
+kill_descendants(pid_t pid, bool itself)
 {
 	struct entry {
 		pid_t pid, parent;
@@ -161,7 +175,8 @@ kill_descendants(pid_t pid)
 			continue;
 		all[n].pid = atoi(de->d_name);
 		all[n].parent = parent;
-		all[n].ours = all[n].pid == pid || session == pid;
+		all[n].ours = itself ? all[n].pid == pid || session == pid
+				     : parent == pid && all[n].pid != getpid();
 		n++;
 	}
 	while (more) {
@@ -185,9 +200,16 @@ reap_kill(pid_t pid, int group_fd)
 	/* Stopped first, so that nobody forks or is re-parented between the look and the
 	 * kill. */
 	kill(-pid, SIGSTOP);
-	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid); round++)
+	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, true); round++)
 		;
 	kill(-pid, SIGKILL);
+}
+
+void
+reap_kill_below(pid_t pid)
+{
+	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, false); round++)
+		;
 }
 
 void
@@ -201,4 +223,86 @@ reap_group_drop(uint64_t num, int group_fd)
 	group_name(name, sizeof(name), num);
 	if (unlinkat(own_group, name, AT_REMOVEDIR))
 		leftovers = true;
+}
+
+/*
+ * The group of a coding agent's program, known by its path.
+ */
+
+int
+reap_named_make(const char *name, char path[static REAP_PATH_MAX])
+{
+	uint64_t number;
+	int n;
+
+	if (own_group < 0 || getrandom(&number, sizeof(number), GRND_NONBLOCK) !=
+				     (ssize_t)sizeof(number))
+		return -1;
+	/* A number, so that a path that is left over never names the group of another. */
+	n = snprintf(path, REAP_PATH_MAX, "%s/" RPC_PREFIX "%.40s-%016" PRIx64, own_path,
+		name, number);
+	if (n >= REAP_PATH_MAX || mkdir(path, 0755))
+		return -1;
+	n = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (n < 0)
+		rmdir(path);
+	return n;
+}
+
+/* "populated 0" in cgroup.events: no live process in it or below. */
+static bool
+is_empty(int group_fd)
+{
+	cleanup_close int fd = openat(group_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	char text[256];
+	ssize_t n = fd < 0 ? -1 : io_read(fd, text, sizeof(text) - 1);
+
+	if (n < 0)
+		return true;
+	text[n] = 0;
+	return strstr(text, "populated 0") != NULL;
+}
+
+/* What is below the group, deepest first. */
+static void
+remove_below(int group_fd, unsigned depth)
+{
+	int fd = openat(group_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_closedir DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *de;
+
+	if (!d && fd >= 0)
+		close(fd);
+	while (d && depth && (de = readdir(d))) {
+		cleanup_close int below = -1;
+
+		if (de->d_type != DT_DIR || de->d_name[0] == '.')
+			continue;
+		below = openat(fd, de->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (below < 0)
+			continue;
+		remove_below(below, depth - 1);
+		(void)unlinkat(fd, de->d_name, AT_REMOVEDIR);
+	}
+}
+
+bool
+reap_named_end(const char *path)
+{
+	const char *last = strrchr(path, '/');
+	struct timespec nap = {.tv_nsec = 1000000};
+	cleanup_close int fd = -1;
+
+	if (!last || strncmp(last + 1, RPC_PREFIX, strlen(RPC_PREFIX)))
+		return false;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT;
+	if (!group_kill(fd))
+		return false;
+	for (int ms = 0; ms < GONE_MS && !is_empty(fd); ms++)
+		nanosleep(&nap, NULL);
+	remove_below(fd, DEPTH_MAX);
+	(void)rmdir(path);
+	return true;
 }

@@ -8,6 +8,7 @@
 #ifndef PANDO_GUEST_AGENT_SYSTEM_REAP_H
 #define PANDO_GUEST_AGENT_SYSTEM_REAP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -22,5 +23,19 @@ void reap_kill(pid_t pid, int group_fd);
 /* Removes the group when it is empty; one that is not is tried again with later ones.
  * Closes group_fd. */
 void reap_group_drop(uint64_t num, int group_fd);
+
+/* Kills all that descends from pid, which itself goes on, as the calling process does. Of
+ * a pid that is a subreaper (PR_SET_CHILD_SUBREAPER) that is also what detached itself. */
+void reap_kill_below(pid_t pid);
+
+/*
+ * Groups that outlive the process that made them, for the programs of coding agents.
+ */
+#define REAP_PATH_MAX 1200
+/* A new one, beside the caller's own: its open folder, and its path; or -1. */
+int reap_named_make(const char *name, char path[static REAP_PATH_MAX]);
+/* Kills all that is in it, waits until that is gone (at most a second) and removes it.
+ * True also when it is not there any more; false when it must be done in the other way. */
+bool reap_named_end(const char *path);
 
 #endif

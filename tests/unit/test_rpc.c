@@ -2,9 +2,11 @@
  * The supervisor of coding agents for real: pando-agent's rpc commands below a folder of the
  * test's own, with small programs in the place of the coding agent.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -29,6 +31,8 @@
 #include "tests/unit/agent_help.h"
 
 static char root[64], root_option[80];
+/* In the process of the agent's program, before it is that. */
+static void (*before_exec)(void);
 
 struct said {
 	int status;
@@ -81,6 +85,8 @@ run_words(const char *input, size_t len, const char *const *words)
 		dup2(in[0], 0);
 		dup2(out[1], 1);
 		dup2(err[1], 2);
+		if (before_exec)
+			before_exec();
 		execv(program, (char *const *)(uintptr_t)argv);
 		_exit(99);
 	}
@@ -291,6 +297,44 @@ teardown(void **state)
 		return -1;
 	}
 	return io_remove_tree(root, NULL);
+}
+
+/* The mount point of control groups (v2); "" for none. */
+static void
+find_groups(char at[static 256])
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	char line[1024];
+
+	at[0] = '\0';
+	while (f && fgets(line, sizeof(line), f))
+		if (strstr(line, " - cgroup2 "))
+			sscanf(line, "%*s %*s %*s %*s %255s", at);
+	if (f)
+		fclose(f);
+}
+
+static bool
+groups_can_be_made(void)
+{
+	char at[256], path[300];
+
+	find_groups(at);
+	snprintf(path, sizeof(path), "%s/pando-test-%d", at, (int)getpid());
+	return at[0] && !mkdir(path, 0755) && !rmdir(path);
+}
+
+/* As where there are no control groups: they are not mounted for what is started here. */
+static void
+hide_groups(void)
+{
+	char at[256];
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		_exit(98);
+	for (find_groups(at); at[0]; find_groups(at))
+		if (umount2(at, MNT_DETACH))
+			_exit(98);
 }
 
 static const char echo_script[] =
@@ -1170,6 +1214,90 @@ stop_ends_all_of_it(void **state)
 	}
 }
 
+/* Processes that have this word in their arguments. */
+static int
+processes_with(const char *word)
+{
+	cleanup_closedir DIR *d = opendir("/proc");
+	struct dirent *de;
+	char path[64], text[4096];
+	int n = 0;
+
+	assert_non_null(d);
+	while ((de = readdir(d))) {
+		snprintf(path, sizeof(path), "/proc/%.20s/cmdline", de->d_name);
+		cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t len = fd < 0 ? -1 : read(fd, text, sizeof(text));
+
+		n += len > 0 && memmem(text, (size_t)len, word, strlen(word) + 1);
+	}
+	return n;
+}
+
+/* Tools in sessions of their own, without our environment, whose parents are gone: one at
+ * its start, one for each line. */
+static const char detaching_script[] =
+	"(env -i setsid sleep 1000.0727 >/dev/null 2>&1 &)\n"
+	"while IFS= read -r line; do\n"
+	"	case $line in *end*) exit 3;; esac\n"
+	"	(env -i setsid setsid sleep 1000.0727 >/dev/null 2>&1 &)\n"
+	"	echo \"$line\"\n"
+	"done\n";
+
+static void
+detached_tools_end_with_their_program(void)
+{
+	configure(detaching_script, "stop_s = 2\n[restart]\npolicy = \"never\"\n");
+	started();
+	sent("{}");
+	WAIT_FOR(processes_with("1000.0727") == 2, 20);
+	said_nothing(RPC("stop"));
+	assert_int_equal(processes_with("1000.0727"), 0);
+
+	/* One that ends by itself takes them along, also after its supervisor was another. */
+	started();
+	sent("{}");
+	WAIT_FOR(processes_with("1000.0727") == 2, 20);
+	kill_supervisor();
+	sent("\"end\"");
+	WAIT_FOR(state_is("failed"), 20);
+	assert_int_equal(processes_with("1000.0727"), 0);
+	said_nothing(RPC("stop"));
+}
+
+static void
+what_detaches_itself_ends_with_its_program(void **state)
+{
+	(void)state;
+	detached_tools_end_with_their_program();
+}
+
+static void
+what_detaches_itself_ends_also_without_control_groups(void **state)
+{
+	(void)state;
+	if (geteuid())
+		skip();
+	before_exec = hide_groups;
+	detached_tools_end_with_their_program();
+	before_exec = NULL;
+}
+
+static void
+what_detached_itself_ends_though_its_shim_was_killed(void **state)
+{
+	(void)state;
+	if (!groups_can_be_made())
+		skip();
+	configure(detaching_script, "stop_s = 2\n[restart]\npolicy = \"never\"\n");
+	started();
+	sent("{}");
+	WAIT_FOR(processes_with("1000.0727") == 2, 20);
+	kill_shim();
+	WAIT_FOR(state_is("failed"), 20);
+	assert_int_equal(processes_with("1000.0727"), 0);
+}
+
 static void
 a_second_supervisor_is_refused(void **state)
 {
@@ -1415,6 +1543,9 @@ main(void)
 		T(a_branch_in_the_middle_of_a_line_leaves_whole_lines),
 		T(a_fork_is_a_signal_where_that_is_asked_for),
 		T(stop_ends_all_of_it),
+		T(what_detaches_itself_ends_with_its_program),
+		T(what_detaches_itself_ends_also_without_control_groups),
+		T(what_detached_itself_ends_though_its_shim_was_killed),
 		T(a_second_supervisor_is_refused),
 		T(what_others_left_in_tmp_is_not_touched),
 		T(sessions_to_watch_are_there_by_their_names),
