@@ -12,6 +12,7 @@
 #include "guest-agent/server/dial.h"
 #include "guest-agent/server/exec.h"
 #include "guest-agent/server/files.h"
+#include "guest-agent/system/reap.h"
 
 /* The answer to an identity handshake comes first, also where the end is known at once. */
 static void
@@ -203,6 +204,11 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 			conn_answer_ok(c);
 		}
 		return r;
+	case REQUEST_KILL_MARKED:
+		reap_marked(q->mark);
+		c->role = DONE;
+		conn_answer_ok(c);
+		return 0;
 	case REQUEST_PUT:
 		r = files_put(q->path, q->user, &c->unpack, e);
 		if (!r) {

@@ -30,6 +30,7 @@ enum member {
 	M_LOGIN = 1 << 13,
 	M_HANGUP = 1 << 14,
 	M_PORT = 1 << 15,
+	M_MARK = 1 << 16,
 };
 
 static const struct {
@@ -52,6 +53,7 @@ static const struct {
 	{"login", M_LOGIN},
 	{"hangup", M_HANGUP},
 	{"port", M_PORT},
+	{"mark", M_MARK},
 };
 
 static const struct {
@@ -66,6 +68,7 @@ static const struct {
 	{"attach", REQUEST_ATTACH, M_ID, M_STDOUT | M_STDERR | M_STDIN},
 	{"list_execs", REQUEST_LIST_EXECS, 0, 0},
 	{"signal", REQUEST_SIGNAL, M_ID | M_SIGNAL, 0},
+	{"kill_marked", REQUEST_KILL_MARKED, M_MARK, 0},
 	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
 	{"list", REQUEST_LIST, M_PATH, 0}, {"dial", REQUEST_DIAL, M_PORT, 0},
 	{"stay", REQUEST_STAY, 0, 0},
@@ -179,6 +182,8 @@ read_member(const struct json *j, int tok, const char *name, unsigned member,
 		return read_bytes(j, tok, name, &q->user, e);
 	case M_PATH:
 		return read_bytes(j, tok, name, &q->path, e);
+	case M_MARK:
+		return read_bytes(j, tok, name, &q->mark, e);
 	case M_TTY:
 		return read_tty(j, tok, q, e);
 	case M_ID:
@@ -240,6 +245,9 @@ check(const struct request *q, struct err *e)
 					"\"env\" has \"%.64s\", which is not NAME=value",
 					*v);
 	}
+	/* A short one might be anybody's. */
+	if (q->mark && (!strchr(q->mark, '=') || strlen(strchr(q->mark, '=')) < 17))
+		return wrong(e, "mark", "NAME=value, with a value of 16 bytes or more");
 	if (q->path && !*q->path)
 		return err_set(e, -EINVAL, "\"path\" is empty");
 	return 0;
@@ -328,6 +336,7 @@ request_done(struct request *r)
 	free(r->user);
 	free(r->path);
 	free(r->term);
+	free(r->mark);
 	if (r->handshake)
 		handshake_done(r->handshake);
 	free(r->handshake);

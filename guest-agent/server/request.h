@@ -17,6 +17,7 @@ enum request_op {
 	REQUEST_ATTACH,
 	REQUEST_LIST_EXECS,
 	REQUEST_SIGNAL,
+	REQUEST_KILL_MARKED,
 	REQUEST_PUT,
 	REQUEST_GET,
 	REQUEST_LIST,
@@ -28,7 +29,7 @@ enum request_op {
 struct request {
 	enum request_op op;
 	char **argv, **env; /* owned, NULL-terminated; env may be NULL, argv with login */
-	char *cwd, *user, *path, *term; /* owned; NULL when absent */
+	char *cwd, *user, *path, *term, *mark; /* owned; NULL when absent */
 	uint64_t timeout_ms;
 	bool tty, want_stdin, detach, login, hangup;
 	uint16_t rows, cols, port;

@@ -20,11 +20,15 @@
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/machine.h"
+#include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 
 /* Behind those of commands, before those of helpers. */
 #define FIRST_SLOT AGENT_EXECS_MAX
 _Static_assert(FIRST_SLOT + SSHD_MAX <= SPAWN_SLOTS - HELPERS_MAX, "slots");
+
+/* Groups of connections are told from those of commands and helpers. */
+#define FIRST_GROUP (1ull << 61)
 
 #define KEYS_FILE "/etc/pando/authorized_keys"
 #define CONFIG_FILE "/etc/pando/sshd_config"
@@ -33,7 +37,10 @@ _Static_assert(FIRST_SLOT + SSHD_MAX <= SPAWN_SLOTS - HELPERS_MAX, "slots");
 static struct served {
 	struct source pidfd;
 	bool used;
+	uint64_t group_num;
+	int group_fd; /* owned; -1 */
 } served[SSHD_MAX];
+static uint64_t last_group = FIRST_GROUP;
 
 #define container_of(p, type, member) \
 	((type *)(void *)((char *)(p)-offsetof(type, member)))
@@ -70,6 +77,7 @@ ended(struct source *s, uint32_t events)
 		spawn_failure(slot, &code) != SPAWN_OK && log_allowed(&limit))
 		log_warn("sshd cannot be started: %s", strerror(code));
 	source_close(s);
+	reap_group_drop(x->group_num, TAKE_FD(x->group_fd));
 	x->used = false;
 }
 
@@ -127,10 +135,16 @@ start(struct served *x, const char *program, int fd, struct err *e)
 	s.fd[0] = s.fd[1] = fd;
 	s.fd[2] = null;
 	r = io_set_nonblock(fd, 0);
-	if (!r)
-		r = spawn_start(&s, slot, &pid, &pidfd, e);
 	if (r)
 		return r;
+	/* Where systemd does not put the login into a scope, what it starts is in here. */
+	x->group_num = ++last_group;
+	x->group_fd = s.cgroup_fd = reap_group_make(x->group_num);
+	r = spawn_start(&s, slot, &pid, &pidfd, e);
+	if (r) {
+		reap_group_drop(x->group_num, TAKE_FD(x->group_fd));
+		return r;
+	}
 	x->used = true;
 	source_init(&x->pidfd, pidfd, ended);
 	return source_wait(&x->pidfd, EPOLLIN) ? err_sys(e, -ENOMEM, "watching sshd") : 0;

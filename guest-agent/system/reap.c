@@ -18,6 +18,7 @@
 #include "common/io.h"
 
 #define PREFIX "pando-exec-"
+#define ENVIRON_MAX (4u << 20)
 #define RPC_PREFIX "pando-rpc-"
 #define PIDS_MAX 4096
 #define ROUNDS_MAX 64
@@ -27,7 +28,7 @@
 #define DEPTH_MAX 16
 
 static int own_group = -1;
-static char own_path[1024];
+static char own_path[1024], mount_path[256];
 static bool leftovers;
 
 /* Where the v2 hierarchy is mounted: field 5 of the mountinfo line whose type is cgroup2
@@ -51,26 +52,36 @@ find_mount(char *dst, size_t cap)
 	return false;
 }
 
+/* The path in the v2 hierarchy, of what /proc/<pid>/cgroup says, which it cuts off. */
+static char *
+v2_path(char *groups)
+{
+	char *at = !strncmp(groups, "0::", 3) ? groups : strstr(groups, "\n0::");
+
+	if (!at)
+		return NULL;
+	at = strchr(at, ':') + 2;
+	at[strcspn(at, "\n")] = 0;
+	return at;
+}
+
 void
 reap_init(void)
 {
 	cleanup_free char *groups = NULL;
-	char mount[256];
 	char *own, *at;
 
-	if (!find_mount(mount, sizeof(mount)) ||
+	if (!find_mount(mount_path, sizeof(mount_path)) ||
 		io_read_file("/proc/self/cgroup", 65536, &groups, NULL, NULL))
 		return;
-	own = !strncmp(groups, "0::", 3) ? groups : strstr(groups, "\n0::");
+	own = v2_path(groups);
 	if (!own)
 		return;
-	own = strchr(own, ':') + 2;
-	own[strcspn(own, "\n")] = 0;
 	/* Started by a command that has a group of its own: the groups of others are beside
 	 * that, not in it, for it may be killed as a whole. */
 	if ((at = strstr(own, "/" PREFIX)) || (at = strstr(own, "/" RPC_PREFIX)))
 		*at = 0;
-	if (snprintf(own_path, sizeof(own_path), "%s%s", mount,
+	if (snprintf(own_path, sizeof(own_path), "%s%s", mount_path,
 		    strcmp(own, "/") ? own : "") >= (int)sizeof(own_path))
 		return;
 	own_group = open(own_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -305,4 +316,78 @@ reap_named_end(const char *path)
 	remove_below(fd, DEPTH_MAX);
 	(void)rmdir(path);
 	return true;
+}
+
+/*
+ * What is known by a mark in its environment.
+ */
+
+static bool
+has_mark(const char *pid, const char *mark)
+{
+	cleanup_free char *env = NULL;
+	size_t len = 0, word = strlen(mark) + 1;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%.20s/environ", pid);
+	if (io_read_file(path, ENVIRON_MAX, &env, &len, NULL) || len < word)
+		return false;
+	for (const char *at = env;
+		(at = memmem(at, len - (size_t)(at - env), mark, word)); at++)
+		if (at == env || !at[-1])
+			return true;
+	return false;
+}
+
+/* Only groups that hold nothing but what one connection or one command started: systemd's
+ * of a login, and ours. */
+static bool
+kill_group_of(const char *pid)
+{
+	cleanup_free char *groups = NULL;
+	cleanup_close int fd = -1;
+	const char *own, *last;
+	char path[REAP_PATH_MAX];
+
+	snprintf(path, sizeof(path), "/proc/%.20s/cgroup", pid);
+	if (!mount_path[0] || io_read_file(path, 65536, &groups, NULL, NULL) ||
+		!(own = v2_path(groups)) || !(last = strrchr(own, '/')) ||
+		(strncmp(last, "/" PREFIX, strlen("/" PREFIX)) &&
+			(strncmp(last, "/session-", 9) || !strstr(last, ".scope"))))
+		return false;
+	if (snprintf(path, sizeof(path), "%s%s", mount_path, own) >= (int)sizeof(path))
+		return false;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd >= 0 && group_kill(fd);
+}
+
+unsigned
+reap_marked(const char *mark)
+{
+	unsigned killed = 0;
+	bool more = true;
+
+	for (int round = 0; more && round < ROUNDS_MAX; round++) {
+		cleanup_closedir DIR *d = opendir("/proc");
+		struct dirent *de;
+
+		more = false;
+		while (d && (de = readdir(d))) {
+			pid_t pid = atoi(de->d_name), parent, session;
+
+			if (pid <= 1 || pid == getpid() ||
+				!read_stat(dirfd(d), de->d_name, &parent, &session) ||
+				!has_mark(de->d_name, mark))
+				continue;
+			more = true;
+			killed++;
+			if (kill_group_of(de->d_name))
+				continue;
+			kill(pid, SIGSTOP);
+			for (int i = 0; i < ROUNDS_MAX && kill_descendants(pid, true);
+				i++)
+				;
+		}
+	}
+	return killed;
 }

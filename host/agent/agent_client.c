@@ -511,6 +511,17 @@ agent_signal(const char *socket_path, const char *id, int signo, struct err *e)
 }
 
 int
+agent_kill_marked(const char *socket_path, const char *mark, struct err *e)
+{
+	cleanup_json_out struct json_out o = {0};
+
+	start_request(&o, "kill_marked");
+	json_out_bytes(&o, "mark", mark);
+	json_out_end_object(&o);
+	return ask(socket_path, &o, AGENT_ANSWER_MS, NULL, NULL, e);
+}
+
+int
 agent_list_execs(const char *socket_path, char **ret_json, struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};

@@ -173,6 +173,11 @@ void agent_captured_done(struct agent_captured *c);
 /* To the process group of a running command. */
 int agent_signal(const char *socket_path, const char *id, int signo, struct err *e);
 
+/* Kills what has that "NAME=value" in its environment (16 bytes of value or more), and all
+ * that it started, also what put the mark away and left its session. -EINVAL: the agent is
+ * too old to know how. */
+int agent_kill_marked(const char *socket_path, const char *mark, struct err *e);
+
 /* The "execs" array of the answer as JSON text (checked), malloc'd. */
 int agent_list_execs(const char *socket_path, char **ret_json, struct err *e);
 

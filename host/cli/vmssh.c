@@ -272,6 +272,16 @@ vmssh_signal(const struct vmssh_mark *m, int number)
 	char text[1024], what[512];
 	int status, r;
 
+	/* What has put the mark away (env -i) and left its session is found only by the
+	 * agent, by its control group; and no login shell needs to play along. An agent that
+	 * is older than that is gone around. */
+	if (number == SIGKILL) {
+		snprintf(text, sizeof(text), VMSSH_MARK "=%s", m->token);
+		if (agent_kill_marked(m->vm->agent_socket, text, &e) == 0)
+			return;
+		e = (struct err){0};
+	}
+
 	snprintf(what, sizeof(what), number == SIGKILL ? all : group, number);
 	snprintf(text, sizeof(text), script, m->token, what);
 	c.text = text;
