@@ -39,10 +39,11 @@
 
 static struct source listener, ssh_listener;
 static bool is_vsock, connect_line;
+static uint32_t last_number; /* of connections over a Unix socket */
 
 /* The next connection of a listener, from the host; -1: none. */
 static int
-take_next(struct source *s)
+take_next(struct source *s, uint32_t *ret_number)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct sockaddr_vm peer = {0};
@@ -64,29 +65,33 @@ take_next(struct source *s)
 		close(fd);
 		return -1;
 	}
+	/* As the host was told behind "OK". */
+	*ret_number = is_vsock ? peer.svm_port : ++last_number;
 	return fd;
 }
 
 static void
 incoming(struct source *s, uint32_t events)
 {
-	int fd = take_next(s);
+	uint32_t number;
+	int fd = take_next(s, &number);
 
 	(void)events;
 	/* On a Unix socket anybody may speak: who this machine is is not theirs to say.
 	 */
 	if (fd >= 0)
-		conn_accept(fd, connect_line, is_vsock || !machine_is_real());
+		conn_accept(fd, number, connect_line, is_vsock || !machine_is_real());
 }
 
 static void
 incoming_ssh(struct source *s, uint32_t events)
 {
-	int fd = take_next(s);
+	uint32_t number;
+	int fd = take_next(s, &number);
 
 	(void)events;
 	if (fd >= 0)
-		sshd_serve(fd);
+		sshd_serve(fd, number);
 }
 
 /* Who finds the queue full is refused, as if nobody listened: all the connections that a

@@ -28,8 +28,8 @@
  * {"ok":true}; host sends DATA… END; agent ends with END or ERROR get     {"path":…} ->
  * {"ok":true}; agent sends DATA… then END or ERROR list    {"path":…} ->
  * {"ok":true,"entries":[…]}; no frames
- *  kill_marked {"mark":"NAME=value"} -> {"ok":true}; kills all processes that have this in
- *          their environment, and all that they started
+ *  kill_ssh {"connection":n} -> {"ok":true}; kills all that was started over the connection
+ *          to AGENT_SSH_PORT that was told "OK n"
  *  identity handshake   see below -> {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
  * put and get carry a POSIX ustar/pax stream (common/wire/tar.h): modes, times, symlinks and
  * names of any bytes are kept. The answers of list and list_execs are one line too, of at

@@ -12,7 +12,7 @@
 #include "guest-agent/server/dial.h"
 #include "guest-agent/server/exec.h"
 #include "guest-agent/server/files.h"
-#include "guest-agent/system/reap.h"
+#include "guest-agent/server/sshd.h"
 
 /* The answer to an identity handshake comes first, also where the end is known at once. */
 static void
@@ -204,11 +204,13 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 			conn_answer_ok(c);
 		}
 		return r;
-	case REQUEST_KILL_MARKED:
-		reap_marked(q->mark);
-		c->role = DONE;
-		conn_answer_ok(c);
-		return 0;
+	case REQUEST_KILL_SSH:
+		r = sshd_kill(q->connection, e);
+		if (!r) {
+			c->role = DONE;
+			conn_answer_ok(c);
+		}
+		return r;
 	case REQUEST_PUT:
 		r = files_put(q->path, q->user, &c->unpack, e);
 		if (!r) {

@@ -30,7 +30,7 @@ enum member {
 	M_LOGIN = 1 << 13,
 	M_HANGUP = 1 << 14,
 	M_PORT = 1 << 15,
-	M_MARK = 1 << 16,
+	M_CONNECTION = 1 << 16,
 };
 
 static const struct {
@@ -53,7 +53,7 @@ static const struct {
 	{"login", M_LOGIN},
 	{"hangup", M_HANGUP},
 	{"port", M_PORT},
-	{"mark", M_MARK},
+	{"connection", M_CONNECTION},
 };
 
 static const struct {
@@ -68,7 +68,7 @@ static const struct {
 	{"attach", REQUEST_ATTACH, M_ID, M_STDOUT | M_STDERR | M_STDIN},
 	{"list_execs", REQUEST_LIST_EXECS, 0, 0},
 	{"signal", REQUEST_SIGNAL, M_ID | M_SIGNAL, 0},
-	{"kill_marked", REQUEST_KILL_MARKED, M_MARK, 0},
+	{"kill_ssh", REQUEST_KILL_SSH, M_CONNECTION, 0},
 	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
 	{"list", REQUEST_LIST, M_PATH, 0}, {"dial", REQUEST_DIAL, M_PORT, 0},
 	{"stay", REQUEST_STAY, 0, 0},
@@ -182,8 +182,11 @@ read_member(const struct json *j, int tok, const char *name, unsigned member,
 		return read_bytes(j, tok, name, &q->user, e);
 	case M_PATH:
 		return read_bytes(j, tok, name, &q->path, e);
-	case M_MARK:
-		return read_bytes(j, tok, name, &q->mark, e);
+	case M_CONNECTION:
+		if (json_u64(j, tok, &v) || v > UINT32_MAX)
+			return wrong(e, name, "the number of a connection");
+		q->connection = (uint32_t)v;
+		return 0;
 	case M_TTY:
 		return read_tty(j, tok, q, e);
 	case M_ID:
@@ -245,9 +248,6 @@ check(const struct request *q, struct err *e)
 					"\"env\" has \"%.64s\", which is not NAME=value",
 					*v);
 	}
-	/* A short one might be anybody's. */
-	if (q->mark && (!strchr(q->mark, '=') || strlen(strchr(q->mark, '=')) < 17))
-		return wrong(e, "mark", "NAME=value, with a value of 16 bytes or more");
 	if (q->path && !*q->path)
 		return err_set(e, -EINVAL, "\"path\" is empty");
 	return 0;
@@ -336,7 +336,6 @@ request_done(struct request *r)
 	free(r->user);
 	free(r->path);
 	free(r->term);
-	free(r->mark);
 	if (r->handshake)
 		handshake_done(r->handshake);
 	free(r->handshake);

@@ -17,7 +17,7 @@ enum request_op {
 	REQUEST_ATTACH,
 	REQUEST_LIST_EXECS,
 	REQUEST_SIGNAL,
-	REQUEST_KILL_MARKED,
+	REQUEST_KILL_SSH,
 	REQUEST_PUT,
 	REQUEST_GET,
 	REQUEST_LIST,
@@ -29,11 +29,12 @@ enum request_op {
 struct request {
 	enum request_op op;
 	char **argv, **env; /* owned, NULL-terminated; env may be NULL, argv with login */
-	char *cwd, *user, *path, *term, *mark; /* owned; NULL when absent */
+	char *cwd, *user, *path, *term; /* owned; NULL when absent */
 	uint64_t timeout_ms;
 	bool tty, want_stdin, detach, login, hangup;
 	uint16_t rows, cols, port;
-	uint64_t id; /* of "e<id>" */
+	uint32_t connection; /* the number behind its "OK" */
+	uint64_t id;	     /* of "e<id>" */
 	uint64_t offset[2];
 	int signal;
 	struct handshake *handshake; /* owned; NULL but for REQUEST_HANDSHAKE */

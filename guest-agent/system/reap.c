@@ -18,7 +18,6 @@
 #include "common/io.h"
 
 #define PREFIX "pando-exec-"
-#define ENVIRON_MAX (4u << 20)
 #define RPC_PREFIX "pando-rpc-"
 #define PIDS_MAX 4096
 #define ROUNDS_MAX 64
@@ -162,9 +161,37 @@ read_stat(int proc, const char *name, pid_t *parent, pid_t *session)
 	       state != 'Z' && state != 'X';
 }
 
-/* Kills what descends from pid; itself: and pid, and what is in its session. The count. */
+/* Kills the group of a process, if that holds nothing but what one login or one command
+ * started: systemd's groups of logins, and ours. */
+static bool
+kill_group_of(pid_t pid)
+{
+	cleanup_free char *groups = NULL;
+	cleanup_close int fd = -1;
+	const char *own, *last;
+	char path[REAP_PATH_MAX];
+
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int)pid);
+	if (!mount_path[0] || io_read_file(path, 65536, &groups, NULL, NULL) ||
+		!(own = v2_path(groups)) || !(last = strrchr(own, '/')) ||
+		(strncmp(last, "/" PREFIX, strlen("/" PREFIX)) &&
+			(strncmp(last, "/session-", 9) || !strstr(last, ".scope"))))
+		return false;
+	if (snprintf(path, sizeof(path), "%s%s", mount_path, own) >= (int)sizeof(path))
+		return false;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd >= 0 && group_kill(fd);
+}
+
+enum whom {
+	WITH_SESSION, /* pid too, and what is in its session */
+	BELOW,
+	BELOW_WITH_GROUPS, /* and what shares a group of its own with one of these */
+};
+
+/* Kills what descends from pid, and whom it says besides; the count. */
 static unsigned
-kill_descendants(pid_t pid, bool itself)
+kill_descendants(pid_t pid, enum whom whom)
 {
 	struct entry {
 		pid_t pid, parent;
@@ -186,8 +213,9 @@ kill_descendants(pid_t pid, bool itself)
 			continue;
 		all[n].pid = atoi(de->d_name);
 		all[n].parent = parent;
-		all[n].ours = itself ? all[n].pid == pid || session == pid
-				     : parent == pid && all[n].pid != getpid();
+		all[n].ours = whom == WITH_SESSION
+				      ? all[n].pid == pid || session == pid
+				      : parent == pid && all[n].pid != getpid();
 		n++;
 	}
 	while (more) {
@@ -198,7 +226,9 @@ kill_descendants(pid_t pid, bool itself)
 					all[i].ours = more = true;
 	}
 	for (unsigned i = 0; i < n; i++)
-		if (all[i].ours && !kill(all[i].pid, SIGKILL))
+		if (all[i].ours &&
+			((whom == BELOW_WITH_GROUPS && kill_group_of(all[i].pid)) ||
+				!kill(all[i].pid, SIGKILL)))
 			killed++;
 	return killed;
 }
@@ -211,7 +241,8 @@ reap_kill(pid_t pid, int group_fd)
 	/* Stopped first, so that nobody forks or is re-parented between the look and the
 	 * kill. */
 	kill(-pid, SIGSTOP);
-	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, true); round++)
+	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, WITH_SESSION);
+		round++)
 		;
 	kill(-pid, SIGKILL);
 }
@@ -219,7 +250,7 @@ reap_kill(pid_t pid, int group_fd)
 void
 reap_kill_below(pid_t pid)
 {
-	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, false); round++)
+	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, BELOW); round++)
 		;
 }
 
@@ -234,6 +265,15 @@ reap_group_drop(uint64_t num, int group_fd)
 	group_name(name, sizeof(name), num);
 	if (unlinkat(own_group, name, AT_REMOVEDIR))
 		leftovers = true;
+}
+
+void
+reap_kill_login(pid_t pid, int group_fd)
+{
+	for (int round = 0;
+		round < ROUNDS_MAX && kill_descendants(pid, BELOW_WITH_GROUPS); round++)
+		;
+	reap_kill(pid, group_fd);
 }
 
 /*
@@ -316,78 +356,4 @@ reap_named_end(const char *path)
 	remove_below(fd, DEPTH_MAX);
 	(void)rmdir(path);
 	return true;
-}
-
-/*
- * What is known by a mark in its environment.
- */
-
-static bool
-has_mark(const char *pid, const char *mark)
-{
-	cleanup_free char *env = NULL;
-	size_t len = 0, word = strlen(mark) + 1;
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/%.20s/environ", pid);
-	if (io_read_file(path, ENVIRON_MAX, &env, &len, NULL) || len < word)
-		return false;
-	for (const char *at = env;
-		(at = memmem(at, len - (size_t)(at - env), mark, word)); at++)
-		if (at == env || !at[-1])
-			return true;
-	return false;
-}
-
-/* Only groups that hold nothing but what one connection or one command started: systemd's
- * of a login, and ours. */
-static bool
-kill_group_of(const char *pid)
-{
-	cleanup_free char *groups = NULL;
-	cleanup_close int fd = -1;
-	const char *own, *last;
-	char path[REAP_PATH_MAX];
-
-	snprintf(path, sizeof(path), "/proc/%.20s/cgroup", pid);
-	if (!mount_path[0] || io_read_file(path, 65536, &groups, NULL, NULL) ||
-		!(own = v2_path(groups)) || !(last = strrchr(own, '/')) ||
-		(strncmp(last, "/" PREFIX, strlen("/" PREFIX)) &&
-			(strncmp(last, "/session-", 9) || !strstr(last, ".scope"))))
-		return false;
-	if (snprintf(path, sizeof(path), "%s%s", mount_path, own) >= (int)sizeof(path))
-		return false;
-	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return fd >= 0 && group_kill(fd);
-}
-
-unsigned
-reap_marked(const char *mark)
-{
-	unsigned killed = 0;
-	bool more = true;
-
-	for (int round = 0; more && round < ROUNDS_MAX; round++) {
-		cleanup_closedir DIR *d = opendir("/proc");
-		struct dirent *de;
-
-		more = false;
-		while (d && (de = readdir(d))) {
-			pid_t pid = atoi(de->d_name), parent, session;
-
-			if (pid <= 1 || pid == getpid() ||
-				!read_stat(dirfd(d), de->d_name, &parent, &session) ||
-				!has_mark(de->d_name, mark))
-				continue;
-			more = true;
-			killed++;
-			if (kill_group_of(de->d_name))
-				continue;
-			kill(pid, SIGSTOP);
-			for (int i = 0; i < ROUNDS_MAX && kill_descendants(pid, true);
-				i++)
-				;
-		}
-	}
-	return killed;
 }

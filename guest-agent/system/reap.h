@@ -28,11 +28,9 @@ void reap_group_drop(uint64_t num, int group_fd);
  * a pid that is a subreaper (PR_SET_CHILD_SUBREAPER) that is also what detached itself. */
 void reap_kill_below(pid_t pid);
 
-/* Kills all processes that have this ("NAME=value") in their environment and all that they
- * started: where they are in a group of one login or one command, what that holds, also
- * what has put the mark away; else what descends from them. The count of those that had the
- * mark. */
-unsigned reap_marked(const char *mark);
+/* Of an SSH server that serves one connection: kills it and all that was started over it,
+ * also in the group that systemd gave that login. */
+void reap_kill_login(pid_t pid, int group_fd);
 
 /*
  * Groups that outlive the process that made them, for the programs of coding agents.

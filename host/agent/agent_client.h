@@ -42,6 +42,10 @@ int agent_connect(const char *socket_path, int timeout_ms, int *ret_fd, struct e
 int agent_connect_port(const char *socket_path, uint32_t port, int timeout_ms,
 	int *ret_fd, struct err *e);
 
+/* The same; the number by which the guest, too, knows this connection. */
+int agent_connect_numbered(const char *socket_path, uint32_t port, int timeout_ms,
+	int *ret_fd, uint32_t *ret_number, struct err *e);
+
 struct agent_pong {
 	char version[32];
 	char boot_id[40];
@@ -173,10 +177,10 @@ void agent_captured_done(struct agent_captured *c);
 /* To the process group of a running command. */
 int agent_signal(const char *socket_path, const char *id, int signo, struct err *e);
 
-/* Kills what has that "NAME=value" in its environment (16 bytes of value or more), and all
- * that it started, also what put the mark away and left its session. -EINVAL: the agent is
- * too old to know how. */
-int agent_kill_marked(const char *socket_path, const char *mark, struct err *e);
+/* Kills all that was started over an SSH connection (agent_connect_numbered()) which is
+ * open, also what has left its session and forgotten its environment. -ESRCH: there is no
+ * such connection; -EINVAL: the agent is too old to know how. */
+int agent_kill_ssh(const char *socket_path, uint32_t connection, struct err *e);
 
 /* The "execs" array of the answer as JSON text (checked), malloc'd. */
 int agent_list_execs(const char *socket_path, char **ret_json, struct err *e);

@@ -79,7 +79,7 @@ dial(void)
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) ||
 		io_set_nonblock(fd[1], 1))
 		abort();
-	conn_accept(fd[1], false, false);
+	conn_accept(fd[1], 1, false, false);
 	return fd[0];
 }
 

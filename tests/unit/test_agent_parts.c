@@ -210,29 +210,6 @@ requests_keep_what_was_given(void **state)
 }
 
 static void
-marks_that_others_may_have_are_refused(void **state)
-{
-	static const char *const wrong[] = {
-		"", "A", "A=", "A=123456789012345", "0123456789abcdef0123"};
-	char line[128];
-	struct request q;
-	struct err e = {0};
-
-	(void)state;
-	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-		snprintf(line, sizeof(line), "{\"op\":\"kill_marked\",\"mark\":\"%s\"}",
-			wrong[i]);
-		assert_int_equal(request_read(line, strlen(line), &q, &e), -EINVAL);
-		assert_non_null(strstr(e.msg, "mark"));
-	}
-	strcpy(line, "{\"op\":\"kill_marked\",\"mark\":\"A=0123456789abcdef\"}");
-	if (request_read(line, strlen(line), &q, &e))
-		fail_msg("%s", e.msg);
-	assert_string_equal(q.mark, "A=0123456789abcdef");
-	request_done(&q);
-}
-
-static void
 byte_strings_survive_json(void **state)
 {
 	static const char *const strings[] = {"", "plain", "\xc3\xa9", "\xff", "\xff\xfe",
@@ -373,7 +350,6 @@ main(void)
 		cmocka_unit_test(environment_file_is_read_as_pam_does),
 		cmocka_unit_test(journal_keeps_the_last_bytes_by_offset),
 		cmocka_unit_test(requests_keep_what_was_given),
-		cmocka_unit_test(marks_that_others_may_have_are_refused),
 		cmocka_unit_test(byte_strings_survive_json),
 		cmocka_unit_test(broken_base64_is_refused),
 		cmocka_unit_test(frames_are_taken_whole_or_refused_early),

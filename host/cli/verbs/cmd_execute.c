@@ -288,7 +288,7 @@ run_ssh(const struct client_vm *vm, const char *home, const struct execute_words
 	if (r == 0)
 		r = vmssh_text(w->argv, w->env, w->cwd, over.mark.token, &text, &e);
 	if (r == 0)
-		r = vmssh_open(vm, home, w->user, &link, &e);
+		r = vmssh_open_marked(&over.mark, &link, &e);
 	if (r < 0)
 		return host_side(&e);
 	c.text = text;
