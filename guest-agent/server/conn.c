@@ -330,7 +330,7 @@ conn_accept(int fd, uint32_t number, bool connect_line, bool is_host)
 		conn_drop(c);
 		return;
 	}
-	timer_set(&c->deadline, io_now_ns() + REQUEST_NS);
+	timer_set(&c->deadline, loop_now_ns() + REQUEST_NS);
 	/* Mostly the request is there already. */
 	receive(c);
 }

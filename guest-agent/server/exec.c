@@ -147,7 +147,7 @@ read_some(struct out_stream *o)
 	ring_added(&o->ring, (size_t)n);
 	o->unread -= (uint64_t)n < o->unread ? (uint64_t)n : o->unread;
 	if (x->state == DRAINING) {
-		uint64_t at = io_now_ns() + QUIET_NS;
+		uint64_t at = loop_now_ns() + QUIET_NS;
 
 		timer_set(&x->quiet, at < x->quiet_until_ns ? at : x->quiet_until_ns);
 	}
@@ -260,7 +260,7 @@ check_end(struct exec *x)
 		if (o->src.fd < 0)
 			continue;
 		if (!now)
-			now = io_now_ns();
+			now = loop_now_ns();
 		if (o->unread || now < x->quiet.at_ns)
 			return;
 	}
@@ -293,7 +293,7 @@ quiet_over(struct timer *t)
 	check_end(x);
 	/* Waiting for a slow reader: look again. */
 	if (x->state == DRAINING)
-		timer_set(&x->quiet, io_now_ns() + QUIET_NS);
+		timer_set(&x->quiet, loop_now_ns() + QUIET_NS);
 }
 
 static void
@@ -352,8 +352,8 @@ ended(struct source *s, uint32_t events)
 		close_stdin(x);
 
 	x->state = DRAINING;
-	x->quiet_until_ns = io_now_ns() + QUIET_MAX_NS;
-	timer_set(&x->quiet, io_now_ns() + QUIET_NS);
+	x->quiet_until_ns = loop_now_ns() + QUIET_MAX_NS;
+	timer_set(&x->quiet, loop_now_ns() + QUIET_NS);
 	for (int i = 0; i < 2; i++) {
 		struct out_stream *o = &x->out[i];
 		int unread = 0;
@@ -782,7 +782,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	x->timeout.fire = time_is_up;
 	x->quiet.fire = quiet_over;
 	if (q->timeout_ms)
-		timer_set(&x->timeout, io_now_ns() + q->timeout_ms * 1000000);
+		timer_set(&x->timeout, loop_now_ns() + q->timeout_ms * 1000000);
 	/* epoll_ctl fails for want of memory only; the command runs, and must then not be
 	 * left alone. */
 	if (source_wait(&x->pidfd, EPOLLIN) || source_wait(&x->out[0].src, EPOLLIN) ||

@@ -145,7 +145,7 @@ arm_watchdog(void)
 static void
 bark(struct timer *t)
 {
-	uint64_t now = io_now_ns();
+	uint64_t now = loop_now_ns();
 
 	(void)t;
 	if (k.state != ST_RUNNING || k.ending)
@@ -188,13 +188,13 @@ saw(enum rpc_event event, const char *line, size_t len)
 		k.done = false;
 		k.begun = true;
 		if (!k.busy_ns)
-			k.busy_ns = io_now_ns();
+			k.busy_ns = loop_now_ns();
 		break;
 	case RPC_DONE:
 	case RPC_FAILED:
 		k.done = true;
 		k.done_well = event == RPC_DONE;
-		k.done_ns = io_now_ns();
+		k.done_ns = loop_now_ns();
 		k.busy_ns = 0;
 		k.begun = false;
 		break;
@@ -245,7 +245,7 @@ take(struct stream *s)
 		else if (n <= 0)
 			result = -1;
 		if (n > 0)
-			k.last_out_ns = io_now_ns();
+			k.last_out_ns = loop_now_ns();
 		if (n < 0 && n != -EAGAIN) {
 			static struct log_limit limit = {.burst = 1};
 
@@ -283,7 +283,7 @@ out_ready(struct source *src, uint32_t events)
 		/* Its end is seen by the program's; a full disk is tried again. */
 		source_wait(src, 0);
 		if (s->full)
-			timer_set(&k.drain, io_now_ns() + SECOND_NS);
+			timer_set(&k.drain, loop_now_ns() + SECOND_NS);
 	}
 	arm_watchdog();
 }
@@ -314,7 +314,7 @@ describe(const struct rpc_exit *x, char *dst, size_t cap)
 static bool
 too_many(void)
 {
-	uint64_t now = io_now_ns();
+	uint64_t now = loop_now_ns();
 	unsigned in_window = 0;
 
 	k.failures_ns[k.n_failures++ % k.conf.limit] = now;
@@ -330,14 +330,14 @@ start_later(bool failed)
 	uint64_t ms = k.conf.delay_ms;
 
 	/* It ran for a while: what it was has nothing to do with this failure. */
-	if (io_now_ns() - k.started_ns > k.conf.delay_max_ms * UINT64_C(2000000))
+	if (loop_now_ns() - k.started_ns > k.conf.delay_max_ms * UINT64_C(2000000))
 		k.in_a_row = 0;
 	for (unsigned i = 0; failed && i < k.in_a_row && ms < k.conf.delay_max_ms; i++)
 		ms *= 2;
 	if (ms > k.conf.delay_max_ms)
 		ms = k.conf.delay_max_ms;
 	k.in_a_row = failed ? k.in_a_row + 1 : 0;
-	timer_set(&k.restart, io_now_ns() + ms * 1000000);
+	timer_set(&k.restart, loop_now_ns() + ms * 1000000);
 	enter(ST_WAITING);
 }
 
@@ -455,7 +455,7 @@ drain(void)
 		full = full || s->full;
 	}
 	if (full) {
-		timer_set(&k.drain, io_now_ns() + SECOND_NS);
+		timer_set(&k.drain, loop_now_ns() + SECOND_NS);
 		return;
 	}
 	timer_stop(&k.drain);
@@ -576,7 +576,7 @@ end_step(struct timer *t)
 			shim_kill(&k.place, &k.held);
 		half_ns = SECOND_NS;
 	}
-	timer_set(&k.stop, io_now_ns() + half_ns);
+	timer_set(&k.stop, loop_now_ns() + half_ns);
 }
 
 static void
@@ -603,11 +603,11 @@ fed(struct rpc_input *in)
 {
 	(void)in;
 	if (!k.busy_ns) {
-		k.busy_ns = io_now_ns();
+		k.busy_ns = loop_now_ns();
 		k.done = false;
 		say_state();
 	} else {
-		k.busy_ns = io_now_ns();
+		k.busy_ns = loop_now_ns();
 	}
 	arm_watchdog();
 }
@@ -615,7 +615,7 @@ fed(struct rpc_input *in)
 static void
 attach(void)
 {
-	uint64_t now = io_now_ns();
+	uint64_t now = loop_now_ns();
 
 	k.busy_ns = k.done_ns = 0;
 	k.done = k.begun = false;
@@ -666,7 +666,7 @@ start_program(void)
 		return;
 	}
 	k.starts++;
-	k.started_ns = io_now_ns();
+	k.started_ns = loop_now_ns();
 	k.started_ms = io_wall_ms();
 	k.reason[0] = 0;
 	log_info("started");

@@ -162,7 +162,7 @@ helper_start(struct helper *h, const char *what, char *const *argv, char *const 
 	source_init(&h->pidfd, pidfd, ended);
 	source_init(&h->out, TAKE_FD(ours), out_ready);
 	h->limit = (struct timer){.fire = too_long};
-	timer_set(&h->limit, io_now_ns() + (uint64_t)limit_ms * 1000000);
+	timer_set(&h->limit, loop_now_ns() + (uint64_t)limit_ms * 1000000);
 	if (source_wait(&h->pidfd, EPOLLIN) || source_wait(&h->out, EPOLLIN)) {
 		helper_stop(h);
 		return err_sys(e, -ENOMEM, "watching %s", what);

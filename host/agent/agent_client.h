@@ -74,6 +74,7 @@ struct agent_exec_req {
 	const char *user;	/* name or number; NULL: root (the agent's own) */
 	uint64_t timeout_ms;	/* 0: none. At the limit everything the command started is
 				   killed */
+	uint32_t grace_ms; /* beyond it, until the guest is given up as stuck; 0: 15 s */
 	bool detach; /* start it and return; output is kept in a bounded journal, see
 			agent_attach */
 	bool tty;    /* a terminal: stdout only, rows and cols its first size */
@@ -110,6 +111,10 @@ struct agent_exec_io {
 	 * that is not wanted). */
 	int wake_fd;
 	int (*wake)(void *ctx, struct agent_session *s);
+	/* For how many milliseconds in all the VM has been paused, by a count that begins
+	 * anywhere; may be NULL. Asked when a command with a time limit begins, and again
+	 * when it is late: that time is none of the command's. */
+	uint64_t (*paused_ms)(void *ctx);
 	/* Told once, when the guest has accepted the command; may be NULL. */
 	void (*started)(void *ctx, const char *id);
 	/* Output that the guest's journal had to drop; may be NULL. */

@@ -181,6 +181,7 @@ adopt(struct tree *t, struct vm *vm, struct err *e)
 		vm->row.state = VM_PAUSED;
 	else if (vm->row.state == VM_PAUSED)
 		vm->row.state = vm->row.answered ? VM_RUNNING : VM_STARTING;
+	vm_count_pause(vm);
 	r = tree_watch(t, vm, e);
 	if (r == 0) {
 		vm_enter_scope(t, vm, true);

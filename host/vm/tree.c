@@ -498,6 +498,20 @@ unlock:
 	return r;
 }
 
+void
+vm_count_pause(struct vm *vm)
+{
+	uint64_t now = io_now_ns();
+
+	if (vm->row.state == VM_PAUSED) {
+		if (!vm->paused_at_ns)
+			vm->paused_at_ns = now;
+	} else if (vm->paused_at_ns) {
+		vm->paused_ns += now - vm->paused_at_ns;
+		vm->paused_at_ns = 0;
+	}
+}
+
 static int
 pause_or_resume(
 	struct tree *t, const char *name, bool pause, struct json_out *out, struct err *e)
@@ -526,6 +540,7 @@ pause_or_resume(
 			vm->row.state = pause		   ? VM_PAUSED
 					: vm->row.answered ? VM_RUNNING
 							   : VM_STARTING;
+			vm_count_pause(vm);
 			r = db_update(t->db, &vm->row, e);
 			log_info("vm %s (%s): %s", vm->row.id, vm_name(vm),
 				pause ? "paused" : "resumed");

@@ -84,6 +84,9 @@ run(const char *const *argv)
 	return run_req(&q, NULL, 0);
 }
 
+static bool list_has(const char *id, char *state, size_t cap);
+static void end_commands(void);
+
 static void
 ping_tells_who_answers(void **state)
 {
@@ -394,6 +397,111 @@ command_that_ends_in_time_is_not_touched_by_its_limit(void **state)
 	(void)state;
 	assert_int_equal(c.result.kind, AGENT_EXITED);
 	assert_int_equal(c.result.value, 3);
+}
+
+/* As a machine that is paused: nothing of the agent runs, and its clock goes on. */
+static void
+stop_agent(bool stop)
+{
+	char path[64], text[256];
+	bool stopped = !stop;
+
+	kill(agent_pid, stop ? SIGSTOP : SIGCONT);
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)agent_pid);
+	while (stopped != stop) {
+		cleanup_close int fd = open(path, O_RDONLY);
+		ssize_t n = read(fd, text, sizeof(text) - 1);
+
+		assert_true(n > 0);
+		text[n] = 0;
+		stopped = strrchr(text, ')')[2] == 'T';
+	}
+}
+
+static void
+time_in_which_the_agent_is_held_does_not_count_against_a_limit(void **state)
+{
+	char go[128], script[256];
+	struct agent_exec_req q = {
+		.argv = SH(script), .timeout_ms = 4000, .detach = true};
+	struct agent_exec_result res, end;
+	struct err e = {0};
+
+	(void)state;
+	snprintf(go, sizeof(go), "%s/go", folder);
+	snprintf(script, sizeof(script), "until test -e %s; do sleep 0.02; done", go);
+	if (agent_exec(sock, &q, NULL, &res, &e))
+		fail_msg("%s", e.msg);
+	stop_agent(true);
+	usleep(5000000); /* longer than all of its limit */
+	stop_agent(false);
+	/* The agent has looked at its timers after that. */
+	assert_int_equal(agent_ping(sock, 10000, NULL, &e), 0);
+	assert_true(list_has(res.id, NULL, 0));
+	assert_int_equal(close(open(go, O_WRONLY | O_CREAT, 0600)), 0);
+	if (agent_attach(sock, res.id, 0, 0, NULL, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.kind, AGENT_EXITED);
+	assert_int_equal(end.value, 0);
+}
+
+struct pause {
+	uint64_t began_ns;
+	unsigned asked;
+};
+
+static void
+pause_when_started(void *ctx, const char *id)
+{
+	struct pause *p = ctx;
+
+	(void)id;
+	p->began_ns = io_now_ns();
+	stop_agent(true);
+}
+
+/* Pandod's count of it, which goes on until the fifth time that somebody asks. */
+static uint64_t
+pause_counted(void *ctx)
+{
+	struct pause *p = ctx;
+
+	if (!p->began_ns)
+		return 1000; /* of a pause before */
+	if (++p->asked == 5)
+		stop_agent(false);
+	return 1000 + (io_now_ns() - p->began_ns) / 1000000;
+}
+
+static void
+a_pause_does_not_count_against_the_hosts_patience(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("sleep 0.2; exit 4"), .timeout_ms = 2500, .grace_ms = 10};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct pause p = {0};
+	struct err e = {0};
+
+	(void)state;
+	io.started = pause_when_started;
+	io.paused_ms = pause_counted;
+	io.ctx = &p;
+	if (agent_exec(sock, &q, &io, &res, &e)) {
+		stop_agent(false);
+		fail_msg("%s", e.msg);
+	}
+	assert_int_equal(res.kind, AGENT_EXITED);
+	assert_int_equal(res.value, 4);
+	assert_true(p.asked >= 5);
+
+	/* Nobody counts a pause: the guest is stuck. */
+	p = (struct pause){0};
+	io.paused_ms = NULL;
+	assert_int_equal(agent_exec(sock, &q, &io, &res, &e), -ETIMEDOUT);
+	stop_agent(false);
+	assert_non_null(strstr(e.msg, "stuck or paused"));
+	end_commands();
 }
 
 static void
@@ -1616,6 +1724,9 @@ main(void)
 		cmocka_unit_test(binary_output_of_any_size_on_both_streams),
 		cmocka_unit_test(time_limit_kills_all_that_was_started),
 		cmocka_unit_test(command_that_ends_in_time_is_not_touched_by_its_limit),
+		cmocka_unit_test(
+			time_in_which_the_agent_is_held_does_not_count_against_a_limit),
+		cmocka_unit_test(a_pause_does_not_count_against_the_hosts_patience),
 		cmocka_unit_test(
 			background_child_that_holds_stdout_does_not_hang_the_call),
 		cmocka_unit_test(background_child_lives_on_and_may_write),
