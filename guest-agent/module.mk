@@ -8,7 +8,7 @@ agent_rpc_SRCS += guest-agent/tools/files_main.c
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
 pando-agent_SRCS := guest-agent/main.c guest-agent/server/conn.c guest-agent/server/conn_ask.c guest-agent/server/conn_out.c \
-	guest-agent/server/exec.c guest-agent/server/files.c \
+	guest-agent/server/exec.c guest-agent/server/files.c guest-agent/server/finish.c guest-agent/server/exec_shim.c \
 	guest-agent/system/loop.c guest-agent/system/reap.c guest-agent/server/request.c guest-agent/system/ring.c \
 	guest-agent/system/spawn.c guest-agent/system/userdb.c guest-agent/identity/apply.c guest-agent/identity/identity_request.c \
 	guest-agent/system/helper.c guest-agent/identity/identity.c guest-agent/system/machine.c common/wire/openssh_key.c \

@@ -27,9 +27,6 @@
 #define FIRST_SLOT AGENT_EXECS_MAX
 _Static_assert(FIRST_SLOT + SSHD_MAX <= SPAWN_SLOTS - HELPERS_MAX, "slots");
 
-/* Groups of connections are told from those of commands and helpers. */
-#define FIRST_GROUP (1ull << 61)
-
 #define KEYS_FILE "/etc/pando/authorized_keys"
 #define CONFIG_FILE "/etc/pando/sshd_config"
 #define PRIVSEP_FOLDER "/run/sshd"
@@ -42,7 +39,6 @@ static struct served {
 	uint64_t group_num;
 	int group_fd; /* owned; -1 */
 } served[SSHD_MAX];
-static uint64_t last_group = FIRST_GROUP;
 
 #define container_of(p, type, member) \
 	((type *)(void *)((char *)(p)-offsetof(type, member)))
@@ -139,7 +135,7 @@ start(struct served *x, const char *program, int fd, uint32_t connection, struct
 	if (r)
 		return r;
 	/* Where systemd does not put the login into a scope, what it starts is in here. */
-	x->group_num = ++last_group;
+	x->group_num = reap_group_number();
 	x->group_fd = s.cgroup_fd = reap_group_make(x->group_num);
 	s.subreaper = x->group_fd < 0;
 	r = spawn_start(&s, slot, &x->pid, &pidfd, e);

@@ -147,6 +147,8 @@ wait_ms(void)
 	return (int)((first - now + 999999) / 1000000);
 }
 
+void (*loop_lost)(uint64_t ns);
+
 uint64_t
 loop_now_ns(void)
 {
@@ -160,8 +162,11 @@ look_at_clock(int ms)
 	uint64_t now = io_now_ns(), most;
 
 	most = looked_ns + (ms < 0 ? 0 : (uint64_t)ms * 1000000);
-	if (looked_ns && ms >= 0 && now > most + LATE_NS)
+	if (looked_ns && ms >= 0 && now > most + LATE_NS) {
 		lost_ns += now - most;
+		if (loop_lost)
+			loop_lost(now - most);
+	}
 	looked_ns = now;
 }
 

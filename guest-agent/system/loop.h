@@ -52,6 +52,8 @@ void source_close(struct source *s);
  * than it has asked for has not run meanwhile. Half a second of each such time counts at
  * most; so does all of what is shorter than that. */
 uint64_t loop_now_ns(void);
+/* NULL, or told when that clock falls behind CLOCK_MONOTONIC by so much more. */
+extern void (*loop_lost)(uint64_t ns);
 void timer_set(struct timer *t, uint64_t at_ns);
 void timer_stop(struct timer *t);
 

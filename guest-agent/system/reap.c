@@ -90,7 +90,7 @@ reap_init(void)
 static void
 group_name(char *dst, size_t cap, uint64_t num)
 {
-	snprintf(dst, cap, PREFIX "%d-%llu", (int)getpid(), (unsigned long long)num);
+	snprintf(dst, cap, PREFIX "%016" PRIx64, num);
 }
 
 /* Empty groups whose last process ended after its command did. */
@@ -116,6 +116,29 @@ sweep(void)
 		if (!strncmp(de->d_name, PREFIX, strlen(PREFIX)) &&
 			unlinkat(own_group, de->d_name, AT_REMOVEDIR))
 			leftovers = true;
+}
+
+uint64_t
+reap_group_number(void)
+{
+	static uint64_t last;
+	uint64_t number = 0;
+
+	/* Early in a boot there may be no random numbers yet, and no group of before. */
+	if (getrandom(&number, sizeof(number), GRND_NONBLOCK) != (ssize_t)sizeof(number))
+		number = io_now_ns() << 8 | (++last & 0xff);
+	return number | 1ull << 63;
+}
+
+int
+reap_group_open(uint64_t num)
+{
+	char name[64];
+
+	if (own_group < 0)
+		return -1;
+	group_name(name, sizeof(name), num);
+	return openat(own_group, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
 int

@@ -15,8 +15,12 @@
 /* Finds the agent's own group; without one, or where it may make none below, the other
  * way is taken. */
 void reap_init(void);
-/* A new group for command `num`: its open folder, or -1. */
+/* A number that no command has, for what is none: 2^63 or more. */
+uint64_t reap_group_number(void);
+/* A new group for command `num`, a number never used before: its open folder, or -1. */
 int reap_group_make(uint64_t num);
+/* One that is there: made by an agent before this one. */
+int reap_group_open(uint64_t num);
 /* Kills. group_fd may be -1. pid is the command's, still unreaped: its number cannot mean
  * another process. */
 void reap_kill(pid_t pid, int group_fd);

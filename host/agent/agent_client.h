@@ -134,7 +134,8 @@ struct agent_exec_result {
 	uint64_t stdout_bytes, stderr_bytes; /* that the command wrote */
 	uint64_t stdout_lost,
 		stderr_lost; /* of these, dropped by the journal before they were read */
-	char message[256];   /* AGENT_SPAWN_FAILED: why */
+	char message[256];   /* AGENT_SPAWN_FAILED: why; else "", or what still has its
+				output open, so that more may come that is not here */
 };
 
 /* Runs it and pumps until the exit record. 0 when there is one, whatever it says. */

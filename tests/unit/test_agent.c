@@ -86,6 +86,7 @@ run(const char *const *argv)
 
 static bool list_has(const char *id, char *state, size_t cap);
 static void end_commands(void);
+static void wait_state(const char *id, const char *want);
 
 static void
 ping_tells_who_answers(void **state)
@@ -460,7 +461,7 @@ pause_when_started(void *ctx, const char *id)
 	stop_agent(true);
 }
 
-/* Pandod's count of it, which goes on until the fifth time that somebody asks. */
+/* Pandod's count of it, which goes on until the second time that somebody asks. */
 static uint64_t
 pause_counted(void *ctx)
 {
@@ -468,7 +469,7 @@ pause_counted(void *ctx)
 
 	if (!p->began_ns)
 		return 1000; /* of a pause before */
-	if (++p->asked == 5)
+	if (++p->asked == 2)
 		stop_agent(false);
 	return 1000 + (io_now_ns() - p->began_ns) / 1000000;
 }
@@ -493,7 +494,7 @@ a_pause_does_not_count_against_the_hosts_patience(void **state)
 	}
 	assert_int_equal(res.kind, AGENT_EXITED);
 	assert_int_equal(res.value, 4);
-	assert_true(p.asked >= 5);
+	assert_true(p.asked >= 2);
 
 	/* Nobody counts a pause: the guest is stuck. */
 	p = (struct pause){0};
@@ -932,6 +933,252 @@ second_reader_puts_the_first_off(void **state)
 	assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
 	assert_int_equal(h.type, AGENT_ERROR);
 	close(fd);
+}
+
+static void
+as_many_records_are_kept_as_commands_may_run(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("exit 5"), .detach = true};
+	static struct agent_exec_result res[AGENT_EXECS_MAX];
+	struct agent_exec_result end;
+	struct err e = {0};
+
+	(void)state;
+	end_commands();
+	for (int i = 0; i < AGENT_EXECS_MAX; i++)
+		if (agent_exec(sock, &q, NULL, &res[i], &e))
+			fail_msg("%d: %s", i, e.msg);
+	for (int i = 0; i < AGENT_EXECS_MAX; i++)
+		wait_state(res[i].id, "exited");
+	for (int i = 0; i < AGENT_EXECS_MAX; i++) {
+		if (agent_attach(sock, res[i].id, 0, 0, NULL, &end, &e))
+			fail_msg("%d: %s", i, e.msg);
+		assert_int_equal(end.value, 5);
+	}
+}
+
+static void
+restart_agent(int signo)
+{
+	kill(agent_pid, signo);
+	waitpid(agent_pid, NULL, 0);
+	agent_pid = agent_help_start(sock, NULL, enter);
+}
+
+static void
+commands_go_on_while_the_agent_is_started_anew(void **state)
+{
+	static const int signals[] = {SIGTERM, SIGKILL};
+	char go[128], script[400], id[2][24], want[32];
+	struct agent_exec_req q = {.argv = SH(script), .detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res, end;
+	struct err e = {0};
+
+	(void)state;
+	snprintf(go, sizeof(go), "%s/go-on", folder);
+	snprintf(script, sizeof(script),
+		"trap '' PIPE; echo before; echo err >&2; until test -e %s; do echo x; sleep 0.01; done; echo after; exit 7",
+		go);
+	for (int i = 0; i < 2; i++) {
+		cleanup_free char *text = NULL;
+		size_t len;
+		char file[128];
+
+		unlink(go);
+		if (agent_exec(sock, &q, NULL, &res, &e))
+			fail_msg("%s", e.msg);
+		strcpy(id[i], res.id);
+		usleep(100000);
+		restart_agent(signals[i]);
+		wait_state(id[i], "running");
+		usleep(50000);
+		restart_agent(signals[i]);
+		assert_int_equal(close(open(go, O_WRONLY | O_CREAT, 0600)), 0);
+		snprintf(file, sizeof(file), "%s/all", folder);
+		io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+		if (agent_attach(sock, id[i], 0, 0, &io, &end, &e))
+			fail_msg("%s", e.msg);
+		close(io.stdout_fd);
+		assert_int_equal(end.kind, AGENT_EXITED);
+		assert_int_equal(end.value, 7);
+		assert_int_equal(end.stdout_lost + end.stderr_lost, 0);
+		assert_int_equal(end.stderr_bytes, 4);
+		assert_int_equal(io_read_file(file, 1 << 20, &text, &len, NULL), 0);
+		assert_int_equal(len, end.stdout_bytes);
+		assert_memory_equal(text, "before\nx\n", 9);
+		snprintf(want, sizeof(want), "x\nafter\n");
+		assert_string_equal(text + len - strlen(want), want);
+		/* Every line of it, whole. */
+		assert_int_equal(strspn(text + 7, "x\n"), len - 7 - 6);
+	}
+	assert_string_not_equal(id[0], id[1]);
+}
+
+static void
+input_is_whole_though_the_agent_is_started_anew(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("cat")};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result end;
+	struct err e = {0};
+	char line[256], id[24], file[128];
+	cleanup_free char *text = NULL;
+	static char payload[64 * 1024];
+	struct agent_frame_hdr h = {.type = AGENT_STDIN, .len = sizeof(payload)};
+	size_t len;
+	int fd, p[2];
+
+	(void)state;
+	(void)q;
+	/* It reads nothing before it is told to: input waits in the agent. */
+	snprintf(file, sizeof(file), "%s/take", folder);
+	snprintf(line, sizeof(line),
+		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"until test -e %s; do sleep 0.02; done; cat\"],\"stdin\":true}\n",
+		file);
+	fd = dial(line);
+	read_line(fd, line, sizeof(line));
+	assert_int_equal(sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id), 1);
+	for (int i = 0; i < 3; i++) {
+		memset(payload, 'a' + i, sizeof(payload));
+		assert_int_equal(io_write_full(fd, &h, sizeof(h)), 0);
+		assert_int_equal(io_write_full(fd, payload, sizeof(payload)), 0);
+	}
+	assert_int_equal(agent_ping(sock, 10000, NULL, &e), 0);
+	usleep(100000);
+	close(fd);
+	restart_agent(SIGKILL);
+	assert_int_equal(close(open(file, O_WRONLY | O_CREAT, 0600)), 0);
+	assert_int_equal(pipe(p), 0);
+	assert_int_equal(write(p[1], "end\n", 4), 4);
+	close(p[1]);
+	io.stdin_fd = p[0];
+	snprintf(file, sizeof(file), "%s/taken", folder);
+	io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	if (agent_attach(sock, id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	close(io.stdout_fd);
+	close(p[0]);
+	assert_int_equal(end.value, 0);
+	assert_int_equal(io_read_file(file, 1 << 20, &text, &len, NULL), 0);
+	assert_int_equal(len, 3 * sizeof(payload) + 4);
+	for (size_t i = 0; i < 3 * sizeof(payload); i++)
+		assert_int_equal(text[i], 'a' + (int)(i / sizeof(payload)));
+	assert_string_equal(text + len - 4, "end\n");
+}
+
+static void
+records_and_limits_outlive_the_agent(void **state)
+{
+	struct agent_exec_req done = {.argv = SH("echo kept; exit 9"), .detach = true};
+	struct agent_exec_req limited = {
+		.argv = SH("(setsid setsid sleep 7341 &); sleep 7341"),
+		.timeout_ms = 2000,
+		.detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result a, b, end;
+	struct script s = {.step = 1};
+	struct err e = {0};
+
+	(void)state;
+	if (agent_exec(sock, &done, NULL, &a, &e) ||
+		agent_exec(sock, &limited, NULL, &b, &e))
+		fail_msg("%s", e.msg);
+	wait_state(a.id, "exited");
+	restart_agent(SIGKILL);
+	io.output = tty_output;
+	io.ctx = &s;
+	if (agent_attach(sock, a.id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(s.seen, "kept\n");
+	assert_int_equal(end.value, 9);
+	if (agent_attach(sock, b.id, 0, 0, NULL, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.kind, AGENT_TIMED_OUT);
+	for (int i = 0; i < 500 && processes_of("sleep 7341"); i++)
+		usleep(10000);
+	assert_int_equal(processes_of("sleep 7341"), 0);
+	/* What was taken is not there again. */
+	for (int i = 0; i < 500 && (list_has(a.id, NULL, 0) || list_has(b.id, NULL, 0));
+		i++)
+		usleep(10000);
+	restart_agent(SIGTERM);
+	assert_false(list_has(a.id, NULL, 0));
+	assert_false(list_has(b.id, NULL, 0));
+}
+
+static void
+ids_are_never_given_again(void **state)
+{
+	static char ids[12][24];
+	struct err e = {0};
+
+	(void)state;
+	for (int i = 0; i < 12; i++) {
+		cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+
+		strcpy(ids[i], c.result.id);
+		for (int k = 0; k < i; k++)
+			assert_string_not_equal(ids[i], ids[k]);
+		if (i % 3 == 2)
+			restart_agent(i % 2 ? SIGTERM : SIGKILL);
+	}
+	assert_int_equal(agent_signal(sock, ids[0], SIGTERM, &e), -ESRCH);
+}
+
+static void
+output_of_what_finishes_after_the_shell_is_there(void **state)
+{
+	/* The shell's output goes through others, which go on for longer than it does. */
+	static const char *const scripts[] = {
+		"exec > >(sleep 0.4; cat); echo late",
+		"exec > >(while read l; do sleep 0.3; echo $l; done); echo late",
+		"exec > >(cat | (sleep 0.5; tr A-Z a-z)); echo LATE",
+	};
+
+	(void)state;
+	if (access("/bin/bash", X_OK))
+		skip();
+	for (size_t i = 0; i < sizeof(scripts) / sizeof(scripts[0]); i++) {
+		cleanup_agent_captured struct agent_captured c =
+			run(ARGV("bash", "-c", scripts[i]));
+
+		assert_int_equal(c.result.value, 0);
+		assert_string_equal(c.out, "late\n");
+		assert_string_equal(c.result.message, "");
+	}
+}
+
+static void
+output_that_stays_open_is_marked(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("sleep 7342 & (sleep 0.5; echo late) & echo now"),
+		.detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res, end;
+	struct script s = {.step = 1};
+	struct err e = {0};
+
+	(void)state;
+	cleanup_agent_captured struct agent_captured c =
+		run(SH("sleep 1.7342 & echo now"));
+	assert_string_equal(c.out, "now\n");
+	assert_int_equal(c.result.value, 0);
+	assert_non_null(strstr(c.result.message, "still open by process"));
+	assert_non_null(strstr(c.result.message, "(sleep)"));
+
+	/* Until somebody takes its end, what comes later is kept, too. */
+	if (agent_exec(sock, &q, NULL, &res, &e))
+		fail_msg("%s", e.msg);
+	wait_state(res.id, "exited");
+	sleep(1);
+	io.output = tty_output;
+	io.ctx = &s;
+	if (agent_attach(sock, res.id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(s.seen, "now\nlate\n");
+	assert_int_equal(end.stdout_bytes, 9);
 }
 
 static void
@@ -1741,6 +1988,13 @@ main(void)
 		cmocka_unit_test(slow_reader_slows_the_command_and_nothing_else),
 		cmocka_unit_test(reader_that_died_in_the_middle_wedges_nothing),
 		cmocka_unit_test(second_reader_puts_the_first_off),
+		cmocka_unit_test(as_many_records_are_kept_as_commands_may_run),
+		cmocka_unit_test(commands_go_on_while_the_agent_is_started_anew),
+		cmocka_unit_test(input_is_whole_though_the_agent_is_started_anew),
+		cmocka_unit_test(records_and_limits_outlive_the_agent),
+		cmocka_unit_test(ids_are_never_given_again),
+		cmocka_unit_test(output_of_what_finishes_after_the_shell_is_there),
+		cmocka_unit_test(output_that_stays_open_is_marked),
 		cmocka_unit_test(finished_records_are_bounded),
 		cmocka_unit_test(one_command_too_many_is_refused),
 		cmocka_unit_test(signal_reaches_the_group_from_another_connection),

@@ -167,7 +167,7 @@ print_json(const struct running *run, const struct agent_exec_result *result, in
 	json_out_i64(&o, "status", status);
 	if (result->kind == AGENT_SIGNALLED)
 		json_out_u64(&o, "signal", result->value);
-	if (result->kind == AGENT_SPAWN_FAILED)
+	if (result->message[0])
 		json_out_str(&o, "message", result->message);
 	if (result->kind != 0) {
 		json_out_strn(&o, "stdout", run->out[0].buf ? run->out[0].buf : "",
@@ -193,6 +193,8 @@ conclude(const struct running *run, const struct agent_exec_result *result, bool
 			(double)w->timeout_ms / 1e3);
 	else if (result->kind == AGENT_SPAWN_FAILED)
 		out_complain("%s", result->message);
+	if (result->message[0] && result->kind != AGENT_SPAWN_FAILED && !run->quiet)
+		out_complain("the command has ended; %s", result->message);
 	if (json)
 		return print_json(run, result, status);
 	if (w->detach)
