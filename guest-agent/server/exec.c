@@ -882,6 +882,12 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 			r = pipe_for(&ours1, &theirs1, false, e);
 		if (!r)
 			r = pipe_for(&ours2, &theirs2, false, e);
+		/* Opened by name (/dev/stdout), a pipe is its owner's. */
+		if (!r && switch_user &&
+			((q->want_stdin && fchown(theirs0, user.uid, user.gid)) ||
+				fchown(theirs1, user.uid, user.gid) ||
+				fchown(theirs2, user.uid, user.gid)))
+			r = err_sys(e, -errno, "giving pipes to \"%s\"", user.name);
 	}
 	if (r)
 		return r;

@@ -265,6 +265,10 @@ make_pipes(struct starting *s, struct err *e)
 		s->ours[i] = fd[ours];
 		s->theirs[i] = fd[!ours];
 		io_set_nonblock(fd[ours], 1);
+		/* Opened by name (/dev/stdout), a pipe is its owner's. */
+		if (s->c->user && s->user->uid != geteuid() &&
+			fchown(fd[0], s->user->uid, s->user->gid))
+			return err_sys(e, -errno, "giving a pipe to \"%s\"", s->c->user);
 	}
 	return 0;
 }

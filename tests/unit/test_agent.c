@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <pty.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -261,6 +262,25 @@ hash(uint64_t h, const void *buf, size_t len)
 }
 
 static void
+standard_streams_can_be_opened_by_name(void **state)
+{
+	static const char *const users[] = {NULL, "nobody"};
+	struct agent_exec_req q = {
+		.argv = SH(
+			"cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr")};
+
+	(void)state;
+	for (size_t i = 0; i < (geteuid() ? 1 : 2); i++) {
+		q.user = users[i];
+		cleanup_agent_captured struct agent_captured c = run_req(&q, "in ", 3);
+
+		assert_string_equal(c.out, "in out\n");
+		assert_string_equal(c.err, "err\n");
+		assert_int_equal(c.result.value, 0);
+	}
+}
+
+static void
 hundred_megabytes_through_stdin(void **state)
 {
 	struct agent_exec_req q = {.argv = ARGV("sha256sum")};
@@ -387,6 +407,59 @@ time_limit_kills_all_that_was_started(void **state)
 	for (int i = 0; i < 100 && processes_of("sleep 7331"); i++)
 		usleep(10000);
 	assert_int_equal(processes_of("sleep 7331"), 0);
+}
+
+/* The mount points of control groups (v2) are gone for the agent. */
+static bool
+hide_groups(void)
+{
+	for (int i = 0; i < 8; i++) {
+		FILE *f = fopen("/proc/self/mountinfo", "re");
+		char line[1024], at[256] = "";
+
+		if (!i && (unshare(CLONE_NEWNS) ||
+				  mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL)))
+			return false;
+		while (f && fgets(line, sizeof(line), f))
+			if (strstr(line, " - cgroup2 "))
+				sscanf(line, "%*s %*s %*s %*s %255s", at);
+		if (f)
+			fclose(f);
+		if (!at[0])
+			return true;
+		if (umount2(at, MNT_DETACH))
+			return false;
+	}
+	return false;
+}
+
+static void
+time_limit_kills_also_without_control_groups(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH(
+			"echo started; (env -i setsid sleep 7343 &); env -i setsid sleep 7343 & (setsid setsid sleep 7343 &); sleep 7343"),
+		.timeout_ms = 1500,
+	};
+	struct agent_captured c = {0};
+	char other[128];
+	struct err e = {0};
+	pid_t pid;
+
+	(void)state;
+	snprintf(other, sizeof(other), "%s/other.sock", folder);
+	pid = agent_help_start(other, NULL, hide_groups);
+	if (!pid)
+		skip();
+	if (agent_exec_capture(other, &q, NULL, 0, 1 << 20, &c, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(c.out, "started\n");
+	assert_int_equal(c.result.kind, AGENT_TIMED_OUT);
+	agent_captured_done(&c);
+	for (int i = 0; i < 500 && processes_of("sleep 7343"); i++)
+		usleep(10000);
+	assert_int_equal(processes_of("sleep 7343"), 0);
+	agent_help_end(&pid, SIGTERM);
 }
 
 static void
@@ -1967,9 +2040,11 @@ main(void)
 		cmocka_unit_test(program_that_is_not_there_is_127),
 		cmocka_unit_test(limits_of_the_agent_are_not_the_commands),
 		cmocka_unit_test(user_is_switched_to),
+		cmocka_unit_test(standard_streams_can_be_opened_by_name),
 		cmocka_unit_test(hundred_megabytes_through_stdin),
 		cmocka_unit_test(binary_output_of_any_size_on_both_streams),
 		cmocka_unit_test(time_limit_kills_all_that_was_started),
+		cmocka_unit_test(time_limit_kills_also_without_control_groups),
 		cmocka_unit_test(command_that_ends_in_time_is_not_touched_by_its_limit),
 		cmocka_unit_test(
 			time_in_which_the_agent_is_held_does_not_count_against_a_limit),
