@@ -1,6 +1,6 @@
 # guest-agent: pando-agent, and the host's side of its protocol.
 agent_rpc_parts_SRCS := guest-agent/supervisor/rpc_conf.c guest-agent/supervisor/rpc_proto.c guest-agent/supervisor/rpc_journal.c guest-agent/supervisor/rpc_place.c \
-	guest-agent/supervisor/rpc_spool.c
+	guest-agent/supervisor/rpc_scan.c guest-agent/supervisor/rpc_spool.c
 agent_rpc_SRCS := $(agent_rpc_parts_SRCS) guest-agent/commands.c guest-agent/tools/doctor.c guest-agent/supervisor/report.c guest-agent/supervisor/rpc.c \
 	guest-agent/supervisor/rpc_follow.c guest-agent/supervisor/shim.c guest-agent/supervisor/rpc_input.c guest-agent/supervisor/revive.c \
 	guest-agent/supervisor/supervisor.c guest-agent/supervisor/rpc_watch.c

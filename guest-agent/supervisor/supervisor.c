@@ -21,6 +21,7 @@
 #include "common/log.h"
 #include "guest-agent/supervisor/rpc_input.h"
 #include "guest-agent/supervisor/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_scan.h"
 #include "guest-agent/supervisor/rpc_watch.h"
 #include "guest-agent/supervisor/shim.h"
 #include "guest-agent/system/loop.h"
@@ -30,9 +31,6 @@
 #define SECOND_NS 1000000000ull
 #define TAKE_MAX (256u * 1024u)
 #define TAKES_A_TURN 8
-/* A line larger than this is not looked into: no event of a protocol needs it but pi's
- * agent_end, which holds a whole conversation. */
-#define LOOK_MAX JOURNAL_LINE_MAX
 /* After the end of a program: more than its pipes can hold. */
 #define DRAIN_TURNS 64
 
@@ -74,8 +72,9 @@ static struct supervisor {
 	unsigned n_failures, in_a_row;
 	uint64_t started_ns, started_ms, last_out_ns, busy_ns, done_ns;
 	uint64_t starts;
-	bool done, done_well, begun;
-	char *look; /* owned */
+	bool done, done_well, begun, compacts;
+	struct rpc_scan scan; /* of a line that comes in pieces */
+	char *look;	      /* owned */
 	size_t look_cap;
 } k;
 
@@ -190,8 +189,21 @@ saw(enum rpc_event event, const char *line, size_t len)
 		if (!k.busy_ns)
 			k.busy_ns = loop_now_ns();
 		break;
+	case RPC_COMPACTS:
+		/* A prompt that failed may go on after it. */
+		k.compacts = k.done && !k.done_well;
+		if (!k.compacts)
+			return;
+		k.done = false;
+		k.busy_ns = loop_now_ns();
+		break;
+	case RPC_COMPACTED:
+		if (!k.compacts)
+			return;
+		__attribute__((fallthrough));
 	case RPC_DONE:
 	case RPC_FAILED:
+		k.compacts = false;
 		k.done = true;
 		k.done_well = event == RPC_DONE;
 		k.done_ns = loop_now_ns();
@@ -221,10 +233,20 @@ out_line(void *ctx, const struct journal_record *r)
 {
 	const char *line;
 
-	if (k.conf.protocol == RPC_RAW || r->flags || r->len > LOOK_MAX)
+	if (r->flags & JOURNAL_TORN)
+		k.scan.under_way = false;
+	if (k.conf.protocol == RPC_RAW || r->flags & JOURNAL_TORN)
 		return;
 	line = look_at(ctx, r);
-	if (line)
+	/* One that is longer than what is looked at as a whole: pi's agent_end, which holds
+	 * all of a conversation. */
+	if (line && (r->flags & JOURNAL_PIECE || k.scan.under_way))
+		rpc_scan_feed(&k.scan, line, r->len);
+	if (!line || r->flags & JOURNAL_PIECE)
+		return;
+	if (k.scan.under_way)
+		saw(rpc_scan_end(&k.scan, k.conf.protocol, NULL), "", 0);
+	else
 		saw(rpc_proto_event(k.conf.protocol, line, r->len, NULL), line, r->len);
 }
 
@@ -618,7 +640,7 @@ attach(void)
 	uint64_t now = loop_now_ns();
 
 	k.busy_ns = k.done_ns = 0;
-	k.done = k.begun = false;
+	k.done = k.begun = k.compacts = false;
 	k.last_out_ns = now;
 	k.ending = END_NOT;
 	source_init(&k.out[0].src, k.held.out, out_ready);

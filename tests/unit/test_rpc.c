@@ -1010,7 +1010,7 @@ until_done(const char *prompt)
 	snprintf(from, sizeof(from), "%llu", (unsigned long long)out);
 	{
 		cleanup_said struct said f = RPC(
-			"follow", "--from", from, "--until-done", "--for-ms", "20000");
+			"follow", "--from", from, "--until-done", "--for-ms", "60000");
 
 		return f.status;
 	}
@@ -1026,6 +1026,60 @@ until_done_ends_as_the_prompt_does(void **state)
 	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"bad\"}"), 1);
 	assert_int_equal(
 		until_done("{\"type\":\"prompt\",\"message\":\"bad retry\"}"), 0);
+}
+
+/* As pi has it: a context that is too long is an error, is compacted for longer than a
+ * failure is waited out, and then the prompt goes on, or does not. */
+static const char overflow_script[] =
+	"while IFS= read -r line; do\n"
+	"  echo '{\"type\":\"agent_start\"}'\n"
+	"  echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"error\"}]}'\n"
+	"  echo '{\"type\":\"compaction_start\",\"reason\":\"overflow\"}'; sleep 4\n"
+	"  case $line in *goes*)\n"
+	"    echo '{\"type\":\"compaction_end\",\"aborted\":false,\"willRetry\":true}'\n"
+	"    sleep 4; echo '{\"type\":\"agent_start\"}'\n"
+	"    echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"stop\"}]}';;\n"
+	"  *) echo '{\"type\":\"compaction_end\",\"errorMessage\":\"x\",\"willRetry\":"
+	"false}';;\n"
+	"  esac\n"
+	"done\n";
+
+static void
+until_done_waits_for_compaction_and_what_follows_it(void **state)
+{
+	(void)state;
+	configure(overflow_script, "protocol = \"pi\"\n");
+	started();
+	assert_int_equal(
+		until_done("{\"type\":\"prompt\",\"message\":\"it goes on\"}"), 0);
+	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"ends\"}"), 1);
+}
+
+static bool
+is_idle(void)
+{
+	cleanup_said struct said s = RPC("status", "a");
+
+	return strstr(s.out, "\"busy\":false") != NULL;
+}
+
+static void
+an_end_of_more_than_16_MiB_is_seen(void **state)
+{
+	(void)state;
+	configure_python(
+		"import sys, json\n"
+		"for line in sys.stdin:\n"
+		"    print('{\"type\":\"agent_start\"}')\n"
+		"    m = [{'role': 'tool', 'content': '\"type\":\"x\",' * 1600000},\n"
+		"         {'role': 'assistant', 'stopReason': 'error' if 'bad' in line else 'stop'}]\n"
+		"    print(json.dumps({'messages': m, 'type': 'agent_end'}))\n",
+		"protocol = \"pi\"\n[journal]\nkeep_mib = 256\n");
+	started();
+	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"good\"}"), 0);
+	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"bad\"}"), 1);
+	/* The supervisor saw it, too. */
+	WAIT_FOR(is_idle(), 20);
 }
 
 /* It is told that its prompt is not done, and not kept waiting for what nobody goes on
@@ -1538,6 +1592,8 @@ main(void)
 		T(one_that_is_done_and_does_not_exit_is_ended),
 		T(until_done_ends_as_the_prompt_does),
 		T(until_done_ends_when_its_program_does),
+		T(until_done_waits_for_compaction_and_what_follows_it),
+		T(an_end_of_more_than_16_MiB_is_seen),
 		T(until_done_needs_a_protocol),
 		T(dialogs_are_answered_by_policy),
 		T(a_branch_in_the_middle_of_a_line_leaves_whole_lines),
