@@ -436,11 +436,8 @@ hide_groups(void)
 static void
 time_limit_kills_also_without_control_groups(void **state)
 {
-	struct agent_exec_req q = {
-		.argv = SH(
-			"echo started; (env -i setsid sleep 7343 &); env -i setsid sleep 7343 & (setsid setsid sleep 7343 &); sleep 7343"),
-		.timeout_ms = 1500,
-	};
+	char mark[32], script[256];
+	struct agent_exec_req q = {.argv = SH(script), .timeout_ms = 1500};
 	struct agent_captured c = {0};
 	char other[128];
 	struct err e = {0};
@@ -448,6 +445,10 @@ time_limit_kills_also_without_control_groups(void **state)
 
 	(void)state;
 	snprintf(other, sizeof(other), "%s/other.sock", folder);
+	snprintf(mark, sizeof(mark), "sleep 7343.%d", (int)getpid());
+	snprintf(script, sizeof(script),
+		"echo started; (env -i setsid %s &); env -i setsid %s & (setsid setsid %s &); %s",
+		mark, mark, mark, mark);
 	pid = agent_help_start(other, NULL, hide_groups);
 	if (!pid)
 		skip();
@@ -456,9 +457,9 @@ time_limit_kills_also_without_control_groups(void **state)
 	assert_string_equal(c.out, "started\n");
 	assert_int_equal(c.result.kind, AGENT_TIMED_OUT);
 	agent_captured_done(&c);
-	for (int i = 0; i < 500 && processes_of("sleep 7343"); i++)
+	for (int i = 0; i < 500 && processes_of(mark); i++)
 		usleep(10000);
-	assert_int_equal(processes_of("sleep 7343"), 0);
+	assert_int_equal(processes_of(mark), 0);
 	agent_help_end(&pid, SIGTERM);
 }
 
@@ -1144,16 +1145,17 @@ static void
 records_and_limits_outlive_the_agent(void **state)
 {
 	struct agent_exec_req done = {.argv = SH("echo kept; exit 9"), .detach = true};
+	char mark[32], script[128];
 	struct agent_exec_req limited = {
-		.argv = SH("(setsid setsid sleep 7341 &); sleep 7341"),
-		.timeout_ms = 2000,
-		.detach = true};
+		.argv = SH(script), .timeout_ms = 2000, .detach = true};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result a, b, end;
 	struct script s = {.step = 1};
 	struct err e = {0};
 
 	(void)state;
+	snprintf(mark, sizeof(mark), "sleep 7341.%d", (int)getpid());
+	snprintf(script, sizeof(script), "(setsid setsid %s &); %s", mark, mark);
 	if (agent_exec(sock, &done, NULL, &a, &e) ||
 		agent_exec(sock, &limited, NULL, &b, &e))
 		fail_msg("%s", e.msg);
@@ -1168,9 +1170,9 @@ records_and_limits_outlive_the_agent(void **state)
 	if (agent_attach(sock, b.id, 0, 0, NULL, &end, &e))
 		fail_msg("%s", e.msg);
 	assert_int_equal(end.kind, AGENT_TIMED_OUT);
-	for (int i = 0; i < 500 && processes_of("sleep 7341"); i++)
+	for (int i = 0; i < 500 && processes_of(mark); i++)
 		usleep(10000);
-	assert_int_equal(processes_of("sleep 7341"), 0);
+	assert_int_equal(processes_of(mark), 0);
 	/* What was taken is not there again. */
 	for (int i = 0; i < 500 && (list_has(a.id, NULL, 0) || list_has(b.id, NULL, 0));
 		i++)

@@ -1268,6 +1268,8 @@ stop_ends_all_of_it(void **state)
 	}
 }
 
+static char mark[32];
+
 /* Processes that have this word in their arguments. */
 static int
 processes_with(const char *word)
@@ -1289,33 +1291,42 @@ processes_with(const char *word)
 }
 
 /* Tools in sessions of their own, without our environment, whose parents are gone: one at
- * its start, one for each line. */
-static const char detaching_script[] =
-	"(env -i setsid sleep 1000.0727 >/dev/null 2>&1 &)\n"
-	"while IFS= read -r line; do\n"
-	"	case $line in *end*) exit 3;; esac\n"
-	"	(env -i setsid setsid sleep 1000.0727 >/dev/null 2>&1 &)\n"
-	"	echo \"$line\"\n"
-	"done\n";
+ * its start, one for each line. The mark is this test's alone. */
+static const char *
+detaching_script(void)
+{
+	static char script[512];
+
+	snprintf(mark, sizeof(mark), "1000.%06d", (int)getpid());
+	snprintf(script, sizeof(script),
+		"(env -i setsid sleep %s >/dev/null 2>&1 &)\n"
+		"while IFS= read -r line; do\n"
+		"	case $line in *end*) exit 3;; esac\n"
+		"	(env -i setsid setsid sleep %s >/dev/null 2>&1 &)\n"
+		"	echo \"$line\"\n"
+		"done\n",
+		mark, mark);
+	return script;
+}
 
 static void
 detached_tools_end_with_their_program(void)
 {
-	configure(detaching_script, "stop_s = 2\n[restart]\npolicy = \"never\"\n");
+	configure(detaching_script(), "stop_s = 2\n[restart]\npolicy = \"never\"\n");
 	started();
 	sent("{}");
-	WAIT_FOR(processes_with("1000.0727") == 2, 20);
+	WAIT_FOR(processes_with(mark) == 2, 20);
 	said_nothing(RPC("stop"));
-	assert_int_equal(processes_with("1000.0727"), 0);
+	assert_int_equal(processes_with(mark), 0);
 
 	/* One that ends by itself takes them along, also after its supervisor was another. */
 	started();
 	sent("{}");
-	WAIT_FOR(processes_with("1000.0727") == 2, 20);
+	WAIT_FOR(processes_with(mark) == 2, 20);
 	kill_supervisor();
 	sent("\"end\"");
 	WAIT_FOR(state_is("failed"), 20);
-	assert_int_equal(processes_with("1000.0727"), 0);
+	assert_int_equal(processes_with(mark), 0);
 	said_nothing(RPC("stop"));
 }
 
@@ -1343,13 +1354,13 @@ what_detached_itself_ends_though_its_shim_was_killed(void **state)
 	(void)state;
 	if (!groups_can_be_made())
 		skip();
-	configure(detaching_script, "stop_s = 2\n[restart]\npolicy = \"never\"\n");
+	configure(detaching_script(), "stop_s = 2\n[restart]\npolicy = \"never\"\n");
 	started();
 	sent("{}");
-	WAIT_FOR(processes_with("1000.0727") == 2, 20);
+	WAIT_FOR(processes_with(mark) == 2, 20);
 	kill_shim();
 	WAIT_FOR(state_is("failed"), 20);
-	assert_int_equal(processes_with("1000.0727"), 0);
+	assert_int_equal(processes_with(mark), 0);
 }
 
 static void
