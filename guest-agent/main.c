@@ -30,6 +30,8 @@
 #include "guest-agent/identity/apply.h"
 #include "guest-agent/identity/watch.h"
 #include "guest-agent/server/conn.h"
+#include "guest-agent/server/exec.h"
+#include "guest-agent/server/exec_shim.h"
 #include "guest-agent/server/peer.h"
 #include "guest-agent/server/sshd.h"
 #include "guest-agent/system/loop.h"
@@ -39,10 +41,12 @@
 
 static struct source listener, ssh_listener;
 static bool is_vsock, connect_line;
+static unsigned keep_s = 600;
+static uint32_t last_number; /* of connections over a Unix socket */
 
 /* The next connection of a listener, from the host; -1: none. */
 static int
-take_next(struct source *s)
+take_next(struct source *s, uint32_t *ret_number)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct sockaddr_vm peer = {0};
@@ -64,29 +68,33 @@ take_next(struct source *s)
 		close(fd);
 		return -1;
 	}
+	/* As the host was told behind "OK". */
+	*ret_number = is_vsock ? peer.svm_port : ++last_number;
 	return fd;
 }
 
 static void
 incoming(struct source *s, uint32_t events)
 {
-	int fd = take_next(s);
+	uint32_t number;
+	int fd = take_next(s, &number);
 
 	(void)events;
 	/* On a Unix socket anybody may speak: who this machine is is not theirs to say.
 	 */
 	if (fd >= 0)
-		conn_accept(fd, connect_line, is_vsock || !machine_is_real());
+		conn_accept(fd, number, connect_line, is_vsock || !machine_is_real());
 }
 
 static void
 incoming_ssh(struct source *s, uint32_t events)
 {
-	int fd = take_next(s);
+	uint32_t number;
+	int fd = take_next(s, &number);
 
 	(void)events;
 	if (fd >= 0)
-		sshd_serve(fd);
+		sshd_serve(fd, number);
 }
 
 /* Who finds the queue full is refused, as if nobody listened: all the connections that a
@@ -160,6 +168,8 @@ set_up(const char *where, struct err *e)
 	if (r)
 		return r;
 	reap_init();
+	exec_shim_set_agent(where, keep_s);
+	exec_init();
 	apply_init();
 	if (watch_init(&why))
 		log_warn("/etc/environment is not watched: %s", why.msg);
@@ -177,6 +187,7 @@ main(int argc, char **argv)
 		{"listen", required_argument, NULL, 'l'},
 		{"connect-line", no_argument, NULL, 'c'},
 		{"root", required_argument, NULL, 'r'},
+		{"keep", required_argument, NULL, 'k'},
 		{"version", no_argument, NULL, 'V'},
 		{"help", no_argument, NULL, 'h'},
 		{0},
@@ -186,6 +197,7 @@ main(int argc, char **argv)
 	struct err e = {0};
 	sigset_t set;
 	int opt, status;
+	char end;
 
 	if (commands_run(argc, argv, &status))
 		return status;
@@ -201,11 +213,19 @@ main(int argc, char **argv)
 		case 'r':
 			machine_set_root(optarg);
 			break;
+		case 'k':
+			if (sscanf(optarg, "%u%c", &keep_s, &end) != 1) {
+				fprintf(stderr, "pando-agent: --keep \"%s\": seconds\n",
+					optarg);
+				return EXIT_USAGE;
+			}
+			break;
 		case 'V':
 			puts(PANDO_VERSION);
 			return 0;
 		case 'h':
-			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] [--connect-line] [--root FOLDER]\n"
+			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] [--connect-line] [--root FOLDER] [--keep SECONDS]\n"
+			     "  --keep: how long commands outlive an agent that is not started again (600)\n"
 			     "  --root: for trying it: what a hello changes is below FOLDER, and clock, host name and\n"
 			     "  random numbers stay as they are");
 			return 0;

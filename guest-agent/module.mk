@@ -1,6 +1,6 @@
 # guest-agent: pando-agent and pando-units.
 agent_rpc_parts_SRCS := guest-agent/supervisor/rpc_conf.c guest-agent/supervisor/rpc_proto.c guest-agent/supervisor/rpc_journal.c guest-agent/supervisor/rpc_place.c \
-	guest-agent/supervisor/rpc_spool.c
+	guest-agent/supervisor/rpc_scan.c guest-agent/supervisor/rpc_spool.c
 agent_rpc_SRCS := $(agent_rpc_parts_SRCS) guest-agent/commands.c guest-agent/tools/doctor.c guest-agent/supervisor/report.c guest-agent/supervisor/rpc.c \
 	guest-agent/supervisor/rpc_follow.c guest-agent/supervisor/shim.c guest-agent/supervisor/rpc_input.c guest-agent/supervisor/revive.c \
 	guest-agent/supervisor/supervisor.c guest-agent/supervisor/rpc_watch.c
@@ -8,7 +8,7 @@ agent_rpc_SRCS += guest-agent/tools/files_main.c
 PROGRAMS += pando-agent
 pando-agent_DIR := libexec/pando
 pando-agent_SRCS := guest-agent/main.c guest-agent/server/conn.c guest-agent/server/conn_ask.c guest-agent/server/conn_out.c \
-	guest-agent/server/exec.c guest-agent/server/files.c guest-agent/server/put.c \
+	guest-agent/server/exec.c guest-agent/server/files.c guest-agent/server/put.c guest-agent/server/finish.c guest-agent/server/exec_shim.c \
 	guest-agent/system/loop.c guest-agent/system/reap.c guest-agent/server/request.c guest-agent/system/ring.c \
 	guest-agent/system/spawn.c guest-agent/system/userdb.c guest-agent/identity/apply.c guest-agent/identity/identity_request.c \
 	guest-agent/system/helper.c guest-agent/identity/identity.c guest-agent/system/machine.c \

@@ -35,6 +35,9 @@
  *              {"ok":true,"entries":[…]}; no frames
  *  hello       see "Identity handshake" below
  *              {"ok":true}; AGENT_STEP… then AGENT_ACK or AGENT_ERROR
+ *  kill_ssh    {"connection":n}
+ *              {"ok":true}; kills all that was started over the connection to AGENT_SSH_PORT
+ *              that was told "OK n"
  *  dial        {"port":…}
  *              {"ok":true} when a program of the guest has taken the connection; then
  *              AGENT_DATA both ways, see below
@@ -63,7 +66,10 @@
  * AGENT_STDIN_CLOSED says that the command reads no more.
  *  - Exit comes when the command has ended and its output is drained. A background child
  * that holds the pipes open does not delay it by more than a moment, and is not killed by
- * it.
+ * it; one that is about to finish, because its standard input has no writer any more, is
+ * waited for (10 s at most). The sentence behind the record says what still holds them.
+ *  - The agent may be started anew, or be killed: commands, their input and output, and
+ *    records go on under the same ids, which are never given again, also after a boot.
  *  - Input of a terminal ends as a person ends it: with its end-of-file character, twice
  *    where the last line has no end.
  *  - "user" is a name or number of /etc/passwd; a number that is not there is a user
@@ -125,9 +131,10 @@
 #define AGENT_FRAME_MAX (64u * 1024u) /* payload; more is a protocol error: close */
 #define AGENT_ANSWER_MAX (8u * 1024u * 1024u)
 #define AGENT_STDIN_WINDOW (256u * 1024u)
-#define AGENT_EXECS_MAX 256   /* running at once; one more is EAGAIN */
-#define AGENT_FINISHED_MAX 64 /* exit records nobody has taken */
-#define AGENT_DIALS_MAX 256   /* open at once; one more is EAGAIN */
+#define AGENT_EXECS_MAX 256 /* running at once; one more is EAGAIN */
+/* Exit records nobody has taken: of as many commands as may run at once. */
+#define AGENT_FINISHED_MAX AGENT_EXECS_MAX
+#define AGENT_DIALS_MAX 256 /* open at once; one more is EAGAIN */
 #define AGENT_VM_ID_LEN 12
 #define AGENT_VM_NAME_MAX 63
 #define AGENT_HOST_NAME_MAX 63
@@ -148,9 +155,8 @@ enum agent_frame_type {
 	/* agent -> host, 32.. */
 	AGENT_STDOUT = 32, /* struct agent_output, then bytes */
 	AGENT_STDERR = 33,
-	AGENT_GAP = 34, /* struct agent_gap: output dropped while nobody took it */
-	AGENT_EXIT =
-		35, /* struct agent_exit, for AGENT_SPAWN_FAILED a sentence: terminal */
+	AGENT_GAP = 34,	 /* struct agent_gap: output dropped while nobody took it */
+	AGENT_EXIT = 35, /* struct agent_exit, and a sentence or none: terminal */
 	AGENT_STDIN_CREDIT = 36, /* struct agent_stdin_credit */
 	AGENT_STDIN_CLOSED = 37, /* no payload: further input is discarded */
 	AGENT_STEP = 38,	 /* a step of an identity handshake begins: its name */

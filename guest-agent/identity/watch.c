@@ -29,7 +29,7 @@ static struct helper helper;
 static void
 changed(void)
 {
-	uint64_t now = io_now_ns(), at = now + WATCH_QUIET_MS * NS_PER_MS;
+	uint64_t now = loop_now_ns(), at = now + WATCH_QUIET_MS * NS_PER_MS;
 
 	if (!first_ns)
 		first_ns = now;
@@ -57,7 +57,7 @@ react(struct timer *t)
 
 	/* An identity handshake restarts the same units in the end; one reaction after the other. */
 	if (apply_runs() || helper.runs) {
-		timer_set(t, io_now_ns() + WATCH_QUIET_MS * NS_PER_MS);
+		timer_set(t, loop_now_ns() + WATCH_QUIET_MS * NS_PER_MS);
 		return;
 	}
 	first_ns = 0;

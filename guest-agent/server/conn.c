@@ -19,7 +19,8 @@
 #define FIRST_RX 2048
 #define STREAM_RX (2 * AGENT_FRAME_WHOLE)
 #define CONNECT_LINE_MAX 32
-#define OK_LINE "OK 1073741824\n"
+#define OK_LINE "OK %u\n"
+#define OK_LINE_MAX 16
 /* To say what is wanted. */
 #define REQUEST_NS 10000000000ull
 
@@ -66,15 +67,18 @@ conn_drop(struct conn *c)
 static void
 give_to_sshd(struct conn *c)
 {
-	int fd = c->src.fd;
+	int fd = c->src.fd, len;
+	uint32_t number = c->number;
+	char ok[OK_LINE_MAX];
 
 	source_wait(&c->src, 0);
 	c->src.fd = -1;
 	conn_drop(c);
-	if (send(fd, OK_LINE, strlen(OK_LINE), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+	len = snprintf(ok, sizeof(ok), OK_LINE, number);
+	if (send(fd, ok, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
 		close(fd);
 	else
-		sshd_serve(fd);
+		sshd_serve(fd, number);
 }
 
 /* What came after the request is its beginning. */
@@ -103,7 +107,8 @@ take_line(struct conn *c, const char *line, size_t len, struct err *e)
 
 	if (c->role == AT_CONNECT) {
 		char text[CONNECT_LINE_MAX + 1], *at;
-		static const char ok[] = OK_LINE;
+		char ok[OK_LINE_MAX];
+		size_t ok_len;
 
 		memcpy(text, line, len);
 		text[len] = 0;
@@ -118,13 +123,14 @@ take_line(struct conn *c, const char *line, size_t len, struct err *e)
 			conn_drop(c);
 			return 0;
 		}
-		at = conn_tx_room(c, sizeof(ok) - 1);
+		ok_len = (size_t)snprintf(ok, sizeof(ok), OK_LINE, c->number);
+		at = conn_tx_room(c, ok_len);
 		if (!at) {
 			conn_drop(c);
 			return 0;
 		}
-		memcpy(at, ok, sizeof(ok) - 1);
-		c->tx_len += sizeof(ok) - 1;
+		memcpy(at, ok, ok_len);
+		c->tx_len += ok_len;
 		c->role = AT_REQUEST;
 		deferred_queue(&c->flush);
 		return 0;
@@ -311,7 +317,7 @@ too_late(struct timer *t)
 }
 
 void
-conn_accept(int fd, bool connect_line, bool is_host)
+conn_accept(int fd, uint32_t number, bool connect_line, bool is_host)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct conn *c = NULL;
@@ -321,15 +327,16 @@ conn_accept(int fd, bool connect_line, bool is_host)
 	if (c)
 		c->rx = malloc(FIRST_RX);
 	if (!c || !c->rx) {
-		static const char ok[] = OK_LINE;
-		static const char busy[] = OK_LINE
+		static const char busy[] =
 			"{\"ok\":false,\"error\":\"the agent has too many connections\","
 			"\"errno\":\"EAGAIN\",\"code\":-11}\n";
-		size_t skip = connect_line ? 0 : sizeof(ok) - 1;
+		char text[sizeof(busy) + OK_LINE_MAX] = "";
 
+		if (connect_line)
+			snprintf(text, sizeof(text), OK_LINE, number);
+		strcat(text, busy);
 		/* Told as far as its socket takes it. */
-		(void)!send(fd, busy + skip, sizeof(busy) - 1 - skip,
-			MSG_NOSIGNAL | MSG_DONTWAIT);
+		(void)!send(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (log_allowed(&limit))
 			log_warn("a connection refused: %u are open", n_conns);
 		free(c);
@@ -338,6 +345,7 @@ conn_accept(int fd, bool connect_line, bool is_host)
 	}
 	c->rx_cap = FIRST_RX;
 	c->is_host = is_host;
+	c->number = number;
 	c->role = connect_line ? AT_CONNECT : AT_REQUEST;
 	source_init(&c->src, fd, ready);
 	c->flush.run = conn_flush;
@@ -349,7 +357,7 @@ conn_accept(int fd, bool connect_line, bool is_host)
 		conn_drop(c);
 		return;
 	}
-	timer_set(&c->deadline, io_now_ns() + REQUEST_NS);
+	timer_set(&c->deadline, loop_now_ns() + REQUEST_NS);
 	/* Mostly the request is there already. */
 	receive(c);
 }

@@ -8,14 +8,15 @@
 #define PANDO_GUEST_AGENT_SERVER_CONN_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #define CONN_MAX 384
 
 struct conn;
 
-/* fd is taken over and must be non-blocking. connect_line: the peer says "CONNECT
+/* fd is taken over and must be non-blocking. number: what the host knows it by. connect_line: the peer says "CONNECT
  * <port>\n" first, as to a VMM's socket. is_host: it may say who this machine is. */
-void conn_accept(int fd, bool connect_line, bool is_host);
+void conn_accept(int fd, uint32_t number, bool connect_line, bool is_host);
 
 /* For exec.c: there is something to send; somebody else reads this command now. */
 void conn_notice(struct conn *c);

@@ -12,6 +12,7 @@
 #include "guest-agent/server/dial.h"
 #include "guest-agent/server/exec.h"
 #include "guest-agent/server/files.h"
+#include "guest-agent/server/sshd.h"
 
 /* The answer to an identity handshake comes first, also where the end is known at once. */
 static void
@@ -210,6 +211,13 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 			return err_set(
 				e, -ESRCH, "no command e%llu", (unsigned long long)q->id);
 		r = exec_signal(x, q->signal, e);
+		if (!r) {
+			c->role = DONE;
+			conn_answer_ok(c);
+		}
+		return r;
+	case REQUEST_KILL_SSH:
+		r = sshd_kill(q->connection, e);
 		if (!r) {
 			c->role = DONE;
 			conn_answer_ok(c);

@@ -321,7 +321,7 @@ conn_flush(struct deferred *ch)
 				return;
 			}
 			if (last && !c->deadline.link)
-				timer_set(&c->deadline, io_now_ns() + CLOSE_NS);
+				timer_set(&c->deadline, loop_now_ns() + CLOSE_NS);
 			wait_for(c, false);
 			return;
 		}

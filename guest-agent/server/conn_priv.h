@@ -41,6 +41,7 @@ struct conn {
 	struct deferred flush;
 	struct timer deadline;
 	enum role role;
+	uint32_t number;
 	bool read_eof, superseded, dead, is_host;
 
 	char *rx; /* owned */

@@ -381,7 +381,7 @@ turn(struct deferred *ch)
 	}
 	if (d->over && d->tcp.fd >= 0) {
 		source_close(&d->tcp);
-		timer_set(&d->deadline, io_now_ns() + CLOSE_NS);
+		timer_set(&d->deadline, loop_now_ns() + CLOSE_NS);
 	}
 	/* Nobody tells of a frame that is here already: it goes on with the next round of
 	 * all, as soon as the program takes it. */
@@ -449,7 +449,7 @@ dial_begin(uint16_t port, struct conn *c, struct dial **ret, struct err *e)
 	d->deadline.fire = too_late;
 	source_init(&d->tcp, -1, connected);
 	source_init(&d->host, -1, host_ready);
-	timer_set(&d->deadline, io_now_ns() + CONNECT_NS);
+	timer_set(&d->deadline, loop_now_ns() + CONNECT_NS);
 	*ret = d;
 	attempt(d);
 	return 0;

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -16,8 +17,11 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/log.h"
 #include "common/wire/json_bytes.h"
 #include "guest-agent/server/conn.h"
+#include "guest-agent/server/exec_shim.h"
+#include "guest-agent/server/finish.h"
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
@@ -27,19 +31,20 @@
 #define READ_MAX (64u * 1024u)
 /* A background child may hold the pipes for ever: after the command has ended and what it
  * wrote is read, this long without a byte, or that long in all, is the end of its output.
+ * Longer while what the command left behind is about to finish, because nobody can write to
+ * its standard input any more (`exec > >(cat)`, `cmd | tee`).
  */
 #define QUIET_NS 100000000ull
 #define QUIET_MAX_NS 1000000000ull
-/* Commands that ended, whose pipes somebody still holds: read and thrown away, so that
- * nobody gets a SIGPIPE. */
+#define FINISH_MAX_NS 10000000000ull
+/* Commands that ended and whose end was taken, while somebody still holds their pipes: read
+ * and thrown away, so that nobody gets a SIGPIPE. */
 #define LINGERING_MAX 64
-
-enum exec_state { RUNNING, DRAINING, ENDED };
 
 struct out_stream {
 	struct source src;
 	struct exec *x;
-	struct ring ring;
+	struct ring *ring; /* in the record */
 	uint64_t keep; /* what the reader has yet to get starts here; only while attached
 			*/
 	uint64_t unread; /* bytes that were in the pipe when the command ended, still
@@ -48,35 +53,26 @@ struct out_stream {
 
 struct exec {
 	struct exec *next; /* first: loop_free() writes here */
-	uint64_t id;
-	enum exec_state state;
-	char *argv_json; /* owned; for the list */
-	uint64_t started_ms;
-	pid_t pid;
-	unsigned slot; /* of spawn.h */
-	int group_fd;  /* owned; -1 */
-	bool tty, timed_out, taken;
-	bool hangup; /* nobody will take it up again */
+	struct exec_shim shim;
+	struct exec_shim_record
+		*r;	/* the shim's; what must outlive this process is in there */
+	int slot;	/* of spawn.h; -1: none */
+	int group_fd;	/* owned; -1 */
+	unsigned looks; /* in a row at which nothing was about to finish */
 
-	struct source pidfd;
+	struct source note;
 	struct out_stream out[2];
 	struct source in;
-	struct ring in_ring; /* start: bytes the command has taken; end: bytes accepted */
-	bool in_eof, in_closed;
-	char last_in;	    /* the last byte a terminal was given; LF before the first */
-	unsigned eofs_left; /* end-of-file characters a terminal is still to be given */
 
-	struct timer timeout, quiet;
-	uint64_t quiet_until_ns; /* at the latest */
-
-	struct agent_exit exit;
-	char message[256];
-	struct conn *reader; /* weak; NULL when nobody is attached */
+	struct timer timeout, quiet, grave;
+	uint64_t quiet_until_ns;  /* at the latest */
+	uint64_t finish_until_ns; /* the same while somebody is about to finish */
+	struct conn *reader;	  /* weak; NULL when nobody is attached */
 };
 
 static struct exec *table, **table_end = &table;
 static unsigned n_running, n_finished, n_lingering;
-static uint64_t last_id;
+static uint64_t last_id, orders;
 static uint64_t slots_used[SPAWN_SLOTS / 64];
 
 #define container_of(p, type, member) \
@@ -98,7 +94,7 @@ notice(struct exec *x)
 static size_t
 room(const struct out_stream *o)
 {
-	return o->x->reader ? ring_room(&o->ring, o->keep) : o->ring.cap;
+	return o->x->reader ? ring_room(o->ring, o->keep) : o->ring->cap;
 }
 
 static void
@@ -108,8 +104,15 @@ at_end(struct out_stream *o)
 
 	source_close(&o->src);
 	o->unread = 0;
-	if (x->taken && x->out[0].src.fd < 0 && x->out[1].src.fd < 0)
+	if (x->r->taken && x->out[0].src.fd < 0 && x->out[1].src.fd < 0)
 		exec_taken(x);
+}
+
+static void
+count_output(struct exec *x)
+{
+	x->r->exit.stdout_bytes = x->r->out[0].end;
+	x->r->exit.stderr_bytes = x->r->out[1].end;
 }
 
 /* One read. False when there is no more to be had now. */
@@ -125,7 +128,7 @@ read_some(struct out_stream *o)
 
 	if (o->src.fd < 0)
 		return false;
-	if (x->state == ENDED) {
+	if (x->r->taken) {
 		n = read(o->src.fd, waste, sizeof(waste));
 	} else {
 		if (!max) {
@@ -133,10 +136,13 @@ read_some(struct out_stream *o)
 			source_wait(&o->src, 0);
 			return false;
 		}
-		pieces = ring_space(&o->ring, max < READ_MAX ? max : READ_MAX, iov);
+		pieces = ring_space(o->ring, max < READ_MAX ? max : READ_MAX, iov);
 		if (pieces < 0)
 			return false; /* level-triggered: memory may be there next time */
+		x->r->reading = true;
 		n = readv(o->src.fd, iov, pieces);
+		if (n <= 0)
+			x->r->reading = false;
 	}
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;
@@ -144,14 +150,18 @@ read_some(struct out_stream *o)
 		at_end(o);
 		return false;
 	}
-	if (x->state == ENDED)
+	if (x->r->taken)
 		return true;
-	ring_added(&o->ring, (size_t)n);
+	ring_added(o->ring, (size_t)n);
+	x->r->reading = false;
 	o->unread -= (uint64_t)n < o->unread ? (uint64_t)n : o->unread;
-	if (x->state == DRAINING) {
-		uint64_t at = io_now_ns() + QUIET_NS;
+	if (x->r->state == DRAINING) {
+		uint64_t at = loop_now_ns() + QUIET_NS;
 
 		timer_set(&x->quiet, at < x->quiet_until_ns ? at : x->quiet_until_ns);
+	} else if (x->r->state == ENDED) {
+		/* Of what it left behind: whoever takes its end gets this, too. */
+		count_output(x);
 	}
 	notice(x);
 	return true;
@@ -173,7 +183,7 @@ out_ready(struct source *s, uint32_t events)
 const struct ring *
 exec_output(const struct exec *x, int stream)
 {
-	return &x->out[stream].ring;
+	return x->out[stream].ring;
 }
 
 void
@@ -211,17 +221,27 @@ append_exec(struct exec *x)
 }
 
 static void
+bury(struct timer *t)
+{
+	struct exec *x = container_of(t, struct exec, grave);
+
+	exec_shim_done(&x->shim);
+	loop_free(x);
+}
+
+/* Its memory is there until callers are done with it: a timer fires with nothing below. */
+static void
 forget(struct exec *x)
 {
 	unlink_exec(x);
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < 2; i++)
 		source_close(&x->out[i].src);
-		ring_done(&x->out[i].ring);
-	}
 	source_close(&x->in);
-	ring_done(&x->in_ring);
-	free(x->argv_json);
-	loop_free(x);
+	source_close(&x->note);
+	timer_stop(&x->timeout);
+	timer_stop(&x->quiet);
+	x->grave.fire = bury;
+	timer_set(&x->grave, loop_now_ns());
 }
 
 /* The oldest that fits; NULL when there is none. */
@@ -229,7 +249,7 @@ static struct exec *
 oldest(bool lingering)
 {
 	for (struct exec *x = table; x; x = x->next)
-		if (x->state == ENDED && x->taken == lingering && !x->reader)
+		if (x->r->state == ENDED && x->r->taken == lingering && !x->reader)
 			return x;
 	return NULL;
 }
@@ -249,12 +269,34 @@ trim(void)
 	}
 }
 
+/* Nothing came for a while, and somebody has its output open. */
+static bool
+is_finishing(struct exec *x)
+{
+	uint64_t now = loop_now_ns();
+
+	if (x->r->tty || now >= x->finish_until_ns)
+		return false;
+	switch (finish_look(atomic_load(&x->r->shim), x->r->stdin_ino)) {
+	case FINISH_SOON:
+		x->looks = 0;
+		return true;
+	case FINISH_BUSY:
+		x->looks = 0;
+		return now < x->quiet_until_ns;
+	default:
+		/* One that was just forked is looked at once more. */
+		return x->looks++ == 0;
+	}
+}
+
 static void
 check_end(struct exec *x)
 {
 	uint64_t now = 0;
+	bool open = false;
 
-	if (x->state != DRAINING)
+	if (x->r->state != DRAINING)
 		return;
 	for (int i = 0; i < 2; i++) {
 		struct out_stream *o = &x->out[i];
@@ -262,27 +304,35 @@ check_end(struct exec *x)
 		if (o->src.fd < 0)
 			continue;
 		if (!now)
-			now = io_now_ns();
+			now = loop_now_ns();
 		if (o->unread || now < x->quiet.at_ns)
 			return;
+		open = true;
+	}
+	if (open && is_finishing(x)) {
+		timer_set(&x->quiet, now + QUIET_NS);
+		return;
 	}
 	timer_stop(&x->quiet);
-	x->state = ENDED;
+	if (open && !x->r->tty && !*x->r->message)
+		finish_shim(atomic_load(&x->r->shim), x->out[0].src.fd, x->out[1].src.fd,
+			x->r->message, sizeof(x->r->message));
+	x->r->state = ENDED;
 	unlink_exec(x); /* from here on its age is that of its end */
 	append_exec(x);
 	n_running--;
 	n_finished++;
-	x->exit.stdout_bytes = x->out[0].ring.end;
-	x->exit.stderr_bytes = x->out[1].ring.end;
-	reap_group_drop(x->id, x->group_fd);
+	x->r->order = ++orders;
+	count_output(x);
+	reap_group_drop(x->r->id, x->group_fd);
 	x->group_fd = -1;
-	slots_used[x->slot / 64] &= ~(1ull << x->slot % 64);
-	/* Read on and throw away: a background child must not be hurt by the end of its
-	 * parent's call. */
+	if (x->slot >= 0)
+		slots_used[x->slot / 64] &= ~(1ull << x->slot % 64);
+	/* Read on: a background child must not be hurt by the end of its parent's call. */
 	for (int i = 0; i < 2; i++)
 		source_wait(&x->out[i].src, EPOLLIN);
 	notice(x);
-	if (x->hangup && !x->reader)
+	if (x->r->hangup && !x->reader)
 		exec_taken(x);
 	trim();
 }
@@ -294,16 +344,24 @@ quiet_over(struct timer *t)
 
 	check_end(x);
 	/* Waiting for a slow reader: look again. */
-	if (x->state == DRAINING)
-		timer_set(&x->quiet, io_now_ns() + QUIET_NS);
+	if (x->r->state == DRAINING)
+		timer_set(&x->quiet, loop_now_ns() + QUIET_NS);
+}
+
+/* Ours, and that of the shim, or the command would never see the end. */
+static void
+close_input(struct exec *x)
+{
+	source_close(&x->in);
+	exec_shim_close(&x->shim, false);
 }
 
 static void
 close_stdin(struct exec *x)
 {
-	source_close(&x->in);
-	ring_consume(&x->in_ring, x->in_ring.end);
-	x->in_closed = true;
+	close_input(x);
+	ring_consume(&x->r->in, x->r->in.end);
+	x->r->in_closed = true;
 	notice(x);
 }
 
@@ -323,39 +381,70 @@ step_sentence(enum spawn_step step)
 }
 
 static void
+kill_all(struct exec *x)
+{
+	pid_t pid = exec_shim_pid(&x->shim);
+
+	if (pid)
+		reap_kill(pid, x->group_fd);
+}
+
+/* How it ended, as the shim has noted it. */
+static void
+take_end(struct exec *x)
+{
+	const struct exec_shim_record *r = x->r;
+
+	if (r->timed_out) {
+		x->r->exit.kind = AGENT_TIMED_OUT;
+	} else if (!atomic_load(&r->ended)) {
+		/* Somebody has killed the shim. */
+		kill_all(x);
+		x->r->exit.kind = AGENT_SIGNALLED;
+		x->r->exit.value = SIGKILL;
+	} else if (r->end_code != CLD_EXITED) {
+		x->r->exit.kind = AGENT_SIGNALLED;
+		x->r->exit.value = (uint32_t)r->end_status;
+	} else if (r->failed_step != SPAWN_OK) {
+		x->r->exit.kind = AGENT_SPAWN_FAILED;
+		x->r->exit.value = (uint32_t)r->failure;
+		snprintf(x->r->message, sizeof(x->r->message), "%s: %s",
+			step_sentence((enum spawn_step)r->failed_step),
+			strerror(r->failure));
+	} else {
+		x->r->exit.kind = AGENT_EXITED;
+		x->r->exit.value = (uint32_t)r->end_status;
+	}
+}
+
+/* Its output is read until nobody has it open, or it is quiet. */
+static void
+start_drain(struct exec *x)
+{
+	uint64_t now = loop_now_ns();
+
+	x->r->state = DRAINING;
+	x->quiet_until_ns = now + QUIET_MAX_NS;
+	x->finish_until_ns = now + FINISH_MAX_NS;
+	timer_set(&x->quiet, now + QUIET_NS);
+}
+
+static void
 ended(struct source *s, uint32_t events)
 {
-	struct exec *x = container_of(s, struct exec, pidfd);
-	siginfo_t info = {0};
-	enum spawn_step step;
-	int code;
+	struct exec *x = container_of(s, struct exec, note);
+	char c;
 
 	(void)events;
-	if (waitid(P_PIDFD, (id_t)x->pidfd.fd, &info, WEXITED | WNOHANG) || !info.si_pid)
+	if (read(s->fd, &c, 1) < 0 && !atomic_load(&x->r->ended))
 		return;
-	source_close(&x->pidfd);
+	source_close(&x->note);
 	timer_stop(&x->timeout);
-	if (x->timed_out) {
-		x->exit.kind = AGENT_TIMED_OUT;
-	} else if (info.si_code != CLD_EXITED) {
-		x->exit.kind = AGENT_SIGNALLED;
-		x->exit.value = (uint32_t)info.si_status;
-	} else if (info.si_status == 127 &&
-		   (step = spawn_failure(x->slot, &code)) != SPAWN_OK) {
-		x->exit.kind = AGENT_SPAWN_FAILED;
-		x->exit.value = (uint32_t)code;
-		snprintf(x->message, sizeof(x->message), "%s: %s", step_sentence(step),
-			strerror(code));
-	} else {
-		x->exit.kind = AGENT_EXITED;
-		x->exit.value = (uint32_t)info.si_status;
-	}
-	if (!x->in_closed)
+	take_end(x);
+	if (!x->r->in_closed)
 		close_stdin(x);
 
-	x->state = DRAINING;
-	x->quiet_until_ns = io_now_ns() + QUIET_MAX_NS;
-	timer_set(&x->quiet, io_now_ns() + QUIET_NS);
+	start_drain(x);
 	for (int i = 0; i < 2; i++) {
 		struct out_stream *o = &x->out[i];
 		int unread = 0;
@@ -363,7 +452,7 @@ ended(struct source *s, uint32_t events)
 		if (o->src.fd >= 0 && !ioctl(o->src.fd, FIONREAD, &unread) && unread > 0)
 			o->unread = (uint64_t)unread;
 		/* Mostly the end of file is there already: no need of another round. */
-		while (read_some(o) && x->state == DRAINING)
+		while (read_some(o) && x->r->state == DRAINING)
 			;
 	}
 	check_end(x);
@@ -374,32 +463,37 @@ time_is_up(struct timer *t)
 {
 	struct exec *x = container_of(t, struct exec, timeout);
 
-	x->timed_out = true;
-	reap_kill(x->pid, x->group_fd);
+	x->r->timed_out = true;
+	kill_all(x);
+	/* Without a group: what has left its session, and whose parent is gone. */
+	if (x->group_fd < 0)
+		reap_kill_below(atomic_load(&x->r->shim));
 }
 
 bool
 exec_ended(const struct exec *x, struct agent_exit *ret, const char **ret_message)
 {
-	if (x->state != ENDED)
+	if (x->r->state != ENDED)
 		return false;
-	*ret = x->exit;
-	*ret_message = x->message;
+	*ret = x->r->exit;
+	*ret_message = x->r->message;
 	return true;
 }
 
 void
 exec_taken(struct exec *x)
 {
-	if (x->state != ENDED)
+	if (x->r->state != ENDED)
 		return;
 	x->reader = NULL;
-	if (!x->taken) {
-		x->taken = true;
+	if (!x->r->taken) {
+		x->r->taken = true;
 		n_finished--;
 		n_lingering++;
-		for (int i = 0; i < 2; i++)
-			ring_done(&x->out[i].ring);
+		for (int i = 0; i < 2; i++) {
+			ring_done(x->out[i].ring);
+			source_wait(&x->out[i].src, EPOLLIN);
+		}
 	}
 	if (x->out[0].src.fd < 0 && x->out[1].src.fd < 0) {
 		n_lingering--;
@@ -434,31 +528,31 @@ in_flush_eofs(struct exec *x)
 
 	if (!tcgetattr(x->in.fd, &t)) {
 		c = (char)t.c_cc[VEOF];
-		if (!x->eofs_left)
-			x->eofs_left = (t.c_lflag & ICANON) && !ends_line(&t, x->last_in)
-					       ? 2
-					       : 1;
-	} else if (!x->eofs_left) {
-		x->eofs_left = 1;
+		if (!x->r->eofs_left)
+			x->r->eofs_left =
+				(t.c_lflag & ICANON) && !ends_line(&t, x->r->last_in) ? 2
+										      : 1;
+	} else if (!x->r->eofs_left) {
+		x->r->eofs_left = 1;
 	}
-	while (x->eofs_left) {
+	while (x->r->eofs_left) {
 		if (write(x->in.fd, &c, 1) < 0 && errno == EAGAIN) {
 			source_wait(&x->in, EPOLLOUT);
 			return;
 		}
-		x->eofs_left--;
+		x->r->eofs_left--;
 	}
-	x->in_eof = false;
+	x->r->in_eof = false;
 }
 
 /* Writes what it can. */
 static void
 in_flush(struct exec *x)
 {
-	while (x->in.fd >= 0 && x->in_ring.end > x->in_ring.start) {
+	while (x->in.fd >= 0 && x->r->in.end > x->r->in.start) {
 		struct iovec iov[2];
-		int pieces = ring_at(&x->in_ring, x->in_ring.start,
-			(size_t)(x->in_ring.end - x->in_ring.start), iov);
+		int pieces = ring_at(&x->r->in, x->r->in.start,
+			(size_t)(x->r->in.end - x->r->in.start), iov);
 		ssize_t n = writev(x->in.fd, iov, pieces);
 
 		if (n < 0 && errno == EINTR)
@@ -471,22 +565,22 @@ in_flush(struct exec *x)
 			close_stdin(x);
 			return;
 		}
-		x->last_in = (size_t)n <= iov[0].iov_len
-				     ? ((char *)iov[0].iov_base)[n - 1]
-				     : ((char *)iov[1].iov_base)[(size_t)n -
-								 iov[0].iov_len - 1];
-		ring_consume(&x->in_ring, x->in_ring.start + (uint64_t)n);
+		x->r->last_in = (size_t)n <= iov[0].iov_len
+					? ((char *)iov[0].iov_base)[n - 1]
+					: ((char *)iov[1].iov_base)[(size_t)n -
+								    iov[0].iov_len - 1];
+		ring_consume(&x->r->in, x->r->in.start + (uint64_t)n);
 		notice(x); /* credit */
 	}
 	source_wait(&x->in, 0);
-	if (!x->in_eof || x->in.fd < 0)
+	if (!x->r->in_eof || x->in.fd < 0)
 		return;
-	if (x->tty) {
+	if (x->r->tty) {
 		in_flush_eofs(x);
 		return;
 	}
-	source_close(&x->in);
-	x->in_closed = true;
+	close_input(x);
+	x->r->in_closed = true;
 }
 
 static void
@@ -504,15 +598,15 @@ exec_stdin(struct exec *x, const void *buf, size_t len, struct err *e)
 	const char *in = buf;
 	struct iovec iov[2];
 
-	if (x->in_eof && !x->in_closed)
+	if (x->r->in_eof && !x->r->in_closed)
 		return err_set(e, -EPROTO, "input after its end");
-	if (!x->in_closed && x->in_ring.end - x->in_ring.start + len > AGENT_STDIN_WINDOW)
+	if (!x->r->in_closed && x->r->in.end - x->r->in.start + len > AGENT_STDIN_WINDOW)
 		return err_set(e, -EPROTO, "more input than the window allows");
-	if (x->in_closed) {
-		ring_consume(&x->in_ring, x->in_ring.end + len);
+	if (x->r->in_closed) {
+		ring_consume(&x->r->in, x->r->in.end + len);
 		return 0;
 	}
-	while (len && x->in_ring.start == x->in_ring.end) {
+	while (len && x->r->in.start == x->r->in.end) {
 		ssize_t n = write(x->in.fd, in, len);
 
 		if (n < 0 && errno == EINTR)
@@ -523,19 +617,19 @@ exec_stdin(struct exec *x, const void *buf, size_t len, struct err *e)
 			close_stdin(x);
 			return 0;
 		}
-		x->last_in = in[n - 1];
+		x->r->last_in = in[n - 1];
 		in += n;
 		len -= (size_t)n;
-		ring_consume(&x->in_ring, x->in_ring.end + (uint64_t)n);
+		ring_consume(&x->r->in, x->r->in.end + (uint64_t)n);
 		notice(x);
 	}
 	if (!len)
 		return 0;
-	if (ring_space(&x->in_ring, len, iov) < 0)
+	if (ring_space(&x->r->in, len, iov) < 0)
 		return err_sys(e, -ENOMEM, "keeping input");
 	memcpy(iov[0].iov_base, in, iov[0].iov_len);
 	memcpy(iov[1].iov_base, in + iov[0].iov_len, len - iov[0].iov_len);
-	ring_added(&x->in_ring, len);
+	ring_added(&x->r->in, len);
 	source_wait(&x->in, EPOLLOUT);
 	return 0;
 }
@@ -543,9 +637,9 @@ exec_stdin(struct exec *x, const void *buf, size_t len, struct err *e)
 void
 exec_stdin_eof(struct exec *x)
 {
-	if (x->in_closed)
+	if (x->r->in_closed)
 		return;
-	x->in_eof = true;
+	x->r->in_eof = true;
 	in_flush(x);
 }
 
@@ -553,9 +647,9 @@ struct exec_stdin_state
 exec_stdin_state(const struct exec *x)
 {
 	return (struct exec_stdin_state){
-		.accepted = x->in_ring.end,
-		.limit = x->in_ring.start + AGENT_STDIN_WINDOW,
-		.closed = x->in_closed,
+		.accepted = x->r->in.end,
+		.limit = x->r->in.start + AGENT_STDIN_WINDOW,
+		.closed = x->r->in_closed,
 	};
 }
 
@@ -577,12 +671,13 @@ exec_attach(struct exec *x, struct conn *c, const uint64_t from[2])
 static void
 hang_up(struct exec *x)
 {
-	if (!x->tty) {
+	if (!x->r->tty) {
 		exec_signal(x, SIGHUP, NULL);
 		return;
 	}
 	close_stdin(x);
 	at_end(&x->out[0]);
+	exec_shim_close(&x->shim, true);
 }
 
 void
@@ -591,13 +686,13 @@ exec_detach(struct exec *x, struct conn *c)
 	if (x->reader != c)
 		return;
 	x->reader = NULL;
-	if (x->state == ENDED) {
-		if (x->hangup)
-			exec_taken(x);
-		trim();
+	if (x->r->state == ENDED && x->r->hangup) {
+		exec_taken(x);
 		return;
 	}
-	if (x->hangup)
+	if (x->r->state == ENDED)
+		trim();
+	else if (x->r->hangup)
 		hang_up(x);
 	for (int i = 0; i < 2; i++)
 		source_wait(&x->out[i].src, EPOLLIN);
@@ -606,13 +701,15 @@ exec_detach(struct exec *x, struct conn *c)
 int
 exec_signal(struct exec *x, int signo, struct err *e)
 {
+	pid_t pid = x->r->state == RUNNING ? exec_shim_pid(&x->shim) : 0;
+
 	/* Once it is reaped its number may be another's. */
-	if (x->state != RUNNING)
-		return err_set(
-			e, -ESRCH, "command e%llu has ended", (unsigned long long)x->id);
-	if (kill(-x->pid, signo) && kill(x->pid, signo))
+	if (!pid)
+		return err_set(e, -ESRCH, "command e%llu has ended",
+			(unsigned long long)x->r->id);
+	if (kill(-pid, signo) && kill(pid, signo))
 		return err_sys(e, -errno, "signal %d to command e%llu", signo,
-			(unsigned long long)x->id);
+			(unsigned long long)x->r->id);
 	return 0;
 }
 
@@ -621,7 +718,7 @@ exec_winsize(struct exec *x, uint16_t rows, uint16_t cols)
 {
 	struct winsize ws = {.ws_row = rows, .ws_col = cols};
 
-	if (!x->tty || x->out[0].src.fd < 0)
+	if (!x->r->tty || x->out[0].src.fd < 0)
 		return 0;
 	return ioctl(x->out[0].src.fd, TIOCSWINSZ, &ws) ? -errno : 0;
 }
@@ -630,7 +727,7 @@ struct exec *
 exec_find(uint64_t id)
 {
 	for (struct exec *x = table; x; x = x->next)
-		if (x->id == id && !x->taken)
+		if (x->r->id == id && !x->r->taken)
 			return x;
 	return NULL;
 }
@@ -638,7 +735,7 @@ exec_find(uint64_t id)
 uint64_t
 exec_id(const struct exec *x)
 {
-	return x->id;
+	return x->r->id;
 }
 
 /*
@@ -664,11 +761,11 @@ pipe_for(int *ours, int *theirs, bool we_write, struct err *e)
 static size_t
 journal_size(bool tty)
 {
+	unsigned n = n_running + n_finished;
+
 	/* What is under way to a person is what a Ctrl-C during a flood has to wait for.
 	 */
-	return n_running < 16 && !tty ? 256 * 1024
-	       : n_running < 64	      ? 64 * 1024
-				      : 16 * 1024;
+	return n < 16 && !tty ? 256 * 1024 : n < 64 ? 64 * 1024 : 16 * 1024;
 }
 
 /* "-bash" for /bin/bash: how a shell is told that somebody logs in. */
@@ -681,15 +778,15 @@ login_name(const char *shell)
 	return asprintf(&name, "-%s", slash ? slash + 1 : shell) < 0 ? NULL : name;
 }
 
-static char *
-argv_json(char *const *argv)
+static int
+argv_json(char *const *argv, char dst[static EXEC_SHIM_ARGV_MAX])
 {
 	cleanup_json_out struct json_out o = {0};
 	size_t left = 2048;
 
 	json_out_array(&o, NULL);
 	for (; *argv; argv++) {
-		size_t len = strlen(*argv);
+		size_t len = strlen(*argv) + 4;
 
 		if (len > left) {
 			json_out_str(&o, NULL, "…");
@@ -699,7 +796,23 @@ argv_json(char *const *argv)
 		json_out_bytes(&o, NULL, *argv);
 	}
 	json_out_end_array(&o);
-	return o.error ? NULL : TAKE_PTR(o.buf);
+	if (o.error || o.len >= EXEC_SHIM_ARGV_MAX)
+		return -ENOMEM;
+	memcpy(dst, o.buf, o.len + 1);
+	return 0;
+}
+
+/* Numbers are never given again, not by the next agent and not after the next boot: the
+ * second and five random digits, and a number of four. */
+static uint64_t
+next_id(void)
+{
+	uint32_t number = (uint32_t)io_now_ns();
+
+	if (last_id && last_id % 10000 != 9999)
+		return last_id + 1;
+	(void)!getrandom(&number, sizeof(number), GRND_NONBLOCK);
+	return (io_wall_ms() / 1000 * 100000 + number % 100000) * 10000 + 1;
 }
 
 static unsigned
@@ -713,6 +826,31 @@ free_slot(void)
 	return i;
 }
 
+/* Takes over what the shim holds. */
+static int
+watch(struct exec *x, struct exec_shim *shim)
+{
+	int r = 0;
+
+	x->shim = *shim;
+	*shim = (struct exec_shim)EXEC_SHIM_INIT;
+	x->r = x->shim.r;
+	source_init(&x->note, TAKE_FD(x->shim.note), ended);
+	source_init(&x->in, TAKE_FD(x->shim.in), in_ready);
+	for (int i = 0; i < 2; i++) {
+		source_init(&x->out[i].src, TAKE_FD(x->shim.out[i]), out_ready);
+		x->out[i].x = x;
+		x->out[i].ring = &x->r->out[i];
+		x->out[i].keep = x->r->out[i].start;
+	}
+	x->timeout.fire = time_is_up;
+	x->quiet.fire = quiet_over;
+	r = source_wait(&x->note, EPOLLIN);
+	for (int i = 0; i < 2 && !r; i++)
+		r = source_wait(&x->out[i].src, EPOLLIN);
+	return r;
+}
+
 int
 exec_start(const struct request *q, struct exec **ret, struct err *e)
 {
@@ -720,12 +858,15 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	cleanup_close int ours0 = -1, ours1 = -1, ours2 = -1, group = -1;
 	cleanup_close int theirs0 = -1, theirs1 = -1, theirs2 = -1;
 	cleanup_free struct exec *x = NULL;
-	cleanup_free char *json = NULL, *login = NULL;
+	cleanup_free char *login = NULL;
+	__attribute__((cleanup(exec_shim_done))) struct exec_shim shim = EXEC_SHIM_INIT;
 	char *login_argv[2] = {NULL, NULL};
 	char *const *argv = q->argv;
 	struct user user;
 	struct spawn s;
-	int pidfd, r;
+	struct stat st;
+	unsigned slot;
+	int r;
 	bool switch_user;
 
 	if (n_running >= AGENT_EXECS_MAX)
@@ -747,10 +888,14 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 		login_argv[0] = login = login_name(user.shell);
 		argv = login_argv;
 	}
-	json = argv[0] ? argv_json(argv) : NULL;
 	x = calloc(1, sizeof(*x));
-	if (!x || !json)
+	if (!x)
 		return err_sys(e, -ENOMEM, "a command");
+	r = exec_shim_make(&shim, AGENT_STDIN_WINDOW, journal_size(q->tty), e);
+	if (!r && argv_json(argv, shim.r->argv))
+		r = err_sys(e, -ENOMEM, "a command");
+	if (r)
+		return r;
 
 	if (q->tty) {
 		r = tty_open(q->rows, q->cols, switch_user ? user.uid : (uid_t)-1, &ours1,
@@ -771,14 +916,23 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 			r = pipe_for(&ours1, &theirs1, false, e);
 		if (!r)
 			r = pipe_for(&ours2, &theirs2, false, e);
+		/* Opened by name (/dev/stdout), a pipe is its owner's. */
+		if (!r && switch_user &&
+			((q->want_stdin && fchown(theirs0, user.uid, user.gid)) ||
+				fchown(theirs1, user.uid, user.gid) ||
+				fchown(theirs2, user.uid, user.gid)))
+			r = err_sys(e, -errno, "giving pipes to \"%s\"", user.name);
 	}
 	if (r)
 		return r;
 
-	x->id = last_id + 1;
-	x->slot = free_slot();
+	shim.in = TAKE_FD(ours0);
+	shim.out[0] = TAKE_FD(ours1);
+	shim.out[1] = TAKE_FD(ours2);
+	shim.r->id = next_id();
+	slot = free_slot();
 	if (q->timeout_ms)
-		group = reap_group_make(x->id);
+		group = reap_group_make(shim.r->id);
 	s = (struct spawn){
 		.argv = argv,
 		.file = q->login ? user.shell : NULL,
@@ -791,56 +945,132 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 		.tty = q->tty,
 		.cgroup_fd = group,
 	};
-	r = spawn_start(&s, x->slot, &x->pid, &pidfd, e);
+	shim.r->started_ms = io_wall_ms();
+	shim.r->order = ++orders;
+	shim.r->deadline_ns = q->timeout_ms ? io_now_ns() + q->timeout_ms * 1000000 : 0;
+	shim.r->stdin_ino =
+		!q->tty && shim.in >= 0 && !fstat(shim.in, &st) ? st.st_ino : 0;
+	shim.r->grouped = group >= 0;
+	shim.r->tty = q->tty;
+	shim.r->last_in = '\n';
+	shim.r->hangup = q->hangup;
+	shim.r->in_closed = shim.in < 0;
+	r = exec_shim_start(&shim, &s, slot, e);
 	if (r) {
-		reap_group_drop(x->id, TAKE_FD(group));
+		reap_group_drop(shim.r->id, TAKE_FD(group));
 		return r;
 	}
 
-	last_id = x->id;
-	slots_used[x->slot / 64] |= 1ull << x->slot % 64;
-	n_running++;
-	x->argv_json = TAKE_PTR(json);
-	x->started_ms = io_wall_ms();
+	last_id = shim.r->id;
+	slots_used[slot / 64] |= 1ull << slot % 64;
+	x->slot = (int)slot;
 	x->group_fd = TAKE_FD(group);
-	x->tty = q->tty;
-	x->last_in = '\n';
-	x->hangup = q->hangup;
-	x->in_closed = ours0 < 0;
-	source_init(&x->pidfd, pidfd, ended);
-	source_init(&x->in, TAKE_FD(ours0), in_ready);
-	ring_init(&x->in_ring, AGENT_STDIN_WINDOW);
-	source_init(&x->out[0].src, TAKE_FD(ours1), out_ready);
-	source_init(&x->out[1].src, TAKE_FD(ours2), out_ready);
-	for (int i = 0; i < 2; i++) {
-		x->out[i].x = x;
-		ring_init(&x->out[i].ring, journal_size(q->tty));
-	}
-	x->timeout.fire = time_is_up;
-	x->quiet.fire = quiet_over;
-	if (q->timeout_ms)
-		timer_set(&x->timeout, io_now_ns() + q->timeout_ms * 1000000);
 	/* epoll_ctl fails for want of memory only; the command runs, and must then not be
 	 * left alone. */
-	if (source_wait(&x->pidfd, EPOLLIN) || source_wait(&x->out[0].src, EPOLLIN) ||
-		source_wait(&x->out[1].src, EPOLLIN)) {
-		reap_kill(x->pid, x->group_fd);
-		waitid(P_PIDFD, (id_t)x->pidfd.fd, NULL, WEXITED);
-		timer_stop(&x->timeout);
-		source_close(&x->pidfd);
-		source_close(&x->in);
+	if (watch(x, &shim)) {
+		kill_all(x);
 		for (int i = 0; i < 2; i++)
 			source_close(&x->out[i].src);
-		reap_group_drop(x->id, x->group_fd);
-		slots_used[x->slot / 64] &= ~(1ull << x->slot % 64);
-		n_running--;
-		free(x->argv_json);
-		loop_free(TAKE_PTR(x));
+		source_close(&x->in);
+		source_close(&x->note);
+		reap_group_drop(x->r->id, x->group_fd);
+		slots_used[slot / 64] &= ~(1ull << slot % 64);
+		exec_shim_done(&x->shim);
 		return err_sys(e, -ENOMEM, "watching the command");
 	}
+	n_running++;
+	if (q->timeout_ms)
+		timer_set(&x->timeout, loop_now_ns() + q->timeout_ms * 1000000);
 	append_exec(x);
 	*ret = TAKE_PTR(x);
 	return 0;
+}
+
+/*
+ * After a restart.
+ */
+
+/* Of what the agent was held for nothing counts against limits. */
+static void
+put_off(uint64_t ns)
+{
+	for (struct exec *x = table; x; x = x->next)
+		if (x->r->deadline_ns)
+			x->r->deadline_ns += ns;
+}
+
+static void
+insert_by_order(struct exec *x)
+{
+	struct exec **at = &table;
+
+	while (*at && (*at)->r->order < x->r->order)
+		at = &(*at)->next;
+	x->next = *at;
+	*at = x;
+	if (!x->next)
+		table_end = &x->next;
+}
+
+static void
+adopt(struct exec_shim *shim)
+{
+	struct exec *x = calloc(1, sizeof(*x));
+	uint64_t now = io_now_ns();
+
+	if (!x || watch(x, shim)) {
+		log_err("a command of before cannot be taken up: no memory");
+		return; /* the shim keeps it for the next agent */
+	}
+	x->slot = -1;
+	x->group_fd =
+		x->r->grouped && x->r->state != ENDED ? reap_group_open(x->r->id) : -1;
+	if (x->r->order > orders)
+		orders = x->r->order;
+	insert_by_order(x);
+	if (x->r->reading)
+		log_warn(
+			"command e%llu: output that was just read when the agent was killed may be lost",
+			(unsigned long long)x->r->id);
+	x->r->reading = false;
+	if (x->r->in_closed && x->in.fd >= 0)
+		close_input(x);
+	else if (x->in.fd >= 0)
+		in_flush(x);
+	if (x->r->state == ENDED) {
+		source_close(&x->note);
+		if (!x->r->taken)
+			n_finished++;
+		else if (x->out[0].src.fd >= 0 || x->out[1].src.fd >= 0)
+			n_lingering++;
+		else
+			forget(x);
+		return;
+	}
+	n_running++;
+	if (x->r->state == DRAINING) {
+		source_close(&x->note);
+		start_drain(x);
+		return;
+	}
+	if (x->r->deadline_ns)
+		timer_set(&x->timeout,
+			loop_now_ns() +
+				(x->r->deadline_ns > now ? x->r->deadline_ns - now : 0));
+	if (atomic_load(&x->r->ended))
+		ended(&x->note, 0);
+}
+
+void
+exec_init(void)
+{
+	loop_lost = put_off;
+	exec_shim_adopt(adopt);
+	if (n_running || n_finished)
+		log_info(
+			"taken up from the agent of before: %u commands that run, %u that have ended",
+			n_running, n_finished);
+	trim();
 }
 
 void
@@ -852,23 +1082,23 @@ exec_list(struct json_out *o)
 	for (struct exec *x = table; x; x = x->next) {
 		char id[24];
 
-		if (x->taken)
+		if (x->r->taken)
 			continue;
-		snprintf(id, sizeof(id), "e%llu", (unsigned long long)x->id);
+		snprintf(id, sizeof(id), "e%llu", (unsigned long long)x->r->id);
 		json_out_object(o, NULL);
 		json_out_str(o, "id", id);
-		json_out_raw(o, "argv", x->argv_json, strlen(x->argv_json));
-		json_out_str(
-			o, "state", x->state == ENDED ? kinds[x->exit.kind] : "running");
-		json_out_u64(o, "pid", (uint64_t)x->pid);
-		json_out_u64(o, "started_ms", x->started_ms);
-		if (x->state == ENDED)
-			json_out_u64(o, "value", x->exit.value);
-		json_out_u64(o, "stdout", x->out[0].ring.end);
-		json_out_u64(o, "stderr", x->out[1].ring.end);
-		json_out_bool(o, "tty", x->tty);
+		json_out_raw(o, "argv", x->r->argv, strlen(x->r->argv));
+		json_out_str(o, "state",
+			x->r->state == ENDED ? kinds[x->r->exit.kind] : "running");
+		json_out_u64(o, "pid", (uint64_t)atomic_load(&x->r->pid));
+		json_out_u64(o, "started_ms", x->r->started_ms);
+		if (x->r->state == ENDED)
+			json_out_u64(o, "value", x->r->exit.value);
+		json_out_u64(o, "stdout", x->r->out[0].end);
+		json_out_u64(o, "stderr", x->r->out[1].end);
+		json_out_bool(o, "tty", x->r->tty);
 		json_out_bool(o, "attached", x->reader != NULL);
-		json_out_bool(o, "stdin_open", !x->in_closed);
+		json_out_bool(o, "stdin_open", !x->r->in_closed);
 		json_out_end_object(o);
 	}
 }

@@ -1,6 +1,9 @@
 /*
  * Commands: the process, its pipes or terminal, its journal, its end.
  *
+ * The process, its pipes and its journal are also held by its shim (shim.h), so that the
+ * agent may be started anew: exec_init() goes on with all of it.
+ *
  * An exec belongs to the table, not to the connection that asked for it. At most one
  * connection is attached (exec_attach, exec_detach); while one is, output waits for it
  * (nothing is lost, the command blocks as on any pipe); while none is, the journal keeps
@@ -20,12 +23,15 @@
 
 #include "common/json.h"
 #include "common/wire/agent_wire.h"
+#include "guest-agent/server/exec_shim.h"
 #include "guest-agent/server/request.h"
 #include "guest-agent/system/ring.h"
 
 struct exec;
 struct conn;
 
+/* Once: takes up what an agent before this one has left. */
+void exec_init(void);
 int exec_start(const struct request *q, struct exec **ret, struct err *e);
 struct exec *exec_find(uint64_t id);
 uint64_t exec_id(const struct exec *x);

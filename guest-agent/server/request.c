@@ -30,6 +30,7 @@ enum member {
 	M_LOGIN = 1 << 13,
 	M_HANGUP = 1 << 14,
 	M_PORT = 1 << 15,
+	M_CONNECTION = 1 << 16,
 };
 
 static const struct {
@@ -52,6 +53,7 @@ static const struct {
 	{"login", M_LOGIN},
 	{"hangup", M_HANGUP},
 	{"port", M_PORT},
+	{"connection", M_CONNECTION},
 };
 
 static const struct {
@@ -66,6 +68,7 @@ static const struct {
 	{"attach", REQUEST_ATTACH, M_ID, M_STDOUT | M_STDERR | M_STDIN},
 	{"list_execs", REQUEST_LIST_EXECS, 0, 0},
 	{"signal", REQUEST_SIGNAL, M_ID | M_SIGNAL, 0},
+	{"kill_ssh", REQUEST_KILL_SSH, M_CONNECTION, 0},
 	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
 	{"list", REQUEST_LIST, M_PATH, 0}, {"dial", REQUEST_DIAL, M_PORT, 0},
 	{"stay", REQUEST_STAY, 0, 0},
@@ -179,6 +182,11 @@ read_member(const struct json *j, int tok, const char *name, unsigned member,
 		return read_bytes(j, tok, name, &q->user, e);
 	case M_PATH:
 		return read_bytes(j, tok, name, &q->path, e);
+	case M_CONNECTION:
+		if (json_u64(j, tok, &v) || v > UINT32_MAX)
+			return wrong(e, name, "the number of a connection");
+		q->connection = (uint32_t)v;
+		return 0;
 	case M_TTY:
 		return read_tty(j, tok, q, e);
 	case M_ID:

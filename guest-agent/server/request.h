@@ -17,6 +17,7 @@ enum request_op {
 	REQUEST_ATTACH,
 	REQUEST_LIST_EXECS,
 	REQUEST_SIGNAL,
+	REQUEST_KILL_SSH,
 	REQUEST_PUT,
 	REQUEST_GET,
 	REQUEST_LIST,
@@ -32,7 +33,8 @@ struct request {
 	uint64_t timeout_ms;
 	bool tty, want_stdin, detach, login, hangup;
 	uint16_t rows, cols, port;
-	uint64_t id; /* of "e<id>" */
+	uint32_t connection; /* the number behind its "OK" */
+	uint64_t id;	     /* of "e<id>" */
 	uint64_t offset[2];
 	int signal;
 	struct handshake *handshake; /* owned; NULL but for REQUEST_HANDSHAKE */

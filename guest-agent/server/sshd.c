@@ -21,6 +21,7 @@
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/machine.h"
+#include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 #include "guest-agent/system/userdb.h"
 
@@ -34,6 +35,10 @@ _Static_assert(FIRST_SLOT + SSHD_MAX <= SPAWN_SLOTS - HELPERS_MAX, "slots");
 static struct served {
 	struct source pidfd;
 	bool used;
+	pid_t pid;
+	uint32_t connection;
+	uint64_t group_num;
+	int group_fd; /* owned; -1 */
 } served[SSHD_MAX];
 
 #define container_of(p, type, member) \
@@ -56,6 +61,7 @@ ended(struct source *s, uint32_t events)
 		spawn_failure(slot, &code) != SPAWN_OK && log_allowed(&limit))
 		log_warn("sshd cannot be started: %s", strerror(code));
 	source_close(s);
+	reap_group_drop(x->group_num, TAKE_FD(x->group_fd));
 	x->used = false;
 }
 
@@ -73,7 +79,7 @@ find(char dst[static PATH_MAX])
 }
 
 static int
-start(struct served *x, const char *program, int fd, struct err *e)
+start(struct served *x, const char *program, int fd, uint32_t connection, struct err *e)
 {
 	static const struct user root = {.home = "/", .name = "root"};
 	cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -97,7 +103,6 @@ start(struct served *x, const char *program, int fd, struct err *e)
 	struct spawn s = {.envp = env, .cwd = "/", .user = &root, .cgroup_fd = -1};
 	unsigned slot = FIRST_SLOT + (unsigned)(x - served);
 	int pidfd, r;
-	pid_t pid;
 
 	if (null < 0)
 		return err_sys(e, -errno, "/dev/null");
@@ -116,17 +121,25 @@ start(struct served *x, const char *program, int fd, struct err *e)
 	s.fd[0] = s.fd[1] = fd;
 	s.fd[2] = null;
 	r = io_set_nonblock(fd, 0);
-	if (!r)
-		r = spawn_start(&s, slot, &pid, &pidfd, e);
 	if (r)
 		return r;
+	/* Where systemd does not put the login into a scope, what it starts is in here. */
+	x->group_num = reap_group_number();
+	x->group_fd = s.cgroup_fd = reap_group_make(x->group_num);
+	s.subreaper = x->group_fd < 0;
+	r = spawn_start(&s, slot, &x->pid, &pidfd, e);
+	if (r) {
+		reap_group_drop(x->group_num, TAKE_FD(x->group_fd));
+		return r;
+	}
 	x->used = true;
+	x->connection = connection;
 	source_init(&x->pidfd, pidfd, ended);
 	return source_wait(&x->pidfd, EPOLLIN) ? err_sys(e, -ENOMEM, "watching sshd") : 0;
 }
 
 static int
-serve(int fd, struct err *e)
+serve(int fd, uint32_t connection, struct err *e)
 {
 	char program[PATH_MAX], path[PATH_MAX];
 	unsigned i = 0;
@@ -148,18 +161,29 @@ serve(int fd, struct err *e)
 	/* Its service makes it elsewhere; here none is needed. */
 	if (machine_is_real() && mkdir(PRIVSEP_FOLDER, 0755) && errno != EEXIST)
 		return err_sys(e, -errno, PRIVSEP_FOLDER);
-	return start(&served[i], program, fd, e);
+	return start(&served[i], program, fd, connection, e);
+}
+
+int
+sshd_kill(uint32_t connection, struct err *e)
+{
+	for (unsigned i = 0; i < SSHD_MAX; i++)
+		if (served[i].used && served[i].connection == connection) {
+			reap_kill_login(served[i].pid, served[i].group_fd);
+			return 0;
+		}
+	return err_set(e, -ESRCH, "no SSH connection %u is open", connection);
 }
 
 void
-sshd_serve(int fd)
+sshd_serve(int fd, uint32_t connection)
 {
 	cleanup_close int own = fd;
 	char line[sizeof(((struct err *)0)->msg) + 32];
 	struct err e = {0};
 	int n;
 
-	if (!serve(own, &e))
+	if (!serve(own, connection, &e))
 		return;
 	n = snprintf(line, sizeof(line), AGENT_SSH_SAYS "%s\r\n", e.msg);
 	/* It fits an empty socket; a peer that has gone needs no answer. */

@@ -10,9 +10,16 @@
 #ifndef PANDO_GUEST_AGENT_SERVER_SSHD_H
 #define PANDO_GUEST_AGENT_SERVER_SSHD_H
 
+#include <stdint.h>
+
+#include "common/err.h"
+
 #define SSHD_MAX 128 /* at once */
 
-/* fd, a connected stream socket, is taken over. Never waits. */
-void sshd_serve(int fd);
+/* fd, a connected stream socket, is taken over. connection: what the host knows it by.
+ * Never waits. */
+void sshd_serve(int fd, uint32_t connection);
+/* Kills all that was started over that connection. -ESRCH: it is not open. */
+int sshd_kill(uint32_t connection, struct err *e);
 
 #endif

@@ -12,9 +12,10 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "guest-agent/supervisor/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_scan.h"
 
 /* An end that was an error may be followed by another try (pi's auto_retry_start). */
-#define RETRY_NS 1500000000ull
+#define RETRY_NS 3000000000ull
 #define POLL_MS 1000
 #define CHUNK (64u * 1024u)
 
@@ -27,6 +28,8 @@ struct following {
 	struct journal_epoch epoch;
 	uint32_t epoch_number;
 	bool epoch_known, begun, ended, failed;
+	bool compacts; /* after a failure, which may be tried again then */
+	struct rpc_scan scan;
 	uint64_t failed_ns; /* a failure that may be tried again */
 	/* begun: behind that line; and what the supervisor says of the last program's end,
 	 * which is before the line if that was of another one. */
@@ -66,17 +69,41 @@ grow(struct following *w, size_t len, struct err *e)
 }
 
 static void
-look(struct following *w, size_t len)
+look(struct following *w, const struct journal_record *rec)
 {
 	char reason[RPC_REASON_MAX];
+	size_t len = rec->len;
+	enum rpc_event event;
 
-	switch (rpc_proto_event(w->protocol, w->line, len, reason)) {
+	if (rec->flags & JOURNAL_TORN) {
+		w->scan.under_way = false;
+		return;
+	}
+	/* A line of more than 16 MiB comes in pieces. */
+	if (rec->flags & JOURNAL_PIECE || w->scan.under_way)
+		rpc_scan_feed(&w->scan, w->line, len);
+	if (rec->flags & JOURNAL_PIECE)
+		return;
+	event = w->scan.under_way ? rpc_scan_end(&w->scan, w->protocol, reason)
+				  : rpc_proto_event(w->protocol, w->line, len, reason);
+	switch (event) {
 	case RPC_BEGINS:
 	case RPC_RETRIES:
 		w->begun = true;
 		w->begun_at = w->next + len;
 		w->failed_ns = 0;
+		w->compacts = false;
 		break;
+	case RPC_COMPACTS:
+		/* However long it takes: its end says whether the prompt goes on. */
+		w->compacts = w->failed_ns != 0;
+		w->failed_ns = 0;
+		return;
+	case RPC_COMPACTED:
+	case RPC_SETTLED:
+		if (w->failed_ns || w->compacts)
+			w->ended = w->failed = true;
+		return;
 	case RPC_DONE:
 		w->ended = true;
 		break;
@@ -166,8 +193,8 @@ one(struct following *w, struct err *e)
 		say_line(w, &rec);
 	if (w->f->framed || !(rec.flags & JOURNAL_TORN))
 		fwrite(w->line, 1, rec.len, stdout);
-	if (w->f->until_done && !rec.flags)
-		look(w, rec.len);
+	if (w->f->until_done)
+		look(w, &rec);
 	w->number++;
 	w->next = rec.offset + rec.len;
 	if (w->cap > 16 * CHUNK) {

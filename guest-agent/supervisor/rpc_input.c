@@ -50,7 +50,7 @@ put_pending(struct rpc_input *in)
 		if (r == -E2BIG) {
 			refuse(in, e.msg);
 		} else if (r) {
-			timer_set(&in->again, io_now_ns() + AGAIN_NS);
+			timer_set(&in->again, loop_now_ns() + AGAIN_NS);
 			return false;
 		}
 		in->pending = p->next;

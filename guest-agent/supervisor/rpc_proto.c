@@ -55,6 +55,17 @@ pi_event(struct rpc_span line, struct rpc_span type, char *reason)
 		return pi_end(line, reason);
 	if (json_line_is(type, "auto_retry_start"))
 		return RPC_RETRIES;
+	if (json_line_is(type, "compaction_start") ||
+		json_line_is(type, "auto_compaction_start"))
+		return RPC_COMPACTS;
+	if (json_line_is(type, "compaction_end") ||
+		json_line_is(type, "auto_compaction_end"))
+		return json_line_member(line, "willRetry", &word) &&
+				       json_line_literal(word, "true")
+			       ? RPC_RETRIES
+			       : RPC_COMPACTED;
+	if (json_line_is(type, "agent_settled"))
+		return RPC_SETTLED;
 	if (json_line_is(type, "auto_retry_end")) {
 		if (!json_line_member(line, "success", &word) ||
 			!json_line_literal(word, "false"))

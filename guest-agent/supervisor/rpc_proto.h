@@ -3,7 +3,10 @@
  * follower must know. Lines are the agent's own and may be anything.
  *
  * pi: `pi --mode rpc` (its docs/rpc.md). agent_end is the end of a prompt; the response
- * to it only says that it was taken. claude: Claude Code's --input-format and
+ * to it only says that it was taken. One that was an error may be followed by another try:
+ * auto_retry_start says so, and compaction_start (auto_compaction_start in older ones) with
+ * compaction_end, whose willRetry tells whether the prompt goes on in a context that has
+ * room again. agent_settled (newer ones) says that nothing of this will come. claude: Claude Code's --input-format and
  * --output-format stream-json: a result is the end. raw: lines, and nothing known of
  * them.
  */
@@ -25,9 +28,12 @@ enum rpc_event {
 	RPC_DONE,     /* with it, and well */
 	RPC_FAILED,   /* with it, and not well */
 	RPC_RETRIES,  /* what has failed is tried again: it was not the end */
-	RPC_REFUSED,  /* a prompt was not taken */
-	RPC_ANSWERED, /* a command that is no prompt */
-	RPC_DIALOG,   /* waits for an answer */
+	RPC_COMPACTS, /* makes room in its context: a failure before may not be the end */
+	RPC_COMPACTED, /* has, or could not, and tries nothing again for it */
+	RPC_SETTLED,   /* nothing of all that will follow: the end before is one */
+	RPC_REFUSED,   /* a prompt was not taken */
+	RPC_ANSWERED,  /* a command that is no prompt */
+	RPC_DIALOG,    /* waits for an answer */
 };
 
 #define RPC_REASON_MAX 64

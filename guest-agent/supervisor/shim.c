@@ -17,6 +17,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "guest-agent/supervisor/supervisor.h"
+#include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 #include "guest-agent/system/userdb.h"
 
@@ -41,6 +42,7 @@ struct starting {
 	struct environment *env;
 	int ours[HELD_END - HELD_IN];
 	int theirs[3];
+	bool adopts; /* is a subreaper */
 };
 
 static void
@@ -80,15 +82,18 @@ step_name(enum spawn_step s)
 /* A supervisor that was killed: without one the program would stand still as soon as its
  * pipes are full. */
 static void
-see_to_supervisor(const struct rpc_place *p)
+see_to_supervisor(const struct starting *s)
 {
-	struct rpc_place there = *p;
+	struct rpc_place there = *s->p;
 	pid_t pid, supervisor;
 
 	there.dir = HELD_DIR;
 	if (rpc_lock_shim(&there, "keeper") || faccessat(HELD_DIR, "wanted", F_OK, 0))
 		return;
-	/* Not a child of ours: nobody here would take its end. */
+	/* Not a child of ours: nobody here would take its end, and what descends from us
+	 * is killed with the program. */
+	if (s->adopts)
+		prctl(PR_SET_CHILD_SUBREAPER, 0);
 	pid = fork();
 	if (!pid) {
 		supervisor_spawn(&there, &supervisor, NULL);
@@ -96,10 +101,46 @@ see_to_supervisor(const struct rpc_place *p)
 	}
 	if (pid > 0)
 		waitpid(pid, NULL, 0);
+	if (s->adopts)
+		prctl(PR_SET_CHILD_SUBREAPER, 1);
+}
+
+/* What the program's processes left behind when they ended comes to us. The program
+ * itself stays a zombie. */
+static void
+take_orphans(pid_t program)
+{
+	siginfo_t info = {0};
+
+	while (!waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid &&
+		info.si_pid != program) {
+		waitpid(info.si_pid, NULL, WNOHANG);
+		info.si_pid = 0;
+	}
+}
+
+/* All that the program starts, however it detaches itself, can be found again: in a
+ * control group of its own, or else below us. */
+static int
+enclose(struct starting *s)
+{
+	char path[REAP_PATH_MAX];
+	int fd;
+
+	reap_init();
+	fd = reap_named_make(s->p->name, path);
+	if (fd >= 0 && !rpc_write_file(HELD_DIR, "run/group", path, strlen(path)))
+		return fd;
+	if (fd >= 0) {
+		close(fd);
+		reap_named_end(path);
+	}
+	s->adopts = !prctl(PR_SET_CHILD_SUBREAPER, 1);
+	return -1;
 }
 
 static void
-hold(const struct starting *s)
+hold(struct starting *s)
 {
 	struct spawn spawn = {
 		.argv = s->c->argv,
@@ -118,6 +159,7 @@ hold(const struct starting *s)
 	int pidfd, code;
 
 	memcpy(spawn.fd, s->theirs, sizeof(spawn.fd));
+	spawn.cgroup_fd = enclose(s);
 	if (spawn_start(&spawn, 0, &pid, &pidfd, &e)) {
 		x.value = -e.code;
 		snprintf(x.message, sizeof(x.message), "%.190s", e.msg);
@@ -126,12 +168,16 @@ hold(const struct starting *s)
 	}
 	for (int i = 0; i < 3; i++)
 		close(s->theirs[i]);
+	if (spawn.cgroup_fd >= 0)
+		close(spawn.cgroup_fd);
 	snprintf(text, sizeof(text), "%d\n", (int)pid);
 	(void)rpc_write_file(HELD_DIR, "run/program", text, strlen(text));
 	for (struct pollfd end = {.fd = pidfd, .events = POLLIN};
 		!(end.revents & POLLIN);)
-		if (poll(&end, 1, LOOK_MS) == 0)
-			see_to_supervisor(s->p);
+		if (poll(&end, 1, LOOK_MS) == 0) {
+			take_orphans(pid);
+			see_to_supervisor(s);
+		}
 	/* Left a zombie: its number stays its own as long as the shim is there. */
 	while (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) && errno == EINTR)
 		;
@@ -205,7 +251,7 @@ shim_main(struct starting *s, int ready)
 	hold(s);
 	for (;;)
 		if (poll(NULL, 0, LOOK_MS) == 0)
-			see_to_supervisor(s->p);
+			see_to_supervisor(s);
 }
 
 static int
@@ -219,6 +265,10 @@ make_pipes(struct starting *s, struct err *e)
 		s->ours[i] = fd[ours];
 		s->theirs[i] = fd[!ours];
 		io_set_nonblock(fd[ours], 1);
+		/* Opened by name (/dev/stdout), a pipe is its owner's. */
+		if (s->c->user && s->user->uid != geteuid() &&
+			fchown(fd[0], s->user->uid, s->user->gid))
+			return err_sys(e, -errno, "giving a pipe to \"%s\"", s->c->user);
 	}
 	return 0;
 }
@@ -265,6 +315,7 @@ start(struct starting *s, uint64_t spool_at, int fifo, struct rpc_held *ret,
 		return err_sys(e, -errno, "starting a holder");
 	unlinkat(s->p->dir, "run/exit", 0);
 	unlinkat(s->p->dir, "run/program", 0);
+	unlinkat(s->p->dir, "run/group", 0);
 	pid = fork();
 	if (!pid)
 		shim_main(s, ready[1]);
@@ -380,6 +431,20 @@ shim_exit(const struct rpc_place *p, const struct rpc_held *h, struct rpc_exit *
 	}
 	*ret = x;
 	return 1;
+}
+
+void
+shim_kill(const struct rpc_place *p, const struct rpc_held *h)
+{
+	char path[REAP_PATH_MAX];
+
+	if (rpc_read_file(p->dir, "run/group", path, sizeof(path)) > 0 &&
+		reap_named_end(path))
+		return;
+	if (h->program)
+		reap_kill(h->program, -1);
+	if (h->shim && rpc_lock_shim(p, "holder") == h->shim)
+		reap_kill_below(h->shim);
 }
 
 void

@@ -21,6 +21,7 @@
 #include "common/log.h"
 #include "guest-agent/supervisor/rpc_input.h"
 #include "guest-agent/supervisor/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_scan.h"
 #include "guest-agent/supervisor/rpc_watch.h"
 #include "guest-agent/supervisor/shim.h"
 #include "guest-agent/system/loop.h"
@@ -30,9 +31,6 @@
 #define SECOND_NS 1000000000ull
 #define TAKE_MAX (256u * 1024u)
 #define TAKES_A_TURN 8
-/* A line larger than this is not looked into: no event of a protocol needs it but pi's
- * agent_end, which holds a whole conversation. */
-#define LOOK_MAX JOURNAL_LINE_MAX
 /* After the end of a program: more than its pipes can hold. */
 #define DRAIN_TURNS 64
 
@@ -74,8 +72,9 @@ static struct supervisor {
 	unsigned n_failures, in_a_row;
 	uint64_t started_ns, started_ms, last_out_ns, busy_ns, done_ns;
 	uint64_t starts;
-	bool done, done_well, begun;
-	char *look; /* owned */
+	bool done, done_well, begun, compacts;
+	struct rpc_scan scan; /* of a line that comes in pieces */
+	char *look;	      /* owned */
 	size_t look_cap;
 } k;
 
@@ -145,7 +144,7 @@ arm_watchdog(void)
 static void
 bark(struct timer *t)
 {
-	uint64_t now = io_now_ns();
+	uint64_t now = loop_now_ns();
 
 	(void)t;
 	if (k.state != ST_RUNNING || k.ending)
@@ -188,13 +187,26 @@ saw(enum rpc_event event, const char *line, size_t len)
 		k.done = false;
 		k.begun = true;
 		if (!k.busy_ns)
-			k.busy_ns = io_now_ns();
+			k.busy_ns = loop_now_ns();
 		break;
+	case RPC_COMPACTS:
+		/* A prompt that failed may go on after it. */
+		k.compacts = k.done && !k.done_well;
+		if (!k.compacts)
+			return;
+		k.done = false;
+		k.busy_ns = loop_now_ns();
+		break;
+	case RPC_COMPACTED:
+		if (!k.compacts)
+			return;
+		__attribute__((fallthrough));
 	case RPC_DONE:
 	case RPC_FAILED:
+		k.compacts = false;
 		k.done = true;
 		k.done_well = event == RPC_DONE;
-		k.done_ns = io_now_ns();
+		k.done_ns = loop_now_ns();
 		k.busy_ns = 0;
 		k.begun = false;
 		break;
@@ -221,10 +233,20 @@ out_line(void *ctx, const struct journal_record *r)
 {
 	const char *line;
 
-	if (k.conf.protocol == RPC_RAW || r->flags || r->len > LOOK_MAX)
+	if (r->flags & JOURNAL_TORN)
+		k.scan.under_way = false;
+	if (k.conf.protocol == RPC_RAW || r->flags & JOURNAL_TORN)
 		return;
 	line = look_at(ctx, r);
-	if (line)
+	/* One that is longer than what is looked at as a whole: pi's agent_end, which holds
+	 * all of a conversation. */
+	if (line && (r->flags & JOURNAL_PIECE || k.scan.under_way))
+		rpc_scan_feed(&k.scan, line, r->len);
+	if (!line || r->flags & JOURNAL_PIECE)
+		return;
+	if (k.scan.under_way)
+		saw(rpc_scan_end(&k.scan, k.conf.protocol, NULL), "", 0);
+	else
 		saw(rpc_proto_event(k.conf.protocol, line, r->len, NULL), line, r->len);
 }
 
@@ -245,7 +267,7 @@ take(struct stream *s)
 		else if (n <= 0)
 			result = -1;
 		if (n > 0)
-			k.last_out_ns = io_now_ns();
+			k.last_out_ns = loop_now_ns();
 		if (n < 0 && n != -EAGAIN) {
 			static struct log_limit limit = {.burst = 1};
 
@@ -283,7 +305,7 @@ out_ready(struct source *src, uint32_t events)
 		/* Its end is seen by the program's; a full disk is tried again. */
 		source_wait(src, 0);
 		if (s->full)
-			timer_set(&k.drain, io_now_ns() + SECOND_NS);
+			timer_set(&k.drain, loop_now_ns() + SECOND_NS);
 	}
 	arm_watchdog();
 }
@@ -314,7 +336,7 @@ describe(const struct rpc_exit *x, char *dst, size_t cap)
 static bool
 too_many(void)
 {
-	uint64_t now = io_now_ns();
+	uint64_t now = loop_now_ns();
 	unsigned in_window = 0;
 
 	k.failures_ns[k.n_failures++ % k.conf.limit] = now;
@@ -330,14 +352,14 @@ start_later(bool failed)
 	uint64_t ms = k.conf.delay_ms;
 
 	/* It ran for a while: what it was has nothing to do with this failure. */
-	if (io_now_ns() - k.started_ns > k.conf.delay_max_ms * UINT64_C(2000000))
+	if (loop_now_ns() - k.started_ns > k.conf.delay_max_ms * UINT64_C(2000000))
 		k.in_a_row = 0;
 	for (unsigned i = 0; failed && i < k.in_a_row && ms < k.conf.delay_max_ms; i++)
 		ms *= 2;
 	if (ms > k.conf.delay_max_ms)
 		ms = k.conf.delay_max_ms;
 	k.in_a_row = failed ? k.in_a_row + 1 : 0;
-	timer_set(&k.restart, io_now_ns() + ms * 1000000);
+	timer_set(&k.restart, loop_now_ns() + ms * 1000000);
 	enter(ST_WAITING);
 }
 
@@ -455,7 +477,7 @@ drain(void)
 		full = full || s->full;
 	}
 	if (full) {
-		timer_set(&k.drain, io_now_ns() + SECOND_NS);
+		timer_set(&k.drain, loop_now_ns() + SECOND_NS);
 		return;
 	}
 	timer_stop(&k.drain);
@@ -475,6 +497,7 @@ drain(void)
 	shim_release(&k.place, &k.held);
 	unlinkat(k.place.dir, "run/program", 0);
 	unlinkat(k.place.dir, "run/exit", 0);
+	unlinkat(k.place.dir, "run/group", 0);
 	after_end(&x);
 }
 
@@ -488,6 +511,8 @@ end_orphan(void)
 	size_t len;
 	pid_t pid;
 
+	/* With a control group it is known what was its own. */
+	shim_kill(&k.place, &(struct rpc_held)RPC_HELD_INIT);
 	if (rpc_read_file(k.place.dir, "run/program", text, sizeof(text)) <= 0)
 		return;
 	pid = atoi(text);
@@ -519,7 +544,7 @@ check_end(void)
 	/* What it left running was its own. A shim that was killed let the pipes go:
 	 * the program is of no use without, and its number may be another's by now. */
 	if (k.held.program && x.kind != RPC_LOST)
-		reap_kill(k.held.program, -1);
+		shim_kill(&k.place, &k.held);
 	else
 		end_orphan();
 	drain();
@@ -570,10 +595,10 @@ end_step(struct timer *t)
 		break;
 	default:
 		if (program)
-			reap_kill(program, -1);
+			shim_kill(&k.place, &k.held);
 		half_ns = SECOND_NS;
 	}
-	timer_set(&k.stop, io_now_ns() + half_ns);
+	timer_set(&k.stop, loop_now_ns() + half_ns);
 }
 
 static void
@@ -600,11 +625,11 @@ fed(struct rpc_input *in)
 {
 	(void)in;
 	if (!k.busy_ns) {
-		k.busy_ns = io_now_ns();
+		k.busy_ns = loop_now_ns();
 		k.done = false;
 		say_state();
 	} else {
-		k.busy_ns = io_now_ns();
+		k.busy_ns = loop_now_ns();
 	}
 	arm_watchdog();
 }
@@ -612,10 +637,10 @@ fed(struct rpc_input *in)
 static void
 attach(void)
 {
-	uint64_t now = io_now_ns();
+	uint64_t now = loop_now_ns();
 
 	k.busy_ns = k.done_ns = 0;
-	k.done = k.begun = false;
+	k.done = k.begun = k.compacts = false;
 	k.last_out_ns = now;
 	k.ending = END_NOT;
 	source_init(&k.out[0].src, k.held.out, out_ready);
@@ -663,7 +688,7 @@ start_program(void)
 		return;
 	}
 	k.starts++;
-	k.started_ns = io_now_ns();
+	k.started_ns = loop_now_ns();
 	k.started_ms = io_wall_ms();
 	k.reason[0] = 0;
 	log_info("started");

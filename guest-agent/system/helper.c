@@ -18,11 +18,8 @@
 
 /* The last ones: commands use the first AGENT_EXECS_MAX. */
 #define FIRST_SLOT (SPAWN_SLOTS - HELPERS_MAX)
-/* Groups of helpers are told from those of commands. */
-#define FIRST_GROUP (1ull << 62)
 
 static bool slot_used[HELPERS_MAX];
-static uint64_t last_group = FIRST_GROUP;
 
 #define container_of(p, type, member) \
 	((type *)(void *)((char *)(p)-offsetof(type, member)))
@@ -145,7 +142,7 @@ helper_start(struct helper *h, const char *what, char *const *argv, char *const 
 	h->what = what;
 	h->limit_ms = limit_ms;
 	h->slot = FIRST_SLOT + i;
-	h->group_num = ++last_group;
+	h->group_num = reap_group_number();
 	h->group_fd = reap_group_make(h->group_num);
 	h->timed_out = false;
 	h->said_len = 0;
@@ -162,7 +159,7 @@ helper_start(struct helper *h, const char *what, char *const *argv, char *const 
 	source_init(&h->pidfd, pidfd, ended);
 	source_init(&h->out, TAKE_FD(ours), out_ready);
 	h->limit = (struct timer){.fire = too_long};
-	timer_set(&h->limit, io_now_ns() + (uint64_t)limit_ms * 1000000);
+	timer_set(&h->limit, loop_now_ns() + (uint64_t)limit_ms * 1000000);
 	if (source_wait(&h->pidfd, EPOLLIN) || source_wait(&h->out, EPOLLIN)) {
 		helper_stop(h);
 		return err_sys(e, -ENOMEM, "watching %s", what);

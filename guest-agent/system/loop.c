@@ -8,6 +8,10 @@
 #include "common/io.h"
 
 #define EVENTS 32
+/* How often the clock is looked at while a timer is armed, and how much later than asked
+ * for the loop must come round for the rest to be time in which nothing ran here. */
+#define LOOK_NS 500000000ull
+#define LATE_NS 500000000ull
 
 /* What loop_free() was given. The memory itself carries the chain. */
 struct garbage {
@@ -18,6 +22,8 @@ static int epoll_fd = -1;
 static struct timer *timers;
 static struct deferred *deferred_calls, **deferred_calls_end = &deferred_calls;
 static struct garbage *garbage;
+static uint64_t looked_ns; /* io_now_ns() of the last round; 0: none yet */
+static uint64_t lost_ns;   /* what the clock of timers is behind it */
 
 int
 loop_init(struct err *e)
@@ -133,11 +139,35 @@ wait_ms(void)
 	for (struct timer *t = timers; t; t = t->next)
 		if (t->at_ns < first)
 			first = t->at_ns;
-	now = io_now_ns();
+	now = loop_now_ns();
 	if (first <= now)
 		return 0;
-	first = (first - now + 999999) / 1000000;
-	return first > 3600000 ? 3600000 : (int)first;
+	if (first - now > LOOK_NS)
+		first = now + LOOK_NS;
+	return (int)((first - now + 999999) / 1000000);
+}
+
+void (*loop_lost)(uint64_t ns);
+
+uint64_t
+loop_now_ns(void)
+{
+	return io_now_ns() - lost_ns;
+}
+
+/* After a wait of at most ms (negative: no limit), since the last one. */
+static void
+look_at_clock(int ms)
+{
+	uint64_t now = io_now_ns(), most;
+
+	most = looked_ns + (ms < 0 ? 0 : (uint64_t)ms * 1000000);
+	if (looked_ns && ms >= 0 && now > most + LATE_NS) {
+		lost_ns += now - most;
+		if (loop_lost)
+			loop_lost(now - most);
+	}
+	looked_ns = now;
 }
 
 static void
@@ -148,7 +178,7 @@ fire_timers(void)
 
 	if (!timers)
 		return;
-	now = io_now_ns();
+	now = loop_now_ns();
 again:
 	for (t = timers; t; t = t->next) {
 		if (t->at_ns > now)
@@ -168,6 +198,7 @@ loop_round(int max_ms, struct err *e)
 	if (max_ms >= 0 && (ms < 0 || ms > max_ms))
 		ms = max_ms;
 	n = epoll_wait(epoll_fd, ev, EVENTS, ms);
+	look_at_clock(ms);
 	if (n < 0 && errno != EINTR)
 		return err_sys(e, -errno, "epoll");
 	for (int i = 0; i < n; i++) {

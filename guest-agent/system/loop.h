@@ -23,7 +23,7 @@ struct source {
 
 struct timer {
 	struct timer *next, **link; /* link NULL: not armed */
-	uint64_t at_ns;		    /* io_now_ns() */
+	uint64_t at_ns;		    /* loop_now_ns() */
 	void (*fire)(struct timer *t);
 };
 
@@ -46,6 +46,14 @@ void source_init(struct source *s, int fd, void (*ready)(struct source *, uint32
 int source_wait(struct source *s, uint32_t events);
 void source_close(struct source *s);
 
+/* The clock of timers: CLOCK_MONOTONIC without the time in which this machine was paused,
+ * or this process stopped, while a timer was armed. A guest's clocks go on while its
+ * processors are held, and no clock of it tells; but a loop that comes round much later
+ * than it has asked for has not run meanwhile. Half a second of each such time counts at
+ * most; so does all of what is shorter than that. */
+uint64_t loop_now_ns(void);
+/* NULL, or told when that clock falls behind CLOCK_MONOTONIC by so much more. */
+extern void (*loop_lost)(uint64_t ns);
 void timer_set(struct timer *t, uint64_t at_ns);
 void timer_stop(struct timer *t);
 

@@ -3,22 +3,31 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/io.h"
 
 #define PREFIX "pando-exec-"
+#define RPC_PREFIX "pando-rpc-"
 #define PIDS_MAX 4096
 #define ROUNDS_MAX 64
+/* Killed processes need a moment to be gone, and are not waited for longer than this. */
+#define GONE_MS 1000
+/* Groups in groups, as containers in a program make them. */
+#define DEPTH_MAX 16
 
 static int own_group = -1;
+static char own_path[1024], mount_path[256];
 static bool leftovers;
 
 /* Where the v2 hierarchy is mounted: field 5 of the mountinfo line whose type is cgroup2
@@ -42,31 +51,46 @@ find_mount(char *dst, size_t cap)
 	return false;
 }
 
+/* The path in the v2 hierarchy, of what /proc/<pid>/cgroup says, which it cuts off. */
+static char *
+v2_path(char *groups)
+{
+	char *at = !strncmp(groups, "0::", 3) ? groups : strstr(groups, "\n0::");
+
+	if (!at)
+		return NULL;
+	at = strchr(at, ':') + 2;
+	at[strcspn(at, "\n")] = 0;
+	return at;
+}
+
 void
 reap_init(void)
 {
 	cleanup_free char *groups = NULL;
-	char path[1024], mount[256];
-	char *own;
+	char *own, *at;
 
-	if (!find_mount(mount, sizeof(mount)) ||
+	if (!find_mount(mount_path, sizeof(mount_path)) ||
 		io_read_file("/proc/self/cgroup", 65536, &groups, NULL, NULL))
 		return;
-	own = !strncmp(groups, "0::", 3) ? groups : strstr(groups, "\n0::");
+	own = v2_path(groups);
 	if (!own)
 		return;
-	own = strchr(own, ':') + 2;
-	own[strcspn(own, "\n")] = 0;
-	if (snprintf(path, sizeof(path), "%s%s", mount, own) >= (int)sizeof(path))
+	/* Started by a command that has a group of its own: the groups of others are beside
+	 * that, not in it, for it may be killed as a whole. */
+	if ((at = strstr(own, "/" PREFIX)) || (at = strstr(own, "/" RPC_PREFIX)))
+		*at = 0;
+	if (snprintf(own_path, sizeof(own_path), "%s%s", mount_path,
+		    strcmp(own, "/") ? own : "") >= (int)sizeof(own_path))
 		return;
-	own_group = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	own_group = open(own_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	leftovers = own_group >= 0; /* of an agent before this one */
 }
 
 static void
 group_name(char *dst, size_t cap, uint64_t num)
 {
-	snprintf(dst, cap, PREFIX "%d-%llu", (int)getpid(), (unsigned long long)num);
+	snprintf(dst, cap, PREFIX "%016" PRIx64, num);
 }
 
 /* Empty groups whose last process ended after its command did. */
@@ -92,6 +116,29 @@ sweep(void)
 		if (!strncmp(de->d_name, PREFIX, strlen(PREFIX)) &&
 			unlinkat(own_group, de->d_name, AT_REMOVEDIR))
 			leftovers = true;
+}
+
+uint64_t
+reap_group_number(void)
+{
+	static uint64_t last;
+	uint64_t number = 0;
+
+	/* Early in a boot there may be no random numbers yet, and no group of before. */
+	if (getrandom(&number, sizeof(number), GRND_NONBLOCK) != (ssize_t)sizeof(number))
+		number = io_now_ns() << 8 | (++last & 0xff);
+	return number | 1ull << 63;
+}
+
+int
+reap_group_open(uint64_t num)
+{
+	char name[64];
+
+	if (own_group < 0)
+		return -1;
+	group_name(name, sizeof(name), num);
+	return openat(own_group, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
 int
@@ -137,9 +184,37 @@ read_stat(int proc, const char *name, pid_t *parent, pid_t *session)
 	       state != 'Z' && state != 'X';
 }
 
-/* Kills what descends from pid or is in its session; the count. */
+/* Kills the group of a process, if that holds nothing but what one login or one command
+ * started: systemd's groups of logins, and ours. */
+static bool
+kill_group_of(pid_t pid)
+{
+	cleanup_free char *groups = NULL;
+	cleanup_close int fd = -1;
+	const char *own, *last;
+	char path[REAP_PATH_MAX];
+
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int)pid);
+	if (!mount_path[0] || io_read_file(path, 65536, &groups, NULL, NULL) ||
+		!(own = v2_path(groups)) || !(last = strrchr(own, '/')) ||
+		(strncmp(last, "/" PREFIX, strlen("/" PREFIX)) &&
+			(strncmp(last, "/session-", 9) || !strstr(last, ".scope"))))
+		return false;
+	if (snprintf(path, sizeof(path), "%s%s", mount_path, own) >= (int)sizeof(path))
+		return false;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd >= 0 && group_kill(fd);
+}
+
+enum whom {
+	WITH_SESSION, /* pid too, and what is in its session */
+	BELOW,
+	BELOW_WITH_GROUPS, /* and what shares a group of its own with one of these */
+};
+
+/* Kills what descends from pid, and whom it says besides; the count. */
 static unsigned
-kill_descendants(pid_t pid)
+kill_descendants(pid_t pid, enum whom whom)
 {
 	struct entry {
 		pid_t pid, parent;
@@ -161,7 +236,9 @@ kill_descendants(pid_t pid)
 			continue;
 		all[n].pid = atoi(de->d_name);
 		all[n].parent = parent;
-		all[n].ours = all[n].pid == pid || session == pid;
+		all[n].ours = whom == WITH_SESSION
+				      ? all[n].pid == pid || session == pid
+				      : parent == pid && all[n].pid != getpid();
 		n++;
 	}
 	while (more) {
@@ -172,7 +249,9 @@ kill_descendants(pid_t pid)
 					all[i].ours = more = true;
 	}
 	for (unsigned i = 0; i < n; i++)
-		if (all[i].ours && !kill(all[i].pid, SIGKILL))
+		if (all[i].ours &&
+			((whom == BELOW_WITH_GROUPS && kill_group_of(all[i].pid)) ||
+				!kill(all[i].pid, SIGKILL)))
 			killed++;
 	return killed;
 }
@@ -185,9 +264,17 @@ reap_kill(pid_t pid, int group_fd)
 	/* Stopped first, so that nobody forks or is re-parented between the look and the
 	 * kill. */
 	kill(-pid, SIGSTOP);
-	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid); round++)
+	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, WITH_SESSION);
+		round++)
 		;
 	kill(-pid, SIGKILL);
+}
+
+void
+reap_kill_below(pid_t pid)
+{
+	for (int round = 0; round < ROUNDS_MAX && kill_descendants(pid, BELOW); round++)
+		;
 }
 
 void
@@ -201,4 +288,95 @@ reap_group_drop(uint64_t num, int group_fd)
 	group_name(name, sizeof(name), num);
 	if (unlinkat(own_group, name, AT_REMOVEDIR))
 		leftovers = true;
+}
+
+void
+reap_kill_login(pid_t pid, int group_fd)
+{
+	for (int round = 0;
+		round < ROUNDS_MAX && kill_descendants(pid, BELOW_WITH_GROUPS); round++)
+		;
+	reap_kill(pid, group_fd);
+}
+
+/*
+ * The group of a coding agent's program, known by its path.
+ */
+
+int
+reap_named_make(const char *name, char path[static REAP_PATH_MAX])
+{
+	uint64_t number;
+	int n;
+
+	if (own_group < 0 || getrandom(&number, sizeof(number), GRND_NONBLOCK) !=
+				     (ssize_t)sizeof(number))
+		return -1;
+	/* A number, so that a path that is left over never names the group of another. */
+	n = snprintf(path, REAP_PATH_MAX, "%s/" RPC_PREFIX "%.40s-%016" PRIx64, own_path,
+		name, number);
+	if (n >= REAP_PATH_MAX || mkdir(path, 0755))
+		return -1;
+	n = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (n < 0)
+		rmdir(path);
+	return n;
+}
+
+/* "populated 0" in cgroup.events: no live process in it or below. */
+static bool
+is_empty(int group_fd)
+{
+	cleanup_close int fd = openat(group_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	char text[256];
+	ssize_t n = fd < 0 ? -1 : io_read(fd, text, sizeof(text) - 1);
+
+	if (n < 0)
+		return true;
+	text[n] = 0;
+	return strstr(text, "populated 0") != NULL;
+}
+
+/* What is below the group, deepest first. */
+static void
+remove_below(int group_fd, unsigned depth)
+{
+	int fd = openat(group_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_closedir DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *de;
+
+	if (!d && fd >= 0)
+		close(fd);
+	while (d && depth && (de = readdir(d))) {
+		cleanup_close int below = -1;
+
+		if (de->d_type != DT_DIR || de->d_name[0] == '.')
+			continue;
+		below = openat(fd, de->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (below < 0)
+			continue;
+		remove_below(below, depth - 1);
+		(void)unlinkat(fd, de->d_name, AT_REMOVEDIR);
+	}
+}
+
+bool
+reap_named_end(const char *path)
+{
+	const char *last = strrchr(path, '/');
+	struct timespec nap = {.tv_nsec = 1000000};
+	cleanup_close int fd = -1;
+
+	if (!last || strncmp(last + 1, RPC_PREFIX, strlen(RPC_PREFIX)))
+		return false;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT;
+	if (!group_kill(fd))
+		return false;
+	for (int ms = 0; ms < GONE_MS && !is_empty(fd); ms++)
+		nanosleep(&nap, NULL);
+	remove_below(fd, DEPTH_MAX);
+	(void)rmdir(path);
+	return true;
 }

@@ -11,8 +11,20 @@ ring_init(struct ring *r, size_t cap)
 }
 
 void
+ring_init_shared(struct ring *r, size_t cap)
+{
+	*r = (struct ring){.cap = cap, .shared = true};
+}
+
+void
 ring_done(struct ring *r)
 {
+	if (r->shared) {
+		if (r->touched)
+			madvise(r->buf, r->cap, MADV_REMOVE);
+		r->touched = false;
+		return;
+	}
 	if (r->buf)
 		munmap(r->buf, r->cap);
 	r->buf = NULL;
@@ -46,6 +58,7 @@ ring_space(struct ring *r, size_t max, struct iovec iov[2])
 			return -ENOMEM;
 		r->buf = p;
 	}
+	r->touched = true;
 	return pieces(r, r->end, max < r->cap ? max : r->cap, iov);
 }
 

@@ -7,17 +7,22 @@
 #ifndef PANDO_GUEST_AGENT_SYSTEM_RING_H
 #define PANDO_GUEST_AGENT_SYSTEM_RING_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
 struct ring {
-	uint8_t *buf; /* owned; NULL until there is something */
+	uint8_t *buf; /* owned; NULL until there is something; shared: borrowed */
 	size_t cap;
-	uint64_t start, end; /* offsets of what is kept */
+	bool shared, touched; /* in memory that is shared; it has been written to */
+	uint64_t start, end;  /* offsets of what is kept */
 };
 
 void ring_init(struct ring *r, size_t cap); /* a power of two, at least a page */
+/* The same in memory of the caller's, who sets buf: a mapping of a memfd, whose pages are
+ * given back in place of being unmapped. */
+void ring_init_shared(struct ring *r, size_t cap);
 void ring_done(struct ring *r);
 
 /* How much fits without dropping a byte at or after `keep` (start <= keep <= end). */

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -123,6 +124,8 @@ child(const struct spawn *s, unsigned slot)
 	for (int i = 0; i < 3; i++)
 		if (dup2(fd[i], i) < 0)
 			fail(slot, SPAWN_SETUP, errno);
+	if (s->subreaper)
+		prctl(PR_SET_CHILD_SUBREAPER, 1); /* stays over execve */
 	if (s->tty && ioctl(0, TIOCSCTTY, 0))
 		fail(slot, SPAWN_SETUP, errno);
 	if (reset_oom) {

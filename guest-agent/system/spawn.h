@@ -24,9 +24,10 @@ struct spawn {
 	const char *cwd;	 /* must work, when given */
 	const struct user *user; /* home is where it starts without cwd */
 	bool switch_user;
-	int fd[3];     /* the child's 0, 1, 2 */
-	bool tty;      /* fd[0] becomes the controlling terminal */
-	int cgroup_fd; /* -1: the agent's */
+	int fd[3];	/* the child's 0, 1, 2 */
+	bool tty;	/* fd[0] becomes the controlling terminal */
+	int cgroup_fd;	/* -1: the agent's */
+	bool subreaper; /* what it starts descends from it as long as it lives */
 };
 
 /* Once, before the first. */

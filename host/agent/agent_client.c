@@ -134,7 +134,7 @@ agent_link_wait(struct agent_link *l, short events, uint64_t deadline_ns, struct
  * follows is another's. */
 static int
 say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t deadline_ns,
-	struct err *e)
+	uint32_t *ret_number, struct err *e)
 {
 	char line[OK_LINE_MAX + 1];
 	int len = snprintf(line, sizeof(line), "CONNECT %u\n", port), r;
@@ -174,6 +174,8 @@ say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t dead
 		if (!lf || strncmp(line, "OK ", 3))
 			return err_set(
 				e, -EPROTO, "%s: an answer that is not \"OK\"", path);
+		if (ret_number)
+			*ret_number = (uint32_t)strtoul(line + 3, NULL, 10);
 		n = recv(l->fd, line, (size_t)(lf - line) + 1, 0);
 		return n < 0 ? err_sys(e, -errno, "%s", path) : 0;
 	}
@@ -183,12 +185,19 @@ int
 agent_connect_port(const char *socket_path, uint32_t port, int timeout_ms, int *ret_fd,
 	struct err *e)
 {
+	return agent_connect_numbered(socket_path, port, timeout_ms, ret_fd, NULL, e);
+}
+
+int
+agent_connect_numbered(const char *socket_path, uint32_t port, int timeout_ms,
+	int *ret_fd, uint32_t *ret_number, struct err *e)
+{
 	cleanup_agent_link struct agent_link l = AGENT_LINK_INIT;
 	uint64_t deadline = deadline_of(timeout_ms);
 	int r = dial(socket_path, deadline, &l.fd, e);
 
 	if (!r)
-		r = say_connect(&l, socket_path, port, deadline, e);
+		r = say_connect(&l, socket_path, port, deadline, ret_number, e);
 	if (r)
 		return r;
 	*ret_fd = TAKE_FD(l.fd);
@@ -339,7 +348,7 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 			request->len + 1, AGENT_REQUEST_MAX);
 	r = dial(socket_path, deadline_ns, &l->fd, e);
 	if (!r)
-		r = say_connect(l, socket_path, AGENT_PORT, deadline_ns, e);
+		r = say_connect(l, socket_path, AGENT_PORT, deadline_ns, NULL, e);
 	if (r)
 		return r;
 	request->buf[request->len] =
@@ -506,6 +515,17 @@ agent_signal(const char *socket_path, const char *id, int signo, struct err *e)
 	start_request(&o, "signal");
 	json_out_str(&o, "id", id);
 	json_out_i64(&o, "signal", signo);
+	json_out_end_object(&o);
+	return ask(socket_path, &o, AGENT_ANSWER_MS, NULL, NULL, e);
+}
+
+int
+agent_kill_ssh(const char *socket_path, uint32_t connection, struct err *e)
+{
+	cleanup_json_out struct json_out o = {0};
+
+	start_request(&o, "kill_ssh");
+	json_out_u64(&o, "connection", connection);
 	json_out_end_object(&o);
 	return ask(socket_path, &o, AGENT_ANSWER_MS, NULL, NULL, e);
 }

@@ -42,6 +42,10 @@ int agent_connect(const char *socket_path, int timeout_ms, int *ret_fd, struct e
 int agent_connect_port(const char *socket_path, uint32_t port, int timeout_ms,
 	int *ret_fd, struct err *e);
 
+/* The same; the number by which the guest, too, knows this connection. */
+int agent_connect_numbered(const char *socket_path, uint32_t port, int timeout_ms,
+	int *ret_fd, uint32_t *ret_number, struct err *e);
+
 struct agent_pong {
 	char version[32];
 	char boot_id[40];
@@ -70,6 +74,7 @@ struct agent_exec_req {
 	const char *user;	/* name or number; NULL: root (the agent's own) */
 	uint64_t timeout_ms;	/* 0: none. At the limit everything the command started is
 				   killed */
+	uint32_t grace_ms; /* beyond it, until the guest is given up as stuck; 0: 15 s */
 	bool detach; /* start it and return; output is kept in a bounded journal, see
 			agent_attach */
 	bool tty;    /* a terminal: stdout only, rows and cols its first size */
@@ -106,6 +111,10 @@ struct agent_exec_io {
 	 * that is not wanted). */
 	int wake_fd;
 	int (*wake)(void *ctx, struct agent_session *s);
+	/* For how many milliseconds in all the VM has been paused, by a count that begins
+	 * anywhere; may be NULL. Asked when a command with a time limit begins, and again
+	 * when it is late: that time is none of the command's. */
+	uint64_t (*paused_ms)(void *ctx);
 	/* Told once, when the guest has accepted the command; may be NULL. */
 	void (*started)(void *ctx, const char *id);
 	/* Output that the guest's journal had to drop; may be NULL. */
@@ -125,7 +134,8 @@ struct agent_exec_result {
 	uint64_t stdout_bytes, stderr_bytes; /* that the command wrote */
 	uint64_t stdout_lost,
 		stderr_lost; /* of these, dropped by the journal before they were read */
-	char message[256];   /* AGENT_SPAWN_FAILED: why */
+	char message[256];   /* AGENT_SPAWN_FAILED: why; else "", or what still has its
+				output open, so that more may come that is not here */
 };
 
 /* Runs it and pumps until the exit record. 0 when there is one, whatever it says. */
@@ -172,6 +182,11 @@ void agent_captured_done(struct agent_captured *c);
 
 /* To the process group of a running command. */
 int agent_signal(const char *socket_path, const char *id, int signo, struct err *e);
+
+/* Kills all that was started over an SSH connection (agent_connect_numbered()) which is
+ * open, also what has left its session and forgotten its environment. -ESRCH: there is no
+ * such connection; -EINVAL: the agent is too old to know how. */
+int agent_kill_ssh(const char *socket_path, uint32_t connection, struct err *e);
 
 /* The "execs" array of the answer as JSON text (checked), malloc'd. */
 int agent_list_execs(const char *socket_path, char **ret_json, struct err *e);

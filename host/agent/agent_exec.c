@@ -25,6 +25,9 @@
 /* A command with a time limit must be reported this long after it, else the guest is
  * stuck. */
 #define GRACE_MS 15000
+/* A VM that is paused is looked at this often. */
+#define TICK_MS 200
+#define TICK_NS (TICK_MS * UINT64_C(1000000))
 /* Words to the guest when the call is given up. */
 #define LAST_WORDS_NS 1000000000ull
 /* What poll(2) promises of a pipe that is writable. */
@@ -34,8 +37,10 @@ struct agent_session {
 	struct agent_link link;
 	const struct agent_exec_io *io;
 	struct agent_exec_result *result;
-	uint64_t deadline_ns;
-	bool detach; /* wanted */
+	uint64_t deadline_ns; /* by a clock that stands while the VM is paused; 0: none */
+	uint64_t paused_ms;   /* io->paused_ms() when the call began */
+	uint64_t held_ns;     /* what that has become more since */
+	bool detach;	      /* wanted */
 
 	/* Input. */
 	char *tx; /* owned: a frame of input on its way */
@@ -399,6 +404,23 @@ last_words(struct agent_session *s, bool heard)
 	}
 }
 
+/* Whether the guest is to be given up: it has had its time, also without what it was
+ * paused for. */
+static bool
+is_too_late(struct agent_session *s)
+{
+	uint64_t paused_ms;
+
+	if (io_now_ns() < s->deadline_ns + s->held_ns)
+		return false;
+	if (!s->io->paused_ms)
+		return true;
+	paused_ms = s->io->paused_ms(s->io->ctx);
+	if (paused_ms > s->paused_ms)
+		s->held_ns = (paused_ms - s->paused_ms) * 1000000;
+	return io_now_ns() >= s->deadline_ns + s->held_ns;
+}
+
 static int
 pump(struct agent_session *s, struct err *e)
 {
@@ -427,12 +449,17 @@ pump(struct agent_session *s, struct err *e)
 		if (!p[0].events)
 			p[0].fd = -1;
 		if (s->deadline_ns) {
-			uint64_t now = io_now_ns();
+			uint64_t now, until;
 
-			if (now >= s->deadline_ns)
+			if (is_too_late(s))
 				return err_set(e, -ETIMEDOUT,
 					"the guest has not reported the command's end in time; it is stuck or paused");
-			ms = (int)((s->deadline_ns - now + 999999) / 1000000);
+			now = io_now_ns();
+			until = s->deadline_ns + s->held_ns;
+			/* Not more often: somebody else is asked each time. */
+			ms = until < now + TICK_NS
+				     ? TICK_MS
+				     : (int)((until - now + 999999) / 1000000);
 		}
 		n = poll(p, 4, ms);
 		if (n < 0 && errno != EINTR)
@@ -538,7 +565,7 @@ run(struct agent_session *s, const char *socket_path, struct json_out *request,
 
 static int
 call(const char *socket_path, struct json_out *request, const struct agent_exec_io *io,
-	bool detached, const uint64_t from[2], uint64_t timeout_ms,
+	bool detached, const uint64_t from[2], uint64_t timeout_ms, uint32_t grace_ms,
 	struct agent_exec_result *ret, struct err *e)
 {
 	static const struct agent_exec_io no_io = AGENT_EXEC_IO_INIT;
@@ -556,8 +583,12 @@ call(const char *socket_path, struct json_out *request, const struct agent_exec_
 	s->result = &result;
 	if (from)
 		memcpy(s->expected, from, sizeof(s->expected));
-	if (timeout_ms)
-		s->deadline_ns = io_now_ns() + (timeout_ms + GRACE_MS) * 1000000;
+	if (timeout_ms) {
+		s->deadline_ns =
+			io_now_ns() +
+			(timeout_ms + (grace_ms ? grace_ms : GRACE_MS)) * 1000000;
+		s->paused_ms = s->io->paused_ms ? s->io->paused_ms(s->io->ctx) : 0;
+	}
 
 	/* A SIGPIPE of our own making is kept from the process: the error says it, and
 	 * the guest must hear of it first. */
@@ -631,7 +662,8 @@ agent_exec(const char *socket_path, const struct agent_exec_req *req,
 	if (req->detach)
 		json_out_bool(&o, "detach", true);
 	json_out_end_object(&o);
-	return call(socket_path, &o, io, req->detach, NULL, req->timeout_ms, ret, e);
+	return call(socket_path, &o, io, req->detach, NULL, req->timeout_ms,
+		req->grace_ms, ret, e);
 }
 
 int
@@ -650,7 +682,7 @@ agent_attach(const char *socket_path, const char *id, uint64_t stdout_offset,
 	if (io && io->stdin_fd >= 0)
 		json_out_bool(&o, "stdin", true);
 	json_out_end_object(&o);
-	return call(socket_path, &o, io, false, from, 0, ret, e);
+	return call(socket_path, &o, io, false, from, 0, 0, ret, e);
 }
 
 /*

@@ -80,11 +80,12 @@ await_banner(int fd, const char *name, struct err *e)
 }
 
 static int
-dial_once(const struct client_vm *vm, int *ret_fd, struct err *e)
+dial_once(const struct client_vm *vm, int *ret_fd, uint32_t *ret_number, struct err *e)
 {
 	cleanup_close int fd = -1;
 	struct err why = {0};
-	int r = agent_connect_port(vm->agent_socket, AGENT_SSH_PORT, DIAL_MS, &fd, &why);
+	int r = agent_connect_numbered(
+		vm->agent_socket, AGENT_SSH_PORT, DIAL_MS, &fd, ret_number, &why);
 
 	/* Where another port answers, the guest has an agent, and an old one. */
 	if (r == -ECONNREFUSED && agent_ping(vm->agent_socket, DIAL_MS, NULL, NULL) == 0)
@@ -99,8 +100,9 @@ dial_once(const struct client_vm *vm, int *ret_fd, struct err *e)
 	return r;
 }
 
-int
-vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
+static int
+dial_numbered(
+	const struct client_vm *vm, int *ret_fd, uint32_t *ret_number, struct err *e)
 {
 	uint64_t until = io_now_ns() + AGENT_BECOMING_MS * NS_PER_MS;
 	struct timespec pause = {.tv_nsec = 20000000};
@@ -108,14 +110,21 @@ vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
 	int r;
 
 	/* A parent, too, is told of each of its branches, and goes on. */
-	while ((r = dial_once(vm, ret_fd, &why)) == -EAGAIN && io_now_ns() < until)
+	while ((r = dial_once(vm, ret_fd, ret_number, &why)) == -EAGAIN &&
+		io_now_ns() < until)
 		nanosleep(&pause, NULL);
 	return r < 0 ? err_set(e, r, "%s", why.msg) : 0;
 }
 
 int
-vmssh_open(const struct client_vm *vm, const char *home, const char *user,
-	struct ssh_link **ret, struct err *e)
+vmssh_dial(const struct client_vm *vm, int *ret_fd, struct err *e)
+{
+	return dial_numbered(vm, ret_fd, NULL, e);
+}
+
+static int
+open_numbered(const struct client_vm *vm, const char *home, const char *user,
+	struct ssh_link **ret, uint32_t *ret_number, struct err *e)
 {
 	static const char type[] = "ssh-ed25519 ";
 	char key[PATHS_MAX], what[80];
@@ -131,8 +140,21 @@ vmssh_open(const struct client_vm *vm, const char *home, const char *user,
 	t.host_key = vm->host_key + strlen(type);
 	r = paths_format(key, sizeof(key), e, "%s/" SSH_KEY_FILE, home);
 	if (r == 0)
-		r = vmssh_dial(vm, &fd, e);
+		r = dial_numbered(vm, &fd, ret_number, e);
 	return r < 0 ? r : ssh_link_open_fd(fd, &t, CONNECT_MS, ret, e);
+}
+
+int
+vmssh_open(const struct client_vm *vm, const char *home, const char *user,
+	struct ssh_link **ret, struct err *e)
+{
+	return open_numbered(vm, home, user, ret, NULL, e);
+}
+
+int
+vmssh_open_marked(struct vmssh_mark *m, struct ssh_link **ret, struct err *e)
+{
+	return open_numbered(m->vm, m->home, m->user, ret, &m->connection, e);
 }
 
 /*
@@ -271,6 +293,15 @@ vmssh_signal(const struct vmssh_mark *m, int number)
 	struct err e = {0};
 	char text[1024], what[512];
 	int status, r;
+
+	/* A login shell may not have come to the mark yet, and what it started may have put
+	 * it away (env -i) and left its session: the agent knows all that came over the
+	 * connection. One that is too old to is gone around. */
+	if (number == SIGKILL) {
+		if (agent_kill_ssh(m->vm->agent_socket, m->connection, &e) == 0)
+			return;
+		e = (struct err){0};
+	}
 
 	snprintf(what, sizeof(what), number == SIGKILL ? all : group, number);
 	snprintf(text, sizeof(text), script, m->token, what);

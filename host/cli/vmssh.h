@@ -57,12 +57,15 @@ struct vmssh_mark {
 	const struct client_vm *vm; /* borrowed */
 	const char *home, *user;    /* borrowed */
 	char token[REMOTE_TOKEN_LEN + 1];
+	uint32_t connection; /* that it runs over, as the guest knows it */
 };
 int vmssh_mark_make(struct vmssh_mark *m, const struct client_vm *vm, const char *home,
 	const char *user, struct err *e);
+/* As vmssh_open(), for the command of that mark. */
+int vmssh_open_marked(struct vmssh_mark *m, struct ssh_link **ret, struct err *e);
 /* Words to be prefixed to a POSIX shell's command: "PANDO_SSH_EXEC=…". */
 #define VMSSH_MARK "PANDO_SSH_EXEC"
-/* To its process group; SIGKILL to all that it started. What fails is said on stderr. */
+/* To its process group; SIGKILL to all that it started, while its connection is open. What fails is said on stderr. */
 void vmssh_signal(const struct vmssh_mark *m, int number);
 
 /* agent_put() and agent_get() with the guest's side as a command of that user, whose home

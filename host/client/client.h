@@ -90,6 +90,7 @@ struct client_vm {
 	uint64_t created_ms, mem_mib, vcpus, disk_mib;
 	uint64_t resize_mib; /* a resize that is not done; 0: none */
 	uint64_t reboots;    /* of its guest, since this pandod knows it */
+	uint64_t paused_ms;  /* how long it has been paused in all */
 	bool has_usage;	     /* disk_own_bytes is known */
 	bool has_memory;     /* the next two are */
 	uint64_t memory_unique_bytes, memory_shared_bytes, disk_own_bytes;

@@ -311,7 +311,9 @@ struct run {
 	int status, signal;
 	unsigned n_signals;
 	uint64_t heard_ns;    /* when something last came, or the command ended */
-	uint64_t deadline_ns; /* 0: none */
+	uint64_t deadline_ns; /* by a clock that stands while the machine does; 0: none */
+	uint64_t paused_ms;   /* c->paused_ms() at the begin */
+	uint64_t held_ns;     /* what that has become more since */
 	struct outlet out[2]; /* stdout, stderr */
 };
 
@@ -524,6 +526,21 @@ is_over(const struct run *r)
 	return r->has_status && io_now_ns() - r->heard_ns > LINGER_MS * UINT64_C(1000000);
 }
 
+static bool
+is_too_late(struct run *r)
+{
+	uint64_t paused_ms;
+
+	if (!r->deadline_ns || io_now_ns() <= r->deadline_ns + r->held_ns)
+		return false;
+	if (!r->c->paused_ms)
+		return true;
+	paused_ms = r->c->paused_ms(r->c->ctx);
+	if (paused_ms > r->paused_ms)
+		r->held_ns = (paused_ms - r->paused_ms) * UINT64_C(1000000);
+	return io_now_ns() > r->deadline_ns + r->held_ns;
+}
+
 /* Returns 1 when all is over, 0 to go on, -errno. */
 static int
 turn(struct run *r, struct err *e)
@@ -546,7 +563,7 @@ turn(struct run *r, struct err *e)
 	}
 	if (!got && is_over(r))
 		return 1;
-	if (r->deadline_ns && io_now_ns() > r->deadline_ns)
+	if (is_too_late(r))
 		return err_set(e, -ETIMEDOUT, "the command did not end in %u ms",
 			r->c->timeout_ms);
 	if (!got && !ssh_is_connected(r->session))
@@ -588,6 +605,8 @@ ssh_link_run(
 	r->out[1].fd = c->err_fd;
 	r->deadline_ns =
 		c->timeout_ms ? io_now_ns() + c->timeout_ms * UINT64_C(1000000) : 0;
+	if (r->deadline_ns && c->paused_ms)
+		r->paused_ms = c->paused_ms(c->ctx);
 	ssh_callbacks_init(&callbacks);
 	ssh_set_blocking(r->session, 1);
 	rc = start(r, &callbacks, e);

@@ -9,6 +9,7 @@
 #define PANDO_HOST_SSH_SSH_H
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -67,6 +68,9 @@ struct ssh_command {
 	int *ret_signal; /* NULL, or: the signal that ended the command, 0 if none did */
 	void *ctx;
 	unsigned timeout_ms; /* 0: as long as it takes; else -ETIMEDOUT */
+	/* For how long the machine was paused, in all, by a count that begins anywhere;
+	 * NULL: never. That time does not count. */
+	uint64_t (*paused_ms)(void *ctx);
 };
 #define SSH_COMMAND_INIT \
 	{ \

@@ -317,6 +317,7 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 		vm->row.state = VM_PAUSED;
 	else if (vm->row.state == VM_PAUSED)
 		vm->row.state = vm->row.answered ? VM_RUNNING : VM_STARTING;
+	vm_count_pause(vm);
 	if (!held)
 		vm_enter_scope(t, vm, true);
 	if (!vm->dead && db_update(t->db, &vm->row, e) < 0)

@@ -660,6 +660,20 @@ vm_check_met(const struct vm *vm, struct err *e)
 		vm_name(vm), (long long)vm->row.pid);
 }
 
+void
+vm_count_pause(struct vm *vm)
+{
+	uint64_t now = io_now_ns();
+
+	if (vm->row.state == VM_PAUSED) {
+		if (!vm->paused_at_ns)
+			vm->paused_at_ns = now;
+	} else if (vm->paused_at_ns) {
+		vm->paused_ns += now - vm->paused_at_ns;
+		vm->paused_at_ns = 0;
+	}
+}
+
 static int
 pause_or_resume(struct tree *t, const char *name, bool pause, const struct progress *p,
 	struct json_out *out, struct err *e)
@@ -691,6 +705,7 @@ pause_or_resume(struct tree *t, const char *name, bool pause, const struct progr
 			vm->row.state = pause		   ? VM_PAUSED
 					: vm->row.answered ? VM_RUNNING
 							   : VM_STARTING;
+			vm_count_pause(vm);
 			r = db_update(t->db, &vm->row, e);
 			log_info("vm %s (%s): %s", vm->row.id, vm_name(vm),
 				pause ? "paused" : "resumed");

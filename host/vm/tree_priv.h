@@ -35,7 +35,9 @@ struct vm {
 	bool stopped_by_force;	/* kill_reason is no failure */
 	const char *op;		/* static text: "being branched"; NULL: idle */
 	char kill_reason[DB_REASON_MAX]; /* why pandod ended it, if it did */
-	uint64_t closed_ns;   /* when its control socket closed; 0: it is open */
+	uint64_t closed_ns; /* when its control socket closed; 0: it is open */
+	uint64_t paused_at_ns,
+		paused_ns;    /* since when, 0: it is not; and before, in all */
 	uint64_t probe_at_ns; /* when the agent is asked next */
 	unsigned probes;
 	bool in_handshake; /* somebody says identity handshake to it (hello.c) */
@@ -116,6 +118,8 @@ struct tree {
 
 /* All of these with the lock held, but where they say otherwise. */
 
+/* Its state is VM_PAUSED now, or is not: the time it stands still is counted. */
+void vm_count_pause(struct vm *vm);
 struct vm *vm_new(struct tree *t); /* one reference; NULL: out of memory */
 void vm_unref(struct vm *vm);
 static inline void

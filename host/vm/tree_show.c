@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/io.h"
 #include "common/text.h"
 
 #define NS_PER_MS 1000000ull
@@ -80,6 +81,10 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 		json_out_i64(out, "pid", row->pid);
 	else
 		json_out_null(out, "pid");
+	json_out_u64(out, "paused_ms",
+		(vm->paused_ns +
+			(vm->paused_at_ns ? io_now_ns() - vm->paused_at_ns : 0)) /
+			NS_PER_MS);
 	text_hex(text, row->generation, sizeof(row->generation));
 	json_out_str(out, "generation", text);
 	json_out_str(out, "host_key", row->host_key[0] ? row->host_key : NULL);

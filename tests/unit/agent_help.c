@@ -1,5 +1,7 @@
 #include "tests/unit/agent_help.h"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <libgen.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -59,8 +61,8 @@ agent_help_start(const char *sock, const char *root, bool (*enter)(void))
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (enter && !enter())
 			_exit(EXIT_NOT_ENTERED);
-		execl(program, "pando-agent", "--listen", listen_on, "--connect-line",
-			root ? "--root" : NULL, root, (char *)NULL);
+		execl(program, "pando-agent", "--keep=60", "--listen", listen_on,
+			"--connect-line", root ? "--root" : NULL, root, (char *)NULL);
 		perror(program);
 		_exit(127);
 	}
@@ -83,14 +85,46 @@ agent_help_start(const char *sock, const char *root, bool (*enter)(void))
 	return 0;
 }
 
+/* Of that process, and of that name; the count. */
+static unsigned
+shims_of(pid_t parent, pid_t *pids, unsigned max)
+{
+	cleanup_closedir DIR *d = opendir("/proc");
+	struct dirent *de;
+	unsigned n = 0;
+
+	while (d && n < max && (de = readdir(d))) {
+		char path[64], text[256];
+		ssize_t len;
+		int ppid;
+
+		snprintf(path, sizeof(path), "/proc/%.20s/stat", de->d_name);
+		cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+		len = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+		if (len <= 0)
+			continue;
+		text[len] = 0;
+		if (sscanf(text, "%*d (pando-shim) %*c %d", &ppid) == 1 && ppid == parent)
+			pids[n++] = atoi(de->d_name);
+	}
+	return n;
+}
+
 void
 agent_help_end(pid_t *pid, int signo)
 {
+	static pid_t shims[1024];
+	unsigned n;
+
 	if (*pid <= 0)
 		return;
+	/* They wait for the next agent, and there will be none. */
+	n = shims_of(*pid, shims, 1024);
 	kill(*pid, signo);
 	waitpid(*pid, NULL, 0);
 	*pid = 0;
+	for (unsigned i = 0; i < n; i++)
+		kill(shims[i], SIGKILL);
 }
 
 void

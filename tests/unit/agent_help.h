@@ -14,7 +14,7 @@ const char *agent_help_program(void);
  * none). enter() (NULL: none) runs in the agent's own process before it; where it says
  * false there is no agent, and 0 is returned. */
 pid_t agent_help_start(const char *sock, const char *root, bool (*enter)(void));
-/* Sends the signal and waits for the end. Nothing where *pid is 0, which it is then. */
+/* Sends the signal and waits for the end; what holds its commands is killed, too. Nothing where *pid is 0, which it is then. */
 void agent_help_end(pid_t *pid, int signo);
 
 /* A file below root, with the folders it lies in. */

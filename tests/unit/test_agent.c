@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <pty.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -83,6 +84,10 @@ run(const char *const *argv)
 
 	return run_req(&q, NULL, 0);
 }
+
+static bool list_has(const char *id, char *state, size_t cap);
+static void end_commands(void);
+static void wait_state(const char *id, const char *want);
 
 static void
 ping_tells_who_answers(void **state)
@@ -257,6 +262,25 @@ hash(uint64_t h, const void *buf, size_t len)
 }
 
 static void
+standard_streams_can_be_opened_by_name(void **state)
+{
+	static const char *const users[] = {NULL, "nobody"};
+	struct agent_exec_req q = {
+		.argv = SH(
+			"cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr")};
+
+	(void)state;
+	for (size_t i = 0; i < (geteuid() ? 1 : 2); i++) {
+		q.user = users[i];
+		cleanup_agent_captured struct agent_captured c = run_req(&q, "in ", 3);
+
+		assert_string_equal(c.out, "in out\n");
+		assert_string_equal(c.err, "err\n");
+		assert_int_equal(c.result.value, 0);
+	}
+}
+
+static void
 hundred_megabytes_through_stdin(void **state)
 {
 	struct agent_exec_req q = {.argv = ARGV("sha256sum")};
@@ -385,6 +409,60 @@ time_limit_kills_all_that_was_started(void **state)
 	assert_int_equal(processes_of("sleep 7331"), 0);
 }
 
+/* The mount points of control groups (v2) are gone for the agent. */
+static bool
+hide_groups(void)
+{
+	for (int i = 0; i < 8; i++) {
+		FILE *f = fopen("/proc/self/mountinfo", "re");
+		char line[1024], at[256] = "";
+
+		if (!i && (unshare(CLONE_NEWNS) ||
+				  mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL)))
+			return false;
+		while (f && fgets(line, sizeof(line), f))
+			if (strstr(line, " - cgroup2 "))
+				sscanf(line, "%*s %*s %*s %*s %255s", at);
+		if (f)
+			fclose(f);
+		if (!at[0])
+			return true;
+		if (umount2(at, MNT_DETACH))
+			return false;
+	}
+	return false;
+}
+
+static void
+time_limit_kills_also_without_control_groups(void **state)
+{
+	char mark[32], script[256];
+	struct agent_exec_req q = {.argv = SH(script), .timeout_ms = 1500};
+	struct agent_captured c = {0};
+	char other[128];
+	struct err e = {0};
+	pid_t pid;
+
+	(void)state;
+	snprintf(other, sizeof(other), "%s/other.sock", folder);
+	snprintf(mark, sizeof(mark), "sleep 7343.%d", (int)getpid());
+	snprintf(script, sizeof(script),
+		"echo started; (env -i setsid %s &); env -i setsid %s & (setsid setsid %s &); %s",
+		mark, mark, mark, mark);
+	pid = agent_help_start(other, NULL, hide_groups);
+	if (!pid)
+		skip();
+	if (agent_exec_capture(other, &q, NULL, 0, 1 << 20, &c, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(c.out, "started\n");
+	assert_int_equal(c.result.kind, AGENT_TIMED_OUT);
+	agent_captured_done(&c);
+	for (int i = 0; i < 500 && processes_of(mark); i++)
+		usleep(10000);
+	assert_int_equal(processes_of(mark), 0);
+	agent_help_end(&pid, SIGTERM);
+}
+
 static void
 command_that_ends_in_time_is_not_touched_by_its_limit(void **state)
 {
@@ -394,6 +472,111 @@ command_that_ends_in_time_is_not_touched_by_its_limit(void **state)
 	(void)state;
 	assert_int_equal(c.result.kind, AGENT_EXITED);
 	assert_int_equal(c.result.value, 3);
+}
+
+/* As a machine that is paused: nothing of the agent runs, and its clock goes on. */
+static void
+stop_agent(bool stop)
+{
+	char path[64], text[256];
+	bool stopped = !stop;
+
+	kill(agent_pid, stop ? SIGSTOP : SIGCONT);
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)agent_pid);
+	while (stopped != stop) {
+		cleanup_close int fd = open(path, O_RDONLY);
+		ssize_t n = read(fd, text, sizeof(text) - 1);
+
+		assert_true(n > 0);
+		text[n] = 0;
+		stopped = strrchr(text, ')')[2] == 'T';
+	}
+}
+
+static void
+time_in_which_the_agent_is_held_does_not_count_against_a_limit(void **state)
+{
+	char go[128], script[256];
+	struct agent_exec_req q = {
+		.argv = SH(script), .timeout_ms = 4000, .detach = true};
+	struct agent_exec_result res, end;
+	struct err e = {0};
+
+	(void)state;
+	snprintf(go, sizeof(go), "%s/go", folder);
+	snprintf(script, sizeof(script), "until test -e %s; do sleep 0.02; done", go);
+	if (agent_exec(sock, &q, NULL, &res, &e))
+		fail_msg("%s", e.msg);
+	stop_agent(true);
+	usleep(5000000); /* longer than all of its limit */
+	stop_agent(false);
+	/* The agent has looked at its timers after that. */
+	assert_int_equal(agent_ping(sock, 10000, NULL, &e), 0);
+	assert_true(list_has(res.id, NULL, 0));
+	assert_int_equal(close(open(go, O_WRONLY | O_CREAT, 0600)), 0);
+	if (agent_attach(sock, res.id, 0, 0, NULL, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.kind, AGENT_EXITED);
+	assert_int_equal(end.value, 0);
+}
+
+struct pause {
+	uint64_t began_ns;
+	unsigned asked;
+};
+
+static void
+pause_when_started(void *ctx, const char *id)
+{
+	struct pause *p = ctx;
+
+	(void)id;
+	p->began_ns = io_now_ns();
+	stop_agent(true);
+}
+
+/* Pandod's count of it, which goes on until the second time that somebody asks. */
+static uint64_t
+pause_counted(void *ctx)
+{
+	struct pause *p = ctx;
+
+	if (!p->began_ns)
+		return 1000; /* of a pause before */
+	if (++p->asked == 2)
+		stop_agent(false);
+	return 1000 + (io_now_ns() - p->began_ns) / 1000000;
+}
+
+static void
+a_pause_does_not_count_against_the_hosts_patience(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("sleep 0.2; exit 4"), .timeout_ms = 2500, .grace_ms = 10};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct pause p = {0};
+	struct err e = {0};
+
+	(void)state;
+	io.started = pause_when_started;
+	io.paused_ms = pause_counted;
+	io.ctx = &p;
+	if (agent_exec(sock, &q, &io, &res, &e)) {
+		stop_agent(false);
+		fail_msg("%s", e.msg);
+	}
+	assert_int_equal(res.kind, AGENT_EXITED);
+	assert_int_equal(res.value, 4);
+	assert_true(p.asked >= 2);
+
+	/* Nobody counts a pause: the guest is stuck. */
+	p = (struct pause){0};
+	io.paused_ms = NULL;
+	assert_int_equal(agent_exec(sock, &q, &io, &res, &e), -ETIMEDOUT);
+	stop_agent(false);
+	assert_non_null(strstr(e.msg, "stuck or paused"));
+	end_commands();
 }
 
 static void
@@ -856,6 +1039,253 @@ second_reader_puts_the_first_off(void **state)
 	assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
 	assert_int_equal(h.type, AGENT_ERROR);
 	close(fd);
+}
+
+static void
+as_many_records_are_kept_as_commands_may_run(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("exit 5"), .detach = true};
+	static struct agent_exec_result res[AGENT_EXECS_MAX];
+	struct agent_exec_result end;
+	struct err e = {0};
+
+	(void)state;
+	end_commands();
+	for (int i = 0; i < AGENT_EXECS_MAX; i++)
+		if (agent_exec(sock, &q, NULL, &res[i], &e))
+			fail_msg("%d: %s", i, e.msg);
+	for (int i = 0; i < AGENT_EXECS_MAX; i++)
+		wait_state(res[i].id, "exited");
+	for (int i = 0; i < AGENT_EXECS_MAX; i++) {
+		if (agent_attach(sock, res[i].id, 0, 0, NULL, &end, &e))
+			fail_msg("%d: %s", i, e.msg);
+		assert_int_equal(end.value, 5);
+	}
+}
+
+static void
+restart_agent(int signo)
+{
+	kill(agent_pid, signo);
+	waitpid(agent_pid, NULL, 0);
+	agent_pid = agent_help_start(sock, NULL, enter);
+}
+
+static void
+commands_go_on_while_the_agent_is_started_anew(void **state)
+{
+	static const int signals[] = {SIGTERM, SIGKILL};
+	char go[128], script[400], id[2][24], want[32];
+	struct agent_exec_req q = {.argv = SH(script), .detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res, end;
+	struct err e = {0};
+
+	(void)state;
+	snprintf(go, sizeof(go), "%s/go-on", folder);
+	snprintf(script, sizeof(script),
+		"trap '' PIPE; echo before; echo err >&2; until test -e %s; do echo x; sleep 0.01; done; echo after; exit 7",
+		go);
+	for (int i = 0; i < 2; i++) {
+		cleanup_free char *text = NULL;
+		size_t len;
+		char file[128];
+
+		unlink(go);
+		if (agent_exec(sock, &q, NULL, &res, &e))
+			fail_msg("%s", e.msg);
+		strcpy(id[i], res.id);
+		usleep(100000);
+		restart_agent(signals[i]);
+		wait_state(id[i], "running");
+		usleep(50000);
+		restart_agent(signals[i]);
+		assert_int_equal(close(open(go, O_WRONLY | O_CREAT, 0600)), 0);
+		snprintf(file, sizeof(file), "%s/all", folder);
+		io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+		if (agent_attach(sock, id[i], 0, 0, &io, &end, &e))
+			fail_msg("%s", e.msg);
+		close(io.stdout_fd);
+		assert_int_equal(end.kind, AGENT_EXITED);
+		assert_int_equal(end.value, 7);
+		assert_int_equal(end.stdout_lost + end.stderr_lost, 0);
+		assert_int_equal(end.stderr_bytes, 4);
+		assert_int_equal(io_read_file(file, 1 << 20, &text, &len, NULL), 0);
+		assert_int_equal(len, end.stdout_bytes);
+		assert_memory_equal(text, "before\nx\n", 9);
+		snprintf(want, sizeof(want), "x\nafter\n");
+		assert_string_equal(text + len - strlen(want), want);
+		/* Every line of it, whole. */
+		assert_int_equal(strspn(text + 7, "x\n"), len - 7 - 6);
+	}
+	assert_string_not_equal(id[0], id[1]);
+}
+
+static void
+input_is_whole_though_the_agent_is_started_anew(void **state)
+{
+	struct agent_exec_req q = {.argv = ARGV("cat")};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result end;
+	struct err e = {0};
+	char line[256], id[24], file[128];
+	cleanup_free char *text = NULL;
+	static char payload[64 * 1024];
+	struct agent_frame_hdr h = {.type = AGENT_STDIN, .len = sizeof(payload)};
+	size_t len;
+	int fd, p[2];
+
+	(void)state;
+	(void)q;
+	/* It reads nothing before it is told to: input waits in the agent. */
+	snprintf(file, sizeof(file), "%s/take", folder);
+	snprintf(line, sizeof(line),
+		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"until test -e %s; do sleep 0.02; done; cat\"],\"stdin\":true}\n",
+		file);
+	fd = dial(line);
+	read_line(fd, line, sizeof(line));
+	assert_int_equal(sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id), 1);
+	for (int i = 0; i < 3; i++) {
+		memset(payload, 'a' + i, sizeof(payload));
+		assert_int_equal(io_write_full(fd, &h, sizeof(h)), 0);
+		assert_int_equal(io_write_full(fd, payload, sizeof(payload)), 0);
+	}
+	assert_int_equal(agent_ping(sock, 10000, NULL, &e), 0);
+	usleep(100000);
+	close(fd);
+	restart_agent(SIGKILL);
+	assert_int_equal(close(open(file, O_WRONLY | O_CREAT, 0600)), 0);
+	assert_int_equal(pipe(p), 0);
+	assert_int_equal(write(p[1], "end\n", 4), 4);
+	close(p[1]);
+	io.stdin_fd = p[0];
+	snprintf(file, sizeof(file), "%s/taken", folder);
+	io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	if (agent_attach(sock, id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	close(io.stdout_fd);
+	close(p[0]);
+	assert_int_equal(end.value, 0);
+	assert_int_equal(io_read_file(file, 1 << 20, &text, &len, NULL), 0);
+	assert_int_equal(len, 3 * sizeof(payload) + 4);
+	for (size_t i = 0; i < 3 * sizeof(payload); i++)
+		assert_int_equal(text[i], 'a' + (int)(i / sizeof(payload)));
+	assert_string_equal(text + len - 4, "end\n");
+}
+
+static void
+records_and_limits_outlive_the_agent(void **state)
+{
+	struct agent_exec_req done = {.argv = SH("echo kept; exit 9"), .detach = true};
+	char mark[32], script[128];
+	struct agent_exec_req limited = {
+		.argv = SH(script), .timeout_ms = 2000, .detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result a, b, end;
+	struct script s = {.step = 1};
+	struct err e = {0};
+
+	(void)state;
+	snprintf(mark, sizeof(mark), "sleep 7341.%d", (int)getpid());
+	snprintf(script, sizeof(script), "(setsid setsid %s &); %s", mark, mark);
+	if (agent_exec(sock, &done, NULL, &a, &e) ||
+		agent_exec(sock, &limited, NULL, &b, &e))
+		fail_msg("%s", e.msg);
+	wait_state(a.id, "exited");
+	restart_agent(SIGKILL);
+	io.output = tty_output;
+	io.ctx = &s;
+	if (agent_attach(sock, a.id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(s.seen, "kept\n");
+	assert_int_equal(end.value, 9);
+	if (agent_attach(sock, b.id, 0, 0, NULL, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(end.kind, AGENT_TIMED_OUT);
+	for (int i = 0; i < 500 && processes_of(mark); i++)
+		usleep(10000);
+	assert_int_equal(processes_of(mark), 0);
+	/* What was taken is not there again. */
+	for (int i = 0; i < 500 && (list_has(a.id, NULL, 0) || list_has(b.id, NULL, 0));
+		i++)
+		usleep(10000);
+	restart_agent(SIGTERM);
+	assert_false(list_has(a.id, NULL, 0));
+	assert_false(list_has(b.id, NULL, 0));
+}
+
+static void
+ids_are_never_given_again(void **state)
+{
+	static char ids[12][24];
+	struct err e = {0};
+
+	(void)state;
+	for (int i = 0; i < 12; i++) {
+		cleanup_agent_captured struct agent_captured c = run(ARGV("true"));
+
+		strcpy(ids[i], c.result.id);
+		for (int k = 0; k < i; k++)
+			assert_string_not_equal(ids[i], ids[k]);
+		if (i % 3 == 2)
+			restart_agent(i % 2 ? SIGTERM : SIGKILL);
+	}
+	assert_int_equal(agent_signal(sock, ids[0], SIGTERM, &e), -ESRCH);
+}
+
+static void
+output_of_what_finishes_after_the_shell_is_there(void **state)
+{
+	/* The shell's output goes through others, which go on for longer than it does. */
+	static const char *const scripts[] = {
+		"exec > >(sleep 0.4; cat); echo late",
+		"exec > >(while read l; do sleep 0.3; echo $l; done); echo late",
+		"exec > >(cat | (sleep 0.5; tr A-Z a-z)); echo LATE",
+	};
+
+	(void)state;
+	if (access("/bin/bash", X_OK))
+		skip();
+	for (size_t i = 0; i < sizeof(scripts) / sizeof(scripts[0]); i++) {
+		cleanup_agent_captured struct agent_captured c =
+			run(ARGV("bash", "-c", scripts[i]));
+
+		assert_int_equal(c.result.value, 0);
+		assert_string_equal(c.out, "late\n");
+		assert_string_equal(c.result.message, "");
+	}
+}
+
+static void
+output_that_stays_open_is_marked(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("sleep 7342 & (sleep 0.5; echo late) & echo now"),
+		.detach = true};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res, end;
+	struct script s = {.step = 1};
+	struct err e = {0};
+
+	(void)state;
+	cleanup_agent_captured struct agent_captured c =
+		run(SH("sleep 1.7342 & echo now"));
+	assert_string_equal(c.out, "now\n");
+	assert_int_equal(c.result.value, 0);
+	assert_non_null(strstr(c.result.message, "still open by process"));
+	assert_non_null(strstr(c.result.message, "(sleep)"));
+
+	/* Until somebody takes its end, what comes later is kept, too. */
+	if (agent_exec(sock, &q, NULL, &res, &e))
+		fail_msg("%s", e.msg);
+	wait_state(res.id, "exited");
+	sleep(1);
+	io.output = tty_output;
+	io.ctx = &s;
+	if (agent_attach(sock, res.id, 0, 0, &io, &end, &e))
+		fail_msg("%s", e.msg);
+	assert_string_equal(s.seen, "now\nlate\n");
+	assert_int_equal(end.stdout_bytes, 9);
 }
 
 static void
@@ -1655,10 +2085,15 @@ main(void)
 		cmocka_unit_test(program_that_is_not_there_is_127),
 		cmocka_unit_test(limits_of_the_agent_are_not_the_commands),
 		cmocka_unit_test(user_is_switched_to),
+		cmocka_unit_test(standard_streams_can_be_opened_by_name),
 		cmocka_unit_test(hundred_megabytes_through_stdin),
 		cmocka_unit_test(binary_output_of_any_size_on_both_streams),
 		cmocka_unit_test(time_limit_kills_all_that_was_started),
+		cmocka_unit_test(time_limit_kills_also_without_control_groups),
 		cmocka_unit_test(command_that_ends_in_time_is_not_touched_by_its_limit),
+		cmocka_unit_test(
+			time_in_which_the_agent_is_held_does_not_count_against_a_limit),
+		cmocka_unit_test(a_pause_does_not_count_against_the_hosts_patience),
 		cmocka_unit_test(
 			background_child_that_holds_stdout_does_not_hang_the_call),
 		cmocka_unit_test(background_child_lives_on_and_may_write),
@@ -1674,6 +2109,13 @@ main(void)
 		cmocka_unit_test(slow_reader_slows_the_command_and_nothing_else),
 		cmocka_unit_test(reader_that_died_in_the_middle_wedges_nothing),
 		cmocka_unit_test(second_reader_puts_the_first_off),
+		cmocka_unit_test(as_many_records_are_kept_as_commands_may_run),
+		cmocka_unit_test(commands_go_on_while_the_agent_is_started_anew),
+		cmocka_unit_test(input_is_whole_though_the_agent_is_started_anew),
+		cmocka_unit_test(records_and_limits_outlive_the_agent),
+		cmocka_unit_test(ids_are_never_given_again),
+		cmocka_unit_test(output_of_what_finishes_after_the_shell_is_there),
+		cmocka_unit_test(output_that_stays_open_is_marked),
 		cmocka_unit_test(finished_records_are_bounded),
 		cmocka_unit_test(one_command_too_many_is_refused),
 		cmocka_unit_test(signal_reaches_the_group_from_another_connection),

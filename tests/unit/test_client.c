@@ -153,7 +153,7 @@ usage_labels_and_the_new_calls_are_spoken(void **state)
 	static const char *const labels[] = {"a=b", "c=d e"};
 	static const char vm[] =
 		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"running\",\"disk_mib\":1024,"
-		"\"resize_mib\":2048,\"costs\":{\"memory_unique_bytes\":5,"
+		"\"resize_mib\":2048,\"paused_ms\":77,\"costs\":{\"memory_unique_bytes\":5,"
 		"\"memory_shared_bytes\":6,\"disk_own_bytes\":7}}";
 	static const char blind[] =
 		"{\"id\":\"0a1b2c3d4e5f\",\"state\":\"failed\",\"costs\":"
@@ -173,6 +173,7 @@ usage_labels_and_the_new_calls_are_spoken(void **state)
 	assert_non_null(strstr(
 		peer.request, "GET /v1/vms?label=a%3Db&label=c%3Dd%20e&memory=1 HTTP"));
 	assert_int_equal(vms.v[0].resize_mib, 2048);
+	assert_int_equal(vms.v[0].paused_ms, 77);
 	assert_true(vms.v[0].has_memory);
 	assert_int_equal(vms.v[0].memory_unique_bytes, 5);
 	assert_int_equal(vms.v[0].memory_shared_bytes, 6);

@@ -481,8 +481,7 @@ find_row(const char *line, struct described *rows, size_t n)
 		unsigned flag;
 	} words[] = {{"recursive=", QUERY_RECURSIVE}, {"dry_run=", QUERY_DRY_RUN},
 		{"memory=", QUERY_MEMORY}, {"label=", QUERY_LABEL}, {"with=", QUERY_WITH},
-		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER},
-		{"wait=", QUERY_WAIT},
+		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER}, {"wait=", QUERY_WAIT},
 		{"busy_timeout_ms=", QUERY_BUSY}};
 	char method[8], target[200], path[200];
 	size_t len = 0, path_len;

@@ -2,9 +2,11 @@
  * The supervisor of coding agents for real: pando-agent's rpc commands below a folder of the
  * test's own, with small programs in the place of the coding agent.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -29,6 +31,8 @@
 #include "tests/unit/agent_help.h"
 
 static char root[64], root_option[80];
+/* In the process of the agent's program, before it is that. */
+static void (*before_exec)(void);
 
 struct said {
 	int status;
@@ -81,6 +85,8 @@ run_words(const char *input, size_t len, const char *const *words)
 		dup2(in[0], 0);
 		dup2(out[1], 1);
 		dup2(err[1], 2);
+		if (before_exec)
+			before_exec();
 		execv(program, (char *const *)(uintptr_t)argv);
 		_exit(99);
 	}
@@ -291,6 +297,44 @@ teardown(void **state)
 		return -1;
 	}
 	return io_remove_tree(root, NULL);
+}
+
+/* The mount point of control groups (v2); "" for none. */
+static void
+find_groups(char at[static 256])
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	char line[1024];
+
+	at[0] = '\0';
+	while (f && fgets(line, sizeof(line), f))
+		if (strstr(line, " - cgroup2 "))
+			sscanf(line, "%*s %*s %*s %*s %255s", at);
+	if (f)
+		fclose(f);
+}
+
+static bool
+groups_can_be_made(void)
+{
+	char at[256], path[300];
+
+	find_groups(at);
+	snprintf(path, sizeof(path), "%s/pando-test-%d", at, (int)getpid());
+	return at[0] && !mkdir(path, 0755) && !rmdir(path);
+}
+
+/* As where there are no control groups: they are not mounted for what is started here. */
+static void
+hide_groups(void)
+{
+	char at[256];
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		_exit(98);
+	for (find_groups(at); at[0]; find_groups(at))
+		if (umount2(at, MNT_DETACH))
+			_exit(98);
 }
 
 static const char echo_script[] =
@@ -968,7 +1012,7 @@ until_done(const char *prompt)
 	snprintf(from, sizeof(from), "%llu", (unsigned long long)out);
 	{
 		cleanup_said struct said f = RPC(
-			"follow", "--from", from, "--until-done", "--for-ms", "20000");
+			"follow", "--from", from, "--until-done", "--for-ms", "60000");
 
 		return f.status;
 	}
@@ -984,6 +1028,60 @@ until_done_ends_as_the_prompt_does(void **state)
 	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"bad\"}"), 1);
 	assert_int_equal(
 		until_done("{\"type\":\"prompt\",\"message\":\"bad retry\"}"), 0);
+}
+
+/* As pi has it: a context that is too long is an error, is compacted for longer than a
+ * failure is waited out, and then the prompt goes on, or does not. */
+static const char overflow_script[] =
+	"while IFS= read -r line; do\n"
+	"  echo '{\"type\":\"agent_start\"}'\n"
+	"  echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"error\"}]}'\n"
+	"  echo '{\"type\":\"compaction_start\",\"reason\":\"overflow\"}'; sleep 4\n"
+	"  case $line in *goes*)\n"
+	"    echo '{\"type\":\"compaction_end\",\"aborted\":false,\"willRetry\":true}'\n"
+	"    sleep 4; echo '{\"type\":\"agent_start\"}'\n"
+	"    echo '{\"type\":\"agent_end\",\"messages\":[{\"stopReason\":\"stop\"}]}';;\n"
+	"  *) echo '{\"type\":\"compaction_end\",\"errorMessage\":\"x\",\"willRetry\":"
+	"false}';;\n"
+	"  esac\n"
+	"done\n";
+
+static void
+until_done_waits_for_compaction_and_what_follows_it(void **state)
+{
+	(void)state;
+	configure(overflow_script, "protocol = \"pi\"\n");
+	started();
+	assert_int_equal(
+		until_done("{\"type\":\"prompt\",\"message\":\"it goes on\"}"), 0);
+	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"ends\"}"), 1);
+}
+
+static bool
+is_idle(void)
+{
+	cleanup_said struct said s = RPC("status", "a");
+
+	return strstr(s.out, "\"busy\":false") != NULL;
+}
+
+static void
+an_end_of_more_than_16_MiB_is_seen(void **state)
+{
+	(void)state;
+	configure_python(
+		"import sys, json\n"
+		"for line in sys.stdin:\n"
+		"    print('{\"type\":\"agent_start\"}')\n"
+		"    m = [{'role': 'tool', 'content': '\"type\":\"x\",' * 1600000},\n"
+		"         {'role': 'assistant', 'stopReason': 'error' if 'bad' in line else 'stop'}]\n"
+		"    print(json.dumps({'messages': m, 'type': 'agent_end'}))\n",
+		"protocol = \"pi\"\n[journal]\nkeep_mib = 256\n");
+	started();
+	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"good\"}"), 0);
+	assert_int_equal(until_done("{\"type\":\"prompt\",\"message\":\"bad\"}"), 1);
+	/* The supervisor saw it, too. */
+	WAIT_FOR(is_idle(), 20);
 }
 
 /* It is told that its prompt is not done, and not kept waiting for what nobody goes on
@@ -1170,6 +1268,101 @@ stop_ends_all_of_it(void **state)
 		assert_int_equal(t.status, 3);
 		assert_non_null(strstr(t.err, "pando rpc start"));
 	}
+}
+
+static char mark[32];
+
+/* Processes that have this word in their arguments. */
+static int
+processes_with(const char *word)
+{
+	cleanup_closedir DIR *d = opendir("/proc");
+	struct dirent *de;
+	char path[64], text[4096];
+	int n = 0;
+
+	assert_non_null(d);
+	while ((de = readdir(d))) {
+		snprintf(path, sizeof(path), "/proc/%.20s/cmdline", de->d_name);
+		cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t len = fd < 0 ? -1 : read(fd, text, sizeof(text));
+
+		n += len > 0 && memmem(text, (size_t)len, word, strlen(word) + 1);
+	}
+	return n;
+}
+
+/* Tools in sessions of their own, without our environment, whose parents are gone: one at
+ * its start, one for each line. The mark is this test's alone. */
+static const char *
+detaching_script(void)
+{
+	static char script[512];
+
+	snprintf(mark, sizeof(mark), "1000.%06d", (int)getpid());
+	snprintf(script, sizeof(script),
+		"(env -i setsid sleep %s >/dev/null 2>&1 &)\n"
+		"while IFS= read -r line; do\n"
+		"	case $line in *end*) exit 3;; esac\n"
+		"	(env -i setsid setsid sleep %s >/dev/null 2>&1 &)\n"
+		"	echo \"$line\"\n"
+		"done\n",
+		mark, mark);
+	return script;
+}
+
+static void
+detached_tools_end_with_their_program(void)
+{
+	configure(detaching_script(), "stop_s = 2\n[restart]\npolicy = \"never\"\n");
+	started();
+	sent("{}");
+	WAIT_FOR(processes_with(mark) == 2, 20);
+	said_nothing(RPC("stop"));
+	assert_int_equal(processes_with(mark), 0);
+
+	/* One that ends by itself takes them along, also after its supervisor was another. */
+	started();
+	sent("{}");
+	WAIT_FOR(processes_with(mark) == 2, 20);
+	kill_supervisor();
+	sent("\"end\"");
+	WAIT_FOR(state_is("failed"), 20);
+	assert_int_equal(processes_with(mark), 0);
+	said_nothing(RPC("stop"));
+}
+
+static void
+what_detaches_itself_ends_with_its_program(void **state)
+{
+	(void)state;
+	detached_tools_end_with_their_program();
+}
+
+static void
+what_detaches_itself_ends_also_without_control_groups(void **state)
+{
+	(void)state;
+	if (geteuid())
+		skip();
+	before_exec = hide_groups;
+	detached_tools_end_with_their_program();
+	before_exec = NULL;
+}
+
+static void
+what_detached_itself_ends_though_its_shim_was_killed(void **state)
+{
+	(void)state;
+	if (!groups_can_be_made())
+		skip();
+	configure(detaching_script(), "stop_s = 2\n[restart]\npolicy = \"never\"\n");
+	started();
+	sent("{}");
+	WAIT_FOR(processes_with(mark) == 2, 20);
+	kill_shim();
+	WAIT_FOR(state_is("failed"), 20);
+	assert_int_equal(processes_with(mark), 0);
 }
 
 static void
@@ -1412,11 +1605,16 @@ main(void)
 		T(one_that_is_done_and_does_not_exit_is_ended),
 		T(until_done_ends_as_the_prompt_does),
 		T(until_done_ends_when_its_program_does),
+		T(until_done_waits_for_compaction_and_what_follows_it),
+		T(an_end_of_more_than_16_MiB_is_seen),
 		T(until_done_needs_a_protocol),
 		T(dialogs_are_answered_by_policy),
 		T(a_branch_in_the_middle_of_a_line_leaves_whole_lines),
 		T(a_fork_is_a_signal_where_that_is_asked_for),
 		T(stop_ends_all_of_it),
+		T(what_detaches_itself_ends_with_its_program),
+		T(what_detaches_itself_ends_also_without_control_groups),
+		T(what_detached_itself_ends_though_its_shim_was_killed),
 		T(a_second_supervisor_is_refused),
 		T(what_others_left_in_tmp_is_not_touched),
 		T(sessions_to_watch_are_there_by_their_names),

@@ -17,6 +17,7 @@
 #include "common/wire/json_line.h"
 #include "guest-agent/supervisor/rpc_conf.h"
 #include "guest-agent/supervisor/rpc_journal.h"
+#include "guest-agent/supervisor/rpc_scan.h"
 #include "guest-agent/supervisor/rpc_spool.h"
 
 static char folder[64];
@@ -188,6 +189,16 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 			"\"stopReason\":"
 			"\"error\"}]}",
 			RPC_RETRIES, ""},
+		{RPC_PI, "{\"type\":\"compaction_start\",\"reason\":\"overflow\"}",
+			RPC_COMPACTS, ""},
+		{RPC_PI, "{\"type\":\"auto_compaction_start\"}", RPC_COMPACTS, ""},
+		{RPC_PI, "{\"type\":\"compaction_end\",\"willRetry\":true}", RPC_RETRIES,
+			""},
+		{RPC_PI,
+			"{\"type\":\"auto_compaction_end\",\"result\":null,\"willRetry\":"
+			"false}",
+			RPC_COMPACTED, ""},
+		{RPC_PI, "{\"type\":\"agent_settled\"}", RPC_SETTLED, ""},
 		/* What a message quotes is not the line's own. */
 		{RPC_PI, "{\"type\":\"x\",\"m\":{\"type\":\"agent_end\"}}", RPC_NOTHING,
 			""},
@@ -216,12 +227,21 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		static struct rpc_scan scan;
 		char reason[RPC_REASON_MAX];
 		enum rpc_event e = rpc_proto_event(
 			cases[i].p, cases[i].line, strlen(cases[i].line), reason);
 
 		if (e != cases[i].event || strcmp(reason, cases[i].reason))
 			fail_msg("%s: %d %s", cases[i].line, (int)e, reason);
+		/* The same of a line that comes byte by byte. */
+		if (e == RPC_DIALOG)
+			continue;
+		for (size_t k = 0; cases[i].line[k]; k++)
+			rpc_scan_feed(&scan, cases[i].line + k, 1);
+		e = rpc_scan_end(&scan, cases[i].p, reason);
+		if (e != cases[i].event || strcmp(reason, cases[i].reason))
+			fail_msg("in pieces: %s: %d %s", cases[i].line, (int)e, reason);
 	}
 }
 

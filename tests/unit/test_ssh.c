@@ -260,6 +260,24 @@ a_timeout_is_status_6_and_leaves_nothing_behind(void **state)
 }
 
 static void
+a_timeout_ends_also_what_detached_itself(void **state)
+{
+	char words[128];
+
+	(void)state;
+	NEEDS_SSHD;
+	/* In a session of its own, without our environment, its parent gone or not. */
+	snprintf(words, sizeof(words),
+		"env -i setsid sleep %s & (env -i setsid sleep %s &); sleep %s",
+		stand_in_mark, stand_in_mark, stand_in_mark);
+	PANDO("execute", "--ssh", "-t", "1", "a", "--", "sh", "-c", words);
+	assert_int_equal(got.status, EXIT_TIMED_OUT);
+	for (int i = 0; i < 500 && stand_in_running("sleep"); i++)
+		usleep(10000);
+	assert_int_equal(stand_in_running("sleep"), 0);
+}
+
+static void
 signals_are_the_commands_and_the_second_one_kills(void **state)
 {
 	char *argv[] = {"pando", "execute", "--ssh", "a", "--", "sh", "-c",
@@ -819,6 +837,7 @@ main(void)
 		T(json_tells_the_same_as_without_ssh),
 		T(a_hundred_megabytes_come_and_go_whole),
 		T(a_timeout_is_status_6_and_leaves_nothing_behind),
+		T(a_timeout_ends_also_what_detached_itself),
 		T(signals_are_the_commands_and_the_second_one_kills),
 		T(a_reader_that_leaves_ends_the_command),
 		T(a_terminal_has_our_size_and_one_stream),

@@ -27,9 +27,12 @@ struct capture {
 
 struct running {
 	const struct execute_words *words;
-	const char *socket; /* borrowed */
-	char id[24];	    /* "" until the guest has accepted it */
-	int signal_fd;	    /* borrowed */
+	const char *socket;	    /* borrowed */
+	struct client *client;	    /* borrowed */
+	const struct client_vm *vm; /* borrowed; as it was when we began */
+	bool paused_asked;
+	char id[24];   /* "" until the guest has accepted it */
+	int signal_fd; /* borrowed */
 	unsigned interrupts;
 	bool quiet;
 	struct capture out[2];
@@ -82,6 +85,21 @@ on_gap(void *ctx, int stream, uint64_t offset, uint64_t len)
 	if (!run->quiet)
 		out_complain("%llu bytes of %s were dropped before anybody took them",
 			(unsigned long long)len, stream == 2 ? "stderr" : "stdout");
+}
+
+static uint64_t
+paused_ms(void *ctx)
+{
+	struct running *run = ctx;
+	cleanup_client_vm struct client_vm now = {0};
+
+	if (!run->paused_asked) {
+		run->paused_asked = true;
+		return run->vm->paused_ms;
+	}
+	/* A pandod that is gone knows of no pause. */
+	return client_get(run->client, run->vm->id, &now, NULL, NULL) < 0 ? 0
+									  : now.paused_ms;
 }
 
 /* The first Ctrl-C is the command's; the second is ours. */
@@ -151,7 +169,7 @@ print_json(const struct running *run, const struct agent_exec_result *result, in
 	json_out_i64(&o, "status", status);
 	if (result->kind == AGENT_SIGNALLED)
 		json_out_u64(&o, "signal", result->value);
-	if (result->kind == AGENT_SPAWN_FAILED)
+	if (result->message[0])
 		json_out_str(&o, "message", result->message);
 	if (result->kind != 0) {
 		json_out_strn(&o, "stdout", run->out[0].buf ? run->out[0].buf : "",
@@ -177,6 +195,8 @@ conclude(const struct running *run, const struct agent_exec_result *result, bool
 			(double)w->timeout_ms / 1e3);
 	else if (result->kind == AGENT_SPAWN_FAILED)
 		out_complain("%s", result->message);
+	if (result->message[0] && result->kind != AGENT_SPAWN_FAILED && !run->quiet)
+		out_complain("the command has ended; %s", result->message);
 	if (json)
 		return print_json(run, result, status);
 	if (w->detach)
@@ -254,6 +274,12 @@ struct over_ssh {
 	uint64_t bytes[2]; /* with --format json, also what is not kept */
 };
 
+static uint64_t
+ssh_paused_ms(void *ctx)
+{
+	return paused_ms(((struct over_ssh *)ctx)->run);
+}
+
 static int
 ssh_output(void *ctx, int stream, const void *buf, size_t len, struct err *e)
 {
@@ -323,7 +349,7 @@ run_ssh(const struct client_vm *vm, const char *home, const struct execute_words
 	if (r == 0)
 		r = vmssh_text(w->argv, w->env, w->cwd, over.mark.token, &text, &e);
 	if (r == 0)
-		r = vmssh_open(vm, home, w->user, &link, &e);
+		r = vmssh_open_marked(&over.mark, &link, &e);
 	if (r < 0)
 		return host_side(&e);
 	c.text = text;
@@ -334,6 +360,7 @@ run_ssh(const struct client_vm *vm, const char *home, const struct execute_words
 	c.signal_fd = pick_cancel_fd();
 	c.on_signal = ssh_signal;
 	c.ret_signal = &signal;
+	c.paused_ms = ssh_paused_ms;
 	c.ctx = &over;
 	c.timeout_ms = w->timeout_ms > UINT32_MAX ? 0 : (unsigned)w->timeout_ms;
 	r = ssh_link_run(link, &c, &status, &e);
@@ -348,11 +375,14 @@ run_ssh(const struct client_vm *vm, const char *home, const struct execute_words
 }
 
 static int
-run_in(const struct client_vm *vm, const char *home, const struct execute_words *w,
+run_in(struct client *client, const struct client_vm *vm, const struct execute_words *w,
 	const struct opt_scan *s)
 {
+	const char *home = client_home(client);
 	__attribute__((cleanup(running_done))) struct running run = {.words = w,
 		.socket = vm->agent_socket,
+		.client = client,
+		.vm = vm,
 		.quiet = s->quiet,
 		.signal_fd = -1};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
@@ -391,6 +421,7 @@ run_in(const struct client_vm *vm, const char *home, const struct execute_words 
 	io.wake = on_wake;
 	io.started = on_started;
 	io.gap = on_gap;
+	io.paused_ms = paused_ms;
 	io.ctx = &run;
 	if (w->attach)
 		r = agent_attach(vm->agent_socket, w->attach, 0, 0, &io, &result, &e);
@@ -427,7 +458,7 @@ run(int argc, char **argv)
 	if (pick_reachable(&vm, &e) < 0)
 		return host_side(&e);
 	/* From here on the guest is spoken to directly. */
-	return run_in(&vm, client_home(c), &w, &s);
+	return run_in(c, &vm, &w, &s);
 }
 
 const struct verb verb_execute = {
