@@ -118,7 +118,7 @@ int
 agent_handshake(const char *path, const struct agent_handshake *h, int timeout_ms,
 	int (*cancel)(void *ctx), void *ctx, struct agent_ack *ret, struct err *e)
 {
-	int r = agent_ping(path, 100, NULL, e);
+	int r = agent_ping(path, 5000, NULL, e); /* a busy host is no deaf guest */
 
 	(void)timeout_ms;
 	if (r == 0 && cancel)
