@@ -902,7 +902,7 @@ each_vm_gets_the_defaults_and_its_own_environment(void **state)
 	environment_request_done(&q);
 	assert_int_equal(branch_env("d", "e", 1, more), -E2BIG);
 	assert_int_equal(info("e"), -ENOENT);
-	/* As many bytes as may be, and six times as many on their way. */
+	/* As many bytes as may be, and six times as many on their way: the agent takes that. */
 	memset(more, '\n', 59999);
 	memcpy(more, "MORE=", 5);
 	q = (struct environment_request){0};
@@ -912,8 +912,8 @@ each_vm_gets_the_defaults_and_its_own_environment(void **state)
 	memset(&out, 0, sizeof(out));
 	assert_int_equal(take(tree_environment_change(tree, &q, &out, &why), &out), 0);
 	environment_request_done(&q);
-	assert_int_equal(branch_env("d", "e", 1, more), -E2BIG);
-	assert_int_equal(info("e"), -ENOENT);
+	assert_int_equal(branch_env("d", "e", 1, more), 0);
+	assert_int_equal(info("e"), 0);
 	free(big);
 	free(more);
 }
