@@ -396,12 +396,12 @@ counts_that_cannot_be_are_refused() {
 }
 
 names_that_are_no_vm_are_errors_of_the_new_verbs() {
-	for verb in "stop ghost" "start ghost" "resize ghost --fs-size 64" "checkout ghost" "delete --dry-run ghost"; do
+	for verb in "stop ghost" "start ghost" "stop a ghost" "resize ghost --fs-size 64" "checkout ghost" "delete --dry-run ghost"; do
 		# shellcheck disable=SC2086 # words
 		status_is 3 pando $verb
 		contains stderr "$stderr" ghost
 	done
-	for verb in "stop a b" "start a b" "head a" "stop --timeout 0" "stop --timeout soon" "stop -f -t 5 a" "checkout a b" "tree a b" \
+	for verb in "head a" "stop --timeout 0" "stop --timeout soon" "stop -f -t 5 a" "checkout a b" "tree a b" \
 		"resize --fs-size" "info a b"; do
 		# shellcheck disable=SC2086 # words
 		status_is 2 pando $verb
