@@ -62,8 +62,9 @@ python3 -m venv --without-pip v && setsid v/bin/python draw.py >log 2>&1 </dev/n
 	done
 	equal "what OpenSSL draws from" "$(pando execute draws -- openssl list -random-instances | grep -c PANDO-KERNEL)" 3
 	equal "Node's options" "$(pando execute draws -- printenv NODE_OPTIONS)" --require=/usr/lib/pando/node-random.cjs
-	equal "a unit's Node's options" "$(pando execute draws -- systemctl show -p DefaultEnvironment 2>/dev/null || :)" \
-		"DefaultEnvironment=NODE_OPTIONS=--require=/usr/lib/pando/node-random.cjs"
+	# The agent is a unit itself.
+	equal "a unit's Node's options" "$(pando execute draws --shell 'tr "\0" "\n" </proc/$(systemctl show -p MainPID --value pando-agent)/environ | grep ^NODE_OPTIONS=')" \
+		NODE_OPTIONS=--require=/usr/lib/pando/node-random.cjs
 	for vm in drawn-0 drawn-1 draws; do
 		pando delete -y -q $vm
 	done
