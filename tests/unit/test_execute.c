@@ -234,6 +234,38 @@ an_interrupt_goes_to_the_command_and_a_second_ends_us(void **state)
 	assert_non_null(strstr(got.err, "interrupted twice"));
 }
 
+/* As nohup has it, and as a script's "&" has it with Ctrl-C. */
+static void
+a_signal_that_is_ignored_does_not_reach_the_command(void **state)
+{
+	static const char words[] =
+		"trap '' HUP INT; exec \"$PANDO\" execute a -- sh -c"
+		" 'trap \"echo caught; exit 9\" HUP INT TERM; echo ready; sleep 1; echo done'";
+	const int signals[] = {SIGHUP, SIGINT};
+	int out, err;
+	pid_t pid;
+
+	(void)state;
+	setenv("PANDO", stand_in_pando, 1);
+	for (int i = 0; i < 2; i++) {
+		pid = stand_in_start(
+			(char *[]){"sh", "-c", (char *)words, NULL}, -1, &out, &err);
+		stand_in_await(out, "ready");
+		kill(pid, signals[i]);
+		stand_in_finish(pid, out, err, &got);
+		assert_string_equal(got.err, "");
+		assert_string_equal(got.out, "done\n");
+		assert_int_equal(got.status, 0);
+	}
+	/* SIGTERM still does. */
+	pid = stand_in_start((char *[]){"sh", "-c", (char *)words, NULL}, -1, &out, &err);
+	stand_in_await(out, "ready");
+	kill(pid, SIGTERM);
+	stand_in_finish(pid, out, err, &got);
+	assert_string_equal(got.out, "caught\n");
+	assert_int_equal(got.status, 9);
+}
+
 static void
 a_reader_that_leaves_ends_the_command(void **state)
 {
@@ -477,6 +509,7 @@ main(void)
 		cmocka_unit_test(what_cannot_be_started_is_126_or_127),
 		cmocka_unit_test(our_own_failures_have_their_numbers),
 		cmocka_unit_test(an_interrupt_goes_to_the_command_and_a_second_ends_us),
+		cmocka_unit_test(a_signal_that_is_ignored_does_not_reach_the_command),
 		cmocka_unit_test(a_reader_that_leaves_ends_the_command),
 		cmocka_unit_test(json_holds_streams_and_end),
 		cmocka_unit_test(a_detached_command_is_taken_up_again),
