@@ -228,10 +228,33 @@ an_interrupt_goes_to_the_command_and_a_second_ends_us(void **state)
 	stand_in_await(out, "ready");
 	kill(pid, SIGINT);
 	stand_in_await(out, "no");
+	usleep(150000);
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
 	assert_int_equal(got.status, EXIT_CANCELLED);
 	assert_non_null(strstr(got.err, "interrupted twice"));
+}
+
+/* timeout(1) tells its child and then its group, which the child is in. */
+static void
+a_signal_that_is_told_twice_at_once_does_not_kill(void **state)
+{
+	char *const argv[] = {"pando", "execute", "a", "--", "sh", "-c",
+		"trap 'sleep 0.3; echo tidied; exit 9' TERM; echo ready;"
+		" while :; do sleep 0.05; done",
+		NULL};
+	int out, err;
+	pid_t pid;
+
+	(void)state;
+	pid = stand_in_start(argv, -1, &out, &err);
+	stand_in_await(out, "ready");
+	kill(pid, SIGTERM);
+	usleep(20000);
+	kill(pid, SIGTERM);
+	stand_in_finish(pid, out, err, &got);
+	assert_string_equal(got.out, "tidied\n");
+	assert_int_equal(got.status, 9);
 }
 
 /* As nohup has it, and as a script's "&" has it with Ctrl-C. */
@@ -248,8 +271,7 @@ a_signal_that_is_ignored_does_not_reach_the_command(void **state)
 	(void)state;
 	setenv("PANDO", stand_in_pando, 1);
 	for (int i = 0; i < 2; i++) {
-		pid = stand_in_start(
-			(char *[]){"sh", "-c", words, NULL}, -1, &out, &err);
+		pid = stand_in_start((char *[]){"sh", "-c", words, NULL}, -1, &out, &err);
 		stand_in_await(out, "ready");
 		kill(pid, signals[i]);
 		stand_in_finish(pid, out, err, &got);
@@ -527,6 +549,7 @@ main(void)
 		cmocka_unit_test(what_cannot_be_started_is_126_or_127),
 		cmocka_unit_test(our_own_failures_have_their_numbers),
 		cmocka_unit_test(an_interrupt_goes_to_the_command_and_a_second_ends_us),
+		cmocka_unit_test(a_signal_that_is_told_twice_at_once_does_not_kill),
 		cmocka_unit_test(a_signal_that_is_ignored_does_not_reach_the_command),
 		cmocka_unit_test(a_reader_that_leaves_ends_the_command),
 		cmocka_unit_test(json_holds_streams_and_end),
