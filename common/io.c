@@ -16,6 +16,8 @@
 
 #include "common/cleanup.h"
 
+#define ECHO_NS 100000000u
+
 ssize_t
 io_read(int fd, void *buf, size_t len)
 {
@@ -451,6 +453,17 @@ io_now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+bool
+io_signal_echoes(uint64_t *first_ns)
+{
+	uint64_t now = io_now_ns();
+
+	if (*first_ns)
+		return now - *first_ns < ECHO_NS;
+	*first_ns = now;
+	return false;
 }
 
 uint64_t

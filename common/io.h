@@ -8,6 +8,7 @@
 #ifndef PANDO_COMMON_IO_H
 #define PANDO_COMMON_IO_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -64,6 +65,12 @@ int io_set_nonblock(int fd, int on);
 
 /* CLOCK_MONOTONIC, nanoseconds; CLOCK_REALTIME, milliseconds since the epoch. */
 uint64_t io_now_ns(void);
+
+/* Whether a signal comes so soon behind the first one that it is the same wish told twice:
+ * timeout(1) tells its child and then its group, and a terminal that is closed tells by the
+ * kernel and by the shell. No hand presses a key that fast. *first_ns is 0 before the first,
+ * and kept here. */
+bool io_signal_echoes(uint64_t *first_ns);
 uint64_t io_wall_ms(void);
 
 #endif

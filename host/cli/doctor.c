@@ -63,7 +63,7 @@ judge_probe(struct doctor *d, const struct kvm_probe *p)
 		d->runs_small = true;
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);
 		doctor_mend(f,
-			"use a host with hardware virtualization (nested is enough), or the same verbs in the test machine: `pando machine start`");
+			"use a host with hardware virtualization (nested is enough), or the same verbs in the test machine: `pando machine start`, then `pando machine exec -- pando run`");
 		break;
 	case KVM_PROBE_NONE:
 		f = doctor_find(d, "kvm", DOCTOR_PROBLEM, "%s", plain);

@@ -38,6 +38,7 @@ fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *
 			break;
 		case 'n':
 		case 'N':
+		case FAN_NAME:
 			ret->spec.alias = s->arg;
 			break;
 		case 'l':

@@ -12,10 +12,10 @@
 #define FAN_LABELS_MAX 64
 #define FAN_COUNT_MAX 1024
 
-enum { FAN_NO_WAIT = 256, FAN_COUNT, FAN_ENV, FAN_ENV_FILE };
+enum { FAN_NO_WAIT = 256, FAN_COUNT, FAN_ENV, FAN_ENV_FILE, FAN_NAME };
 
 /* shown, shown_name: the spelling of the alias's option that help tells; the other is
- * accepted, too. */
+ * accepted, too, and --name. */
 #define FAN_OPTIONS(thing, things, count_help, shown, shown_name, other, other_name) \
 	{FAN_COUNT, "count", "N", count_help, COMPLETE_NOTHING}, \
 		{'c', "checkout", NULL, "check the " thing " out in this folder", \
@@ -24,6 +24,7 @@ enum { FAN_NO_WAIT = 256, FAN_COUNT, FAN_ENV, FAN_ENV_FILE };
 			"name the " thing "; with --count: NAME-0, NAME-1, …", \
 			COMPLETE_NOTHING}, \
 		{other, other_name, "NAME", NULL, COMPLETE_NOTHING}, \
+		{FAN_NAME, "name", "NAME", NULL, COMPLETE_NOTHING}, \
 		{'l', "label", "key=value", \
 			"label the " things "; may be given several times", \
 			COMPLETE_NOTHING}, \

@@ -50,6 +50,12 @@ main(int argc, char **argv)
 	else if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)
 		argv[1] = version;
 	v = verb_find(argv[1]);
+	if (!v && argv[1][0] == '-') {
+		out_complain(
+			"\"%s\" is no verb; options stand behind one: pando status -q",
+			argv[1]);
+		return EXIT_USAGE;
+	}
 	if (!v) {
 		near = verb_nearest(argv[1]);
 		out_complain("there is no verb \"%s\"%s%s%s", argv[1],

@@ -196,6 +196,18 @@ pick_short_id(char *dst, size_t cap, const char *id, const struct client_vms *al
 	return dst;
 }
 
+void
+pick_end_signals(sigset_t *ret)
+{
+	static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+	struct sigaction now;
+
+	sigemptyset(ret);
+	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+		if (sigaction(signals[i], NULL, &now) == 0 && now.sa_handler != SIG_IGN)
+			sigaddset(ret, signals[i]);
+}
+
 int
 pick_cancel_fd(void)
 {
@@ -204,10 +216,7 @@ pick_cancel_fd(void)
 
 	if (fd >= 0)
 		return fd;
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
+	pick_end_signals(&set);
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
 		return -1;
 	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -2,6 +2,8 @@
 #ifndef PANDO_HOST_CLI_PICK_H
 #define PANDO_HOST_CLI_PICK_H
 
+#include <signal.h>
+
 #include "host/client/client.h"
 
 /* pandod, started if need be. */
@@ -38,8 +40,13 @@ int pick_reachable(const struct client_vm *vm, struct err *e);
 const char *pick_short_id(
 	char *dst, size_t cap, const char *id, const struct client_vms *all);
 
-/* Descriptor that becomes readable on SIGINT, SIGTERM or SIGHUP, which are blocked from
- * here on: a signalfd, for client_cancel_fd(). -1 if there can be none. The process's for
+/* SIGINT, SIGTERM and SIGHUP without those that whoever started us has us ignore, as nohup
+ * and a script's "&" do: a signalfd would bring them all the same, because a signal that is
+ * blocked waits even when it is ignored. */
+void pick_end_signals(sigset_t *ret);
+
+/* Descriptor that becomes readable on one of these, which are blocked from here on: a
+ * signalfd, for client_cancel_fd(). -1 if there can be none. The process's for
  * good. */
 int pick_cancel_fd(void);
 

@@ -13,6 +13,7 @@
 
 #include "common/cleanup.h"
 #include "common/text.h"
+#include "host/cli/pick.h"
 
 int
 remote_append(char **text, const char *before, const char *word, const char *after)
@@ -46,10 +47,7 @@ remote_signals(bool and_size)
 {
 	sigset_t set;
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
+	pick_end_signals(&set);
 	if (and_size)
 		sigaddset(&set, SIGWINCH);
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)

@@ -310,7 +310,8 @@ struct run {
 	bool has_status;
 	int status, signal;
 	unsigned n_signals;
-	uint64_t heard_ns;    /* when something last came, or the command ended */
+	uint64_t signalled_ns; /* by the first */
+	uint64_t heard_ns;     /* when something last came, or the command ended */
 	uint64_t deadline_ns; /* by a clock that stands while the machine does; 0: none */
 	uint64_t paused_ms;   /* c->paused_ms() at the begin */
 	uint64_t held_ns;     /* what that has become more since */
@@ -394,6 +395,8 @@ take_signal(struct run *r, struct err *e)
 		send_size(r);
 		return 0;
 	}
+	if (io_signal_echoes(&r->signalled_ns))
+		return 0;
 	r->n_signals++;
 	if (r->c->on_signal)
 		r->c->on_signal(r->c->ctx, (int)info.ssi_signo, r->n_signals);

@@ -158,8 +158,8 @@ find_image(const char *images, const char *what, const char *name, char *ret_pat
 		return r;
 	if (!is_folder(ret_path))
 		return err_set(e, -ENOENT,
-			"no image named \"%s\" below %.200s: `make images` builds the default one",
-			shown, images);
+			"no image named \"%s\" below %.200s: `make images` builds the default one; a file is named by its path, as in ./%s",
+			shown, images, shown);
 	*ret_folder = true;
 	return 0;
 }

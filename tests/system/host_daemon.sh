@@ -427,7 +427,7 @@ who_does_not_queue_is_told_what_is_under_way() {
 	status_is 4 pando pause a --busy-timeout 200ms
 	contains stderr "$stderr" 'vm "a" is being branched, and was for all the time this call may wait'
 	# a caller that gives up leaves the queue
-	timeout -s INT 1 "$B/bin/pando" branch a -n left --no-wait >"$work/left" 2>&1 || true
+	timeout 1 "$B/bin/pando" branch a -n left --no-wait >"$work/left" 2>&1 || true
 	kill -CONT "$vmm"
 	wait "$first" || fail "$(cat "$work/queued")"
 	status_is 0 pando delete -y queued

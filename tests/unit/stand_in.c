@@ -288,6 +288,8 @@ execute(char *const argv[])
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGPIPE, SIG_DFL);
+	signal(SIGINT, SIG_DFL); /* as at a prompt, also for tests in a background */
+	signal(SIGHUP, SIG_DFL);
 	execvp(strcmp(argv[0], "pando") ? argv[0] : stand_in_pando, argv);
 	_exit(127);
 }

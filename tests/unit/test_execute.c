@@ -228,10 +228,64 @@ an_interrupt_goes_to_the_command_and_a_second_ends_us(void **state)
 	stand_in_await(out, "ready");
 	kill(pid, SIGINT);
 	stand_in_await(out, "no");
+	usleep(150000);
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
 	assert_int_equal(got.status, EXIT_CANCELLED);
 	assert_non_null(strstr(got.err, "interrupted twice"));
+}
+
+/* timeout(1) tells its child and then its group, which the child is in. */
+static void
+a_signal_that_is_told_twice_at_once_does_not_kill(void **state)
+{
+	char *const argv[] = {"pando", "execute", "a", "--", "sh", "-c",
+		"trap 'sleep 0.3; echo tidied; exit 9' TERM; echo ready;"
+		" while :; do sleep 0.05; done",
+		NULL};
+	int out, err;
+	pid_t pid;
+
+	(void)state;
+	pid = stand_in_start(argv, -1, &out, &err);
+	stand_in_await(out, "ready");
+	kill(pid, SIGTERM);
+	usleep(20000);
+	kill(pid, SIGTERM);
+	stand_in_finish(pid, out, err, &got);
+	assert_string_equal(got.out, "tidied\n");
+	assert_int_equal(got.status, 9);
+}
+
+/* As nohup has it, and as a script's "&" has it with Ctrl-C. */
+static void
+a_signal_that_is_ignored_does_not_reach_the_command(void **state)
+{
+	static char words[] =
+		"trap '' HUP INT; exec \"$PANDO\" execute a -- sh -c"
+		" 'trap \"echo caught; exit 9\" HUP INT TERM; echo ready; sleep 1; echo done'";
+	const int signals[] = {SIGHUP, SIGINT};
+	int out, err;
+	pid_t pid;
+
+	(void)state;
+	setenv("PANDO", stand_in_pando, 1);
+	for (int i = 0; i < 2; i++) {
+		pid = stand_in_start((char *[]){"sh", "-c", words, NULL}, -1, &out, &err);
+		stand_in_await(out, "ready");
+		kill(pid, signals[i]);
+		stand_in_finish(pid, out, err, &got);
+		assert_string_equal(got.err, "");
+		assert_string_equal(got.out, "done\n");
+		assert_int_equal(got.status, 0);
+	}
+	/* SIGTERM still does. */
+	pid = stand_in_start((char *[]){"sh", "-c", words, NULL}, -1, &out, &err);
+	stand_in_await(out, "ready");
+	kill(pid, SIGTERM);
+	stand_in_finish(pid, out, err, &got);
+	assert_string_equal(got.out, "caught\n");
+	assert_int_equal(got.status, 9);
 }
 
 static void
@@ -388,6 +442,24 @@ a_tree_is_copied_there_and_back_with_its_modes(void **state)
 	assert_int_equal(got.status, EXIT_USAGE);
 }
 
+/* As docker and tar have it; a file that is silently named so would be found much later. */
+static void
+copy_takes_no_standard_streams_and_says_what_does(void **state)
+{
+	(void)state;
+	assert_int_equal(chdir(stand_in_home), 0);
+	RUN_WITH(&got, "x", 1, "cp", "-", "a:/tmp/never");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "pando execute -i a -- "));
+	RUN(&got, "cp", "a:/etc/passwd", "-");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "pando execute a -- cat"));
+	assert_int_equal(access("-", F_OK), -1);
+	RUN(&got, "cp", "-rp", "a:/etc/passwd", "./-");
+	assert_int_equal(got.status, 0);
+	assert_int_equal(unlink("-"), 0);
+}
+
 static void
 a_terminal_has_the_size_of_ours_and_gets_its_keys(void **state)
 {
@@ -477,6 +549,8 @@ main(void)
 		cmocka_unit_test(what_cannot_be_started_is_126_or_127),
 		cmocka_unit_test(our_own_failures_have_their_numbers),
 		cmocka_unit_test(an_interrupt_goes_to_the_command_and_a_second_ends_us),
+		cmocka_unit_test(a_signal_that_is_told_twice_at_once_does_not_kill),
+		cmocka_unit_test(a_signal_that_is_ignored_does_not_reach_the_command),
 		cmocka_unit_test(a_reader_that_leaves_ends_the_command),
 		cmocka_unit_test(json_holds_streams_and_end),
 		cmocka_unit_test(a_detached_command_is_taken_up_again),
@@ -484,6 +558,7 @@ main(void)
 			what_linux_takes_of_arguments_and_environment_goes_through),
 		cmocka_unit_test(a_user_may_be_a_number_that_passwd_does_not_have),
 		cmocka_unit_test(a_tree_is_copied_there_and_back_with_its_modes),
+		cmocka_unit_test(copy_takes_no_standard_streams_and_says_what_does),
 		cmocka_unit_test(a_terminal_has_the_size_of_ours_and_gets_its_keys),
 		cmocka_unit_test(t_alone_is_a_terminal_on_which_nobody_types),
 		cmocka_unit_test(a_time_behind_t_is_still_a_limit),

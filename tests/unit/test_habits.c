@@ -23,6 +23,8 @@ static struct ran got;
 static char
 	told[4096]; /* requests but GETs, each with a ';'. Read when pando has ended */
 
+static size_t deleted_first = SIZE_MAX; /* is there when asked for, and then no more */
+
 static const struct {
 	const char *id, *name;
 } vms[] = {{"aaaaaaaaaaa1", "a"}, {"aaaaaaaaaaa2", "b"}, {"aaaaaaaaaaa3", "c"},
@@ -70,6 +72,8 @@ answer(const char *request)
 	for (size_t i = 0; i < N_VMS; i++) {
 		if (strcmp(name, vms[i].id) && strcmp(name, vms[i].name))
 			continue;
+		if (!strcmp(method, "DELETE") && i == deleted_first)
+			return NULL;
 		if (!strcmp(method, "DELETE"))
 			return deletes(line, vms[i].id);
 		snprintf(body, sizeof(body),
@@ -191,6 +195,31 @@ rm_f_asks_nothing_and_misses_nothing(void **state)
 }
 
 static void
+rm_f_does_not_miss_what_somebody_else_deletes_meanwhile(void **state)
+{
+	(void)state;
+	deleted_first = 2;
+	RUN(&got, "rm", "-f", "c", "b");
+	assert_int_equal(got.status, 0);
+	assert_string_equal(got.out, "aaaaaaaaaaa2\n");
+	RUN(&got, "delete", "--all");
+	assert_int_equal(got.status, 0);
+	RUN(&got, "rm", "c", "b");
+	assert_int_equal(got.status, EXIT_NOT_FOUND);
+	assert_string_equal(got.out, "aaaaaaaaaaa2\n");
+	deleted_first = SIZE_MAX;
+}
+
+static void
+an_option_before_the_verb_is_told_its_place(void **state)
+{
+	(void)state;
+	RUN(&got, "-q", "ps");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "options stand behind"));
+}
+
+static void
 stop_takes_several_vms(void **state)
 {
 	(void)state;
@@ -223,7 +252,7 @@ pause_resume_and_start_do_too(void **state)
 }
 
 static void
-a_wrong_name_among_several_usage_none_of_them(void **state)
+a_wrong_name_among_several_costs_none_of_them(void **state)
 {
 	(void)state;
 	RUN(&got, "stop", "a", "b", "nosuch");
@@ -267,9 +296,11 @@ main(void)
 		FRESH(kill_asks_as_delete_does_and_names_what_keeps_the_disk),
 		FRESH(the_question_names_all_that_would_go),
 		FRESH(rm_f_asks_nothing_and_misses_nothing),
+		FRESH(rm_f_does_not_miss_what_somebody_else_deletes_meanwhile),
+		FRESH(an_option_before_the_verb_is_told_its_place),
 		FRESH(stop_takes_several_vms),
 		FRESH(pause_resume_and_start_do_too),
-		FRESH(a_wrong_name_among_several_usage_none_of_them),
+		FRESH(a_wrong_name_among_several_costs_none_of_them),
 		FRESH(json_of_several_is_one_object),
 		FRESH(ps_a_lists_all_and_ps_aq_their_ids),
 	};

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/io.h"
 #include "host/agent/agent_client.h"
 #include "host/cli/gone.h"
 #include "host/cli/opt.h"
@@ -135,6 +136,7 @@ read_words(struct opt_scan *s, struct words *w, struct err *e)
 struct plain {
 	int signal_fd; /* borrowed */
 	unsigned interrupts;
+	uint64_t interrupted_ns; /* by the first */
 };
 
 static int
@@ -144,6 +146,8 @@ on_wake(void *ctx, struct agent_session *session)
 	struct signalfd_siginfo info;
 
 	if (read(p->signal_fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
+		return 0;
+	if (info.ssi_signo == SIGINT && io_signal_echoes(&p->interrupted_ns))
 		return 0;
 	if (info.ssi_signo == SIGINT && p->interrupts++ == 0)
 		return agent_session_signal(session, SIGINT);

@@ -20,6 +20,10 @@ static const struct opt options[] = {
 	{256, "ssh", NULL, "over SSH: needs openssh-server in the VM", COMPLETE_NOTHING},
 	{'u', "user", "NAME", "with --ssh: as that user; root if not said",
 		COMPLETE_NOTHING},
+	/* What cp and scp are told, and is so here in any case. */
+	{'r', "recursive", NULL, NULL, COMPLETE_NOTHING},
+	{'R', NULL, NULL, NULL, COMPLETE_NOTHING},
+	{'p', NULL, NULL, NULL, COMPLETE_NOTHING},
 	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
 };
 
@@ -132,6 +136,8 @@ run(int argc, char **argv)
 			over.user = key == 'u' ? s.arg : over.user;
 			continue;
 		}
+		if (key == 'r' || key == 'R' || key == 'p')
+			continue;
 		if (key == OPT_WORD && n == 2)
 			key = (err_set(&e, -EINVAL,
 				       "copy takes a source and a destination"),
@@ -150,6 +156,11 @@ run(int argc, char **argv)
 		err_set(&e, -EINVAL,
 			"neither \"%.60s\" nor \"%.60s\" is in a VM: write vm:path",
 			words[0], words[1]);
+	else if (strcmp(words[!get ? 0 : 1], "-") == 0)
+		err_set(&e, -EINVAL,
+			get ? "\"-\" is a file of that name only as ./-; to standard output: pando execute %.60s -- cat FILE, or tar -c"
+			    : "\"-\" is a file of that name only as ./-; from standard input: pando execute -i %.60s -- tee FILE, or tar -x",
+			name);
 	else if (over.user && !ssh)
 		err_set(&e, -EINVAL, "--user goes with --ssh");
 	if (e.code)

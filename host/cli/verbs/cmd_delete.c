@@ -174,7 +174,7 @@ run(int argc, char **argv)
 	__attribute__((cleanup(work_done))) struct work w = {0};
 	cleanup_client struct client *c = NULL;
 	bool yes = false, all = false;
-	int key, status = EXIT_OK;
+	int key, r, status = EXIT_OK;
 	size_t n_names = 0;
 	struct err e = {0};
 
@@ -224,7 +224,10 @@ run(int argc, char **argv)
 	for (size_t i = 0; i < w.n; i++) {
 		/* One that cannot be deleted does not keep the others; the first failure
 		 * is the status. */
-		if (delete_one(&w, w.ids[i], &e) < 0) {
+		r = delete_one(&w, w.ids[i], &e);
+		if (r == -ENOENT && (w.force || all)) {
+			out_note("%s", e.msg); /* somebody else was first */
+		} else if (r < 0) {
 			int failed = out_fail(&e);
 
 			status = status == EXIT_OK ? failed : status;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/io.h"
 #include "host/agent/agent_client.h"
 #include "host/cli/execute.h"
 #include "host/cli/out.h"
@@ -34,6 +35,7 @@ struct running {
 	char id[24];   /* "" until the guest has accepted it */
 	int signal_fd; /* borrowed */
 	unsigned interrupts;
+	uint64_t interrupted_ns; /* by the first */
 	bool quiet;
 	struct capture out[2];
 };
@@ -110,6 +112,8 @@ on_wake(void *ctx, struct agent_session *session)
 	struct signalfd_siginfo info;
 
 	if (read(run->signal_fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
+		return 0;
+	if (io_signal_echoes(&run->interrupted_ns))
 		return 0;
 	if (run->interrupts++ == 0)
 		return agent_session_signal(session, (int)info.ssi_signo);

@@ -18,6 +18,7 @@
 #include "host/agent/agent_client.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
+#include "host/cli/pick.h"
 #include "host/cli/run.h"
 #include "host/client/client.h"
 #include "swarm/ops.h"
@@ -477,6 +478,7 @@ swarm_run_verb(const struct request *q, struct err *e)
 	struct sigaction act = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART},
 			 old[3];
 	static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+	sigset_t ends;
 	int rc;
 
 	if (cancel_fd < 0)
@@ -490,8 +492,10 @@ swarm_run_verb(const struct request *q, struct err *e)
 	}
 	out_progress_start(&progress, q->quiet);
 	interrupt_fd = cancel_fd;
+	pick_end_signals(&ends);
 	for (size_t i = 0; i < 3; i++)
-		sigaction(signals[i], &act, &old[i]);
+		sigaction(signals[i], sigismember(&ends, signals[i]) ? &act : NULL,
+			&old[i]);
 	rc = swarm_run(spec, &host_ops, &host, &options, &sum, e);
 	for (size_t i = 0; i < 3; i++)
 		sigaction(signals[i], &old[i], NULL);

@@ -190,7 +190,7 @@ try: assert not s.recv(1)
 except ConnectionError: pass' "$local_port"
 	done
 	equal "complaints" "$(grep -c 'nothing listens on port 8123' "$work/tunnel.err")" 1
-	kill -INT "$tunnel"
+	kill "$tunnel"
 	status=0
 	wait "$tunnel" || status=$?
 	equal "the tunnel's status" "$status" 0
