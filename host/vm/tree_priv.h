@@ -45,7 +45,7 @@ struct vm {
 	bool unmet; /* lives, as far as is known, and this pandod has not spoken to it */
 	unsigned meets;		     /* tries to (adopt.c) */
 	uint64_t meet_at_ns;	     /* the next one */
-	uint64_t handshake_began_ns; /* the tender's first; 0: none is under way */
+	uint64_t handshake_began_ns; /* by the health monitor; 0: none is under way */
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
 	unsigned
@@ -367,7 +367,7 @@ void pool_open(struct tree *t);
 int pool_make_prewarmed(const struct tree_config *config, int log_fd, uint64_t mem_mib,
 	uint32_t vcpus, struct vmmctl **ret_ctl, int *ret_pidfd, pid_t *ret_pid,
 	struct err *e);
-/* Ends all that is blank. */
+/* Ends all that are pre-warmed. */
 void pool_close(struct tree *t);
 /* A pre-warmed VMM of this shape becomes the caller's: false when there is none. Either way
  * more are made. */
@@ -379,7 +379,7 @@ bool pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl *
  */
 /* At the start: what there is, in the table. Those that may live are unmet. */
 int tree_adopt(struct tree *t, struct err *e);
-/* Waits, but not for long, until each of these was asked once. With the tender. */
+/* Waits, but not for long, until each of these was asked once. With the health monitor. */
 void adopt_wait(struct tree *t);
 /* Nobody does anything to it just now, and it is to be asked (again). With the lock, as
  * the next two, which give it up meanwhile. */
