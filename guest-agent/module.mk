@@ -55,7 +55,7 @@ FUZZERS += fuzz_tar
 fuzz_tar_SRCS := tests/fuzz/fuzz_tar.c common/wire/tar_unpack.c common/wire/tar_place.c common/wire/tar_pack.c common/err.c common/utf8.c common/io.c
 fuzz_tar_CORPUS := tests/fuzz/corpus/tar
 
-# The real agent, below a folder, and the host's side of a hello.
+# The real agent, below a folder, and the host's side of an identity handshake.
 UNIT_TESTS += test_agent_handshake
 test_agent_handshake_SRCS := tests/unit/test_agent_handshake.c tests/unit/agent_help.c
 test_agent_handshake_LIBS := agentclient wire common
@@ -89,7 +89,7 @@ UNIT_TESTS += test_agent_bus
 test_agent_bus_SRCS := tests/unit/test_agent_bus.c tests/unit/bus_help.c guest-agent/tools/bus.c
 test_agent_bus_LIBS := systemdjobs wire common
 test_agent_bus_PKGS := cmocka libsystemd
-# Coding agents and their keeper: runs the agent that was built beside it.
+# Coding agents and their supervisor: runs the agent that was built beside it.
 UNIT_TESTS += test_rpc
 test_rpc_SRCS := tests/unit/test_rpc.c tests/unit/agent_help.c $(agent_rpc_parts_SRCS)
 test_rpc_LIBS := agentclient wire common

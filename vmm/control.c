@@ -193,7 +193,7 @@ pause_vm(struct vm *vm, uint64_t seq)
 {
 	if (vm->is_parked) {
 		send_done(vm, seq, -EINVAL,
-			"a parked picture runs nothing that could be paused");
+			"a frozen fork runs nothing that could be paused");
 		return;
 	}
 	vm_stop(vm);
@@ -205,7 +205,7 @@ static void
 resume_vm(struct vm *vm, uint64_t seq)
 {
 	if (vm->is_parked) {
-		send_done(vm, seq, -EINVAL, "a parked picture cannot run; branch it");
+		send_done(vm, seq, -EINVAL, "a frozen fork cannot run; branch it");
 		return;
 	}
 	if (vm->is_paused) {
@@ -241,7 +241,7 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 
 	if (vm->is_parked) {
 		send_done(vm, m->hdr.seq, -EINVAL,
-			"a parked picture does not change; resize a branch of it");
+			"a frozen fork does not change; resize a branch of it");
 		return;
 	}
 	/* A guest can keep a vCPU in its disk for as long as it likes, until it is asked to
@@ -317,7 +317,7 @@ handle_control(struct vm *vm)
 	case VMM_POWER_BUTTON:
 		if (vm->is_parked) {
 			send_done(vm, req.hdr.seq, -EINVAL,
-				"a parked picture has no power button");
+				"a frozen fork has no power button");
 			break;
 		}
 		ged_notify(&vm->ged, GED_EVENT_POWER_BUTTON);

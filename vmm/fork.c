@@ -263,7 +263,7 @@ become_child(struct vm *vm, struct job *job)
 	steps_begin(&job->steps, job->saved_ns);
 	steps_add(&job->steps, "fork");
 	vm->born_ns = job->saved_ns;
-	/* A picture's memory may be read by its user; that of what runs may not. */
+	/* A frozen fork's memory may be read by its user; that of what runs may not. */
 	if (vm->is_readable)
 		seal_let_nobody_read();
 	vm->is_readable = false;

@@ -182,7 +182,7 @@ prepare(const struct vmm_prepare *m, int fds[], struct err *e)
 {
 	int r;
 
-	snprintf(vm.name, sizeof(vm.name), "blank");
+	snprintf(vm.name, sizeof(vm.name), "pre-warmed");
 	control_use_log(&vm, TAKE_FD(fds[VMM_PREPARE_FD_LOG]));
 	vm.kvm_fd = TAKE_FD(fds[VMM_PREPARE_FD_KVM]);
 	r = restore_prepare(&vm, m->mem_mib, m->vcpus, true, e);

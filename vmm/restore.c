@@ -362,7 +362,7 @@ receive(struct vm *vm, struct job *job, uint64_t *ret_began_ns, struct err *e)
 		_exit(0);
 	if (m.hdr.type != VMM_RESTORE)
 		return err_set(e, -EPROTO,
-			"a blank VMM takes VMM_RESTORE of version %d, and got something else",
+			"a pre-warmed VMM takes VMM_RESTORE of version %d, and got something else",
 			VMM_WIRE_VERSION);
 	r = restore_check(&m.restore, (size_t)n, n_fds, e);
 	if (r == 0)
@@ -451,7 +451,7 @@ restore_answer_state(struct vm *vm, int fd, struct vmm_state_answer *ret, struct
 
 	if (!vm->is_parked)
 		return err_set(e, -EINVAL,
-			"only a parked picture has a state to give; fork one first");
+			"only a frozen fork has a state to give; fork one first");
 	if (fstat(fd, &st) < 0)
 		return err_sys(e, -errno, "the state's file");
 	if (!S_ISREG(st.st_mode) || st.st_size != 0)

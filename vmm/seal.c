@@ -174,7 +174,8 @@ static const struct rule rules[] = {
 	{SCMP_SYS(readv), "vsock: host to guest"},
 	{SCMP_SYS(pread64), "disk: partial blocks; a restored VM's state; the log's end"},
 	{SCMP_SYS(preadv), "disk reads"},
-	{SCMP_SYS(pwrite64), "disk: index records, partial blocks; a picture's state"},
+	{SCMP_SYS(pwrite64),
+		"disk: index records, partial blocks; a frozen fork's state"},
 	{SCMP_SYS(pwritev), "disk writes"},
 	{SCMP_SYS(fdatasync), "disk: the guest's flush"},
 	{SCMP_SYS(fallocate), "disk: discard"},
@@ -275,7 +276,7 @@ add_arg_rules(scmp_filter_ctx ctx)
 		/* Of two, the one whose guest waits goes on first. */
 		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_BATCH)},
 		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_OTHER)},
-		/* A picture's memory is read by its user's daemon. */
+		/* A frozen fork's memory is read by its user's daemon. */
 		{SCMP_SYS(prctl), equals(0, PR_SET_DUMPABLE)},
 		{SCMP_SYS(prctl), equals(0, PR_SET_PTRACER)},
 		/* Non-blocking sockets. */

@@ -21,7 +21,7 @@ int seal_surroundings(struct err *e);
  * that is not in it ends the process (SIGSYS). */
 int seal_calls(struct err *e);
 
-/* After the seal: processes of the same user may read this one's memory (a picture's, to
+/* After the seal: processes of the same user may read this one's memory (a frozen fork's, to
  * be written to a commit), or may not again. */
 int seal_let_user_read(struct err *e);
 void seal_let_nobody_read(void);

@@ -5,7 +5,7 @@
  * The order of both is what makes it right (Documentation/virt/kvm/api.rst and the
  * kernel's own side effects); state.c says why at each step. Everything is preallocated.
  *
- * Clocks: a child's TSC has the same offset to the host's as the picture's, and kvm-clock
+ * Clocks: a child's TSC has the same offset to the host's as the frozen fork's, and kvm-clock
  * is set forward by the time that passed since the frozen fork was taken. So wall-clock time
  * is right in every branch without anybody's help, and no monotonic clock jumps by more
  * than that branch's own pause. A restored VM's clocks go on from where they stood

@@ -1,7 +1,7 @@
 /*
  * SSH keys: Ed25519, made by libsodium and written as OpenSSH writes them (PROTOCOL.key
  * of OpenSSH: "openssh-key-v1", unencrypted; the public half as in RFC 8709). Host keys
- * of the machine; and, for pandod, which links sshkey.c too, the key that the host comes
+ * of the machine; and, for pandod, which links openssh_key.c too, the key that the host comes
  * in with.
  */
 #ifndef PANDO_COMMON_WIRE_OPENSSH_KEY_H

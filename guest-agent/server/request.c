@@ -72,7 +72,7 @@ static const struct {
 	{"put", REQUEST_PUT, M_PATH, M_USER}, {"get", REQUEST_GET, M_PATH, 0},
 	{"list", REQUEST_LIST, M_PATH, 0}, {"dial", REQUEST_DIAL, M_PORT, 0},
 	{"stay", REQUEST_STAY, 0, 0},
-	{"hello", REQUEST_HANDSHAKE, 0, 0}, /* its members are hello.c's */
+	{"hello", REQUEST_HANDSHAKE, 0, 0}, /* its members are identity_request.c's */
 };
 
 #define N(a) (sizeof(a) / sizeof((a)[0]))

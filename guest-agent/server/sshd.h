@@ -1,7 +1,7 @@
 /*
  * SSH into this machine without a network: each connection to port AGENT_SSH_PORT becomes
  * the standard input and output of an `sshd -i` of its own. sshd shows the host key that
- * the identity handshake made (sshkey.h), and lets in whoever has the key that the identity handshake named, or one
+ * the identity handshake made (openssh_key.h), and lets in whoever has the key that the identity handshake named, or one
  * of the user's own.
  *
  * Who cannot be served gets one line that is no SSH, which begins with AGENT_SSH_SAYS;

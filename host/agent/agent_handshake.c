@@ -96,7 +96,7 @@ read_ack(const struct agent_frame *f, const struct agent_handshake *h,
 			sizeof(generation)) ||
 		strcmp(id, h->id) || strcmp(generation, expected))
 		return err_set(e, -EPROTO,
-			"the guest's agent acknowledged another hello than ours");
+			"the guest's agent acknowledged another identity handshake than ours");
 	key_tok = json_get(j, 0, "host_key");
 	if (key_tok >= 0 && json_type(j, key_tok) != JSON_NULL &&
 		(json_str(j, key_tok, a.host_key, sizeof(a.host_key)) ||
@@ -146,7 +146,7 @@ handshake_frames(struct agent_link *l, const struct agent_handshake *h,
 			}
 			if (f.type != AGENT_STEP)
 				return err_set(e, -EPROTO,
-					"the guest's agent sent frame type %u in a hello",
+					"the guest's agent sent frame type %u in an identity handshake",
 					f.type);
 			agent_text(step, AGENT_STEP_NAME_MAX + 1, f.payload, f.len);
 			continue;
@@ -191,7 +191,7 @@ attempt(const char *socket_path, const struct agent_handshake *h, uint64_t deadl
 		explicit_bzero(o.buf, o.len);
 	if (r == -EINVAL && strstr(why.msg, "no operation \"hello\""))
 		return err_set(e, -EOPNOTSUPP,
-			"the guest's agent is older than this pandod and knows no hello: build its image again (`pando-golden image`), and its commits");
+			"the guest's agent is older than this pandod and knows no identity handshake: build its image again (`pando-golden image`), and its commits");
 	if (r)
 		return err_set(e, r, "%s", why.msg);
 	return handshake_frames(&l, h, deadline_ns, step, failed, ret, e);

@@ -39,7 +39,7 @@ struct agent_ack {
 };
 
 /* 0: acknowledged. -ETIMEDOUT names the step the guest is in; the identity handshake goes on there,
- * and may be said again. -EOPNOTSUPP: the agent is older than hellos. What a step of the
+ * and may be said again. -EOPNOTSUPP: the agent is older than identity handshakes. What a step of the
  * guest failed with comes with its errno and a sentence that begins with the step. cancel
  * (may be NULL) is asked at least every 100 ms; a negative return ends the wait with that
  * code. */

@@ -504,7 +504,7 @@ check_handshake(struct doctor *d, const struct client_reply *reply)
 
 	if (json_u64(reply->json, json_get(reply->json, handshake, "total_us"), &total) <
 		0) {
-		doctor_find(d, "hello", DOCTOR_OK,
+		doctor_find(d, "handshake", DOCTOR_OK,
 			"its acknowledgement was to an earlier pandod");
 		return;
 	}
@@ -518,7 +518,7 @@ check_handshake(struct doctor *d, const struct client_reply *reply)
 		n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%s %.1f",
 			n ? ", " : "", step, (double)us / 1e3);
 	}
-	doctor_find(d, "hello", DOCTOR_OK, "acknowledged in %.1f ms (%s)",
+	doctor_find(d, "handshake", DOCTOR_OK, "acknowledged in %.1f ms (%s)",
 		(double)total / 1e3, text);
 }
 

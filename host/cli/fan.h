@@ -35,8 +35,8 @@ enum { FAN_NO_WAIT = 256, FAN_COUNT, FAN_ENV, FAN_ENV_FILE, FAN_NAME };
 		{FAN_ENV_FILE, "env-file", "FILE", \
 			"environment variables, as a shell reads them", COMPLETE_FILE}, \
 		{FAN_NO_WAIT, "no-wait", NULL, \
-			"return when their CPUs run, not when they have become " \
-			"themselves", \
+			"return when their CPUs run, not when their agents are " \
+			"ready", \
 			COMPLETE_NOTHING}, \
 	{ \
 		0, NULL, NULL, NULL, COMPLETE_NOTHING \

@@ -169,7 +169,7 @@ pick_reachable(const struct client_vm *vm, struct err *e)
 	 * slow. */
 	if (strcmp(vm->state, "starting") == 0 && (vm->parent[0] || vm->commit[0]))
 		return err_set(e, -EAGAIN,
-			"\"%s\" has not become itself yet (state \"starting\"): try again; without --no-wait it is waited for",
+			"\"%s\": its agent is not ready (state \"starting\"); try again, or omit --no-wait to wait for it",
 			name);
 	if (!lives(vm) || !vm->agent_socket[0])
 		return err_set(e, -ESHUTDOWN, "\"%s\" is %s%s%s", name, vm->state,

@@ -5,10 +5,10 @@
  * is. From then on the VM is free again, and the frozen fork is read: its state by asking it,
  * its memory through the kernel, its disk from the segments of the chain as it was.
  *
- * What the picture's disk needs must stay, even if the VM is deleted or started anew
+ * What the frozen fork's disk needs must stay, even if the VM is deleted or started anew
  * meanwhile. So the frozen fork has a row in the database, with a copy of the chain, but is
  * in no table and never `made`: a pandod that is killed leaves what the next one removes
- * as half-made, and the picture's folder leads it to the process. The base is held open.
+ * as half-made, and the frozen fork's folder leads it to the process. The base is held open.
  *
  * The store makes the commit all at once or not at all.
  */
@@ -39,7 +39,7 @@ struct commit {
 	struct vm *vm;	   /* reference */
 	bool claimed;	   /* vm->op is ours */
 	struct vm_row row; /* the VM's, at the cut */
-	bool entered;	   /* the picture's row is in the database */
+	bool entered;	   /* the frozen fork's row is in the database */
 	struct fork_point cut;
 	struct frozen_fork frozen_fork;
 	char frozen_fork_id[VM_ID_LEN + 1];
@@ -88,7 +88,7 @@ check_tags(struct commit *c, struct err *e)
 	return 0;
 }
 
-/* The picture's row and the cut of the chain, in one transaction. Called with the lock
+/* The frozen fork's row and the cut of the chain, in one transaction. Called with the lock
  * and the claim. */
 static int
 enter(struct commit *c, struct err *e)
@@ -139,7 +139,7 @@ enter(struct commit *c, struct err *e)
 	return 0;
 }
 
-/* The picture's row goes, and with it what only it kept. */
+/* The frozen fork's row goes, and with it what only it kept. */
 static void
 leave(struct commit *c)
 {
@@ -151,7 +151,7 @@ leave(struct commit *c)
 		return;
 	pthread_mutex_lock(&t->lock);
 	if (db_delete(t->db, c->frozen_fork_id, &e) < 0 || tree_sweep(t, &e) < 0)
-		log_err("picture %s: %s", c->frozen_fork_id, e.msg);
+		log_err("frozen fork %s: %s", c->frozen_fork_id, e.msg);
 	pthread_mutex_unlock(&t->lock);
 	c->entered = false;
 }
@@ -209,7 +209,7 @@ ask_state(struct commit *c, struct err *e)
 		return err_set(e, -ENOMEM, "out of memory");
 	/* Read, not mapped: the VMM has the file, too. */
 	r = io_pread_full(fd, c->blob, c->state.blob_bytes, 0);
-	return r < 0 ? err_sys(e, r, "reading the picture's state") : 0;
+	return r < 0 ? err_sys(e, r, "reading the frozen fork's state") : 0;
 }
 
 static int
@@ -226,7 +226,7 @@ read_memory(
 			image ? &image->f.memory : NULL, ret, &c->memory_read, e);
 	/* Alive afterwards, so the number was that process's while it was read. */
 	if (r == 0 && !process_lives(c->frozen_fork.pidfd))
-		r = err_set(e, -ESRCH, "the picture ended while it was read");
+		r = err_set(e, -ESRCH, "the frozen fork ended while it was read");
 	store_manifest_free(image);
 	return r;
 }

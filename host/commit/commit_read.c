@@ -49,7 +49,7 @@ flush(struct memory_reader *m, struct err *e)
 	n = process_vm_readv(m->pid, &to, 1, m->from, m->n_pieces, 0);
 	if (n < 0 || (size_t)n != to.iov_len)
 		return err_sys(e, n < 0 ? -errno : -EIO,
-			"reading the memory of the picture, process %d", (int)m->pid);
+			"reading the memory of the frozen fork, process %d", (int)m->pid);
 	for (unsigned i = 0; i < m->n_pieces && r == 0; i++) {
 		r = store_tree_put(
 			m->tree, m->first[i], at, m->from[i].iov_len / STORE_PAGE, e);
@@ -109,7 +109,8 @@ read_range(struct memory_reader *m, int pagemap, const struct vmm_mem_range *ran
 			host / STORE_PAGE * sizeof(*m->map));
 		if (r < 0)
 			return err_sys(e, r == -ENODATA ? -ESRCH : r,
-				"the page map of the picture, process %d", (int)m->pid);
+				"the page map of the frozen fork, process %d",
+				(int)m->pid);
 		for (uint64_t i = 0; i < n; i++) {
 			if (!is_wanted(m, m->map[i]))
 				continue;

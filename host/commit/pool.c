@@ -1,5 +1,5 @@
 /*
- * Blank VMMs (common/wire/vmm_wire.h, VMM_PREPARE): a process, sealed, with its KVM VM, vCPUs
+ * Pre-warmed VMMs (common/wire/vmm_wire.h, VMM_PREPARE): a process, sealed, with its KVM VM, vCPUs
  * and memory slots, that waits to be told which VM it is. Making one takes milliseconds;
  * they are made here, ahead of time and beside whoever needs them, for the shapes that
  * were asked for last.
@@ -126,7 +126,7 @@ filler_main(void *pool)
 		pthread_mutex_lock(&p->lock);
 		if (r < 0 && !p->complained)
 			log_warn(
-				"the pool of blank VMMs cannot be filled, so commits start in cold ones: %s",
+				"the pool of pre-warmed VMMs cannot be filled, so commits start in cold ones: %s",
 				e.msg);
 		p->complained = r < 0;
 		/* The table may be another by now. */
@@ -164,7 +164,7 @@ pool_open(struct tree *t)
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
 	if (p->log_fd < 0 || pthread_create(&p->thread, NULL, filler_main, p) != 0) {
-		log_warn("no pool of blank VMMs: %s", path);
+		log_warn("no pool of pre-warmed VMMs: %s", path);
 		cleanup_close_fn(&p->log_fd);
 		free(p);
 		return;

@@ -3,7 +3,7 @@
  * their control sockets; VMs that ended meanwhile become failed; what was half-made is
  * removed.
  *
- * The start waits for nobody. The tender's helpers (tree_watch.c) ask each VMM who it is;
+ * The start waits for nobody. The health monitor's helpers (tree_watch.c) ask each VMM who it is;
  * one that does not say, because it is stopped, say, or because this pandod has no
  * descriptor left, is asked again, for as long as it takes. Only a process that is proven
  * to be gone makes a VM `failed`. Until its process is held by a pidfd, a VM is claimed,

@@ -129,7 +129,8 @@ vm_handshake(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *
 		pthread_mutex_unlock(&t->lock);
 		return 0;
 	}
-	r = vm->in_handshake ? err_set(e, -EBUSY, "somebody tells it who it is already")
+	r = vm->in_handshake ? err_set(e, -EBUSY,
+				       "another identity handshake with it is under way")
 			     : prepare(t, vm, s, e);
 	if (r == 0)
 		vm->in_handshake = true;
@@ -225,7 +226,7 @@ vm_handshake_tend(struct tree *t, struct vm *vm)
 		if (!vm->row.answered && !vm->op && !vm->kill_reason[0] &&
 			(late || refused)) {
 			snprintf(vm->kill_reason, sizeof(vm->kill_reason),
-				"ended by pandod: it did not become who it is: %.400s",
+				"ended by pandod: the identity handshake failed: %.400s",
 				e.msg);
 			log_warn("vm %s (%s): %s", vm->row.id, vm_name(vm),
 				vm->kill_reason);

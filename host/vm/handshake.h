@@ -1,9 +1,9 @@
 /*
- * Who a VM is, said to its guest (common/wire/agent_wire.h, Identity handshake): after every boot, branch,
- * restore and spawn as somebody new, and to whoever was branched or committed as a
- * parent, whose random numbers the other one knows. A VM whose agent has not acknowledged
- * is `starting`, and what fails to is ended: nobody reaches a machine that believes to be
- * another one.
+ * The identity handshake (common/wire/agent_wire.h): tells a guest who its VM is. After every
+ * boot, branch, restore and spawn the guest gets a new identity. A VM that was branched or
+ * committed is told to reseed, because the other one knows its random numbers. Until the
+ * guest acknowledges, the VM's state is `starting`; if it fails to, pandod ends it. So nobody
+ * reaches a VM that takes itself for another one.
  */
 #ifndef PANDO_HOST_VM_HANDSHAKE_H
 #define PANDO_HOST_VM_HANDSHAKE_H
@@ -12,13 +12,13 @@
 
 /* Without the lock, unless they say otherwise. */
 
-/* Says identity handshake as the row has it, and notes what was acknowledged, also that it answered.
- * cancel, ctx: as for agent_handshake(). -EBUSY: somebody says it already. */
+/* Does the identity handshake as the row has it; notes what was acknowledged, also that it answered.
+ * cancel, ctx: as for agent_handshake(). -EBUSY: another one is under way. */
 int vm_handshake(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *ctx),
 	void *ctx, struct err *e);
 /* Runs and has acknowledged another generation than it has. With the lock. */
 bool vm_handshake_due(const struct vm *vm);
-/* The tender's: one round of it with a VM that nobody waits for. With the lock, which is
+/* The health monitor's: one round of it with a VM that nobody waits for. With the lock, which is
  * given up meanwhile. */
 void vm_handshake_tend(struct tree *t, struct vm *vm);
 
@@ -29,7 +29,7 @@ struct handshake_parent {
 	pthread_t thread;
 };
 void handshake_parent_begin(struct handshake_parent *p, struct tree *t, struct vm *vm);
-/* Waits for it; a parent that does not acknowledge is told again by the tender. */
+/* Waits for it; a parent that does not acknowledge is told again by the health monitor. */
 void handshake_parent_end(struct handshake_parent *p, const struct progress *progress);
 
 /* What the i-th VM of a call gets besides the defaults: given with its words replaced,

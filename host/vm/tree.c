@@ -468,7 +468,7 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
 			"vm \"%s\" ended before its agent answered: %.350s", vm_name(vm),
 			vm->row.reason);
 	} else if (r < 0 && answers && r != -ECANCELED) {
-		r = err_set(e, r, "vm \"%s\" did not become who it is: %.400s",
+		r = err_set(e, r, "vm \"%s\": the identity handshake failed: %.400s",
 			vm_name(vm), why.msg);
 	} else if (r == -ETIMEDOUT) {
 		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s",

@@ -40,12 +40,12 @@ struct vm {
 		paused_ns;    /* since when, 0: it is not; and before, in all */
 	uint64_t probe_at_ns; /* when the agent is asked next */
 	unsigned probes;
-	bool in_handshake; /* somebody says identity handshake to it (hello.c) */
+	bool in_handshake; /* an identity handshake is under way (handshake.c) */
 	bool tended;	   /* a helper of the health monitor is at it */
 	bool unmet; /* lives, as far as is known, and this pandod has not spoken to it */
 	unsigned meets;		     /* tries to (adopt.c) */
 	uint64_t meet_at_ns;	     /* the next one */
-	uint64_t handshake_began_ns; /* the tender's first; 0: none is under way */
+	uint64_t handshake_began_ns; /* by the health monitor; 0: none is under way */
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
 	unsigned
@@ -84,7 +84,7 @@ struct tree {
 	/* Commits hold it for reading, gc for writing: see tree_gc(). */
 	pthread_rwlock_t gc_lock;
 	pthread_mutex_t
-		materialized_lock; /* flat.c's; order: materialized_lock, then lock */
+		materialized_lock; /* materialize.c's; order: materialized_lock, then lock */
 	pthread_cond_t materialized_changed;
 	struct materialized *materialized_images; /* owned */
 	struct pool *pool;			  /* owned; NULL: none */
@@ -214,7 +214,7 @@ vm_disk_mib(const struct vm_row *row)
 }
 
 /*
- * costs.c: what a VM takes of the host. begin with the lock: notes which process and
+ * usage.c: what a VM takes of the host. begin with the lock: notes which process and
  * files (false: no memory, nothing to count); count without it; done always.
  */
 struct vm_usage {
@@ -295,7 +295,7 @@ int vm_launch(struct tree *t, struct vm *vm, const struct image *image,
 int vm_wait_booted(
 	struct tree *t, struct vm *vm, const struct progress *p, struct err *e);
 /*
- * agents.c: many VMs that come to be at once.
+ * batch.c: many VMs that come to be at once.
  */
 /* Waits for all agents, or until the first does not answer. what: "branches". */
 int vms_wait_agents(struct tree *t, struct vm **vms, unsigned n, const char *what,
@@ -331,7 +331,7 @@ int commit_config_read(const struct store_manifest *m, struct vm_row *ret, struc
 int commit_config_write(const struct vm_row *row, char **ret, struct err *e);
 
 /*
- * flat.c: <home>/flat/<commit>/{memory,disk,state}, what a commit is as files that can be
+ * materialize.c: <home>/flat/<commit>/{memory,disk,state}, what a commit is as files that can be
  * mapped. Made by the first who needs them; kept as long as a VM lives on them, and then
  * until the room is wanted.
  */
@@ -367,7 +367,7 @@ void pool_open(struct tree *t);
 int pool_make_prewarmed(const struct tree_config *config, int log_fd, uint64_t mem_mib,
 	uint32_t vcpus, struct vmmctl **ret_ctl, int *ret_pidfd, pid_t *ret_pid,
 	struct err *e);
-/* Ends all that is blank. */
+/* Ends all that are pre-warmed. */
 void pool_close(struct tree *t);
 /* A pre-warmed VMM of this shape becomes the caller's: false when there is none. Either way
  * more are made. */
@@ -379,7 +379,7 @@ bool pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl *
  */
 /* At the start: what there is, in the table. Those that may live are unmet. */
 int tree_adopt(struct tree *t, struct err *e);
-/* Waits, but not for long, until each of these was asked once. With the tender. */
+/* Waits, but not for long, until each of these was asked once. With the health monitor. */
 void adopt_wait(struct tree *t);
 /* Nobody does anything to it just now, and it is to be asked (again). With the lock, as
  * the next two, which give it up meanwhile. */

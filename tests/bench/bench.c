@@ -390,7 +390,7 @@ bench_prewarmed(struct bench_vm *vm)
 
 	if (pool_make_prewarmed(&bench.tree->config, bench.log_fd, bench.mem_mib, 1,
 		    &vm->ctl, &vm->pidfd, &vm->pid, &e) < 0)
-		bench_die("blank VMM", &e);
+		bench_die("pre-warmed VMM", &e);
 	note_live(vm->pidfd);
 }
 

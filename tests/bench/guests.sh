@@ -1,6 +1,6 @@
 #!/bin/sh
 # What a Debian guest takes here: boot until its agent answers, the round trip of `pando execute … true`, branches and VMs
-# from a commit, one and CHILDREN at once, until they have become themselves, and the VMM's own memory (PSS less guest
+# from a commit, one and CHILDREN at once, until their agents are ready, and the VMM's own memory (PSS less guest
 # RAM). Run through make bench, which finds the place where Linux guests run.
 #
 #	sh tests/bench/guests.sh [--json]     ROUNDS=50 BOOTS=3 CHILDREN=32

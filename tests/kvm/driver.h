@@ -94,7 +94,7 @@ struct commit {
 	struct vmm_state_answer answer;
 };
 
-/* A parked picture's state and memory into files of the picture's folder, named after
+/* A frozen fork's state and memory into files of its folder, named after
  * tag; disk stays empty. */
 int driver_take_state(
 	struct vm *parked, const char *tag, struct commit *ret, struct err *e);

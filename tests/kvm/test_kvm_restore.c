@@ -21,7 +21,7 @@
 #define LINE 2048
 #define START_MS 30000
 
-/* Parks a fork of vm, takes all of it, and ends the picture. */
+/* Parks a fork of vm, takes all of it, and ends the frozen fork. */
 static void
 commit_of(struct vm *vm, const char *base, bool disk, struct commit *c)
 {
@@ -345,7 +345,7 @@ a_running_vm_gives_no_state_and_a_used_file_takes_none(void **state)
 	fd = open(driver_path(vm, "state", path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	assert_true(fd >= 0);
 	assert_true(driver_ask_state(vm, fd, &a, &why) < 0);
-	assert_non_null(strstr(why.msg, "picture"));
+	assert_non_null(strstr(why.msg, "frozen fork"));
 	parked = fork_vm(vm, "parked", DRIVER_PARK);
 	assert_int_equal(write(fd, "x", 1), 1);
 	assert_true(driver_ask_state(parked, fd, &a, &why) < 0);
@@ -353,7 +353,7 @@ a_running_vm_gives_no_state_and_a_used_file_takes_none(void **state)
 	pipe_end = open("/dev/null", O_RDWR | O_CLOEXEC);
 	assert_true(driver_ask_state(parked, pipe_end, &a, &why) < 0);
 	assert_true(driver_resize(parked, 1000, &why) < 0);
-	assert_non_null(strstr(why.msg, "picture"));
+	assert_non_null(strstr(why.msg, "frozen fork"));
 	expect(vm, "tick ", line, sizeof(line));
 }
 

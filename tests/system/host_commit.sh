@@ -8,7 +8,7 @@ PANDO_IMAGES=$work/images
 export PANDO_IMAGES
 cd "$work" || exit 2
 
-# Blank VMMs of the pool belong to no VM, and come and go.
+# Pre-warmed VMMs of the pool belong to no VM, and come and go.
 no_pool() {
 	printf '[pool]\nsize = 0\n' >"$PANDO_HOME/pandod.toml"
 	end_daemon
@@ -424,7 +424,7 @@ the_pool_is_filled_and_used() {
 	pando run-commit one -N cold --no-wait --format json >"$work/cold"
 	equal "from the pool" "$(json 'j["pooled"]' <"$work/cold")" 0
 	full() { [ "$(vmm_pids | wc -l)" = 3 ]; }
-	wait_until 20 "two blank VMMs" full
+	wait_until 20 "two pre-warmed VMMs" full
 	pando run-commit one --count 3 -N warm --no-wait --format json >"$work/warm"
 	# or the third, when it was made ahead in the meantime
 	case $(json 'j["pooled"]' <"$work/warm") in 2 | 3) ;; *) fail "from the pool: $(cat "$work/warm")" ;; esac
@@ -434,7 +434,7 @@ the_pool_is_filled_and_used() {
 	pando delete --all -y -q >/dev/null
 	end_daemon
 	empty() { [ -z "$(vmm_pids)" ]; }
-	wait_until 10 "blank VMMs end with pandod" empty
+	wait_until 10 "pre-warmed VMMs end with pandod" empty
 	printf '[pool]\nsize = 3000\n' >"$PANDO_HOME/pandod.toml"
 	status_is 1 pando status
 	contains stderr "$stderr" "pool.size"

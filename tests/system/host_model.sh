@@ -15,7 +15,7 @@ fi
 
 sequences_of_a_tree_are_what_the_model_says() {
 	needs_kvm
-	# blank VMMs in half of the runs: they are no VM's
+	# pre-warmed VMMs in half of the runs: they are no VM's
 	printf '[pool]\nsize = %d\nflat_mib = 64\n' $((SEED % 2)) >"$PANDO_HOME/pandod.toml"
 	mke2fs -q -t ext4 -F "$work/base.ext4" 4M >/dev/null
 	echo "seed $SEED"

@@ -438,7 +438,7 @@ without_an_acknowledged_key_nobody_goes_in(void **state)
 	PANDO("ssh-proxy", "new.pando");
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");
-	assert_non_null(strstr(got.err, "has not acknowledged"));
+	assert_non_null(strstr(got.err, "agent is not ready"));
 	PANDO("ssh-proxy", "--known-host", "new.pando", "new.pando");
 	assert_int_not_equal(got.status, 0);
 	assert_string_equal(got.out, "");

@@ -57,7 +57,7 @@ static const struct opt options[] = {
 	{OPT_ENV_FILE, "env-file", "FILE", "environment variables, as a shell reads them",
 		COMPLETE_FILE},
 	{OPT_NO_WAIT, "no-wait", NULL,
-		"return when its CPUs run, not when it has become itself",
+		"return when its CPUs run, not when its agent is ready",
 		COMPLETE_NOTHING},
 	{'C', "config", "FILE",
 		"settings, instead of pando.toml or vers.toml in this folder",

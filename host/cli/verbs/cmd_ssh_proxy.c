@@ -108,8 +108,7 @@ connect_through(const struct client_vm *vm, bool fdpass, struct err *e)
 	int r = pick_reachable(vm, e);
 
 	if (r == 0 && !vm->host_key[0])
-		r = err_set(e, -EAGAIN,
-			"\"%s\" has not acknowledged who it is yet (state \"%s\")",
+		r = err_set(e, -EAGAIN, "\"%s\": its agent is not ready (state \"%s\")",
 			client_vm_name(vm), vm->state);
 	if (r == 0)
 		r = vmssh_dial(vm, &fd, e);

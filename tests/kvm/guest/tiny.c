@@ -3,7 +3,7 @@
  * polls), simple instructions only, so that it also runs where KVM emulates guest code
  * instruction by instruction. Command line:
  *
- *   mode=identity handshake      says "hello" and stops in HLT
+ *   mode=hello      says "hello" and stops in HLT
  *   mode=work       counts; notices each change of the VM generation id, checks its
  * memory and says "fork n=… counter=… gap=… memory=ok|BAD cpu1=… history=…" (gap: by its
  * TSC, the longest time between two looks in the two rounds around the change). rest=1:
