@@ -61,8 +61,7 @@ static const struct offer {
 			BIT(25) | BITS(27, 28),
 		BITS(2, 4) | BIT(8) | BIT(10) | BIT(14) | BIT(16) | BIT(23) |
 			BITS(26, 29) | BIT(31)},
-	{0x7, 1,
-		BITS(0, 2) | BIT(4) | BIT(5) | BIT(7) | BITS(10, 12) | BIT(23) | BIT(26),
+	{0x7, 1, BITS(0, 2) | BIT(4) | BIT(5) | BIT(7) | BITS(10, 12) | BIT(23) | BIT(26),
 		0, 0, BIT(4) | BIT(5) | BIT(10) | BIT(14) | BIT(19)},
 	{0x7, 2, 0, 0, 0, BITS(0, 5)},
 	{0xb, 0, ALL, ALL, ALL, ALL}, /* topology */
