@@ -168,7 +168,7 @@ run(struct probe *p)
 
 	while (p->steps < STEP_COUNT) {
 		r = kvm_run(v->fd);
-		if (r == -EINTR || r == -EAGAIN)
+		if (r == -EINTR)
 			continue;
 		if (r < 0) {
 			err_sys(&p->e, r, "KVM_RUN");

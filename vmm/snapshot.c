@@ -235,7 +235,7 @@ load_msrs(struct blob_in *in, const struct state_plan *plan, struct vcpu_state *
 			return err_set(e, -EBADMSG,
 				"the state of a vCPU has its TSC among the MSRs");
 		} else if (!is_planned(known, m.index)) {
-			if (m.data == 0 || state_is_of_counters(m.index))
+			if (m.data == 0 || state_is_left_out(m.index))
 				continue;
 			return err_set(e, -ENOTSUP,
 				"the VM uses MSR 0x%x (0x%llx), which this host's KVM does not keep",

@@ -66,6 +66,8 @@ struct state_clock {
 /* A performance counter's MSR, or one that says what they can do. A guest has none (CPUID
  * and kvm_disable_pmu()), so they are not saved; of an older commit they are left out. */
 bool state_is_of_counters(uint32_t index);
+/* One of those, or of what else no guest has. */
+bool state_is_left_out(uint32_t index);
 
 /* fds: all vCPUs of a VM, fresh and with their CPUID set. */
 int state_plan_make(int kvm_fd, const int fds[], unsigned n, const struct kvm_caps *caps,

@@ -14,6 +14,7 @@
 
 #define RESET_RIP 0xfff0u
 #define CR0_PE 1u
+#define AGAIN_MAX 1000u
 
 static void
 on_signal(int number)
@@ -274,12 +275,25 @@ was_synced(const struct kvm_run *run)
 	       s->events.flags != (uint32_t)MARK;
 }
 
+/*
+ * EAGAIN says that an AP was woken by something other than its start-up message. Since
+ * Linux 6.14 it also says that KVM could not make the thread that each VM gets at its first
+ * KVM_RUN (kvm-nx-lpage-recovery), for a limit of tasks; it is said before KVM looks at
+ * signals and at immediate_exit. vCPU 0 never waits for such a message, so it tells: some
+ * tries, for a limit that others are just leaving.
+ */
+static bool
+gives_up(const struct vcpu *v, unsigned *tries)
+{
+	return v->id == 0 && (*tries)++ >= AGAIN_MAX;
+}
+
 void *
 vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
 	struct vm *vm = v->vm;
-	unsigned enomem = 0;
+	unsigned enomem = 0, again = 0;
 	const uint64_t one = 1;
 
 	for (;;) {
@@ -299,16 +313,14 @@ vcpu_thread(void *arg)
 			atomic_fetch_add_explicit(&v->exits, 1, memory_order_relaxed);
 			if (!handle_exit(v))
 				park_for_good(v);
-		} else if (r == -EINTR) {
+			again = 0;
+		} else if (r == -EINTR || (r == -EAGAIN && !gives_up(v, &again))) {
 			/* KVM_RUN completes a pending access before it looks at signals
 			 * and at immediate_exit: nothing is half done, and the vCPU may
 			 * be saved. */
 			epoch = atomic_load(&vm->epoch);
 			if (epoch & 1)
 				park(v, epoch);
-		} else if (r == -EAGAIN) {
-			continue; /* an AP was woken by something other than its start-up
-				     message */
 		} else if (r == -ENOMEM && enomem++ < 8) {
 			continue; /* a signal before a vCPU's very first run can look like
 				     this */
@@ -316,7 +328,10 @@ vcpu_thread(void *arg)
 			char place[200];
 
 			describe_place(v, place, sizeof(place));
-			vm_end(vm, VMM_EXIT_HOST_FAULT, "KVM_RUN: %s: %s", strerror(-r),
+			vm_end(vm, VMM_EXIT_HOST_FAULT, "KVM_RUN: %s: %s",
+				r == -EAGAIN
+					? "the kernel may make no more threads for this user (ulimit -u, systemd's TasksMax)"
+					: strerror(-r),
 				place);
 			park_for_good(v);
 		}

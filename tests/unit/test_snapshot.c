@@ -146,6 +146,7 @@ every_flipped_bit_is_seen(void **state)
 static void
 an_msr_this_host_does_not_keep_is_refused_unless_zero(void **state)
 {
+	static const uint32_t left_out[] = {0xc0010004, 0x40000002, 0x40000020};
 	struct err e = {0, ""};
 	size_t len;
 
@@ -157,12 +158,15 @@ an_msr_this_host_does_not_keep_is_refused_unless_zero(void **state)
 	b.plan.msrs.indices[2] = 0x9999;
 	assert_int_equal(load(&b, blob, len, &e), -ENOTSUP);
 	assert_non_null(strstr(e.msg, "MSR 0x176"));
-	/* but a performance counter, which guests have no more, whatever it counts */
-	a.vcpus[0].state.msrs.entries[2].index = 0xc0010004;
-	len = snapshot_save(&a, blob, sizeof(blob));
-	if (load(&b, blob, len, &e) < 0)
-		fail_msg("%s", e.msg);
-	assert_int_equal(b.vcpus[0].state.msrs.n, a.vcpus[0].state.msrs.n - 1);
+	/* but what guests have no more, whatever it reads as: a performance counter, and
+	 * Hyper-V's number of the vCPU and its clock */
+	for (size_t i = 0; i < sizeof(left_out) / sizeof(*left_out); i++) {
+		a.vcpus[0].state.msrs.entries[2].index = left_out[i];
+		len = snapshot_save(&a, blob, sizeof(blob));
+		if (load(&b, blob, len, &e) < 0)
+			fail_msg("%s", e.msg);
+		assert_int_equal(b.vcpus[0].state.msrs.n, a.vcpus[0].state.msrs.n - 1);
+	}
 	a.vcpus[0].state.msrs.entries[2].index = 0x176;
 	a.vcpus[0].state.msrs.entries[2].data = 0;
 	len = snapshot_save(&a, blob, sizeof(blob));
