@@ -48,6 +48,7 @@ struct vm {
 	uint64_t handshake_began_ns; /* the tender's first; 0: none is under way */
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
+	unsigned watched_at; /* reports_watch.c: 1 + its place there; 0: it has none */
 	unsigned
 		reboots; /* its guest's, since this pandod knows it; over all its lives */
 	unsigned reboots_in_window; /* reboot.c's */
@@ -177,9 +178,9 @@ void tree_wait_reboots(struct tree *t);
  * given up meanwhile; a guest that does not answer costs seconds, once for all. */
 void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
 /* reports.c: whether the guest can be asked for its reports, and asking it, without the lock.
- * deadline_ns 0: the call's own. */
+ * Below 0: it did not tell. */
 bool reports_can_take(const struct vm *vm);
-void reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns);
+int reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns, struct err *e);
 /* reports_watch.c: from follow to unfollow what guests report is taken at once, and changed is
  * broadcast. */
 int reports_follow(struct tree *t, struct err *e);

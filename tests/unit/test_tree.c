@@ -186,6 +186,20 @@ static struct {
 	unsigned n, acknowledged;
 	int lists; /* how often they were asked */
 } fake_reports;
+static char deaf_ids[64][13];
+static unsigned n_deaf;
+
+/* Of the guest at this socket: whether it is one of deaf_ids, after the time it was given. */
+static bool
+is_deaf(const char *path, int timeout_ms)
+{
+	for (unsigned i = 0; i < n_deaf; i++)
+		if (strstr(path, deaf_ids[i])) {
+			poll(NULL, 0, timeout_ms);
+			return true;
+		}
+	return false;
+}
 
 int
 agent_reports_list(const char *path, const char *root, int timeout_ms,
@@ -195,9 +209,11 @@ agent_reports_list(const char *path, const char *root, int timeout_ms,
 
 	__atomic_add_fetch(&fake_reports.lists, 1, __ATOMIC_SEQ_CST);
 	(void)root;
-	(void)timeout_ms;
-	(void)e2;
 	assert_non_null(strstr(path, "agent.sock"));
+	if (is_deaf(path, timeout_ms)) {
+		free(v);
+		return err_set(e2, -ETIMEDOUT, "deaf");
+	}
 	for (unsigned i = 0; i < fake_reports.n; i++) {
 		memset(v[i].id, 'a' + (int)i, REPORT_ID_LEN);
 		memcpy(v[i].vm, fake_reports.vm, sizeof(v[i].vm));
@@ -235,10 +251,9 @@ agent_reports_watch(const char *path, const char *root, int timeout_ms,
 {
 	int p[2];
 
-	(void)path;
 	(void)root;
-	(void)timeout_ms;
-	(void)e2;
+	if (is_deaf(path, timeout_ms))
+		return err_set(e2, -ETIMEDOUT, "deaf");
 	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
 	*ret = malloc(sizeof(**ret));
 	(*ret)->fd = p[0];
@@ -639,6 +654,40 @@ a_follower_is_told_by_the_guest_and_asks_nobody(void **state)
 	free(json);
 	fake_reports.n = 0;
 	assert_int_equal(delete ("a", false), 0);
+	memset(&fake_reports, 0, sizeof(fake_reports));
+}
+
+/* More of them than are asked at once, and older than the one that has something to tell. */
+static void
+deaf_guests_hold_up_nobodys_reports(void **state)
+{
+	char name[16], *json = NULL;
+	pthread_t thread;
+	uint64_t begin;
+
+	(void)state;
+	for (n_deaf = 0; n_deaf < 24; n_deaf++) {
+		snprintf(name, sizeof(name), "deaf%u", n_deaf);
+		assert_int_equal(create(name, "agent", true), 0);
+		snprintf(deaf_ids[n_deaf], sizeof(deaf_ids[0]), "%.12s", text("id"));
+	}
+	assert_int_equal(branch("deaf0", "talks", 1, true), 0);
+	assert_int_equal(info("talks"), 0);
+	snprintf(fake_reports.vm, sizeof(fake_reports.vm), "%.12s", text("id"));
+	begin = io_now_ns();
+	assert_int_equal(pthread_create(&thread, NULL, follow_main, &json), 0);
+	poll(NULL, 0, 100);
+	fake_reports.n = 2;
+	pthread_join(thread, NULL);
+	assert_non_null(strstr(json, "\"next\":2"));
+	assert_true(io_now_ns() - begin < UINT64_C(12000000000));
+	free(json);
+	/* What it reports last is not lost when it goes together with a deaf one's tree. */
+	fake_reports.n = 3;
+	assert_int_equal(delete ("deaf0", true), 0);
+	assert_int_equal(reports(fake_reports.vm, 0), 0);
+	assert_int_equal(n_reports(), 3);
+	n_deaf = 0;
 	memset(&fake_reports, 0, sizeof(fake_reports));
 }
 
@@ -2534,6 +2583,7 @@ main(int argc, char **argv)
 		T(a_vm_with_an_agent_is_running_when_create_returns),
 		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
 		T(a_follower_is_told_by_the_guest_and_asks_nobody),
+		T(deaf_guests_hold_up_nobodys_reports),
 		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),
