@@ -34,24 +34,36 @@ process_end(int pidfd)
 }
 
 void
-vm_undo(struct tree *t, struct vm *vm)
+vm_undo(struct tree *t, struct vm **vms, unsigned n)
 {
 	struct err e;
 
+	if (!n)
+		return;
 	/* A VMM that has not come to life yet finds this in its socket when it does. */
-	if (vm->ctl)
-		vmmctl_quit(vm->ctl, NULL);
-	if (vm->pidfd >= 0)
-		process_end(vm->pidfd);
+	for (unsigned i = 0; i < n; i++) {
+		if (vms[i]->ctl)
+			vmmctl_quit(vms[i]->ctl, NULL);
+		if (vms[i]->pidfd >= 0)
+			process_kill(vms[i]->pidfd);
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (vms[i]->pidfd >= 0)
+			process_end(vms[i]->pidfd);
 	pthread_mutex_lock(&t->lock);
-	vm->dead = true;
-	if (db_delete(t->db, vm->row.id, &e) < 0)
-		log_err("vm %s: %s", vm->row.id, e.msg);
-	if (launch_remove_files(t->config.home, vm->row.id, &e) < 0)
-		log_warn("vm %s: %s", vm->row.id, e.msg);
+	for (unsigned i = 0; i < n; i++) {
+		struct vm *vm = vms[i];
+
+		vm->dead = true;
+		if (db_delete(t->db, vm->row.id, &e) < 0)
+			log_err("vm %s: %s", vm->row.id, e.msg);
+		if (launch_remove_files(t->config.home, vm->row.id, &e) < 0)
+			log_warn("vm %s: %s", vm->row.id, e.msg);
+		tree_unlist_vm(t, vm);
+	}
+	/* Once for all: it waits for the disk, and everybody waits for it. */
 	if (tree_sweep(t, &e) < 0)
 		log_err("%s", e.msg);
-	tree_unlist_vm(t, vm);
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -339,7 +351,7 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 		if (e)
 			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm),
 				e->msg);
-		vm_undo(t, vm);
+		vm_undo(t, &vm, 1);
 		goto out;
 	}
 	if (q->wait) {

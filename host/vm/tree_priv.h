@@ -67,6 +67,7 @@ struct materialized;
 struct pool;
 struct meeting;
 struct waiter;
+struct reboot;
 
 /* Threads that do what the health monitor finds due. */
 #define HELPERS_MAX 32
@@ -101,8 +102,8 @@ struct tree {
 	int epoll_fd; /* owned */
 	bool stopping;
 	atomic_bool boots_linux; /* host_can_boot() found that this host's KVM does */
-	unsigned n_rebooting;	 /* threads of reboot.c; of them at work: */
-	unsigned n_booting;
+	struct reboot *reboots;	 /* owned: reboot.c's queue */
+	unsigned n_rebooting;	 /* its threads */
 	pthread_t
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
@@ -272,12 +273,14 @@ void tell_made(const struct progress *p, const struct vm *vm);
 /* Kills watched VMs, all claimed by the caller, removes their rows, files and segments,
  * and takes them out of the table. */
 int tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e);
+/* The same; where one cannot be removed, the others are, and it is logged. */
+void tree_remove_each(struct tree *t, struct vm **vms, unsigned n);
 void say(const struct progress *p, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
-/* create.c, for branch.c too: undoes a VM that is listed but not watched: its process,
- * files, row. */
-void vm_undo(struct tree *t, struct vm *vm);
+/* create.c, for branch.c too: undoes VMs that are listed but not watched: their processes,
+ * files, rows. */
+void vm_undo(struct tree *t, struct vm **vms, unsigned n);
 /* A listed row's VM, its process known: made, watched, in the database. Without the lock.
  */
 int vm_made(struct tree *t, struct vm *vm, struct err *e);
