@@ -164,6 +164,8 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_vm_segment struct vm_segment first = VM_SEGMENT_INIT;
 	cleanup_close int control = -1, kvm = -1, null = -1;
+	struct vmmctl *ctl = NULL;
+	int pidfd = -1;
 	char name[DB_SEGMENT_MAX];
 	bool again = segment != NULL;
 	struct vmm_started started;
@@ -184,13 +186,18 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 		r = launch_segment(t->config.home, name, &first, e);
 	if (r == 0)
 		r = launch_spawn(
-			t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
+			t->config.vmm_path, files.log_fd, &control, &pid, &pidfd, e);
 	if (r < 0)
 		return r;
 	fault_point(again ? "start.spawned" : "create.spawned");
-	r = vmmctl_create(TAKE_FD(control), &vm->ctl, e);
+	r = vmmctl_create(TAKE_FD(control), &ctl, e);
 	if (r == 0)
-		r = vmmctl_set_pidfd(vm->ctl, vm->pidfd);
+		r = vmmctl_set_pidfd(ctl, pidfd);
+	/* It is listed: others look at it. */
+	pthread_mutex_lock(&t->lock);
+	vm->pidfd = pidfd;
+	vm->ctl = ctl;
+	pthread_mutex_unlock(&t->lock);
 	if (r < 0)
 		return r;
 
@@ -217,7 +224,9 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	if (sender != pid)
 		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d",
 			(int)sender, (int)pid);
+	pthread_mutex_lock(&t->lock);
 	vm->row.pid = pid;
+	pthread_mutex_unlock(&t->lock);
 	fault_point(again ? "start.started" : "create.started");
 	log_info("vm %s (%s): started, pid %d, %llu MiB, %u vCPU, set up in %llu us",
 		vm->row.id, vm_name(vm), (int)pid, (unsigned long long)vm->row.mem_mib,

@@ -127,6 +127,7 @@ reboot_main(void *tree)
 {
 	struct tree *t = tree;
 
+	pthread_setname_np(pthread_self(), "reboot"); /* for top -H, and the test */
 	pthread_mutex_lock(&t->lock);
 	while (t->reboots) {
 		struct reboot *b = t->stopping ? t->reboots : take_next(t);
