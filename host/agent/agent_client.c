@@ -590,8 +590,8 @@ read_entry(const struct json *j, int tok, struct agent_entry *x)
 }
 
 int
-agent_list(const char *socket_path, const char *remote, struct agent_entry **ret,
-	size_t *ret_n, struct err *e)
+agent_list(const char *socket_path, const char *remote, int timeout_ms,
+	struct agent_entry **ret, size_t *ret_n, struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};
 	cleanup_json struct json *j = NULL;
@@ -603,7 +603,7 @@ agent_list(const char *socket_path, const char *remote, struct agent_entry **ret
 	start_request(&o, "list");
 	json_out_bytes(&o, "path", remote);
 	json_out_end_object(&o);
-	r = ask(socket_path, &o, AGENT_ANSWER_MS, &j, &text, e);
+	r = ask(socket_path, &o, timeout_ms, &j, &text, e);
 	if (r)
 		return r;
 	list = json_get(j, 0, "entries");

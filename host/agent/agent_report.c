@@ -206,21 +206,24 @@ agent_reports_list(const char *socket_path, const char *root, int timeout_ms,
 		"report", "--list", root_word(option, sizeof(option), root), NULL};
 	cleanup_free char *text = NULL;
 	struct agent_entry *entries = NULL;
+	uint64_t end_ns = io_now_ns() + (uint64_t)timeout_ms * 1000000, now;
 	struct agent_report *v;
 	size_t n_entries = 0, n = 0, wrong = 0;
 	int r;
 
 	snprintf(folder, sizeof(folder), "%s" FOLDER, root ? root : "");
-	r = agent_list(socket_path, folder, &entries, &n_entries, e);
+	r = agent_list(socket_path, folder, timeout_ms, &entries, &n_entries, e);
 	if (!r)
 		agent_entries_free(entries, n_entries);
 	*ret = NULL;
 	*ret_n = *ret_bad = 0;
 	if (r == -ENOENT || (!r && !n_entries))
 		return 0;
+	now = io_now_ns();
 	if (!r)
-		r = agent_rpc_call(
-			socket_path, words, NULL, 0, LIST_MAX, timeout_ms, -1, &text, e);
+		r = agent_rpc_call(socket_path, words, NULL, 0, LIST_MAX,
+			now < end_ns ? (int)((end_ns - now) / 1000000) + 1 : 1, -1, &text,
+			e);
 	if (r)
 		return r;
 	v = calloc(AGENT_REPORTS_MAX, sizeof(*v));

@@ -34,7 +34,7 @@ int agent_report_read(
 void agent_report_done(struct agent_report *r);
 
 /* Those that wait; *ret_bad: how many were not fit to be read (they wait on). Costs a
- * guest that has none no more than a look at a folder. root: of its files, for tests;
+ * guest that has none no more than a look at a folder, and the caller timeout_ms at most. root: of its files, for tests;
  * else NULL. */
 int agent_reports_list(const char *socket_path, const char *root, int timeout_ms,
 	struct agent_report **ret, size_t *ret_n, size_t *ret_bad, struct err *e);

@@ -313,6 +313,8 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 	}
 	vm->unmet = false;
 	finish_resize(t, vm);
+	if (vm->dead) /* meanwhile; its state says why */
+		return 0;
 	if (f->stats.paused == 1)
 		vm->row.state = VM_PAUSED;
 	else if (vm->row.state == VM_PAUSED)
@@ -320,7 +322,7 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 	vm_count_pause(vm);
 	if (!held)
 		vm_enter_scope(t, vm, true);
-	if (!vm->dead && db_update(t->db, &vm->row, e) < 0)
+	if (db_update(t->db, &vm->row, e) < 0)
 		log_err("vm %s: %s", vm->row.id, e->msg);
 	log_info("vm %s (%s): adopted, pid %lld, %s", vm->row.id, vm_name(vm),
 		(long long)vm->row.pid, vm_state_name(vm->row.state));

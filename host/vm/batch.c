@@ -78,16 +78,21 @@ vms_wait_agents(struct tree *t, struct vm **vms, unsigned n, const char *what,
 void
 vms_undo(struct tree *t, struct vm **vms, unsigned n)
 {
-	struct err e;
+	struct vm **made = calloc(n + 1, sizeof(*made)), **half = calloc(n + 1, sizeof(*half));
+	unsigned n_made = 0, n_half = 0;
 
-	for (unsigned i = 0; i < n; i++) {
-		struct vm *vm = vms[i];
-
-		if (!vm->row.made)
-			vm_undo(t, vm);
-		else if (tree_remove(t, &vm, 1, &e) < 0)
-			log_err("vm %s: %s", vm->row.id, e.msg);
-	}
+	/* All at once: each sweep waits for the disk with the tree's lock held. */
+	for (unsigned i = 0; i < n && made && half; i++)
+		if (vms[i]->row.made)
+			made[n_made++] = vms[i];
+		else
+			half[n_half++] = vms[i];
+	vm_undo(t, half, n_half);
+	tree_remove_each(t, made, n_made);
+	if (n && !(made && half))
+		log_err("out of memory: VMs that nobody waits for stay");
+	free(made);
+	free(half);
 }
 
 void

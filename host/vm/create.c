@@ -34,24 +34,36 @@ process_end(int pidfd)
 }
 
 void
-vm_undo(struct tree *t, struct vm *vm)
+vm_undo(struct tree *t, struct vm **vms, unsigned n)
 {
 	struct err e;
 
+	if (!n)
+		return;
 	/* A VMM that has not come to life yet finds this in its socket when it does. */
-	if (vm->ctl)
-		vmmctl_quit(vm->ctl, NULL);
-	if (vm->pidfd >= 0)
-		process_end(vm->pidfd);
+	for (unsigned i = 0; i < n; i++) {
+		if (vms[i]->ctl)
+			vmmctl_quit(vms[i]->ctl, NULL);
+		if (vms[i]->pidfd >= 0)
+			process_kill(vms[i]->pidfd);
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (vms[i]->pidfd >= 0)
+			process_end(vms[i]->pidfd);
 	pthread_mutex_lock(&t->lock);
-	vm->dead = true;
-	if (db_delete(t->db, vm->row.id, &e) < 0)
-		log_err("vm %s: %s", vm->row.id, e.msg);
-	if (launch_remove_files(t->config.home, vm->row.id, &e) < 0)
-		log_warn("vm %s: %s", vm->row.id, e.msg);
+	for (unsigned i = 0; i < n; i++) {
+		struct vm *vm = vms[i];
+
+		vm->dead = true;
+		if (db_delete(t->db, vm->row.id, &e) < 0)
+			log_err("vm %s: %s", vm->row.id, e.msg);
+		if (launch_remove_files(t->config.home, vm->row.id, &e) < 0)
+			log_warn("vm %s: %s", vm->row.id, e.msg);
+		tree_unlist_vm(t, vm);
+	}
+	/* Once for all: it waits for the disk, and everybody waits for it. */
 	if (tree_sweep(t, &e) < 0)
 		log_err("%s", e.msg);
-	tree_unlist_vm(t, vm);
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -152,6 +164,8 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_vm_segment struct vm_segment first = VM_SEGMENT_INIT;
 	cleanup_close int control = -1, kvm = -1, null = -1;
+	struct vmmctl *ctl = NULL;
+	int pidfd = -1;
 	char name[DB_SEGMENT_MAX];
 	bool again = segment != NULL;
 	struct vmm_started started;
@@ -172,13 +186,18 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 		r = launch_segment(t->config.home, name, &first, e);
 	if (r == 0)
 		r = launch_spawn(
-			t->config.vmm_path, files.log_fd, &control, &pid, &vm->pidfd, e);
+			t->config.vmm_path, files.log_fd, &control, &pid, &pidfd, e);
 	if (r < 0)
 		return r;
 	fault_point(again ? "start.spawned" : "create.spawned");
-	r = vmmctl_create(TAKE_FD(control), &vm->ctl, e);
+	r = vmmctl_create(TAKE_FD(control), &ctl, e);
 	if (r == 0)
-		r = vmmctl_set_pidfd(vm->ctl, vm->pidfd);
+		r = vmmctl_set_pidfd(ctl, pidfd);
+	/* It is listed: others look at it. */
+	pthread_mutex_lock(&t->lock);
+	vm->pidfd = pidfd;
+	vm->ctl = ctl;
+	pthread_mutex_unlock(&t->lock);
 	if (r < 0)
 		return r;
 
@@ -205,7 +224,9 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	if (sender != pid)
 		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d",
 			(int)sender, (int)pid);
+	pthread_mutex_lock(&t->lock);
 	vm->row.pid = pid;
+	pthread_mutex_unlock(&t->lock);
 	fault_point(again ? "start.started" : "create.started");
 	log_info("vm %s (%s): started, pid %d, %llu MiB, %u vCPU, set up in %llu us",
 		vm->row.id, vm_name(vm), (int)pid, (unsigned long long)vm->row.mem_mib,
@@ -339,7 +360,7 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 		if (e)
 			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm),
 				e->msg);
-		vm_undo(t, vm);
+		vm_undo(t, &vm, 1);
 		goto out;
 	}
 	if (q->wait) {

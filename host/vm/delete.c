@@ -156,6 +156,21 @@ tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e)
 	return r;
 }
 
+void
+tree_remove_each(struct tree *t, struct vm **vms, unsigned n)
+{
+	struct err e;
+
+	if (!n || tree_remove(t, vms, n, &e) == 0)
+		return;
+	log_err("removing vm %s%s: %s", vms[0]->row.id, n > 1 ? " and others" : "",
+		e.msg);
+	/* Where only the sweep failed, none is listed any more. */
+	for (unsigned i = 0; n > 1 && i < n; i++)
+		if (vms[i]->listed && tree_remove(t, &vms[i], 1, &e) < 0)
+			log_err("vm %s: %s", vms[i]->row.id, e.msg);
+}
+
 static bool
 is_among(struct vm *const *vms, unsigned n, const struct vm *vm)
 {
@@ -284,34 +299,58 @@ has_branches(struct tree *t, const struct vm *vm)
 	return false;
 }
 
+/* Claims ids[0..n), as *p queues, and removes what it got and nobody uses. p NULL: those that
+ * somebody is at are left, and come first in ids then; returns how many. */
+static size_t
+take_back(struct tree *t, char (*ids)[VM_ID_LEN + 1], size_t n, const struct progress *p)
+{
+	cleanup_free struct vm **vms = calloc(n, sizeof(*vms));
+	unsigned n_vms = 0;
+	size_t left = 0;
+
+	if (!vms)
+		return 0;
+	pthread_mutex_lock(&t->lock);
+	for (size_t i = 0; i < n; i++) {
+		struct err e = {0};
+		struct vm *vm;
+		int r = tree_claim(t, ids[i], op_deleting, p, &vm, &e);
+
+		if (r == -EBUSY && !p) {
+			memmove(ids[left++], ids[i], sizeof(ids[0]));
+		} else if (r < 0 && r != -ENOENT) {
+			log_warn("vm %s: nobody was told of it, and it stays: %s", ids[i],
+				e.msg);
+		} else if (r == 0) {
+			bool used = has_branches(t, vm);
+
+			log_info("vm %s (%s): its id did not reach who asked for it; %s",
+				ids[i], vm_name(vm),
+				used ? "it has branches, and stays" : "removed");
+			if (used) {
+				vm->op = NULL;
+				vm_unref(vm);
+			} else {
+				vms[n_vms++] = vm;
+			}
+		}
+	}
+	pthread_mutex_unlock(&t->lock);
+	tree_remove_each(t, vms, n_vms);
+	pthread_mutex_lock(&t->lock);
+	vms_release(vms, n_vms);
+	pthread_cond_broadcast(&t->changed);
+	pthread_mutex_unlock(&t->lock);
+	return left;
+}
+
 void
 tree_take_back(struct tree *t, char (*ids)[VM_ID_LEN + 1], size_t n)
 {
 	const struct progress p = {.busy_timeout_ms = TAKE_BACK_TIMEOUT_MS};
+	size_t left = n ? take_back(t, ids, n, NULL) : 0;
 
-	for (size_t i = 0; i < n; i++) {
-		struct err e = {0};
-		bool used;
-		struct vm *vm;
-
-		pthread_mutex_lock(&t->lock);
-		if (tree_claim(t, ids[i], op_deleting, &p, &vm, &e) < 0) {
-			pthread_mutex_unlock(&t->lock);
-			if (e.code != -ENOENT)
-				log_warn("vm %s: nobody was told of it, and it stays: %s",
-					ids[i], e.msg);
-			continue;
-		}
-		used = has_branches(t, vm);
-		log_info("vm %s (%s): its id did not reach who asked for it; %s", ids[i],
-			vm_name(vm), used ? "it has branches, and stays" : "removed");
-		pthread_mutex_unlock(&t->lock);
-		if (!used && tree_remove(t, &vm, 1, &e) < 0)
-			log_err("vm %s: %s", ids[i], e.msg);
-		pthread_mutex_lock(&t->lock);
-		vm->op = NULL;
-		pthread_cond_broadcast(&t->changed);
-		vm_unref(vm);
-		pthread_mutex_unlock(&t->lock);
-	}
+	/* One after the other: nobody keeps some while he waits for another. */
+	for (size_t i = 0; i < left; i++)
+		take_back(t, &ids[i], 1, &p);
 }

@@ -12,7 +12,8 @@
  * the VM. What one that is not there cannot hear is how a VMM ended: a guest that reboots
  * without a pandod fails.
  *
- * A thread a reboot, of which REBOOTS_AT_ONCE work and the others wait.
+ * REBOOTS_AT_ONCE threads at most, as long as there is something to do: all guests may
+ * reboot at once. One that somebody is at just then holds up no other.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -32,7 +33,7 @@
 static const char reboot_reason[] = "the guest rebooted; it is being booted again";
 
 struct reboot {
-	struct tree *t;
+	struct reboot *next;
 	struct vm *vm; /* a reference */
 };
 
@@ -67,47 +68,86 @@ could_not(struct tree *t, struct vm *vm, const struct err *why)
 		log_err("vm %s: %s", vm->row.id, e.msg);
 }
 
-static void *
-reboot_main(void *arg)
+/* The first in the queue that nobody is at, or that is nobody's business any more. Called
+ * with the lock. */
+static struct reboot *
+take_next(struct tree *t)
+{
+	for (struct reboot **at = &t->reboots; *at; at = &(*at)->next) {
+		struct reboot *b = *at;
+
+		if (b->vm->op && b->vm->listed && vm_is_rebooting(b->vm))
+			continue;
+		*at = b->next;
+		return b;
+	}
+	return NULL;
+}
+
+static void
+append(struct tree *t, struct reboot *b)
+{
+	struct reboot **at = &t->reboots;
+
+	while (*at)
+		at = &(*at)->next;
+	b->next = NULL;
+	*at = b;
+}
+
+/* -EBUSY: somebody was at it first. Called with the lock, which is given up meanwhile. */
+static int
+boot_again(struct tree *t, struct vm *vm)
 {
 	const struct start_request request = {.wait = false};
-	struct reboot *b = arg;
-	struct tree *t = b->t;
-	struct vm *vm = b->vm;
+	cleanup_json_out struct json_out out = {0};
+	struct vm *now = NULL;
 	struct err e = {0};
-	int r = -EBUSY;
+	int r;
 
+	/* It may have been deleted, or started by somebody, before it was its turn. */
+	if (!vm->listed || !vm_is_rebooting(vm))
+		return 0;
+	pthread_mutex_unlock(&t->lock);
+	r = tree_start_vm(t, vm->row.id, &request, NULL, &out, &e);
 	pthread_mutex_lock(&t->lock);
-	while (!t->stopping && t->n_booting >= REBOOTS_AT_ONCE)
-		wait_a_little(t);
-	t->n_booting++;
-	/* It may be deleted, or started by somebody, before it is its turn. */
-	while (r == -EBUSY && !t->stopping && vm->listed && vm_is_rebooting(vm)) {
-		if (vm->op) {
+	if (r == -EBUSY && vm->listed && vm_is_rebooting(vm))
+		return r;
+	/* Its next life, if it came so far, was given its last one's state. */
+	if (r < 0 && r != -ECANCELED && tree_find(t, vm->row.id, &now, NULL) == 0) {
+		if (vm_is_rebooting(now))
+			could_not(t, now, &e);
+		vm_unref(now);
+	}
+	return 0;
+}
+
+static void *
+reboot_main(void *tree)
+{
+	struct tree *t = tree;
+
+	pthread_setname_np(pthread_self(), "reboot"); /* for top -H, and the test */
+	pthread_mutex_lock(&t->lock);
+	while (t->reboots) {
+		struct reboot *b = t->stopping ? t->reboots : take_next(t);
+
+		if (t->stopping) /* the next pandod boots it */
+			t->reboots = b->next;
+		else if (b && boot_again(t, b->vm) < 0) {
+			append(t, b);
+			b = NULL;
+		}
+		if (!b) {
 			wait_a_little(t);
 			continue;
 		}
-		cleanup_json_out struct json_out out = {0};
-		pthread_mutex_unlock(&t->lock);
-		r = tree_start_vm(t, vm->row.id, &request, NULL, &out, &e);
-		pthread_mutex_lock(&t->lock);
+		vm_unref(b->vm);
+		free(b);
 	}
-	if (r < 0 && r != -EBUSY && r != -ECANCELED) {
-		/* Its next life, if it came so far, was given its last one's state. */
-		struct vm *now = NULL;
-
-		if (tree_find(t, vm->row.id, &now, NULL) == 0) {
-			if (vm_is_rebooting(now))
-				could_not(t, now, &e);
-			vm_unref(now);
-		}
-	}
-	t->n_booting--;
 	t->n_rebooting--;
-	vm_unref(vm);
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
-	free(b);
 	return NULL;
 }
 
@@ -118,21 +158,24 @@ begin(struct tree *t, struct vm *vm)
 	struct reboot *b = malloc(sizeof(*b));
 	pthread_attr_t attr;
 	pthread_t thread;
-	int r;
+	int r = 0;
 
 	if (!b)
 		return -ENOMEM;
-	*b = (struct reboot){.t = t, .vm = vm};
-	pthread_attr_init(&attr);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	r = -pthread_create(&thread, &attr, reboot_main, b);
-	pthread_attr_destroy(&attr);
-	if (r < 0) {
+	*b = (struct reboot){.vm = vm};
+	if (t->n_rebooting < REBOOTS_AT_ONCE) {
+		pthread_attr_init(&attr);
+		pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+		r = -pthread_create(&thread, &attr, reboot_main, t);
+		pthread_attr_destroy(&attr);
+		t->n_rebooting += r == 0;
+	}
+	if (!t->n_rebooting) {
 		free(b);
 		return r;
 	}
 	vm->refs++;
-	t->n_rebooting++;
+	append(t, b);
 	return 0;
 }
 

@@ -22,6 +22,9 @@
  * not live on for long because one of them does not answer. */
 #define TAKE_TIMEOUT_MS 15000
 #define LAST_TIMEOUT_MS 5000
+/* Each is given so long first. Those that do not answer within it share what time is left when
+ * all others have had their turn: a few deaf guests must not cost the others their reports. */
+#define FIRST_TIMEOUT_MS 700
 /* An answer is at most about that long; the rest is asked for with `after`. */
 #define ANSWER_BYTES (4u << 20)
 /* What a VM's reports may take in the database, and all of them: the oldest of whoever has too
@@ -32,8 +35,10 @@
 struct takers {
 	struct tree *t;
 	struct vm **vms;
-	unsigned n, next;     /* next: under the tree's lock */
-	uint64_t deadline_ns; /* 0: each has its own time */
+	/* Under the tree's lock. Those before n_slow did not answer the first time. */
+	unsigned n, next, n_slow, next_slow;
+	uint64_t deadline_ns; /* of all; 0: not known before the slow ones are asked */
+	bool last;	      /* what is not taken now is lost */
 };
 
 /* With the lock. */
@@ -88,29 +93,22 @@ ms_until(uint64_t deadline_ns)
 {
 	uint64_t now = io_now_ns();
 
-	if (!deadline_ns)
-		return TAKE_TIMEOUT_MS;
 	return now < deadline_ns ? (int)((deadline_ns - now) / NS_PER_MS) + 1 : 1;
 }
 
-void
-reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns)
+int
+reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns, struct err *e)
 {
 	static struct log_limit limit = {.burst = 5};
 	struct agent_report *v = NULL;
 	size_t n = 0, wrong = 0, kept = 0;
 	char path[PATHS_MAX];
-	struct err e = {0};
+	struct err why = {0};
 	int r = vm_socket_path(t, vm, path);
 
-	if (!r)
-		r = agent_reports_list(
-			path, NULL, ms_until(deadline_ns), &v, &n, &wrong, &e);
-	if (r < 0 && deadline_ns && log_allowed(&limit))
-		log_warn("vm %s: what it reported last is not known: %s", vm->row.id,
-			e.msg);
-	else if (r < 0) /* it is just ending, or has an older agent: its reports wait */
-		log_debug("reports of vm %s: %s", vm->row.id, e.msg);
+	if (r)
+		return err_set(e, r, "the path of its socket is too long");
+	r = agent_reports_list(path, NULL, ms_until(deadline_ns), &v, &n, &wrong, e);
 	if (wrong && log_allowed(&limit))
 		log_warn("vm %s: %zu reports are none", vm->row.id, wrong);
 	if (n) {
@@ -119,26 +117,65 @@ reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns)
 		pthread_mutex_unlock(&t->lock);
 		/* Not acknowledged, they come again, and are known then. */
 		if (kept && agent_reports_ack(
-				    path, NULL, ms_until(deadline_ns), v, kept, &e) < 0)
-			log_debug("reports of vm %s: %s", vm->row.id, e.msg);
+				    path, NULL, ms_until(deadline_ns), v, kept, &why) < 0)
+			log_debug("reports of vm %s: %s", vm->row.id, why.msg);
 	}
 	agent_reports_free(v, n);
+	return r;
+}
+
+/* The next to be asked, or NULL; *ret_end_ns: until when. Called with the lock. */
+static struct vm *
+next_of(struct takers *w, uint64_t *ret_end_ns, bool *ret_again)
+{
+	uint64_t now = io_now_ns();
+
+	*ret_again = w->next == w->n;
+	if (w->t->stopping || (*ret_again && w->next_slow == w->n_slow))
+		return NULL;
+	if (*ret_again) {
+		if (!w->deadline_ns)
+			w->deadline_ns = now + TAKE_TIMEOUT_MS * NS_PER_MS;
+		*ret_end_ns = w->deadline_ns;
+		return w->vms[w->next_slow++];
+	}
+	*ret_end_ns = now + FIRST_TIMEOUT_MS * NS_PER_MS;
+	if (w->deadline_ns && w->deadline_ns < *ret_end_ns)
+		*ret_end_ns = w->deadline_ns;
+	return w->vms[w->next++];
 }
 
 static void *
 taker_main(void *arg)
 {
+	static struct log_limit limit = {.burst = 5};
 	struct takers *w = arg;
 
 	for (;;) {
+		struct err e = {0};
+		uint64_t end_ns;
 		struct vm *vm;
+		bool again;
+		int r;
 
 		pthread_mutex_lock(&w->t->lock);
-		vm = w->t->stopping || w->next == w->n ? NULL : w->vms[w->next++];
+		vm = next_of(w, &end_ns, &again);
 		pthread_mutex_unlock(&w->t->lock);
 		if (!vm)
 			return NULL;
-		reports_take(w->t, vm, w->deadline_ns);
+		r = reports_take(w->t, vm, end_ns, &e);
+		if (r == -ETIMEDOUT && !again) {
+			/* There is room: it was taken from behind these. */
+			pthread_mutex_lock(&w->t->lock);
+			w->vms[w->n_slow++] = vm;
+			pthread_mutex_unlock(&w->t->lock);
+		} else if (r < 0 && w->last && log_allowed(&limit)) {
+			log_warn("vm %s: what it reported last is not known: %s",
+				vm->row.id, e.msg);
+		} else if (r < 0) {
+			/* It is just ending, or has an older agent: its reports wait. */
+			log_debug("reports of vm %s: %s", vm->row.id, e.msg);
+		}
 	}
 }
 
@@ -171,24 +208,29 @@ static void
 take_all(struct tree *t, struct vm *one)
 {
 	struct takers w = {.t = t};
+	struct vm **vms;
 
 	w.vms = calloc(t->n_vms + 1, sizeof(*w.vms));
-	for (unsigned i = 0; w.vms && i < t->n_vms; i++)
+	vms = calloc(t->n_vms + 1, sizeof(*vms));
+	for (unsigned i = 0; w.vms && vms && i < t->n_vms; i++)
 		if (reports_can_take(t->vms[i]) && (!one || t->vms[i] == one)) {
-			w.vms[w.n++] = t->vms[i];
+			w.vms[w.n] = vms[w.n] = t->vms[i];
+			w.n++;
 			t->vms[i]->refs++;
 		}
-	take_from(&w);
+	take_from(&w); /* which orders w.vms anew */
 	for (unsigned i = 0; i < w.n; i++)
-		vm_unref(w.vms[i]);
+		vm_unref(vms[i]);
+	free(vms);
 	free(w.vms);
 }
 
 void
 tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n)
 {
-	struct takers w = {
-		.t = t, .deadline_ns = io_now_ns() + LAST_TIMEOUT_MS * NS_PER_MS};
+	struct takers w = {.t = t,
+		.deadline_ns = io_now_ns() + LAST_TIMEOUT_MS * NS_PER_MS,
+		.last = true};
 
 	w.vms = calloc(n + 1, sizeof(*w.vms));
 	for (unsigned i = 0; w.vms && i < n; i++)

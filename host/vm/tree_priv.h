@@ -48,6 +48,7 @@ struct vm {
 	uint64_t handshake_began_ns; /* by the health monitor; 0: none is under way */
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
+	unsigned watched_at; /* reports_watch.c: 1 + its place there; 0: it has none */
 	unsigned
 		reboots; /* its guest's, since this pandod knows it; over all its lives */
 	unsigned reboots_in_window; /* reboot.c's */
@@ -66,6 +67,7 @@ struct materialized;
 struct pool;
 struct meeting;
 struct waiter;
+struct reboot;
 
 /* Threads that do what the health monitor finds due. */
 #define HELPERS_MAX 32
@@ -100,8 +102,8 @@ struct tree {
 	int epoll_fd; /* owned */
 	bool stopping;
 	atomic_bool boots_linux; /* host_can_boot() found that this host's KVM does */
-	unsigned n_rebooting;	 /* threads of reboot.c; of them at work: */
-	unsigned n_booting;
+	struct reboot *reboots;	 /* owned: reboot.c's queue */
+	unsigned n_rebooting;	 /* its threads */
 	pthread_t
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
@@ -177,9 +179,9 @@ void tree_wait_reboots(struct tree *t);
  * given up meanwhile; a guest that does not answer costs seconds, once for all. */
 void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
 /* reports.c: whether the guest can be asked for its reports, and asking it, without the lock.
- * deadline_ns 0: the call's own. */
+ * Below 0: it did not tell. */
 bool reports_can_take(const struct vm *vm);
-void reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns);
+int reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns, struct err *e);
 /* reports_watch.c: from follow to unfollow what guests report is taken at once, and changed is
  * broadcast. */
 int reports_follow(struct tree *t, struct err *e);
@@ -271,12 +273,14 @@ void tell_made(const struct progress *p, const struct vm *vm);
 /* Kills watched VMs, all claimed by the caller, removes their rows, files and segments,
  * and takes them out of the table. */
 int tree_remove(struct tree *t, struct vm **vms, unsigned n, struct err *e);
+/* The same; where one cannot be removed, the others are, and it is logged. */
+void tree_remove_each(struct tree *t, struct vm **vms, unsigned n);
 void say(const struct progress *p, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
-/* create.c, for branch.c too: undoes a VM that is listed but not watched: its process,
- * files, row. */
-void vm_undo(struct tree *t, struct vm *vm);
+/* create.c, for branch.c too: undoes VMs that are listed but not watched: their processes,
+ * files, rows. */
+void vm_undo(struct tree *t, struct vm **vms, unsigned n);
 /* A listed row's VM, its process known: made, watched, in the database. Without the lock.
  */
 int vm_made(struct tree *t, struct vm *vm, struct err *e);

@@ -419,6 +419,29 @@ a_guest_tells_of_a_report_when_it_is_made(void **state)
 	assert_int_equal(said(w), 1);
 }
 
+/* One that runs and does not answer: connections wait in its queue. */
+static void
+a_deaf_guest_costs_no_more_time_than_it_is_given(void **state)
+{
+	uint64_t begin = io_now_ns();
+	struct agent_report one = {0};
+	struct agent_report_watch *w;
+	struct agent_report *v;
+	size_t n, bad;
+	char path[128];
+	int fd;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/deaf.sock", root);
+	assert_int_equal(io_unix_listen(path, SOCK_STREAM, 16, &fd, NULL), 0);
+	assert_int_equal(
+		agent_reports_list(path, NULL, 200, &v, &n, &bad, NULL), -ETIMEDOUT);
+	assert_int_equal(agent_reports_watch(path, NULL, 200, &w, NULL), -ETIMEDOUT);
+	assert_int_equal(agent_reports_ack(path, NULL, 200, &one, 1, NULL), -ETIMEDOUT);
+	assert_true(io_now_ns() - begin < UINT64_C(20000000000));
+	close(fd);
+}
+
 static void
 reports_are_taken_and_forgotten(void **state)
 {
@@ -515,6 +538,7 @@ main(void)
 		T(lines_of_many_senders_through_the_agent_are_whole),
 		T(following_can_be_interrupted),
 		cmocka_unit_test(what_no_follower_says_is_refused),
+		T(a_deaf_guest_costs_no_more_time_than_it_is_given),
 		T(reports_are_taken_and_forgotten),
 		T(a_guest_tells_of_a_report_when_it_is_made),
 		cmocka_unit_test(a_guests_report_is_checked),

@@ -21,6 +21,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -186,6 +187,20 @@ static struct {
 	unsigned n, acknowledged;
 	int lists; /* how often they were asked */
 } fake_reports;
+static char deaf_ids[64][13];
+static unsigned n_deaf;
+
+/* Of the guest at this socket: whether it is one of deaf_ids, after the time it was given. */
+static bool
+is_deaf(const char *path, int timeout_ms)
+{
+	for (unsigned i = 0; i < n_deaf; i++)
+		if (strstr(path, deaf_ids[i])) {
+			poll(NULL, 0, timeout_ms);
+			return true;
+		}
+	return false;
+}
 
 int
 agent_reports_list(const char *path, const char *root, int timeout_ms,
@@ -195,9 +210,11 @@ agent_reports_list(const char *path, const char *root, int timeout_ms,
 
 	__atomic_add_fetch(&fake_reports.lists, 1, __ATOMIC_SEQ_CST);
 	(void)root;
-	(void)timeout_ms;
-	(void)e2;
 	assert_non_null(strstr(path, "agent.sock"));
+	if (is_deaf(path, timeout_ms)) {
+		free(v);
+		return err_set(e2, -ETIMEDOUT, "deaf");
+	}
 	for (unsigned i = 0; i < fake_reports.n; i++) {
 		memset(v[i].id, 'a' + (int)i, REPORT_ID_LEN);
 		memcpy(v[i].vm, fake_reports.vm, sizeof(v[i].vm));
@@ -235,10 +252,9 @@ agent_reports_watch(const char *path, const char *root, int timeout_ms,
 {
 	int p[2];
 
-	(void)path;
 	(void)root;
-	(void)timeout_ms;
-	(void)e2;
+	if (is_deaf(path, timeout_ms))
+		return err_set(e2, -ETIMEDOUT, "deaf");
 	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
 	*ret = malloc(sizeof(**ret));
 	(*ret)->fd = p[0];
@@ -639,6 +655,40 @@ a_follower_is_told_by_the_guest_and_asks_nobody(void **state)
 	free(json);
 	fake_reports.n = 0;
 	assert_int_equal(delete ("a", false), 0);
+	memset(&fake_reports, 0, sizeof(fake_reports));
+}
+
+/* More of them than are asked at once, and older than the one that has something to tell. */
+static void
+deaf_guests_hold_up_nobodys_reports(void **state)
+{
+	char name[16], *json = NULL;
+	pthread_t thread;
+	uint64_t begin;
+
+	(void)state;
+	for (n_deaf = 0; n_deaf < 24; n_deaf++) {
+		snprintf(name, sizeof(name), "deaf%u", n_deaf);
+		assert_int_equal(create(name, "agent", true), 0);
+		snprintf(deaf_ids[n_deaf], sizeof(deaf_ids[0]), "%.12s", text("id"));
+	}
+	assert_int_equal(branch("deaf0", "talks", 1, true), 0);
+	assert_int_equal(info("talks"), 0);
+	snprintf(fake_reports.vm, sizeof(fake_reports.vm), "%.12s", text("id"));
+	begin = io_now_ns();
+	assert_int_equal(pthread_create(&thread, NULL, follow_main, &json), 0);
+	poll(NULL, 0, 100);
+	fake_reports.n = 2;
+	pthread_join(thread, NULL);
+	assert_non_null(strstr(json, "\"next\":2"));
+	assert_true(io_now_ns() - begin < UINT64_C(12000000000));
+	free(json);
+	/* What it reports last is not lost when it goes together with a deaf one's tree. */
+	fake_reports.n = 3;
+	assert_int_equal(delete ("deaf0", true), 0);
+	assert_int_equal(reports(fake_reports.vm, 0), 0);
+	assert_int_equal(n_reports(), 3);
+	n_deaf = 0;
 	memset(&fake_reports, 0, sizeof(fake_reports));
 }
 
@@ -1644,6 +1694,62 @@ a_guest_that_reboots_is_booted_again_unless_it_does_so_for_ever(void **state)
 	assert_nothing_left();
 }
 
+static unsigned
+n_reboot_threads(void)
+{
+	cleanup_closedir DIR *dir = opendir("/proc/self/task");
+	char path[64], name[16];
+	struct dirent *d;
+	unsigned n = 0;
+
+	assert_non_null(dir);
+	while ((d = readdir(dir))) {
+		cleanup_close int fd = -1;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%.20s/comm", d->d_name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		n += fd >= 0 && io_read(fd, name, sizeof(name)) == 7 &&
+		     memcmp(name, "reboot\n", 7) == 0;
+	}
+	return n;
+}
+
+static void
+guests_that_all_reboot_are_booted_by_few_threads(void **state)
+{
+	enum { N = 32 };
+	int64_t pid[N];
+	char name[16];
+	unsigned most = 0, n;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", N, true), 0);
+	for (int i = 0; i < N; i++) {
+		snprintf(name, sizeof(name), "b-%d", i);
+		assert_int_equal(info(name), 0);
+		pid[i] = number("pid");
+	}
+	for (int i = 0; i < N; i++) {
+		snprintf(name, sizeof(name), "b-%d", i);
+		order(name, 'R');
+		n = n_reboot_threads();
+		most = n > most ? n : most;
+	}
+	for (int i = 0; i < 400; i++) {
+		n = n_reboot_threads();
+		most = n > most ? n : most;
+		poll(NULL, 0, 1);
+	}
+	for (int i = 0; i < N; i++) {
+		snprintf(name, sizeof(name), "b-%d", i);
+		wait_next_life(name, pid[i]);
+	}
+	assert_in_range(most, 1, 4);
+	assert_int_equal(delete ("a", true), 0);
+	assert_nothing_left();
+}
+
 static void
 a_reboot_that_cannot_be_carried_out_fails_and_says_why(void **state)
 {
@@ -2111,6 +2217,50 @@ leaver_made(void *ctx, const char *id)
 	((struct leaver *)ctx)->made++;
 }
 
+/* Each waits for the disk, most of them with the tree's lock held. */
+static unsigned n_syncs;
+
+int
+fsync(int fd)
+{
+	__atomic_add_fetch(&n_syncs, 1, __ATOMIC_SEQ_CST);
+	return (int)syscall(SYS_fsync, fd);
+}
+
+int
+fdatasync(int fd)
+{
+	__atomic_add_fetch(&n_syncs, 1, __ATOMIC_SEQ_CST);
+	return (int)syscall(SYS_fdatasync, fd);
+}
+
+static void
+a_batch_that_nobody_waits_for_goes_with_few_syncs(void **state)
+{
+	char ids[24][VM_ID_LEN + 1], name[16];
+	unsigned before;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	assert_int_equal(branch("a", "b", 24, true), 0);
+	for (int i = 0; i < 24; i++) {
+		snprintf(name, sizeof(name), "b-%d", i);
+		assert_int_equal(info(name), 0);
+		snprintf(ids[i], sizeof(ids[i]), "%.12s", text("id"));
+	}
+	before = __atomic_load_n(&n_syncs, __ATOMIC_SEQ_CST);
+	tree_take_back(tree, ids, 24);
+	before = __atomic_load_n(&n_syncs, __ATOMIC_SEQ_CST) - before;
+	for (int i = 0; i < 24; i++) {
+		snprintf(name, sizeof(name), "b-%d", i);
+		assert_int_equal(info(name), -ENOENT);
+	}
+	if (before > 8)
+		fail_msg("%u syncs for 24 VMs", before);
+	assert_int_equal(delete ("a", false), 0);
+	assert_nothing_left();
+}
+
 static void
 vms_of_a_caller_that_has_gone_are_removed(void **state)
 {
@@ -2534,6 +2684,7 @@ main(int argc, char **argv)
 		T(a_vm_with_an_agent_is_running_when_create_returns),
 		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
 		T(a_follower_is_told_by_the_guest_and_asks_nobody),
+		T(deaf_guests_hold_up_nobodys_reports),
 		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),
@@ -2554,6 +2705,7 @@ main(int argc, char **argv)
 		T(a_parent_that_answers_a_fork_with_nonsense_is_ended),
 		IMPATIENT(branches_whose_agents_do_not_answer_are_all_removed),
 		T(how_a_vm_ended_is_told_in_a_sentence),
+		T(guests_that_all_reboot_are_booted_by_few_threads),
 		T(a_guest_that_reboots_is_booted_again_unless_it_does_so_for_ever),
 		T(a_reboot_that_cannot_be_carried_out_fails_and_says_why),
 		T(the_end_of_a_parent_is_not_the_end_of_its_branch),
@@ -2564,6 +2716,7 @@ main(int argc, char **argv)
 		T(a_new_pandod_adopts_what_runs_and_buries_what_does_not),
 		T(calls_for_one_vm_queue_and_are_served_in_their_order),
 		T(who_queues_gives_up_when_its_time_is_over_or_its_caller_has_gone),
+		T(a_batch_that_nobody_waits_for_goes_with_few_syncs),
 		T(vms_of_a_caller_that_has_gone_are_removed),
 		T(who_queues_for_a_vm_that_is_deleted_is_told_so),
 		T(a_delete_with_all_branches_waits_for_its_turn_at_each),
