@@ -185,6 +185,10 @@ void reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns);
 int reports_follow(struct tree *t, struct err *e);
 void reports_unfollow(struct tree *t);
 void reports_watch_close(struct tree *t); /* without the lock, when the tree stops */
+/* What the database was told so far is on the disk: of a VM whose maker was told of it a
+ * power cut leaves the row, without which its disk, with all that its guest flushed, would
+ * belong to nobody and be removed. Without the lock, which nobody is to wait for meanwhile. */
+int tree_sync(struct tree *t, struct err *e);
 /* The names of segments no chain has any more: removed from the database now, the files
  * too, when the database is on the disk as it is: after a power cut it must not name what
  * is gone. Where it cannot be synced the files stay for the next start. */

@@ -602,12 +602,7 @@ what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state
 	assert_int_equal(create("a"), 0);
 	watch();
 	before = chain_length("a");
-	/* The guest goes on in a new segment, and writes there. */
-	assert_int_equal(branch("a", "b"), 0);
-	assert_int_equal(branch("a", "c"), 0);
-	assert_int_equal(chain_length("a"), before + 2);
-	pid = pid_of("a");
-	/* The power goes: processes, and what of the database was not synced. */
+	/* What the disk has of the database until somebody is told of the branches. */
 	pthread_mutex_lock(&disk_lock);
 	database_on_disk(cut);
 	pthread_mutex_unlock(&disk_lock);
@@ -619,6 +614,12 @@ what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state
 		SQLITE_OK);
 	assert_int_equal(sqlite3_close(db), SQLITE_OK);
 	copy_content(cut, kept);
+	/* The guest goes on in a new segment, and writes there. */
+	assert_int_equal(branch("a", "b"), 0);
+	assert_int_equal(branch("a", "c"), 0);
+	assert_int_equal(chain_length("a"), before + 2);
+	pid = pid_of("a");
+	/* The power goes: processes, and what of the database was not synced. */
 	kill(pid, SIGKILL);
 	kill(pid_of("b"), SIGKILL);
 	kill(pid_of("c"), SIGKILL);
@@ -637,6 +638,37 @@ what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state
 	assert_int_equal(chain_length("a"), 1);
 }
 
+static int
+vms_on_disk(void)
+{
+	char cut[128];
+	sqlite3_stmt *s = NULL;
+	sqlite3 *db;
+	int n = -1;
+
+	pthread_mutex_lock(&disk_lock);
+	database_on_disk(cut);
+	pthread_mutex_unlock(&disk_lock);
+	assert_int_equal(sqlite3_open(cut, &db), SQLITE_OK);
+	if (sqlite3_prepare_v2(db, "SELECT count(*) FROM vms WHERE made", -1, &s, NULL) ==
+			SQLITE_OK &&
+		sqlite3_step(s) == SQLITE_ROW)
+		n = sqlite3_column_int(s, 0);
+	sqlite3_finalize(s);
+	sqlite3_close(db);
+	return n;
+}
+
+static void
+a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut(void **state)
+{
+	(void)state;
+	must(create("a"));
+	assert_int_equal(vms_on_disk(), 1);
+	must(branch("a", "b"));
+	assert_int_equal(vms_on_disk(), 2);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -645,6 +677,7 @@ main(int argc, char **argv)
 		T(a_power_cut_at_any_removal_of_a_start_leaves_the_disk),
 		T(a_power_cut_at_any_removal_of_a_delete_leaves_no_vm_without_its_disk),
 		T(what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk),
+		T(a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut),
 #undef T
 	};
 
