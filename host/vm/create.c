@@ -66,6 +66,7 @@ vm_made(struct tree *t, struct vm *vm, struct err *e)
 			(long long)vm->row.pid);
 	pthread_mutex_lock(&t->lock);
 	vm->row.made = true;
+	vm->row.reason[0] = '\0'; /* that of a reboot */
 	r = db_update(t->db, &vm->row, e);
 	if (r == 0)
 		r = tree_watch(t, vm, e);

@@ -52,6 +52,7 @@ struct vm {
 		reboots; /* its guest's, since this pandod knows it; over all its lives */
 	unsigned reboots_in_window; /* reboot.c's */
 	uint64_t reboot_window_ns;
+	bool rebooting; /* this life has, or had, a thread of reboot.c */
 };
 
 /* A folder of no VM, whose process is to be ended (adopt.c). */
@@ -102,6 +103,7 @@ struct tree {
 	atomic_bool boots_linux; /* host_can_boot() found that this host's KVM does */
 	unsigned n_rebooting;	 /* threads of reboot.c; of them at work: */
 	unsigned n_booting;
+	bool finishes_reboots; /* those of the last pandod may begin */
 	pthread_t
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
@@ -169,6 +171,10 @@ int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
  * where that is a boot of the same VM, a thread begins it. */
 enum vm_state vm_rebooted(struct tree *t, struct vm *vm, char *reason, size_t cap);
 bool vm_is_rebooting(const struct vm *vm);
+/* Its row is that of a reboot whose pandod was killed before it noted the new process. */
+bool vm_was_rebooting(const struct vm *vm);
+/* With the lock: one that the last pandod did not come to is booted, once. */
+void vm_finish_reboot(struct tree *t, struct vm *vm);
 /* Without the lock: those that the last pandod did not come to; and, after tree_stop(),
  * until no thread of them is left. */
 void tree_finish_reboots(struct tree *t);
