@@ -643,7 +643,7 @@ clean_segments(struct tree *t, struct err *e)
 			continue;
 		}
 		if (!synced)
-			r = db_sync(t->db, e);
+			r = tree_sync_locked(t, e);
 		if (r < 0)
 			break;
 		synced = true;

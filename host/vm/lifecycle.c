@@ -573,7 +573,7 @@ grow_disk(struct tree *t, struct vm *vm, uint64_t mib, struct err *e)
 	 * also after a power cut. */
 	r = db_update(t->db, &vm->row, e);
 	if (r == 0)
-		r = db_sync(t->db, e);
+		r = tree_sync_locked(t, e);
 	if (r < 0) {
 		vm->row.resize_mib = before;
 		return r;

@@ -195,6 +195,10 @@ void reports_watch_close(struct tree *t); /* without the lock, when the tree sto
  * power cut leaves the row, without which its disk, with all that its guest flushed, would
  * belong to nobody and be removed. Without the lock, which nobody is to wait for meanwhile. */
 int tree_sync(struct tree *t, struct err *e);
+/* The same with the lock, before what older rows name is removed or changed. Either way the
+ * names of all segments are on the disk before rows that name them: a chain with a segment
+ * that is not there cannot be read at all. */
+int tree_sync_locked(struct tree *t, struct err *e);
 /* The names of segments no chain has any more: removed from the database now, the files
  * too, when the database is on the disk as it is: after a power cut it must not name what
  * is gone. Where it cannot be synced the files stay for the next start. */

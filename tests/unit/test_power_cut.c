@@ -127,6 +127,15 @@ was_synced(int fd)
 	}
 }
 
+static bool
+is_named(const char *path)
+{
+	for (unsigned i = 0; i < n_names; i++)
+		if (strcmp(names[i].path, path) == 0)
+			return true;
+	return false;
+}
+
 /* The file as it is on the disk, to path `to`: false when its name is not there. */
 static bool
 as_on_disk(const char *path, const char *to)
@@ -184,7 +193,8 @@ look(sqlite3 *db, const char *sql, const char *what, bool on_disk, const char *r
 			snprintf(path, sizeof(path), "%s/segments/%s.data", home, name);
 		if (strncmp(path, home, strlen(home)) != 0)
 			continue;
-		if ((access(path, F_OK) < 0 || (on_disk && !as_on_disk(path, copy))) &&
+		if ((access(path, F_OK) < 0 || !is_named(path) ||
+			    (on_disk && !as_on_disk(path, copy))) &&
 			!wrong[0])
 			snprintf(wrong, sizeof(wrong),
 				"%s is removed, and the database on the disk has %s %s, which is not there",
@@ -460,7 +470,8 @@ done(int r, struct json_out *out)
 static int
 create(const char *alias)
 {
-	struct create_request q = {.mem_mib = 64, .vcpus = 1, .rootfs = "none"};
+	struct create_request q = {
+		.mem_mib = 64, .disk_mib = 8, .vcpus = 1, .rootfs = "none"};
 	struct json_out out = {0};
 
 	snprintf(q.alias, sizeof(q.alias), "%s", alias);
@@ -638,6 +649,7 @@ what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state
 	assert_int_equal(chain_length("a"), 1);
 }
 
+/* Those of the database on the disk; what their chains name is looked for. */
 static int
 vms_on_disk(void)
 {
@@ -650,6 +662,7 @@ vms_on_disk(void)
 	database_on_disk(cut);
 	pthread_mutex_unlock(&disk_lock);
 	assert_int_equal(sqlite3_open(cut, &db), SQLITE_OK);
+	look(db, "SELECT segment FROM chain", "the segment", false, "nothing");
 	if (sqlite3_prepare_v2(db, "SELECT count(*) FROM vms WHERE made", -1, &s, NULL) ==
 			SQLITE_OK &&
 		sqlite3_step(s) == SQLITE_ROW)
@@ -667,6 +680,9 @@ a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut(void **state)
 	assert_int_equal(vms_on_disk(), 1);
 	must(branch("a", "b"));
 	assert_int_equal(vms_on_disk(), 2);
+	/* And so are their disks: nothing has been flushed, and all can be read. */
+	if (wrong[0])
+		fail_msg("%s", wrong);
 }
 
 int
