@@ -590,7 +590,7 @@ tree_gc(struct tree *t, const struct progress *p, struct json_out *out, struct e
 	/* What it no longer keeps for a base must not be believed to be there, either. */
 	if (r == 0) {
 		pthread_mutex_lock(&t->lock);
-		r = db_sync(t->db, e);
+		r = tree_sync_locked(t, e);
 		pthread_mutex_unlock(&t->lock);
 	}
 	if (r == 0) {

@@ -370,7 +370,7 @@ materialized_trim(struct tree *t)
 		/* After a power cut no VM may be on it again. */
 		if (!synced) {
 			pthread_mutex_lock(&t->lock);
-			r = db_sync(t->db, &e);
+			r = tree_sync_locked(t, &e);
 			pthread_mutex_unlock(&t->lock);
 		}
 		if (r < 0) {

@@ -272,6 +272,7 @@ finish_resize(struct tree *t, struct vm *vm)
 static void
 bury(struct tree *t, struct vm *vm, int r, const struct err *why)
 {
+	bool rebooting = vm_was_rebooting(vm);
 	struct err e;
 
 	vm->unmet = false;
@@ -279,7 +280,9 @@ bury(struct tree *t, struct vm *vm, int r, const struct err *why)
 	vm->row.state = VM_FAILED;
 	vm->row.pid = 0;
 	vm->row.pid_start = 0;
-	if (r == -EPROTO)
+	if (rebooting)
+		; /* the reason says so, and it is booted */
+	else if (r == -EPROTO)
 		snprintf(vm->row.reason, sizeof(vm->row.reason),
 			"its VMM could not be taken over by a new pandod: %.300s",
 			why->msg);
@@ -289,6 +292,8 @@ bury(struct tree *t, struct vm *vm, int r, const struct err *why)
 	log_info("vm %s (%s): failed: %s", vm->row.id, vm_name(vm), vm->row.reason);
 	if (db_update(t->db, &vm->row, &e) < 0)
 		log_err("vm %s: %s", vm->row.id, e.msg);
+	if (t->finishes_reboots)
+		vm_finish_reboot(t, vm);
 }
 
 /* It said who it is. Called with the lock, which is given up meanwhile. */
@@ -640,7 +645,7 @@ clean_segments(struct tree *t, struct err *e)
 			continue;
 		}
 		if (!synced)
-			r = db_sync(t->db, e);
+			r = tree_sync_locked(t, e);
 		if (r < 0)
 			break;
 		synced = true;

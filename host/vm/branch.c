@@ -209,6 +209,8 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	b->claimed = false;
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
+	if (r == 0)
+		r = tree_sync(t, e);
 	if (r == 0 && b->q->wait) {
 		struct handshake_parent parent;
 

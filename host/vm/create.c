@@ -78,6 +78,7 @@ vm_made(struct tree *t, struct vm *vm, struct err *e)
 			(long long)vm->row.pid);
 	pthread_mutex_lock(&t->lock);
 	vm->row.made = true;
+	vm->row.reason[0] = '\0'; /* that of a reboot */
 	r = db_update(t->db, &vm->row, e);
 	if (r == 0)
 		r = tree_watch(t, vm, e);
@@ -354,13 +355,15 @@ tree_create(struct tree *t, const struct create_request *q, const struct progres
 		r = vm_launch(t, vm, &image, boot, NULL, e);
 	if (r == 0)
 		r = vm_made(t, vm, e);
-	if (r == 0)
+	if (r == 0) {
 		fault_point("create.made");
+		r = tree_sync(t, e);
+	}
 	if (r < 0) {
 		if (e)
 			log_info("vm %s (%s): not made: %s", vm->row.id, vm_name(vm),
 				e->msg);
-		vm_undo(t, &vm, 1);
+		vms_undo(t, &vm, 1);
 		goto out;
 	}
 	if (q->wait) {

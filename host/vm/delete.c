@@ -24,7 +24,7 @@ tree_sweep(struct tree *t, struct err *e)
 	int r = db_sweep_segments(t->db, &names, &n, e);
 
 	if (r == 0 && n)
-		r = db_sync(t->db, e);
+		r = tree_sync_locked(t, e);
 	for (size_t i = 0; r == 0 && i < n; i++)
 		launch_remove_segment(t->config.home, names[i]);
 	free(names);
@@ -62,7 +62,7 @@ tree_sweep_bases(struct tree *t, bool unfinished, struct err *e)
 			!is_stale_base(t, d->d_name, path, unfinished))
 			continue;
 		if (!synced)
-			r = db_sync(t->db, e);
+			r = tree_sync_locked(t, e);
 		if (r < 0)
 			return r;
 		synced = true;

@@ -12,7 +12,8 @@
  * transaction, in which the VM also becomes `starting`: a pandod that is killed before it
  * leaves the VM as it was (and a .part file that the next one removes), one that is
  * killed after it leaves a VM on its new base, which the next one adopts, or finds
- * without a process: failed, to be started again. When the host lost its power, the chain
+ * without a process: failed, to be started again (or, when its guest had rebooted,
+ * booted). When the host lost its power, the chain
  * ends at the first record that did not reach its disk; the caller and the log hear so.
  *
  * Resize. `resize_mib` is written before the VMM is asked, `disk_mib` once it has done
@@ -313,7 +314,8 @@ enter(struct start *s, struct err *e)
 	vm->row = old->row;
 	vm->parent_handle = old->parent_handle;
 	vm->row.state = VM_STARTING;
-	vm->row.reason[0] = '\0';
+	if (!vm_is_rebooting(old)) /* until vm_made(), for the next pandod */
+		vm->row.reason[0] = '\0';
 	vm->row.pid = 0;
 	vm->row.pid_start = 0;
 	vm->row.answered = false;
@@ -571,7 +573,7 @@ grow_disk(struct tree *t, struct vm *vm, uint64_t mib, struct err *e)
 	 * also after a power cut. */
 	r = db_update(t->db, &vm->row, e);
 	if (r == 0)
-		r = db_sync(t->db, e);
+		r = tree_sync_locked(t, e);
 	if (r < 0) {
 		vm->row.resize_mib = before;
 		return r;

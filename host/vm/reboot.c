@@ -8,8 +8,9 @@
  * from a reboot is the VMM, which sees the console (VMM_EXIT_PANIC).
  *
  * Until the VM is started its row is `failed` with reboot_reason, and clients are shown
- * `starting`. A pandod that is killed meanwhile leaves that row, and the next one boots
- * the VM. What one that is not there cannot hear is how a VMM ended: a guest that reboots
+ * `starting`; from then until its process is noted (vm_made()) the row is `starting`, and
+ * the reason stays. A pandod that is killed meanwhile leaves that row, and the next one
+ * boots the VM: adopt.c takes the second kind back to the first. What one that is not there cannot hear is how a VMM ended: a guest that reboots
  * without a pandod fails.
  *
  * REBOOTS_AT_ONCE threads at most, as long as there is something to do: all guests may
@@ -41,6 +42,13 @@ bool
 vm_is_rebooting(const struct vm *vm)
 {
 	return vm->dead && vm->row.state == VM_FAILED &&
+	       strcmp(vm->row.reason, reboot_reason) == 0;
+}
+
+bool
+vm_was_rebooting(const struct vm *vm)
+{
+	return vm->row.state == VM_STARTING && vm->row.pid <= 0 &&
 	       strcmp(vm->row.reason, reboot_reason) == 0;
 }
 
@@ -176,6 +184,7 @@ begin(struct tree *t, struct vm *vm)
 	}
 	vm->refs++;
 	append(t, b);
+	vm->rebooting = true;
 	return 0;
 }
 
@@ -218,13 +227,20 @@ vm_rebooted(struct tree *t, struct vm *vm, char *reason, size_t cap)
 }
 
 void
+vm_finish_reboot(struct tree *t, struct vm *vm)
+{
+	if (vm_is_rebooting(vm) && !vm->rebooting && !t->stopping && begin(t, vm) < 0)
+		log_err("vm %s (%s): it rebooted and is not booted again: out of memory",
+			vm->row.id, vm_name(vm));
+}
+
+void
 tree_finish_reboots(struct tree *t)
 {
 	pthread_mutex_lock(&t->lock);
+	t->finishes_reboots = true;
 	for (unsigned i = 0; i < t->n_vms; i++)
-		if (vm_is_rebooting(t->vms[i]) && begin(t, t->vms[i]) < 0)
-			log_err("vm %s (%s): it rebooted and is not booted again: out of memory",
-				t->vms[i]->row.id, vm_name(t->vms[i]));
+		vm_finish_reboot(t, t->vms[i]);
 	pthread_mutex_unlock(&t->lock);
 }
 

@@ -574,6 +574,45 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	return 0;
 }
 
+/* Before a row that names a segment: fsync makes the names in a folder last, and not every
+ * file system does that because a later file is synced. */
+static int
+sync_segment_names(struct tree *t, struct err *e)
+{
+	char path[PATHS_MAX];
+	int r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
+
+	return r < 0 ? r : io_sync_dir(path, e);
+}
+
+int
+tree_sync_locked(struct tree *t, struct err *e)
+{
+	int r = sync_segment_names(t, e);
+
+	return r < 0 ? r : db_sync(t->db, e);
+}
+
+/* db_sync() is called with the lock, and a disk may take long. The log is synced through a
+ * descriptor of its own: what was committed lies there, or was synced when it was moved into
+ * the database. (Closing it lets no lock of SQLite's go: none is on this file.) */
+int
+tree_sync(struct tree *t, struct err *e)
+{
+	cleanup_close int fd = -1;
+	char path[PATHS_MAX];
+	int r = paths_format(path, sizeof(path), e, "%s/state.db-wal", t->config.home);
+
+	if (r == 0)
+		r = sync_segment_names(t, e);
+	if (r < 0)
+		return r;
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0)
+		return errno == ENOENT ? 0 : err_sys(e, -errno, "%.300s", path);
+	return fdatasync(fd) < 0 ? err_sys(e, -errno, "%.300s: syncing it", path) : 0;
+}
+
 void
 tree_stop(struct tree *t)
 {

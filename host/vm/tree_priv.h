@@ -53,6 +53,7 @@ struct vm {
 		reboots; /* its guest's, since this pandod knows it; over all its lives */
 	unsigned reboots_in_window; /* reboot.c's */
 	uint64_t reboot_window_ns;
+	bool rebooting; /* this life has, or had, a thread of reboot.c */
 };
 
 /* A folder of no VM, whose process is to be ended (adopt.c). */
@@ -104,6 +105,7 @@ struct tree {
 	atomic_bool boots_linux; /* host_can_boot() found that this host's KVM does */
 	struct reboot *reboots;	 /* owned: reboot.c's queue */
 	unsigned n_rebooting;	 /* its threads */
+	bool finishes_reboots;	 /* those of the last pandod may begin */
 	pthread_t
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
@@ -171,6 +173,10 @@ int tree_wait_dead(struct tree *t, struct vm *vm, int timeout_ms);
  * where that is a boot of the same VM, a thread begins it. */
 enum vm_state vm_rebooted(struct tree *t, struct vm *vm, char *reason, size_t cap);
 bool vm_is_rebooting(const struct vm *vm);
+/* Its row is that of a reboot whose pandod was killed before it noted the new process. */
+bool vm_was_rebooting(const struct vm *vm);
+/* With the lock: one that the last pandod did not come to is booted, once. */
+void vm_finish_reboot(struct tree *t, struct vm *vm);
 /* Without the lock: those that the last pandod did not come to; and, after tree_stop(),
  * until no thread of them is left. */
 void tree_finish_reboots(struct tree *t);
@@ -187,6 +193,14 @@ int reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns, struct err
 int reports_follow(struct tree *t, struct err *e);
 void reports_unfollow(struct tree *t);
 void reports_watch_close(struct tree *t); /* without the lock, when the tree stops */
+/* What the database was told so far is on the disk: of a VM whose maker was told of it a
+ * power cut leaves the row, without which its disk, with all that its guest flushed, would
+ * belong to nobody and be removed. Without the lock, which nobody is to wait for meanwhile. */
+int tree_sync(struct tree *t, struct err *e);
+/* The same with the lock, before what older rows name is removed or changed. Either way the
+ * names of all segments are on the disk before rows that name them: a chain with a segment
+ * that is not there cannot be read at all. */
+int tree_sync_locked(struct tree *t, struct err *e);
 /* The names of segments no chain has any more: removed from the database now, the files
  * too, when the database is on the disk as it is: after a power cut it must not name what
  * is gone. Where it cannot be synced the files stay for the next start. */

@@ -127,6 +127,15 @@ was_synced(int fd)
 	}
 }
 
+static bool
+is_named(const char *path)
+{
+	for (unsigned i = 0; i < n_names; i++)
+		if (strcmp(names[i].path, path) == 0)
+			return true;
+	return false;
+}
+
 /* The file as it is on the disk, to path `to`: false when its name is not there. */
 static bool
 as_on_disk(const char *path, const char *to)
@@ -184,7 +193,8 @@ look(sqlite3 *db, const char *sql, const char *what, bool on_disk, const char *r
 			snprintf(path, sizeof(path), "%s/segments/%s.data", home, name);
 		if (strncmp(path, home, strlen(home)) != 0)
 			continue;
-		if ((access(path, F_OK) < 0 || (on_disk && !as_on_disk(path, copy))) &&
+		if ((access(path, F_OK) < 0 || !is_named(path) ||
+			    (on_disk && !as_on_disk(path, copy))) &&
 			!wrong[0])
 			snprintf(wrong, sizeof(wrong),
 				"%s is removed, and the database on the disk has %s %s, which is not there",
@@ -460,7 +470,8 @@ done(int r, struct json_out *out)
 static int
 create(const char *alias)
 {
-	struct create_request q = {.mem_mib = 64, .vcpus = 1, .rootfs = "none"};
+	struct create_request q = {
+		.mem_mib = 64, .disk_mib = 8, .vcpus = 1, .rootfs = "none"};
 	struct json_out out = {0};
 
 	snprintf(q.alias, sizeof(q.alias), "%s", alias);
@@ -602,12 +613,7 @@ what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state
 	assert_int_equal(create("a"), 0);
 	watch();
 	before = chain_length("a");
-	/* The guest goes on in a new segment, and writes there. */
-	assert_int_equal(branch("a", "b"), 0);
-	assert_int_equal(branch("a", "c"), 0);
-	assert_int_equal(chain_length("a"), before + 2);
-	pid = pid_of("a");
-	/* The power goes: processes, and what of the database was not synced. */
+	/* What the disk has of the database until somebody is told of the branches. */
 	pthread_mutex_lock(&disk_lock);
 	database_on_disk(cut);
 	pthread_mutex_unlock(&disk_lock);
@@ -619,6 +625,12 @@ what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state
 		SQLITE_OK);
 	assert_int_equal(sqlite3_close(db), SQLITE_OK);
 	copy_content(cut, kept);
+	/* The guest goes on in a new segment, and writes there. */
+	assert_int_equal(branch("a", "b"), 0);
+	assert_int_equal(branch("a", "c"), 0);
+	assert_int_equal(chain_length("a"), before + 2);
+	pid = pid_of("a");
+	/* The power goes: processes, and what of the database was not synced. */
 	kill(pid, SIGKILL);
 	kill(pid_of("b"), SIGKILL);
 	kill(pid_of("c"), SIGKILL);
@@ -637,6 +649,42 @@ what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state
 	assert_int_equal(chain_length("a"), 1);
 }
 
+/* Those of the database on the disk; what their chains name is looked for. */
+static int
+vms_on_disk(void)
+{
+	char cut[128];
+	sqlite3_stmt *s = NULL;
+	sqlite3 *db;
+	int n = -1;
+
+	pthread_mutex_lock(&disk_lock);
+	database_on_disk(cut);
+	pthread_mutex_unlock(&disk_lock);
+	assert_int_equal(sqlite3_open(cut, &db), SQLITE_OK);
+	look(db, "SELECT segment FROM chain", "the segment", false, "nothing");
+	if (sqlite3_prepare_v2(db, "SELECT count(*) FROM vms WHERE made", -1, &s, NULL) ==
+			SQLITE_OK &&
+		sqlite3_step(s) == SQLITE_ROW)
+		n = sqlite3_column_int(s, 0);
+	sqlite3_finalize(s);
+	sqlite3_close(db);
+	return n;
+}
+
+static void
+a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut(void **state)
+{
+	(void)state;
+	must(create("a"));
+	assert_int_equal(vms_on_disk(), 1);
+	must(branch("a", "b"));
+	assert_int_equal(vms_on_disk(), 2);
+	/* And so are their disks: nothing has been flushed, and all can be read. */
+	if (wrong[0])
+		fail_msg("%s", wrong);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -645,6 +693,7 @@ main(int argc, char **argv)
 		T(a_power_cut_at_any_removal_of_a_start_leaves_the_disk),
 		T(a_power_cut_at_any_removal_of_a_delete_leaves_no_vm_without_its_disk),
 		T(what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk),
+		T(a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut),
 #undef T
 	};
 

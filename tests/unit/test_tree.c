@@ -31,6 +31,7 @@
 #include <sqlite3.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "common/io.h"
 #include "common/json.h"
 #include "common/log.h"
@@ -1774,6 +1775,46 @@ a_reboot_that_cannot_be_carried_out_fails_and_says_why(void **state)
 }
 
 static void
+a_reboot_that_a_pandod_was_killed_in_is_finished_by_the_next(void **state)
+{
+	static const char *const points[] = {"start.part", "start.flattened",
+		"start.entered", "start.spawned", "start.booted", "start.started",
+		"start.made"};
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
+		int64_t before;
+		int status;
+		pid_t pid;
+
+		assert_int_equal(info("a"), 0);
+		before = number("pid");
+		stop();
+		pid = fork();
+		assert_true(pid >= 0);
+		if (pid == 0) { /* a pandod that dies at that point */
+			alarm(30);
+			fault_arm(points[i]);
+			start();
+			order("a", 'R');
+			for (;;)
+				pause();
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_true(WIFSIGNALED(status));
+		assert_int_equal(WTERMSIG(status), SIGKILL);
+		start();
+		wait_next_life("a", before);
+		assert_true(json_type(parsed, json_get(parsed, 0, "reason")) == JSON_NULL);
+		assert_int_equal(entries("bases"), 1);
+		assert_int_equal(entries("segments"), 2);
+	}
+	assert_int_equal(delete ("a", false), 0);
+	assert_nothing_left();
+}
+
+static void
 a_vm_that_cannot_start_is_what_it_was(void **state)
 {
 	char kept[sizeof(config.vmm_path)];
@@ -2708,6 +2749,7 @@ main(int argc, char **argv)
 		T(guests_that_all_reboot_are_booted_by_few_threads),
 		T(a_guest_that_reboots_is_booted_again_unless_it_does_so_for_ever),
 		T(a_reboot_that_cannot_be_carried_out_fails_and_says_why),
+		T(a_reboot_that_a_pandod_was_killed_in_is_finished_by_the_next),
 		T(the_end_of_a_parent_is_not_the_end_of_its_branch),
 		T(living_branches_stand_in_the_way_of_a_delete),
 		IMPATIENT(a_second_operation_on_a_vm_is_busy),

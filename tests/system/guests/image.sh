@@ -81,7 +81,7 @@ a_full_disk_is_branched() {
 while fallocate -l $s /root/fill.$n 2>/dev/null; do n=$((n + 1)); done; done; sync'
 	pando execute full -- sh -c 'echo x >/root/more' && fail "the disk did not get full"
 	pando branch full -q -n fuller --env "NEW=$(seq -s ' ' 800)"
-	pando branch fuller -q -n fullest
+	pando branch fuller -q -n fullest --env "NEW=$(seq -s ' ' 800)"
 	for vm in fuller fullest; do
 		equal "hostname of $vm" "$(pando execute $vm -- hostname)" $vm
 		equal "NEW of $vm" "$(pando execute $vm -- printenv NEW | tail -c 8)" "799 800"
