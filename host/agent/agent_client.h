@@ -264,8 +264,8 @@ struct agent_entry {
 };
 /* A folder's entries sorted by name, or the one file itself. At most 16384; a larger
  * folder is -EFBIG. */
-int agent_list(const char *socket_path, const char *remote, struct agent_entry **ret,
-	size_t *ret_n, struct err *e);
+int agent_list(const char *socket_path, const char *remote, int timeout_ms,
+	struct agent_entry **ret, size_t *ret_n, struct err *e);
 void agent_entries_free(struct agent_entry *entries, size_t n);
 
 #endif

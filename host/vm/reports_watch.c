@@ -23,7 +23,8 @@
 #define NS_PER_MS UINT64_C(1000000)
 #define AT_ONCE 16
 #define CONNECT_MS 5000
-/* A guest that reports without end is looked at that often at most. */
+/* A guest that reports without end is looked at that often at most, and one that takes its
+ * time is left alone for as long. */
 #define GAP_MS 100
 #define AGAIN_MS 1000
 /* How often new VMs are looked for. */
@@ -79,7 +80,7 @@ ask_main(void *arg)
 	struct reports_watch *w = a->w;
 	struct tree *t = w->t;
 	struct agent_report_watch *watch = NULL;
-	uint64_t due_ns = io_now_ns() + GAP_MS * NS_PER_MS;
+	uint64_t begin_ns = io_now_ns(), due_ns = begin_ns + GAP_MS * NS_PER_MS, now;
 	char path[PATHS_MAX];
 	struct watched *own;
 	struct err e = {0};
@@ -93,6 +94,9 @@ ask_main(void *arg)
 		log_debug("reports of vm %s: %s", a->vm->row.id, e.msg);
 		due_ns = io_now_ns() + AGAIN_MS * NS_PER_MS;
 	}
+	now = io_now_ns();
+	if (due_ns < now + (now - begin_ns))
+		due_ns = now + (now - begin_ns);
 	pthread_mutex_lock(&t->lock);
 	own = find(w, a->vm->handle); /* a busy one stays */
 	own->watch = watch;
@@ -138,6 +142,35 @@ drop(struct reports_watch *w, unsigned i)
 	w->v[i] = w->v[--w->n];
 }
 
+static bool
+waits_to_be_asked(const struct watched *own)
+{
+	return !own->busy && !own->watch;
+}
+
+/* Who is due, the longest waiting first: AT_ONCE guests that do not answer make the others
+ * wait, but not for ever. Returns when the next one is. */
+static uint64_t
+ask_due(struct reports_watch *w, uint64_t now, uint64_t next)
+{
+	while (w->busy < AT_ONCE) {
+		struct watched *first = NULL;
+		struct vm *vm;
+
+		for (unsigned i = 0; i < w->n; i++)
+			if (waits_to_be_asked(&w->v[i]) &&
+				(!first || w->v[i].due_ns < first->due_ns))
+				first = &w->v[i];
+		if (!first)
+			break;
+		if (first->due_ns > now)
+			return first->due_ns < next ? first->due_ns : next;
+		vm = tree_by_handle(w->t, first->handle);
+		ask(w, first, vm); /* not due any more, also when it failed */
+	}
+	return next;
+}
+
 /* Guests that came, went or are to be asked; returns when the next one is. Called with the
  * lock. */
 static uint64_t
@@ -154,22 +187,12 @@ look(struct reports_watch *w)
 	}
 	for (unsigned i = 0; i < t->n_vms; i++) {
 		struct vm *vm = t->vms[i];
-		struct watched *own = find(w, vm->handle);
 
-		if (!reports_can_take(vm))
-			continue;
-		if (!own && w->n < TREE_VMS_MAX) {
-			own = &w->v[w->n++];
-			*own = (struct watched){.handle = vm->handle};
-		}
-		if (!own || own->busy || own->watch)
-			continue;
-		if (own->due_ns <= now && w->busy < AT_ONCE)
-			ask(w, own, vm);
-		else if (own->due_ns > now && own->due_ns < next)
-			next = own->due_ns;
+		if (reports_can_take(vm) && w->n < TREE_VMS_MAX && !find(w, vm->handle))
+			w->v[w->n++] = (struct watched){
+				.handle = vm->handle, .due_ns = now};
 	}
-	return next;
+	return ask_due(w, now, next);
 }
 
 /* Waits for guests, new followers and the time. Without the lock. */

@@ -1847,7 +1847,7 @@ folders_are_listed(void **state)
 	(void)state;
 	make_tree("listed");
 	snprintf(path, sizeof(path), "%s/listed", folder);
-	if (agent_list(sock, path, &x, &n, &e))
+	if (agent_list(sock, path, 60000, &x, &n, &e))
 		fail_msg("%s", e.msg);
 	assert_int_equal(n, 13);
 	for (size_t i = 1; i < n; i++)

@@ -23,7 +23,9 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/wire/agent_frame.h"
 #include "host/agent/agent_client.h"
+#include "host/agent/agent_handshake.h"
 #include "host/agent/agent_report.h"
 #include "host/agent/agent_rpc.h"
 #include "tests/unit/agent_help.h"
@@ -419,6 +421,126 @@ a_guest_tells_of_a_report_when_it_is_made(void **state)
 	assert_int_equal(said(w), 1);
 }
 
+/* An agent that a hostile guest has put in the place of ours, for one connection. */
+struct hostile {
+	enum { SILENT, STEPS, FLOODS } how;
+	int listener;
+	pthread_t thread;
+};
+#define HOSTILE_MS 6000 /* so that a host that waits on is seen, and not waited for */
+
+static void *
+hostile_main(void *arg)
+{
+	static const char ok[] = "OK 1\n", yes[] = "{\"ok\":true,\"id\":\"e1\"}\n";
+	static char frame[sizeof(struct agent_frame_hdr) + 4096];
+	struct hostile *x = arg;
+	size_t len = x->how == STEPS ? 1 : 4096;
+	struct agent_frame_hdr h =
+		agent_frame_hdr(x->how == STEPS ? AGENT_STEP : AGENT_STDOUT, 0, (uint32_t)len);
+	uint64_t end_ns = io_now_ns() + HOSTILE_MS * UINT64_C(1000000);
+	int fd = accept4(x->listener, NULL, NULL, SOCK_CLOEXEC);
+	char c;
+
+	for (int lines = 0; lines < 2; lines += c == '\n') {
+		if (io_read(fd, &c, 1) != 1)
+			break;
+		if (c == '\n' && !lines)
+			(void)send(fd, ok, strlen(ok), MSG_NOSIGNAL);
+	}
+	memset(frame, 'x', sizeof(frame));
+	memcpy(frame, &h, sizeof(h));
+	if (x->how != SILENT)
+		(void)send(fd, yes, strlen(yes), MSG_NOSIGNAL);
+	while (io_now_ns() < end_ns) {
+		if (x->how == SILENT)
+			poll(NULL, 0, 10);
+		else if (send(fd, frame, sizeof(h) + len, MSG_NOSIGNAL) < 0)
+			break;
+	}
+	close(fd);
+	return NULL;
+}
+
+static void
+hostile_start(struct hostile *x, int how)
+{
+	end_agent();
+	unlink(sock);
+	x->how = how;
+	assert_int_equal(io_unix_listen(sock, SOCK_STREAM, 4, &x->listener, NULL), 0);
+	assert_int_equal(pthread_create(&x->thread, NULL, hostile_main, x), 0);
+}
+
+static void
+hostile_end(struct hostile *x)
+{
+	pthread_join(x->thread, NULL);
+	close(x->listener);
+	unlink(sock);
+	start_agent();
+}
+
+/* Whether it was more than half of what the guest would have held us up for. */
+static bool
+was_held_up(uint64_t since_ns)
+{
+	return io_now_ns() - since_ns > HOSTILE_MS / 2 * UINT64_C(1000000);
+}
+
+static void
+a_guest_that_takes_steps_without_end_is_out_of_time(void **state)
+{
+	static const uint8_t bytes[AGENT_ENTROPY_MAX];
+	struct agent_handshake h = {.id = "0123456789ab",
+		.name = "a",
+		.host_name = "a",
+		.generation = bytes,
+		.entropy = bytes};
+	uint64_t begin_ns = io_now_ns();
+	struct agent_ack ack;
+	struct err e = {0};
+	struct hostile x;
+
+	(void)state;
+	hostile_start(&x, STEPS);
+	assert_int_equal(agent_handshake(sock, &h, 300, NULL, NULL, &ack, &e), -ETIMEDOUT);
+	assert_false(was_held_up(begin_ns));
+	hostile_end(&x);
+}
+
+static void
+a_guest_that_lists_no_reports_holds_up_nobody(void **state)
+{
+	uint64_t begin_ns = io_now_ns();
+	struct agent_report *v;
+	struct err e = {0};
+	struct hostile x;
+	size_t n, bad;
+
+	(void)state;
+	hostile_start(&x, SILENT);
+	assert_int_equal(agent_reports_list(sock, NULL, 300, &v, &n, &bad, &e), -ETIMEDOUT);
+	assert_false(was_held_up(begin_ns));
+	hostile_end(&x);
+}
+
+static void
+a_watched_guest_that_talks_without_end_is_left(void **state)
+{
+	uint64_t begin_ns = io_now_ns();
+	struct agent_report_watch *w;
+	struct err e = {0};
+	struct hostile x;
+
+	(void)state;
+	hostile_start(&x, FLOODS);
+	assert_int_equal(agent_reports_watch(sock, NULL, 5000, &w, &e), 0);
+	assert_int_equal(said(w), -EPROTO);
+	assert_false(was_held_up(begin_ns));
+	hostile_end(&x);
+}
+
 static void
 reports_are_taken_and_forgotten(void **state)
 {
@@ -517,6 +639,9 @@ main(void)
 		cmocka_unit_test(what_no_follower_says_is_refused),
 		T(reports_are_taken_and_forgotten),
 		T(a_guest_tells_of_a_report_when_it_is_made),
+		T(a_guest_that_takes_steps_without_end_is_out_of_time),
+		T(a_guest_that_lists_no_reports_holds_up_nobody),
+		T(a_watched_guest_that_talks_without_end_is_left),
 		cmocka_unit_test(a_guests_report_is_checked),
 	};
 
