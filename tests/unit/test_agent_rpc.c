@@ -26,6 +26,7 @@
 #include "common/wire/agent_frame.h"
 #include "host/agent/agent_client.h"
 #include "host/agent/agent_handshake.h"
+#include "host/agent/agent_link.h"
 #include "host/agent/agent_report.h"
 #include "host/agent/agent_rpc.h"
 #include "tests/unit/agent_help.h"
@@ -433,9 +434,9 @@ static void *
 hostile_main(void *arg)
 {
 	static const char ok[] = "OK 1\n", yes[] = "{\"ok\":true,\"id\":\"e1\"}\n";
-	static char frame[sizeof(struct agent_frame_hdr) + 4096];
+	static char frames[64 * 1024];
 	struct hostile *x = arg;
-	size_t len = x->how == STEPS ? 1 : 4096;
+	size_t len = x->how == STEPS ? 1 : 4096, used = 0;
 	struct agent_frame_hdr h =
 		agent_frame_hdr(x->how == STEPS ? AGENT_STEP : AGENT_STDOUT, 0, (uint32_t)len);
 	uint64_t end_ns = io_now_ns() + HOSTILE_MS * UINT64_C(1000000);
@@ -448,14 +449,16 @@ hostile_main(void *arg)
 		if (c == '\n' && !lines)
 			(void)send(fd, ok, strlen(ok), MSG_NOSIGNAL);
 	}
-	memset(frame, 'x', sizeof(frame));
-	memcpy(frame, &h, sizeof(h));
+	/* Many at once: there is always one more. */
+	memset(frames, 'x', sizeof(frames));
+	for (; used + sizeof(h) + len <= sizeof(frames); used += sizeof(h) + len)
+		memcpy(frames + used, &h, sizeof(h));
 	if (x->how != SILENT)
 		(void)send(fd, yes, strlen(yes), MSG_NOSIGNAL);
 	while (io_now_ns() < end_ns) {
 		if (x->how == SILENT)
 			poll(NULL, 0, 10);
-		else if (send(fd, frame, sizeof(h) + len, MSG_NOSIGNAL) < 0)
+		else if (send(fd, frames, used, MSG_NOSIGNAL) < 0)
 			break;
 	}
 	close(fd);
@@ -507,6 +510,27 @@ a_guest_that_takes_steps_without_end_is_out_of_time(void **state)
 	assert_int_equal(agent_handshake(sock, &h, 300, NULL, NULL, &ack, &e), -ETIMEDOUT);
 	assert_false(was_held_up(begin_ns));
 	hostile_end(&x);
+}
+
+static void
+a_wait_is_over_although_there_is_always_more(void **state)
+{
+	uint64_t past_ns = io_now_ns() - 1;
+	struct agent_link l = AGENT_LINK_INIT;
+	int fd[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd), 0);
+	l.fd = fd[0];
+	assert_int_equal(write(fd[1], "x", 1), 1);
+	/* What came while nobody looked is taken. */
+	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), 0);
+	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), -ETIMEDOUT);
+	/* Another wait has its own time. */
+	assert_int_equal(agent_link_wait(&l, POLLIN, io_now_ns() + 60000000000ull, NULL), 0);
+	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), 0);
+	close(fd[1]);
+	agent_link_done(&l);
 }
 
 static void
@@ -640,6 +664,7 @@ main(void)
 		T(reports_are_taken_and_forgotten),
 		T(a_guest_tells_of_a_report_when_it_is_made),
 		T(a_guest_that_takes_steps_without_end_is_out_of_time),
+		cmocka_unit_test(a_wait_is_over_although_there_is_always_more),
 		T(a_guest_that_lists_no_reports_holds_up_nobody),
 		T(a_watched_guest_that_talks_without_end_is_left),
 		cmocka_unit_test(a_guests_report_is_checked),
