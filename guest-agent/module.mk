@@ -30,7 +30,8 @@ $(B)/tests/test_agent: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_agent_parts
 test_agent_parts_SRCS := tests/unit/test_agent_parts.c guest-agent/system/reap.c guest-agent/server/request.c \
-	guest-agent/system/ring.c guest-agent/system/userdb.c guest-agent/identity/identity_request.c guest-agent/system/machine.c guest-agent/server/peer.c
+	guest-agent/system/ring.c guest-agent/system/userdb.c guest-agent/identity/identity_request.c guest-agent/system/machine.c guest-agent/server/peer.c \
+	guest-agent/server/exec_shim.c guest-agent/system/spawn.c guest-agent/system/loop.c
 test_agent_parts_LIBS := wire common
 test_agent_parts_PKGS := cmocka
 

@@ -23,6 +23,7 @@
 #include "guest-agent/system/loop.h"
 
 #define NAME "pando-shim" /* as ps(1) shows it */
+#define MEMORY_NAME "pando-command"
 #define PAGE 4096u
 #define RECORD_BYTES ((sizeof(struct exec_shim_record) + PAGE - 1) / PAGE * PAGE)
 #define REAP_NS 20000000ull
@@ -75,7 +76,7 @@ exec_shim_make(struct exec_shim *s, size_t in_cap, size_t out_cap, struct err *e
 {
 	*s = (struct exec_shim)EXEC_SHIM_INIT;
 	s->bytes = RECORD_BYTES + in_cap + 2 * out_cap;
-	s->memory = memfd_create("pando-command", MFD_CLOEXEC);
+	s->memory = memfd_create(MEMORY_NAME, MFD_CLOEXEC);
 	if (s->memory < 0 || ftruncate(s->memory, (off_t)s->bytes))
 		return err_sys(e, -errno, "memory of a command");
 	s->r = mmap(NULL, s->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, s->memory, 0);
@@ -363,6 +364,41 @@ take_fd(int pidfd, int number)
 }
 
 static bool
+same_pid_namespace(pid_t pid)
+{
+	struct stat own, its;
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/ns/pid", (int)pid);
+	return !stat("/proc/self/ns/pid", &own) && !stat(path, &its) &&
+	       own.st_dev == its.st_dev && own.st_ino == its.st_ino;
+}
+
+/*
+ * Whether a process of our user made this memory, as a record is made. What is in it is
+ * believed (it holds even addresses), and the process that has it proves nothing: its name
+ * anybody may choose, by a link to a set-user-id program also for a process of root's, and
+ * descriptors are inherited. Who made a memfd, and by what name, the kernel keeps.
+ */
+static bool
+is_our_memory(int fd, struct stat *ret_st)
+{
+	static const char want[] = "/memfd:" MEMORY_NAME " (deleted)";
+	cleanup_close int other = memfd_create(MEMORY_NAME, MFD_CLOEXEC);
+	char link[40], name[sizeof(want) + 1];
+	struct stat st;
+	ssize_t n;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	n = readlink(link, name, sizeof(name));
+	/* All memfds are on one device, and nothing with a name is. */
+	return n == (ssize_t)sizeof(want) - 1 && !memcmp(name, want, (size_t)n) &&
+	       other >= 0 && !fstat(other, &st) && !fstat(fd, ret_st) &&
+	       S_ISREG(ret_st->st_mode) && ret_st->st_dev == st.st_dev &&
+	       ret_st->st_uid == geteuid() && ret_st->st_size >= (off_t)RECORD_BYTES;
+}
+
+static bool
 ring_is_sane(const struct ring *r)
 {
 	return r->cap && !(r->cap & (r->cap - 1)) && r->cap <= AGENT_STDIN_WINDOW &&
@@ -376,8 +412,11 @@ adopt(pid_t pid, struct exec_shim *s)
 
 	*s = (struct exec_shim)EXEC_SHIM_INIT;
 	s->pidfd = (int)syscall(SYS_pidfd_open, pid, 0u);
-	s->memory = s->pidfd < 0 ? -1 : take_fd(s->pidfd, HELD_MEMORY);
-	if (s->memory < 0 || fstat(s->memory, &st) || st.st_size < (off_t)RECORD_BYTES)
+	/* Root of a container is no root here. */
+	s->memory = s->pidfd < 0 || !same_pid_namespace(pid)
+			    ? -1
+			    : take_fd(s->pidfd, HELD_MEMORY);
+	if (s->memory < 0 || !is_our_memory(s->memory, &st))
 		return false;
 	s->bytes = (size_t)st.st_size;
 	s->r = mmap(NULL, s->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, s->memory, 0);
@@ -418,11 +457,14 @@ exec_shim_adopt(void (*take)(struct exec_shim *s))
 		struct exec_shim s;
 
 		snprintf(path, sizeof(path), "/proc/%.20s/comm", de->d_name);
-		/* Anybody may call himself so, but not be of our user. */
 		if (de->d_name[0] < '1' || de->d_name[0] > '9' ||
 			io_read_file(path, 64, &name, NULL, NULL) ||
-			strcmp(name, NAME "\n") || stat(path, &st) ||
-			st.st_uid != geteuid())
+			strcmp(name, NAME "\n"))
+			continue;
+		/* Anybody may call himself so. The folder is the user's; what is in it is
+		 * root's, too, when the process made itself undumpable. */
+		snprintf(path, sizeof(path), "/proc/%.20s", de->d_name);
+		if (stat(path, &st) || st.st_uid != geteuid())
 			continue;
 		if (adopt(atoi(de->d_name), &s)) {
 			take(&s);

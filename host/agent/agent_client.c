@@ -110,7 +110,7 @@ agent_link_wait(struct agent_link *l, short events, uint64_t deadline_ns, struct
 		struct pollfd p[2] = {{.fd = l->fd, .events = events},
 			{.fd = l->wake ? l->wake_fd : -1, .events = POLLIN}};
 		int ms = left_ms(deadline_ns), n, r;
-		bool tick = l->wake && l->wake_fd < 0;
+		bool tick = l->wake && l->wake_fd < 0, late = ms == 0;
 
 		if (tick && (ms < 0 || ms > TICK_MS))
 			ms = TICK_MS;
@@ -122,8 +122,10 @@ agent_link_wait(struct agent_link *l, short events, uint64_t deadline_ns, struct
 			if (r < 0)
 				return err_set(e, r, "cancelled");
 		}
-		if (n > 0 && p[0].revents)
+		if (n > 0 && p[0].revents && !(late && l->late)) {
+			l->late = late;
 			return 0;
+		}
 		if (n >= 0 && deadline_ns && io_now_ns() >= deadline_ns)
 			return err_set(e, -ETIMEDOUT,
 				"the guest's agent did not answer in time");

@@ -22,6 +22,7 @@ struct agent_link {
 	char *buf; /* owned: received, not yet taken */
 	size_t at, len, cap;
 	bool eof;
+	bool late; /* has been ready once after the deadline of a wait */
 	/* Asked while it waits; a negative return ends the wait. fd -1: every tick. */
 	int wake_fd;
 	int (*wake)(void *ctx);
@@ -36,7 +37,8 @@ void agent_link_done(struct agent_link *l);
 #define cleanup_agent_link __attribute__((cleanup(agent_link_done)))
 
 /* Waits for events on the link until deadline_ns (0: none): 0, -ETIMEDOUT, or what wake
- * said. */
+ * said. What is there after the deadline is taken once, as when this process stood still; a
+ * guest that always has one more byte is out of time. */
 int agent_link_wait(
 	struct agent_link *l, short events, uint64_t deadline_ns, struct err *e);
 /* Dials, sends the request line, reads the answer: 0 when it is ok, with *ret_json (free

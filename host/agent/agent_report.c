@@ -18,9 +18,12 @@
 #define FOLDER "/var/lib/pando/reports"
 #define LIST_MAX (8u << 20)
 #define TOKENS_MAX 2048
+#define NS_PER_MS UINT64_C(1000000)
 #define PARTS_MAX (1024u * 1024u)
 #define MESSAGE_MAX 4096
 #define PATH_BYTES_MAX 8192
+/* What the answer to a watch may be long, its end included. */
+#define WATCH_BYTES_MAX 65536
 
 static int
 bad(struct err *e, const char *what)
@@ -188,6 +191,15 @@ agent_reports_free(struct agent_report *v, size_t n)
 	free(v);
 }
 
+/* At least 1: 0 would be no limit. */
+static int
+left_ms(uint64_t deadline_ns)
+{
+	uint64_t now = io_now_ns();
+
+	return now < deadline_ns ? (int)((deadline_ns - now) / NS_PER_MS) + 1 : 1;
+}
+
 static const char *
 root_word(char *dst, size_t cap, const char *root)
 {
@@ -206,8 +218,8 @@ agent_reports_list(const char *socket_path, const char *root, int timeout_ms,
 		"report", "--list", root_word(option, sizeof(option), root), NULL};
 	cleanup_free char *text = NULL;
 	struct agent_entry *entries = NULL;
-	uint64_t end_ns = io_now_ns() + (uint64_t)timeout_ms * 1000000, now;
 	struct agent_report *v;
+	uint64_t deadline_ns = io_now_ns() + (uint64_t)timeout_ms * NS_PER_MS;
 	size_t n_entries = 0, n = 0, wrong = 0;
 	int r;
 
@@ -219,11 +231,9 @@ agent_reports_list(const char *socket_path, const char *root, int timeout_ms,
 	*ret_n = *ret_bad = 0;
 	if (r == -ENOENT || (!r && !n_entries))
 		return 0;
-	now = io_now_ns();
 	if (!r)
 		r = agent_rpc_call(socket_path, words, NULL, 0, LIST_MAX,
-			now < end_ns ? (int)((end_ns - now) / 1000000) + 1 : 1, -1, &text,
-			e);
+			left_ms(deadline_ns), -1, &text, e);
 	if (r)
 		return r;
 	v = calloc(AGENT_REPORTS_MAX, sizeof(*v));
@@ -248,6 +258,7 @@ int
 agent_reports_ack(const char *socket_path, const char *root, int timeout_ms,
 	const struct agent_report *v, size_t n, struct err *e)
 {
+	uint64_t deadline_ns = io_now_ns() + (uint64_t)timeout_ms * NS_PER_MS;
 	char option[512];
 	int r = 0;
 
@@ -261,14 +272,15 @@ agent_reports_ack(const char *socket_path, const char *root, int timeout_ms,
 			words[w++] = root_word(option, sizeof(option), root);
 		while (i < n && w < 19)
 			words[w++] = v[i++].id;
-		r = agent_rpc_call(
-			socket_path, words, NULL, 0, 4096, timeout_ms, -1, &text, e);
+		r = agent_rpc_call(socket_path, words, NULL, 0, 4096,
+			left_ms(deadline_ns), -1, &text, e);
 	}
 	return r;
 }
 
 struct agent_report_watch {
 	struct agent_link link;
+	size_t said; /* bytes of whole frames */
 };
 
 int
@@ -282,7 +294,7 @@ agent_reports_watch(const char *socket_path, const char *root, int timeout_ms,
 
 	if (!w)
 		return err_sys(e, -ENOMEM, "reports");
-	w->link = (struct agent_link)AGENT_LINK_INIT;
+	*w = (struct agent_report_watch){.link = AGENT_LINK_INIT};
 	json_out_object(&o, NULL);
 	json_out_str(&o, "op", "exec");
 	json_out_array(&o, "argv");
@@ -326,6 +338,10 @@ agent_report_watch_read(struct agent_report_watch *w, struct err *e)
 
 	while (!r && (r = agent_link_frame(&w->link, &f, e)) > 0) {
 		r = 0;
+		w->said += sizeof(struct agent_frame_hdr) + f.len;
+		if (w->said > WATCH_BYTES_MAX)
+			return err_set(e, -EPROTO,
+				"the guest's agent says without end what nobody asked");
 		if (f.type != AGENT_EXIT)
 			continue; /* what it says is not for us */
 		memcpy(&x, f.payload, sizeof(x));

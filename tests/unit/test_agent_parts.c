@@ -3,6 +3,7 @@
  * requests, frames, byte strings.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -17,6 +20,7 @@
 #include "common/cleanup.h"
 #include "common/wire/agent_frame.h"
 #include "common/wire/json_bytes.h"
+#include "guest-agent/server/exec_shim.h"
 #include "guest-agent/server/peer.h"
 #include "guest-agent/server/request.h"
 #include "guest-agent/system/reap.h"
@@ -341,6 +345,74 @@ descendants_are_killed_without_control_groups(void **state)
 	}
 }
 
+#define NOBODY 65534
+
+static unsigned n_adopted;
+
+static void
+count_adopted(struct exec_shim *s)
+{
+	n_adopted++;
+	exec_shim_done(s); /* kills it */
+}
+
+/* A process that looks as a shim does, with a record that `maker` made, and its user. */
+static pid_t
+make_look_alike(uid_t maker, uid_t user, bool dumpable)
+{
+	struct exec_shim s = EXEC_SHIM_INIT;
+	int ready[2], note[2];
+	char c;
+	pid_t pid;
+
+	assert_int_equal(pipe(ready), 0);
+	pid = fork();
+	if (!pid) {
+		/* The numbers are those of exec_shim.c. */
+		if (seteuid(maker) || exec_shim_make(&s, 4096, 4096, NULL) ||
+			seteuid(0) || setuid(user) || pipe(note))
+			_exit(1);
+		s.r->shim = getpid();
+		prctl(PR_SET_DUMPABLE, dumpable);
+		prctl(PR_SET_NAME, "pando-shim");
+		if (dup2(s.memory, 10) < 0 || dup2(note[0], 14) < 0 ||
+			write(ready[1], "1", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	assert_int_equal(read(ready[0], &c, 1), 1);
+	close(ready[0]);
+	return pid;
+}
+
+static unsigned
+adopted_of(pid_t pid)
+{
+	n_adopted = 0;
+	exec_shim_adopt(count_adopted);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	return n_adopted;
+}
+
+static void
+shims_that_another_user_made_are_not_taken_up(void **state)
+{
+	(void)state;
+	if (geteuid())
+		skip();
+	exec_shim_set_agent("/tmp/test_agent_parts", 1);
+	/* As a shim of root's is. */
+	assert_int_equal(adopted_of(make_look_alike(0, 0, true)), 1);
+	assert_int_equal(adopted_of(make_look_alike(NOBODY, NOBODY, true)), 0);
+	/* All of it in /proc but the folder is root's. */
+	assert_int_equal(adopted_of(make_look_alike(NOBODY, NOBODY, false)), 0);
+	/* A set-user-id program by that name, with what it has inherited. */
+	assert_int_equal(adopted_of(make_look_alike(NOBODY, 0, false)), 0);
+}
+
 int
 main(void)
 {
@@ -354,6 +426,7 @@ main(void)
 		cmocka_unit_test(broken_base64_is_refused),
 		cmocka_unit_test(frames_are_taken_whole_or_refused_early),
 		cmocka_unit_test(descendants_are_killed_without_control_groups),
+		cmocka_unit_test(shims_that_another_user_made_are_not_taken_up),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,7 +23,10 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/wire/agent_frame.h"
 #include "host/agent/agent_client.h"
+#include "host/agent/agent_handshake.h"
+#include "host/agent/agent_link.h"
 #include "host/agent/agent_report.h"
 #include "host/agent/agent_rpc.h"
 #include "tests/unit/agent_help.h"
@@ -442,6 +445,149 @@ a_deaf_guest_costs_no_more_time_than_it_is_given(void **state)
 	close(fd);
 }
 
+/* An agent that a hostile guest has put in the place of ours, for one connection. */
+struct hostile {
+	enum { SILENT, STEPS, FLOODS } how;
+	int listener;
+	pthread_t thread;
+};
+#define HOSTILE_MS 6000 /* so that a host that waits on is seen, and not waited for */
+
+static void *
+hostile_main(void *arg)
+{
+	static const char ok[] = "OK 1\n", yes[] = "{\"ok\":true,\"id\":\"e1\"}\n";
+	static char frames[64 * 1024];
+	struct hostile *x = arg;
+	size_t len = x->how == STEPS ? 1 : 4096, used = 0;
+	struct agent_frame_hdr h =
+		agent_frame_hdr(x->how == STEPS ? AGENT_STEP : AGENT_STDOUT, 0, (uint32_t)len);
+	uint64_t end_ns = io_now_ns() + HOSTILE_MS * UINT64_C(1000000);
+	int fd = accept4(x->listener, NULL, NULL, SOCK_CLOEXEC);
+	char c;
+
+	for (int lines = 0; lines < 2; lines += c == '\n') {
+		if (io_read(fd, &c, 1) != 1)
+			break;
+		if (c == '\n' && !lines)
+			(void)send(fd, ok, strlen(ok), MSG_NOSIGNAL);
+	}
+	/* Many at once: there is always one more. */
+	memset(frames, 'x', sizeof(frames));
+	for (; used + sizeof(h) + len <= sizeof(frames); used += sizeof(h) + len)
+		memcpy(frames + used, &h, sizeof(h));
+	if (x->how != SILENT)
+		(void)send(fd, yes, strlen(yes), MSG_NOSIGNAL);
+	while (io_now_ns() < end_ns) {
+		if (x->how == SILENT)
+			poll(NULL, 0, 10);
+		else if (send(fd, frames, used, MSG_NOSIGNAL) < 0)
+			break;
+	}
+	close(fd);
+	return NULL;
+}
+
+static void
+hostile_start(struct hostile *x, int how)
+{
+	end_agent();
+	unlink(sock);
+	x->how = how;
+	assert_int_equal(io_unix_listen(sock, SOCK_STREAM, 4, &x->listener, NULL), 0);
+	assert_int_equal(pthread_create(&x->thread, NULL, hostile_main, x), 0);
+}
+
+static void
+hostile_end(struct hostile *x)
+{
+	pthread_join(x->thread, NULL);
+	close(x->listener);
+	unlink(sock);
+	start_agent();
+}
+
+/* Whether it was more than half of what the guest would have held us up for. */
+static bool
+was_held_up(uint64_t since_ns)
+{
+	return io_now_ns() - since_ns > HOSTILE_MS / 2 * UINT64_C(1000000);
+}
+
+static void
+a_guest_that_takes_steps_without_end_is_out_of_time(void **state)
+{
+	static const uint8_t bytes[AGENT_ENTROPY_MAX];
+	struct agent_handshake h = {.id = "0123456789ab",
+		.name = "a",
+		.host_name = "a",
+		.generation = bytes,
+		.entropy = bytes};
+	uint64_t begin_ns = io_now_ns();
+	struct agent_ack ack;
+	struct err e = {0};
+	struct hostile x;
+
+	(void)state;
+	hostile_start(&x, STEPS);
+	assert_int_equal(agent_handshake(sock, &h, 300, NULL, NULL, &ack, &e), -ETIMEDOUT);
+	assert_false(was_held_up(begin_ns));
+	hostile_end(&x);
+}
+
+static void
+a_wait_is_over_although_there_is_always_more(void **state)
+{
+	uint64_t past_ns = io_now_ns() - 1;
+	struct agent_link l = AGENT_LINK_INIT;
+	int fd[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd), 0);
+	l.fd = fd[0];
+	assert_int_equal(write(fd[1], "x", 1), 1);
+	/* What came while nobody looked is taken. */
+	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), 0);
+	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), -ETIMEDOUT);
+	/* Another wait has its own time. */
+	assert_int_equal(agent_link_wait(&l, POLLIN, io_now_ns() + 60000000000ull, NULL), 0);
+	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), 0);
+	close(fd[1]);
+	agent_link_done(&l);
+}
+
+static void
+a_guest_that_lists_no_reports_holds_up_nobody(void **state)
+{
+	uint64_t begin_ns = io_now_ns();
+	struct agent_report *v;
+	struct err e = {0};
+	struct hostile x;
+	size_t n, bad;
+
+	(void)state;
+	hostile_start(&x, SILENT);
+	assert_int_equal(agent_reports_list(sock, NULL, 300, &v, &n, &bad, &e), -ETIMEDOUT);
+	assert_false(was_held_up(begin_ns));
+	hostile_end(&x);
+}
+
+static void
+a_watched_guest_that_talks_without_end_is_left(void **state)
+{
+	uint64_t begin_ns = io_now_ns();
+	struct agent_report_watch *w;
+	struct err e = {0};
+	struct hostile x;
+
+	(void)state;
+	hostile_start(&x, FLOODS);
+	assert_int_equal(agent_reports_watch(sock, NULL, 5000, &w, &e), 0);
+	assert_int_equal(said(w), -EPROTO);
+	assert_false(was_held_up(begin_ns));
+	hostile_end(&x);
+}
+
 static void
 reports_are_taken_and_forgotten(void **state)
 {
@@ -541,6 +687,10 @@ main(void)
 		T(a_deaf_guest_costs_no_more_time_than_it_is_given),
 		T(reports_are_taken_and_forgotten),
 		T(a_guest_tells_of_a_report_when_it_is_made),
+		T(a_guest_that_takes_steps_without_end_is_out_of_time),
+		cmocka_unit_test(a_wait_is_over_although_there_is_always_more),
+		T(a_guest_that_lists_no_reports_holds_up_nobody),
+		T(a_watched_guest_that_talks_without_end_is_left),
 		cmocka_unit_test(a_guests_report_is_checked),
 	};
 
