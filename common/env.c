@@ -75,7 +75,7 @@ static char **
 find(const struct env *env, const char *name, size_t len)
 {
 	for (size_t i = 0; i < env->n; i++)
-		if (!strncmp(env->v[i], name, len) && env->v[i][len] == '=')
+		if (strncmp(env->v[i], name, len) == 0 && env->v[i][len] == '=')
 			return &env->v[i];
 	return NULL;
 }
@@ -287,7 +287,7 @@ env_read(struct env *env, const char *what, const char *text, struct err *e)
 		}
 		if (!*text)
 			break;
-		if (!strncmp(text, "export ", 7))
+		if (strncmp(text, "export ", 7) == 0)
 			text += 7 + strspn(text + 7, " \t");
 		n = name_len(text);
 		if (!n || text[n] != '=')
@@ -328,7 +328,7 @@ env_expand(const char *entry, unsigned index, const char *id)
 	while (*value) {
 		size_t w;
 
-		for (w = 0; w < 4 && strncmp(value, words[w], strlen(words[w])); w++)
+		for (w = 0; w < 4 && strncmp(value, words[w], strlen(words[w])) != 0; w++)
 			;
 		if (w < 4) {
 			fputs(stand[w], f);

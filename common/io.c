@@ -223,7 +223,7 @@ remove_below(int dir_fd)
 		return r;
 	}
 	while ((entry = readdir(d))) {
-		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
+		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
 			continue;
 		if (unlinkat(dirfd(d), entry->d_name, 0) == 0 || errno == ENOENT)
 			continue;

@@ -231,7 +231,8 @@ same_key(const struct json *j, int a, const char *key, size_t key_len)
 	int n;
 
 	while ((n = string_piece(s, len, &pos, piece)) > 0) {
-		if (key_len - done < (size_t)n || memcmp(key + done, piece, (size_t)n))
+		if (key_len - done < (size_t)n ||
+			memcmp(key + done, piece, (size_t)n) != 0)
 			return false;
 		done += (size_t)n;
 	}
@@ -315,9 +316,10 @@ check_value(struct json *j, int *next, size_t pos, unsigned depth, struct err *e
 		const char *s = tok_text(j, tok);
 		size_t len = tok_len(j, tok);
 
-		if (!(len == 4 && !memcmp(s, "true", 4)) &&
-			!(len == 5 && !memcmp(s, "false", 5)) &&
-			!(len == 4 && !memcmp(s, "null", 4)) && !number_is_valid(s, len))
+		if (!(len == 4 && memcmp(s, "true", 4) == 0) &&
+			!(len == 5 && memcmp(s, "false", 5) == 0) &&
+			!(len == 4 && memcmp(s, "null", 4) == 0) &&
+			!number_is_valid(s, len))
 			return bad_at(
 				j, pos, e, "neither a number nor true, false or null");
 		break;

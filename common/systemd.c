@@ -51,7 +51,7 @@ on_job_removed(sd_bus_message *m, void *systemd, sd_bus_error *error)
 	(void)error;
 	if (sd_bus_message_read(m, "uoss", &id, &job, &unit, &result) < 0)
 		return 0;
-	if (s->job && !strcmp(s->job, job)) {
+	if (s->job && strcmp(s->job, job) == 0) {
 		s->over = true;
 		snprintf(s->result, sizeof(s->result), "%s", result);
 	}

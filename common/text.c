@@ -25,7 +25,7 @@ text_path_goes_up(const char *path)
 {
 	for (const char *at = path; *at; at += strcspn(at, "/")) {
 		at += strspn(at, "/");
-		if (!strncmp(at, "..", 2) && (at[2] == '/' || !at[2]))
+		if (strncmp(at, "..", 2) == 0 && (at[2] == '/' || !at[2]))
 			return true;
 	}
 	return false;

@@ -272,7 +272,7 @@ hash_key(const char *key, size_t len)
 static bool
 has_key(const struct toml *t, const char *key, size_t len)
 {
-	return t->key_len == len && (!len || !memcmp(t->key, key, len));
+	return t->key_len == len && (!len || memcmp(t->key, key, len) == 0);
 }
 
 static struct toml *
@@ -1049,7 +1049,7 @@ parse(const char *path, const char *text, size_t len, struct toml **ret_root,
 	r = check_utf8(&P);
 	if (r == 0) {
 		/* A byte order mark at the start is not text. */
-		if (len >= 3 && !memcmp(text, "\xef\xbb\xbf", 3))
+		if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0)
 			P.p += 3;
 		P.column_from = P.p;
 		P.column_there = 1;

@@ -146,7 +146,8 @@ read_number(const char *s, size_t len, struct toml_scalar *ret, size_t *ret_at)
 	size_t at = sign, start = at;
 	const char *why;
 
-	if (len - at == 3 && (!memcmp(s + at, "inf", 3) || !memcmp(s + at, "nan", 3))) {
+	if (len - at == 3 &&
+		(memcmp(s + at, "inf", 3) == 0 || memcmp(s + at, "nan", 3) == 0)) {
 		ret->type = TOML_FLOAT;
 		ret->f = s[at] == 'i' ? (double)INFINITY : (double)NAN;
 		if (negative)
@@ -336,12 +337,12 @@ const char *
 toml_scalar_read(const char *s, size_t len, struct toml_scalar *ret, size_t *ret_at)
 {
 	*ret_at = 0;
-	if (len == 4 && !memcmp(s, "true", 4)) {
+	if (len == 4 && memcmp(s, "true", 4) == 0) {
 		ret->type = TOML_BOOL;
 		ret->b = true;
 		return NULL;
 	}
-	if (len == 5 && !memcmp(s, "false", 5)) {
+	if (len == 5 && memcmp(s, "false", 5) == 0) {
 		ret->type = TOML_BOOL;
 		ret->b = false;
 		return NULL;
@@ -349,7 +350,8 @@ toml_scalar_read(const char *s, size_t len, struct toml_scalar *ret, size_t *ret
 	if (looks_like_date(s, len) || looks_like_time(s, len))
 		return read_datetime(s, len, ret, ret_at);
 	if (len && (is_digit(s[0]) || s[0] == '+' || s[0] == '-' || s[0] == '.' ||
-			   (len == 3 && (!memcmp(s, "inf", 3) || !memcmp(s, "nan", 3)))))
+			   (len == 3 && (memcmp(s, "inf", 3) == 0 ||
+						memcmp(s, "nan", 3) == 0))))
 		return read_number(s, len, ret, ret_at);
 	return "is no value: text stands in quotes, and the only bare words are true, false, inf and nan";
 }

@@ -107,19 +107,19 @@ read_cmdline(struct cmdline *c)
 	c->init = "/sbin/init";
 	if (slurp("/proc/cmdline", c->text, sizeof(c->text)) < 0)
 		return;
-	for (word = strtok_r(c->text, " \t\n", &save); word && strcmp(word, "--");
+	for (word = strtok_r(c->text, " \t\n", &save); word && strcmp(word, "--") != 0;
 		word = strtok_r(NULL, " \t\n", &save)) {
-		if (!strncmp(word, "root=", 5))
+		if (strncmp(word, "root=", 5) == 0)
 			c->root = word + 5;
-		else if (!strncmp(word, "rootfstype=", 11))
+		else if (strncmp(word, "rootfstype=", 11) == 0)
 			c->fstype = word + 11;
-		else if (!strncmp(word, "rootflags=", 10))
+		else if (strncmp(word, "rootflags=", 10) == 0)
 			c->flags = word + 10;
-		else if (!strncmp(word, "init=", 5))
+		else if (strncmp(word, "init=", 5) == 0)
 			c->init = word + 5;
-		else if (!strcmp(word, "ro"))
+		else if (strcmp(word, "ro") == 0)
 			c->ro = true;
-		else if (!strcmp(word, "rw"))
+		else if (strcmp(word, "rw") == 0)
 			c->ro = false;
 	}
 }
@@ -272,7 +272,7 @@ empty_folder(int dirfd, dev_t dev)
 		return;
 	}
 	while ((d = readdir(dir))) {
-		if (!strcmp(d->d_name, ".") || !strcmp(d->d_name, ".."))
+		if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
 			continue;
 		if (fstatat(dirfd, d->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
 			st.st_dev != dev)
@@ -354,7 +354,7 @@ main(int argc, char **argv)
 		    c.flags) < 0)
 		die("%s cannot be mounted as %s (%s): %s", c.root, c.fstype,
 			c.ro ? "read-only" : "writable", strerror(errno));
-	if (!c.ro && !strcmp(c.fstype, "ext4"))
+	if (!c.ro && strcmp(c.fstype, "ext4") == 0)
 		grow_root(&c);
 	switch_root();
 	if (argc < 1) {

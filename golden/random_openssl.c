@@ -172,7 +172,7 @@ rand_get(void *ctx, OSSL_PARAM params[])
 	(void)ctx;
 	for (OSSL_PARAM *p = params; p && p->key; p++)
 		for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-			if (!strcmp(p->key, known[i].name) &&
+			if (strcmp(p->key, known[i].name) == 0 &&
 				!set_number(p, known[i].value))
 				return 0;
 	return 1;
@@ -204,9 +204,9 @@ get(void *provider, OSSL_PARAM params[])
 {
 	(void)provider;
 	for (OSSL_PARAM *p = params; p && p->key; p++) {
-		if (!strcmp(p->key, OSSL_PROV_PARAM_STATUS) && !set_number(p, 1))
+		if (strcmp(p->key, OSSL_PROV_PARAM_STATUS) == 0 && !set_number(p, 1))
 			return 0;
-		if (!strcmp(p->key, OSSL_PROV_PARAM_NAME) &&
+		if (strcmp(p->key, OSSL_PROV_PARAM_NAME) == 0 &&
 			p->data_type == OSSL_PARAM_UTF8_PTR) {
 			*(const char **)p->data = "Pando: random numbers from the kernel";
 			p->return_size = strlen(*(const char **)p->data);

@@ -19,7 +19,7 @@ called(const char *program, const char *end, char name[static RPC_NAME_MAX + 1])
 	size_t len = strlen(program), end_len = strlen(end);
 
 	if (len <= end_len || len - end_len > RPC_NAME_MAX ||
-		strcmp(program + len - end_len, end))
+		strcmp(program + len - end_len, end) != 0)
 		return false;
 	snprintf(name, RPC_NAME_MAX + 1, "%.*s", (int)(len - end_len), program);
 	return !rpc_name_check(name, NULL);
@@ -31,9 +31,9 @@ supervisor_command(int argc, char **argv, const char *name)
 	bool wanted = false;
 
 	for (int i = 1; i < argc; i++) {
-		if (!strncmp(argv[i], "--root=", 7))
+		if (strncmp(argv[i], "--root=", 7) == 0)
 			rpc_root_set(argv[i] + 7);
-		else if (!strcmp(argv[i], "--wanted"))
+		else if (strcmp(argv[i], "--wanted") == 0)
 			wanted = true;
 		else if (!name && argv[i][0] != '-')
 			name = argv[i];
@@ -58,15 +58,15 @@ commands_run(int argc, char **argv, int *ret_status)
 		*ret_status = supervisor_command(argc, argv, name);
 	} else if (called(program, "-rpc", name)) {
 		*ret_status = rpc_watch_main(name, false);
-	} else if (argc > 1 && !strcmp(argv[1], "rpc")) {
+	} else if (argc > 1 && strcmp(argv[1], "rpc") == 0) {
 		*ret_status = rpc_main(argc - 1, argv + 1);
-	} else if (argc > 1 && !strcmp(argv[1], "rpc-keeper")) {
+	} else if (argc > 1 && strcmp(argv[1], "rpc-keeper") == 0) {
 		*ret_status = supervisor_command(argc - 1, argv + 1, NULL);
-	} else if (argc > 1 && !strcmp(argv[1], "files")) {
+	} else if (argc > 1 && strcmp(argv[1], "files") == 0) {
 		*ret_status = files_main(argc - 1, argv + 1);
-	} else if (argc > 1 && !strcmp(argv[1], "report")) {
+	} else if (argc > 1 && strcmp(argv[1], "report") == 0) {
 		*ret_status = report_main(argc - 1, argv + 1);
-	} else if (argc > 1 && !strcmp(argv[1], "doctor")) {
+	} else if (argc > 1 && strcmp(argv[1], "doctor") == 0) {
 		*ret_status = doctor_main(argc - 1, argv + 1);
 	} else {
 		return false;

@@ -152,7 +152,7 @@ set_up(const char *where, struct err *e)
 	if (sscanf(where, "vsock:%u%c", &port, &end) == 1) {
 		is_vsock = true;
 		r = listen_vsock(port, &fd, e);
-	} else if (!strncmp(where, "unix:", 5)) {
+	} else if (strncmp(where, "unix:", 5) == 0) {
 		r = io_unix_listen(where + 5, SOCK_STREAM, QUEUE, &fd, e);
 	} else {
 		r = err_set(

@@ -605,7 +605,8 @@ link_winner(struct run *r, const struct child *best)
 	if (stat(path, &st) < 0)
 		return;
 	snprintf(path, sizeof(path), "%s/winner", r->sum->output);
-	if (strcmp(best->spec->name, "winner") && symlink(best->spec->name, path) < 0)
+	if (strcmp(best->spec->name, "winner") != 0 &&
+		symlink(best->spec->name, path) < 0)
 		swarm_view_note(&r->view, "no link %s: %s", path, strerror(errno));
 }
 
@@ -811,7 +812,7 @@ make_output(struct run *r, int *ret_fd, struct err *e)
 	if (!dir)
 		return err_sys(e, -errno, "output folder %s", name);
 	while ((entry = readdir(dir)))
-		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
 			return err_set(e, -EEXIST,
 				"output folder %s is not empty; remove it or give another one with --output",
 				name);
@@ -866,7 +867,7 @@ tidy(struct run *r)
 
 	if (r->sum->winner_vm[0]) {
 		for (size_t i = 0; i < r->spec->n_children; i++)
-			if (strcmp(r->children[i].vm, r->sum->winner_vm))
+			if (strcmp(r->children[i].vm, r->sum->winner_vm) != 0)
 				delete_vm(
 					r, r->children[i].spec->name, r->children[i].vm);
 		if (r->base_is_ours)

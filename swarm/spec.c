@@ -81,7 +81,7 @@ check_keys(struct reader *r, const struct toml *table, const char *where,
 		char known[320] = "";
 		size_t k;
 
-		for (k = 0; keys[k] && strcmp(keys[k], key); k++)
+		for (k = 0; keys[k] && strcmp(keys[k], key) != 0; k++)
 			;
 		if (keys[k])
 			continue;
@@ -210,7 +210,8 @@ fill_in(struct reader *r, const char *text, int index)
 	if (!out)
 		return NULL;
 	for (const char *p = text; *p;) {
-		if (!strncmp(p, mark, sizeof(mark) - 1) && (p == text || p[-1] != '$')) {
+		if (strncmp(p, mark, sizeof(mark) - 1) == 0 &&
+			(p == text || p[-1] != '$')) {
 			memcpy(to, digits, n_digits);
 			to += n_digits;
 			p += sizeof(mark) - 1;
@@ -309,7 +310,7 @@ read_env(struct reader *r, const struct toml *table, int index, struct swarm_ste
 		if (toml_str(value, &text, NULL) < 0)
 			return bad(r, value, "variable \"%.60s\" must not hold a U+0000",
 				key);
-		for (k = 0; k < n && strcmp(env[k].key, key); k++)
+		for (k = 0; k < n && strcmp(env[k].key, key) != 0; k++)
 			;
 		if (k == SWARM_LIST_MAX)
 			return bad(r, value, "more than %d variables", SWARM_LIST_MAX);
@@ -346,7 +347,7 @@ check_guest_path(
 	size_t len;
 	const char *last = base_name(path, &len);
 
-	if (path[0] != '/' || !len || (len <= 2 && !strncmp(last, "..", len)))
+	if (path[0] != '/' || !len || (len <= 2 && strncmp(last, "..", len) == 0))
 		return bad(r, at,
 			"\"%s\" must be an absolute path to something in the guest, not \"%.100s\"",
 			key, path);
@@ -514,7 +515,7 @@ same_base_name(const char *a, const char *b)
 
 	a = base_name(a, &a_len);
 	b = base_name(b, &b_len);
-	return a_len == b_len && !memcmp(a, b, a_len);
+	return a_len == b_len && memcmp(a, b, a_len) == 0;
 }
 
 static int
@@ -525,9 +526,9 @@ read_collect(struct reader *r, const struct toml *root)
 
 	if (peek_str(r, root, "collect_from", &from, &from_at) < 0)
 		return -EINVAL;
-	if (from && strcmp(from, "winner") && strcmp(from, "all"))
+	if (from && strcmp(from, "winner") != 0 && strcmp(from, "all") != 0)
 		return bad(r, from_at, "\"collect_from\" must be \"winner\" or \"all\"");
-	r->spec->collect_from_all = from && !strcmp(from, "all");
+	r->spec->collect_from_all = from && strcmp(from, "all") == 0;
 	if (!t)
 		return 0;
 	if (toml_type(t) != TOML_ARRAY)
@@ -669,7 +670,7 @@ read_children(struct reader *r, const struct toml *root)
 	}
 	qsort(names, total, sizeof(*names), compare_names);
 	for (size_t i = 1; i < total; i++)
-		if (!strcmp(names[i - 1].name, names[i].name))
+		if (strcmp(names[i - 1].name, names[i].name) == 0)
 			return bad(r, names[i].at,
 				"two children are named \"%s\"; names must differ",
 				names[i].name);

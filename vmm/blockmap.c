@@ -323,7 +323,7 @@ read_run(struct export_source *src, uint64_t block, uint64_t n, uint64_t entry, 
 static bool
 all_zero(const uint8_t *p, size_t len)
 {
-	return p[0] == 0 && !memcmp(p, p + 1, len - 1);
+	return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
 }
 
 /* Blocks of zeroes are left out: the file was truncated to nothing before. */

@@ -32,7 +32,7 @@ parse_line(const char *line, size_t len)
 	uint64_t port = 0;
 	size_t i;
 
-	if (len < sizeof(word) || memcmp(line, word, sizeof(word) - 1))
+	if (len < sizeof(word) || memcmp(line, word, sizeof(word) - 1) != 0)
 		return 0;
 	for (i = sizeof(word) - 1; i < len - 1; i++) {
 		if (line[i] < '0' || line[i] > '9')

@@ -390,7 +390,7 @@ append(char *dst, size_t cap, const struct word *w, unsigned bit)
 	/* Room for ", …" is kept, so that a list that does not fit says so. */
 	if (used + n + sizeof(", …") > cap) {
 		if (used + sizeof(", …") <= cap &&
-			(used < 3 || strcmp(dst + used - 3, "…")))
+			(used < 3 || strcmp(dst + used - 3, "…") != 0))
 			strcat(dst, ", …");
 		return;
 	}

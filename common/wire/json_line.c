@@ -126,7 +126,7 @@ scalar(struct reader *r, struct err *e)
 	for (size_t i = 0; i < 3; i++) {
 		size_t n = strlen(literals[i]);
 
-		if ((size_t)(r->end - r->at) >= n && !memcmp(r->at, literals[i], n)) {
+		if ((size_t)(r->end - r->at) >= n && memcmp(r->at, literals[i], n) == 0) {
 			r->at += n;
 			return 0;
 		}
@@ -318,7 +318,7 @@ json_line_member(struct rpc_span object, const char *name, struct rpc_span *ret)
 		if (!p || p == v)
 			return false;
 		if ((size_t)(k_end - k) == name_len + 2 &&
-			!memcmp(k + 1, name, name_len)) {
+			memcmp(k + 1, name, name_len) == 0) {
 			*ret = (struct rpc_span){v, (size_t)(p - v)};
 			return true;
 		}
@@ -355,11 +355,11 @@ json_line_is(struct rpc_span value, const char *text)
 	size_t len = strlen(text);
 
 	return value.len == len + 2 && value.at[0] == '"' &&
-	       !memcmp(value.at + 1, text, len);
+	       memcmp(value.at + 1, text, len) == 0;
 }
 
 bool
 json_line_literal(struct rpc_span value, const char *literal)
 {
-	return value.len == strlen(literal) && !memcmp(value.at, literal, value.len);
+	return value.len == strlen(literal) && memcmp(value.at, literal, value.len) == 0;
 }

@@ -149,7 +149,7 @@ take_string(struct reader *r, struct reader *ret)
 static bool
 is_text(const struct reader *r, const char *text)
 {
-	return r->n == strlen(text) && !memcmp(r->b, text, r->n);
+	return r->n == strlen(text) && memcmp(r->b, text, r->n) == 0;
 }
 
 /* The blob of the public key in the decoded file. */
@@ -160,11 +160,11 @@ find_public(struct reader all, struct reader *ret)
 	const uint8_t *magic;
 	uint32_t n;
 
-	if (!take(&all, sizeof(MAGIC), &magic) || memcmp(magic, MAGIC, sizeof(MAGIC)) ||
-		!take_string(&all, &cipher) || !is_text(&cipher, "none") ||
-		!take_string(&all, &kdf) || !is_text(&kdf, "none") ||
-		!take_string(&all, &options) || options.n || !take_u32(&all, &n) ||
-		n != 1 || !take_string(&all, &blob))
+	if (!take(&all, sizeof(MAGIC), &magic) ||
+		memcmp(magic, MAGIC, sizeof(MAGIC)) != 0 || !take_string(&all, &cipher) ||
+		!is_text(&cipher, "none") || !take_string(&all, &kdf) ||
+		!is_text(&kdf, "none") || !take_string(&all, &options) || options.n ||
+		!take_u32(&all, &n) || n != 1 || !take_string(&all, &blob))
 		return false;
 	*ret = blob;
 	return take_string(&blob, &type) && is_text(&type, TYPE) &&
@@ -182,7 +182,7 @@ openssh_key_public(
 	size_t len;
 	bool good;
 
-	text = strncmp(text, BEGIN, strlen(BEGIN)) ? "" : text + strlen(BEGIN);
+	text = strncmp(text, BEGIN, strlen(BEGIN)) != 0 ? "" : text + strlen(BEGIN);
 	end = strstr(text, "-----END");
 	good = end && sodium_init() >= 0 &&
 	       !sodium_base642bin(file, sizeof(file), text, (size_t)(end - text), "\r\n",

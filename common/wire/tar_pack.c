@@ -506,7 +506,7 @@ start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct 
 		if (r)
 			return r;
 		TAKE_FD(fd);
-		if (strcmp(p->path, "."))
+		if (strcmp(p->path, ".") != 0)
 			p->stats.folders++;
 		return 0;
 	}
@@ -543,7 +543,8 @@ next_member(struct tar_pack *p, struct err *e)
 		if (p->given >= 0)
 			return start_given(p, e);
 		return start_member(p, AT_FDCWD, p->source,
-			p->follow || !strcmp(p->path, ".") || p->source[len - 1] == '/',
+			p->follow || strcmp(p->path, ".") == 0 ||
+				p->source[len - 1] == '/',
 			e);
 	}
 	while (p->depth) {
@@ -570,7 +571,7 @@ next_member(struct tar_pack *p, struct err *e)
 		}
 		d = (struct dent *)(void *)(l->dents + l->at);
 		l->at += d->reclen;
-		if (!strcmp(d->name, ".") || !strcmp(d->name, ".."))
+		if (strcmp(d->name, ".") == 0 || strcmp(d->name, "..") == 0)
 			continue;
 		name_len = strlen(d->name);
 		p->path_len = l->path_len;
@@ -620,7 +621,7 @@ tar_top_name(const char *path, char name[static NAME_MAX + 1], struct err *e)
 			"\"%.200s…\": the name is longer than %d bytes", path, NAME_MAX);
 	memcpy(name, path + start, len);
 	name[len] = 0;
-	if (!len || !strcmp(name, "..")) /* "/" has none */
+	if (!len || strcmp(name, "..") == 0) /* "/" has none */
 		strcpy(name, ".");
 	return 0;
 }

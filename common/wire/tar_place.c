@@ -108,7 +108,7 @@ tar_place_leave(struct tar_unpack *u, const char *path, struct err *e)
 	while (u->depth) {
 		struct made *m = &u->stack[u->depth - 1];
 
-		if (path && !strncmp(path, u->stack_path, m->len) &&
+		if (path && strncmp(path, u->stack_path, m->len) == 0 &&
 			(m->len == 0 || path[m->len] == '/'))
 			return r;
 		u->stack_path[m->len] = 0;
@@ -163,7 +163,7 @@ tar_place_settle(struct tar_unpack *u, struct err *e)
 	cleanup_free char *folder = NULL;
 	char *last;
 
-	u->contents = !strcmp(u->top, ".");
+	u->contents = strcmp(u->top, ".") == 0;
 	if (!stat(u->dest, &st)) {
 		if (S_ISDIR(st.st_mode))
 			return open_base(u, u->dest, e);
@@ -621,7 +621,7 @@ leads_out(const struct tar_unpack *u, const char *target)
 	while (*target) {
 		size_t len = strcspn(target, "/");
 
-		if (len == 2 && !memcmp(target, "..", 2)) {
+		if (len == 2 && memcmp(target, "..", 2) == 0) {
 			if (down || ++up > depth)
 				return true;
 		} else if (len && !(len == 1 && *target == '.')) {

@@ -88,7 +88,7 @@ read_decimal(const char *s, size_t len, uint64_t *ret)
 static bool
 is_key(const char *key, size_t len, const char *name)
 {
-	return len == strlen(name) && !memcmp(key, name, len);
+	return len == strlen(name) && memcmp(key, name, len) == 0;
 }
 
 static int
@@ -124,7 +124,7 @@ take_pax(struct tar_unpack *u, struct err *e)
 				return err_set(
 					e, -EPROTO, "the stream has a broken time");
 			u->has_mtime = true;
-		} else if (key_len > 11 && !memcmp(key, "GNU.sparse.", 11) &&
+		} else if (key_len > 11 && memcmp(key, "GNU.sparse.", 11) == 0 &&
 			   !is_key(key, key_len, "GNU.sparse.name")) {
 			uint64_t v;
 
@@ -164,14 +164,14 @@ check_top(struct tar_unpack *u, const char *member, struct err *e)
 	size_t len = strcspn(member, "/");
 
 	if (!u->top) {
-		if (!len || len > NAME_MAX || (len == 2 && !memcmp(member, "..", 2)))
+		if (!len || len > NAME_MAX || (len == 2 && memcmp(member, "..", 2) == 0))
 			return err_set(e, -EPROTO,
 				"the stream names \"%s\": not a relative name", member);
 		u->top = strndup(member, len);
 		if (!u->top)
 			return err_sys(e, -ENOMEM, "\"%s\"", u->dest);
 	}
-	if (len == strlen(u->top) && !memcmp(member, u->top, len))
+	if (len == strlen(u->top) && memcmp(member, u->top, len) == 0)
 		return 0;
 	if (!u->opts.name)
 		return err_set(
@@ -199,7 +199,7 @@ place(struct tar_unpack *u, const char *name, char *dst, struct err *e)
 		const char *part = s;
 		size_t part_len = len;
 
-		if (!len || (len == 2 && !memcmp(s, "..", 2)) ||
+		if (!len || (len == 2 && memcmp(s, "..", 2) == 0) ||
 			(len == 1 && *s == '.' && depth) || len > NAME_MAX)
 			return err_set(e, -EPROTO,
 				"the stream names \"%s\": not a name of a file", name);
@@ -442,8 +442,9 @@ take_header(struct tar_unpack *u, struct err *e)
 	}
 	if (u->zero_blocks)
 		return err_set(e, -EPROTO, "the stream goes on after its end");
-	if (memcmp(h.magic, "ustar", 5) || read_octal(h.chksum, sizeof(h.chksum), &sum) ||
-		sum != tar_checksum(&h) || read_octal(h.size, sizeof(h.size), &size))
+	if (memcmp(h.magic, "ustar", 5) != 0 ||
+		read_octal(h.chksum, sizeof(h.chksum), &sum) || sum != tar_checksum(&h) ||
+		read_octal(h.size, sizeof(h.size), &size))
 		return err_set(
 			e, -EPROTO, "the stream is no tar stream here (bad header)");
 	if (h.typeflag == 'x') {

@@ -188,7 +188,7 @@ step_over(int r, const struct err *e)
 	if (steps[me.at].run == identity_note) {
 		/* From here on it is somebody else, whatever becomes of its hooks. */
 		if (now.generation[0] &&
-			strcmp(now.generation, me.b.handshake.generation))
+			strcmp(now.generation, me.b.handshake.generation) != 0)
 			memcpy(past[n_past++ % PAST_MAX], now.generation,
 				sizeof(now.generation));
 		memcpy(now.id, me.b.handshake.id, sizeof(now.id));
@@ -234,25 +234,25 @@ apply_begin(struct handshake *h, const struct apply_listener *listener, void *ct
 	struct err superseded = {-EBUSY, "another hello was said to this machine"};
 	struct identity old;
 
-	if (!me.runs && me.ack && !strcmp(me.ack_generation, h->generation) &&
-		!strcmp(now.id, h->id)) {
+	if (!me.runs && me.ack && strcmp(me.ack_generation, h->generation) == 0 &&
+		strcmp(now.id, h->id) == 0) {
 		listener->done(ctx, me.ack);
 		handshake_done(h);
 		return 0;
 	}
 	for (unsigned i = 0; i < n_past && i < PAST_MAX; i++)
-		if (!strcmp(past[i], h->generation))
+		if (strcmp(past[i], h->generation) == 0)
 			return err_set(e, -ESTALE,
 				"generation %s is one this machine has left behind; it is of generation %s",
 				h->generation, now.generation);
-	if (h->parent && now.id[0] && strcmp(now.id, h->id))
+	if (h->parent && now.id[0] && strcmp(now.id, h->id) != 0)
 		return err_set(e, -ESTALE, "this machine is %s, not %s", now.id, h->id);
 	if (me.listener && me.listener_ctx != ctx)
 		TAKE_PTR(me.listener)->failed(me.listener_ctx, &superseded);
 	me.listener = listener;
 	me.listener_ctx = ctx;
-	if (me.runs && !strcmp(me.b.handshake.generation, h->generation) &&
-		!strcmp(me.b.handshake.id, h->id)) {
+	if (me.runs && strcmp(me.b.handshake.generation, h->generation) == 0 &&
+		strcmp(me.b.handshake.id, h->id) == 0) {
 		if (me.at < STEPS)
 			listener->step(ctx, steps[me.at].name);
 		handshake_done(h);
@@ -262,7 +262,7 @@ apply_begin(struct handshake *h, const struct apply_listener *listener, void *ct
 	old = now;
 	me.b = (struct becoming){.handshake = *h, .old = old};
 	explicit_bzero(h, sizeof(*h));
-	me.b.same = !strcmp(old.id, me.b.handshake.id);
+	me.b.same = strcmp(old.id, me.b.handshake.id) == 0;
 	memset(me.results, 0, sizeof(me.results));
 	me.runs = true;
 	me.announced = false;

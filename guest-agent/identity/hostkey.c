@@ -26,7 +26,7 @@ present(char ret_public[static OPENSSH_KEY_PUBLIC_MAX])
 	explicit_bzero(secret, strlen(secret));
 	text[strcspn(text, "\n")] = 0;
 	len = strlen(TYPE " ");
-	if (strncmp(text, TYPE " ", len))
+	if (strncmp(text, TYPE " ", len) != 0)
 		return false;
 	len += strcspn(text + len, " ");
 	if (len >= OPENSSH_KEY_PUBLIC_MAX)
@@ -47,12 +47,12 @@ remove_others(struct err *e)
 
 	while (d && (de = readdir(d))) {
 		size_t len = strlen(de->d_name);
-		bool key = len > 4 && !strcmp(de->d_name + len - 4, "_key");
-		bool pub = len > 8 && !strcmp(de->d_name + len - 8, "_key.pub");
+		bool key = len > 4 && strcmp(de->d_name + len - 4, "_key") == 0;
+		bool pub = len > 8 && strcmp(de->d_name + len - 8, "_key.pub") == 0;
 		int r;
 
-		if (strncmp(de->d_name, "ssh_host_", 9) || !(key || pub) ||
-			!strncmp(de->d_name, "ssh_host_ed25519_key", 20) || len > 200)
+		if (strncmp(de->d_name, "ssh_host_", 9) != 0 || !(key || pub) ||
+			strncmp(de->d_name, "ssh_host_ed25519_key", 20) == 0 || len > 200)
 			continue;
 		snprintf(path, sizeof(path), FOLDER "/%s", de->d_name);
 		r = machine_remove(path, e);

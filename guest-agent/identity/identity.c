@@ -79,7 +79,7 @@ hosts_line_names(const char *line, size_t len, const char *name)
 			line++;
 		for (n = 0; line + n < end && !strchr(" \t\r", line[n]); n++)
 			;
-		if (!address && n == wanted && !strncasecmp(line, name, n))
+		if (!address && n == wanted && strncasecmp(line, name, n) == 0)
 			return true;
 		address = false;
 	}
@@ -121,7 +121,7 @@ name_in_hosts(const char *name, struct err *e)
 	for (const char *s = text ? text : HOSTS_USUAL; *s;) {
 		size_t n = strcspn(s, "\n");
 
-		if (!strncmp(s, "127.0.1.1", 9) && s[9] && strchr(" \t", s[9])) {
+		if (strncmp(s, "127.0.1.1", 9) == 0 && s[9] && strchr(" \t", s[9])) {
 			put_own_line(f, name);
 			resolves = true;
 		} else {
@@ -137,7 +137,7 @@ name_in_hosts(const char *name, struct err *e)
 	}
 	if (fclose(f))
 		return err_sys(e, -ENOMEM, "/etc/hosts");
-	if (text && !strcmp(text, new))
+	if (text && strcmp(text, new) == 0)
 		return 0;
 	return machine_write("/etc/hosts", new, len, 0644, e);
 }

@@ -81,7 +81,7 @@ read_kind(const struct json *j, int tok, struct handshake *h, struct err *e)
 	char kind[16];
 
 	if (json_str(j, tok, kind, sizeof(kind)) ||
-		(strcmp(kind, "new") && strcmp(kind, "parent")))
+		(strcmp(kind, "new") != 0 && strcmp(kind, "parent") != 0))
 		return wrong(e, "kind", "\"new\" or \"parent\"");
 	h->parent = kind[0] == 'p';
 	return 0;
@@ -179,7 +179,8 @@ read_ssh_key(const struct json *j, int tok, struct handshake *h, struct err *e)
 
 	/* It becomes a line of a file that says who may come in. */
 	if (json_str(j, tok, h->ssh_key, sizeof(h->ssh_key)) ||
-		strlen(h->ssh_key) != AGENT_SSH_KEY_LEN || strncmp(h->ssh_key, type, n) ||
+		strlen(h->ssh_key) != AGENT_SSH_KEY_LEN ||
+		strncmp(h->ssh_key, type, n) != 0 ||
 		strspn(h->ssh_key + n, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw"
 				       "xyz0123456789+/") != AGENT_SSH_KEY_LEN - n)
 		return wrong(e, "ssh_key", "an Ed25519 key: \"ssh-ed25519 AAAA…\"");
@@ -224,9 +225,9 @@ handshake_read(const struct json *j, struct handshake *ret, struct err *e)
 				e, -EINVAL, "\"hello\" has a member it does not know");
 			break;
 		}
-		if (!strcmp(name, "op"))
+		if (strcmp(name, "op") == 0)
 			continue;
-		for (m = 0; m < N(members) && strcmp(members[m].name, name); m++)
+		for (m = 0; m < N(members) && strcmp(members[m].name, name) != 0; m++)
 			;
 		r = m == N(members)
 			    ? err_set(e, -EINVAL, "\"hello\" has no member \"%s\"", name)

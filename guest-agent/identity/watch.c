@@ -85,7 +85,7 @@ ready(struct source *s, uint32_t events)
 		memcpy(&ev, buf + at, sizeof(ev));
 		/* After an overflow it may have been among what was lost. */
 		if (ev.mask & IN_Q_OVERFLOW ||
-			(ev.len && !strcmp(buf + at + sizeof(ev), NAME)))
+			(ev.len && strcmp(buf + at + sizeof(ev), NAME) == 0))
 			changed();
 		at += (ssize_t)(sizeof(ev) + ev.len);
 	}

@@ -133,7 +133,7 @@ is_itself(int fd)
 
 	return !getsockname(fd, (struct sockaddr *)&a, &al) &&
 	       !getpeername(fd, (struct sockaddr *)&b, &bl) && al == bl &&
-	       !memcmp(&a, &b, al);
+	       memcmp(&a, &b, al) == 0;
 }
 
 static void

@@ -392,7 +392,7 @@ is_our_memory(int fd, struct stat *ret_st)
 	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
 	n = readlink(link, name, sizeof(name));
 	/* All memfds are on one device, and nothing with a name is. */
-	return n == (ssize_t)sizeof(want) - 1 && !memcmp(name, want, (size_t)n) &&
+	return n == (ssize_t)sizeof(want) - 1 && memcmp(name, want, (size_t)n) == 0 &&
 	       other >= 0 && !fstat(other, &st) && !fstat(fd, ret_st) &&
 	       S_ISREG(ret_st->st_mode) && ret_st->st_dev == st.st_dev &&
 	       ret_st->st_uid == geteuid() && ret_st->st_size >= (off_t)RECORD_BYTES;
@@ -424,7 +424,7 @@ adopt(pid_t pid, struct exec_shim *s)
 		s->r = NULL;
 		return false;
 	}
-	if (memcmp(s->r->magic, EXEC_SHIM_MAGIC, sizeof(s->r->magic)) ||
+	if (memcmp(s->r->magic, EXEC_SHIM_MAGIC, sizeof(s->r->magic)) != 0 ||
 		s->r->size != sizeof(*s->r) || s->r->key != own_key ||
 		atomic_load(&s->r->shim) != pid || !ring_is_sane(&s->r->in) ||
 		!ring_is_sane(&s->r->out[0]) || !ring_is_sane(&s->r->out[1]) ||
@@ -459,7 +459,7 @@ exec_shim_adopt(void (*take)(struct exec_shim *s))
 		snprintf(path, sizeof(path), "/proc/%.20s/comm", de->d_name);
 		if (de->d_name[0] < '1' || de->d_name[0] > '9' ||
 			io_read_file(path, 64, &name, NULL, NULL) ||
-			strcmp(name, NAME "\n"))
+			strcmp(name, NAME "\n") != 0)
 			continue;
 		/* Anybody may call himself so. The folder is the user's; what is in it is
 		 * root's, too, when the process made itself undumpable. */

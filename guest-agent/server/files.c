@@ -125,7 +125,7 @@ read_names(DIR *d, const char *path, char ***ret, size_t *ret_n, struct err *e)
 
 	errno = 0;
 	while (!r && (de = readdir(d))) {
-		if (!strcmp(de->d_name, ".") || !strcmp(de->d_name, ".."))
+		if (strcmp(de->d_name, ".") == 0 || strcmp(de->d_name, "..") == 0)
 			continue;
 		if (n == FILES_LIST_MAX) {
 			r = err_set(e, -EFBIG, "\"%s\" has more than %d entries", path,

@@ -90,7 +90,7 @@ reads_what_is_over(pid_t pid, uint64_t not_ino)
 		return false;
 	to[n] = 0;
 	/* Nothing else is opened: that might do something. */
-	if (strncmp(to, "pipe:[", 6))
+	if (strncmp(to, "pipe:[", 6) != 0)
 		return false;
 	cleanup_close int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	p.fd = fd;

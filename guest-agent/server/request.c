@@ -137,7 +137,8 @@ read_tty(const struct json *j, int tok, struct request *q, struct err *e)
 		if (json_str(j, key, name, sizeof(name)))
 			return err_set(
 				e, -EINVAL, "\"tty\" has a member it does not know");
-		if (strcmp(name, "rows") && strcmp(name, "cols") && strcmp(name, "term"))
+		if (strcmp(name, "rows") != 0 && strcmp(name, "cols") != 0 &&
+			strcmp(name, "term") != 0)
 			return err_set(e, -EINVAL, "\"tty\" has no member \"%s\"", name);
 	}
 	q->tty = true;
@@ -272,7 +273,7 @@ request_read(const char *line, size_t len, struct request *ret, struct err *e)
 		return err_set(e, -EINVAL, "the request is no JSON object");
 	if (json_str(j, json_get(j, 0, "op"), name, sizeof(name)))
 		return err_set(e, -EINVAL, "the request has no \"op\"");
-	for (op = 0; op < N(ops) && strcmp(ops[op].name, name); op++)
+	for (op = 0; op < N(ops) && strcmp(ops[op].name, name) != 0; op++)
 		;
 	if (op == N(ops))
 		return err_set(e, -EINVAL, "the agent has no operation \"%s\"", name);
@@ -294,9 +295,9 @@ request_read(const char *line, size_t len, struct request *ret, struct err *e)
 		if (json_str(j, key, name, sizeof(name)))
 			return err_set(e, -EINVAL, "\"%s\" has a member it does not know",
 				ops[op].name);
-		if (!strcmp(name, "op"))
+		if (strcmp(name, "op") == 0)
 			continue;
-		for (m = 0; m < N(members) && strcmp(members[m].name, name); m++)
+		for (m = 0; m < N(members) && strcmp(members[m].name, name) != 0; m++)
 			;
 		if (m == N(members) ||
 			!(members[m].member & (ops[op].need | ops[op].may)))

@@ -107,8 +107,8 @@ make_id(char id[static ID_LEN + 1])
 static const char *
 file_id(const char *name)
 {
-	return strlen(name) == FILE_NAME_LEN && !strcmp(name + 15 + ID_LEN, ".json") &&
-			       name[14] == '-'
+	return strlen(name) == FILE_NAME_LEN &&
+			       strcmp(name + 15 + ID_LEN, ".json") == 0 && name[14] == '-'
 		       ? name + 15
 		       : NULL;
 }
@@ -316,7 +316,7 @@ acknowledge(char *const *ids, struct err *e)
 			char file[PATH_MAX + 300];
 
 			if (strlen(*id) != ID_LEN ||
-				strncmp(file_id(all[i]->d_name), *id, ID_LEN))
+				strncmp(file_id(all[i]->d_name), *id, ID_LEN) != 0)
 				continue;
 			snprintf(file, sizeof(file), "%s/%s", path, all[i]->d_name);
 			if (unlink(file) && errno != ENOENT)
@@ -343,8 +343,8 @@ take(struct report *r, int opt, const char *arg, struct err *e)
 {
 	switch (opt) {
 	case 's':
-		if (strcmp(arg, "done") && strcmp(arg, "failed") &&
-			strcmp(arg, "blocked"))
+		if (strcmp(arg, "done") != 0 && strcmp(arg, "failed") != 0 &&
+			strcmp(arg, "blocked") != 0)
 			return err_set(e, -EINVAL,
 				"--status \"%.60s\": it is done, failed or blocked", arg);
 		r->status = arg;

@@ -181,7 +181,7 @@ cmd_status(struct words *w)
 		while (d && (de = readdir(d))) {
 			size_t len = strlen(de->d_name);
 
-			if (len <= 5 || strcmp(de->d_name + len - 5, ".conf"))
+			if (len <= 5 || strcmp(de->d_name + len - 5, ".conf") != 0)
 				continue;
 			snprintf(name, sizeof(name), "%.*s", (int)(len - 5), de->d_name);
 			if (!rpc_name_check(name, NULL))
@@ -554,7 +554,7 @@ rpc_main(int argc, char **argv)
 	size_t n = sizeof(commands) / sizeof(commands[0]), c;
 	int opt;
 
-	for (c = 0; c < n && strcmp(commands[c].name, verb); c++)
+	for (c = 0; c < n && strcmp(commands[c].name, verb) != 0; c++)
 		;
 	if (c == n)
 		return usage();
@@ -565,12 +565,12 @@ rpc_main(int argc, char **argv)
 			rpc_root_set(optarg);
 			break;
 		case FROM:
-			w.follow.from_end = !strcmp(optarg, "end");
+			w.follow.from_end = strcmp(optarg, "end") == 0;
 			if (!w.follow.from_end && !number(optarg, &w.follow.from))
 				return usage();
 			break;
 		case STREAM:
-			if (strcmp(optarg, "out") && strcmp(optarg, "err"))
+			if (strcmp(optarg, "out") != 0 && strcmp(optarg, "err") != 0)
 				return usage();
 			w.follow.stream = optarg;
 			break;

@@ -53,7 +53,7 @@ read_word(const struct reading *r, const struct toml *t, const char *key,
 		for (int i = 0;; i++) {
 			size_t n = strcspn(at, "|");
 
-			if (strlen(v) == n && !strncmp(v, at, n)) {
+			if (strlen(v) == n && strncmp(v, at, n) == 0) {
 				*ret = i;
 				return 0;
 			}
@@ -144,13 +144,13 @@ read_on_fork(const struct reading *r, const struct toml *t)
 	const char *v;
 
 	if (!toml_str(t, &v, NULL)) {
-		if (!strcmp(v, "keep") || !strcmp(v, "restart")) {
+		if (strcmp(v, "keep") == 0 || strcmp(v, "restart") == 0) {
 			r->c->on_fork = *v == 'k' ? RPC_FORK_KEEP : RPC_FORK_RESTART;
 			return 0;
 		}
 		for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
-			if (!strncmp(v, "signal:", 7) &&
-				!strcmp(v + 7, signals[i].name)) {
+			if (strncmp(v, "signal:", 7) == 0 &&
+				strcmp(v + 7, signals[i].name) == 0) {
 				r->c->on_fork = RPC_FORK_SIGNAL;
 				r->c->fork_signal = signals[i].number;
 				return 0;
@@ -177,23 +177,23 @@ read_restart(const struct reading *r, const char *key, const struct toml *t)
 	struct rpc_conf *c = r->c;
 	int word, n;
 
-	if (!strcmp(key, "policy")) {
+	if (strcmp(key, "policy") == 0) {
 		n = read_word(r, t, key, "on-failure|always|never", &word);
 		if (!n)
 			c->restart = (enum rpc_restart)word;
 		return n;
 	}
-	if (!strcmp(key, "boot")) {
+	if (strcmp(key, "boot") == 0) {
 		*r->boot_said = true;
 		return toml_bool(t, &c->boot) ? wrong(r, t, key, "true or false") : 0;
 	}
-	if (!strcmp(key, "delay_ms"))
+	if (strcmp(key, "delay_ms") == 0)
 		return read_u32(r, t, key, 1, DAY_S * 1000u, &c->delay_ms);
-	if (!strcmp(key, "delay_max_ms"))
+	if (strcmp(key, "delay_max_ms") == 0)
 		return read_u32(r, t, key, 1, DAY_S * 1000u, &c->delay_max_ms);
-	if (!strcmp(key, "limit"))
+	if (strcmp(key, "limit") == 0)
 		return read_u32(r, t, key, 1, 1000, &c->limit);
-	if (!strcmp(key, "window_s"))
+	if (strcmp(key, "window_s") == 0)
 		return read_u32(r, t, key, 1, DAY_S, &c->window_s);
 	return -ENOENT;
 }
@@ -203,11 +203,11 @@ read_watchdog(const struct reading *r, const char *key, const struct toml *t)
 {
 	int word, n;
 
-	if (!strcmp(key, "quiet_s"))
+	if (strcmp(key, "quiet_s") == 0)
 		return read_u32(r, t, key, 0, DAY_S, &r->c->quiet_s);
-	if (!strcmp(key, "exit_s"))
+	if (strcmp(key, "exit_s") == 0)
 		return read_u32(r, t, key, 0, DAY_S, &r->c->exit_s);
-	if (!strcmp(key, "action")) {
+	if (strcmp(key, "action") == 0) {
 		n = read_word(r, t, key, "restart|stop", &word);
 		if (!n)
 			r->c->quiet_stops = word == 1;
@@ -219,8 +219,9 @@ read_watchdog(const struct reading *r, const char *key, const struct toml *t)
 static int
 read_journal(const struct reading *r, const char *key, const struct toml *t)
 {
-	return strcmp(key, "keep_mib") ? -ENOENT
-				       : read_u32(r, t, key, 1, 65536, &r->c->keep_mib);
+	return strcmp(key, "keep_mib") != 0
+		       ? -ENOENT
+		       : read_u32(r, t, key, 1, 65536, &r->c->keep_mib);
 }
 
 static int
@@ -258,40 +259,40 @@ read_member(const struct reading *r, const char *key, const struct toml *t)
 	struct rpc_conf *c = r->c;
 	int word, n;
 
-	if (!strcmp(key, "command"))
+	if (strcmp(key, "command") == 0)
 		return read_command(r, t);
-	if (!strcmp(key, "protocol")) {
+	if (strcmp(key, "protocol") == 0) {
 		n = read_word(r, t, key, "raw|pi|claude", &word);
 		if (!n)
 			c->protocol = (enum rpc_protocol)word;
 		return n;
 	}
-	if (!strcmp(key, "dialogs")) {
+	if (strcmp(key, "dialogs") == 0) {
 		n = read_word(r, t, key, "deny|allow|ask", &word);
 		if (!n)
 			c->dialogs = (enum rpc_dialogs)word;
 		return n;
 	}
-	if (!strcmp(key, "folder")) {
+	if (strcmp(key, "folder") == 0) {
 		n = read_text(r, t, key, &c->folder);
 		return n || c->folder[0] == '/' ? n
 						: wrong(r, t, key, "an absolute path");
 	}
-	if (!strcmp(key, "user"))
+	if (strcmp(key, "user") == 0)
 		return read_text(r, t, key, &c->user);
-	if (!strcmp(key, "env"))
+	if (strcmp(key, "env") == 0)
 		return read_env(r, t);
-	if (!strcmp(key, "on_fork"))
+	if (strcmp(key, "on_fork") == 0)
 		return read_on_fork(r, t);
-	if (!strcmp(key, "stop_s"))
+	if (strcmp(key, "stop_s") == 0)
 		return read_u32(r, t, key, 0, 3600, &c->stop_s);
-	if (!strcmp(key, "tmux"))
+	if (strcmp(key, "tmux") == 0)
 		return toml_bool(t, &c->tmux) ? wrong(r, t, key, "true or false") : 0;
-	if (!strcmp(key, "restart"))
+	if (strcmp(key, "restart") == 0)
 		return read_table(r, key, t, read_restart);
-	if (!strcmp(key, "watchdog"))
+	if (strcmp(key, "watchdog") == 0)
 		return read_table(r, key, t, read_watchdog);
-	if (!strcmp(key, "journal"))
+	if (strcmp(key, "journal") == 0)
 		return read_table(r, key, t, read_journal);
 	return unknown(r, t, "", key);
 }

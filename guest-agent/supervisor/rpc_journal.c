@@ -160,7 +160,7 @@ journal_open(int dir, const char *name, struct journal *ret, struct err *e)
 			r = -errno;
 	} else {
 		r = io_pread_full(j.index_fd, &h, sizeof(h), 0);
-		if (!r && (memcmp(h.magic, JOURNAL_MAGIC, sizeof(h.magic)) ||
+		if (!r && (memcmp(h.magic, JOURNAL_MAGIC, sizeof(h.magic)) != 0 ||
 				  h.first > ((uint64_t)st.st_size - sizeof(h)) / RECORD ||
 				  h.start > j.end))
 			return err_set(e, -EBADMSG,
@@ -422,7 +422,7 @@ static int
 read_header(const struct journal_reader *r, struct journal_header *ret, struct err *e)
 {
 	if (io_pread_full(r->index_fd, ret, sizeof(*ret), 0) ||
-		memcmp(ret->magic, JOURNAL_MAGIC, sizeof(ret->magic)))
+		memcmp(ret->magic, JOURNAL_MAGIC, sizeof(ret->magic)) != 0)
 		return err_set(e, -EBADMSG, "this is no journal");
 	return 0;
 }

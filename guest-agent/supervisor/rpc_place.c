@@ -20,7 +20,7 @@ static const char *root = "";
 void
 rpc_root_set(const char *path)
 {
-	root = strcmp(path, "/") ? path : "";
+	root = strcmp(path, "/") != 0 ? path : "";
 }
 
 const char *
@@ -103,7 +103,7 @@ link_one(const char *at, const char *to, struct err *e)
 	n = readlink(at, there, sizeof(there) - 1);
 	if (n > 0) {
 		there[n] = 0;
-		if (!strcmp(there, to))
+		if (strcmp(there, to) == 0)
 			return 0;
 	}
 	return err_set(e, -EEXIST,
@@ -154,7 +154,7 @@ rpc_place_only(char ret[static RPC_NAME_MAX + 1], struct err *e)
 	while (d && (de = readdir(d))) {
 		size_t len = strlen(de->d_name);
 
-		if (len <= 5 || strcmp(de->d_name + len - 5, ".conf"))
+		if (len <= 5 || strcmp(de->d_name + len - 5, ".conf") != 0)
 			continue;
 		snprintf(name, sizeof(name), "%.*s", (int)(len - 5), de->d_name);
 		if (rpc_name_check(name, NULL))

@@ -34,8 +34,8 @@ key_is(const struct rpc_scan *s, unsigned depth, const char *name)
 	const char *key = s->key[depth];
 	size_t len = strlen(name);
 
-	return key[0] == '"' && !strncmp(key + 1, name, len) &&
-	       !strcmp(key + 1 + len, "\"");
+	return key[0] == '"' && strncmp(key + 1, name, len) == 0 &&
+	       strcmp(key + 1 + len, "\"") == 0;
 }
 
 static void

@@ -23,7 +23,7 @@ read_state(int fd, struct spool_state *ret, struct err *e)
 {
 	int r = io_pread_full(fd, ret, sizeof(*ret), 0);
 
-	if (r || memcmp(ret->magic, SPOOL_MAGIC, sizeof(ret->magic)))
+	if (r || memcmp(ret->magic, SPOOL_MAGIC, sizeof(ret->magic)) != 0)
 		return err_set(e, -EBADMSG,
 			"spool.state is damaged: stop the coding agent, and remove it and spool");
 	return 0;

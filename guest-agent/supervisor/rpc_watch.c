@@ -28,7 +28,8 @@ session(const struct rpc_place *p, const char *kind, const char *self)
 	/* The words go to the session as they are; tmux makes no shell line of several.
 	 */
 	const char *argv[] = {"tmux", "-u", "new-session", "-d", "-s", name, self, "rpc",
-		"watch", root, p->name, strcmp(kind, "keeper") ? NULL : "--keeper", NULL};
+		"watch", root, p->name, strcmp(kind, "keeper") != 0 ? NULL : "--keeper",
+		NULL};
 	posix_spawn_file_actions_t files;
 	posix_spawnattr_t attr;
 	sigset_t none;

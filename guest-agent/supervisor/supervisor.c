@@ -749,9 +749,9 @@ check_identity(void)
 	bool other;
 
 	rpc_identity_read(&now);
-	if (!now.generation[0] || !strcmp(now.generation, k.who.generation))
+	if (!now.generation[0] || strcmp(now.generation, k.who.generation) == 0)
 		return;
-	other = k.who.vm[0] && now.vm[0] && strcmp(now.vm, k.who.vm);
+	other = k.who.vm[0] && now.vm[0] && strcmp(now.vm, k.who.vm) != 0;
 	k.who = now;
 	if (new_epoch(&e))
 		log_err("%s", e.msg);
@@ -770,11 +770,11 @@ first_identity(bool *ret_other, struct err *e)
 	*ret_other = false;
 	rpc_identity_read(&k.who);
 	if (n && !epoch_read(k.place.dir, n - 1, &was) &&
-		!strcmp(was.generation, k.who.generation)) {
+		strcmp(was.generation, k.who.generation) == 0) {
 		k.out[0].journal.epoch = k.out[1].journal.epoch = n - 1;
 		return 0;
 	}
-	*ret_other = was.vm[0] && k.who.vm[0] && strcmp(was.vm, k.who.vm);
+	*ret_other = was.vm[0] && k.who.vm[0] && strcmp(was.vm, k.who.vm) != 0;
 	return new_epoch(e);
 }
 
@@ -903,7 +903,7 @@ was_over(void)
 
 	if (n <= 0 || json_parse(text, (size_t)n, 64, &j, NULL) ||
 		json_str(j, json_get(j, 0, "state"), state, sizeof(state)) ||
-		(strcmp(state, "ended") && strcmp(state, "failed")))
+		(strcmp(state, "ended") != 0 && strcmp(state, "failed") != 0))
 		return false;
 	if (json_str(j, json_get(j, 0, "reason"), k.reason, sizeof(k.reason)))
 		k.reason[0] = 0;

@@ -39,7 +39,7 @@ static const struct {
 void
 machine_set_root(const char *path)
 {
-	root = strcmp(path, "/") ? path : "";
+	root = strcmp(path, "/") != 0 ? path : "";
 }
 
 bool

@@ -43,7 +43,7 @@ find_mount(char *dst, size_t cap)
 		char root[256], mount[256];
 
 		if (type && sscanf(line, "%*d %*d %*s %255s %255s", root, mount) == 2 &&
-			!strcmp(root, "/")) {
+			strcmp(root, "/") == 0) {
 			snprintf(dst, cap, "%s", mount);
 			return true;
 		}
@@ -55,7 +55,7 @@ find_mount(char *dst, size_t cap)
 static char *
 v2_path(char *groups)
 {
-	char *at = !strncmp(groups, "0::", 3) ? groups : strstr(groups, "\n0::");
+	char *at = strncmp(groups, "0::", 3) == 0 ? groups : strstr(groups, "\n0::");
 
 	if (!at)
 		return NULL;
@@ -81,7 +81,7 @@ reap_init(void)
 	if ((at = strstr(own, "/" PREFIX)) || (at = strstr(own, "/" RPC_PREFIX)))
 		*at = 0;
 	if (snprintf(own_path, sizeof(own_path), "%s%s", mount_path,
-		    strcmp(own, "/") ? own : "") >= (int)sizeof(own_path))
+		    strcmp(own, "/") != 0 ? own : "") >= (int)sizeof(own_path))
 		return;
 	own_group = open(own_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	leftovers = own_group >= 0; /* of an agent before this one */
@@ -113,7 +113,7 @@ sweep(void)
 		return;
 	}
 	while ((de = readdir(d)))
-		if (!strncmp(de->d_name, PREFIX, strlen(PREFIX)) &&
+		if (strncmp(de->d_name, PREFIX, strlen(PREFIX)) == 0 &&
 			unlinkat(own_group, de->d_name, AT_REMOVEDIR))
 			leftovers = true;
 }
@@ -197,8 +197,8 @@ kill_group_of(pid_t pid)
 	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int)pid);
 	if (!mount_path[0] || io_read_file(path, 65536, &groups, NULL, NULL) ||
 		!(own = v2_path(groups)) || !(last = strrchr(own, '/')) ||
-		(strncmp(last, "/" PREFIX, strlen("/" PREFIX)) &&
-			(strncmp(last, "/session-", 9) || !strstr(last, ".scope"))))
+		(strncmp(last, "/" PREFIX, strlen("/" PREFIX)) != 0 &&
+			(strncmp(last, "/session-", 9) != 0 || !strstr(last, ".scope"))))
 		return false;
 	if (snprintf(path, sizeof(path), "%s%s", mount_path, own) >= (int)sizeof(path))
 		return false;
@@ -367,7 +367,7 @@ reap_named_end(const char *path)
 	struct timespec nap = {.tv_nsec = 1000000};
 	cleanup_close int fd = -1;
 
-	if (!last || strncmp(last + 1, RPC_PREFIX, strlen(RPC_PREFIX)))
+	if (!last || strncmp(last + 1, RPC_PREFIX, strlen(RPC_PREFIX)) != 0)
 		return false;
 	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)

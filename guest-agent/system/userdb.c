@@ -101,7 +101,7 @@ find_groups(const char *text, struct user *u)
 			const char *comma = memchr(f, ',', n);
 			size_t part = comma ? (size_t)(comma - f) : n;
 
-			if (part == name_len && !memcmp(f, u->name, part)) {
+			if (part == name_len && memcmp(f, u->name, part) == 0) {
 				u->groups[u->n_groups++] = gid;
 				break;
 			}
@@ -199,7 +199,7 @@ static char **
 find(const struct environment *env, const char *name, size_t len)
 {
 	for (size_t i = 0; i < env->n; i++)
-		if (!strncmp(env->v[i], name, len) && env->v[i][len] == '=')
+		if (strncmp(env->v[i], name, len) == 0 && env->v[i][len] == '=')
 			return &env->v[i];
 	return NULL;
 }
@@ -279,7 +279,7 @@ parse_line(struct environment *env, char *s)
 	size_t i, t;
 
 	s += strspn(s, " \t");
-	if (!strncmp(s, "export ", 7)) {
+	if (strncmp(s, "export ", 7) == 0) {
 		s += 7;
 		s += strspn(s, " \t");
 	}

@@ -95,7 +95,7 @@ bus_unit(struct bus *b, const char *verb, const char *unit, unsigned limit_ms,
 	int r;
 
 	for (v = 0; v < sizeof(verbs) / sizeof(verbs[0]); v++)
-		if (!strcmp(verbs[v].verb, verb))
+		if (strcmp(verbs[v].verb, verb) == 0)
 			break;
 	if (v == sizeof(verbs) / sizeof(verbs[0]))
 		return err_set(e, -EINVAL, "units cannot be told to \"%.32s\"", verb);
@@ -112,7 +112,7 @@ bus_unit(struct bus *b, const char *verb, const char *unit, unsigned limit_ms,
 		return err_set(e, r, "%s within %u ms", doing, limit_ms);
 	if (r < 0)
 		return err_sys(e, r, "%s", doing);
-	if (!strcmp(b->s.result, "done") || !strcmp(b->s.result, "skipped"))
+	if (strcmp(b->s.result, "done") == 0 || strcmp(b->s.result, "skipped") == 0)
 		return 0;
 	reason(b, unit, why, sizeof(why));
 	return err_set(e, -EIO, "%s (%s)%s", doing, b->s.result, why);
@@ -178,7 +178,7 @@ static const struct unit *
 units_find(const struct units *u, const char *name)
 {
 	for (size_t i = 0; i < u->n; i++)
-		if (!strcmp(u->v[i].name, name))
+		if (strcmp(u->v[i].name, name) == 0)
 			return &u->v[i];
 	return NULL;
 }
@@ -188,7 +188,7 @@ ends_with(const char *name, const char *end)
 {
 	size_t n = strlen(name), m = strlen(end);
 
-	return n > m && !strcmp(name + n - m, end);
+	return n > m && strcmp(name + n - m, end) == 0;
 }
 
 static uint64_t
@@ -221,7 +221,7 @@ names_one(struct bus *b, const char *path, const char *name, const struct units 
 	for (char **v = all; v && *v; v++) {
 		const struct unit *u = active ? units_find(active, *v) : NULL;
 
-		found = found || !active || (u && !strcmp(u->active, "active"));
+		found = found || !active || (u && strcmp(u->active, "active") == 0);
 		free(*v);
 	}
 	free(all);
@@ -246,7 +246,7 @@ look_failed(struct bus *b, const struct units *u, struct json_out *o)
 	for (size_t i = 0; i < u->n && said_of < BUS_LOOK_MAX; i++) {
 		char why[320];
 
-		if (strcmp(u->v[i].active, "failed"))
+		if (strcmp(u->v[i].active, "failed") != 0)
 			continue;
 		said_of++;
 		reason(b, u->v[i].name, why, sizeof(why));
@@ -267,7 +267,7 @@ why_not_active(struct bus *b, const struct units *u, const char *name)
 	const struct unit *loaded = units_find(u, name);
 	const char *path;
 
-	if (loaded && strcmp(loaded->active, "inactive"))
+	if (loaded && strcmp(loaded->active, "inactive") != 0)
 		return NULL;
 	if (sd_bus_call_method(b->s.h, SYSTEMD, SYSTEMD_PATH, SYSTEMD_MANAGER, "LoadUnit",
 		    NULL, &m, "s", name) < 0 ||
@@ -276,7 +276,7 @@ why_not_active(struct bus *b, const struct units *u, const char *name)
 			b->s.h, SYSTEMD, path, UNIT, "ActiveState", NULL, &active) < 0)
 		return NULL;
 	/* An alias of one that is. */
-	if (strcmp(active, "inactive"))
+	if (strcmp(active, "inactive") != 0)
 		return NULL;
 	if (!names_one(b, path, "WantedBy", u) && !names_one(b, path, "RequiredBy", u) &&
 		!names_one(b, path, "UpheldBy", u))
@@ -290,7 +290,7 @@ why_not_active(struct bus *b, const struct units *u, const char *name)
 			return NULL;
 		if (began && (sd_bus_get_property_string(b->s.h, SYSTEMD, path,
 				      SYSTEMD ".Service", "Type", NULL, &type) < 0 ||
-				     !strcmp(type, "oneshot")))
+				     strcmp(type, "oneshot") == 0))
 			return NULL;
 	}
 	return began ? "it has ended" : "it was never started";
@@ -320,7 +320,7 @@ look_enabled(struct bus *b, const struct units *u, struct json_out *o)
 		for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
 			kind = kind || ends_with(name, kinds[i]);
 		/* Templates are enabled as what they are the template of. */
-		if (!kind || strcmp(state, "enabled") || strstr(name, "@."))
+		if (!kind || strcmp(state, "enabled") != 0 || strstr(name, "@."))
 			continue;
 		why = why_not_active(b, u, name);
 		if (!why)
@@ -345,12 +345,12 @@ look_paths(struct bus *b, const struct units *u, struct json_out *o)
 		const struct unit *s;
 
 		if (!ends_with(u->v[i].name, ".path") ||
-			strcmp(u->v[i].active, "active") ||
+			strcmp(u->v[i].active, "active") != 0 ||
 			sd_bus_get_property_string(b->s.h, SYSTEMD, u->v[i].path,
 				SYSTEMD ".Path", "Unit", NULL, &service) < 0)
 			continue;
 		s = units_find(u, service);
-		if (!s || strcmp(s->active, "active"))
+		if (!s || strcmp(s->active, "active") != 0)
 			continue;
 		said_of++;
 		json_out_object(o, NULL);
@@ -378,7 +378,7 @@ bus_look(struct bus *b, struct json_out *o, struct err *e)
 	json_out_str(o, "system", system);
 	look_failed(b, &u, o);
 	/* While it boots, what is not there yet is no fault. */
-	if (strcmp(system, "starting") && strcmp(system, "initializing")) {
+	if (strcmp(system, "starting") != 0 && strcmp(system, "initializing") != 0) {
 		r = look_enabled(b, &u, o);
 		if (r < 0)
 			return err_sys(e, r, "asking systemd what is enabled");

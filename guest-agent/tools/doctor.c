@@ -249,7 +249,7 @@ is_called(const char *name, const char *program)
 {
 	size_t n = strlen(program);
 
-	return !strncmp(name, program, n) &&
+	return strncmp(name, program, n) == 0 &&
 	       strspn(name + n, "0123456789.js") == strlen(name + n);
 }
 
@@ -314,7 +314,7 @@ look_at_process(struct json_out *o, const char *proc, const char *pid, unsigned 
 		if (is_called(name, programs_that_keep[i].program) &&
 			!program_without[i] &&
 			!(folder && (size_t)(name - exe) == strlen(folder) &&
-				!strncmp(exe, folder, strlen(folder))))
+				strncmp(exe, folder, strlen(folder)) == 0))
 			keeps(o, atol(pid), name, programs_that_keep[i].keeps, n);
 	}
 }
@@ -416,9 +416,9 @@ doctor_main(int argc, char **argv)
 	struct rpc_identity who;
 
 	json_out_object(&o, NULL);
-	if (argc == 2 && !strcmp(argv[1], "--clock"))
+	if (argc == 2 && strcmp(argv[1], "--clock") == 0)
 		return answer(&o);
-	if (argc == 3 && !strcmp(argv[1], "--root")) {
+	if (argc == 3 && strcmp(argv[1], "--root") == 0) {
 		rpc_root_set(argv[2]);
 	} else if (argc > 1) {
 		fputs("usage: pando-agent doctor [--clock | --root FOLDER]\n", stderr);

@@ -37,7 +37,7 @@ main(int argc, char **argv)
 	struct err e = {0};
 	int status = EXIT_OK;
 
-	if (argc == 2 && !strcmp(argv[1], "look"))
+	if (argc == 2 && strcmp(argv[1], "look") == 0)
 		return look();
 	if (argc < 3 || argv[1][0] == '-') {
 		fputs("usage: pando-units start|stop|restart|try-restart UNIT...\n",

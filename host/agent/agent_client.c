@@ -160,7 +160,7 @@ say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t dead
 		line[n] = 0;
 		lf = memchr(line, '\n', (size_t)n);
 		/* vmm/vsock.h: what cannot be is "ERR <sentence>", and a close. */
-		if (lf && !strncmp(line, "ERR ", 4))
+		if (lf && strncmp(line, "ERR ", 4) == 0)
 			return err_set(e, -ECONNREFUSED,
 				"nothing in the guest listens on port %u yet: %.*s", port,
 				(int)(lf - line) - 4, line + 4);
@@ -173,7 +173,7 @@ say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t dead
 				return err_set(e, -ETIMEDOUT, "%s: no answer", path);
 			continue;
 		}
-		if (!lf || strncmp(line, "OK ", 3))
+		if (!lf || strncmp(line, "OK ", 3) != 0)
 			return err_set(
 				e, -EPROTO, "%s: an answer that is not \"OK\"", path);
 		if (ret_number)

@@ -100,7 +100,7 @@ agent_session_winsize(struct agent_session *s, uint16_t rows, uint16_t cols)
 	/* In the place of one that still waits: the last size is the one that counts, and
 	 * the queue is short. */
 	if (s->ctl_len - s->ctl_at >= whole &&
-		!memcmp(s->ctl + s->ctl_len - whole, &h, sizeof(h))) {
+		memcmp(s->ctl + s->ctl_len - whole, &h, sizeof(h)) == 0) {
 		memcpy(s->ctl + s->ctl_len - sizeof(ws), &ws, sizeof(ws));
 		return 0;
 	}

@@ -30,7 +30,7 @@ agent_is_host_key(const char *text)
 	 * first 25 letters of all Ed25519 keys; 51 bytes in all need no padding. */
 	static const char begin[] = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI";
 
-	return strlen(text) == 12 + 68 && !strncmp(text, begin, strlen(begin)) &&
+	return strlen(text) == 12 + 68 && strncmp(text, begin, strlen(begin)) == 0 &&
 	       strspn(text + 12, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012"
 				 "3456789+/") == 68;
 }
@@ -94,7 +94,7 @@ read_ack(const struct agent_frame *f, const struct agent_handshake *h,
 	if (json_str(j, json_get(j, 0, "id"), id, sizeof(id)) ||
 		json_str(j, json_get(j, 0, "generation"), generation,
 			sizeof(generation)) ||
-		strcmp(id, h->id) || strcmp(generation, expected))
+		strcmp(id, h->id) != 0 || strcmp(generation, expected) != 0)
 		return err_set(e, -EPROTO,
 			"the guest's agent acknowledged another identity handshake than ours");
 	key_tok = json_get(j, 0, "host_key");

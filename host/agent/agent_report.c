@@ -94,8 +94,8 @@ copy_parts(const struct json *j, struct json_out *o, struct err *e)
 	double score;
 
 	if (json_str(j, tok, status, sizeof(status)) ||
-		(strcmp(status, "done") && strcmp(status, "failed") &&
-			strcmp(status, "blocked")))
+		(strcmp(status, "done") != 0 && strcmp(status, "failed") != 0 &&
+			strcmp(status, "blocked") != 0))
 		return bad(e, "a status that is none");
 	json_out_str(o, "status", status);
 	tok = json_get(j, 0, "score");

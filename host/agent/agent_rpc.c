@@ -96,7 +96,7 @@ agent_command_failed(int status, const char *said, size_t len, struct err *e)
 	if (status >= 0 && (size_t)status < sizeof(codes) / sizeof(codes[0]) &&
 		codes[status])
 		code = codes[status];
-	if (len >= sizeof(self) - 1 && !memcmp(said, self, sizeof(self) - 1)) {
+	if (len >= sizeof(self) - 1 && memcmp(said, self, sizeof(self) - 1) == 0) {
 		said += sizeof(self) - 1;
 		len -= sizeof(self) - 1;
 	}
@@ -210,7 +210,7 @@ nonsense(struct err *e)
 static bool
 name_or_dash(const char *word, char *dst, size_t len)
 {
-	if (!strcmp(word, "-")) {
+	if (strcmp(word, "-") == 0) {
 		dst[0] = 0;
 		return true;
 	}
@@ -466,6 +466,6 @@ agent_rpc_follow(const char *socket_path, const struct agent_rpc_follow *spec,
 	ret->next = f.next;
 	ret->failed = f.failed;
 	snprintf(ret->reason, sizeof(ret->reason), "%s",
-		f.done && strcmp(f.reason, "-") ? f.reason : "");
+		f.done && strcmp(f.reason, "-") != 0 ? f.reason : "");
 	return r;
 }

@@ -148,7 +148,7 @@ bus_scope_start(struct bus *b, const struct bus_scope *s, struct err *e)
 		return err_set(e, r, "%s: not started within %d ms", doing, BUS_CALL_MS);
 	if (r < 0)
 		return err_sys(e, r, "%s", doing);
-	if (strcmp(b->s.result, "done"))
+	if (strcmp(b->s.result, "done") != 0)
 		return err_set(
 			e, -EIO, "%s: its job ended as \"%s\"", doing, b->s.result);
 	return 0;

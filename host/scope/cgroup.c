@@ -27,7 +27,7 @@ find_mount(char *dst, size_t cap)
 
 		if (strstr(line, " - cgroup2 ") &&
 			sscanf(line, "%*d %*d %*s %255s %255s", root, mount) == 2 &&
-			!strcmp(root, "/")) {
+			strcmp(root, "/") == 0) {
 			snprintf(dst, cap, "%s", mount);
 			return true;
 		}
@@ -57,9 +57,10 @@ cgroup_find(pid_t pid, const char *name, char ret_path[static CGROUP_PATH_MAX])
 	for (line = text ? strtok_r(text, "\n", &rest) : NULL; line;
 		line = strtok_r(NULL, "\n", &rest)) {
 		char *path = strchr(line, '/'), *last = strrchr(line, '/');
-		bool ours = !strncmp(line, "0::", 3) || strstr(line, ":name=systemd:");
+		bool ours =
+			strncmp(line, "0::", 3) == 0 || strstr(line, ":name=systemd:");
 
-		if (ours && path && !strcmp(last + 1, name) &&
+		if (ours && path && strcmp(last + 1, name) == 0 &&
 			strlen(path) < CGROUP_PATH_MAX) {
 			strcpy(ret_path, path);
 			return true;
@@ -72,8 +73,9 @@ static int
 path_of(char dst[static FILE_MAX], const struct cgroup *g, const char *path,
 	const char *file, struct err *e)
 {
-	if (snprintf(dst, FILE_MAX, "%s%s%s%s", g->mount, strcmp(path, "/") ? path : "",
-		    *file ? "/" : "", file) >= FILE_MAX)
+	if (snprintf(dst, FILE_MAX, "%s%s%s%s", g->mount,
+		    strcmp(path, "/") != 0 ? path : "", *file ? "/" : "",
+		    file) >= FILE_MAX)
 		return err_set(e, -ENAMETOOLONG, "%.200s: too long", path);
 	return 0;
 }
@@ -150,9 +152,9 @@ cgroup_open(const char *below, struct cgroup *ret, struct err *e)
 		char *line;
 
 		text = groups_of(0);
-		line = !text			  ? NULL
-		       : !strncmp(text, "0::", 3) ? text
-						  : strstr(text, "\n0::");
+		line = !text			      ? NULL
+		       : strncmp(text, "0::", 3) == 0 ? text
+						      : strstr(text, "\n0::");
 		if (!line)
 			return err_set(e, -ENOENT, "pandod is in no cgroup of v2");
 		line = strchr(line, '/');
@@ -161,7 +163,7 @@ cgroup_open(const char *below, struct cgroup *ret, struct err *e)
 	}
 	if (snprintf(own, sizeof(own), "%s", below) >= (int)sizeof(own) ||
 		snprintf(g.slice, sizeof(g.slice), "%s/" CGROUP_SLICE,
-			strcmp(own, "/") ? own : "") >= (int)sizeof(g.slice))
+			strcmp(own, "/") != 0 ? own : "") >= (int)sizeof(g.slice))
 		return err_set(e, -ENAMETOOLONG, "%.200s: too long", below);
 	/* Who moves a process needs this file of the group above both. */
 	r = path_of(procs, &g, own, "cgroup.procs", e);
@@ -293,8 +295,8 @@ cgroup_sweep(const struct cgroup *g)
 	while (d && (de = readdir(d))) {
 		size_t n = strlen(de->d_name);
 
-		if (n > 12 && !strncmp(de->d_name, "pando-", 6) &&
-			!strcmp(de->d_name + n - 6, ".scope"))
+		if (n > 12 && strncmp(de->d_name, "pando-", 6) == 0 &&
+			strcmp(de->d_name + n - 6, ".scope") == 0)
 			unlinkat(dirfd(d), de->d_name, AT_REMOVEDIR);
 	}
 }

@@ -113,7 +113,7 @@ static struct entry *
 find(struct scopes *s, const char *id)
 {
 	for (struct entry *v = s->entries; v; v = v->next)
-		if (v->state != LEAVING && !strcmp(v->id, id))
+		if (v->state != LEAVING && strcmp(v->id, id) == 0)
 			return v;
 	return NULL;
 }
@@ -261,7 +261,7 @@ found_there(struct scopes *s, struct entry *v)
 					    : 0;
 	}
 	/* Only what was made by hand is removed by hand. */
-	if (s->how != SCOPES_CGROUP || strncmp(v->group, s->cgroup.slice, n) ||
+	if (s->how != SCOPES_CGROUP || strncmp(v->group, s->cgroup.slice, n) != 0 ||
 		v->group[n] != '/')
 		v->group[0] = '\0';
 }
@@ -597,7 +597,7 @@ scopes_enter(struct scopes *s, const struct scope_vm *vm)
 	/* A new pandod hears of VMs in any order. */
 	for (struct entry *o = s->entries; o; o = o->next)
 		if (vm->found && !o->parent && o->state != LEAVING &&
-			!strcmp(o->parent_id, v->id)) {
+			strcmp(o->parent_id, v->id) == 0) {
 			o->parent = v;
 			count_forks(v, 1 + o->forks);
 		}

@@ -78,7 +78,8 @@ vms_wait_agents(struct tree *t, struct vm **vms, unsigned n, const char *what,
 void
 vms_undo(struct tree *t, struct vm **vms, unsigned n)
 {
-	struct vm **made = calloc(n + 1, sizeof(*made)), **half = calloc(n + 1, sizeof(*half));
+	struct vm **made = calloc(n + 1, sizeof(*made)),
+		  **half = calloc(n + 1, sizeof(*half));
 	unsigned n_made = 0, n_half = 0;
 
 	/* All at once: each sweep waits for the disk with the tree's lock held. */

@@ -216,11 +216,11 @@ bench_begin(int argc, char **argv, const char *name, unsigned rounds, uint64_t m
 	bench.rounds = rounds;
 	bench.mem_mib = mem_mib;
 	for (int i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--json"))
+		if (strcmp(argv[i], "--json") == 0)
 			bench.out = &json;
-		else if (!strcmp(argv[i], "--rounds") && i + 1 < argc)
+		else if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc)
 			bench.rounds = (unsigned)atoi(argv[++i]);
-		else if (!strcmp(argv[i], "--mem") && i + 1 < argc)
+		else if (strcmp(argv[i], "--mem") == 0 && i + 1 < argc)
 			bench.mem_mib = strtoull(argv[++i], NULL, 10);
 		else
 			usage();

@@ -204,13 +204,13 @@ static int
 arguments(int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--json"))
+		if (strcmp(argv[i], "--json") == 0)
 			out = &json;
-		else if (!strcmp(argv[i], "--rounds") && i + 1 < argc)
+		else if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc)
 			rounds = (unsigned)strtoul(argv[++i], NULL, 10);
-		else if (!strcmp(argv[i], "--dir") && i + 1 < argc)
+		else if (strcmp(argv[i], "--dir") == 0 && i + 1 < argc)
 			dir = argv[++i];
-		else if (!strcmp(argv[i], "--mem") && i + 1 < argc)
+		else if (strcmp(argv[i], "--mem") == 0 && i + 1 < argc)
 			i++; /* the other benchmarks' */
 		else
 			return -EINVAL;

@@ -118,7 +118,7 @@ check_disk(void)
 
 	for (sector = 0; sector < SECTORS; sector += REQUEST_BYTES / BLK_SECTOR) {
 		read_back(sector, REQUEST_BYTES, got);
-		MUST(!memcmp(got, model + sector * BLK_SECTOR, REQUEST_BYTES));
+		MUST(memcmp(got, model + sector * BLK_SECTOR, REQUEST_BYTES) == 0);
 	}
 }
 
@@ -159,7 +159,7 @@ check_files(unsigned n, int64_t last_records, const uint8_t *frozen_fork)
 	}
 	MUST(pread(out, got, sizeof(got), 0) == sizeof(got));
 	close(out);
-	MUST(!memcmp(got, frozen_fork, sizeof(got)));
+	MUST(memcmp(got, frozen_fork, sizeof(got)) == 0);
 }
 
 static void
@@ -262,7 +262,7 @@ sane(struct input *in, unsigned op)
 	switch (op) {
 	case 0:
 		read_back(sector, len, buf);
-		MUST(!memcmp(buf, model + sector * BLK_SECTOR, len));
+		MUST(memcmp(buf, model + sector * BLK_SECTOR, len) == 0);
 		break;
 	case 1:
 		fill(model + sector * BLK_SECTOR, len, x);

@@ -105,7 +105,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		CHECK(!o.error);
 		CHECK(json_parse(o.buf, o.len, 4096, &again, &e) == 0);
 		CHECK(copy(again, 0, NULL, &o2) == n);
-		CHECK(o.len == o2.len && !memcmp(o.buf, o2.buf, o.len));
+		CHECK(o.len == o2.len && memcmp(o.buf, o2.buf, o.len) == 0);
 	}
 	json_free(j);
 	json_free(again);

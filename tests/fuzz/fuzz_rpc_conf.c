@@ -16,7 +16,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct err e = {0};
 
 	if (rpc_conf_parse("x.conf", (const char *)data, size, &c, &e)) {
-		if (c.argv || !e.msg[0] || e.code >= 0 || strncmp(e.msg, "x.conf", 6))
+		if (c.argv || !e.msg[0] || e.code >= 0 ||
+			strncmp(e.msg, "x.conf", 6) != 0)
 			abort();
 		return 0;
 	}

@@ -95,7 +95,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	MUST(len > 0);
 	MUST(load(first, len, &e) == 0);
 	again = snapshot_save(&vm, second, sizeof(second));
-	MUST(again == len && !memcmp(first, second, len));
+	MUST(again == len && memcmp(first, second, len) == 0);
 
 	use(&vm.blk.dev);
 	use(&vm.vsock.dev);

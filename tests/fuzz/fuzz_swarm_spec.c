@@ -15,7 +15,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct err e = {0};
 
 	if (swarm_spec_parse("dir/x.toml", (const char *)data, size, &s, &e) < 0) {
-		if (s || !e.msg[0] || e.code >= 0 || strncmp(e.msg, "dir/x.toml", 10))
+		if (s || !e.msg[0] || e.code >= 0 ||
+			strncmp(e.msg, "dir/x.toml", 10) != 0)
 			abort();
 		return 0;
 	}

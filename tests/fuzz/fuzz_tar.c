@@ -78,7 +78,7 @@ check_entry(const char *name, const struct stat *st, int type, struct FTW *at)
 	if ((S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)) && (st->st_mode & 06000))
 		abort();
 	/* A stream may have such a name itself, but not one of this length. */
-	if (!strncmp(base, ".pando-", 7) && strlen(base) == 7 + 16)
+	if (strncmp(base, ".pando-", 7) == 0 && strlen(base) == 7 + 16)
 		abort();
 	if (S_ISLNK(st->st_mode) && realpath(name, real)) {
 		size_t len = strlen(top);

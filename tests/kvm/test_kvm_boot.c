@@ -57,7 +57,7 @@ assert_kernel_is_refused(const char *path)
 	assert_int_equal(driver_send_boot(vm, &b, &e), 0);
 	if (driver_wait_started(vm, BOOT_MS, &e) == 0)
 		fail_msg("%s was booted", path);
-	if (!vm->got_started || strncmp(e.msg, "kernel ", 7))
+	if (!vm->got_started || strncmp(e.msg, "kernel ", 7) != 0)
 		fail_msg("no sentence about the kernel: %s", e.msg);
 	assert_ended_well(vm);
 	driver_kill(vm);
@@ -392,7 +392,7 @@ the_probe_says_what_this_kvm_can_run(void **state)
 	assert_int_equal(pclose(f), 0);
 	MUST(json_parse(text, n, 256, &j, e));
 	assert_int_equal(json_str(j, json_get(j, 0, "kvm"), kvm, sizeof(kvm)), 0);
-	assert_true(!strcmp(kvm, "linux") || !strcmp(kvm, "small"));
+	assert_true(strcmp(kvm, "linux") == 0 || strcmp(kvm, "small") == 0);
 	assert_int_equal(
 		json_str(j, json_get(j, 0, "detail"), detail, sizeof(detail)), 0);
 	assert_true(strlen(detail) > 10);

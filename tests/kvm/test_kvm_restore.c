@@ -86,7 +86,7 @@ expect_goes_on(struct vm *vm, unsigned n, const char *disk, char line[static LIN
 	if (!strstr(line, want))
 		fail_msg("%s: disk is not %s: %s", vm->name, disk, line);
 	snprintf(want, sizeof(want), "%016llx", (unsigned long long)generation_of(vm));
-	if (strlen(line) < 16 || strcmp(line + strlen(line) - 16, want))
+	if (strlen(line) < 16 || strcmp(line + strlen(line) - 16, want) != 0)
 		fail_msg("%s: its generation is not %s: %s", vm->name, want, line);
 }
 

@@ -290,7 +290,7 @@ execute(char *const argv[])
 	signal(SIGPIPE, SIG_DFL);
 	signal(SIGINT, SIG_DFL); /* as at a prompt, also for tests in a background */
 	signal(SIGHUP, SIG_DFL);
-	execvp(strcmp(argv[0], "pando") ? argv[0] : stand_in_pando, argv);
+	execvp(strcmp(argv[0], "pando") != 0 ? argv[0] : stand_in_pando, argv);
 	_exit(127);
 }
 

@@ -819,7 +819,7 @@ list_has(const char *id, char *state, size_t cap)
 
 		assert_int_equal(
 			json_str(j, json_get(j, tok, "id"), have, sizeof(have)), 0);
-		if (strcmp(have, id))
+		if (strcmp(have, id) != 0)
 			continue;
 		if (state)
 			assert_int_equal(
@@ -836,7 +836,7 @@ wait_state(const char *id, const char *want)
 
 	for (int i = 0; i < 500; i++) {
 		assert_true(list_has(id, is, sizeof(is)));
-		if (!strcmp(is, want))
+		if (strcmp(is, want) == 0)
 			return;
 		usleep(10000);
 	}
@@ -1517,7 +1517,7 @@ expect_refusal(const char *request, const char *errno_name, const char *words)
 	int fd = dial(request);
 
 	read_line(fd, line, sizeof(line));
-	if (strncmp(line, "{\"ok\":false,", 12) || !strstr(line, errno_name) ||
+	if (strncmp(line, "{\"ok\":false,", 12) != 0 || !strstr(line, errno_name) ||
 		!strstr(line, words))
 		fail_msg("%s got %s", request, line);
 	close(fd);
@@ -1853,11 +1853,11 @@ folders_are_listed(void **state)
 	for (size_t i = 1; i < n; i++)
 		assert_true(strcmp(x[i - 1].name, x[i].name) < 0);
 	for (size_t i = 0; i < n; i++) {
-		if (!strcmp(x[i].name, "big")) {
+		if (strcmp(x[i].name, "big") == 0) {
 			assert_int_equal(x[i].size, 3000001);
 			assert_int_equal(x[i].type, 'f');
 		}
-		if (!strcmp(x[i].name, "link")) {
+		if (strcmp(x[i].name, "link") == 0) {
 			assert_int_equal(x[i].type, 'l');
 			assert_string_equal(x[i].target, "plain");
 		}
@@ -2000,7 +2000,7 @@ status_kib(const char *what)
 	snprintf(path, sizeof(path), "/proc/%d/status", (int)agent_pid);
 	f = fopen(path, "r");
 	while (f && fgets(line, sizeof(line), f))
-		if (!strncmp(line, what, strlen(what)))
+		if (strncmp(line, what, strlen(what)) == 0)
 			sscanf(line + strlen(what), ": %ld", &kib);
 	if (f)
 		fclose(f);

@@ -40,19 +40,19 @@ on_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
 		return r;
 	snprintf(calls + strlen(calls), sizeof(calls) - strlen(calls), "%s(%s,%s) ",
 		sd_bus_message_get_member(m), unit, mode);
-	if (!strncmp(unit, "missing", 7))
+	if (strncmp(unit, "missing", 7) == 0)
 		return sd_bus_error_setf(
 			error, SYSTEMD ".NoSuchUnit", "Unit %s not found.", unit);
-	if (!strncmp(unit, "vanish", 6))
+	if (strncmp(unit, "vanish", 6) == 0)
 		return -ECONNRESET;
 	r = sd_bus_reply_method_return(m, "o", BUS_HELP_JOB);
 	/* Somebody else's first. */
 	bus_help_removed(bus, SYSTEMD_PATH "/job/6", unit, "failed");
-	if (!strncmp(unit, "good", 4))
+	if (strncmp(unit, "good", 4) == 0)
 		return bus_help_removed(bus, BUS_HELP_JOB, unit, "done");
-	if (!strncmp(unit, "bad", 3))
+	if (strncmp(unit, "bad", 3) == 0)
 		return bus_help_removed(bus, BUS_HELP_JOB, unit, "failed");
-	if (!strncmp(unit, "needs", 5))
+	if (strncmp(unit, "needs", 5) == 0)
 		return bus_help_removed(bus, BUS_HELP_JOB, unit, "dependency");
 	return r;
 }
@@ -63,7 +63,7 @@ on_get_unit(sd_bus_message *m, void *ctx, sd_bus_error *error)
 	const char *unit;
 
 	(void)ctx;
-	if (sd_bus_message_read(m, "s", &unit) < 0 || strncmp(unit, "bad", 3))
+	if (sd_bus_message_read(m, "s", &unit) < 0 || strncmp(unit, "bad", 3) != 0)
 		return sd_bus_error_set(error, SYSTEMD ".NoSuchUnit", "not loaded");
 	return sd_bus_reply_method_return(m, "o", SYSTEMD_PATH "/unit/bad");
 }
@@ -77,8 +77,8 @@ text_property(sd_bus *bus, const char *path, const char *interface, const char *
 	(void)interface;
 	(void)ctx;
 	(void)error;
-	return sd_bus_message_append(
-		reply, "s", strcmp(property, "Result") ? "no\033[1m luck" : "exit-code");
+	return sd_bus_message_append(reply, "s",
+		strcmp(property, "Result") != 0 ? "no\033[1m luck" : "exit-code");
 }
 
 static int
@@ -197,22 +197,22 @@ unit_property(sd_bus *h, const char *path, const char *interface, const char *pr
 	(void)interface;
 	(void)ctx;
 	(void)error;
-	if (!strcmp(property, "ActiveState"))
+	if (strcmp(property, "ActiveState") == 0)
 		return sd_bus_message_append(reply, "s",
 			strstr(path, "/good") || strstr(path, "/rpc") ? "active"
 								      : "inactive");
-	if (!strcmp(property, "ConditionResult"))
+	if (strcmp(property, "ConditionResult") == 0)
 		return sd_bus_message_append(reply, "b", !strstr(path, "_cond"));
-	if (!strcmp(property, "ConditionTimestamp"))
+	if (strcmp(property, "ConditionTimestamp") == 0)
 		return sd_bus_message_append(reply, "t", ran ? UINT64_C(5) : UINT64_C(0));
-	if (!strcmp(property, "InactiveExitTimestamp"))
+	if (strcmp(property, "InactiveExitTimestamp") == 0)
 		return sd_bus_message_append(
 			reply, "t", strstr(path, "_over") ? UINT64_C(6) : UINT64_C(0));
-	if (!strcmp(property, "WantedBy"))
+	if (strcmp(property, "WantedBy") == 0)
 		return sd_bus_message_append(reply, "as", 1,
 			strstr(path, "_graphical") ? "graphical.target"
 						   : "multi-user.target");
-	if (!strcmp(property, "TriggeredBy") && strstr(path, "_triggered"))
+	if (strcmp(property, "TriggeredBy") == 0 && strstr(path, "_triggered"))
 		return sd_bus_message_append(reply, "as", 1, "g.socket");
 	return sd_bus_message_append(reply, "as", 0);
 }

@@ -400,7 +400,7 @@ kept_coding_agents_are_started_with_the_machine(void **state)
 	start_agent();
 	assert_int_equal(env_set(&env, "KEY=newer", &e), 0);
 	assert_int_equal(handshake(A, 4), 0);
-	for (int i = 0; i < 500 && strcmp(text_of("/started"), "new\nnewer\n"); i++)
+	for (int i = 0; i < 500 && strcmp(text_of("/started"), "new\nnewer\n") != 0; i++)
 		usleep(10000);
 	assert_string_equal(text_of("/started"), "new\nnewer\n");
 	end_kept();

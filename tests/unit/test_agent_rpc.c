@@ -370,7 +370,7 @@ what_no_follower_says_is_refused(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-		struct seen t = {.next = strncmp(wrong[i], "L 1 5", 5) ? 0 : 5};
+		struct seen t = {.next = strncmp(wrong[i], "L 1 5", 5) != 0 ? 0 : 5};
 
 		if (feed(wrong[i], &t) != -EPROTO)
 			fail_msg("taken: %s", wrong[i]);
@@ -460,8 +460,8 @@ hostile_main(void *arg)
 	static char frames[64 * 1024];
 	struct hostile *x = arg;
 	size_t len = x->how == STEPS ? 1 : 4096, used = 0;
-	struct agent_frame_hdr h =
-		agent_frame_hdr(x->how == STEPS ? AGENT_STEP : AGENT_STDOUT, 0, (uint32_t)len);
+	struct agent_frame_hdr h = agent_frame_hdr(
+		x->how == STEPS ? AGENT_STEP : AGENT_STDOUT, 0, (uint32_t)len);
 	uint64_t end_ns = io_now_ns() + HOSTILE_MS * UINT64_C(1000000);
 	int fd = accept4(x->listener, NULL, NULL, SOCK_CLOEXEC);
 	char c;
@@ -530,7 +530,8 @@ a_guest_that_takes_steps_without_end_is_out_of_time(void **state)
 
 	(void)state;
 	hostile_start(&x, STEPS);
-	assert_int_equal(agent_handshake(sock, &h, 300, NULL, NULL, &ack, &e), -ETIMEDOUT);
+	assert_int_equal(
+		agent_handshake(sock, &h, 300, NULL, NULL, &ack, &e), -ETIMEDOUT);
 	assert_false(was_held_up(begin_ns));
 	hostile_end(&x);
 }
@@ -550,7 +551,8 @@ a_wait_is_over_although_there_is_always_more(void **state)
 	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), 0);
 	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), -ETIMEDOUT);
 	/* Another wait has its own time. */
-	assert_int_equal(agent_link_wait(&l, POLLIN, io_now_ns() + 60000000000ull, NULL), 0);
+	assert_int_equal(
+		agent_link_wait(&l, POLLIN, io_now_ns() + 60000000000ull, NULL), 0);
 	assert_int_equal(agent_link_wait(&l, POLLIN, past_ns, NULL), 0);
 	close(fd[1]);
 	agent_link_done(&l);
@@ -567,7 +569,8 @@ a_guest_that_lists_no_reports_holds_up_nobody(void **state)
 
 	(void)state;
 	hostile_start(&x, SILENT);
-	assert_int_equal(agent_reports_list(sock, NULL, 300, &v, &n, &bad, &e), -ETIMEDOUT);
+	assert_int_equal(
+		agent_reports_list(sock, NULL, 300, &v, &n, &bad, &e), -ETIMEDOUT);
 	assert_false(was_held_up(begin_ns));
 	hostile_end(&x);
 }

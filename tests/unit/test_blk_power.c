@@ -200,7 +200,7 @@ assert_flushed_is_there(const uint8_t *got, const uint8_t *want, const uint8_t *
 {
 	for (unsigned b = 0; b < N_BLOCKS; b++)
 		if (!since[b] && memcmp(got + b * SEGMENT_BLOCK, want + b * SEGMENT_BLOCK,
-					 SEGMENT_BLOCK))
+					 SEGMENT_BLOCK) != 0)
 			fail_msg("block %u, flushed and not written since, is lost", b);
 }
 
@@ -387,7 +387,7 @@ copy_image(void)
 	do {
 		assert_int_equal(io_pread_full(from, now, sizeof(now), 0), 0);
 		assert_int_equal(io_pread_full(from, again, sizeof(again), 0), 0);
-	} while (memcmp(now, again, sizeof(now)));
+	} while (memcmp(now, again, sizeof(now)) != 0);
 	assert_int_equal(io_write_full(to, now, sizeof(now)), 0);
 	close(from);
 	close(to);

@@ -42,7 +42,8 @@ static const struct doctor_finding *
 found(const char *id, const char *part)
 {
 	for (size_t i = 0; i < d.n; i++)
-		if (!strcmp(d.findings[i].id, id) && strstr(d.findings[i].detail, part))
+		if (strcmp(d.findings[i].id, id) == 0 &&
+			strstr(d.findings[i].detail, part))
 			return &d.findings[i];
 	for (size_t i = 0; i < d.n; i++)
 		print_message("%s: %s\n", d.findings[i].id, d.findings[i].detail);
@@ -332,7 +333,7 @@ is_named(pid_t pid, const char *what)
 
 	snprintf(part, sizeof(part), "process %d ", (int)pid);
 	for (size_t i = 0; i < d.n; i++)
-		if (!strcmp(d.findings[i].id, "random") &&
+		if (strcmp(d.findings[i].id, "random") == 0 &&
 			strstr(d.findings[i].detail, part) &&
 			strstr(d.findings[i].detail, what))
 			return true;

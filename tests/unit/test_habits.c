@@ -54,7 +54,7 @@ answer(const char *request)
 	snprintf(line, sizeof(line), "%.*s", (int)strcspn(request, "\r"), request);
 	if (sscanf(line, "%7s /v1/vms", method) != 1)
 		return NULL;
-	if (strncmp(line, "GET ", 4) && !strstr(line, "dry_run"))
+	if (strncmp(line, "GET ", 4) != 0 && !strstr(line, "dry_run"))
 		snprintf(told + strlen(told), sizeof(told) - strlen(told), "%.*s;",
 			(int)(strcspn(line, " ") + 1 +
 				strcspn(strchr(line, ' ') + 1, " ")),
@@ -70,11 +70,11 @@ answer(const char *request)
 		return body;
 	}
 	for (size_t i = 0; i < N_VMS; i++) {
-		if (strcmp(name, vms[i].id) && strcmp(name, vms[i].name))
+		if (strcmp(name, vms[i].id) != 0 && strcmp(name, vms[i].name) != 0)
 			continue;
-		if (!strcmp(method, "DELETE") && i == deleted_first)
+		if (strcmp(method, "DELETE") == 0 && i == deleted_first)
 			return NULL;
-		if (!strcmp(method, "DELETE"))
+		if (strcmp(method, "DELETE") == 0)
 			return deletes(line, vms[i].id);
 		snprintf(body, sizeof(body),
 			"{\"id\":\"%s\",\"alias\":\"%s\",\"state\":\"running\"}",

@@ -63,11 +63,11 @@ section(const char *page, const char *verb)
 	assert_non_null(ret);
 	snprintf(wanted, sizeof(wanted), ".It Cm %s", verb);
 	for (const char *at = page; *at; at += line_len(at)) {
-		if (!strncmp(at, ".Sh ", 4)) {
+		if (strncmp(at, ".Sh ", 4) == 0) {
 			in = heading = false;
-		} else if (!strncmp(at, ".It Cm ", 7)) {
+		} else if (strncmp(at, ".It Cm ", 7) == 0) {
 			size_t n = strlen(wanted);
-			bool ours = !strncmp(at, wanted, n) && strchr(" \n", at[n]);
+			bool ours = strncmp(at, wanted, n) == 0 && strchr(" \n", at[n]);
 
 			in = ours || (heading && in);
 			heading = true;

@@ -232,7 +232,7 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 		enum rpc_event e = rpc_proto_event(
 			cases[i].p, cases[i].line, strlen(cases[i].line), reason);
 
-		if (e != cases[i].event || strcmp(reason, cases[i].reason))
+		if (e != cases[i].event || strcmp(reason, cases[i].reason) != 0)
 			fail_msg("%s: %d %s", cases[i].line, (int)e, reason);
 		/* The same of a line that comes byte by byte. */
 		if (e == RPC_DIALOG)
@@ -240,7 +240,7 @@ the_end_of_a_prompt_is_its_protocols_own(void **state)
 		for (size_t k = 0; cases[i].line[k]; k++)
 			rpc_scan_feed(&scan, cases[i].line + k, 1);
 		e = rpc_scan_end(&scan, cases[i].p, reason);
-		if (e != cases[i].event || strcmp(reason, cases[i].reason))
+		if (e != cases[i].event || strcmp(reason, cases[i].reason) != 0)
 			fail_msg("in pieces: %s: %d %s", cases[i].line, (int)e, reason);
 	}
 }

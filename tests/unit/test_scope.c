@@ -82,12 +82,12 @@ note_properties(sd_bus_message *m)
 			sd_bus_message_peek_type(m, NULL, &type) < 0 ||
 			sd_bus_message_enter_container(m, 'v', type) < 0)
 			return;
-		if (!strcmp(type, "s") && sd_bus_message_read(m, "s", &text) > 0) {
+		if (strcmp(type, "s") == 0 && sd_bus_message_read(m, "s", &text) > 0) {
 			note(" %s=%s", name, text);
-		} else if (!strcmp(type, "t") &&
+		} else if (strcmp(type, "t") == 0 &&
 			   sd_bus_message_read(m, "t", &number) > 0) {
 			note(" %s=%llu", name, (unsigned long long)number);
-		} else if (!strcmp(type, "au") &&
+		} else if (strcmp(type, "au") == 0 &&
 			   sd_bus_message_read(m, "au", 1, &pid) > 0) {
 			note(" %s=%u", name, pid);
 		}
@@ -392,7 +392,7 @@ enter(struct scopes *s, const struct vm *vm, const char *id, const char *parent,
 	static const uint8_t machine[16] = {0xab};
 	struct scope_vm v = {
 		.id = id,
-		.alias = strcmp(id, A) ? "" : "web",
+		.alias = strcmp(id, A) != 0 ? "" : "web",
 		.parent = parent,
 		.folder = "/vms/x",
 		.machine_id = machine,

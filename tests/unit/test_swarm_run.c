@@ -61,7 +61,7 @@ static bool
 alive(struct fake *f, const char *vm)
 {
 	for (size_t i = 0; i < f->made; i++)
-		if (!strcmp(f->vms[i], vm))
+		if (strcmp(f->vms[i], vm) == 0)
 			return true;
 	return false;
 }
@@ -80,7 +80,7 @@ static int
 fake_find(void *ctx, const char *vm, char ret_id[SWARM_ID_SIZE], struct err *e)
 {
 	(void)ctx;
-	if (strcmp(vm, "warm"))
+	if (strcmp(vm, "warm") != 0)
 		return err_set(e, -ENOENT, "no VM named \"%s\"", vm);
 	strcpy(ret_id, "base");
 	return 0;
@@ -127,7 +127,7 @@ static const char *
 env_of(const struct swarm_step *step, const char *key)
 {
 	for (size_t i = 0; i < step->n_env; i++)
-		if (!strcmp(step->env[i].key, key))
+		if (strcmp(step->env[i].key, key) == 0)
 			return step->env[i].value;
 	return NULL;
 }
@@ -175,16 +175,16 @@ fake_exec(void *ctx, const char *vm, const struct swarm_step *step,
 
 	ret->kind = SWARM_EXITED;
 	pthread_mutex_lock(&f->lock);
-	if (!strcmp(step->argv[0], "setup")) {
+	if (strcmp(step->argv[0], "setup") == 0) {
 		f->setups++;
 		ret->value = f->setup_status;
 		swarm_tail_add(&ret->err, "cc: not found", 13);
 		pthread_mutex_unlock(&f->lock);
 		return 0;
 	}
-	while (s->child && strcmp(s->child, child))
+	while (s->child && strcmp(s->child, child) != 0)
 		s++;
-	if (!strcmp(step->argv[0], "work")) {
+	if (strcmp(step->argv[0], "work") == 0) {
 		rc = work(f, s, vm, ret, e);
 		snprintf(f->seen_env, sizeof(f->seen_env), "%s/%s/%s", child,
 			env_of(step, "PANDO_CHILD_INDEX"),
@@ -236,7 +236,7 @@ fake_delete(void *ctx, const char *vm, struct err *e)
 	(void)e;
 	pthread_mutex_lock(&f->lock);
 	for (size_t i = 0; i < f->made; i++)
-		if (!strcmp(f->vms[i], vm))
+		if (strcmp(f->vms[i], vm) == 0)
 			f->vms[i][0] = '\0';
 	pthread_cond_broadcast(&f->gone);
 	pthread_mutex_unlock(&f->lock);
@@ -354,7 +354,7 @@ record_events(struct setting *t, const char *event, char *last, size_t cap)
 			json_parse(line, (size_t)(next - 1 - line), 4096, &j, NULL), 0);
 		assert_int_equal(
 			json_str(j, json_get(j, 0, "event"), name, sizeof(name)), 0);
-		if (!strcmp(name, event)) {
+		if (strcmp(name, event) == 0) {
 			n++;
 			if (last)
 				snprintf(last, cap, "%.*s", (int)(next - 1 - line), line);

@@ -154,7 +154,7 @@ missing(const char *text, const char *part)
 	struct err e = {0};
 
 	assert_int_equal(swarm_spec_parse("s.toml", text, strlen(text), &s, &e), -EINVAL);
-	if (!strstr(e.msg, part) || strncmp(e.msg, "s.toml:", 7))
+	if (!strstr(e.msg, part) || strncmp(e.msg, "s.toml:", 7) != 0)
 		fail_msg("\"%s\" does not say \"%s\"", e.msg, part);
 }
 

@@ -1806,7 +1806,8 @@ a_reboot_that_a_pandod_was_killed_in_is_finished_by_the_next(void **state)
 		assert_int_equal(WTERMSIG(status), SIGKILL);
 		start();
 		wait_next_life("a", before);
-		assert_true(json_type(parsed, json_get(parsed, 0, "reason")) == JSON_NULL);
+		assert_true(
+			json_type(parsed, json_get(parsed, 0, "reason")) == JSON_NULL);
 		assert_int_equal(entries("bases"), 1);
 		assert_int_equal(entries("segments"), 2);
 	}

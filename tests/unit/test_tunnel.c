@@ -173,7 +173,7 @@ sink(void *arg)
 	for (uint64_t at = 0; at < s->bytes; at += sizeof(words)) {
 		fill(want, &state);
 		if (io_read_full(s->fd, words, sizeof(words)) ||
-			memcmp(words, want, sizeof(want)))
+			memcmp(words, want, sizeof(want)) != 0)
 			return NULL;
 	}
 	s->good = read(s->fd, &more, 1) == 0;

@@ -1024,7 +1024,7 @@ after_a_fork_the_child_starts_anew_and_the_parent_goes_on(void **state)
 		n = (struct guest_sock){.guest_port = 7};
 		n.host_port = expect(NULL, VSOCK_OP_REQUEST).src_port;
 		guest_send(&n, VSOCK_OP_RESPONSE, 0, NULL, 0);
-		if (memcmp(heard(fresh), "OK ", 3))
+		if (memcmp(heard(fresh), "OK ", 3) != 0)
 			_exit(5);
 		/* The old connection is unknown here. */
 		guest_send(&s, VSOCK_OP_RW, 0, "x", 1);

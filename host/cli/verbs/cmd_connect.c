@@ -64,15 +64,16 @@ static void
 carry_environment(struct words *w)
 {
 	for (char **v = environ; *v && w->n_env < ENV_MAX / 2; v++)
-		if (!strncmp(*v, "LANG=", 5) || !strncmp(*v, "LC_", 3) ||
-			!strncmp(*v, "COLORTERM=", 10) || !strncmp(*v, "NO_COLOR=", 9))
+		if (strncmp(*v, "LANG=", 5) == 0 || strncmp(*v, "LC_", 3) == 0 ||
+			strncmp(*v, "COLORTERM=", 10) == 0 ||
+			strncmp(*v, "NO_COLOR=", 9) == 0)
 			w->env[w->n_env++] = *v;
 }
 
 static int
 read_escape(const char *text, char *ret, struct err *e)
 {
-	if (!strcmp(text, "none"))
+	if (strcmp(text, "none") == 0)
 		*ret = 0;
 	else if (strlen(text) == 1 && text[0] > ' ' && text[0] < 0x7f)
 		*ret = text[0];

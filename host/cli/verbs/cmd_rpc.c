@@ -140,9 +140,9 @@ static int
 plain(const struct asked *q, struct err *e)
 {
 	cleanup_free char *text = NULL;
-	int ms = !strcmp(q->verb, "stop")    ? 0
-		 : !strcmp(q->verb, "start") ? START_TIMEOUT_MS
-					     : STATUS_TIMEOUT_MS;
+	int ms = strcmp(q->verb, "stop") == 0	 ? 0
+		 : strcmp(q->verb, "start") == 0 ? START_TIMEOUT_MS
+						 : STATUS_TIMEOUT_MS;
 
 	if (call(q, q->verb, NULL, 0, ms, &text, e) < 0)
 		return out_fail(e);
@@ -378,13 +378,13 @@ take_option(struct asked *q, int key, const char *arg, struct err *e)
 			       : err_set(e, -EINVAL, "--name: \"%.60s\" is no name", arg);
 	case 'f':
 		q->has_from = true;
-		q->from_end = !strcmp(arg, "end");
-		return q->from_end || !strcmp(arg, "start")
+		q->from_end = strcmp(arg, "end") == 0;
+		return q->from_end || strcmp(arg, "start") == 0
 			       ? 0
 			       : opt_u64(arg, "--from", 0, UINT64_MAX, &q->from, e);
 	case 's':
 		q->stream = arg;
-		return strcmp(arg, "out") && strcmp(arg, "err")
+		return strcmp(arg, "out") != 0 && strcmp(arg, "err") != 0
 			       ? err_set(e, -EINVAL, "--stream is out or err")
 			       : 0;
 	case 'u':
@@ -399,7 +399,7 @@ take_option(struct asked *q, int key, const char *arg, struct err *e)
 static int
 take_word(struct asked *q, const char *word, struct err *e)
 {
-	bool sends = q->verb && !strcmp(q->verb, "send");
+	bool sends = q->verb && strcmp(q->verb, "send") == 0;
 
 	if (!q->verb) {
 		q->verb = word;
@@ -421,14 +421,14 @@ check(const struct asked *q, struct err *e)
 {
 	static const char *const known[] = {
 		"start", "stop", "status", "send", "follow", "attach"};
-	bool follows = q->verb && !strcmp(q->verb, "follow");
+	bool follows = q->verb && strcmp(q->verb, "follow") == 0;
 
 	for (size_t i = 0; q->verb && i < sizeof(known) / sizeof(known[0]); i++)
-		if (!strcmp(known[i], q->verb)) {
+		if (strcmp(known[i], q->verb) == 0) {
 			if (!follows && (q->has_from || q->stream || q->once))
 				return err_set(e, -EINVAL,
 					"--from, --stream and --once are for follow");
-			if (!follows && strcmp(q->verb, "send") && q->until_done)
+			if (!follows && strcmp(q->verb, "send") != 0 && q->until_done)
 				return err_set(e, -EINVAL,
 					"--until-done is for follow and send");
 			return 0;
@@ -465,11 +465,11 @@ run(int argc, char **argv)
 	if (pick_open(q.vm, &c, &vm, NULL, &e) < 0 || pick_reachable(&vm, &e) < 0)
 		return out_fail(&e);
 	q.socket = vm.agent_socket;
-	if (!strcmp(q.verb, "send"))
+	if (strcmp(q.verb, "send") == 0)
 		return send_line(&q, &e);
-	if (!strcmp(q.verb, "follow"))
+	if (strcmp(q.verb, "follow") == 0)
 		return follow(&q, &e);
-	if (!strcmp(q.verb, "attach"))
+	if (strcmp(q.verb, "attach") == 0)
 		return attach(&q, &e);
 	return plain(&q, &e);
 }

@@ -510,7 +510,7 @@ static const char *
 run_of(const struct client_vm *vm)
 {
 	for (size_t i = 0; i < vm->n_labels; i++)
-		if (!strcmp(vm->labels[i].key, SWARM_LABEL))
+		if (strcmp(vm->labels[i].key, SWARM_LABEL) == 0)
 			return vm->labels[i].value;
 	return NULL;
 }
@@ -592,14 +592,14 @@ check_words(const struct request *q, struct err *e)
 	if (!q->n_words)
 		return err_set(
 			e, -EINVAL, "swarm needs a word: run SPEC.toml, or clean RUN");
-	if (!strcmp(q->words[0], "run")) {
+	if (strcmp(q->words[0], "run") == 0) {
 		if (q->n_words != 2)
 			return err_set(e, -EINVAL,
 				q->n_words < 2 ? "swarm run needs a SPEC.toml"
 					       : "swarm run takes one SPEC.toml");
 		return 0;
 	}
-	if (!strcmp(q->words[0], "clean")) {
+	if (strcmp(q->words[0], "clean") == 0) {
 		if (q->n_words > 2)
 			return err_set(e, -EINVAL, "swarm clean takes one run at a time");
 		if (q->n_words == 2 &&
@@ -653,7 +653,7 @@ run_verb(int argc, char **argv)
 	q.quiet = s.quiet;
 	rc = check_words(&q, &e);
 	if (rc == 0)
-		rc = strcmp(q.words[0], "run") ? swarm_clean_verb(&q, &e)
-					       : swarm_run_verb(&q, &e);
+		rc = strcmp(q.words[0], "run") != 0 ? swarm_clean_verb(&q, &e)
+						    : swarm_run_verb(&q, &e);
 	return rc < 0 ? out_fail(&e) : EXIT_OK;
 }

@@ -514,7 +514,7 @@ race_commits(struct vm *v)
 		model_committed(v, p->id, NULL);
 		memcpy(commit_by_id(p->id)->parent, old, sizeof(old));
 		if (strcmp(p->parent, old) != 0 &&
-			(!other[0] || strcmp(p->parent, other)))
+			(!other[0] || strcmp(p->parent, other) != 0))
 			differ("%.12s has the parent \"%.12s\"", p->id, p->parent);
 		memcpy(commit_by_id(p->id)->parent, p->parent, sizeof(old));
 		/* The second frozen fork may be of the one or the other generation. */
