@@ -15,7 +15,7 @@ LIBRARIES += pandodcore
 # libsystemd is called only in bus.c and common/systemd.c.
 pandodcore_PKGS := libmicrohttpd sqlite3 libsystemd
 pandodcore_SRCS := host/api/request.c host/api/request_route.c host/api/call_run.c host/vm/image.c host/vmmproc/vmmctl.c host/vmmproc/launch.c host/vm/db.c \
-	host/vm/vm_spec.c host/vm/tree.c host/vm/tree_show.c host/vm/tree_watch.c host/vm/create.c host/vm/branch.c host/vm/adopt.c host/api/api.c host/vm/delete.c \
+	host/vm/vm_spec.c host/vm/tree.c host/vm/tree_sync.c host/vm/tree_show.c host/vm/tree_watch.c host/vm/create.c host/vm/branch.c host/vm/adopt.c host/api/api.c host/vm/delete.c \
 	host/vm/lifecycle.c host/vm/reboot.c host/vm/guest.c host/vm/usage.c host/vm/frozen_fork.c host/vm/batch.c host/commit/commit.c \
 	host/commit/commit_read.c host/commit/commit_cpu.c host/commit/commits.c host/pandod/daemon_config.c host/commit/materialize.c host/commit/spawn.c host/commit/pool.c host/commit/diff_files.c host/vm/handshake.c host/vm/reports.c host/vm/reports_watch.c \
 	host/scope/bus.c host/scope/cgroup.c host/scope/scope.c

@@ -231,9 +231,7 @@ make(struct spawn *s, struct err *e)
 	if (r < 0)
 		return r;
 	fault_point("spawn.made");
-	r = tree_sync(s->t, e);
-	if (r < 0)
-		return r;
+	tree_sync_soon(s->t);
 	log_info(
 		"commit %.12s: %u VM%s in %llu us, %u from the pool; the slowest ran after %llu us",
 		s->id, s->n_vms, s->n_vms == 1 ? "" : "s",

@@ -210,7 +210,7 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 	if (r == 0)
-		r = tree_sync(t, e);
+		tree_sync_soon(t);
 	if (r == 0 && b->q->wait) {
 		struct handshake_parent parent;
 

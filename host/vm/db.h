@@ -9,8 +9,8 @@
  * in between; the next start removes it. synchronous=NORMAL: a killed pandod loses
  * nothing; a power cut may lose what was committed since the last checkpoint or db_sync().
  * The VMs do not survive that either, but their disks do: before a file goes that an older
- * state of the database names, db_sync() (tree_sweep(), materialized_trim(), gc), and before
- * somebody is told of a new VM, tree_sync().
+ * state of the database names, db_sync() (tree_sweep(), materialized_trim(), gc), and new VMs
+ * are synced by tree_sync() or soon after (tree_sync.c).
  */
 #ifndef PANDO_HOST_VM_DB_H
 #define PANDO_HOST_VM_DB_H

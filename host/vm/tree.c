@@ -532,6 +532,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&t->changed, &attr);
+	pthread_cond_init(&t->sync_asked, NULL);
 	pthread_condattr_destroy(&attr);
 	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	r = t->epoll_fd < 0 ? err_sys(e, -errno, "epoll_create1") : 0;
@@ -562,6 +563,8 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		else
 			t->has_health_monitor = true;
 	}
+	if (r == 0)
+		r = tree_sync_start(t, e);
 	if (r < 0) {
 		tree_close(t);
 		return r;
@@ -574,45 +577,6 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	return 0;
 }
 
-/* Before a row that names a segment: fsync makes the names in a folder last, and not every
- * file system does that because a later file is synced. */
-static int
-sync_segment_names(struct tree *t, struct err *e)
-{
-	char path[PATHS_MAX];
-	int r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
-
-	return r < 0 ? r : io_sync_dir(path, e);
-}
-
-int
-tree_sync_locked(struct tree *t, struct err *e)
-{
-	int r = sync_segment_names(t, e);
-
-	return r < 0 ? r : db_sync(t->db, e);
-}
-
-/* db_sync() is called with the lock, and a disk may take long. The log is synced through a
- * descriptor of its own: what was committed lies there, or was synced when it was moved into
- * the database. (Closing it lets no lock of SQLite's go: none is on this file.) */
-int
-tree_sync(struct tree *t, struct err *e)
-{
-	cleanup_close int fd = -1;
-	char path[PATHS_MAX];
-	int r = paths_format(path, sizeof(path), e, "%s/state.db-wal", t->config.home);
-
-	if (r == 0)
-		r = sync_segment_names(t, e);
-	if (r < 0)
-		return r;
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-	if (fd < 0)
-		return errno == ENOENT ? 0 : err_sys(e, -errno, "%.300s", path);
-	return fdatasync(fd) < 0 ? err_sys(e, -errno, "%.300s: syncing it", path) : 0;
-}
-
 void
 tree_stop(struct tree *t)
 {
@@ -620,6 +584,7 @@ tree_stop(struct tree *t)
 	t->stopping = true;
 	adopt_cancel(t);
 	pthread_cond_broadcast(&t->changed);
+	pthread_cond_signal(&t->sync_asked);
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -633,6 +598,8 @@ tree_close(struct tree *t)
 		pthread_join(t->health_monitor, NULL);
 	reports_watch_close(t);
 	tree_wait_reboots(t);
+	if (t->has_syncer)
+		pthread_join(t->syncer, NULL);
 	pool_close(t);
 	scopes_close(t->scopes);
 	t->scopes = NULL;
@@ -643,6 +610,7 @@ tree_close(struct tree *t)
 	store_close(t->store);
 	db_close(t->db);
 	cleanup_close_fn(&t->epoll_fd);
+	pthread_cond_destroy(&t->sync_asked);
 	pthread_cond_destroy(&t->changed);
 	pthread_cond_destroy(&t->materialized_changed);
 	pthread_mutex_destroy(&t->materialized_lock);

@@ -109,6 +109,10 @@ struct tree {
 	pthread_t
 		health_monitor; /* finds agents to ask, and VMMs that closed their socket */
 	bool has_health_monitor;
+	pthread_t syncer; /* tree_sync.c's */
+	bool has_syncer;
+	bool sync_wanted;
+	pthread_cond_t sync_asked;	     /* sync_wanted, or stopping */
 	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */
 	uint64_t reports_kept;		     /* how many were put into the database */
 	struct helper helpers[HELPERS_MAX];
@@ -193,10 +197,13 @@ int reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns, struct err
 int reports_follow(struct tree *t, struct err *e);
 void reports_unfollow(struct tree *t);
 void reports_watch_close(struct tree *t); /* without the lock, when the tree stops */
-/* What the database was told so far is on the disk: of a VM whose maker was told of it a
- * power cut leaves the row, without which its disk, with all that its guest flushed, would
- * belong to nobody and be removed. Without the lock, which nobody is to wait for meanwhile. */
+/* tree_sync.c. What the database was told so far is on the disk: without its row a VM's disk,
+ * with all that its guest flushed, would belong to nobody after a power cut, and be removed.
+ * Without the lock, which nobody is to wait for meanwhile. */
 int tree_sync(struct tree *t, struct err *e);
+/* The same by a thread beside everything else, for calls that are to be fast. */
+void tree_sync_soon(struct tree *t);
+int tree_sync_start(struct tree *t, struct err *e);
 /* The same with the lock, before what older rows name is removed or changed. Either way the
  * names of all segments are on the disk before rows that name them: a chain with a segment
  * that is not there cannot be read at all. */
