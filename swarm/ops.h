@@ -68,7 +68,7 @@ struct swarm_ops {
 		struct err *e);
 	int (*alias)(void *ctx, const char *vm, const char *alias, struct err *e);
 	/* Already gone is success. */
-	int (*delete)(void *ctx, const char *vm, struct err *e);
+	int (*delete_vm)(void *ctx, const char *vm, struct err *e);
 	/* Deletes every VM of the run. */
 	int (*sweep)(void *ctx, const char *run, struct err *e);
 };

@@ -155,7 +155,7 @@ delete_vm(struct run *r, const char *name, char vm[SWARM_ID_SIZE])
 
 	if (!vm[0])
 		return;
-	rc = r->ops->delete (r->ctx, vm, &e);
+	rc = r->ops->delete_vm(r->ctx, vm, &e);
 	if (rc < 0 && !atomic_load(&r->cancelled))
 		swarm_view_note(
 			&r->view, "%s: vm %s was not deleted: %s", name, vm, e.msg);

@@ -266,7 +266,7 @@ static const struct swarm_ops ops = {
 	.put = fake_put,
 	.get = fake_get,
 	.alias = fake_alias,
-	.delete = fake_delete,
+	.delete_vm = fake_delete,
 	.sweep = fake_sweep,
 };
 

@@ -460,7 +460,8 @@ branch(const char *vm, const char *alias, unsigned count, bool wait)
 	return take(tree_branch(tree, vm, &q, NULL, &out, &why), &out);
 }
 
-static int delete (const char *vm, bool recursive)
+static int
+delete_vm(const char *vm, bool recursive)
 {
 	struct json_out out = {0};
 
@@ -539,7 +540,7 @@ order(const char *vm, char what)
 static void
 wait_state(const char *vm, const char *state)
 {
-	for (int i = 0; i < 500; i++) {
+	for (int i = 0; i < 6000; i++) {
 		assert_int_equal(info(vm), 0);
 		if (strcmp(text("state"), state) == 0)
 			return;
@@ -575,7 +576,7 @@ teardown(void **state)
 		char id[16];
 
 		json_str(parsed, json_get(parsed, vm, "id"), id, sizeof(id));
-		delete (id, true);
+		delete_vm(id, true);
 	}
 	take(-1, &out);
 	stop();
@@ -597,7 +598,7 @@ a_vm_with_an_agent_is_running_when_create_returns(void **state)
 	assert_int_equal(entries("segments"), 2);
 	assert_int_equal(info("a"), 0);
 	assert_true(json_get(parsed, 0, "stats") >= 0);
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_nothing_left();
 }
 
@@ -655,7 +656,7 @@ a_follower_is_told_by_the_guest_and_asks_nobody(void **state)
 	assert_non_null(strstr(json, "\"more\":false"));
 	free(json);
 	fake_reports.n = 0;
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	memset(&fake_reports, 0, sizeof(fake_reports));
 }
 
@@ -686,7 +687,7 @@ deaf_guests_hold_up_nobodys_reports(void **state)
 	free(json);
 	/* What it reports last is not lost when it goes together with a deaf one's tree. */
 	fake_reports.n = 3;
-	assert_int_equal(delete ("deaf0", true), 0);
+	assert_int_equal(delete_vm("deaf0", true), 0);
 	assert_int_equal(reports(fake_reports.vm, 0), 0);
 	assert_int_equal(n_reports(), 3);
 	n_deaf = 0;
@@ -712,7 +713,7 @@ a_follower_does_not_hold_up_the_end_of_pandod(void **state)
 	free(json);
 	stop();
 	start();
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 }
 
 static void
@@ -746,7 +747,7 @@ reports_are_taken_once_and_outlive_pandod_and_their_vm(void **state)
 	fake_reports.n = 0;
 	stop();
 	start();
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_int_equal(reports(id, 0), 0);
 	assert_int_equal(n_reports(), 5);
 	assert_int_equal(reports("nosuch", 0), -ENOENT);
@@ -1078,7 +1079,7 @@ a_branch_has_a_chain_cut_where_the_parent_was(void **state)
 
 	/* The shared segment lives as long as either of them. */
 	assert_int_equal(entries("segments"), 6);
-	assert_int_equal(delete ("a", true), 0);
+	assert_int_equal(delete_vm("a", true), 0);
 	assert_nothing_left();
 }
 
@@ -1096,13 +1097,13 @@ a_segment_goes_with_the_last_vm_that_needs_it(void **state)
 	order("c", 'P');
 	wait_state("c", "stopped");
 	/* Branches that do not live do not stand in the way; they become roots. */
-	assert_int_equal(delete ("b", false), 0);
+	assert_int_equal(delete_vm("b", false), 0);
 	assert_int_equal(entries("segments"), 8); /* b1 went */
 	assert_int_equal(info("c"), 0);
 	assert_string_equal(text("parent"), "");
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_int_equal(entries("segments"), 6); /* a1 went */
-	assert_int_equal(delete ("c", false), 0);
+	assert_int_equal(delete_vm("c", false), 0);
 	assert_nothing_left();
 }
 
@@ -1121,7 +1122,7 @@ many_branches_are_of_one_instant_and_leave_no_parked_process(void **state)
 	assert_int_equal(json_size(parsed, json_get(parsed, 0, "chain")), 2);
 	assert_int_equal(info("b-0"), 0);
 	assert_string_equal(text("state"), "running");
-	assert_int_equal(delete ("a", true), 0);
+	assert_int_equal(delete_vm("a", true), 0);
 	assert_int_equal(json_size(parsed, json_get(parsed, 0, "deleted")), 13);
 	assert_nothing_left();
 }
@@ -1165,7 +1166,7 @@ a_branch_that_fails_leaves_the_parent_as_it_was(void **state)
 			strcmp(cases[i].parent_does, "fork=refuse") == 0 ? 2 : 4);
 		assert_int_equal(info("a"), 0);
 		assert_string_equal(text("state"), "starting");
-		assert_int_equal(delete ("a", false), 0);
+		assert_int_equal(delete_vm("a", false), 0);
 		assert_nothing_left();
 	}
 }
@@ -1203,7 +1204,7 @@ branches_whose_agents_do_not_answer_are_all_removed(void **state)
 	assert_int_equal(count_vms(), 1);
 	assert_int_equal(entries("vms"), 1);
 	assert_int_equal(entries("segments"), 4);
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_nothing_left();
 }
 
@@ -1232,7 +1233,7 @@ how_a_vm_ended_is_told_in_a_sentence(void **state)
 		assert_string_equal(text("reason"), cases[i].reason);
 		assert_int_equal(
 			json_type(parsed, json_get(parsed, 0, "pid")), JSON_NULL);
-		assert_int_equal(delete ("a", false), 0);
+		assert_int_equal(delete_vm("a", false), 0);
 		assert_nothing_left();
 	}
 	assert_int_equal(create("a", "", false), 0);
@@ -1258,7 +1259,7 @@ the_end_of_a_parent_is_not_the_end_of_its_branch(void **state)
 	kill((pid_t)number("pid"), SIGTERM);
 	wait_state("b", "failed");
 	assert_string_equal(text("reason"), "the VMM was killed by signal 15 (TERM)");
-	assert_int_equal(delete ("a", true), 0);
+	assert_int_equal(delete_vm("a", true), 0);
 	assert_nothing_left();
 }
 
@@ -1268,7 +1269,7 @@ living_branches_stand_in_the_way_of_a_delete(void **state)
 	(void)state;
 	assert_int_equal(create("a", "agent", true), 0);
 	assert_int_equal(branch("a", "b", 2, true), 0);
-	assert_int_equal(delete ("a", false), -ENOTEMPTY);
+	assert_int_equal(delete_vm("a", false), -ENOTEMPTY);
 	assert_non_null(strstr(why.msg, "2 living branches (b-0, b-1)"));
 	assert_int_equal(count_vms(), 3);
 }
@@ -1384,7 +1385,7 @@ a_new_pandod_adopts_what_runs_and_buries_what_does_not(void **state)
 	assert_int_equal(info("b-0"), 0);
 	kill((pid_t)number("pid"), SIGKILL);
 	wait_state("b-0", "failed");
-	assert_int_equal(delete ("a", true), 0);
+	assert_int_equal(delete_vm("a", true), 0);
 	assert_nothing_left();
 }
 
@@ -1586,8 +1587,8 @@ nothing_else_is_done_to_a_vm_that_is_being_branched(void **state)
 	}
 	assert_int_equal(r, -EBUSY);
 	says("vm \"a\" is being branched: try again when that is done");
-	assert_int_equal(delete ("a", false), -EBUSY);
-	assert_int_equal(delete ("a", true), -EBUSY);
+	assert_int_equal(delete_vm("a", false), -EBUSY);
+	assert_int_equal(delete_vm("a", true), -EBUSY);
 	assert_int_equal(branch("a", "b", 2, false), -EBUSY);
 	assert_int_equal(stop_vm("a", true, 0), -EBUSY);
 	assert_int_equal(start_vm("a", false), -EBUSY);
@@ -1630,9 +1631,9 @@ a_stopped_vm_starts_again_on_a_base_of_its_own(void **state)
 	assert_int_equal(stop_vm("a", true, 0), 0);
 	assert_int_equal(start_vm("a", true), 0);
 	assert_int_equal(entries("bases"), 2);
-	assert_int_equal(delete ("b", false), 0);
+	assert_int_equal(delete_vm("b", false), 0);
 	assert_int_equal(stop_vm("c", true, 0), 0);
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_int_equal(entries("bases"), 1);
 	assert_int_equal(start_vm("c", true), 0);
 	stop();
@@ -1641,7 +1642,7 @@ a_stopped_vm_starts_again_on_a_base_of_its_own(void **state)
 	assert_int_equal(info("c"), 0);
 	assert_string_equal(text("state"), "running");
 	assert_int_equal(start_vm("c", true), 0); /* it runs: nothing to do */
-	assert_int_equal(delete ("c", false), 0);
+	assert_int_equal(delete_vm("c", false), 0);
 	assert_int_equal(entries("bases"), 0);
 	assert_nothing_left();
 }
@@ -1650,7 +1651,7 @@ a_stopped_vm_starts_again_on_a_base_of_its_own(void **state)
 static void
 wait_next_life(const char *vm, int64_t pid)
 {
-	for (int i = 0; i < 1000; i++) {
+	for (int i = 0; i < 6000; i++) {
 		int tok;
 
 		assert_int_equal(info(vm), 0);
@@ -1691,7 +1692,7 @@ a_guest_that_reboots_is_booted_again_unless_it_does_so_for_ever(void **state)
 	pid = number("pid");
 	order("b", 'R');
 	wait_next_life("b", pid);
-	assert_int_equal(delete ("a", true), 0);
+	assert_int_equal(delete_vm("a", true), 0);
 	assert_nothing_left();
 }
 
@@ -1747,7 +1748,7 @@ guests_that_all_reboot_are_booted_by_few_threads(void **state)
 		wait_next_life(name, pid[i]);
 	}
 	assert_in_range(most, 1, 4);
-	assert_int_equal(delete ("a", true), 0);
+	assert_int_equal(delete_vm("a", true), 0);
 	assert_nothing_left();
 }
 
@@ -1811,7 +1812,7 @@ a_reboot_that_a_pandod_was_killed_in_is_finished_by_the_next(void **state)
 		assert_int_equal(entries("bases"), 1);
 		assert_int_equal(entries("segments"), 2);
 	}
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_nothing_left();
 }
 
@@ -1948,16 +1949,16 @@ a_grandchild_stands_in_the_way_too_and_a_dry_run_deletes_nothing(void **state)
 	assert_int_equal(branch("a", "b", 1, true), 0);
 	assert_int_equal(branch("b", "c", 1, true), 0);
 	assert_int_equal(stop_vm("b", true, 0), 0);
-	assert_int_equal(delete ("a", false), -ENOTEMPTY);
+	assert_int_equal(delete_vm("a", false), -ENOTEMPTY);
 	says("1 living branch (c)");
 	assert_int_equal(would_delete("a", false), -ENOTEMPTY);
 	assert_int_equal(would_delete("a", true), 0);
 	assert_int_equal(json_size(parsed, json_get(parsed, 0, "would_delete")), 3);
 	assert_int_equal(count_vms(), 3);
 	/* The claims of a dry run are gone again. */
-	assert_int_equal(delete ("c", false), 0);
+	assert_int_equal(delete_vm("c", false), 0);
 	assert_int_equal(would_delete("a", false), 0);
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_int_equal(count_vms(), 1);
 }
 
@@ -2299,7 +2300,7 @@ a_batch_that_nobody_waits_for_goes_with_few_syncs(void **state)
 	}
 	if (before > 8)
 		fail_msg("%u syncs for 24 VMs", before);
-	assert_int_equal(delete ("a", false), 0);
+	assert_int_equal(delete_vm("a", false), 0);
 	assert_nothing_left();
 }
 
@@ -2389,7 +2390,7 @@ a_delete_with_all_branches_waits_for_its_turn_at_each(void **state)
 	assert_int_equal(branch("a", "child", 1, false), 0);
 	assert_int_equal(branch("child", "grandchild", 2, false), 0);
 	pid = occupy("grandchild-1", &first);
-	assert_int_equal(delete ("a", true), -EBUSY);
+	assert_int_equal(delete_vm("a", true), -EBUSY);
 	says("a branch of it: vm \"grandchild-1\" is being branched");
 	queue_up(&delete_it);
 	kill(pid, SIGCONT);
@@ -2561,7 +2562,7 @@ vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed(void **state
 		assert_string_equal(text("state"), "running");
 		assert_int_equal(number("pid"), pids[i]);
 		/* Whose process cannot be got hold of is not deleted behind its back. */
-		unmet += delete (name, false) == -EBUSY;
+		unmet += delete_vm(name, false) == -EBUSY;
 		if (unmet)
 			break;
 	}
@@ -2649,7 +2650,7 @@ a_beginning_of_two_ids_is_refused_with_both(void **state)
 	assert_non_null(strstr(why.msg, id));
 	assert_non_null(strstr(why.msg, twin));
 	assert_int_equal(branch(prefix, "b", 1, false), -EINVAL);
-	assert_int_equal(delete (prefix, true), -EINVAL);
+	assert_int_equal(delete_vm(prefix, true), -EINVAL);
 	assert_int_equal(count_vms(), 2);
 	assert_int_equal(info(twin), 0);
 	snprintf(twin, sizeof(twin), "%s%s", prefix, "fa");
@@ -2712,7 +2713,7 @@ hundred_rounds_leave_nothing(void **state)
 	for (int i = 0; i < 100; i++) {
 		assert_int_equal(create("a", "", false), 0);
 		assert_int_equal(branch("a", "b", i % 3 + 1, false), 0);
-		assert_int_equal(delete ("a", true), 0);
+		assert_int_equal(delete_vm("a", true), 0);
 	}
 	assert_nothing_left();
 }

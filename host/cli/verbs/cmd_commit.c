@@ -158,7 +158,8 @@ info(struct client *c, const char *name, const struct opt_scan *s, struct err *e
 	return EXIT_OK;
 }
 
-static int delete (
+static int
+delete_commit(
 	struct client *c, const struct asked *a, const struct opt_scan *s, struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};
@@ -280,7 +281,7 @@ run(int argc, char **argv)
 		return list(c, &s, &e);
 	if (strcmp(a.sub, "info") == 0)
 		return info(c, a.words[0], &s, &e);
-	return delete (c, &a, &s, &e);
+	return delete_commit(c, &a, &s, &e);
 }
 
 const struct verb verb_commit = {

@@ -392,7 +392,7 @@ static const struct swarm_ops host_ops = {
 	.put = op_put,
 	.get = op_get,
 	.alias = op_alias,
-	.delete = op_delete,
+	.delete_vm = op_delete,
 	.sweep = op_sweep,
 };
 

@@ -71,8 +71,8 @@ put(struct client *c, const char *tag, const char *commit, bool move,
 	return EXIT_OK;
 }
 
-static int delete (
-	struct client *c, const char *tag, const struct opt_scan *s, struct err *e)
+static int
+delete_tag(struct client *c, const char *tag, const struct opt_scan *s, struct err *e)
 {
 	cleanup_client_reply struct client_reply reply = {0};
 	char path[1024];
@@ -115,7 +115,7 @@ run(int argc, char **argv)
 	if (want == 1)
 		return list(c, &s, &e);
 	if (want == 2)
-		return delete (c, words[1], &s, &e);
+		return delete_tag(c, words[1], &s, &e);
 	return put(c, words[1], words[2], words[0][0] == 'u', &s, &e);
 }
 
