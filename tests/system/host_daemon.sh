@@ -442,7 +442,8 @@ what_is_cancelled_leaves_no_vm_and_says_so() {
 		"branch a --count 3 -n mine"; do
 		for signal in INT TERM KILL; do
 			# shellcheck disable=SC2086 # words
-			"$B/bin/pando" $verb >"$work/out" 2>"$work/err" &
+			# A shell without job control has its background jobs ignore SIGINT, and so would pando.
+			env --default-signal=INT "$B/bin/pando" $verb >"$work/out" 2>"$work/err" &
 			job=$!
 			made() { pando status | grep -q mine; }
 			wait_until 30 "its VMs are there" made
