@@ -1291,7 +1291,7 @@ a_second_operation_on_a_vm_is_busy(void **state)
 
 	(void)state;
 	assert_int_equal(pthread_create(&thread, NULL, slow_create, &result), 0);
-	for (int i = 0; i < 100 && r == -ENOENT; i++) {
+	for (int i = 0; i < 30000 && r == -ENOENT; i++) {
 		r = tree_delete(tree, "slow", false, false, NULL, &out, &e);
 		json_out_done(&out);
 		out = (struct json_out){0};
@@ -1543,7 +1543,7 @@ force_cuts_a_stop_short_and_nothing_else_does(void **state)
 	(void)state;
 	assert_int_equal(create("a", "", false), 0);
 	assert_int_equal(pthread_create(&thread, NULL, slow_stop, &result), 0);
-	for (int i = 0; i < 200 && r != -EBUSY; i++) {
+	for (int i = 0; i < 30000 && r != -EBUSY; i++) {
 		r = would_delete("a", false);
 		poll(NULL, 0, 5);
 	}
@@ -1581,7 +1581,7 @@ nothing_else_is_done_to_a_vm_that_is_being_branched(void **state)
 	(void)state;
 	assert_int_equal(create("a", "fork=silent", false), 0);
 	assert_int_equal(pthread_create(&thread, NULL, slow_branch, &result), 0);
-	for (int i = 0; i < 100 && r != -EBUSY; i++) {
+	for (int i = 0; i < 30000 && r != -EBUSY; i++) {
 		r = would_delete("a", true);
 		poll(NULL, 0, 2);
 	}
