@@ -1,6 +1,6 @@
 /*
  * A connection to systemd, and its jobs: what pandod (host/scope/bus.c) and the guest's
- * pando-units (guest-agent/tools/bus.c) ask of it in the same way. Each dials for itself, and
+ * pando-units (guest-agent/tools/unit_bus.c) ask of it in the same way. Each dials for itself, and
  * makes its own calls on `h` through sd-bus; libsystemd is called in these three files
  * only. Not in the library: who links it links libsystemd.
  *

@@ -9,7 +9,7 @@
 #include "guest-agent/supervisor/rpc_place.h"
 #include "guest-agent/supervisor/rpc_watch.h"
 #include "guest-agent/supervisor/supervisor.h"
-#include "guest-agent/tools/doctor.h"
+#include "guest-agent/tools/doctor_guest.h"
 #include "guest-agent/tools/files_main.h"
 
 /* "<name><end>" -> name, when that is a coding agent's. */

@@ -35,7 +35,7 @@
 #include "guest-agent/server/peer.h"
 #include "guest-agent/server/sshd.h"
 #include "guest-agent/system/loop.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 

@@ -1,6 +1,10 @@
 # swarm: a library; the host's part is host/cli/verbs/cmd_swarm.c. Who links it adds libsodium and -lm.
 LIBRARIES += swarm
-swarm_SRCS := swarm/spec.c swarm/record.c swarm/view.c swarm/run.c
+swarm_SRCS := \
+	swarm/spec.c \
+	swarm/record.c \
+	swarm/view.c \
+	swarm/run.c
 swarm_PKGS := libsodium
 
 UNIT_TESTS += test_swarm_spec test_swarm_run
@@ -14,7 +18,10 @@ test_swarm_run_PKGS := cmocka libsodium
 test_swarm_run_LDLIBS := -lm
 
 FUZZERS += fuzz_swarm_spec
-fuzz_swarm_spec_SRCS := tests/fuzz/fuzz_swarm_spec.c swarm/spec.c $(common_SRCS)
+fuzz_swarm_spec_SRCS := \
+	tests/fuzz/fuzz_swarm_spec.c \
+	swarm/spec.c \
+	$(common_SRCS)
 fuzz_swarm_spec_LDLIBS := -lm
 fuzz_swarm_spec_CORPUS := tests/fuzz/corpus/swarm_spec
 

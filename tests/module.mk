@@ -17,9 +17,19 @@ $(B)/tests/test_rooms: tests/unit/test_rooms.py
 	install -m 0755 $< $@
 
 FUZZERS += fuzz_json fuzz_toml
-fuzz_json_SRCS := tests/fuzz/fuzz_json.c common/json.c common/err.c common/utf8.c
+fuzz_json_SRCS := \
+	tests/fuzz/fuzz_json.c \
+	common/json.c \
+	common/err.c \
+	common/utf8.c
 fuzz_json_CORPUS := tests/fuzz/corpus/json
-fuzz_toml_SRCS := tests/fuzz/fuzz_toml.c common/toml.c common/toml_scalar.c common/err.c common/utf8.c common/io.c
+fuzz_toml_SRCS := \
+	tests/fuzz/fuzz_toml.c \
+	common/toml.c \
+	common/toml_scalar.c \
+	common/err.c \
+	common/utf8.c \
+	common/io.c
 fuzz_toml_CORPUS := tests/fuzz/corpus/toml
 
 # Lists are complete only when every module.mk has been read, so they are expanded in recipes and by
@@ -85,7 +95,10 @@ $(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/tiny.ld
 OBJCOPY ?= objcopy
 
 LIBRARIES += kvmdriver
-kvmdriver_SRCS := tests/kvm/driver.c tests/kvm/driver_restore.c tests/kvm/console_line.c
+kvmdriver_SRCS := \
+	tests/kvm/driver.c \
+	tests/kvm/driver_restore.c \
+	tests/kvm/console_line.c
 KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
@@ -103,8 +116,12 @@ $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
 # What system tests drive.
 SYSTEM_PROGRAMS += tree_model
-tree_model_SRCS := tests/system/model/model.c tests/system/model/model_look.c tests/system/model/model_pandod.c \
-	tests/system/model/model_steps.c tests/system/model/model_crash.c
+tree_model_SRCS := \
+	tests/system/model/model.c \
+	tests/system/model/model_look.c \
+	tests/system/model/model_pandod.c \
+	tests/system/model/model_steps.c \
+	tests/system/model/model_crash.c
 tree_model_LIBS := pandoclient kvmprobe wire common
 tree_model_PKGS := libcurl
 $(B)/tests/tree_model: | $(TINY)
@@ -126,7 +143,10 @@ BENCHES += bench_store bench_handshake
 bench_store_SRCS := tests/bench/bench_store.c tests/bench/must.c
 bench_store_LIBS := store wire common
 bench_store_PKGS := libsodium libzstd
-bench_handshake_SRCS := tests/bench/bench_handshake.c tests/bench/must.c tests/bench/sample.c
+bench_handshake_SRCS := \
+	tests/bench/bench_handshake.c \
+	tests/bench/must.c \
+	tests/bench/sample.c
 bench_handshake_LIBS := agentclient wire common
 bench_handshake_PKGS := libsodium
 $(B)/bench/bench_handshake: | $(B)/libexec/pando/pando-agent

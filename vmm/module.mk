@@ -6,7 +6,14 @@ vmmdisk_SRCS := vmm/blockmap.c
 
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
-vmmdev_SRCS := vmm/virtqueue.c vmm/virtio_mmio.c vmm/blk.c vmm/vsock.c vmm/vsock_conn.c vmm/vsock_queue.c vmm/rng.c
+vmmdev_SRCS := \
+	vmm/virtqueue.c \
+	vmm/virtio_mmio.c \
+	vmm/blk.c \
+	vmm/vsock.c \
+	vmm/vsock_conn.c \
+	vmm/vsock_queue.c \
+	vmm/rng.c
 
 DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
@@ -20,8 +27,26 @@ test_vsock_WRAP := io_now_ns
 
 # The machine itself.
 LIBRARIES += vmmcore
-vmmcore_SRCS := vmm/memory.c vmm/kvm.c vmm/cpuid.c vmm/state.c vmm/ioapic.c vmm/serial.c vmm/ged.c vmm/acpi.c vmm/boot.c vmm/vm.c vmm/vcpu.c vmm/mappings.c vmm/steps.c vmm/fork.c \
-	vmm/snapshot.c vmm/restore.c vmm/control.c vmm/seal.c vmm/probe.c
+vmmcore_SRCS := \
+	vmm/memory.c \
+	vmm/kvm.c \
+	vmm/cpuid.c \
+	vmm/state.c \
+	vmm/ioapic.c \
+	vmm/serial.c \
+	vmm/ged.c \
+	vmm/acpi.c \
+	vmm/boot.c \
+	vmm/vm.c \
+	vmm/vcpu.c \
+	vmm/mappings.c \
+	vmm/steps.c \
+	vmm/fork.c \
+	vmm/snapshot.c \
+	vmm/restore.c \
+	vmm/control.c \
+	vmm/seal.c \
+	vmm/probe.c
 vmmcore_PKGS := libseccomp
 
 PROGRAMS += pando-vmm
@@ -37,7 +62,15 @@ $(B)/gen/vmm/dsdt.hex: vmm/dsdt.asl
 	iasl -tc -p $(@:.hex=) $< >$(@:.hex=.log) || { cat $(@:.hex=.log); exit 1; }
 $(B)/obj/vmm/acpi.o: $(B)/gen/vmm/dsdt.hex
 
-FUZZED_DEVICES := tests/unit/fake_driver.c $(vmmdev_SRCS) $(vmmdisk_SRCS) common/wire/blob.c vmm/memory.c common/err.c common/io.c common/log.c
+FUZZED_DEVICES := \
+	tests/unit/fake_driver.c \
+	$(vmmdev_SRCS) \
+	$(vmmdisk_SRCS) \
+	common/wire/blob.c \
+	vmm/memory.c \
+	common/err.c \
+	common/io.c \
+	common/log.c
 FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk
@@ -62,6 +95,16 @@ test_snapshot_LIBS := vmmcore vmmdev vmmdisk wire common
 test_snapshot_PKGS := cmocka libseccomp
 
 FUZZERS += fuzz_snapshot
-fuzz_snapshot_SRCS := tests/fuzz/fuzz_snapshot.c tests/unit/snapshot_vm.c $(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
-	vmm/snapshot.c vmm/state.c vmm/kvm.c common/wire/cpu_features.c vmm/ioapic.c vmm/serial.c common/wire/console_ring.c vmm/ged.c
+fuzz_snapshot_SRCS := \
+	tests/fuzz/fuzz_snapshot.c \
+	tests/unit/snapshot_vm.c \
+	$(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
+	vmm/snapshot.c \
+	vmm/state.c \
+	vmm/kvm.c \
+	common/wire/cpu_features.c \
+	vmm/ioapic.c \
+	vmm/serial.c \
+	common/wire/console_ring.c \
+	vmm/ged.c
 fuzz_snapshot_CORPUS := tests/fuzz/corpus/snapshot

@@ -15,7 +15,7 @@
 #include "guest-agent/supervisor/restart.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/userdb.h"
 
 /* Generations this machine has had and left behind, the last ones. */

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 
 #define FOLDER "/etc/ssh"
 #define TYPE "ssh-ed25519"

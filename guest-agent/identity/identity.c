@@ -11,7 +11,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/text.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 
 #define BOOT_ID_FILE "/run/pando/boot_id"
 #define SAVED_ID_FILE "/var/lib/pando/id"

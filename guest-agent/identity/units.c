@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/userdb.h"
 
 #define FILE_MAX 65536

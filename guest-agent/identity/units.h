@@ -1,7 +1,7 @@
 /*
  * What of this machine must see a new environment: the units named in /etc/pando/restart,
  * one a line ('#' begins a comment). They are restarted where they run, and left alone
- * where they do not. pando-units does it (bus.h), or, in guests that have none,
+ * where they do not. pando-units does it (unit_bus.h), or, in guests that have none,
  * systemctl; both wait for the jobs and say why one failed.
  */
 #ifndef PANDO_GUEST_AGENT_IDENTITY_UNITS_H

@@ -15,7 +15,7 @@
 #include "guest-agent/identity/units.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 
 #define FOLDER "/etc"
 #define NAME "environment"

@@ -12,7 +12,7 @@
 #include "common/wire/agent_frame.h"
 #include "common/wire/tar.h"
 #include "guest-agent/server/conn.h"
-#include "guest-agent/server/request.h"
+#include "guest-agent/server/agent_request.h"
 #include "guest-agent/system/loop.h"
 
 enum role {

@@ -24,7 +24,7 @@
 #include "common/json.h"
 #include "common/wire/agent_wire.h"
 #include "guest-agent/server/exec_shim.h"
-#include "guest-agent/server/request.h"
+#include "guest-agent/server/agent_request.h"
 #include "guest-agent/system/ring.h"
 
 struct exec;

@@ -20,7 +20,7 @@
 #include "guest-agent/identity/identity.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 #include "guest-agent/system/userdb.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/userdb.h"
 
 #define KEPT_FOLDER "/var/lib/pando/rpc"

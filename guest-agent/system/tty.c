@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 
 #define TERM_USUAL "xterm-256color"
 

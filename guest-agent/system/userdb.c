@@ -10,7 +10,7 @@
 #include "common/cleanup.h"
 #include "common/env.h"
 #include "common/io.h"
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 
 #define FILE_MAX (1u << 20)
 #define LOCALE_DEFAULT "C.UTF-8"

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "common/json.h"
-#include "guest-agent/tools/bus.h"
+#include "guest-agent/tools/unit_bus.h"
 
 /* The agent ends it after UNITS_LIMIT_MS at the latest. */
 #define UNIT_LIMIT_MS 50000

@@ -50,7 +50,7 @@ void doctor_check_all(struct doctor *d);
 /* What a VM is like from within (doctor_vm.c). name NULL: as pick_vm() chooses. An error:
  * there is no such VM, or no pandod; what is wrong with the guest is a finding. */
 int doctor_check_vm(struct doctor *d, const char *name, struct err *e);
-/* The guest's word (guest-agent/tools/doctor.h), judged. vm: how it is called in commands;
+/* The guest's word (guest-agent/tools/doctor_guest.h), judged. vm: how it is called in commands;
  * generation: that pandod knows. -EPROTO: it is no such word; what was found until then
  * stays. */
 int doctor_judge_guest(struct doctor *d, const char *vm, const char *generation,

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "host/cli/env.h"
+#include "host/cli/env_option.h"
 #include "host/cli/pick.h"
 
 static int

@@ -2,23 +2,68 @@
 
 # libcurl is called only in client.c; the swarm verb and the tests use it too.
 LIBRARIES += pandoclient
-pandoclient_SRCS := host/client/client.c host/client/client_vm.c host/client/client_commit.c host/client/project_config.c
+pandoclient_SRCS := \
+	host/client/client.c \
+	host/client/client_vm.c \
+	host/client/client_commit.c \
+	host/client/project_config.c
 pandoclient_PKGS := libcurl
 
 # Everything of the command but its main(), so that tests can link it.
 LIBRARIES += pandocli
-pandocli_SRCS += host/cli/near.c host/cli/opt.c host/cli/out.c host/cli/help.c host/cli/verbs.c host/cli/pick.c \
-	host/cli/doctor.c host/cli/doctor_find.c host/cli/doctor_vm.c host/cli/logs.c host/cli/execute.c \
-	host/cli/verbs/cmd_help.c host/cli/verbs/cmd_version.c host/cli/verbs/cmd_completion.c host/cli/verbs/cmd_run.c \
-	host/cli/verbs/cmd_status.c host/cli/verbs/cmd_info.c host/cli/verbs/cmd_tree.c host/cli/verbs/cmd_execute.c \
-	host/cli/verbs/cmd_branch.c host/cli/verbs/cmd_copy.c host/cli/verbs/cmd_logs.c host/cli/verbs/cmd_alias.c \
-	host/cli/verbs/cmd_pause.c host/cli/verbs/cmd_delete.c host/cli/verbs/cmd_disk.c host/cli/verbs/cmd_doctor.c \
-	host/cli/verbs/cmd_swarm.c host/cli/verbs/cmd_machine.c host/cli/verbs/cmd_stop.c host/cli/verbs/cmd_resize.c \
-	host/cli/verbs/cmd_checkout.c host/cli/head.c host/cli/verbs/cmd_commit.c host/cli/verbs/cmd_run_commit.c \
-	host/cli/verbs/cmd_history.c host/cli/verbs/cmd_tag.c host/cli/verbs/cmd_diff.c host/cli/verbs/cmd_verify.c host/cli/verbs/cmd_gc.c \
-	host/cli/points.c host/cli/fan.c host/cli/tree_commit.c host/cli/verbs/cmd_env.c host/cli/env.c \
-	host/cli/verbs/cmd_rpc.c host/cli/verbs/cmd_reports.c host/cli/verbs/cmd_connect.c host/cli/verbs/cmd_tunnel.c \
-	host/cli/gone.c host/cli/tunnel.c host/cli/many.c
+pandocli_SRCS += \
+	host/cli/near.c \
+	host/cli/opt.c \
+	host/cli/out.c \
+	host/cli/help.c \
+	host/cli/verbs.c \
+	host/cli/pick.c \
+	host/cli/doctor.c \
+	host/cli/doctor_find.c \
+	host/cli/doctor_vm.c \
+	host/cli/logs.c \
+	host/cli/execute.c \
+	host/cli/verbs/cmd_help.c \
+	host/cli/verbs/cmd_version.c \
+	host/cli/verbs/cmd_completion.c \
+	host/cli/verbs/cmd_run.c \
+	host/cli/verbs/cmd_status.c \
+	host/cli/verbs/cmd_info.c \
+	host/cli/verbs/cmd_tree.c \
+	host/cli/verbs/cmd_execute.c \
+	host/cli/verbs/cmd_branch.c \
+	host/cli/verbs/cmd_copy.c \
+	host/cli/verbs/cmd_logs.c \
+	host/cli/verbs/cmd_alias.c \
+	host/cli/verbs/cmd_pause.c \
+	host/cli/verbs/cmd_delete.c \
+	host/cli/verbs/cmd_disk.c \
+	host/cli/verbs/cmd_doctor.c \
+	host/cli/verbs/cmd_swarm.c \
+	host/cli/verbs/cmd_machine.c \
+	host/cli/verbs/cmd_stop.c \
+	host/cli/verbs/cmd_resize.c \
+	host/cli/verbs/cmd_checkout.c \
+	host/cli/head.c \
+	host/cli/verbs/cmd_commit.c \
+	host/cli/verbs/cmd_run_commit.c \
+	host/cli/verbs/cmd_history.c \
+	host/cli/verbs/cmd_tag.c \
+	host/cli/verbs/cmd_diff.c \
+	host/cli/verbs/cmd_verify.c \
+	host/cli/verbs/cmd_gc.c \
+	host/cli/points.c \
+	host/cli/fan.c \
+	host/cli/tree_commit.c \
+	host/cli/verbs/cmd_env.c \
+	host/cli/env_option.c \
+	host/cli/verbs/cmd_rpc.c \
+	host/cli/verbs/cmd_reports.c \
+	host/cli/verbs/cmd_connect.c \
+	host/cli/verbs/cmd_tunnel.c \
+	host/cli/gone.c \
+	host/cli/tunnel.c \
+	host/cli/many.c
 
 PROGRAMS += pando
 pando_SRCS := host/cli/pando.c
@@ -62,7 +107,11 @@ $(B)/share/zsh/site-functions/_pando: $(B)/bin/pando
 stand_in_SRCS := tests/unit/stand_in.c tests/unit/agent_help.c
 UNIT_TESTS += test_connect test_tunnel test_terminal
 test_connect_SRCS := tests/unit/test_connect.c $(stand_in_SRCS)
-test_tunnel_SRCS := tests/unit/test_tunnel.c $(stand_in_SRCS) host/cli/tunnel.c host/cli/out.c
+test_tunnel_SRCS := \
+	tests/unit/test_tunnel.c \
+	$(stand_in_SRCS) \
+	host/cli/tunnel.c \
+	host/cli/out.c
 test_terminal_SRCS := tests/unit/test_terminal.c
 $(foreach t,test_connect test_tunnel test_terminal,\
 	$(eval $(t)_LIBS := agentclient wire common)$(eval $(t)_PKGS := cmocka))
@@ -74,7 +123,10 @@ test_execute_LIBS := agentclient wire common
 test_execute_PKGS := cmocka
 $(B)/tests/test_execute: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 UNIT_TESTS += test_copy
-test_copy_SRCS := tests/unit/test_copy.c tests/unit/tar_help.c $(stand_in_SRCS)
+test_copy_SRCS := \
+	tests/unit/test_copy.c \
+	tests/unit/tar_help.c \
+	$(stand_in_SRCS)
 test_copy_LIBS := agentclient wire common
 test_copy_PKGS := cmocka
 $(B)/tests/test_copy: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
@@ -90,10 +142,17 @@ test_rpc_cli_PKGS := cmocka
 $(B)/tests/test_rpc_cli: | $(B)/bin/pando $(B)/libexec/pando/pando-agent
 
 # SSH into VMs.
-pandocli_SRCS += host/cli/remote.c host/cli/vmssh.c host/cli/vmssh_copy.c host/cli/verbs/cmd_ssh_proxy.c \
+pandocli_SRCS += \
+	host/cli/remote.c \
+	host/cli/vmssh.c \
+	host/cli/vmssh_copy.c \
+	host/cli/verbs/cmd_ssh_proxy.c \
 	host/cli/verbs/cmd_ssh_config.c
 UNIT_TESTS += test_ssh
-test_ssh_SRCS := tests/unit/test_ssh.c $(stand_in_SRCS) host/ssh/ssh_key.c
+test_ssh_SRCS := \
+	tests/unit/test_ssh.c \
+	$(stand_in_SRCS) \
+	host/ssh/ssh_key.c
 test_ssh_LIBS := $(pando_LIBS)
 test_ssh_PKGS := cmocka $(pando_PKGS)
 test_ssh_LDLIBS := $(pando_LDLIBS)
@@ -107,7 +166,15 @@ test_doctor_vm_LDLIBS := $(pando_LDLIBS)
 $(B)/tests/test_doctor_vm: | $(B)/libexec/pando/pando-agent
 
 FUZZERS += fuzz_doctor_guest
-fuzz_doctor_guest_SRCS := tests/fuzz/fuzz_doctor_guest.c host/cli/doctor_find.c host/cli/doctor_vm.c host/cli/out.c common/err.c common/utf8.c common/io.c common/json.c
+fuzz_doctor_guest_SRCS := \
+	tests/fuzz/fuzz_doctor_guest.c \
+	host/cli/doctor_find.c \
+	host/cli/doctor_vm.c \
+	host/cli/out.c \
+	common/err.c \
+	common/utf8.c \
+	common/io.c \
+	common/json.c
 fuzz_doctor_guest_CORPUS := tests/fuzz/corpus/doctor_guest
 
 # The manual and the completion say all that --help says.

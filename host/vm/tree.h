@@ -119,7 +119,7 @@ int tree_resize(struct tree *t, const char *name, const struct resize_request *q
 /* commit.c. The answer's commit as tree_commit_info() gives it, with what was written. */
 int tree_commit(struct tree *t, const char *name, const struct commit_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
-/* spawn.c: VMs of a commit. name: an id, a beginning of one, or a tag, here and below. */
+/* run_commit.c: VMs of a commit. name: an id, a beginning of one, or a tag, here and below. */
 int tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
 /* commits.c */

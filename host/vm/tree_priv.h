@@ -264,7 +264,7 @@ int host_has_room(const struct tree *t, const char *name, uint64_t mem_mib,
 int tree_new_id(char id[static VM_ID_LEN + 1], struct err *e); /* random */
 int tree_random(void *dst, size_t len, struct err *e);
 int vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX]);
-/* spawn.c: a VMM's process that waits for its first message. What was made is the
+/* run_commit.c: a VMM's process that waits for its first message. What was made is the
  * caller's also on failure: *ret_ctl, *ret_pidfd. */
 int vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
 	int *ret_pidfd, pid_t *ret_pid, struct err *e);

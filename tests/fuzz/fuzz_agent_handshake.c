@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "guest-agent/server/request.h"
+#include "guest-agent/server/agent_request.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -19,7 +19,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "guest-agent/tools/bus.h"
+#include "guest-agent/tools/unit_bus.h"
 #include "tests/unit/bus_help.h"
 
 static char folder[64], address[128];

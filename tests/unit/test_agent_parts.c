@@ -22,7 +22,7 @@
 #include "common/wire/json_bytes.h"
 #include "guest-agent/server/exec_shim.h"
 #include "guest-agent/server/peer.h"
-#include "guest-agent/server/request.h"
+#include "guest-agent/server/agent_request.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/ring.h"
 #include "guest-agent/system/userdb.h"

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
-#include "host/cli/env.h"
+#include "host/cli/env_option.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"

@@ -11,11 +11,11 @@
 #include "common/io.h"
 #include "common/paths.h"
 #include "host/cli/doctor.h"
-#include "host/cli/env.h"
+#include "host/cli/env_option.h"
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
-#include "host/cli/run.h"
+#include "host/cli/run_image.h"
 #include "host/client/project_config.h"
 
 extern const struct verb verb_run;

@@ -19,7 +19,7 @@
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
-#include "host/cli/run.h"
+#include "host/cli/run_image.h"
 #include "host/client/client.h"
 #include "swarm/ops.h"
 #include "swarm/record.h"

@@ -1,4 +1,4 @@
-#include "guest-agent/tools/bus.h"
+#include "guest-agent/tools/unit_bus.h"
 
 #include <errno.h>
 #include <stdbool.h>

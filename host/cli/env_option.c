@@ -1,4 +1,4 @@
-#include "host/cli/env.h"
+#include "host/cli/env_option.h"
 
 #include <errno.h>
 #include <stdio.h>

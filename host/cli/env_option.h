@@ -1,8 +1,8 @@
 /*
  * --env and --env-file, as the verbs that make VMs take them.
  */
-#ifndef PANDO_HOST_CLI_ENV_H
-#define PANDO_HOST_CLI_ENV_H
+#ifndef PANDO_HOST_CLI_ENV_OPTION_H
+#define PANDO_HOST_CLI_ENV_OPTION_H
 
 #include "common/env.h"
 

@@ -1,4 +1,4 @@
-#include "guest-agent/server/request.h"
+#include "guest-agent/server/agent_request.h"
 
 #include <errno.h>
 #include <signal.h>

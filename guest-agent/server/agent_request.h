@@ -1,8 +1,8 @@
 /*
  * The request line (common/wire/agent_wire.h), read and checked.
  */
-#ifndef PANDO_GUEST_AGENT_SERVER_REQUEST_H
-#define PANDO_GUEST_AGENT_SERVER_REQUEST_H
+#ifndef PANDO_GUEST_AGENT_SERVER_AGENT_REQUEST_H
+#define PANDO_GUEST_AGENT_SERVER_AGENT_REQUEST_H
 
 #include <stdbool.h>
 #include <stddef.h>

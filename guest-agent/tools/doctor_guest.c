@@ -1,4 +1,4 @@
-#include "guest-agent/tools/doctor.h"
+#include "guest-agent/tools/doctor_guest.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -11,8 +11,8 @@
  * which there is none goes into one of those, which then takes the file's place. Where even that
  * cannot be, content that fits into the file's own blocks is written there, not atomically.
  */
-#ifndef PANDO_GUEST_AGENT_SYSTEM_MACHINE_H
-#define PANDO_GUEST_AGENT_SYSTEM_MACHINE_H
+#ifndef PANDO_GUEST_AGENT_SYSTEM_GUEST_MACHINE_H
+#define PANDO_GUEST_AGENT_SYSTEM_GUEST_MACHINE_H
 
 #include <limits.h>
 #include <stdbool.h>

@@ -3,7 +3,7 @@
  * One JSON object on stdout:
  *
  *	{"version", "vm", "generation",        who it believes to be
- *	 "units": {...} | null, "units_why",   of pando-units look (bus.h); why there is none
+ *	 "units": {...} | null, "units_why",   of pando-units look (unit_bus.h); why there is none
  *	 "disks": [{"path", "mib", "free_mib", "inodes", "inodes_free"}…],
  *	 "missing": ["tmux"…],
  *	 "environment": {"why" | null,         a file that cannot be read as one
@@ -16,8 +16,8 @@
  *
  * Values of the environment are not in it. It judges nothing: the host does.
  */
-#ifndef PANDO_GUEST_AGENT_TOOLS_DOCTOR_H
-#define PANDO_GUEST_AGENT_TOOLS_DOCTOR_H
+#ifndef PANDO_GUEST_AGENT_TOOLS_DOCTOR_GUEST_H
+#define PANDO_GUEST_AGENT_TOOLS_DOCTOR_GUEST_H
 
 /* argv[0] is "doctor". The exit status. */
 int doctor_main(int argc, char **argv);

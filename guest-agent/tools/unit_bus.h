@@ -7,8 +7,8 @@
  * The only caller of libsystemd in the guest, with common/systemd.c. It is in a program
  * of its own, pando-units: the agent is static, and stays as small as it is.
  */
-#ifndef PANDO_GUEST_AGENT_TOOLS_BUS_H
-#define PANDO_GUEST_AGENT_TOOLS_BUS_H
+#ifndef PANDO_GUEST_AGENT_TOOLS_UNIT_BUS_H
+#define PANDO_GUEST_AGENT_TOOLS_UNIT_BUS_H
 
 #include "common/err.h"
 

@@ -1,4 +1,4 @@
-#include "guest-agent/system/machine.h"
+#include "guest-agent/system/guest_machine.h"
 
 #include <errno.h>
 #include <fcntl.h>

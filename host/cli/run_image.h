@@ -1,6 +1,6 @@
 /* What `pando run` and other verbs that boot a machine share. */
-#ifndef PANDO_HOST_CLI_RUN_H
-#define PANDO_HOST_CLI_RUN_H
+#ifndef PANDO_HOST_CLI_RUN_IMAGE_H
+#define PANDO_HOST_CLI_RUN_IMAGE_H
 
 #include <stdbool.h>
 

@@ -1,0 +1,33 @@
+# Commits of VMs, and VMs of commits.
+pandodcore_SRCS += \
+	host/commit/commit.c \
+	host/commit/commit_cpu.c \
+	host/commit/commit_read.c \
+	host/commit/commits.c \
+	host/commit/diff_files.c \
+	host/commit/materialize.c \
+	host/commit/pool.c \
+	host/commit/run_commit.c
+
+UNIT_TESTS += test_commit
+test_commit_SRCS := tests/unit/test_commit.c
+test_commit_LIBS := pandodcore agentclient vmmdisk store systemdjobs kvmprobe wire common
+test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
+
+UNIT_TESTS += test_diff_files
+test_diff_files_SRCS := tests/unit/test_diff_files.c
+test_diff_files_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
+test_diff_files_PKGS := cmocka libsodium libzstd
+$(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
+
+# What a VMM says of its CPUs. The corpus is that of the whole state.
+FUZZERS += fuzz_commit_cpu
+fuzz_commit_cpu_SRCS := \
+	tests/fuzz/fuzz_commit_cpu.c \
+	host/commit/commit_cpu.c \
+	common/wire/blob.c \
+	common/wire/cpu_features.c \
+	common/err.c \
+	common/utf8.c \
+	common/json.c
+fuzz_commit_cpu_CORPUS := tests/fuzz/corpus/snapshot

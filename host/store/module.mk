@@ -1,0 +1,45 @@
+# The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
+LIBRARIES += store
+store_PKGS := libsodium libzstd
+store_SRCS := \
+	host/store/store.c \
+	host/store/store_list.c \
+	host/store/store_tag.c \
+	host/store/store_manifest.c \
+	host/store/store_hash.c \
+	host/store/store_zip.c \
+	host/store/store_bloom.c \
+	host/store/store_pack.c \
+	host/store/store_pack_write.c \
+	host/store/store_chunks.c \
+	host/store/store_tree.c \
+	host/store/store_write.c \
+	host/store/store_gc.c \
+	host/store/store_verify.c
+
+UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
+$(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
+	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
+	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
+
+FUZZERS += fuzz_store_pack fuzz_store_manifest
+fuzz_store_pack_SRCS := \
+	tests/fuzz/fuzz_store_pack.c \
+	$(store_SRCS) \
+	common/err.c \
+	common/utf8.c \
+	common/io.c \
+	common/json.c \
+	common/fault.c
+fuzz_store_pack_CORPUS := tests/fuzz/corpus/store_pack
+fuzz_store_pack_PKGS := libsodium libzstd
+fuzz_store_manifest_SRCS := \
+	tests/fuzz/fuzz_store_manifest.c \
+	$(store_SRCS) \
+	common/err.c \
+	common/utf8.c \
+	common/io.c \
+	common/json.c \
+	common/fault.c
+fuzz_store_manifest_CORPUS := tests/fuzz/corpus/store_manifest
+fuzz_store_manifest_PKGS := libsodium libzstd

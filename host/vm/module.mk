@@ -1,0 +1,42 @@
+# VMs, and what is known of them.
+pandodcore_SRCS += \
+	host/vm/adopt.c \
+	host/vm/batch.c \
+	host/vm/branch.c \
+	host/vm/create.c \
+	host/vm/db.c \
+	host/vm/delete.c \
+	host/vm/frozen_fork.c \
+	host/vm/guest.c \
+	host/vm/handshake.c \
+	host/vm/image.c \
+	host/vm/lifecycle.c \
+	host/vm/reboot.c \
+	host/vm/reports.c \
+	host/vm/reports_watch.c \
+	host/vm/tree.c \
+	host/vm/tree_show.c \
+	host/vm/tree_sync.c \
+	host/vm/tree_watch.c \
+	host/vm/usage.c \
+	host/vm/vm_spec.c
+
+UNIT_TESTS += test_image
+test_image_SRCS := tests/unit/test_image.c
+test_image_LIBS := pandodcore systemdjobs kvmprobe wire common
+test_image_PKGS := cmocka
+
+UNIT_TESTS += test_db
+test_db_SRCS := tests/unit/test_db.c
+test_db_LIBS := pandodcore systemdjobs kvmprobe wire common
+test_db_PKGS := cmocka sqlite3
+
+UNIT_TESTS += test_tree
+test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
+test_tree_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
+test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
+
+UNIT_TESTS += test_power_cut
+test_power_cut_SRCS := tests/unit/test_power_cut.c tests/unit/fake_vmm.c
+test_power_cut_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
+test_power_cut_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
