@@ -51,7 +51,7 @@ struct swarm_summary {
 int swarm_run(const struct swarm_spec *spec, const struct swarm_ops *ops, void *ctx,
 	const struct swarm_options *options, struct swarm_summary *ret, struct err *e);
 
-/* The number on the last line; trailing pre-warmed space does not count. -EINVAL with a
+/* The number on the last line; trailing white space does not count. -EINVAL with a
  * sentence that quotes what was there. */
 int swarm_parse_score(const struct swarm_tail *out, double *ret, struct err *e);
 

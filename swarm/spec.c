@@ -11,6 +11,7 @@
 
 #include "common/cleanup.h"
 #include "common/toml.h"
+#include "common/wire/vmm_wire.h"
 
 /* A spec is made once and freed at once, so its memory is a chain of plain chunks. */
 struct swarm_chunk {
@@ -133,6 +134,34 @@ read_str(struct reader *r, const struct toml *table, const char *key, const char
 	if (rc < 0 || !text)
 		return rc;
 	*ret = keep_str(r, text, strlen(text));
+	return *ret ? 0 : -ENOMEM;
+}
+
+/* A path on the host: a relative one starts at the spec's folder. NULL: out of memory. */
+static char *
+keep_host_path(struct reader *r, const char *path)
+{
+	size_t folder = path[0] == '/' ? 0 : r->folder_len;
+	char *whole = keep(r, folder + strlen(path) + 1);
+
+	if (whole) {
+		memcpy(whole, r->path, folder);
+		strcpy(whole + folder, path);
+	}
+	return whole;
+}
+
+/* An image's name, or, with a '/' in it, a path on the host. */
+static int
+read_image(struct reader *r, const struct toml *table, const char **ret)
+{
+	const char *text = NULL;
+	int rc = peek_str(r, table, "name", &text, NULL);
+
+	if (rc < 0 || !text)
+		return rc;
+	*ret = strchr(text, '/') ? keep_host_path(r, text)
+				 : keep_str(r, text, strlen(text));
 	return *ret ? 0 : -ENOMEM;
 }
 
@@ -378,8 +407,6 @@ read_files(struct reader *r, const struct toml *table, struct swarm_step *step)
 		struct swarm_file *f = &files[step->n_files + i];
 		const char *from = NULL, *to = NULL;
 		const struct toml *to_at = item;
-		size_t folder;
-		char *path;
 
 		if (want_table(r, item, "files") < 0 ||
 			check_keys(r, item, "an entry of \"files\"", keys) < 0 ||
@@ -391,13 +418,9 @@ read_files(struct reader *r, const struct toml *table, struct swarm_step *step)
 				from ? "to" : "from");
 		if (check_guest_path(r, to_at, "to", to) < 0)
 			return -EINVAL;
-		folder = from[0] == '/' ? 0 : r->folder_len;
-		path = keep(r, folder + strlen(from) + 1);
-		if (!path)
+		f->from = keep_host_path(r, from);
+		if (!f->from)
 			return -ENOMEM;
-		memcpy(path, r->path, folder);
-		strcpy(path + folder, from);
-		f->from = path;
 		f->to = keep_str(r, to, strlen(to));
 		if (!f->to)
 			return -ENOMEM;
@@ -473,14 +496,14 @@ read_base(struct reader *r, const struct toml *root)
 		return bad(r, setup,
 			"[setup] is for a machine that the swarm boots; it does not change the VM named by \"from\"");
 	if (machine &&
-		(read_unsigned(r, machine, "mem_size_mib", 16, 1u << 20,
+		(read_unsigned(r, machine, "mem_size_mib", 16, VMM_MEM_MAX_MIB,
 			 &s->machine.mem_mib) < 0 ||
-			read_unsigned(r, machine, "vcpu_count", 1, 8, &s->machine.vcpus) <
+			read_unsigned(r, machine, "vcpu_count", 1, VMM_VCPUS_MAX, &s->machine.vcpus) <
 				0 ||
-			read_unsigned(r, machine, "fs_size_vm_mib", 1, 1u << 24,
+			read_unsigned(r, machine, "fs_size_vm_mib", 1, VMM_DISK_MAX_MIB,
 				&s->machine.disk_mib) < 0 ||
-			(rootfs && read_str(r, rootfs, "name", &s->machine.rootfs) < 0) ||
-			(kernel && read_str(r, kernel, "name", &s->machine.kernel) < 0)))
+			(rootfs && read_image(r, rootfs, &s->machine.rootfs) < 0) ||
+			(kernel && read_image(r, kernel, &s->machine.kernel) < 0)))
 		return -EINVAL;
 	s->setup.time_limit_ms = 600 * 1000;
 	return setup ? read_step(r, setup, -1, &s->setup) : 0;

@@ -26,6 +26,7 @@
 
 #define VMM_MEM_MIN_MIB 16
 #define VMM_MEM_MAX_MIB (1024 * 1024)
+#define VMM_DISK_MAX_MIB (1024 * 1024)
 #define VMM_VCPUS_MAX 8
 #define VMM_CMDLINE_MAX 2048
 #define VMM_NAME_MAX 64

@@ -13,4 +13,8 @@
 int run_prepare_image(
 	struct client *c, const struct client_run *spec, bool quiet, struct err *e);
 
+/* An image that is named by a path: made absolute, because pandod does not share the caller's
+ * folder. *image then points to *ret_path, which is the caller's to free; a name is left. */
+int run_image_path(const char **image, char **ret_path, struct err *e);
+
 #endif

@@ -22,12 +22,13 @@
 
 #include "common/err.h"
 #include "common/toml.h"
+#include "common/wire/vmm_wire.h"
 
-#define CONFIG_MEM_MIN_MIB 16u
-#define CONFIG_MEM_MAX_MIB (1024u * 1024u)
-#define CONFIG_VCPUS_MAX 8u
+#define CONFIG_MEM_MIN_MIB VMM_MEM_MIN_MIB
+#define CONFIG_MEM_MAX_MIB VMM_MEM_MAX_MIB
+#define CONFIG_VCPUS_MAX VMM_VCPUS_MAX
 #define CONFIG_DISK_MIN_MIB 1u
-#define CONFIG_DISK_MAX_MIB (16u * 1024u * 1024u)
+#define CONFIG_DISK_MAX_MIB VMM_DISK_MAX_MIB
 
 struct config {
 	char *path;	  /* owned; the file that was read, NULL: none */

@@ -22,7 +22,7 @@
 #define VM_IMAGE_MAX 1024   /* an image's name or an absolute path */
 #define VM_CMDLINE_MAX 1024 /* what a request may add to the kernel's command line */
 #define VM_BRANCH_MAX 1024
-#define VM_DISK_MAX_MIB (1024u * 1024u)
+#define VM_DISK_MAX_MIB VMM_DISK_MAX_MIB
 #define COMMIT_NAME_MAX 64 /* an id, a beginning of one, or a tag */
 #define COMMIT_MESSAGE_MAX 4095
 #define COMMIT_TAGS_MAX 16

@@ -63,7 +63,7 @@ full_spec_is_read(void **state)
 		"collect = [\"/root/a\", \"/root/b/\"]\ncollect_from = \"all\"\n"
 		"files = [{ from = \"f\", to = \"/root/f\" }]\n"
 		"[machine]\nmem_size_mib = 256\nvcpu_count = 2\nfs_size_vm_mib = 2048\n"
-		"[rootfs]\nname = \"r\"\n[kernel]\nname = \"k\"\n"
+		"[rootfs]\nname = \"r/disk\"\n[kernel]\nname = \"k\"\n"
 		"[setup]\ncommand = \"a | b\"\ntime_limit_s = 1.5\n"
 		"files = [{ from = \"/abs\", to = \"/root/g\" }]\n"
 		"[work]\ncommand = [\"w\", \"{index}\"]\ncwd = \"/root\"\nuser = \"joe\"\n"
@@ -80,7 +80,7 @@ full_spec_is_read(void **state)
 	assert_int_equal(s->machine.mem_mib, 256);
 	assert_int_equal(s->machine.vcpus, 2);
 	assert_int_equal(s->machine.disk_mib, 2048);
-	assert_string_equal(s->machine.rootfs, "r");
+	assert_string_equal(s->machine.rootfs, "dir/r/disk");
 	assert_string_equal(s->machine.kernel, "k");
 	assert_string_equal(s->setup.argv[0], "/bin/sh");
 	assert_string_equal(s->setup.argv[2], "a | b");

@@ -172,6 +172,18 @@ host_boots_linux(struct err *e)
 }
 
 int
+run_image_path(const char **image, char **ret_path, struct err *e)
+{
+	if (!*image || (*image)[0] == '/' || !strchr(*image, '/'))
+		return 0;
+	*ret_path = realpath(*image, NULL);
+	if (!*ret_path)
+		return err_sys(e, -errno, "%s", *image);
+	*image = *ret_path;
+	return 0;
+}
+
+int
 run_prepare_image(
 	struct client *c, const struct client_run *spec, bool quiet, struct err *e)
 {
@@ -264,19 +276,6 @@ parse(struct opt_scan *s, struct client_run *spec, struct env *env, const char *
 	return OPT_END;
 }
 
-/* A relative path means the caller's folder, which pandod does not share. */
-static int
-absolute(const char **image, char **ret_path, struct err *e)
-{
-	if (!*image || (*image)[0] == '/' || !strchr(*image, '/'))
-		return 0;
-	*ret_path = realpath(*image, NULL);
-	if (!*ret_path)
-		return err_sys(e, -errno, "%s", *image);
-	*image = *ret_path;
-	return 0;
-}
-
 static int
 run(int argc, char **argv)
 {
@@ -305,8 +304,8 @@ run(int argc, char **argv)
 	spec.disk_mib = spec.disk_mib ? spec.disk_mib : config.disk_mib;
 	spec.kernel = spec.kernel ? spec.kernel : config.kernel;
 	spec.rootfs = spec.rootfs ? spec.rootfs : config.rootfs;
-	if (absolute(&spec.kernel, &kernel_path, &e) < 0 ||
-		absolute(&spec.rootfs, &rootfs_path, &e) < 0 || pick_pandod(&c, &e) < 0 ||
+	if (run_image_path(&spec.kernel, &kernel_path, &e) < 0 ||
+		run_image_path(&spec.rootfs, &rootfs_path, &e) < 0 || pick_pandod(&c, &e) < 0 ||
 		run_prepare_image(c, &spec, s.quiet, &e) < 0)
 		return out_fail(&e);
 

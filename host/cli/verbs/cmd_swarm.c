@@ -108,7 +108,8 @@ op_boot(void *ctx, const struct swarm_machine *machine, const char *run,
 	cleanup_client_vm struct client_vm info = {0};
 	char label[128];
 	const char *labels[] = {label};
-	const struct client_run spec = {
+	cleanup_free char *kernel = NULL, *rootfs = NULL;
+	struct client_run spec = {
 		.mem_mib = machine->mem_mib,
 		.vcpus = machine->vcpus,
 		.disk_mib = machine->disk_mib,
@@ -117,8 +118,12 @@ op_boot(void *ctx, const struct swarm_machine *machine, const char *run,
 		.labels = labels,
 		.n_labels = 1,
 	};
-	int rc = client_open(NULL, CLIENT_START, &c, e);
+	int rc = run_image_path(&spec.kernel, &kernel, e);
 
+	if (rc == 0)
+		rc = run_image_path(&spec.rootfs, &rootfs, e);
+	if (rc == 0)
+		rc = client_open(NULL, CLIENT_START, &c, e);
 	if (rc < 0)
 		return rc;
 	snprintf(label, sizeof(label), SWARM_LABEL "=%s", run);
