@@ -37,10 +37,14 @@ vmmcore_SRCS := \
 	vmm/ged.c \
 	vmm/acpi.c \
 	vmm/boot.c \
+	vmm/futex.c \
+	vmm/ending.c \
 	vmm/vm.c \
 	vmm/vcpu.c \
 	vmm/mappings.c \
 	vmm/steps.c \
+	vmm/mainloop.c \
+	vmm/answer.c \
 	vmm/fork.c \
 	vmm/snapshot.c \
 	vmm/restore.c \
