@@ -104,7 +104,7 @@ restore_check(const struct vmm_restore *m, size_t len, size_t n_fds, struct err 
 static int
 enter_once(struct vm *vm, struct err *e)
 {
-	static const uint8_t leave[] = {0xe6, 0x80}; /* out %al, $0x80 */
+	static const uint8_t leave[] = {0xe6, LAYOUT_PORT_OF_NOBODY}; /* out %al, $port */
 	const struct kvm_mp_state runnable = {KVM_MP_STATE_RUNNABLE};
 	const gpa_t page = {0x1000};
 	int r = guest_mem_lend_page(&vm->mem, page, e);

@@ -53,8 +53,8 @@ teardown(void **state)
 static void
 make(unsigned n)
 {
-	static const uint8_t leave[] = {
-		0xe6, 0x80, 0xeb, 0xfc}; /* 1: out %al, $0x80; jmp 1b */
+	/* 1: out %al, $port; jmp 1b */
+	static const uint8_t leave[] = {0xe6, LAYOUT_PORT_OF_NOBODY, 0xeb, 0xfc};
 
 	vm_drop_kvm(&vm, false);
 	guest_mem_destroy(&vm.mem);
