@@ -104,6 +104,7 @@ fuzz_snapshot_SRCS := \
 	tests/unit/snapshot_vm.c \
 	$(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
 	vmm/snapshot.c \
+	vmm/cpuid.c \
 	vmm/state.c \
 	vmm/kvm.c \
 	common/wire/cpu_features.c \
