@@ -10,9 +10,9 @@ test_toml_SRCS := tests/unit/test_toml.c
 test_userns_SRCS := tests/unit/test_userns.c
 $(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
 
-# A script: what folders include from each other.
+# A script: what folders include from each other, and whose files call each other in circles.
 UNIT_SCRIPTS += test_rooms
-$(B)/tests/test_rooms: tests/unit/test_rooms.py
+$(B)/tests/test_rooms: tests/unit/test_rooms.py $(foreach l,vmmcore vmmdev vmmdisk,$(B)/obj/lib$(l).a) $(B)/obj/vmm/main.o
 	@mkdir -p $(@D)
 	install -m 0755 $< $@
 

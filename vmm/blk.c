@@ -267,8 +267,12 @@ write_zero_blocks(struct blk *blk, uint64_t block, uint64_t n)
 	return 0;
 }
 
-/* Frees the own segment's places of blocks that have just become zeroes. Failure loses
- * space only. */
+/*
+ * Empties the own segment's places of blocks that have just become zeroes: for their space,
+ * and because the block's next write uses the place again. Should power be lost between that
+ * write's record and its data, the block reads as the place does, which must be zeroes and
+ * not what the guest had zeroed. A file system that punches no holes keeps that risk.
+ */
 static void
 punch_blocks(struct blk *blk, uint64_t block, uint64_t n)
 {
@@ -290,7 +294,7 @@ punch_blocks(struct blk *blk, uint64_t block, uint64_t n)
 
 /* n whole blocks become zeroes. hint: it may as well not happen (discard). */
 static int
-zero_blocks(struct blk *blk, uint64_t block, uint64_t n, bool unmap, bool hint)
+zero_blocks(struct blk *blk, uint64_t block, uint64_t n, bool hint)
 {
 	uint64_t i;
 	int r;
@@ -314,8 +318,7 @@ zero_blocks(struct blk *blk, uint64_t block, uint64_t n, bool unmap, bool hint)
 		else
 			blk->map.entries[i] = BLOCKMAP_ZERO;
 	}
-	if (unmap)
-		punch_blocks(blk, block, n);
+	punch_blocks(blk, block, n);
 	return 0;
 }
 
@@ -334,7 +337,7 @@ zero_part(struct blk *blk, uint64_t offset, uint64_t n)
 }
 
 static int
-zero_range(struct blk *blk, uint64_t offset, uint64_t len, bool unmap, bool hint)
+zero_range(struct blk *blk, uint64_t offset, uint64_t len, bool hint)
 {
 	uint64_t in = offset % SEGMENT_BLOCK;
 	uint64_t head = in ? SEGMENT_BLOCK - in : 0, tail;
@@ -351,7 +354,7 @@ zero_range(struct blk *blk, uint64_t offset, uint64_t len, bool unmap, bool hint
 			return r;
 	}
 	return zero_blocks(blk, (offset + head) / SEGMENT_BLOCK,
-		(len - head - tail) / SEGMENT_BLOCK, unmap, hint);
+		(len - head - tail) / SEGMENT_BLOCK, hint);
 }
 
 static bool
@@ -378,8 +381,7 @@ handle_ranges(struct blk *blk, struct virtq_cursor *out, bool discard)
 			!within_disk(blk, range.sector, range.sectors))
 			return -EINVAL;
 		r = zero_range(blk, range.sector * BLK_SECTOR,
-			(uint64_t)range.sectors * BLK_SECTOR, discard || range.flags,
-			discard);
+			(uint64_t)range.sectors * BLK_SECTOR, discard);
 		if (r)
 			return r;
 	}

@@ -12,15 +12,31 @@
  * reads that segment before the next cut, and a torn overwrite is what any disk without a
  * flush may leave behind. So a segment's data never exceeds the disk, however often a
  * guest rewrites it. Every other write is appended, data first, then its index record,
- * then the map. Discard and write-zeroes append a ZERO record, keep the block's place in
- * the own segment for its next write, and punch a hole there. So that discarding and
- * writing in turn cannot grow the index for ever, a segment whose index holds
- * BLK_INDEX_RECORDS_MAX(blocks) records ignores further discards (they are hints) and
- * carries out write-zeroes by writing zeroes.
+ * then the map. Discard and write-zeroes (with or without its unmap flag) append a ZERO
+ * record, keep the block's place in the own segment for its next write, and punch a hole
+ * there. So that discarding and writing in turn cannot grow the index for ever, a segment
+ * whose index holds BLK_INDEX_RECORDS_MAX(blocks) records ignores further discards (they are
+ * hints) and carries out write-zeroes by writing zeroes.
  *
  * FLUSH: fdatasync of the data, then of the index, of every segment that has something
  * unsynced, also those a cut closed. A driver that did not negotiate FLUSH gets that
  * after every write.
+ *
+ * When the host loses power, all that was flushed is there. A block written since is, sector
+ * by sector, as it was flushed or as it was written, with one exception: the first write of a
+ * block in a segment gives it a new place, and the host may have written the record back but
+ * not the data. Then the whole 4 KiB block reads as zeroes, also where its old content was
+ * flushed; a disk would have kept the old or the new. A guest's journal replays such a block,
+ * and a database with checksums or full-page writes restores it. A file that is overwritten in
+ * place without fsync, or a file system without a journal, may find zeroes there.
+ * test_blk_power.c shows it. It is not mended, because each way costs more than it is worth:
+ * - Syncing the data before its record is a disk's latency for each write.
+ * - Keeping records in memory until the next FLUSH loses finished writes when a VMM is killed
+ *   (now it loses none), and a cut would have to sync in the pause of a fork.
+ * - A check sum of the data in the record changes the disk format, and each write in place
+ *   would need a record.
+ * - Taking holes in the data file for lost writes at a replay mistakes zeroes that were flushed
+ *   for them, on file systems that store zeroes as holes and in sparse copies.
  *
  * A host error (ENOSPC, EIO, RLIMIT_FSIZE: the process must ignore SIGXFSZ) is
  * VIRTIO_BLK_S_IOERR to the guest and one rate-limited line; the VM goes on, and what was

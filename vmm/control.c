@@ -3,21 +3,16 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "vmm/answer.h"
+#include "vmm/ending.h"
 #include "vmm/fork.h"
+#include "vmm/mainloop.h"
 #include "vmm/restore.h"
-
-#define EVENTS_MAX 32
-
-/* Bit 63 is vsock's (VSOCK_TOKEN). */
-enum token { TOKEN_CONTROL = 1, TOKEN_LISTEN, TOKEN_EVENT, TOKEN_VSOCK_KICK };
 
 /* All that pandod sends to a VM. */
 union request {
@@ -27,134 +22,6 @@ union request {
 	uint8_t bytes[sizeof(struct vmm_fork) +
 		      1]; /* one more: a longer message is seen as such */
 };
-
-static int
-loop_ctl(struct vm *vm, int op, int fd, uint32_t events, uint64_t token)
-{
-	struct epoll_event ev = {.events = events, .data.u64 = token};
-
-	return epoll_ctl(vm->epoll_fd, op, fd, &ev) < 0 ? -errno : 0;
-}
-
-static int
-vsock_add(void *ctx, int fd, uint32_t events, uint64_t token)
-{
-	return loop_ctl(ctx, EPOLL_CTL_ADD, fd, events, token);
-}
-
-static int
-vsock_mod(void *ctx, int fd, uint32_t events, uint64_t token)
-{
-	return loop_ctl(ctx, EPOLL_CTL_MOD, fd, events, token);
-}
-
-static void
-vsock_del(void *ctx, int fd)
-{
-	loop_ctl(ctx, EPOLL_CTL_DEL, fd, 0, 0);
-}
-
-struct vsock_loop
-control_vsock_loop(struct vm *vm)
-{
-	return (struct vsock_loop){
-		.add = vsock_add, .mod = vsock_mod, .del = vsock_del, .ctx = vm};
-}
-
-int
-control_make_loop(struct vm *vm, struct err *e)
-{
-	int r;
-
-	vm->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (vm->epoll_fd < 0)
-		return err_sys(e, -errno, "epoll_create1");
-	vm->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (vm->event_fd < 0)
-		return err_sys(e, -errno, "eventfd");
-	vm->vsock_kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (vm->vsock_kick_fd < 0)
-		return err_sys(e, -errno, "eventfd");
-	/* A peer that does not read must not stop the VM. */
-	io_set_nonblock(vm->control_fd, 1);
-	io_set_nonblock(vm->listen_fd, 1);
-	if ((r = loop_ctl(vm, EPOLL_CTL_ADD, vm->event_fd, EPOLLIN, TOKEN_EVENT)) < 0 ||
-		(r = loop_ctl(vm, EPOLL_CTL_ADD, vm->vsock_kick_fd, EPOLLIN,
-			 TOKEN_VSOCK_KICK)) < 0 ||
-		(r = loop_ctl(
-			 vm, EPOLL_CTL_ADD, vm->control_fd, EPOLLIN, TOKEN_CONTROL)) < 0)
-		return err_sys(e, r, "epoll_ctl");
-	return 0;
-}
-
-void
-control_use_log(struct vm *vm, int fd)
-{
-	char tag[VMM_NAME_MAX + 8];
-
-	snprintf(tag, sizeof(tag), "vm/%s", vm->name);
-	log_init(tag, vm->log_level);
-	/* Whoever started us may wait for the end of its pipes; sanitizers and the C
-	 * library write to descriptor 2. */
-	for (int i = 0; i <= 2; i++)
-		dup3(fd, i, 0);
-	close(fd);
-}
-
-static void
-drop_control(struct vm *vm, const char *why)
-{
-	if (vm->control_fd < 0)
-		return;
-	log_info("control connection closed: %s; waiting for the next", why);
-	close(TAKE_FD(vm->control_fd)); /* leaves the epoll set by itself */
-	loop_ctl(vm, EPOLL_CTL_ADD, vm->listen_fd, EPOLLIN, TOKEN_LISTEN);
-}
-
-void
-control_send(struct vm *vm, struct vmm_hdr *hdr, enum vmm_msg_type type, size_t len,
-	uint64_t seq)
-{
-	int r;
-
-	if (vm->control_fd < 0)
-		return;
-	*hdr = (struct vmm_hdr){.version = VMM_WIRE_VERSION,
-		.type = type,
-		.len = (uint32_t)len,
-		.seq = seq};
-	r = io_send_fds(vm->control_fd, hdr, len, NULL, 0);
-	/* A peer that is gone may have sent something before, a quit above all: the
-	 * connection ends when that was read. */
-	if (r == -EPIPE || r == -ECONNRESET)
-		return;
-	if (r < 0)
-		drop_control(vm, r == -EAGAIN ? "its peer does not read" : strerror(-r));
-}
-
-void
-control_send_started(struct vm *vm, int error, const char *why)
-{
-	struct vmm_started m = {.error = error, .parked = vm->is_parked};
-	uint64_t at = vm->is_parked ? io_now_ns() : atomic_load(&vm->first_run_ns);
-
-	if (error < 0)
-		snprintf(m.msg, sizeof(m.msg), "%s", why);
-	else
-		m.setup_ns = at - vm->born_ns;
-	vm->started_sent = true;
-	control_send(vm, &m.hdr, VMM_STARTED, sizeof(m), 0);
-}
-
-static void
-send_done(struct vm *vm, uint64_t seq, int error, const char *why)
-{
-	struct vmm_done m = {.error = error};
-
-	if (error < 0)
-		snprintf(m.msg, sizeof(m.msg), "%s", why);
-	control_send(vm, &m.hdr, VMM_DONE, sizeof(m), seq);
-}
 
 static void
 note_first_doorbell(const struct virtio_dev *dev, uint64_t *first_ns)
@@ -185,27 +52,27 @@ send_stats(struct vm *vm, uint64_t seq)
 	note_first_doorbell(&vm->rng.dev, &m.first_doorbell_ns);
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		m.vcpu_exits += atomic_load(&vm->vcpus[i].exits);
-	control_send(vm, &m.hdr, VMM_STATS_ANSWER, sizeof(m), seq);
+	answer_send(vm, &m.hdr, VMM_STATS_ANSWER, sizeof(m), seq);
 }
 
 static void
 pause_vm(struct vm *vm, uint64_t seq)
 {
 	if (vm->is_parked) {
-		send_done(vm, seq, -EINVAL,
+		answer_done(vm, seq, -EINVAL,
 			"a frozen fork runs nothing that could be paused");
 		return;
 	}
 	vm_stop(vm);
 	vm->is_paused = true;
-	send_done(vm, seq, 0, NULL);
+	answer_done(vm, seq, 0, NULL);
 }
 
 static void
 resume_vm(struct vm *vm, uint64_t seq)
 {
 	if (vm->is_parked) {
-		send_done(vm, seq, -EINVAL, "a frozen fork cannot run; branch it");
+		answer_done(vm, seq, -EINVAL, "a frozen fork cannot run; branch it");
 		return;
 	}
 	if (vm->is_paused) {
@@ -215,7 +82,7 @@ resume_vm(struct vm *vm, uint64_t seq)
 		vm->is_paused = false;
 		vm_run(vm);
 	}
-	send_done(vm, seq, 0, NULL);
+	answer_done(vm, seq, 0, NULL);
 }
 
 static void
@@ -229,7 +96,7 @@ send_state(struct vm *vm, uint64_t seq, int fd)
 	m.error = r;
 	if (r < 0)
 		snprintf(m.msg, sizeof(m.msg), "%s", e.msg);
-	control_send(vm, &m.hdr, VMM_STATE_ANSWER, sizeof(m), seq);
+	answer_send(vm, &m.hdr, VMM_STATE_ANSWER, sizeof(m), seq);
 }
 
 static void
@@ -240,7 +107,7 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 	int r;
 
 	if (vm->is_parked) {
-		send_done(vm, m->hdr.seq, -EINVAL,
+		answer_done(vm, m->hdr.seq, -EINVAL,
 			"a frozen fork does not change; resize a branch of it");
 		return;
 	}
@@ -253,7 +120,7 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 	if (r == 0 && m->disk_mib != before)
 		log_info("the disk grew from %llu to %llu MiB",
 			(unsigned long long)before, (unsigned long long)m->disk_mib);
-	send_done(vm, m->hdr.seq, r, e.msg);
+	answer_done(vm, m->hdr.seq, r, e.msg);
 }
 
 /* Length and number of descriptors of a request, or 0: unknown. */
@@ -294,7 +161,7 @@ handle_control(struct vm *vm)
 	if (n == -EAGAIN)
 		return false;
 	if (n <= 0) {
-		drop_control(vm, n == 0 ? "its peer is gone" : strerror((int)-n));
+		mainloop_drop_peer(vm, n == 0 ? "its peer is gone" : strerror((int)-n));
 		return false;
 	}
 	want_len = (size_t)n < sizeof(req.hdr) ? 0 : request_len(req.hdr.type, &want_fds);
@@ -302,7 +169,7 @@ handle_control(struct vm *vm)
 		req.hdr.version != VMM_WIRE_VERSION || n_fds != want_fds) {
 		for (size_t i = 0; i < n_fds; i++)
 			close(fds[i]);
-		drop_control(vm, "it sent what is no message");
+		mainloop_drop_peer(vm, "it sent what is no message");
 		return false;
 	}
 	switch (req.hdr.type) {
@@ -316,12 +183,12 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_POWER_BUTTON:
 		if (vm->is_parked) {
-			send_done(vm, req.hdr.seq, -EINVAL,
+			answer_done(vm, req.hdr.seq, -EINVAL,
 				"a frozen fork has no power button");
 			break;
 		}
 		ged_notify(&vm->ged, GED_EVENT_POWER_BUTTON);
-		send_done(vm, req.hdr.seq, 0, NULL);
+		answer_done(vm, req.hdr.seq, 0, NULL);
 		break;
 	case VMM_STATS:
 		send_stats(vm, req.hdr.seq);
@@ -333,64 +200,10 @@ handle_control(struct vm *vm)
 		resize_disk(vm, &req.resize);
 		break;
 	case VMM_QUIT:
-		vm_end(vm, VMM_EXIT_QUIT, "asked to quit");
+		ending_tell(vm, VMM_EXIT_QUIT, "asked to quit");
 		break;
 	}
 	return false;
-}
-
-static void
-adopt(struct vm *vm)
-{
-	struct ucred peer;
-	socklen_t len = sizeof(peer);
-	cleanup_close int fd =
-		accept4(vm->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-	if (fd < 0)
-		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ||
-		peer.uid != getuid()) {
-		log_warn("a control connection of another user was refused");
-		return;
-	}
-	if (loop_ctl(vm, EPOLL_CTL_ADD, fd, EPOLLIN, TOKEN_CONTROL) < 0)
-		return;
-	loop_ctl(vm, EPOLL_CTL_DEL, vm->listen_fd, 0, 0);
-	vm->control_fd = TAKE_FD(fd);
-	log_info("adopted by process %d", (int)peer.pid);
-}
-
-static void
-drain(int event_fd)
-{
-	uint64_t count;
-
-	(void)!read(event_fd, &count, sizeof(count));
-}
-
-/* Returns true when this process is now another VM. */
-static bool
-dispatch(struct vm *vm, const struct epoll_event *ev)
-{
-	switch (ev->data.u64) {
-	case TOKEN_CONTROL:
-		return vm->control_fd >= 0 && handle_control(vm);
-	case TOKEN_LISTEN:
-		if (vm->control_fd < 0)
-			adopt(vm);
-		return false;
-	case TOKEN_EVENT:
-		drain(vm->event_fd);
-		return false;
-	case TOKEN_VSOCK_KICK:
-		drain(vm->vsock_kick_fd);
-		vsock_kick(&vm->vsock);
-		return false;
-	default:
-		vsock_handle_event(&vm->vsock, ev->data.u64, ev->events);
-		return false;
-	}
 }
 
 /* A kernel that panics resets the machine (panic=-1), as one that reboots does; but it says
@@ -427,39 +240,25 @@ finish(struct vm *vm)
 		log_err("the disk may have lost its last writes: %s", e.msg);
 	log_line(is_fault ? LOG_LEVEL_ERR : LOG_LEVEL_INFO, "ends: %s", vm->end_msg);
 	memcpy(m.msg, vm->end_msg, sizeof(m.msg));
-	control_send(vm, &m.hdr, VMM_EXITING, sizeof(m), 0);
+	answer_send(vm, &m.hdr, VMM_EXITING, sizeof(m), 0);
 	_exit(is_fault ? 1 : 0);
 }
 
-_Noreturn void
-control_run(struct vm *vm)
+/* What vCPU threads have told. */
+static void
+look(struct vm *vm)
 {
-	struct epoll_event events[EVENTS_MAX];
+	if (!vm->started_sent && atomic_load(&vm->first_run_ns))
+		answer_started(vm, 0, NULL);
+	if (atomic_load(&vm->ending) == 2)
+		finish(vm);
+}
 
-	for (;;) {
-		/* From here on vCPU 0 announces its first run; it may have run already.
-		 */
-		if (atomic_exchange(&vm->main_is_awake, false) && !vm->started_sent &&
-			atomic_load(&vm->first_run_ns))
-			control_send_started(vm, 0, NULL);
-		int n, timeout = vm->is_parked ? -1 : vsock_timeout_ms(&vm->vsock);
+void
+control_init(struct vm *vm)
+{
+	static const struct mainloop_above above = {
+		.request = handle_control, .look = look};
 
-		if (vm->devices_left && !vm->is_paused)
-			timeout = vm->devices_left > 0 ? 0 : 1;
-		n = epoll_wait(vm->epoll_fd, events, EVENTS_MAX, timeout);
-		if (n < 0 && errno != EINTR)
-			vm_end(vm, VMM_EXIT_HOST_FAULT, "epoll_wait: %s",
-				strerror(errno));
-		/* After a fork the rest of the batch is the parent's. */
-		for (int i = 0; i < n; i++)
-			if (dispatch(vm, &events[i]))
-				break;
-		if (!vm->is_parked)
-			vsock_tick(&vm->vsock);
-		vm_go_on_devices(vm);
-		if (!vm->started_sent && atomic_load(&vm->first_run_ns))
-			control_send_started(vm, 0, NULL);
-		if (atomic_load(&vm->ending) == 2)
-			finish(vm);
-	}
+	vm->above = &above;
 }

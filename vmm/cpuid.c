@@ -307,3 +307,50 @@ cpuid_accept(struct kvm_cpuid_table *t, unsigned n_vcpus, const struct kvm_caps 
 		}
 	}
 }
+
+/*
+ * KVM asks the core that it happens to run on, and a hybrid CPU has cores of two kinds. They
+ * have the same features, signature and name, but other caches and another frequency. No
+ * guest may rely on either: its vCPUs move between the cores of both kinds. (Leaf 0x1a and the
+ * hybrid bit, which name the kind, are not offered.)
+ */
+static bool
+is_of_a_core(uint32_t leaf)
+{
+	switch (leaf) {
+	case 0x2:	 /* caches, as descriptors */
+	case 0x4:	 /* caches */
+	case 0x16:	 /* frequency */
+	case 0x80000005: /* first-level caches */
+	case 0x80000006: /* the others */
+	case 0x80000019: /* TLBs of large pages */
+	case 0x8000001d: /* caches */
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* The next entry from *at on that is no core's own, or NULL. */
+static const struct kvm_cpuid_entry2 *
+next_common(const struct kvm_cpuid_table *t, uint32_t *at)
+{
+	while (*at < t->n && is_of_a_core(t->entries[*at].function))
+		(*at)++;
+	return *at < t->n ? &t->entries[(*at)++] : NULL;
+}
+
+bool
+cpuid_same(const struct kvm_cpuid_table *a, const struct kvm_cpuid_table *b)
+{
+	const struct kvm_cpuid_entry2 *of_a, *of_b;
+	uint32_t at_a = 0, at_b = 0;
+
+	do {
+		of_a = next_common(a, &at_a);
+		of_b = next_common(b, &at_b);
+		if (of_a && of_b && memcmp(of_a, of_b, sizeof(*of_a)) != 0)
+			return false;
+	} while (of_a && of_b);
+	return of_a == of_b;
+}

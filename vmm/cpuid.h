@@ -15,4 +15,8 @@ void cpuid_adjust(struct kvm_cpuid_table *t, unsigned id, unsigned n_vcpus,
 void cpuid_accept(
 	struct kvm_cpuid_table *t, unsigned n_vcpus, const struct kvm_caps *caps);
 
+/* Whether a guest that knows one table may go on with the other: they are the same but for
+ * what differs between the cores of one host, as of a hybrid CPU. */
+bool cpuid_same(const struct kvm_cpuid_table *a, const struct kvm_cpuid_table *b);
+
 #endif

@@ -43,11 +43,13 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
-#include "vmm/control.h"
+#include "vmm/answer.h"
+#include "vmm/ending.h"
+#include "vmm/futex.h"
+#include "vmm/mainloop.h"
 #include "vmm/mappings.h"
 #include "vmm/seal.h"
 #include "vmm/steps.h"
-#include "vmm/vcpu.h"
 
 static void
 close_all(int *fds, size_t n)
@@ -135,7 +137,7 @@ static _Noreturn void
 fail_child(struct vm *vm, int r, const struct err *e)
 {
 	log_err("the branch could not start: %s", e->msg);
-	control_send_started(vm, r, e->msg);
+	answer_started(vm, r, e->msg);
 	_exit(1);
 }
 
@@ -152,7 +154,7 @@ main_thread(void *arg)
 
 	if (r < 0)
 		fail_child(vm, r, &e);
-	control_run(vm);
+	mainloop_run(vm);
 }
 
 static int
@@ -174,9 +176,9 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 	struct vsock_loop loop;
 	int r;
 
-	if ((r = control_make_loop(vm, e)) < 0)
+	if ((r = mainloop_make(vm, e)) < 0)
 		return r;
-	loop = control_vsock_loop(vm);
+	loop = mainloop_vsock(vm);
 	steps_add(steps, "loop");
 
 	ioapic_fork_child(&vm->ioapic, vm_ioapic_sink(vm));
@@ -274,7 +276,7 @@ become_child(struct vm *vm, struct job *job)
 	}
 	memcpy(vm->name, msg->child_name, sizeof(vm->name));
 	vm->name[sizeof(vm->name) - 1] = '\0';
-	control_use_log(vm, TAKE_FD(fds[VMM_FORK_FD_LOG]));
+	vm_use_log(vm, TAKE_FD(fds[VMM_FORK_FD_LOG]));
 	vm->control_fd = TAKE_FD(fds[VMM_FORK_FD_CONTROL]);
 	vm->listen_fd = TAKE_FD(fds[VMM_FORK_FD_LISTEN]);
 	steps_add(&job->steps, "forget");
@@ -288,12 +290,12 @@ become_child(struct vm *vm, struct job *job)
 		fail_child(vm, r, &e);
 	if (vm->is_parked) {
 		close_all(fds, VMM_FORK_FD_COUNT);
-		control_send_started(vm, 0, NULL);
+		answer_started(vm, 0, NULL);
 		steps_log(&job->steps, "branch set up");
 		if (!job->on_vcpu)
 			return;
 		vm_let_others_first(pthread_self(), false);
-		control_run(vm);
+		mainloop_run(vm);
 	}
 	r = job->on_vcpu ? start_main_thread(vm, &e) : settle(vm, job, &e);
 	if (r < 0)
@@ -353,7 +355,7 @@ split(struct vm *vm, struct job *job)
 	/* The child reads the segment that this VM would go on writing: it must not run
 	 * on. */
 	if (!vm->is_parked && part_from_child(vm, job, &e) < 0)
-		vm_end(vm, VMM_EXIT_HOST_FAULT, "after a fork: %s", e.msg);
+		ending_tell(vm, VMM_EXIT_HOST_FAULT, "after a fork: %s", e.msg);
 	steps_add(&job->steps, "part");
 	return FORK_PARENT;
 }
@@ -371,7 +373,7 @@ split_at_park(struct vm *vm)
 	if (job->r == 0)
 		job->answer.pause_ns = io_now_ns() - job->asked_ns;
 	atomic_store(&job->done, 1);
-	vcpu_futex_wake(&job->done);
+	futex_wake(&job->done);
 }
 
 /* Before anything happens: after the fork it would be the end of one or both. */
@@ -406,7 +408,7 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 		vm_let_others_first(vm->vcpus[0].thread, true);
 		vm_stop_and(vm, split_at_park);
 		while (!atomic_load(&job->done))
-			vcpu_futex_wait(&job->done, 0);
+			futex_wait(&job->done, 0);
 		vm_let_others_first(vm->vcpus[0].thread, false);
 		if (!atomic_load(&vm->ending))
 			vm_resume_devices(vm);
@@ -417,6 +419,6 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 	job->answer.error = job->r;
 	if (job->r < 0)
 		snprintf(job->answer.msg, sizeof(job->answer.msg), "%.255s", job->e.msg);
-	control_send(vm, &job->answer.hdr, VMM_FORKED, sizeof(job->answer), msg->hdr.seq);
+	answer_send(vm, &job->answer.hdr, VMM_FORKED, sizeof(job->answer), msg->hdr.seq);
 	return FORK_PARENT;
 }

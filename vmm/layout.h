@@ -41,5 +41,8 @@ enum layout_virtio_slot { LAYOUT_BLK, LAYOUT_VSOCK, LAYOUT_RNG, LAYOUT_VIRTIO_CO
 #define LAYOUT_RESET_VALUE 0x42u
 #define LAYOUT_SLEEP_TYPE_OFF 5u
 #define LAYOUT_GED_GSI 9u
+/* Nobody is there. Not port 0x80, the usual one for this: KVM before Linux 4.15 let guests on
+ * Intel reach the host's own (CVE-2017-1000407), and so they did not leave at it. */
+#define LAYOUT_PORT_OF_NOBODY 0xf4u
 
 #endif

@@ -28,7 +28,9 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/acpi.h"
+#include "vmm/answer.h"
 #include "vmm/control.h"
+#include "vmm/mainloop.h"
 #include "vmm/probe.h"
 #include "vmm/restore.h"
 #include "vmm/seal.h"
@@ -71,7 +73,8 @@ check_boot(const struct vmm_boot *m, size_t len, size_t n_fds, struct err *e)
 static int
 init_devices(const struct vmm_boot *m, int fds[], struct err *e)
 {
-	int r = vm_init_devices(&vm, m->guest_cid, e);
+	const struct vsock_loop loop = mainloop_vsock(&vm);
+	int r = vm_init_devices(&vm, m->guest_cid, &loop, e);
 
 	if (r < 0)
 		return r;
@@ -134,7 +137,7 @@ build(const struct vmm_boot *m, int fds[], struct err *e)
 	int r;
 
 	vm.n_vcpus = m->vcpus;
-	if ((r = vm_ask_kvm(&vm, e)) < 0 || (r = control_make_loop(&vm, e)) < 0 ||
+	if ((r = vm_ask_kvm(&vm, e)) < 0 || (r = mainloop_make(&vm, e)) < 0 ||
 		(r = guest_mem_create(&vm.mem, m->mem_mib, e)) < 0)
 		return r;
 	r = boot_load(&vm.mem, fds[VMM_BOOT_FD_KERNEL],
@@ -159,7 +162,7 @@ boot(const struct vmm_boot *m, int fds[], struct err *e)
 	int r;
 
 	memcpy(vm.name, m->name, sizeof(vm.name));
-	control_use_log(&vm, TAKE_FD(fds[VMM_BOOT_FD_LOG]));
+	vm_use_log(&vm, TAKE_FD(fds[VMM_BOOT_FD_LOG]));
 	vm.listen_fd = TAKE_FD(fds[VMM_BOOT_FD_LISTEN]);
 	vm.kvm_fd = TAKE_FD(fds[VMM_BOOT_FD_KVM]);
 
@@ -183,7 +186,7 @@ prepare(const struct vmm_prepare *m, int fds[], struct err *e)
 	int r;
 
 	snprintf(vm.name, sizeof(vm.name), "pre-warmed");
-	control_use_log(&vm, TAKE_FD(fds[VMM_PREPARE_FD_LOG]));
+	vm_use_log(&vm, TAKE_FD(fds[VMM_PREPARE_FD_LOG]));
 	vm.kvm_fd = TAKE_FD(fds[VMM_PREPARE_FD_KVM]);
 	r = restore_prepare(&vm, m->mem_mib, m->vcpus, true, e);
 	return r < 0 ? r : restore_wait(&vm, m->hdr.seq, e);
@@ -291,6 +294,7 @@ main(int argc, char **argv)
 		return EXIT_USAGE;
 	}
 	vm_init(&vm);
+	control_init(&vm);
 	vm.log_level =
 		level && strcmp(level, "debug") == 0 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
 	log_init("vm", vm.log_level);
@@ -304,9 +308,9 @@ main(int argc, char **argv)
 	r = begin(&e);
 	if (r < 0) {
 		log_err("%s", e.msg);
-		control_send_started(&vm, r, e.msg);
+		answer_started(&vm, r, e.msg);
 		/* No exit handlers: vCPU threads may be there, and the filter. */
 		_exit(1);
 	}
-	control_run(&vm);
+	mainloop_run(&vm);
 }

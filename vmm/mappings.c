@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "common/wire/vmm_wire.h"
-#include "vmm/vm.h"
 
 #define PAGE ((uintptr_t)4096)
 
@@ -55,12 +54,12 @@ map_fresh(void *at, size_t len)
 static int
 make_stack(struct stack *s, struct err *e)
 {
-	uint8_t *p = map_fresh(NULL, VM_STACK_BYTES + PAGE);
+	uint8_t *p = map_fresh(NULL, MAPPINGS_STACK_BYTES + PAGE);
 
 	if (!p)
 		return err_sys(e, -errno, "a thread's stack");
 	if (mprotect(p, PAGE, PROT_NONE) < 0) {
-		munmap(p, VM_STACK_BYTES + PAGE);
+		munmap(p, MAPPINGS_STACK_BYTES + PAGE);
 		return err_sys(e, -errno, "a thread's stack");
 	}
 	s->at = p + PAGE;
@@ -81,7 +80,7 @@ mappings_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct err
 	if (!s->at && (r = make_stack(s, e)) < 0)
 		return r;
 	pthread_attr_init(&attr);
-	pthread_attr_setstack(&attr, s->at, VM_STACK_BYTES);
+	pthread_attr_setstack(&attr, s->at, MAPPINGS_STACK_BYTES);
 	r = pthread_create(ret, &attr, start, arg);
 	pthread_attr_destroy(&attr);
 	if (r)
@@ -94,7 +93,7 @@ void
 mappings_forked(void)
 {
 	for (size_t i = 0; i < N_STACKS; i++)
-		stacks[i].taken = holds((uintptr_t)stacks[i].at, VM_STACK_BYTES,
+		stacks[i].taken = holds((uintptr_t)stacks[i].at, MAPPINGS_STACK_BYTES,
 			__builtin_frame_address(0));
 }
 
@@ -160,7 +159,7 @@ move_this_stack(uint8_t *at)
 {
 	uintptr_t used = down((uintptr_t)__builtin_frame_address(0) - PAGE);
 	size_t from = used > (uintptr_t)at ? used - (uintptr_t)at : 0,
-	       len = VM_STACK_BYTES;
+	       len = MAPPINGS_STACK_BYTES;
 	uint8_t *fresh = map_fresh(NULL, len);
 	register long r10 __asm__("r10") = MREMAP_MAYMOVE | MREMAP_FIXED;
 	register uint8_t *r8 __asm__("r8") = at;
@@ -248,10 +247,11 @@ mappings_renew(const struct own_range *more, size_t n)
 	for (size_t i = 0; i < N_STACKS; i++) {
 		uint8_t *at = stacks[i].at;
 
-		if (at && holds((uintptr_t)at, VM_STACK_BYTES, here))
+		if (at && holds((uintptr_t)at, MAPPINGS_STACK_BYTES, here))
 			moved += move_this_stack(at);
 		else if (at)
-			moved += move((uintptr_t)at, (uintptr_t)at + VM_STACK_BYTES, rw);
+			moved += move(
+				(uintptr_t)at, (uintptr_t)at + MAPPINGS_STACK_BYTES, rw);
 	}
 	for (size_t i = 0; i < n; i++) {
 		uintptr_t from = (uintptr_t)more[i].at, to = up(from + more[i].len);

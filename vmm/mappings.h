@@ -16,8 +16,16 @@
 
 #include "common/err.h"
 
-/* Starts a thread on a stack of ours, VM_STACK_BYTES and a page that nobody may touch.
- * Threads do not end before the process does. -EAGAIN, -ENOMEM with a sentence. */
+/* Of a thread: KVM_RUN, device code, the main loop, a log line. One size for all: in a
+ * branch any thread may get any ancestor's. Sanitizers need more. */
+#ifdef PANDO_SAN
+#define MAPPINGS_STACK_BYTES (1024u << 10)
+#else
+#define MAPPINGS_STACK_BYTES (192u << 10)
+#endif
+
+/* Starts a thread on a stack of ours, MAPPINGS_STACK_BYTES and a page that nobody may
+ * touch. Threads do not end before the process does. -EAGAIN, -ENOMEM with a sentence. */
 int mappings_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct err *e);
 
 /* In a forked child, before it starts threads: the stacks of the threads that it does not

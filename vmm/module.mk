@@ -37,10 +37,14 @@ vmmcore_SRCS := \
 	vmm/ged.c \
 	vmm/acpi.c \
 	vmm/boot.c \
+	vmm/futex.c \
+	vmm/ending.c \
 	vmm/vm.c \
 	vmm/vcpu.c \
 	vmm/mappings.c \
 	vmm/steps.c \
+	vmm/mainloop.c \
+	vmm/answer.c \
 	vmm/fork.c \
 	vmm/snapshot.c \
 	vmm/restore.c \
@@ -100,6 +104,7 @@ fuzz_snapshot_SRCS := \
 	tests/unit/snapshot_vm.c \
 	$(filter-out tests/unit/fake_driver.c,$(FUZZED_DEVICES)) \
 	vmm/snapshot.c \
+	vmm/cpuid.c \
 	vmm/state.c \
 	vmm/kvm.c \
 	common/wire/cpu_features.c \

@@ -28,7 +28,9 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
-#include "vmm/control.h"
+#include "vmm/answer.h"
+#include "vmm/futex.h"
+#include "vmm/mainloop.h"
 #include "vmm/seal.h"
 #include "vmm/snapshot.h"
 #include "vmm/steps.h"
@@ -102,7 +104,7 @@ restore_check(const struct vmm_restore *m, size_t len, size_t n_fds, struct err 
 static int
 enter_once(struct vm *vm, struct err *e)
 {
-	static const uint8_t leave[] = {0xe6, 0x80}; /* out %al, $0x80 */
+	static const uint8_t leave[] = {0xe6, LAYOUT_PORT_OF_NOBODY}; /* out %al, $port */
 	const struct kvm_mp_state runnable = {KVM_MP_STATE_RUNNABLE};
 	const gpa_t page = {0x1000};
 	int r = guest_mem_lend_page(&vm->mem, page, e);
@@ -306,7 +308,7 @@ settle(struct vm *vm, struct job *job, int r, struct err *e)
 		steps_add(&job->steps, "vsock");
 	}
 	if (fds[VMM_RESTORE_FD_LOG] >= 0)
-		control_use_log(vm, TAKE_FD(fds[VMM_RESTORE_FD_LOG]));
+		vm_use_log(vm, TAKE_FD(fds[VMM_RESTORE_FD_LOG]));
 	vm->listen_fd = TAKE_FD(fds[VMM_RESTORE_FD_LISTEN]);
 	io_set_nonblock(vm->listen_fd, 1);
 	io_set_nonblock(vm->control_fd, 1);
@@ -383,19 +385,20 @@ become(struct vm *vm)
 	if (job->r < 0) {
 		/* Still odd: nobody runs, but the main thread wakes. */
 		atomic_fetch_add(&vm->epoch, 2);
-		vcpu_futex_wake(&vm->epoch);
+		futex_wake(&vm->epoch);
 	}
 }
 
 int
 restore_make(struct vm *vm, uint64_t mem_mib, uint32_t vcpus, struct err *e)
 {
+	const struct vsock_loop loop = mainloop_vsock(vm);
 	int r;
 
 	vm->n_vcpus = vcpus;
-	if ((r = vm_ask_kvm(vm, e)) < 0 || (r = control_make_loop(vm, e)) < 0 ||
+	if ((r = vm_ask_kvm(vm, e)) < 0 || (r = mainloop_make(vm, e)) < 0 ||
 		(r = guest_mem_reserve(&vm->mem, mem_mib, e)) < 0 ||
-		(r = vm_init_devices(vm, ANY_CID, e)) < 0 ||
+		(r = vm_init_devices(vm, ANY_CID, &loop, e)) < 0 ||
 		(r = vm_make_kvm(vm, e)) < 0 || (r = vm_make_plan(vm, e)) < 0)
 		return r;
 	return rehearse(vm, e);
@@ -425,13 +428,13 @@ restore_wait(struct vm *vm, uint64_t seq, struct err *e)
 	struct vmm_done done = {0};
 	unsigned epoch = PREWARMED_EPOCH;
 
-	control_send(vm, &done.hdr, VMM_DONE, sizeof(done), seq);
+	answer_send(vm, &done.hdr, VMM_DONE, sizeof(done), seq);
 	if (vm->control_fd < 0)
 		_exit(0);
 	/* What is left to do after the wait can wait. */
 	vm_let_others_first(pthread_self(), true);
 	while (atomic_load(&vm->epoch) == epoch)
-		vcpu_futex_wait(&vm->epoch, epoch);
+		futex_wait(&vm->epoch, epoch);
 	vm_let_others_first(pthread_self(), false);
 	if (job->r < 0) {
 		*e = job->e;

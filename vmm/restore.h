@@ -28,11 +28,11 @@ int restore_check_prepare(
 	const struct vmm_prepare *m, size_t len, size_t n_fds, struct err *e);
 int restore_check(const struct vmm_restore *m, size_t len, size_t n_fds, struct err *e);
 
-/* Answers VMM_PREPARE, waits for VMM_RESTORE and becomes that VM; control_run() comes
+/* Answers VMM_PREPARE, waits for VMM_RESTORE and becomes that VM; mainloop_run() comes
  * next. Exits when it is not needed after all. */
 int restore_wait(struct vm *vm, uint64_t seq, struct err *e);
 
-/* Becomes the VM and runs it; control_run() comes next. fds are taken over. began_ns:
+/* Becomes the VM and runs it; mainloop_run() comes next. fds are taken over. began_ns:
  * when the message was received. On failure the process is good for nothing more. */
 int restore_run(struct vm *vm, const struct vmm_restore *m, int fds[], uint64_t began_ns,
 	struct err *e);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/wire/cpu_features.h"
+#include "vmm/cpuid.h"
 
 #define TAG_CONFIG SNAPSHOT_TAG_CONFIG
 #define TAG_CPUID SNAPSHOT_TAG_CPUID
@@ -154,10 +155,10 @@ load_one_cpuid(struct blob_in *in, const struct kvm_cpuid_table *accepted,
 	entries = blob_take(in, n * sizeof(t->entries[0]));
 	if (!entries)
 		return err_set(e, -EBADMSG, "the state has a CPUID table cut short");
-	if (n == t->n && memcmp(entries, t->entries, n * sizeof(t->entries[0])) == 0)
-		return 0;
 	wanted.n = n;
 	memcpy(wanted.entries, entries, n * sizeof(t->entries[0]));
+	if (cpuid_same(&wanted, t))
+		return 0;
 	missing = cpu_features_missing(&wanted, accepted, names, sizeof(names));
 	if (missing)
 		return err_set(e, -ENOTSUP,

@@ -37,7 +37,8 @@ int snapshot_open(const void *buf, size_t len, struct snapshot *ret, struct err 
 /* Then: the CPUID of each vCPU, into vm->vcpus[]; they hold what this host would give a
  * VM of the same shape before, and vm->accepted all that it can give. -ENOTSUP names the
  * features this host lacks.
- * *ret_changed: some table is now another one. */
+ * *ret_changed: some table is now another one; one that is the same (cpuid_same()) stays as
+ * it was. */
 int snapshot_load_cpuid(
 	struct snapshot *s, struct vm *vm, bool *ret_changed, struct err *e);
 /* Then: the rest, into vm's clock, vCPU states and devices; vm_load() comes after. The

@@ -1,16 +1,16 @@
 #include "vmm/vcpu.h"
 
 #include <errno.h>
-#include <linux/futex.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/io.h"
 #include "common/log.h"
+#include "vmm/ending.h"
+#include "vmm/futex.h"
 
 #define RESET_RIP 0xfff0u
 #define CR0_PE 1u
@@ -34,18 +34,6 @@ vcpu_install_signal(struct err *e)
 	return 0;
 }
 
-void
-vcpu_futex_wait(atomic_uint *word, unsigned seen)
-{
-	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
-}
-
-void
-vcpu_futex_wake(atomic_uint *word)
-{
-	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
-}
-
 /* Counts itself in and sleeps until the epoch moves on. */
 static void
 park(struct vcpu *v, unsigned epoch)
@@ -55,15 +43,15 @@ park(struct vcpu *v, unsigned epoch)
 	unsigned n;
 
 	if (atomic_fetch_add(&vm->parked, 1) + 1 == vm->n_vcpus)
-		vcpu_futex_wake(&vm->parked);
+		futex_wake(&vm->parked);
 	if (v->id == 0 && act) {
 		while ((n = atomic_load(&vm->parked)) < vm->n_vcpus)
-			vcpu_futex_wait(&vm->parked, n);
+			futex_wait(&vm->parked, n);
 		vm->at_park = NULL;
 		act(vm);
 	}
 	while (atomic_load(&vm->epoch) == epoch)
-		vcpu_futex_wait(&vm->epoch, epoch);
+		futex_wait(&vm->epoch, epoch);
 }
 
 /* The VM is ending: this vCPU runs no more, but still answers to vm_stop(). */
@@ -78,7 +66,7 @@ park_for_good(struct vcpu *v)
 		if (epoch & 1)
 			park(v, epoch);
 		else
-			vcpu_futex_wait(&vm->epoch, epoch);
+			futex_wait(&vm->epoch, epoch);
 	}
 }
 
@@ -190,7 +178,7 @@ internal_error(struct vcpu *v, const char *place)
 			snprintf(bytes + strlen(bytes), sizeof(bytes) - strlen(bytes),
 				" %02x", run->emulation_failure.insn_bytes[i]);
 	}
-	vm_end(v->vm, VMM_EXIT_GUEST_FAULT,
+	ending_tell(v->vm, VMM_EXIT_GUEST_FAULT,
 		"KVM cannot go on with the guest; `pando doctor` says whether this host's KVM runs Linux (internal error %u%s%s: %s)",
 		run->internal.suberror, bytes[0] ? ", instruction" : "", bytes, place);
 }
@@ -218,7 +206,7 @@ handle_exit(struct vcpu *v)
 		return true;
 	case KVM_EXIT_SHUTDOWN:
 		describe_place(v, place, sizeof(place));
-		vm_end(vm, VMM_EXIT_GUEST_FAULT,
+		ending_tell(vm, VMM_EXIT_GUEST_FAULT,
 			"the guest shut down by a triple fault: %s", place);
 		return false;
 	case KVM_EXIT_INTERNAL_ERROR:
@@ -227,21 +215,21 @@ handle_exit(struct vcpu *v)
 		return false;
 	case KVM_EXIT_FAIL_ENTRY:
 		describe_place(v, place, sizeof(place));
-		vm_end(vm, VMM_EXIT_GUEST_FAULT,
+		ending_tell(vm, VMM_EXIT_GUEST_FAULT,
 			"the CPU refused to enter the guest (reason 0x%llx): %s",
 			run->fail_entry.hardware_entry_failure_reason, place);
 		return false;
 	case KVM_EXIT_SYSTEM_EVENT:
 		if (run->system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN)
-			vm_end(vm, VMM_EXIT_POWER_OFF, "the guest powered off");
+			ending_tell(vm, VMM_EXIT_POWER_OFF, "the guest powered off");
 		else
-			vm_end(vm, VMM_EXIT_RESET,
+			ending_tell(vm, VMM_EXIT_RESET,
 				"the guest asked for a reset (system event %u)",
 				run->system_event.type);
 		return false;
 	default:
 		describe_place(v, place, sizeof(place));
-		vm_end(vm, VMM_EXIT_GUEST_FAULT,
+		ending_tell(vm, VMM_EXIT_GUEST_FAULT,
 			"KVM left the guest for a reason (%u) that this VMM does not serve: %s",
 			run->exit_reason, place);
 		return false;
@@ -328,7 +316,7 @@ vcpu_thread(void *arg)
 			char place[200];
 
 			describe_place(v, place, sizeof(place));
-			vm_end(vm, VMM_EXIT_HOST_FAULT, "KVM_RUN: %s: %s",
+			ending_tell(vm, VMM_EXIT_HOST_FAULT, "KVM_RUN: %s: %s",
 				r == -EAGAIN
 					? "the kernel may make no more threads for this user (ulimit -u, systemd's TasksMax)"
 					: strerror(-r),

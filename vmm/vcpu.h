@@ -15,8 +15,4 @@ int vcpu_install_signal(struct err *e);
 /* The thread's function; arg is the struct vcpu. */
 void *vcpu_thread(void *arg);
 
-/* A futex word. wait returns when *word != seen (or spuriously); wake wakes all. */
-void vcpu_futex_wait(atomic_uint *word, unsigned seen);
-void vcpu_futex_wake(atomic_uint *word);
-
 #endif

@@ -4,15 +4,15 @@
 #include <limits.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "common/log.h"
-#include "vmm/control.h"
 #include "vmm/cpuid.h"
+#include "vmm/ending.h"
+#include "vmm/futex.h"
 #include "vmm/mappings.h"
 #include "vmm/vcpu.h"
 
@@ -22,6 +22,20 @@ vm_init(struct vm *vm)
 	vm->kvm_fd = vm->vm_fd = -1;
 	vm->control_fd = vm->listen_fd = vm->epoll_fd = -1;
 	vm->event_fd = vm->vsock_kick_fd = -1;
+}
+
+void
+vm_use_log(struct vm *vm, int fd)
+{
+	char tag[VMM_NAME_MAX + 8];
+
+	snprintf(tag, sizeof(tag), "vm/%s", vm->name);
+	log_init(tag, vm->log_level);
+	/* Whoever started us may wait for the end of its pipes; sanitizers and the C
+	 * library write to descriptor 2. */
+	for (int i = 0; i <= 2; i++)
+		dup3(fd, i, 0);
+	close(fd);
 }
 
 int
@@ -191,19 +205,19 @@ vm_irq(struct vm *vm, unsigned gsi)
 static void
 guest_powers_off(void *ctx)
 {
-	vm_end(ctx, VMM_EXIT_POWER_OFF, "the guest powered off");
+	ending_tell(ctx, VMM_EXIT_POWER_OFF, "the guest powered off");
 }
 
 static void
 guest_resets(void *ctx)
 {
-	vm_end(ctx, VMM_EXIT_RESET, "the guest asked for a reset");
+	ending_tell(ctx, VMM_EXIT_RESET, "the guest asked for a reset");
 }
 
 int
-vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e)
+vm_init_devices(
+	struct vm *vm, uint32_t guest_cid, const struct vsock_loop *loop, struct err *e)
 {
-	struct vsock_loop loop = control_vsock_loop(vm);
 	int r;
 
 	ioapic_init(&vm->ioapic, vm_ioapic_sink(vm));
@@ -216,7 +230,7 @@ vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e)
 	if (r < 0)
 		return err_wrap(e, r, "disk");
 	r = vsock_init(&vm->vsock, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
-		guest_cid, -1, vm->vsock_kick_fd, &loop, e);
+		guest_cid, -1, vm->vsock_kick_fd, loop, e);
 	if (r < 0)
 		return err_wrap(e, r, "vsock");
 	vm->blk.dev.stop = vm->vsock.dev.stop = vm->rng.dev.stop = &vm->stop;
@@ -267,7 +281,7 @@ vm_start_vcpus_parked(struct vm *vm, struct err *e)
 	set_immediate_exit(vm, 1);
 	r = vm_start_vcpus(vm, e);
 	while (r == 0 && (n = atomic_load(&vm->parked)) < vm->n_vcpus)
-		vcpu_futex_wait(&vm->parked, n);
+		futex_wait(&vm->parked, n);
 	return r;
 }
 
@@ -278,8 +292,7 @@ ask_to_park(struct vm *vm)
 	atomic_store(&vm->parked, 0);
 	atomic_fetch_add(&vm->epoch, 1);
 	set_immediate_exit(vm, 1);
-	vcpu_futex_wake(
-		&vm->epoch); /* those that sleep for good must count themselves in */
+	futex_wake(&vm->epoch); /* those that sleep for good must count themselves in */
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if (vm->vcpus[i].has_thread)
 			pthread_kill(vm->vcpus[i].thread, VCPU_SIGNAL);
@@ -301,7 +314,7 @@ vm_stop(struct vm *vm)
 		return;
 	ask_to_park(vm);
 	while ((n = atomic_load(&vm->parked)) < vm->n_vcpus)
-		vcpu_futex_wait(&vm->parked, n);
+		futex_wait(&vm->parked, n);
 }
 
 void
@@ -327,7 +340,7 @@ vm_run_vcpus(struct vm *vm)
 	atomic_store(&vm->stop, 0);
 	set_immediate_exit(vm, 0);
 	atomic_fetch_add(&vm->epoch, 1);
-	vcpu_futex_wake(&vm->epoch);
+	futex_wake(&vm->epoch);
 }
 
 /* One that can go on at once counts more than one that is busy. */
@@ -407,21 +420,4 @@ vm_set_generation(struct vm *vm, const uint8_t generation[static 16])
 	/* In range for every memory size that VMM_BOOT accepts. */
 	guest_write(&vm->mem, (gpa_t){LAYOUT_GENERATION}, generation, 16);
 	ged_notify(&vm->ged, GED_EVENT_GENERATION);
-}
-
-void
-vm_end(struct vm *vm, enum vmm_exit_reason reason, const char *fmt, ...)
-{
-	const uint64_t one = 1;
-	int expected = 0;
-	va_list ap;
-
-	if (!atomic_compare_exchange_strong(&vm->ending, &expected, 1))
-		return;
-	vm->end_reason = reason;
-	va_start(ap, fmt);
-	vsnprintf(vm->end_msg, sizeof(vm->end_msg), fmt, ap);
-	va_end(ap);
-	atomic_store(&vm->ending, 2);
-	(void)!write(vm->event_fd, &one, sizeof(one));
 }

@@ -36,14 +36,7 @@
 #include "vmm/state.h"
 #include "vmm/vsock.h"
 
-/* Of a thread: KVM_RUN, device code, the control loop, a log line. One size for all: in a
- * branch any thread may get any ancestor's (mappings.h). Sanitizers need more. */
-#ifdef PANDO_SAN
-#define VM_STACK_BYTES (1024u << 10)
-#else
-#define VM_STACK_BYTES (192u << 10)
-#endif
-
+struct mainloop_above;
 struct vm;
 
 struct vcpu {
@@ -93,13 +86,13 @@ struct vm {
 	struct vsock vsock;
 	struct rng rng;
 
-	/* How it ends. The first to call vm_end() writes the note; the main thread
-	 * carries it out. */
+	/* How it ends: ending.h's note. */
 	atomic_int ending; /* 0 no, 1 being written, 2 written */
 	uint32_t end_reason;
 	char end_msg[512];
 
 	/* Main thread. */
+	const struct mainloop_above *above;  /* borrowed; mainloop.h */
 	int control_fd, listen_fd, epoll_fd; /* owned; -1: none */
 	int event_fd;	   /* owned: vCPU threads wake the main thread (end, first run) */
 	int vsock_kick_fd; /* owned: doorbells of the vsock device */
@@ -116,13 +109,18 @@ struct vm {
 /* vm is all zeroes. What it has of vCPUs that the VM does not is never touched: a page
  * that is touched is copied by each fork, and counts in each branch. */
 void vm_init(struct vm *vm);
+/* fd (taken over) becomes standard error, output and input (nothing is ever read), the
+ * log tag "vm/<name>". */
+void vm_use_log(struct vm *vm, int fd);
 
 /* What this host's KVM can do, and the CPUID of every vCPU. n_vcpus and kvm_fd are set.
  */
 int vm_ask_kvm(struct vm *vm, struct err *e);
 /* All devices, without the descriptors that come with a VM (blk_attach, vsock_listen,
- * console_open). After control_make_loop(); mem's ranges are known. */
-int vm_init_devices(struct vm *vm, uint32_t guest_cid, struct err *e);
+ * console_open). vsock_kick_fd is there; mem's ranges are known. loop: the main thread's,
+ * copied. */
+int vm_init_devices(
+	struct vm *vm, uint32_t guest_cid, const struct vsock_loop *loop, struct err *e);
 
 /* Makes the KVM VM around vm->mem: interrupt controller, memory slots, vCPUs with their
  * CPUID. On failure what was made is closed again. */
@@ -168,10 +166,5 @@ int vm_load(struct vm *vm, struct err *e);
 
 /* Writes a new VM generation id to where the guest looks for it, and notifies it. */
 void vm_set_generation(struct vm *vm, const uint8_t generation[static 16]);
-
-/* The VM ends: kept from the first call, carried out by the main thread. Any thread; a
- * vCPU thread goes on to park by itself. */
-void vm_end(struct vm *vm, enum vmm_exit_reason reason, const char *fmt, ...)
-	__attribute__((format(printf, 3, 4)));
 
 #endif

@@ -3,17 +3,12 @@
 #ifndef PANDO_TESTS_KVM_KVM_TEST_H
 #define PANDO_TESTS_KVM_KVM_TEST_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tests/kvm/driver.h"
+#include "tests/kvm/kvm_skip.h"
 
 static struct driver driver;
 
@@ -50,20 +45,6 @@ kvm_teardown(void **state)
 		driver_done(&driver);
 	return 0;
 }
-
-#define NEEDS_KVM(state) \
-	do { \
-		if (!*(state)) \
-			skip(); \
-	} while (0)
-
-#define MUST(call) \
-	do { \
-		struct err must_err_ = {0, ""}; \
-		struct err *e = &must_err_; \
-		if ((call) < 0) \
-			fail_msg("%s: %s", #call, must_err_.msg); \
-	} while (0)
 
 #define KVM_TEST(f) cmocka_unit_test_setup_teardown(f, kvm_setup, kvm_teardown)
 

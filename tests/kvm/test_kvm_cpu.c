@@ -3,12 +3,6 @@
  * vCPUs say they are, what is saved of them, what it does to their clock. Where KVM is a
  * real one these are the rules of that processor.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -21,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/kvm/kvm_skip.h"
 #include "vmm/probe.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
@@ -52,28 +47,14 @@ teardown(void **state)
 	return 0;
 }
 
-#define NEEDS_KVM(state) \
-	do { \
-		if (!*(state)) \
-			skip(); \
-	} while (0)
-
-#define MUST(call) \
-	do { \
-		struct err must_err_ = {0, ""}; \
-		struct err *e = &must_err_; \
-		if ((call) < 0) \
-			fail_msg("%s: %s", #call, must_err_.msg); \
-	} while (0)
-
 #define CPU_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 /* A KVM VM of n vCPUs as the VMM makes it; what was there before is gone. */
 static void
 make(unsigned n)
 {
-	static const uint8_t leave[] = {
-		0xe6, 0x80, 0xeb, 0xfc}; /* 1: out %al, $0x80; jmp 1b */
+	/* 1: out %al, $port; jmp 1b */
+	static const uint8_t leave[] = {0xe6, LAYOUT_PORT_OF_NOBODY, 0xeb, 0xfc};
 
 	vm_drop_kvm(&vm, false);
 	guest_mem_destroy(&vm.mem);

@@ -1,6 +1,7 @@
 /*
  * The disk when its host loses power: what the guest flushed is there, whatever became of
- * the rest.
+ * the rest; and of the rest each sector is as it was at the last flush or as it was written
+ * since, or zeroes where blk.h says so.
  *
  * Twice. Once over a model of the worst that a file system may do: of each file any
  * length between the flushed one and the present one, and of each sector the flushed
@@ -47,13 +48,56 @@ static int64_t cut_records[SEGMENTS_MAX];
 
 static uint8_t model[DISK_BYTES];   /* what the guest wrote */
 static uint8_t flushed[DISK_BYTES]; /* that, at its last flush */
-static uint8_t written[N_BLOCKS];   /* since: anything may be there */
+static uint8_t written[N_BLOCKS];   /* since */
+
+/* What each sector held since the last flush: a list a sector. */
+#define N_SECTORS (DISK_BYTES / 512)
+#define VERSIONS_MAX (1u << 18)
+static struct version {
+	uint64_t hash;
+	uint32_t next; /* 0: none */
+} versions[VERSIONS_MAX];
+static uint32_t n_versions, newest[N_SECTORS];
+static uint64_t places[N_BLOCKS]; /* the block map, at the last flush */
 
 static uint32_t
 roll(uint32_t below)
 {
 	seed = seed * 1664525 + 1013904223;
 	return (uint32_t)(((uint64_t)(seed ^ seed >> 15) * below) >> 32);
+}
+
+static uint64_t
+hash_sector(const uint8_t *p)
+{
+	uint64_t h = 0xcbf29ce484222325ull;
+
+	for (unsigned i = 0; i < 512; i++)
+		h = (h ^ p[i]) * 0x100000001b3ull;
+	return h;
+}
+
+/* The model's present state is durable. */
+static void
+note_flush(void)
+{
+	memcpy(flushed, model, sizeof(model));
+	memset(written, 0, sizeof(written));
+	memset(newest, 0, sizeof(newest));
+	n_versions = 1;
+	memcpy(places, blk.map.entries, sizeof(places));
+}
+
+static void
+note_write(uint64_t offset, uint32_t len)
+{
+	for (uint64_t s = offset / 512; s * 512 < offset + len; s++) {
+		assert_true(n_versions < VERSIONS_MAX);
+		versions[n_versions] =
+			(struct version){hash_sector(model + s * 512), newest[s]};
+		newest[s] = n_versions++;
+		written[s * 512 / SEGMENT_BLOCK] = 1;
+	}
 }
 
 static void
@@ -86,13 +130,12 @@ open_disk(void)
 
 	n_segments = 0;
 	memset(model, 0, sizeof(model));
-	memset(flushed, 0, sizeof(flushed));
-	memset(written, 0, sizeof(written));
 	new_segment(fds);
 	fake_driver_init(&d);
 	if (blk_init(&blk, &d.mem, fake_irq(&d), DISK_MIB, -1, fds, &e))
 		fail_msg("%s", e.msg);
 	assert_true(fake_start(&d, &blk.dev, UINT64_MAX));
+	note_flush();
 }
 
 static void
@@ -122,13 +165,6 @@ request(uint32_t type, uint64_t sector, const void *data, uint32_t len)
 	assert_int_equal(status, VIRTIO_BLK_S_OK);
 }
 
-static void
-touch(uint64_t offset, uint32_t len)
-{
-	for (uint64_t b = offset / SEGMENT_BLOCK; b * SEGMENT_BLOCK < offset + len; b++)
-		written[b] = 1;
-}
-
 /* One thing that a guest does, but a flush: a write, zeroes, a discard. */
 static void
 write_something(void)
@@ -140,19 +176,19 @@ write_something(void)
 	if (kind > 5) {
 		offset &= ~(uint64_t)(SEGMENT_BLOCK - 1);
 		len &= ~(SEGMENT_BLOCK - 1);
-		range = (struct virtio_blk_range){offset / 512, len / 512, kind == 6};
+		range = (struct virtio_blk_range){
+			offset / 512, len / 512, kind == 6 ? roll(2) : 0};
 		if (len == 0)
 			return;
-	}
-	touch(offset, len);
-	if (kind > 5) {
 		memset(model + offset, 0, len);
+		note_write(offset, len);
 		request(kind == 6 ? VIRTIO_BLK_T_WRITE_ZEROES : VIRTIO_BLK_T_DISCARD, 0,
 			&range, sizeof(range));
 		return;
 	}
 	for (uint32_t i = 0; i < len; i += 4)
 		memcpy(model + offset + i, &(uint32_t){seed + i}, 4);
+	note_write(offset, len);
 	request(VIRTIO_BLK_T_OUT, offset / 512, model + offset, len);
 }
 
@@ -196,12 +232,50 @@ export_crashed(const char *at, unsigned n, uint8_t *dst, struct err *lost)
 }
 
 static void
-assert_flushed_is_there(const uint8_t *got, const uint8_t *want, const uint8_t *since)
+assert_flushed_is_there(const uint8_t *got)
 {
 	for (unsigned b = 0; b < N_BLOCKS; b++)
-		if (!since[b] && memcmp(got + b * SEGMENT_BLOCK, want + b * SEGMENT_BLOCK,
-					 SEGMENT_BLOCK) != 0)
+		if (!written[b] &&
+			memcmp(got + b * SEGMENT_BLOCK, flushed + b * SEGMENT_BLOCK,
+				SEGMENT_BLOCK) != 0)
 			fail_msg("block %u, flushed and not written since, is lost", b);
+}
+
+static bool
+was_written(unsigned sector, const uint8_t *p)
+{
+	const uint64_t hash = hash_sector(p);
+
+	for (uint32_t i = newest[sector]; i; i = versions[i].next)
+		if (versions[i].hash == hash)
+			return true;
+	return false;
+}
+
+/* How many sectors are zeroes that the guest never wrote: none but in blocks that have got
+ * another place since the flush. */
+static unsigned
+assert_the_rest_is_old_or_new(const uint8_t *got)
+{
+	static const uint8_t zeroes[512];
+	unsigned lost = 0;
+
+	for (unsigned s = 0; s < N_SECTORS; s++) {
+		const uint8_t *p = got + s * 512;
+		const unsigned b = s * 512 / SEGMENT_BLOCK;
+
+		if (!written[b] || memcmp(p, flushed + s * 512, 512) == 0 ||
+			was_written(s, p))
+			continue;
+		if (memcmp(p, zeroes, 512) != 0)
+			fail_msg(
+				"sector %u is neither what was flushed nor what was written since",
+				s);
+		if (places[b] == (blk.map.entries[b] & ~BLOCKMAP_ZERO))
+			fail_msg("sector %u, overwritten in place, became zeroes", s);
+		lost++;
+	}
+	return lost;
 }
 
 /*
@@ -241,8 +315,7 @@ keep_files(void)
 			read_whole(path, &kept[i][k]);
 		}
 	}
-	memcpy(flushed, model, sizeof(model));
-	memset(written, 0, sizeof(written));
+	note_flush();
 }
 
 /* One file after the power loss: any length of those it had, each sector one of three. */
@@ -286,10 +359,11 @@ lose_power_of(unsigned i, unsigned k)
 }
 
 static void
-what_was_flushed_is_there_whatever_became_of_the_rest(void **state)
+what_was_flushed_is_there_and_the_rest_is_old_or_new_or_a_new_place_without_data(
+	void **state)
 {
 	static uint8_t got[DISK_BYTES];
-	unsigned early = 0, whole = 0;
+	unsigned early = 0, whole = 0, zeroed = 0;
 
 	(void)state;
 	snprintf(home, sizeof(home), "%s", folder);
@@ -316,7 +390,8 @@ what_was_flushed_is_there_whatever_became_of_the_rest(void **state)
 			for (unsigned k = 0; k < 2; k++)
 				lose_power_of(i, k);
 		export_crashed(crashed, n_segments, got, &lost);
-		assert_flushed_is_there(got, flushed, written);
+		assert_flushed_is_there(got);
+		zeroed += assert_the_rest_is_old_or_new(got);
 		if (lost.code)
 			early++;
 		else
@@ -325,12 +400,73 @@ what_was_flushed_is_there_whatever_became_of_the_rest(void **state)
 	/* Both kinds were seen. */
 	assert_true(early > 20);
 	assert_true(whole > 5);
+	/* As blk.h says: a block's new place without its data. */
+	assert_true(zeroed > 0);
 	for (unsigned i = 0; i < SEGMENTS_MAX; i++) {
 		free(kept[i][0].bytes);
 		free(kept[i][1].bytes);
 		kept[i][0] = kept[i][1] = (struct kept){0};
 	}
 	close_disk();
+}
+
+static void
+write_file(const char *at, const char *kind, const struct kept *content)
+{
+	char path[160];
+	int fd;
+
+	file_path(path, sizeof(path), at, 0, kind);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(io_write_full(fd, content->bytes, content->len), 0);
+	close(fd);
+}
+
+/* A block's place is used again: the new record reached the disk, the new data did not. */
+static void
+flushed_zeroes_do_not_become_what_they_replaced(void **state)
+{
+	static uint8_t got[DISK_BYTES], secret[SEGMENT_BLOCK];
+	struct virtio_blk_range range = {8, SEGMENT_BLOCK / 512, 0};
+	struct kept now = {0};
+	char path[160];
+
+	(void)state;
+	snprintf(home, sizeof(home), "%s", folder);
+	snprintf(crashed, sizeof(crashed), "%s/crashed", folder);
+	assert_int_equal(mkdir(crashed, 0700), 0);
+	for (range.flags = 0; range.flags <= VIRTIO_BLK_RANGE_UNMAP; range.flags++) {
+		struct err lost = {0};
+
+		open_disk();
+		memset(secret, 0x5e, sizeof(secret));
+		request(VIRTIO_BLK_T_OUT, range.sector, secret, sizeof(secret));
+		request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
+		request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &range, sizeof(range));
+		request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
+		keep_files();
+		memset(secret, 0x77, sizeof(secret));
+		request(VIRTIO_BLK_T_OUT, range.sector, secret, sizeof(secret));
+		file_path(path, sizeof(path), home, 0, "index");
+		read_whole(path, &now);
+		assert_true(now.len > kept[0][1].len);
+		write_file(crashed, "data", &kept[0][0]);
+		write_file(crashed, "index", &now);
+		export_crashed(crashed, n_segments, got, &lost);
+		for (unsigned i = 0; i < SEGMENT_BLOCK; i++)
+			if (got[range.sector * 512 + i])
+				fail_msg("byte %u is 0x%x, flags %u", i,
+					got[range.sector * 512 + i], range.flags);
+		close_disk();
+		for (unsigned k = 0; k < 2; k++) {
+			file_path(path, sizeof(path), home, 0, k ? "index" : "data");
+			assert_int_equal(unlink(path), 0);
+			free(kept[0][k].bytes);
+			kept[0][k] = (struct kept){0};
+		}
+	}
+	free(now.bytes);
 }
 
 /*
@@ -422,8 +558,7 @@ what_was_flushed_is_on_a_real_device_without_a_sync(void **state)
 		for (unsigned i = 0; i < before; i++)
 			write_something();
 		request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
-		memcpy(flushed, model, sizeof(model));
-		memset(written, 0, sizeof(written));
+		note_flush();
 		if (round % 6 == 5)
 			cut_disk();
 		/* Written back by the host in an order of its own: the data of some of
@@ -458,7 +593,8 @@ what_was_flushed_is_on_a_real_device_without_a_sync(void **state)
 		}
 		export_crashed(mounted, n, got, &lost);
 		assert_int_equal(command("umount %s", mounted), 0);
-		assert_flushed_is_there(got, flushed, written);
+		assert_flushed_is_there(got);
+		assert_the_rest_is_old_or_new(got);
 		early += lost.code != 0;
 	}
 	/* Else no copy was of the kind that this is about. */
@@ -493,7 +629,8 @@ main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(what_was_flushed_is_there_whatever_became_of_the_rest),
+		T(what_was_flushed_is_there_and_the_rest_is_old_or_new_or_a_new_place_without_data),
+		T(flushed_zeroes_do_not_become_what_they_replaced),
 		T(what_was_flushed_is_on_a_real_device_without_a_sync),
 	};
 

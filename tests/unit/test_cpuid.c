@@ -249,6 +249,62 @@ what_is_offered_and_what_once_was_is_accepted(void **state)
 	}
 }
 
+/* KVM tells of the core that it was asked on. */
+static void
+tables_of_both_kinds_of_a_hybrid_cpus_cores_are_the_same(void **state)
+{
+	static const uint32_t caches[][2] = {
+		{0x2, 0}, {0x4, 0}, {0x4, 2}, {0x80000006, 0}, {0x8000001d, 0}};
+	static struct kvm_cpuid_table p, e;
+
+	(void)state;
+	fill(&p, "GenuineIntel");
+	cpuid_adjust(&p, 1, 4, &caps);
+	e = p;
+	assert_true(cpuid_same(&p, &e));
+	for (size_t i = 0; i < sizeof(caches) / sizeof(*caches); i++)
+		find(&e, caches[i][0], caches[i][1])->ecx ^= 0x3ff;
+	find(&e, 0x16, 0)->eax ^= 0x700;
+	assert_true(cpuid_same(&p, &e));
+	/* one level of cache less; it is in the middle of the table */
+	for (uint32_t i = 0; i < e.n; i++)
+		if (e.entries[i].function == 0x4 && e.entries[i].index == 3) {
+			memmove(&e.entries[i], &e.entries[i + 1],
+				(--e.n - i) * sizeof(e.entries[0]));
+			break;
+		}
+	assert_int_equal(e.n, p.n - 1);
+	assert_true(cpuid_same(&p, &e));
+	assert_true(cpuid_same(&e, &p));
+}
+
+static void
+tables_that_differ_in_what_no_core_has_of_its_own_are_not_the_same(void **state)
+{
+	static const uint32_t leaves[][2] = {{0x1, 0}, {0x7, 0}, {0xb, 1}, {0xd, 0},
+		{0xd, 1}, {0x80000001, 0}, {0x80000004, 0}, {0x80000008, 0}};
+	static struct kvm_cpuid_table a, b;
+
+	(void)state;
+	fill(&a, "GenuineIntel");
+	cpuid_adjust(&a, 0, 2, &caps);
+	for (size_t i = 0; i < sizeof(leaves) / sizeof(*leaves); i++) {
+		b = a;
+		find(&b, leaves[i][0], leaves[i][1])->ebx ^= 1u << 3;
+		if (cpuid_same(&a, &b))
+			fail_msg("leaf 0x%x.%u", leaves[i][0], leaves[i][1]);
+	}
+	/* nor where one goes on */
+	b = a;
+	b.n--;
+	assert_false(cpuid_same(&a, &b));
+	assert_false(cpuid_same(&b, &a));
+	/* nor are two vCPUs of a VM */
+	fill(&b, "GenuineIntel");
+	cpuid_adjust(&b, 1, 2, &caps);
+	assert_false(cpuid_same(&a, &b));
+}
+
 int
 main(void)
 {
@@ -259,6 +315,10 @@ main(void)
 		cmocka_unit_test(both_leaves_of_topology_say_the_same),
 		cmocka_unit_test(fields_of_amd_are_not_set_on_intel),
 		cmocka_unit_test(what_is_offered_and_what_once_was_is_accepted),
+		cmocka_unit_test(
+			tables_of_both_kinds_of_a_hybrid_cpus_cores_are_the_same),
+		cmocka_unit_test(
+			tables_that_differ_in_what_no_core_has_of_its_own_are_not_the_same),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

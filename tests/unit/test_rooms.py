@@ -3,6 +3,8 @@
 
 	test_rooms.py [SOURCE]       the tests; SOURCE: the checkout (default: the current folder)
 	test_rooms.py --draw         the arrows, one a line, for people
+	test_rooms.py --objects OBJ  where a build's objects are (default: those of `make check-unit`, or
+	                             build/plain/obj)
 
 A header belongs to its folder, and so does what includes it. Tests may include anything and nobody includes
 tests, so they are left out. The order of the rooms is that of ARCHITECTURE.md: what stands further right may
@@ -11,6 +13,7 @@ include what stands further left.
 import collections
 import os
 import re
+import subprocess
 import sys
 
 ROOMS = {  # room: the rooms it may include from
@@ -22,6 +25,7 @@ ROOMS = {  # room: the rooms it may include from
     "swarm": {"common", "hygiene"},
     "host": {"common", "vmm", "hygiene", "golden", "swarm"},
 }
+LAYERED = ["vmm"]  # folders whose files do not call each other in circles
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
 
@@ -48,7 +52,7 @@ def arrows(top):
 
 
 def circles(edges):
-    """Strongly connected sets of more than one folder (Tarjan)."""
+    """Strongly connected sets of more than one folder or file (Tarjan)."""
     graph = collections.defaultdict(set)
     for a, b in edges:
         graph[a].add(b)
@@ -80,6 +84,49 @@ def circles(edges):
         if v not in index:
             visit(v)
     return out
+
+
+def symbols(path):
+    """(what an object defines for others, what it needs of others)"""
+    has, needs = set(), set()
+    for line in subprocess.check_output(["nm", "-P", path], text=True).splitlines():
+        name, kind = line.split()[:2]
+        if kind in "Uwv":
+            needs.add(name)
+        elif kind.isupper():
+            has.add(name)
+    return has, needs
+
+
+def calls(top, objects, folder):
+    """{(file, file it needs a symbol of): [symbol…]} of a folder. A file that calls upwards by a pointer it was
+    given needs no symbol: that is how a lower layer may. Objects of files that are gone do not count."""
+    of = {}
+    for name in sorted(os.listdir(os.path.join(top, folder))):
+        path = os.path.join(objects, folder, name[:-2] + ".o")
+        if name.endswith(".c") and os.path.exists(path):
+            of[name] = symbols(path)
+    home = {symbol: name for name, (has, _) in of.items() for symbol in has}
+    found = collections.defaultdict(list)
+    for name, (_, needs) in of.items():
+        for symbol in sorted(needs):
+            if home.get(symbol, name) != name:
+                found[name, home[symbol]].append(symbol)
+    return found
+
+
+def test_no_circle_of_files_in_a_layered_folder(top, found, objects):
+    wrong = []
+    for folder in LAYERED:
+        edges = calls(top, objects, folder)
+        if not edges:
+            print("# %s/: no objects in %s" % (folder, objects))
+        for group in circles(edges):
+            wrong.append("%s/, a circle: %s" % (folder, ", ".join(group)))
+            for (a, b), names in sorted(edges.items()):
+                if a in group and b in group:
+                    wrong.append("  %s calls %s: %s" % (a, b, ", ".join(names)))
+    return wrong
 
 
 def test_no_circle_of_folders(top, found):
@@ -128,10 +175,18 @@ def test_a_circle_is_found():
 
 def main():
     top = os.getcwd()
-    draw = "--draw" in sys.argv[1:]
-    for word in sys.argv[1:]:
+    words = sys.argv[1:]
+    draw = "--draw" in words
+    objects = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../obj")  # installed beside a build's
+    if "--objects" in words:
+        at = words.index("--objects")
+        objects = words[at + 1]
+        del words[at:at + 2]
+    for word in words:
         if word != "--draw":
             top = word
+    if not os.path.isdir(objects):
+        objects = os.path.join(top, "build/plain/obj")
     found = arrows(top)
     if draw:
         for (a, b), files in sorted(found.items()):
@@ -144,7 +199,7 @@ def main():
     failed = 0
     print("1..%d" % len(tests))
     for number, (name, test) in enumerate(tests, 1):
-        wrong = test(top, found) if test.__code__.co_argcount else test()
+        wrong = test(*(top, found, objects)[:test.__code__.co_argcount])
         for line in wrong:
             print("# " + line)
         print("%sok %d - %s" % ("not " if wrong else "", number, name[len("test_"):]))

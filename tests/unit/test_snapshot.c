@@ -229,6 +229,51 @@ features_that_are_no_longer_offered_are_no_reason_to_refuse_a_commit(void **stat
 	snapshot_vm_done(&b);
 }
 
+static bool
+needs_other_tables(size_t len)
+{
+	struct err e = {0, ""};
+	struct snapshot s;
+	bool changed = false;
+
+	if (snapshot_open(blob, len, &s, &e) < 0 ||
+		snapshot_load_cpuid(&s, &b, &changed, &e) < 0)
+		fail_msg("%s", e.msg);
+	return changed;
+}
+
+/* Else every second restore on such a host would make its vCPUs twice. */
+static void
+a_commit_from_the_other_kind_of_a_hybrid_cpus_cores_needs_no_other_vcpus(void **state)
+{
+	const struct kvm_cpuid_entry2 cache = {.function = 0x80000006, .ecx = 0x08007040};
+	struct kvm_cpuid_table *t;
+	size_t len;
+
+	(void)state;
+	snapshot_vm_init(&a, 2);
+	snapshot_vm_fill(&a);
+	snapshot_vm_init(&b, 2);
+	for (unsigned i = 0; i < 2; i++) {
+		t = &a.vcpus[i].cpuid;
+		t->entries[t->n++] = cache;
+		t = &b.vcpus[i].cpuid;
+		t->entries[t->n] = cache;
+		t->entries[t->n++].ecx = 0x05007040;
+	}
+	len = snapshot_save(&a, blob, sizeof(blob));
+	assert_false(needs_other_tables(len));
+	/* what KVM was given, so that the next commit says what is true */
+	t = &b.vcpus[1].cpuid;
+	assert_int_equal(t->entries[t->n - 1].ecx, 0x05007040);
+	/* another model does */
+	b.vcpus[1].cpuid.entries[0].eax = 0x000b0671;
+	assert_true(needs_other_tables(len));
+	assert_int_equal(t->entries[t->n - 1].ecx, cache.ecx);
+	snapshot_vm_done(&a);
+	snapshot_vm_done(&b);
+}
+
 int
 main(void)
 {
@@ -241,6 +286,8 @@ main(void)
 		cmocka_unit_test(features_are_missed_by_name),
 		cmocka_unit_test(
 			features_that_are_no_longer_offered_are_no_reason_to_refuse_a_commit),
+		cmocka_unit_test(
+			a_commit_from_the_other_kind_of_a_hybrid_cpus_cores_needs_no_other_vcpus),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

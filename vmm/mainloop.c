@@ -1,0 +1,170 @@
+#include "vmm/mainloop.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "vmm/ending.h"
+
+#define EVENTS_MAX 32
+
+/* Bit 63 is vsock's (VSOCK_TOKEN). */
+enum token { TOKEN_CONTROL = 1, TOKEN_LISTEN, TOKEN_EVENT, TOKEN_VSOCK_KICK };
+
+static int
+loop_ctl(struct vm *vm, int op, int fd, uint32_t events, uint64_t token)
+{
+	struct epoll_event ev = {.events = events, .data.u64 = token};
+
+	return epoll_ctl(vm->epoll_fd, op, fd, &ev) < 0 ? -errno : 0;
+}
+
+static int
+vsock_add(void *ctx, int fd, uint32_t events, uint64_t token)
+{
+	return loop_ctl(ctx, EPOLL_CTL_ADD, fd, events, token);
+}
+
+static int
+vsock_mod(void *ctx, int fd, uint32_t events, uint64_t token)
+{
+	return loop_ctl(ctx, EPOLL_CTL_MOD, fd, events, token);
+}
+
+static void
+vsock_del(void *ctx, int fd)
+{
+	loop_ctl(ctx, EPOLL_CTL_DEL, fd, 0, 0);
+}
+
+struct vsock_loop
+mainloop_vsock(struct vm *vm)
+{
+	return (struct vsock_loop){
+		.add = vsock_add, .mod = vsock_mod, .del = vsock_del, .ctx = vm};
+}
+
+int
+mainloop_make(struct vm *vm, struct err *e)
+{
+	int r;
+
+	vm->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (vm->epoll_fd < 0)
+		return err_sys(e, -errno, "epoll_create1");
+	vm->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (vm->event_fd < 0)
+		return err_sys(e, -errno, "eventfd");
+	vm->vsock_kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (vm->vsock_kick_fd < 0)
+		return err_sys(e, -errno, "eventfd");
+	/* A peer that does not read must not stop the VM. */
+	io_set_nonblock(vm->control_fd, 1);
+	io_set_nonblock(vm->listen_fd, 1);
+	if ((r = loop_ctl(vm, EPOLL_CTL_ADD, vm->event_fd, EPOLLIN, TOKEN_EVENT)) < 0 ||
+		(r = loop_ctl(vm, EPOLL_CTL_ADD, vm->vsock_kick_fd, EPOLLIN,
+			 TOKEN_VSOCK_KICK)) < 0 ||
+		(r = loop_ctl(
+			 vm, EPOLL_CTL_ADD, vm->control_fd, EPOLLIN, TOKEN_CONTROL)) < 0)
+		return err_sys(e, r, "epoll_ctl");
+	return 0;
+}
+
+void
+mainloop_drop_peer(struct vm *vm, const char *why)
+{
+	if (vm->control_fd < 0)
+		return;
+	log_info("control connection closed: %s; waiting for the next", why);
+	close(TAKE_FD(vm->control_fd)); /* leaves the epoll set by itself */
+	loop_ctl(vm, EPOLL_CTL_ADD, vm->listen_fd, EPOLLIN, TOKEN_LISTEN);
+}
+
+static void
+adopt(struct vm *vm)
+{
+	struct ucred peer;
+	socklen_t len = sizeof(peer);
+	cleanup_close int fd =
+		accept4(vm->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0)
+		return;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ||
+		peer.uid != getuid()) {
+		log_warn("a control connection of another user was refused");
+		return;
+	}
+	if (loop_ctl(vm, EPOLL_CTL_ADD, fd, EPOLLIN, TOKEN_CONTROL) < 0)
+		return;
+	loop_ctl(vm, EPOLL_CTL_DEL, vm->listen_fd, 0, 0);
+	vm->control_fd = TAKE_FD(fd);
+	log_info("adopted by process %d", (int)peer.pid);
+}
+
+static void
+drain(int event_fd)
+{
+	uint64_t count;
+
+	(void)!read(event_fd, &count, sizeof(count));
+}
+
+/* Returns true when this process is now another VM. */
+static bool
+dispatch(struct vm *vm, const struct epoll_event *ev)
+{
+	switch (ev->data.u64) {
+	case TOKEN_CONTROL:
+		return vm->control_fd >= 0 && vm->above->request(vm);
+	case TOKEN_LISTEN:
+		if (vm->control_fd < 0)
+			adopt(vm);
+		return false;
+	case TOKEN_EVENT:
+		drain(vm->event_fd);
+		return false;
+	case TOKEN_VSOCK_KICK:
+		drain(vm->vsock_kick_fd);
+		vsock_kick(&vm->vsock);
+		return false;
+	default:
+		vsock_handle_event(&vm->vsock, ev->data.u64, ev->events);
+		return false;
+	}
+}
+
+_Noreturn void
+mainloop_run(struct vm *vm)
+{
+	struct epoll_event events[EVENTS_MAX];
+
+	for (;;) {
+		int n, timeout;
+
+		/* From here on vCPU 0 announces its first run; it may have run already. */
+		if (atomic_exchange(&vm->main_is_awake, false))
+			vm->above->look(vm);
+		timeout = vm->is_parked ? -1 : vsock_timeout_ms(&vm->vsock);
+		if (vm->devices_left && !vm->is_paused)
+			timeout = vm->devices_left > 0 ? 0 : 1;
+		n = epoll_wait(vm->epoll_fd, events, EVENTS_MAX, timeout);
+		if (n < 0 && errno != EINTR)
+			ending_tell(vm, VMM_EXIT_HOST_FAULT, "epoll_wait: %s",
+				strerror(errno));
+		/* After a fork the rest of the batch is the parent's. */
+		for (int i = 0; i < n; i++)
+			if (dispatch(vm, &events[i]))
+				break;
+		if (!vm->is_parked)
+			vsock_tick(&vm->vsock);
+		vm_go_on_devices(vm);
+		vm->above->look(vm);
+	}
+}
