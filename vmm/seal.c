@@ -96,9 +96,13 @@ drop_capabilities(struct err *e)
 	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct none[2] = {{0}};
 
-	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
-			return err_sys(e, -errno, "dropping capability %d", cap);
+	int cap = 0;
+
+	while (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0)
+		cap++;
+	/* EINVAL: the kernel knows no more. EPERM: without CAP_SETPCAP none can be dropped. */
+	if (errno != EINVAL && errno != EPERM)
+		return err_sys(e, -errno, "dropping capability %d", cap);
 	if (syscall(SYS_capset, &head, none) < 0)
 		return err_sys(e, -errno, "dropping all capabilities");
 	return 0;
