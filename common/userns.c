@@ -11,13 +11,16 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 
-/* What the child of userns_try() says: a step, and the errno it failed with. */
-enum step { STEP_UNSHARE, STEP_UID_MAP, STEP_SETGROUPS, STEP_GID_MAP };
-static const char *const step_names[] = {
-	[STEP_UNSHARE] = "making a user namespace",
-	[STEP_UID_MAP] = "writing the user namespace's uid_map",
-	[STEP_SETGROUPS] = "denying setgroups in the user namespace",
-	[STEP_GID_MAP] = "writing the user namespace's gid_map",
+#define STACK_BYTES (16u << 10)
+
+/* One process that makes the namespaces for another, which waits. */
+struct child {
+	uid_t uid;
+	gid_t gid;
+	bool keeps; /* opens ns_fd, which keeps the user namespace when the child ends */
+	int ns_fd;
+	int r; /* 0, or -errno and the step that failed */
+	const char *step;
 };
 
 static int
@@ -30,67 +33,83 @@ write_proc(const char *path, const char *text)
 	return io_write_full(fd, text, strlen(text));
 }
 
-/* 0, or -errno with the step it is of. */
 static int
-enter(int others, enum step *ret_step)
+map_ids(struct child *c)
 {
-	const uid_t uid = geteuid();
-	const gid_t gid = getegid();
 	char map[64];
 	int r;
 
-	*ret_step = STEP_UNSHARE;
-	if (unshare(CLONE_NEWUSER | others) < 0)
-		return -errno;
-	*ret_step = STEP_UID_MAP;
-	snprintf(map, sizeof(map), "%u %u 1\n", uid, uid);
+	c->step = "writing the user namespace's uid_map";
+	snprintf(map, sizeof(map), "%u %u 1\n", c->uid, c->uid);
 	if ((r = write_proc("/proc/self/uid_map", map)) < 0)
 		return r;
-	*ret_step = STEP_SETGROUPS;
+	c->step = "denying setgroups in the user namespace";
 	r = write_proc("/proc/self/setgroups", "deny\n");
 	if (r < 0 && r != -ENOENT)
 		return r;
-	*ret_step = STEP_GID_MAP;
-	snprintf(map, sizeof(map), "%u %u 1\n", gid, gid);
+	c->step = "writing the user namespace's gid_map";
+	snprintf(map, sizeof(map), "%u %u 1\n", c->gid, c->gid);
 	return write_proc("/proc/self/gid_map", map);
 }
 
-int
-userns_enter(int others, struct err *e)
+/* The child. Its memory and its descriptors are the parent's. */
+static int
+child_main(void *arg)
 {
-	enum step step;
-	int r = enter(others, &step);
+	struct child *c = arg;
 
-	return r < 0 ? err_sys(e, r, "%s", step_names[step]) : 0;
+	c->r = map_ids(c);
+	if (c->r < 0 || !c->keeps)
+		return 0;
+	c->step = "opening the user namespace";
+	c->ns_fd = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC);
+	if (c->ns_fd < 0)
+		c->r = -errno;
+	return 0;
+}
+
+/* Makes a user namespace and those of `others` in a child, and maps our user in it. The child
+ * has ended on return. */
+static int
+run_child(int others, struct child *c, struct err *e)
+{
+	_Alignas(16) char stack[STACK_BYTES];
+	pid_t pid;
+
+	c->uid = geteuid();
+	c->gid = getegid();
+	c->ns_fd = -1;
+	c->r = -EPERM; /* if something kills the child */
+	c->step = "a process in a new user namespace";
+	/* As posix_spawn() does it: nothing is copied, and CLONE_VFORK waits until the child
+	 * ends. No signal at its end: it does not matter whether SIGCHLD is ignored. */
+	pid = clone(child_main, stack + sizeof(stack),
+		CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_NEWUSER | others, c);
+	if (pid < 0)
+		return err_sys(e, -errno, "making a user namespace");
+	while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
+		;
+	return c->r < 0 ? err_sys(e, c->r, "%s", c->step) : 0;
 }
 
 int
 userns_try(int others, struct err *e)
 {
-	cleanup_close int read_fd = -1, write_fd = -1;
-	struct {
-		int r;
-		enum step step;
-	} answer = {-EIO, STEP_UNSHARE};
-	int fds[2], r;
-	pid_t pid;
+	struct child c = {.keeps = false};
 
-	if (pipe2(fds, O_CLOEXEC) < 0)
-		return err_sys(e, -errno, "pipe");
-	read_fd = fds[0];
-	write_fd = fds[1];
-	pid = fork();
-	if (pid < 0)
-		return err_sys(e, -errno, "fork");
-	if (pid == 0) {
-		answer.r = enter(others, &answer.step);
-		_exit(io_write_full(write_fd, &answer, sizeof(answer)) < 0);
-	}
-	close(TAKE_FD(write_fd));
-	r = io_read_full(read_fd, &answer, sizeof(answer));
-	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-		;
-	if (r < 0) /* whatever ended it */
-		return err_set(e, -EPERM, "a process that made a user namespace ended");
-	return answer.r < 0 ? err_sys(e, answer.r, "%s", step_names[answer.step]) : 0;
+	return run_child(others, &c, e);
+}
+
+int
+userns_enter(struct err *e)
+{
+	struct child c = {.keeps = true};
+	int r = run_child(0, &c, e);
+	cleanup_close int fd = c.ns_fd;
+
+	if (r < 0)
+		return r;
+	if (setns(fd, CLONE_NEWUSER) < 0)
+		return err_sys(e, -errno, "entering the user namespace");
+	return 0;
 }

@@ -1,22 +1,24 @@
 /*
- * A user namespace of one's own, for a process that wants to have less than its user.
+ * A user namespace of one's own, for a process that wants to have less than its user. It
+ * knows one user and one group, our own, by the same numbers: peer credentials keep their
+ * meaning.
  *
  * Being allowed to make one does not mean that it is of use: AppArmor (Ubuntu since 24.04)
- * lets unshare() succeed and refuses the map of user ids, and so does a read-only /proc. A
- * process is then nobody in it and cannot go back. So userns_try() finds out in a child.
+ * lets the kernel make it and refuses the map of user ids, and so does a read-only /proc. A
+ * process is then nobody in it and cannot go back. So a child makes the namespace and maps
+ * the ids. The child shares the caller's memory and descriptors and has ended on return.
  */
 #ifndef PANDO_COMMON_USERNS_H
 #define PANDO_COMMON_USERNS_H
 
 #include "common/err.h"
 
-/* Whether userns_enter() would succeed; forks once. One thread; SIGCHLD is not ignored.
- * On failure the sentence names the step. */
+/* Whether a user namespace can be made and used, and with it those of `others` (CLONE_NEW…).
+ * On failure the sentence names the step. Callers have one thread. */
 int userns_try(int others, struct err *e);
 
-/* Enters a new user namespace and those of `others` (CLONE_NEW…). It knows one user and one
- * group, our own, by the same numbers: peer credentials keep their meaning. After a
- * failure the process may be in a namespace where it is nobody. */
-int userns_enter(int others, struct err *e);
+/* Enters a new user namespace. After a failure the caller is where it was, and the sentence
+ * names the step. Callers have one thread. */
+int userns_enter(struct err *e);
 
 #endif

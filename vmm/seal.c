@@ -96,9 +96,13 @@ drop_capabilities(struct err *e)
 	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct none[2] = {{0}};
 
-	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
-			return err_sys(e, -errno, "dropping capability %d", cap);
+	int cap = 0;
+
+	while (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0)
+		cap++;
+	/* EINVAL: the kernel knows no more. EPERM: without CAP_SETPCAP none can be dropped. */
+	if (errno != EINVAL && errno != EPERM)
+		return err_sys(e, -errno, "dropping capability %d", cap);
 	if (syscall(SYS_capset, &head, none) < 0)
 		return err_sys(e, -errno, "dropping all capabilities");
 	return 0;
@@ -109,27 +113,24 @@ seal_surroundings(struct err *e)
 {
 	const int others = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
 	struct err why;
-	int r;
-
-	/* Before SIGCHLD is ignored. */
-	const int no_userns = userns_try(others, &why);
+	int no_userns, r;
 
 	set_signals();
 	if ((r = set_limits(e)) < 0)
 		return r;
-	if (no_userns == 0) {
-		if ((r = userns_enter(others, e)) < 0)
-			return r;
-	} else if (unshare(others) < 0) {
+	no_userns = userns_enter(&why);
+	if (unshare(others) < 0) {
+		if (no_userns == 0)
+			err_sys(&why, -errno, "unshare");
 		log_info(
 			"this host allows no namespaces to this user (%s): the VM shares the host's; the system call filter still holds",
 			why.msg);
 		goto out;
-	} else {
+	}
+	if (no_userns < 0)
 		log_info(
 			"this host allows no user namespace (%s): mount, network, IPC and UTS namespaces only",
 			why.msg);
-	}
 	if (!UNDER_SANITIZER) { /* whose reports want /proc */
 		r = empty_root();
 		if (r < 0)

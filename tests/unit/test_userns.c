@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -41,18 +42,42 @@ apart(int (*f)(void))
 	return WEXITSTATUS(status);
 }
 
+/* The descriptor that would be opened next. */
+static int
+next_descriptor(void)
+{
+	int fd = dup(0);
+
+	close(fd);
+	return fd;
+}
+
 static int
 enter(void)
 {
+	const uint64_t before = own_namespace();
 	const uid_t uid = geteuid();
 	const gid_t gid = getegid();
+	const int fd = next_descriptor();
 	struct err e;
 
-	if (userns_enter(OTHERS, &e) < 0) {
+	if (userns_enter(&e) < 0) {
 		print_message("# %s\n", e.msg);
-		return 1;
+		return own_namespace() == before ? 1 : 2;
 	}
-	return geteuid() == uid && getegid() == gid ? 0 : 2;
+	if (own_namespace() == before || geteuid() != uid || getegid() != gid)
+		return 3;
+	if (waitpid(-1, NULL, WNOHANG | __WALL) != -1 || next_descriptor() != fd)
+		return 4; /* something of the child is left */
+	return unshare(OTHERS) == 0 ? 0 : 5;
+}
+
+/* As a VMM does. */
+static int
+enter_where_children_are_not_waited_for(void)
+{
+	signal(SIGCHLD, SIG_IGN);
+	return enter();
 }
 
 static void
@@ -66,22 +91,58 @@ trying_changes_nothing_and_says_whether_entering_works(void **state)
 	r = userns_try(OTHERS, &e);
 	assert_true(own_namespace() == before);
 	assert_int_equal(apart(enter), r == 0 ? 0 : 1);
+	assert_int_equal(apart(enter_where_children_are_not_waited_for), r == 0 ? 0 : 1);
+}
+
+/* 0 if f fails with this code, the sentence says why and nothing is changed. */
+static int
+refused(int (*f)(struct err *), int code)
+{
+	const uint64_t before = own_namespace();
+	const int fd = next_descriptor();
+	struct err e = {0, ""};
+
+	if (f(&e) != code)
+		return 1;
+	print_message("# %s\n", e.msg);
+	if (code == -EROFS && !strstr(e.msg, "uid_map"))
+		return 2;
+	if (own_namespace() != before)
+		return 3;
+	return waitpid(-1, NULL, WNOHANG | __WALL) == -1 && next_descriptor() == fd ? 0
+										    : 4;
+}
+
+static int
+try_others(struct err *e)
+{
+	return userns_try(OTHERS, e);
+}
+
+static int
+refuse_maps(void)
+{
+	if (unshare(CLONE_NEWNS) < 0 ||
+		mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+		mount(NULL, "/proc", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
+		return 77;
+	return 0;
 }
 
 static int
 try_where_maps_are_refused(void)
 {
-	const uint64_t before = own_namespace();
-	struct err e = {0, ""};
+	int r = refuse_maps();
 
-	if (unshare(CLONE_NEWNS) < 0 ||
-		mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-		mount(NULL, "/proc", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
-		return 77;
-	if (userns_try(OTHERS, &e) != -EROFS)
-		return 1;
-	print_message("# %s\n", e.msg);
-	return !strstr(e.msg, "uid_map") ? 2 : own_namespace() != before ? 3 : 0;
+	return r ? r : refused(try_others, -EROFS);
+}
+
+static int
+enter_where_maps_are_refused(void)
+{
+	int r = refuse_maps();
+
+	return r ? r : refused(userns_enter, -EROFS);
 }
 
 static void
@@ -94,6 +155,33 @@ a_namespace_whose_map_is_refused_is_found_out_without_entering_it(void **state)
 	if (r == 77)
 		skip(); /* /proc is not ours to change */
 	assert_int_equal(r, 0);
+	assert_int_equal(apart(enter_where_maps_are_refused), 0);
+}
+
+/* In a new user namespace, that may hold no other one. */
+static int
+enter_where_no_more_are_allowed(void)
+{
+	FILE *f;
+
+	if (enter() != 0)
+		return 77;
+	f = fopen("/proc/sys/user/max_user_namespaces", "w");
+	if (!f || fputs("0\n", f) < 0 || fclose(f) != 0)
+		return 77;
+	return refused(userns_enter, -ENOSPC);
+}
+
+static void
+where_no_namespace_can_be_made_the_caller_stays_where_it_is(void **state)
+{
+	int r;
+
+	(void)state;
+	r = apart(enter_where_no_more_are_allowed);
+	if (r == 77)
+		skip();
+	assert_int_equal(r, 0);
 }
 
 int
@@ -103,6 +191,8 @@ main(void)
 		cmocka_unit_test(trying_changes_nothing_and_says_whether_entering_works),
 		cmocka_unit_test(
 			a_namespace_whose_map_is_refused_is_found_out_without_entering_it),
+		cmocka_unit_test(
+			where_no_namespace_can_be_made_the_caller_stays_where_it_is),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
