@@ -1,7 +1,6 @@
-/* The store's folder: open, close, commits by name. */
+/* The store as a whole: open, close, holds, commits by name. */
 #include "host/store/store.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -12,156 +11,10 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/fault.h"
 #include "common/io.h"
 #include "host/store/store_priv.h"
 
 #define NAMES_SHOWN 8u /* in a sentence */
-
-int
-store_temp_file(int folder_fd, char *ret_name, size_t cap)
-{
-	static unsigned long counter;
-
-	for (;;) {
-		unsigned long n = __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED);
-		int fd;
-
-		snprintf(ret_name, cap, PACK_TEMP "%d.%lu", getpid(), n);
-		fd = openat(folder_fd, ret_name,
-			O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-		if (fd >= 0)
-			return fd;
-		if (errno != EEXIST) {
-			ret_name[0] = '\0';
-			return -errno;
-		}
-	}
-}
-
-int
-store_read_at(int folder_fd, const char *name, size_t max, char **ret, size_t *ret_len)
-{
-	/* Not blocking: what lies there may be a FIFO. */
-	cleanup_close int fd = openat(folder_fd, name,
-		O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-	cleanup_free char *buf = NULL;
-	struct stat st;
-	size_t len;
-	int r;
-
-	if (fd < 0)
-		return errno == ELOOP ? -EBADMSG : -errno;
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	if (!S_ISREG(st.st_mode))
-		return -EBADMSG;
-	if ((uint64_t)st.st_size > max)
-		return -EFBIG;
-	len = (size_t)st.st_size;
-	buf = malloc(len + 1);
-	if (!buf)
-		return -ENOMEM;
-	r = io_pread_full(fd, buf, len, 0);
-	if (r)
-		return r == -ENODATA ? -EBADMSG : r;
-	buf[len] = '\0';
-	*ret = TAKE_PTR(buf);
-	*ret_len = len;
-	return 0;
-}
-
-static void
-pass(const char *what, const char *point)
-{
-	char name[64];
-
-	snprintf(name, sizeof(name), "%s-%s", what, point);
-	fault_point(name);
-}
-
-int
-store_write_at(
-	int folder_fd, const char *name, const char *what, const void *data, size_t len)
-{
-	char temp[64];
-	cleanup_close int fd = store_temp_file(folder_fd, temp, sizeof(temp));
-	int r;
-
-	if (fd < 0)
-		return fd;
-	r = io_write_full(fd, data, len);
-	if (!r)
-		pass(what, "temp");
-	if (!r && fsync(fd) < 0)
-		r = -errno;
-	if (!r && renameat(folder_fd, temp, folder_fd, name) < 0)
-		r = -errno;
-	if (r) {
-		unlinkat(folder_fd, temp, 0);
-		return r;
-	}
-	pass(what, "renamed");
-	if (fsync(folder_fd) < 0)
-		return -errno;
-	pass(what, "written");
-	return 0;
-}
-
-static DIR *
-open_names(int folder_fd)
-{
-	/* A descriptor of its own: they share a position otherwise. */
-	int fd = openat(folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = fd < 0 ? NULL : fdopendir(fd);
-
-	if (!d && fd >= 0)
-		close(fd);
-	return d;
-}
-
-int
-store_each_name(int folder_fd, const char *suffix,
-	int (*fn)(void *ctx, const char *name, struct err *e), void *ctx, struct err *e)
-{
-	cleanup_closedir DIR *d = open_names(folder_fd);
-	char name[STORE_HEX + 1];
-	struct dirent *entry;
-	int r;
-
-	if (!d)
-		return err_sys(e, -errno, "reading a folder of the store");
-	while ((errno = 0, entry = readdir(d))) {
-		size_t len = strlen(entry->d_name), cut = strlen(suffix);
-
-		if (entry->d_name[0] == '.' || len <= cut || len - cut > STORE_HEX ||
-			strcmp(entry->d_name + len - cut, suffix) != 0 ||
-			strncmp(entry->d_name, PACK_TEMP, strlen(PACK_TEMP)) == 0)
-			continue;
-		memcpy(name, entry->d_name, len - cut);
-		name[len - cut] = '\0';
-		r = fn(ctx, name, e);
-		if (r)
-			return r;
-	}
-	return errno ? err_sys(e, -errno, "reading a folder of the store") : 0;
-}
-
-/* What a crash left unfinished; the lock is held, so nobody works on it. */
-static int
-remove_temp_files(int folder_fd)
-{
-	cleanup_closedir DIR *d = open_names(folder_fd);
-	struct dirent *entry;
-
-	if (!d)
-		return -errno;
-	while ((entry = readdir(d)))
-		if (strncmp(entry->d_name, PACK_TEMP, strlen(PACK_TEMP)) == 0)
-			unlinkat(folder_fd, entry->d_name, 0);
-	/* What was renamed just before a crash is relied upon from now on. */
-	return fsync(folder_fd) < 0 ? -errno : 0;
-}
 
 static int
 count_name(void *ctx, const char *name, struct err *e)
@@ -243,9 +96,10 @@ open_all(struct store *s, struct err *e)
 	r = check_format(s, root, e);
 	if (r)
 		return r;
-	if ((r = remove_temp_files(s->packs_fd)) ||
-		(r = remove_temp_files(s->commits_fd)) ||
-		(r = remove_temp_files(s->tags_fd)) || (r = remove_temp_files(root)))
+	if ((r = store_remove_temp_files(s->packs_fd)) ||
+		(r = store_remove_temp_files(s->commits_fd)) ||
+		(r = store_remove_temp_files(s->tags_fd)) ||
+		(r = store_remove_temp_files(root)))
 		return err_sys(e, r, "store %.200s", s->path);
 	return 0;
 }
@@ -335,33 +189,16 @@ store_alone_end(struct store *s)
 	pthread_mutex_unlock(&s->hold_lock);
 }
 
-static void
-manifest_name(const char *id, char ret[static STORE_HEX + sizeof(MANIFEST_SUFFIX)])
-{
-	snprintf(ret, STORE_HEX + sizeof(MANIFEST_SUFFIX), "%.64s" MANIFEST_SUFFIX, id);
-}
-
-bool
-store_has_commit(struct store *s, const char *id)
-{
-	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
-	struct store_hash ignored;
-
-	manifest_name(id, file);
-	return hash_from_hex(id, &ignored) &&
-	       faccessat(s->commits_fd, file, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
-}
-
 int
 store_load_id(struct store *s, const char *id, struct store_manifest **ret, struct err *e)
 {
-	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)], hex[STORE_ID_MAX];
+	char file[MANIFEST_NAME_MAX], hex[STORE_ID_MAX];
 	cleanup_free char *text = NULL;
 	struct store_hash hash;
 	size_t len;
 	int r;
 
-	manifest_name(id, file);
+	store_manifest_name(id, file);
 	r = store_read_at(s->commits_fd, file, STORE_MANIFEST_MAX, &text, &len);
 	if (r == -ENOENT)
 		return err_set(e, r, "there is no commit %.64s", id);

@@ -173,7 +173,7 @@ static int
 remove_commit(struct store *s, const char *id, const struct store_tag *tags,
 	size_t n_tags, struct err *e)
 {
-	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
+	char file[MANIFEST_NAME_MAX];
 	bool had_tags = false;
 
 	for (size_t i = 0; i < n_tags; i++) {
@@ -186,7 +186,7 @@ remove_commit(struct store *s, const char *id, const struct store_tag *tags,
 	if (had_tags && fsync(s->tags_fd) < 0)
 		return err_sys(e, -errno, "deleting the tags of commit %.12s", id);
 	fault_point("store.delete-tags");
-	snprintf(file, sizeof(file), "%.64s" MANIFEST_SUFFIX, id);
+	store_manifest_name(id, file);
 	if (unlinkat(s->commits_fd, file, 0) < 0)
 		return err_sys(e, -errno, "deleting commit %.12s", id);
 	fault_point("store.delete-commit");

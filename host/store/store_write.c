@@ -461,7 +461,7 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	struct store_manifest *again;
 	cleanup_free char *text = NULL;
 	char pack[STORE_ID_MAX], id[STORE_ID_MAX];
-	char name[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
+	char name[MANIFEST_NAME_MAX];
 	struct store_hash hash;
 	uint64_t bytes;
 	size_t len;
@@ -492,7 +492,7 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 		r = packs_add(w->s, pack, e);
 	if (r)
 		return err_wrap(e, r, "writing the commit to %.200s", w->s->path);
-	snprintf(name, sizeof(name), "%s" MANIFEST_SUFFIX, id);
+	store_manifest_name(id, name);
 	r = write_manifest(w->s, &f, name, text, len, e);
 	if (r)
 		return r;
