@@ -36,6 +36,7 @@ main(int argc, char **argv)
 	const char *near;
 
 	fill_standard_fds();
+	verb_use(verbs);
 	signal(SIGPIPE,
 		SIG_IGN); /* a closed stdout is found by out_end(), sockets say EPIPE */
 	if (argc < 2) {
