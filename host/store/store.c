@@ -33,22 +33,22 @@ check_format(struct store *s, int root, struct err *e)
 	size_t len;
 	int r = store_read_at(root, "format", 64, &text, &len);
 
-	if (!r && strcmp(text, STORE_FORMAT) == 0)
+	if (r == 0 && strcmp(text, STORE_FORMAT) == 0)
 		return 0;
-	if (!r && strncmp(text, "pando store ", 12) == 0)
+	if (r == 0 && strncmp(text, "pando store ", 12) == 0)
 		return err_set(e, -EBADMSG,
 			"store %.200s is of format version %.*s, and this pando knows version 1: use the pando that made it",
 			s->path, (int)strcspn(text + 12, "\n"), text + 12);
-	if (!r || r == -EFBIG || r == -EBADMSG)
+	if (r == 0 || r == -EFBIG || r == -EBADMSG)
 		return err_set(e, -EBADMSG,
 			"%.200s is no store: its file \"format\" is something else",
 			s->path);
 	if (r != -ENOENT)
 		return err_sys(e, r, "store %.200s", s->path);
 	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, count_name, &n, e);
-	if (!r)
+	if (r == 0)
 		r = store_each_name(s->packs_fd, PACK_SUFFIX, count_name, &n, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (n)
 		return err_set(e, -EBADMSG,
@@ -56,7 +56,7 @@ check_format(struct store *s, int root, struct err *e)
 			s->path);
 	r = store_write_at(
 		root, "format", "store.format", STORE_FORMAT, strlen(STORE_FORMAT));
-	return r ? err_sys(e, r, "store %.200s", s->path) : 0;
+	return r < 0 ? err_sys(e, r, "store %.200s", s->path) : 0;
 }
 
 static int
@@ -74,7 +74,7 @@ open_all(struct store *s, struct err *e)
 	cleanup_close int root = -1;
 	int r = io_mkdir_p(s->path, 0700, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	root = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (root < 0)
@@ -89,17 +89,17 @@ open_all(struct store *s, struct err *e)
 					 "store %.200s is in use by another process",
 					 s->path)
 			       : err_sys(e, -errno, "store %.200s: lock", s->path);
-	if ((r = open_folder(root, "packs", &s->packs_fd, s->path, e)) ||
-		(r = open_folder(root, "commits", &s->commits_fd, s->path, e)) ||
-		(r = open_folder(root, "tags", &s->tags_fd, s->path, e)))
+	if ((r = open_folder(root, "packs", &s->packs_fd, s->path, e)) < 0 ||
+		(r = open_folder(root, "commits", &s->commits_fd, s->path, e)) < 0 ||
+		(r = open_folder(root, "tags", &s->tags_fd, s->path, e)) < 0)
 		return r;
 	r = check_format(s, root, e);
-	if (r)
+	if (r < 0)
 		return r;
-	if ((r = store_remove_temp_files(s->packs_fd)) ||
-		(r = store_remove_temp_files(s->commits_fd)) ||
-		(r = store_remove_temp_files(s->tags_fd)) ||
-		(r = store_remove_temp_files(root)))
+	if ((r = store_remove_temp_files(s->packs_fd)) < 0 ||
+		(r = store_remove_temp_files(s->commits_fd)) < 0 ||
+		(r = store_remove_temp_files(s->tags_fd)) < 0 ||
+		(r = store_remove_temp_files(root)) < 0)
 		return err_sys(e, r, "store %.200s", s->path);
 	return 0;
 }
@@ -119,11 +119,11 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_rwlock_init(&s->packs_lock, NULL);
 	s->path = strdup(path);
 	r = s->path ? hash_init() : -ENOMEM;
-	if (r)
+	if (r < 0)
 		err_sys(e, r, "store %.200s", path);
 	else
 		r = open_all(s, e);
-	if (r) {
+	if (r < 0) {
 		store_close(s);
 		return r;
 	}
@@ -205,7 +205,7 @@ store_load_id(struct store *s, const char *id, struct store_manifest **ret, stru
 	if (r == -EFBIG || r == -EBADMSG)
 		return err_set(
 			e, -EBADMSG, "commit %.12s is damaged: its manifest is none", id);
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "commit %.12s", id);
 	hash_of(HASH_PLAIN, text, len, &hash);
 	hash_to_hex(&hash, hex);
@@ -213,7 +213,7 @@ store_load_id(struct store *s, const char *id, struct store_manifest **ret, stru
 		return err_set(e, -EBADMSG,
 			"commit %.12s is damaged: its manifest was edited or cut", id);
 	r = manifest_parse(text, len, ret, e);
-	if (r)
+	if (r < 0)
 		return err_wrap(e, r, "commit %.12s", id);
 	memcpy((*ret)->id, hex, sizeof(hex));
 	return 0;
@@ -256,7 +256,7 @@ resolve_prefix(struct store *s, const char *name, char ret_id[static STORE_ID_MA
 		c.prefix[i] =
 			(char)(name[i] | 0x20); /* A-F or not: digits have that bit */
 	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, add_candidate, &c, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (c.n == 0)
 		return err_set(e, -ENOENT, "there is no commit or tag \"%s\"", name);
@@ -283,15 +283,15 @@ store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX
 
 	if (!hex || len < STORE_HEX) {
 		r = store_tag_check(name, hex ? NULL : e);
-		if (!r)
+		if (r == 0)
 			r = store_tag_get(s, name, id, hex ? NULL : e);
-		if (!r && !store_has_commit(s, id))
+		if (r == 0 && !store_has_commit(s, id))
 			return err_set(e, -ENOENT,
 				"tag \"%s\" is of commit %.12s, which is not in the store",
 				name, id);
-		if (!r)
+		if (r == 0)
 			memcpy(ret_id, id, sizeof(id));
-		if (!r || !hex)
+		if (r == 0 || !hex)
 			return r;
 		if (r != -ENOENT && r != -EINVAL)
 			return store_tag_get(s, name, id, e); /* for the sentence */
@@ -309,5 +309,5 @@ store_load(struct store *s, const char *name, struct store_manifest **ret, struc
 	char id[STORE_ID_MAX];
 	int r = store_resolve(s, name, id, e);
 
-	return r ? r : store_load_id(s, id, ret, e);
+	return r < 0 ? r : store_load_id(s, id, ret, e);
 }

@@ -58,7 +58,7 @@ store_read_at(int folder_fd, const char *name, size_t max, char **ret, size_t *r
 	if (!buf)
 		return -ENOMEM;
 	r = io_pread_full(fd, buf, len, 0);
-	if (r)
+	if (r < 0)
 		return r == -ENODATA ? -EBADMSG : r;
 	buf[len] = '\0';
 	*ret = TAKE_PTR(buf);
@@ -86,13 +86,13 @@ store_write_at(
 	if (fd < 0)
 		return fd;
 	r = io_write_full(fd, data, len);
-	if (!r)
+	if (r == 0)
 		pass(what, "temp");
-	if (!r && fsync(fd) < 0)
+	if (r == 0 && fsync(fd) < 0)
 		r = -errno;
-	if (!r && renameat(folder_fd, temp, folder_fd, name) < 0)
+	if (r == 0 && renameat(folder_fd, temp, folder_fd, name) < 0)
 		r = -errno;
-	if (r) {
+	if (r < 0) {
 		unlinkat(folder_fd, temp, 0);
 		return r;
 	}
@@ -136,7 +136,7 @@ store_each_name(int folder_fd, const char *suffix,
 		memcpy(name, entry->d_name, len - cut);
 		name[len - cut] = '\0';
 		r = fn(ctx, name, e);
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	return errno ? err_sys(e, -errno, "reading a folder of the store") : 0;
