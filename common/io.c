@@ -156,13 +156,13 @@ io_write_file_atomic(
 	if (fd < 0)
 		return err_sys(e, -errno, "%s", temp);
 	r = io_write_full(fd, buf, len);
-	if (!r && fchmod(fd, mode) < 0)
+	if (r == 0 && fchmod(fd, mode) < 0)
 		r = -errno;
-	if (!r && fsync(fd) < 0)
+	if (r == 0 && fsync(fd) < 0)
 		r = -errno;
-	if (!r && rename(temp, path) < 0)
+	if (r == 0 && rename(temp, path) < 0)
 		r = -errno;
-	if (r) {
+	if (r < 0) {
 		unlink(temp);
 		return err_sys(e, r, "%s", path);
 	}
@@ -265,9 +265,9 @@ io_remove_tree(const char *path, struct err *e)
 		return 0;
 	}
 	r = remove_below(dir);
-	if (!r && rmdir(path) < 0 && errno != ENOENT)
+	if (r == 0 && rmdir(path) < 0 && errno != ENOENT)
 		r = -errno;
-	return r ? err_sys(e, r, "%s", path) : 0;
+	return r < 0 ? err_sys(e, r, "%s", path) : 0;
 }
 
 int
@@ -382,7 +382,7 @@ io_unix_listen(const char *path, int type, int backlog, int *ret_fd, struct err 
 	struct sockaddr_un sa;
 	int r = unix_address(path, &sa, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
 	if (fd < 0)
@@ -402,7 +402,7 @@ unix_connect(const char *path, int type, int flags, int *ret_fd, struct err *e)
 	struct sockaddr_un sa;
 	int r = unix_address(path, &sa, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | flags, 0);
 	if (fd < 0)

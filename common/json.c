@@ -263,7 +263,7 @@ compare_keys(const void *pa, const void *pb)
 		/* A piece is one code point: its length follows from its first byte. */
 		int r = memcmp(ca, cb, (size_t)(na < nb ? na : nb));
 
-		if (r)
+		if (r != 0)
 			return r;
 	}
 }
@@ -309,7 +309,7 @@ check_value(struct json *j, int *next, size_t pos, unsigned depth, struct err *e
 	switch (j->tok[tok].type) {
 	case JSMN_STRING:
 		r = check_string(j, tok, e);
-		if (r)
+		if (r < 0)
 			return r;
 		break;
 	case JSMN_PRIMITIVE: {
@@ -349,7 +349,7 @@ check_value(struct json *j, int *next, size_t pos, unsigned depth, struct err *e
 				if (outer_start(j, item) != at)
 					return bad_at(j, at, e, "unexpected character");
 				r = check_string(j, item, e);
-				if (r)
+				if (r < 0)
 					return r;
 				at = skip_space(j, outer_end(j, item));
 				if (at >= close || j->text[at] != ':')
@@ -362,7 +362,7 @@ check_value(struct json *j, int *next, size_t pos, unsigned depth, struct err *e
 				return bad_at(j, at, e, "a key inside an array");
 			}
 			r = check_value(j, next, at, depth + 1, e);
-			if (r)
+			if (r < 0)
 				return r;
 			at = outer_end(j, item);
 		}
@@ -372,7 +372,7 @@ check_value(struct json *j, int *next, size_t pos, unsigned depth, struct err *e
 		j->skip[tok] = *next;
 		if (object) {
 			r = check_unique_keys(j, tok, e);
-			if (r)
+			if (r < 0)
 				return r;
 		}
 		break;
@@ -440,13 +440,13 @@ json_parse(
 	if (start < len && !strchr("{[\"", text[start]))
 		return bad_at(j, start, e, "expected an object, an array or a string");
 	r = tokenize(j, max_tokens ? max_tokens : 1, e);
-	if (r)
+	if (r < 0)
 		return r;
 	j->skip = calloc((size_t)j->count, sizeof(*j->skip));
 	if (!j->skip)
 		return err_sys(e, -ENOMEM, "JSON");
 	r = check_value(j, &next, 0, 1, e);
-	if (r)
+	if (r < 0)
 		return r;
 	end = skip_space(j, outer_end(j, 0));
 	if (next != j->count || end != len)
@@ -587,7 +587,7 @@ json_str_dup(const struct json *j, int tok, char **ret)
 	if (!s)
 		return -ENOMEM;
 	r = json_str(j, tok, s, tok_len(j, tok) + 1);
-	if (r)
+	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(s);
 	return 0;
@@ -618,7 +618,7 @@ json_u64(const struct json *j, int tok, uint64_t *ret)
 	unsigned long long v;
 	int r = number_text(j, tok, true, buf);
 
-	if (r)
+	if (r < 0)
 		return r;
 	if (buf[0] == '-')
 		return -ERANGE;
@@ -637,7 +637,7 @@ json_i64(const struct json *j, int tok, int64_t *ret)
 	long long v;
 	int r = number_text(j, tok, true, buf);
 
-	if (r)
+	if (r < 0)
 		return r;
 	errno = 0;
 	v = strtoll(buf, NULL, 10);
@@ -654,7 +654,7 @@ json_f64(const struct json *j, int tok, double *ret)
 	double v;
 	int r = number_text(j, tok, false, buf);
 
-	if (r)
+	if (r < 0)
 		return r;
 	v = strtod(buf, NULL);
 	if (!isfinite(v))

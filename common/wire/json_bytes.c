@@ -72,7 +72,7 @@ json_bytes_dup(const struct json *j, int tok, char **ret)
 	if (json_type(j, tok) != JSON_OBJECT || json_size(j, tok) != 1)
 		return -EINVAL;
 	r = json_str_dup(j, json_get(j, tok, "b64"), &text);
-	if (r)
+	if (r < 0)
 		return r == -ENOMEM ? r : -EINVAL;
 	len = strlen(text);
 	if (len % 4)

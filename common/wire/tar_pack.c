@@ -117,7 +117,7 @@ put_block(struct tar_pack *p, char type, const char *name, size_t name_len,
 	char *at;
 	int r = head_room(p, sizeof(h), &at, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	memcpy(h.name, name, name_len < sizeof(h.name) ? name_len : sizeof(h.name));
 	memcpy(h.linkname, link,
@@ -237,10 +237,10 @@ put_member(struct tar_pack *p, char type, const struct stat *st, const char *lin
 		pax += pax_record_len("linkpath", link_len);
 	if (pax) {
 		r = put_block(p, 'x', "pax", 3, "", 0, 0644, pax, 0, e);
-		if (!r)
+		if (r == 0)
 			r = head_room(
 				p, (pax + TAR_BLOCK - 1) / TAR_BLOCK * TAR_BLOCK, &at, e);
-		if (r)
+		if (r < 0)
 			return r;
 		if (mtime_len)
 			at = pax_record(at, "mtime", mtime, mtime_len);
@@ -259,9 +259,9 @@ put_member(struct tar_pack *p, char type, const struct stat *st, const char *lin
 	}
 	r = put_block(p, type, p->path, name_len, link, link_len, st->st_mode, bytes,
 		st->st_mtim.tv_sec, e);
-	if (!r && map)
+	if (r == 0 && map)
 		r = head_room(p, map_len, &at, e);
-	if (!r && map)
+	if (r == 0 && map)
 		memcpy(at, map, map_len);
 	return r;
 }
@@ -409,9 +409,9 @@ start_file(struct tar_pack *p, int *fd, const struct stat *st, struct err *e)
 		return put_member(p, '1', st, first, strlen(first), e);
 	}
 	r = find_extents(p, *fd, st, e);
-	if (!r)
+	if (r == 0)
 		r = put_member(p, '0', st, "", 0, e);
-	if (r)
+	if (r < 0)
 		return r;
 	p->file = TAKE_FD(*fd);
 	p->at = 0;
@@ -501,9 +501,9 @@ start_member(struct tar_pack *p, int dir, const char *name, bool follow, struct 
 		r = put_member(p, '5', &st, "", 0, e);
 		p->path_len = len;
 		p->path[len] = 0;
-		if (!r)
+		if (r == 0)
 			r = push_level(p, fd, e);
-		if (r)
+		if (r < 0)
 			return r;
 		TAKE_FD(fd);
 		if (strcmp(p->path, ".") != 0)
@@ -633,7 +633,7 @@ tar_pack_open(const struct tar_pack_opts *opts, struct tar_pack **ret, struct er
 	struct tar_pack *p;
 	int r = tar_top_name(opts->path, name, e);
 
-	if (r) {
+	if (r < 0) {
 		if (opts->has_fd)
 			close(opts->fd);
 		return r;
@@ -714,7 +714,7 @@ tar_pack_read(struct tar_pack *p, void *buf, size_t cap, struct err *e)
 		if (p->ended)
 			break;
 		int r = next_member(p, e);
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	return (ssize_t)n;

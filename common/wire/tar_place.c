@@ -112,13 +112,13 @@ tar_place_leave(struct tar_unpack *u, const char *path, struct err *e)
 			(m->len == 0 || path[m->len] == '/'))
 			return r;
 		u->stack_path[m->len] = 0;
-		if (!r)
+		if (r == 0)
 			r = leave(u, m, e);
 		close(m->fd);
 		u->depth--;
 		if (u->depth)
 			u->stack_path[u->stack[u->depth - 1].len] = 0;
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	return r;
@@ -263,9 +263,9 @@ give_name(int dir, struct temp_name *t, const char *name, const char *path, stru
 {
 	int r = check_way(dir, name, path, e);
 
-	if (!r && renameat(dir, t->v, dir, name))
+	if (r == 0 && renameat(dir, t->v, dir, name))
 		r = err_sys(e, -errno, "\"%s\": giving it its name", path);
-	if (r)
+	if (r < 0)
 		unlinkat(dir, t->v, 0);
 	t->v[0] = 0;
 	return r;
@@ -362,11 +362,11 @@ copy_file(struct tar_unpack *u, int from_dir, const char *from, const struct sta
 	ssize_t n = 1;
 	int r = in < 0 || out < 0 ? -errno : 0;
 
-	while (!r && n > 0) {
+	while (r == 0 && n > 0) {
 		n = io_read(in, buf, sizeof(buf));
 		r = n < 0 ? (int)n : io_write_full(out, buf, (size_t)n);
 	}
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "\"%s\"", from);
 	return set_meta(u, out, st->st_mode, st->st_mtim, from, e);
 }
@@ -380,17 +380,17 @@ link_to(struct tar_unpack *u, const char *path, const char *target, struct err *
 	struct stat to, st;
 
 	r = open_parent(u, target, &to_dir, &to_name);
-	if (!r && fstatat(to_dir, to_name, &to, AT_SYMLINK_NOFOLLOW))
+	if (r == 0 && fstatat(to_dir, to_name, &to, AT_SYMLINK_NOFOLLOW))
 		r = -errno;
-	if (r == -ENOENT || r == -ELOOP || r == -ENOTDIR || (!r && !may_link(u, &to)))
+	if (r == -ENOENT || r == -ELOOP || r == -ENOTDIR || (r == 0 && !may_link(u, &to)))
 		r = err_set(e, -EPROTO,
 			"\"%s\": the stream has it as a hard link to \"%s\", which is no file of the stream",
 			path, target);
-	else if (r)
+	else if (r < 0)
 		err_sys(e, r, "\"%s\"", target);
-	if (!r && (r = open_parent(u, path, &dir, &name)))
+	if (r == 0 && (r = open_parent(u, path, &dir, &name)) < 0)
 		err_sys(e, r, "\"%s\"", path);
-	if (r)
+	if (r < 0)
 		goto out;
 	/* rename(2) does nothing where both are the same file. */
 	if (!fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && st.st_ino == to.st_ino &&
@@ -404,7 +404,7 @@ link_to(struct tar_unpack *u, const char *path, const char *target, struct err *
 		r = copy_file(u, to_dir, to_name, &to, dir, temp.v, e);
 	else
 		r = err_sys(e, -errno, "\"%s\"", path);
-	if (!r)
+	if (r == 0)
 		r = give_name(dir, &temp, name, path, e);
 	else
 		unlinkat(dir, temp.v, 0);
@@ -447,8 +447,8 @@ do_step(struct tar_unpack *u, struct step *s, struct err *e)
 			u, own, s->mode, s->mtime, *s->path ? s->path : u->dest, e);
 	default:
 		r = open_parent(u, s->path, &fd, &name);
-		r = r ? err_sys(e, r, "\"%s\"", s->path)
-		      : give_name(fd, &s->temp, name, s->path, e);
+		r = r < 0 ? err_sys(e, r, "\"%s\"", s->path)
+			  : give_name(fd, &s->temp, name, s->path, e);
 		close_parent(u, fd);
 		return r;
 	}
@@ -475,7 +475,7 @@ sync_files(struct tar_unpack *u, struct err *e)
 	/* Of one file, not what else is being written in the machine. */
 	if (n == 1) {
 		r = open_parent(u, one->path, &dir, &name);
-		if (!r) {
+		if (r == 0) {
 			file = openat(
 				dir, one->temp.v, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 			r = file < 0 || fsync(file) ? -errno : 0;
@@ -484,7 +484,7 @@ sync_files(struct tar_unpack *u, struct err *e)
 	} else if (syncfs(u->base)) {
 		r = -errno;
 	}
-	return r ? err_sys(e, r, "\"%s\": writing it to the disk", one->path) : 0;
+	return r < 0 ? err_sys(e, r, "\"%s\": writing it to the disk", one->path) : 0;
 }
 
 int
@@ -492,9 +492,9 @@ tar_place_steps(struct tar_unpack *u, struct err *e)
 {
 	int r = sync_files(u, e);
 
-	for (size_t i = 0; !r && i < u->n_steps; i++)
+	for (size_t i = 0; r == 0 && i < u->n_steps; i++)
 		r = do_step(u, &u->steps[i], e);
-	if (r)
+	if (r < 0)
 		return r; /* tar_place_done() clears them away */
 	for (size_t i = 0; i < u->n_steps; i++) {
 		free(u->steps[i].path);
@@ -523,7 +523,7 @@ tar_place_folder(struct tar_unpack *u, mode_t mode, struct timespec mtime, struc
 		return push(u, fd, "", u->base_is_new, mode, mtime, e);
 	}
 	r = parent_of(u, &dir, &name, e);
-	if (r)
+	if (r < 0)
 		return r;
 	is_new = !mkdirat(dir, name, 0700);
 	if (!is_new && errno != EEXIST)
@@ -550,27 +550,27 @@ tar_place_finish_file(struct tar_unpack *u, struct err *e)
 	/* A hole at the end. */
 	if (u->sparse && ftruncate(u->file, (off_t)u->real_size))
 		r = err_sys(e, -errno, "\"%s\"", u->path);
-	if (!r)
+	if (r == 0)
 		r = set_meta(u, u->file, u->file_mode, u->file_mtime, u->path, e);
-	if (!r && fstat(u->file, &st))
+	if (r == 0 && fstat(u->file, &st))
 		r = err_sys(e, -errno, "\"%s\"", u->path);
-	if (!r)
+	if (r == 0)
 		note_linked(u, &st);
 	/* In a file system that is mounted below; syncfs() is for that of base. */
-	if (!r && u->opts.sync && st.st_dev != u->base_dev && fsync(u->file))
+	if (r == 0 && u->opts.sync && st.st_dev != u->base_dev && fsync(u->file))
 		r = err_sys(e, -errno, "\"%s\": writing it to the disk", u->path);
 	close(u->file);
 	u->file = -1;
 	free(u->extents);
 	u->extents = NULL;
-	if (r)
+	if (r < 0)
 		return r; /* tar_place_done() removes it */
 	u->stats.files++;
 	if (!u->opts.sync)
 		return give_name(
 			u->file_dir, &u->temp, slash ? slash + 1 : u->path, u->path, e);
 	r = keep_step(u, &step, u->path, NULL, e);
-	if (r)
+	if (r < 0)
 		return r;
 	u->temp.v[0] = 0;
 	u->steps_bytes += (uint64_t)st.st_size;
@@ -588,9 +588,9 @@ tar_place_file(struct tar_unpack *u, mode_t mode, struct timespec mtime, struct 
 	if (!*u->path)
 		return err_set(e, -EPROTO, "the stream's top is a file without a name");
 	r = parent_of(u, &u->file_dir, &name, e);
-	if (!r)
+	if (r == 0)
 		r = check_way(u->file_dir, name, u->path, e);
-	if (r)
+	if (r < 0)
 		return r;
 	make_temp_name(&u->temp);
 	u->file = openat(u->file_dir, u->temp.v,
@@ -671,19 +671,19 @@ tar_place_special(struct tar_unpack *u, char type, const char *link, mode_t mode
 		return 0;
 	}
 	r = parent_of(u, &dir, &name, e);
-	if (!r)
+	if (r == 0)
 		r = check_way(dir, name, u->path, e);
-	if (r)
+	if (r < 0)
 		return r;
 	make_temp_name(&temp);
 	if (type == '2' ? symlinkat(link, dir, temp.v) : mkfifoat(dir, temp.v, 0600))
 		return err_sys(e, -errno, "\"%s\"", u->path);
 	r = set_special(u, dir, temp.v, type, mode, mtime, e);
-	if (r)
+	if (r < 0)
 		unlinkat(dir, temp.v, 0);
 	else
 		r = give_name(dir, &temp, name, u->path, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (type == '2')
 		u->stats.links++;

@@ -190,9 +190,9 @@ place(struct tar_unpack *u, const char *name, char *dst, struct err *e)
 	size_t n = 0;
 	int depth = 0, r = check_top(u, name, e);
 
-	if (!r && u->base < 0)
+	if (r == 0 && u->base < 0)
 		r = tar_place_settle(u, e);
-	if (r)
+	if (r < 0)
 		return r;
 	for (; *s; depth++) {
 		size_t len = strcspn(s, "/");
@@ -237,7 +237,7 @@ take_file(struct tar_unpack *u, mode_t mode, struct timespec mtime, uint64_t siz
 		return err_set(e, -EPROTO, "\"%s\": its sparse format %u.%u is not read",
 			u->path, u->sparse_major, u->sparse_minor);
 	r = tar_place_file(u, mode, mtime, e);
-	if (r)
+	if (r < 0)
 		return r;
 	u->sparse = u->is_sparse;
 	u->file_at = 0;
@@ -301,7 +301,7 @@ take_map(
 	size_t i = 0;
 	int r = 0;
 
-	while (!r && i < len) {
+	while (r == 0 && i < len) {
 		bool whole = u->numbers && u->numbers == 2 * u->n_extents + 1;
 		char c = in[i];
 
@@ -316,7 +316,7 @@ take_map(
 			u->in_number = true;
 		} else if (c == '\n' && u->in_number) {
 			r = take_number(u, e);
-			if (r)
+			if (r < 0)
 				return r;
 		} else {
 			r = -EPROTO;
@@ -324,15 +324,15 @@ take_map(
 	}
 	*ret_used = i;
 	u->left -= i;
-	if (!r && (!u->numbers || u->numbers != 2 * u->n_extents + 1 ||
-			  u->map_read % TAR_BLOCK)) {
+	if (r == 0 && (!u->numbers || u->numbers != 2 * u->n_extents + 1 ||
+			      u->map_read % TAR_BLOCK)) {
 		if (u->left)
 			return 0; /* there is more of it */
 		r = -EPROTO;
 	}
-	for (size_t k = 0; !r && k < u->n_extents; k++)
+	for (size_t k = 0; r == 0 && k < u->n_extents; k++)
 		data += u->extents[k].len;
-	if (r || data != u->left)
+	if (r < 0 || data != u->left)
 		return err_set(e, -EPROTO, "\"%s\": a broken map", u->path);
 	if (u->left) {
 		u->state = IN_FILE;
@@ -356,7 +356,7 @@ take_contents(
 	if (len > u->extent_left)
 		len = (size_t)u->extent_left;
 	r = io_pwrite_full(u->file, in, len, u->file_at);
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "\"%s\"", u->path);
 	u->file_at += len;
 	u->extent_left -= len;
@@ -398,9 +398,9 @@ take_member(
 		mtime = u->pax_mtime;
 
 	r = place(u, path, u->path, e);
-	if (!r)
+	if (r == 0)
 		r = tar_place_leave(u, u->path, e);
-	if (r)
+	if (r < 0)
 		return r;
 	switch (h->typeflag) {
 	case '0':
@@ -408,9 +408,9 @@ take_member(
 		return take_file(u, (mode_t)mode, mtime, size, e);
 	case '1':
 		r = place(u, target, u->target, e);
-		if (!r && (!*u->path || !*u->target))
+		if (r == 0 && (!*u->path || !*u->target))
 			r = err_set(e, -EPROTO, "the stream has a hard link to a folder");
-		return r ? r : tar_place_hard_link(u, e);
+		return r < 0 ? r : tar_place_hard_link(u, e);
 	case '5':
 		return tar_place_folder(u, (mode_t)mode, mtime, e);
 	case '2':
@@ -554,7 +554,7 @@ tar_unpack_feed(struct tar_unpack *u, const void *buf, size_t len, struct err *e
 			part = len;
 			break;
 		}
-		if (r)
+		if (r < 0)
 			return r;
 		if (u->state == IN_PADDING && !u->padding)
 			u->state = AT_HEADER;
@@ -573,7 +573,7 @@ tar_unpack_finish(struct tar_unpack *u, struct err *e)
 		return err_set(e, -EPIPE, "the stream ended before its end");
 	r = tar_place_leave(u, NULL, e);
 
-	return r ? r : tar_place_steps(u, e);
+	return r < 0 ? r : tar_place_steps(u, e);
 }
 
 const struct tar_stats *

@@ -149,7 +149,7 @@ say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t dead
 
 		if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
 			r = agent_link_wait(l, POLLIN, deadline_ns, e);
-			if (r)
+			if (r < 0)
 				return r;
 			continue;
 		}
@@ -198,9 +198,9 @@ agent_connect_numbered(const char *socket_path, uint32_t port, int timeout_ms,
 	uint64_t deadline = deadline_of(timeout_ms);
 	int r = dial(socket_path, deadline, &l.fd, e);
 
-	if (!r)
+	if (r == 0)
 		r = say_connect(&l, socket_path, port, deadline, ret_number, e);
-	if (r)
+	if (r < 0)
 		return r;
 	*ret_fd = TAKE_FD(l.fd);
 	return 0;
@@ -316,7 +316,7 @@ send_all(struct agent_link *l, const char *buf, size_t len, uint64_t deadline_ns
 
 		if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
 			r = agent_link_wait(l, POLLOUT, deadline_ns, e);
-			if (r)
+			if (r < 0)
 				return r;
 			continue;
 		}
@@ -349,22 +349,22 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 			"arguments and environment make a request of %zu bytes, more than %u; put them into a file",
 			request->len + 1, AGENT_REQUEST_MAX);
 	r = dial(socket_path, deadline_ns, &l->fd, e);
-	if (!r)
+	if (r == 0)
 		r = say_connect(l, socket_path, AGENT_PORT, deadline_ns, NULL, e);
-	if (r)
+	if (r < 0)
 		return r;
 	request->buf[request->len] =
 		'\n'; /* the writer terminates its text: there is room */
 	r = send_all(l, request->buf, request->len + 1, deadline_ns, e);
 	request->buf[request->len] = 0;
-	if (r)
+	if (r < 0)
 		return r;
 
 	while (!lf) {
 		r = agent_link_wait(l, POLLIN, deadline_ns, e);
-		if (!r)
+		if (r == 0)
 			r = agent_link_fill(l, e);
-		if (r)
+		if (r < 0)
 			return r;
 		lf = memchr(l->buf + seen, '\n', l->len - seen);
 		seen = l->len;
@@ -380,7 +380,7 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 		return err_sys(e, -ENOMEM, "the agent's answer");
 	l->at = (size_t)(lf - l->buf) + 1;
 	r = json_parse(text, strlen(text), TOKENS_MAX, &j, e);
-	if (r) {
+	if (r < 0) {
 		err_wrap(e, r, "the answer of the guest's agent is no JSON");
 		return e ? (e->code = -EPROTO) : -EPROTO;
 	}
@@ -452,7 +452,7 @@ ping(struct agent_link *l, const char *socket_path, uint64_t deadline_ns,
 	start_request(&o, "ping");
 	json_out_end_object(&o);
 	r = agent_link_open(l, socket_path, &o, deadline_ns, &j, &text, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (json_str(j, json_get(j, 0, "version"), p.version, sizeof(p.version)) ||
 		json_str(j, json_get(j, 0, "boot_id"), p.boot_id, sizeof(p.boot_id)) ||
@@ -492,7 +492,7 @@ agent_wait_ready(const char *socket_path, int timeout_ms, int (*cancel)(void *ct
 		if (deadline && attempt > deadline)
 			attempt = deadline;
 		r = ping(&l, socket_path, attempt, NULL, &why);
-		if (!r)
+		if (r == 0)
 			return 0;
 		if (r != -ECONNREFUSED && r != -ETIMEDOUT && r != -EPIPE && r != -EAGAIN)
 			return err_set(e, r, "%s", why.msg);
@@ -545,7 +545,7 @@ agent_list_execs(const char *socket_path, char **ret_json, struct err *e)
 	start_request(&o, "list_execs");
 	json_out_end_object(&o);
 	r = ask(socket_path, &o, AGENT_ANSWER_MS, &j, &text, e);
-	if (r)
+	if (r < 0)
 		return r;
 	execs = json_get(j, 0, "execs");
 	if (execs < 0 || json_type(j, execs) != JSON_ARRAY)
@@ -606,7 +606,7 @@ agent_list(const char *socket_path, const char *remote, int timeout_ms,
 	json_out_bytes(&o, "path", remote);
 	json_out_end_object(&o);
 	r = ask(socket_path, &o, timeout_ms, &j, &text, e);
-	if (r)
+	if (r < 0)
 		return r;
 	list = json_get(j, 0, "entries");
 	if (list < 0 || json_type(j, list) != JSON_ARRAY || json_size(j, list) > LIST_MAX)

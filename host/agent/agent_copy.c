@@ -81,7 +81,7 @@ read_fifo(const char *local, int (*progress)(void *ctx, const struct agent_copy_
 	if (!buf)
 		return err_sys(e, -ENOMEM, "\"%s\"", local);
 	r = open_spool(&spool, e);
-	if (r)
+	if (r < 0)
 		return r;
 	while (1) {
 		ssize_t n;
@@ -104,7 +104,7 @@ read_fifo(const char *local, int (*progress)(void *ctx, const struct agent_copy_
 		if (!n)
 			break;
 		r = io_write_full(spool, buf, (size_t)n);
-		if (r)
+		if (r < 0)
 			return err_sys(
 				e, r, "keeping what \"%s\" says; set TMPDIR", local);
 		so_far.bytes += (uint64_t)n;
@@ -129,7 +129,7 @@ agent_pack_open(const char *local,
 	if (S_ISFIFO(st.st_mode) ||
 		(opts.follow && stat(local, &st) == 0 && S_ISFIFO(st.st_mode))) {
 		r = read_fifo(local, progress, ctx, &opts.fd, e);
-		if (r)
+		if (r < 0)
 			return r;
 		opts.has_fd = true;
 	}
@@ -144,7 +144,7 @@ agent_unpack_open(
 	struct tar_unpack_opts opts = {.dest = local, .name = name, .untrusted = true};
 	int r = tar_top_name(remote, name, e);
 
-	return r ? r : tar_unpack_open(&opts, ret, e);
+	return r < 0 ? r : tar_unpack_open(&opts, ret, e);
 }
 
 static struct agent_copy_stats
@@ -223,11 +223,11 @@ take_word(struct copy *c, bool may_end, struct err *e)
 	struct agent_frame f;
 	int r = agent_link_fill(&c->link, e);
 
-	if (!r)
+	if (r == 0)
 		r = agent_link_frame(&c->link, &f, e);
 	if (r < 0)
 		return r;
-	if (!r)
+	if (r == 0)
 		return c->link.eof
 			       ? err_set(e, -EPIPE,
 					 "the connection to the guest ended before the copy did")
@@ -259,14 +259,14 @@ send_frame(struct copy *c, const char *at, size_t len, struct err *e)
 			return err_sys(e, -errno, "sending to the guest");
 		if (errno == EAGAIN) {
 			r = agent_link_wait(&c->link, POLLIN | POLLOUT, 0, e);
-			if (r)
+			if (r < 0)
 				return r;
 		}
 		/* An error of the agent ends the copy at once, and says more than a
 		 * broken pipe does. */
 		if (poll(&p, 1, 0) > 0) {
 			r = take_word(c, false, e);
-			if (r)
+			if (r < 0)
 				return r;
 		}
 	}
@@ -286,25 +286,25 @@ agent_put(const char *socket_path, const char *local, const char *remote,
 
 	/* Before the guest is asked for anything. */
 	r = agent_pack_open(local, progress, ctx, &c.pack, e);
-	if (r)
+	if (r < 0)
 		return r;
 	c.tx = malloc(AGENT_FRAME_WHOLE);
 	if (!c.tx)
 		return err_sys(e, -ENOMEM, "a copy");
 	r = start(&c, socket_path, "put", remote, e);
-	while (!r && n) {
+	while (r == 0 && n) {
 		n = tar_pack_read(c.pack, c.tx + sizeof(h), AGENT_FRAME_MAX, e);
 		if (n < 0)
 			return (int)n;
 		h = agent_frame_hdr(n ? AGENT_DATA : AGENT_END, 0, (uint32_t)n);
 		memcpy(c.tx, &h, sizeof(h));
 		r = send_frame(&c, c.tx, sizeof(h) + (size_t)n, e);
-		if (!r)
+		if (r == 0)
 			r = tell_sometimes(&c, e);
 	}
-	while (!r) {
+	while (r == 0) {
 		r = take_word(&c, true, e);
-		if (!r)
+		if (r == 0)
 			r = agent_link_wait(&c.link, POLLIN, 0, e);
 	}
 	if (r < 0)
@@ -329,9 +329,9 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 	bool ended = false;
 	int r = agent_unpack_open(remote, local, &c.unpack, e);
 
-	if (!r)
+	if (r == 0)
 		r = start(&c, socket_path, "get", remote, e);
-	while (!r && !ended) {
+	while (r == 0 && !ended) {
 		struct agent_frame f;
 
 		while (!ended && (r = agent_link_frame(&c.link, &f, e)) == 1) {
@@ -352,7 +352,7 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 					"the guest's agent sent frame type %u during a copy",
 					f.type);
 			}
-			if (r)
+			if (r < 0)
 				return r;
 		}
 		if (r < 0 || ended)
@@ -361,15 +361,15 @@ agent_get(const char *socket_path, const char *remote, const char *local,
 			return err_set(e, -EPIPE,
 				"the connection to the guest ended before the copy did");
 		r = tell_sometimes(&c, e);
-		if (!r)
+		if (r == 0)
 			r = agent_link_wait(&c.link, POLLIN, 0, e);
-		if (!r)
+		if (r == 0)
 			r = agent_link_fill(&c.link, e);
 	}
-	if (r)
+	if (r < 0)
 		return r;
 	r = tar_unpack_finish(c.unpack, e);
-	if (r)
+	if (r < 0)
 		return r;
 	done = stats_of(&c);
 	done.skipped = end.skipped; /* only the side that packs knows */

@@ -158,7 +158,7 @@ carry(struct carry *c, int stop_fd, struct err *e)
 {
 	int r;
 
-	while (!(r = dial_frames(c, e))) {
+	while ((r = dial_frames(c, e)) == 0) {
 		struct pollfd p[3] = {{.fd = c->link.fd}, {.fd = c->fd},
 			{.fd = stop_fd, .events = POLLIN}};
 		bool up = c->tx_at < c->tx_len;
@@ -187,17 +187,17 @@ carry(struct carry *c, int stop_fd, struct err *e)
 			return client_broke(e);
 		if (p[1].revents && c->out_len)
 			r = give_to_client(c, e);
-		if (!r && p[1].revents && (p[1].events & POLLIN))
+		if (r == 0 && p[1].revents && (p[1].events & POLLIN))
 			r = take_from_client(c, e);
-		if (!r && c->tx_at < c->tx_len)
+		if (r == 0 && c->tx_at < c->tx_len)
 			r = give_to_guest(c, e);
-		if (!r && p[0].revents && (p[0].events & POLLIN))
+		if (r == 0 && p[0].revents && (p[0].events & POLLIN))
 			r = agent_link_fill(&c->link, e);
-		if (!r)
+		if (r == 0)
 			r = dial_frames(c, e);
-		if (!r)
+		if (r == 0)
 			r = give_to_client(c, e);
-		if (r)
+		if (r != 0)
 			break;
 	}
 	return r;
@@ -229,7 +229,7 @@ agent_dial(const char *socket_path, uint16_t port, int fd, int stop_fd, struct e
 	struct linger reset = {.l_onoff = 1};
 	int r = open_link(&c.link, socket_path, "dial", port, stop_fd, e);
 
-	if (!r) {
+	if (r == 0) {
 		c.tx = malloc(sizeof(struct agent_frame_hdr) + PIECE);
 		r = c.tx ? carry(&c, stop_fd, e)
 			 : err_sys(e, -ENOMEM, "a connection to the guest");
@@ -248,11 +248,11 @@ agent_stay(const char *socket_path, int stop_fd, struct err *e)
 	cleanup_agent_link struct agent_link l = AGENT_LINK_INIT;
 	int r = open_link(&l, socket_path, "stay", 0, stop_fd, e);
 
-	while (!r && !l.eof) {
+	while (r == 0 && !l.eof) {
 		l.at = l.len; /* nothing it could say matters */
 		r = agent_link_wait(&l, POLLIN, 0, e);
-		if (!r)
+		if (r == 0)
 			r = agent_link_fill(&l, e);
 	}
-	return r ? r : err_set(e, -EPIPE, "the guest's agent went");
+	return r < 0 ? r : err_set(e, -EPIPE, "the guest's agent went");
 }

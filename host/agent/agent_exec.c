@@ -370,7 +370,7 @@ take_frames(struct agent_session *s, struct err *e)
 		if (r <= 0)
 			return r;
 		r = take_frame(s, &f, e);
-		if (r)
+		if (r != 0)
 			return r;
 	}
 	return 0;
@@ -426,7 +426,7 @@ pump(struct agent_session *s, struct err *e)
 {
 	int r = take_frames(s, e);
 
-	while (!r && !(s->detach && !pending(s))) {
+	while (r == 0 && !(s->detach && !pending(s))) {
 		struct pollfd p[4] = {
 			{.fd = s->link.fd, .events = 0},
 			{.fd = -1, .events = POLLIN},
@@ -472,20 +472,20 @@ pump(struct agent_session *s, struct err *e)
 				return err_set(e, r, "cancelled");
 			r = push(s, e);
 		}
-		if (!r && p[2].revents)
+		if (r == 0 && p[2].revents)
 			r = drain(s, e);
-		if (!r && p[2].revents)
+		if (r == 0 && p[2].revents)
 			r = take_frames(s, e);
-		if (!r && (p[0].revents & POLLOUT))
+		if (r == 0 && (p[0].revents & POLLOUT))
 			r = push(s, e);
-		if (!r && p[1].revents && !pending(s))
+		if (r == 0 && p[1].revents && !pending(s))
 			r = pull(s, e);
-		if (!r && s->out_stream < 0 &&
+		if (r == 0 && s->out_stream < 0 &&
 			(p[0].revents & (POLLIN | POLLHUP | POLLERR))) {
 			r = agent_link_fill(&s->link, e);
-			if (!r)
+			if (r == 0)
 				r = take_frames(s, e);
-			if (!r && s->link.eof && s->out_stream < 0 && !s->detach)
+			if (r == 0 && s->link.eof && s->out_stream < 0 && !s->detach)
 				return err_set(e, -EPIPE,
 					"the connection to the guest ended before the command's exit record");
 		}
@@ -534,7 +534,7 @@ run(struct agent_session *s, const char *socket_path, struct json_out *request,
 	}
 	r = agent_link_open_patiently(
 		&s->link, socket_path, request, patience_ms, &j, &text, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (json_str(j, json_get(j, 0, "id"), s->result->id, sizeof(s->result->id)) ||
 		s->result->id[0] != 'e' ||
@@ -558,7 +558,7 @@ run(struct agent_session *s, const char *socket_path, struct json_out *request,
 			return err_sys(e, -ENOMEM, "a command");
 	}
 	r = push(s, e); /* what wake() queued while we waited */
-	if (r)
+	if (r < 0)
 		return r;
 	return pump(s, e);
 }
@@ -747,14 +747,14 @@ agent_exec_capture(const char *socket_path, const struct agent_exec_req *req,
 		if (in < 0)
 			return err_sys(e, -errno, "a command's input");
 		r = io_pwrite_full(in, input, input_len, 0);
-		if (r)
+		if (r < 0)
 			return err_sys(e, r, "a command's input");
 	}
 	io.stdin_fd = in;
 	io.output = capture_output;
 	io.ctx = &c;
 	r = agent_exec(socket_path, req, &io, &got.result, e);
-	if (r)
+	if (r < 0)
 		return r;
 	*ret = got;
 	memset(&got, 0, sizeof(got));

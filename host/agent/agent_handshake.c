@@ -86,7 +86,7 @@ read_ack(const struct agent_frame *f, const struct agent_handshake *h,
 	int it = 0, key, value, key_tok, r;
 
 	r = json_parse((const char *)f->payload, f->len, HANDSHAKE_TOKENS_MAX, &j, e);
-	if (r) {
+	if (r < 0) {
 		err_wrap(e, r, "the acknowledgement of the guest's agent is no JSON");
 		return e ? (e->code = -EPROTO) : -EPROTO;
 	}
@@ -155,9 +155,9 @@ handshake_frames(struct agent_link *l, const struct agent_handshake *h,
 			return err_set(e, -EPIPE,
 				"the guest's agent hung up in the step \"%s\"", step);
 		r = agent_link_wait(l, POLLIN, deadline_ns, e);
-		if (!r)
+		if (r == 0)
 			r = agent_link_fill(l, e);
-		if (r)
+		if (r < 0)
 			return r;
 	}
 }
@@ -192,7 +192,7 @@ attempt(const char *socket_path, const struct agent_handshake *h, uint64_t deadl
 	if (r == -EINVAL && strstr(why.msg, "no operation \"hello\""))
 		return err_set(e, -EOPNOTSUPP,
 			"the guest's agent is older than this pandod and knows no identity handshake: build its image again (`pando-golden image`), and its commits");
-	if (r)
+	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
 	return handshake_frames(&l, h, deadline_ns, step, failed, ret, e);
 }
@@ -220,7 +220,7 @@ agent_handshake(const char *socket_path, const struct agent_handshake *h, int ti
 			continue;
 		}
 
-		if (!r)
+		if (r == 0)
 			return 0;
 		/* Said again it is not done again: a connection that breaks costs
 		 * nothing. */

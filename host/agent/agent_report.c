@@ -118,7 +118,7 @@ copy_parts(const struct json *j, struct json_out *o, struct err *e)
 	while (json_next(j, tok, &it, &key, &file)) {
 		int r = copy_file(j, file, o, e);
 
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	json_out_end_array(o);
@@ -225,16 +225,16 @@ agent_reports_list(const char *socket_path, const char *root, int timeout_ms,
 
 	snprintf(folder, sizeof(folder), "%s" FOLDER, root ? root : "");
 	r = agent_list(socket_path, folder, timeout_ms, &entries, &n_entries, e);
-	if (!r)
+	if (r == 0)
 		agent_entries_free(entries, n_entries);
 	*ret = NULL;
 	*ret_n = *ret_bad = 0;
-	if (r == -ENOENT || (!r && !n_entries))
+	if (r == -ENOENT || (r == 0 && !n_entries))
 		return 0;
-	if (!r)
+	if (r == 0)
 		r = agent_rpc_call(socket_path, words, NULL, 0, LIST_MAX,
 			left_ms(deadline_ns), -1, &text, e);
-	if (r)
+	if (r < 0)
 		return r;
 	v = calloc(AGENT_REPORTS_MAX, sizeof(*v));
 	if (!v)
@@ -263,7 +263,7 @@ agent_reports_ack(const char *socket_path, const char *root, int timeout_ms,
 	int r = 0;
 
 	/* As many as the words of a call are. */
-	for (size_t i = 0; i < n && !r;) {
+	for (size_t i = 0; i < n && r == 0;) {
 		const char *words[20] = {"report", "--ack"};
 		size_t w = 2;
 		cleanup_free char *text = NULL;
@@ -307,7 +307,7 @@ agent_reports_watch(const char *socket_path, const char *root, int timeout_ms,
 	json_out_end_object(&o);
 	r = agent_link_open(&w->link, socket_path, &o,
 		io_now_ns() + (uint64_t)timeout_ms * 1000000, NULL, NULL, e);
-	if (r) {
+	if (r < 0) {
 		agent_report_watch_free(w);
 		return r;
 	}
@@ -336,7 +336,7 @@ agent_report_watch_read(struct agent_report_watch *w, struct err *e)
 	struct agent_exit x;
 	int r = agent_link_fill(&w->link, e);
 
-	while (!r && (r = agent_link_frame(&w->link, &f, e)) > 0) {
+	while (r == 0 && (r = agent_link_frame(&w->link, &f, e)) > 0) {
 		r = 0;
 		w->said += sizeof(struct agent_frame_hdr) + f.len;
 		if (w->said > WATCH_BYTES_MAX)
@@ -352,7 +352,7 @@ agent_report_watch_read(struct agent_report_watch *w, struct err *e)
 			       : err_set(e, -EOPNOTSUPP,
 					 "the guest's agent does not tell of its reports");
 	}
-	if (!r && w->link.eof)
+	if (r == 0 && w->link.eof)
 		r = err_set(e, -EPIPE, "the guest's agent is gone");
 	return r;
 }

@@ -150,7 +150,7 @@ run(const char *socket_path, const char *const *words, int stdin_fd, int timeout
 	io.ctx = c;
 	io.stdin_fd = stdin_fd;
 	r = agent_exec(socket_path, &req, &io, &result, e);
-	if (r)
+	if (r < 0)
 		return why.code == r ? err_set(e, r, "%s", why.msg) : r;
 	if (result.kind == AGENT_EXITED && result.value == 0)
 		return 0;
@@ -166,7 +166,7 @@ input_file(const void *input, size_t len, struct err *e)
 	if (fd < 0)
 		return err_sys(e, -errno, "a file in memory");
 	r = io_pwrite_full(fd, input, len, 0);
-	if (r) {
+	if (r < 0) {
 		close(fd);
 		return err_sys(e, r, "a file in memory");
 	}
@@ -186,9 +186,9 @@ agent_rpc_call(const char *socket_path, const char *const *words, const void *in
 		r = in = input_file(input, input_len, e);
 	if (r >= 0)
 		r = run(socket_path, words, in, timeout_ms, &c, e);
-	if (!r && !c.out && !(c.out = malloc(1)))
+	if (r == 0 && !c.out && !(c.out = malloc(1)))
 		r = err_sys(e, -ENOMEM, "the guest's answer");
-	if (r) {
+	if (r < 0) {
 		free(c.out);
 		return r;
 	}
@@ -328,7 +328,7 @@ rpc_frames_feed(struct rpc_frames *f, const void *buf, size_t len, struct err *e
 	const char *at = buf, *end = at + len;
 	int r = 0;
 
-	while (!r && at < end) {
+	while (r == 0 && at < end) {
 		if (f->in_line) {
 			size_t want = f->line.len - f->len;
 			size_t have =
@@ -338,7 +338,7 @@ rpc_frames_feed(struct rpc_frames *f, const void *buf, size_t len, struct err *e
 				r = take_line(f, at, e);
 			} else {
 				r = keep(f, at, have, e);
-				if (!r && f->len == f->line.len) {
+				if (r == 0 && f->len == f->line.len) {
 					r = take_line(f, f->buf, e);
 					f->len = 0;
 				}
@@ -353,7 +353,7 @@ rpc_frames_feed(struct rpc_frames *f, const void *buf, size_t len, struct err *e
 				return nonsense(e);
 			r = keep(f, at, have, e);
 			at += have + (lf ? 1 : 0);
-			if (r || !lf)
+			if (r < 0 || !lf)
 				continue;
 			if (f->len)
 				memcpy(head, f->buf, f->len);
@@ -411,7 +411,7 @@ part(const char *socket_path, const struct agent_rpc_follow *spec, bool find_end
 	f->len = 0;
 	r = run(socket_path, words, -1, PART_TIMEOUT_MS, &c, e);
 	/* Its end is an E or a D: without, it was cut off. */
-	if (!r && !f->over)
+	if (r == 0 && !f->over)
 		return err_set(e, -EPIPE, "the follower in the guest was cut off");
 	return r;
 }
@@ -438,13 +438,13 @@ agent_rpc_follow(const char *socket_path, const struct agent_rpc_follow *spec,
 
 		was = f.next;
 		r = part(socket_path, spec, find_end, &f, &why);
-		if (f.next != was || !r)
+		if (f.next != was || r == 0)
 			away_since = 0;
-		if (!r)
+		if (r == 0)
 			find_end = false;
-		if (!r && (f.done || spec->once))
+		if (r == 0 && (f.done || spec->once))
 			break;
-		if (!r)
+		if (r == 0)
 			continue;
 		if (!comes_back(r) || spec->once) {
 			r = err_set(e, r, "%s", why.msg);

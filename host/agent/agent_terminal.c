@@ -94,7 +94,7 @@ agent_exec_terminal(const char *socket_path, const struct agent_exec_req *req,
 	struct agent_exec_req q = *req;
 	int r = terminal_open(&x.terminal, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	terminal_size(x.terminal, &q.rows, &q.cols);
 	q.tty = true;

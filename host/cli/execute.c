@@ -152,10 +152,14 @@ make_shell(struct execute_words *w, char *const *words, struct err *e)
 }
 
 static int
-check(struct execute_words *w, char *const *command, struct err *e)
+check(struct execute_words *w, char *const *command, bool json, struct err *e)
 {
 	bool runs = command || w->shell;
 
+	/* -t alone is a terminal on which nobody types: what it shows can be kept. */
+	if (json && w->tty && w->stdin_on)
+		return err_set(e, -EINVAL,
+			"--format json does not go with -it: a terminal shows the output as it comes; leave out one of them");
 	if (w->ssh && (w->detach || w->attach || w->list))
 		return err_set(e, -EINVAL,
 			"--ssh does not go with --detach, --attach and --list: what is started over SSH ends with its connection");
@@ -207,5 +211,5 @@ execute_parse(struct opt_scan *s, struct execute_words *w, struct err *e)
 			w->vm = s->arg;
 		}
 	}
-	return check(w, command, e) < 0 ? OPT_ERROR : OPT_END;
+	return check(w, command, s->json, e) < 0 ? OPT_ERROR : OPT_END;
 }

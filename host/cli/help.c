@@ -71,7 +71,7 @@ help_all(FILE *f)
 	fputs("Usage: pando <verb> [options] …\n\n"
 	      "Boots Linux machines, forks them live, runs work in each.\n\n",
 		f);
-	for (const struct verb *const *v = verbs; *v; v++)
+	for (const struct verb *const *v = verb_all(); *v; v++)
 		two_columns(f, (*v)->name, 12, (*v)->summary);
 	fputs("\n`pando help <verb>` says more about one. On every verb: -q prints ids only, --format json\n"
 	      "prints JSON. stdout carries the answer; notes and progress go to stderr.\n\n"

@@ -1,5 +1,6 @@
 #include "host/cli/many.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -53,10 +54,36 @@ work_done(struct work *w)
 	free(w->v);
 }
 
+/* A script's `pando stop $(pando ps -q …)` may come to name no VM at all: then none is
+ * stopped, whichever is checked out. */
+static int
+pick_agreed(const struct many *m, const char *verb, struct client *c,
+	struct client_vm *ret, struct err *e)
+{
+	cleanup_client_vm struct client_vm vm = {0};
+	const char *why, *name;
+	int r = pick_unnamed(c, &vm, NULL, &why, e);
+
+	if (r < 0)
+		return r;
+	name = client_vm_name(&vm);
+	if (!out_can_ask())
+		return err_set(e, -EINVAL,
+			"which VM? none was named, and nothing was %s; \"%s\" is %s: `pando %s %s`",
+			m->past, name, why, verb, name);
+	if (!out_confirm("%c%s \"%s\" (%s)?", toupper((unsigned char)verb[0]), verb + 1,
+		    name, why))
+		return err_set(e, -ECANCELED, "nothing was %s", m->past);
+	*ret = vm;
+	vm = (struct client_vm){0};
+	return 0;
+}
+
 /* The VMs that are meant, each once: a typing error in the third must not cost the first
  * two. */
 static int
-find(struct work *w, const struct many *m, struct client *c, struct err *e)
+find(struct work *w, const struct many *m, const char *verb, struct client *c,
+	struct err *e)
 {
 	size_t n = m->n ? m->n : 1;
 
@@ -65,7 +92,9 @@ find(struct work *w, const struct many *m, struct client *c, struct err *e)
 		return err_sys(e, -ENOMEM, "list of VMs");
 	for (size_t i = 0; i < n; i++) {
 		struct client_vm *vm = &w->v[w->n].vm;
-		int r = pick_vm(c, m->n ? m->names[i] : NULL, vm, NULL, e);
+		int r = !m->n && m->past
+				? pick_agreed(m, verb, c, vm, e)
+				: pick_vm(c, m->n ? m->names[i] : NULL, vm, NULL, e);
 		bool again = false;
 
 		if (r < 0)
@@ -154,7 +183,7 @@ many_run(const struct many *m, const struct opt_scan *s, bool progress, many_cal
 	struct err e = {0};
 	int status = EXIT_OK;
 
-	if (pick_pandod(&c, &e) < 0 || find(&w, m, c, &e) < 0)
+	if (pick_pandod(&c, &e) < 0 || find(&w, m, s->verb->name, c, &e) < 0)
 		return out_fail(&e);
 	client_cancel_fd(c, pick_cancel_fd());
 	client_busy_timeout(c, s->has_busy, s->busy_timeout_ms);

@@ -14,6 +14,9 @@ typedef int many_call(struct client *c, const struct client_vm *vm, void *ctx,
 struct many {
 	const char *names[MANY_VMS_MAX]; /* borrowed */
 	size_t n;			 /* 0: the one that pick_vm() picks */
+	/* "stopped": what the verb ends is not done to a VM that nobody named, unless a person
+	   at a terminal says yes. NULL: the verb takes nothing away. */
+	const char *past;
 };
 
 /* opt_one_word() for these verbs: keeps a word in m and returns OPT_WORD; any other key,

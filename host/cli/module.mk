@@ -3,6 +3,7 @@
 # libcurl is called only in client.c; the swarm verb and the tests use it too.
 LIBRARIES += pandoclient
 pandoclient_SRCS := \
+	host/client/client_path.c \
 	host/client/client.c \
 	host/client/client_vm.c \
 	host/client/client_commit.c \
@@ -13,9 +14,11 @@ pandoclient_PKGS := libcurl
 LIBRARIES += pandocli
 pandocli_SRCS += \
 	host/cli/near.c \
-	host/cli/opt.c \
 	host/cli/out.c \
+	host/cli/verb.c \
+	host/cli/opt_common.c \
 	host/cli/help.c \
+	host/cli/opt.c \
 	host/cli/verbs.c \
 	host/cli/pick.c \
 	host/cli/doctor.c \

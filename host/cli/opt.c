@@ -10,15 +10,7 @@
 #include "host/cli/near.h"
 #include "host/cli/out.h"
 
-enum { OPT_FORMAT = 1000 };
 #define BUSY_TIMEOUT_MAX_MS 3600000u /* pandod's (host/api/API.md) */
-
-const struct opt opt_common[] = {
-	{'q', "quiet", NULL, "ids only, no notes and no progress", COMPLETE_NOTHING},
-	{OPT_FORMAT, "format", "table|json", "how the answer is written", COMPLETE_WORDS},
-	{'h', "help", NULL, "this text", COMPLETE_NOTHING},
-	{0, NULL, NULL, NULL, COMPLETE_NOTHING},
-};
 
 struct opt_scan
 opt_scan(const struct verb *verb, int argc, char **argv)
@@ -64,8 +56,7 @@ unknown_long(const struct verb *v, const char *name, size_t len, struct err *e)
 static int
 found(struct opt_scan *s, const struct opt *o, struct err *e)
 {
-	bool common = o >= opt_common &&
-		      o < opt_common + sizeof(opt_common) / sizeof(opt_common[0]);
+	bool common = o >= opt_common && o < opt_common + OPT_COMMON_N;
 
 	if (o->key == OPT_BUSY_TIMEOUT) {
 		s->has_busy = true;

@@ -64,7 +64,10 @@ int opt_leave(struct opt_scan *s, int key, const struct err *e);
  * Any other key, and a second word, becomes what opt_leave() is called with. */
 int opt_one_word(struct opt_scan *s, int key, const char **ret, struct err *e);
 
-extern const struct opt opt_common[];
+/* opt_common.c: -q, --format and -h, and the end of the table. */
+#define OPT_COMMON_N 3
+#define OPT_FORMAT 1000
+extern const struct opt opt_common[OPT_COMMON_N + 1];
 
 /* `what` names the thing in the sentence: "--count". All give -EINVAL or -ERANGE with a
  * sentence that says what is allowed. */

@@ -66,15 +66,18 @@ int
 out_end(int status)
 {
 	struct pollfd p = {.fd = STDOUT_FILENO};
+	static bool said;
 
-	if ((!fflush(stdout) && !ferror(stdout)) || status != EXIT_OK)
+	if (!fflush(stdout) && !ferror(stdout))
 		return status;
 	/* `pando tree | head -1`: nobody minds, and nobody wants to hear of it. */
 	if (poll(&p, 1, 0) > 0 && (p.revents & POLLERR))
-		return 128 + SIGPIPE;
-	out_complain(
-		"the answer could not be written: standard output is closed or full");
-	return EXIT_FAILED;
+		return status == EXIT_OK ? 128 + SIGPIPE : status;
+	if (!said)
+		out_complain(
+			"the answer could not be written: standard output is closed or full");
+	said = true;
+	return status == EXIT_OK ? EXIT_FAILED : status;
 }
 
 const char *

@@ -24,8 +24,9 @@ int out_fail(const struct err *e);
 /* The answer as a line of JSON on stdout. The exit status; complains when there was no
  * memory for all of it, and says none of it then. */
 int out_json(const struct json_out *o);
-/* Flushes stdout; a full disk turns success into EXIT_FAILED, a reader that left into 128
- * + SIGPIPE. */
+/* Flushes stdout; an answer that was lost (a full disk, a stdout that is closed) is said,
+ * once, and turns success into EXIT_FAILED; a reader that left turns it into 128 + SIGPIPE.
+ */
 int out_end(int status);
 
 /* Fit for a table or terminal: control characters become \xNN, UTF-8 stays. Returns dst.

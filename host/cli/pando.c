@@ -18,17 +18,14 @@
 #include "host/cli/verb.h"
 
 /* A descriptor 0, 1 or 2 that is closed would be given to the next file we open, and an
- * answer written into it. */
+ * answer written into it. In the place of standard output stands one that takes nothing:
+ * out_end() then says that the answer was lost. */
 static void
 fill_standard_fds(void)
 {
-	int fd;
-
-	do
-		fd = open("/dev/null", O_RDWR);
-	while (fd >= 0 && fd <= STDERR_FILENO);
-	if (fd > STDERR_FILENO)
-		close(fd);
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			(void)open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_RDWR);
 }
 
 int
@@ -39,6 +36,7 @@ main(int argc, char **argv)
 	const char *near;
 
 	fill_standard_fds();
+	verb_use(verbs);
 	signal(SIGPIPE,
 		SIG_IGN); /* a closed stdout is found by out_end(), sockets say EPIPE */
 	if (argc < 2) {

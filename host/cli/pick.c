@@ -123,36 +123,54 @@ pick_open(const char *name, struct client **ret_client, struct client_vm *ret,
 	return r < 0 ? r : pick_vm(*ret_client, name, ret, reply, e);
 }
 
+static int
+get_named(struct client *c, const char *name, struct client_vm *ret,
+	struct client_reply *reply, struct err *e)
+{
+	int r = client_get(c, name, ret, reply, e);
+
+	if (r == -ENOENT && e)
+		suggest(c, name, e);
+	return r;
+}
+
+int
+pick_unnamed(struct client *c, struct client_vm *ret, struct client_reply *reply,
+	const char **ret_why, struct err *e)
+{
+	cleanup_client_vms struct client_vms all = {0};
+	const char *name = getenv("PANDO_VM");
+	struct head h;
+	int r;
+
+	if (name && name[0]) {
+		*ret_why = PICK_FROM_ENV;
+		return get_named(c, name, ret, reply, e);
+	}
+	r = head_read(NULL, &h, e);
+	if (r < 0)
+		return r;
+	if (h.current[0]) {
+		*ret_why = PICK_CHECKED_OUT;
+		return pick_head(c, &h, ret, reply, e);
+	}
+	*ret_why = PICK_ONLY_ONE;
+	r = only_one(c, &name, &all, e);
+	return r < 0 ? r : get_named(c, name, ret, reply, e);
+}
+
 int
 pick_vm(struct client *c, const char *name, struct client_vm *ret,
 	struct client_reply *reply, struct err *e)
 {
-	cleanup_client_vms struct client_vms all = {0};
-	const char *from_env = getenv("PANDO_VM");
+	const char *why = NULL;
 	int r;
 
-	if (!name && from_env && from_env[0])
-		name = from_env;
-	if (!name) {
-		struct head h;
-
-		r = head_read(NULL, &h, e);
-		if (r == 0 && h.current[0]) {
-			r = pick_head(c, &h, ret, reply, e);
-			if (r == 0)
-				out_note("using vm %s (checked out here)",
-					client_vm_name(ret));
-			return r;
-		}
-		if (r < 0)
-			return r;
-		r = only_one(c, &name, &all, e);
-		if (r < 0)
-			return r;
-	}
-	r = client_get(c, name, ret, reply, e);
-	if (r == -ENOENT && e)
-		suggest(c, name, e);
+	if (name)
+		return get_named(c, name, ret, reply, e);
+	r = pick_unnamed(c, ret, reply, &why, e);
+	if (r == 0 && strcmp(why, PICK_CHECKED_OUT) == 0)
+		out_note("using vm %s (%s)", client_vm_name(ret), why);
 	return r;
 }
 

@@ -18,6 +18,13 @@ int pick_pandod(struct client **ret, struct err *e);
 int pick_vm(struct client *c, const char *name, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 
+/* As pick_vm() does for the name NULL, and says nothing on stderr: *ret_why is one of these. */
+#define PICK_FROM_ENV "named by PANDO_VM"
+#define PICK_CHECKED_OUT "checked out here"
+#define PICK_ONLY_ONE "the only VM that runs"
+int pick_unnamed(struct client *c, struct client_vm *ret, struct client_reply *reply,
+	const char **ret_why, struct err *e);
+
 /* pick_pandod() and pick_vm(): what most verbs begin with. reply may be NULL. */
 int pick_open(const char *name, struct client **ret_client, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);

@@ -75,11 +75,11 @@ tunnel_read_door(const char *text, struct tunnel_door *ret, struct err *e)
 	const char *colon = strchr(text, ':'), *port = colon ? colon + 1 : text;
 	int r = read_port(port, strlen(port), &d.guest);
 
-	if (!r && colon)
+	if (r == 0 && colon)
 		r = read_port(text, (size_t)(colon - text), &d.local);
 	else
 		d.local = d.guest;
-	if (r || !d.guest)
+	if (r < 0 || !d.guest)
 		return err_set(e, -EINVAL,
 			"\"%s\": a port of the guest, or LOCAL:PORT; ports are 1 to 65535, and LOCAL 0 is any that is free",
 			text);
@@ -119,23 +119,24 @@ tunnel_listen(struct tunnel_door *d, const char *bind_to, bool *ret_open, struct
 	fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		r = err_sys(e, -errno, "a socket");
-	if (!r)
+	if (r == 0)
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	/* [::] is not to take 0.0.0.0, too: what was said is what is opened. */
-	if (!r && list->ai_family == AF_INET6)
+	if (r == 0 && list->ai_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
-	if (!r && (bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, SOMAXCONN)))
+	if (r == 0 &&
+		(bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, SOMAXCONN)))
 		r = errno == EADDRINUSE || errno == EACCES
 			    ? err_sys(e, -errno,
 				      "port %u of this host (0:%u takes one that is free)",
 				      d->local, d->guest)
 			    : err_sys(e, -errno, "listening on %s port %u", bind_to,
 				      d->local);
-	if (!r && getsockname(fd, (struct sockaddr *)&a, &len))
+	if (r == 0 && getsockname(fd, (struct sockaddr *)&a, &len))
 		r = err_sys(e, -errno, "a socket's address");
-	*ret_open = !r && !is_loopback(list->ai_addr);
+	*ret_open = r == 0 && !is_loopback(list->ai_addr);
 	freeaddrinfo(list);
-	if (r)
+	if (r < 0)
 		return r;
 	if (a.ss_family == AF_INET6) {
 		const struct sockaddr_in6 *v6 = (const void *)&a;
@@ -247,7 +248,7 @@ start(struct shared *s, void *(*run)(void *), void *arg)
 	pthread_mutex_unlock(&s->lock);
 	r = pthread_create(&thread, &attr, run, arg);
 	pthread_attr_destroy(&attr);
-	if (r)
+	if (r != 0)
 		leave(s);
 	return -r;
 }
@@ -271,7 +272,7 @@ let_in(struct shared *s, struct tunnel_door *door)
 	if (c)
 		*c = (struct caller){s, door, fd};
 	r = c ? start(s, serve, c) : -ENOMEM;
-	if (r) {
+	if (r < 0) {
 		err_sys(&e, r, "a thread for a connection");
 		complain(s, door, r, &e);
 		close(fd);
@@ -325,7 +326,7 @@ tunnel_run(struct tunnel *t, struct err *e)
 
 	if (s.stop_fd < 0 || s.news_fd < 0)
 		r = err_sys(e, -errno, "an eventfd");
-	else if ((r = start(&s, watch, &s)))
+	else if ((r = start(&s, watch, &s)) < 0)
 		r = err_sys(e, r, "a thread");
 	else
 		r = listen_on(&s, e);

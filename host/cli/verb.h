@@ -50,8 +50,14 @@ struct verb {
 	enum complete words;	   /* what the verb's own words are */
 };
 
-/* NULL-terminated, in the order of `pando help`. */
+/* verbs.c: NULL-terminated, in the order of `pando help`. It lies above the verbs. main()
+ * hands it to verb_use(), for the verbs that look into it: help and completion. */
 extern const struct verb *const verbs[];
+
+/* verb.c. table is borrowed for good. */
+void verb_use(const struct verb *const *table);
+/* What was handed in; before that an empty table. */
+const struct verb *const *verb_all(void);
 
 /* By name or alias; NULL if there is none. */
 const struct verb *verb_find(const char *name);

@@ -2,9 +2,6 @@
 #include "host/cli/verb.h"
 
 #include <stddef.h>
-#include <string.h>
-
-#include "host/cli/near.h"
 
 extern const struct verb verb_ssh_config, verb_ssh_proxy;
 extern const struct verb verb_run, verb_status, verb_info, verb_execute, verb_branch,
@@ -57,43 +54,3 @@ const struct verb *const verbs[] = {
 };
 
 /* Whether `name` is one of the blank-separated words. */
-static bool
-is_one_of(const char *words, const char *name)
-{
-	size_t len = strlen(name);
-
-	while (words && *words) {
-		size_t n = strcspn(words, " ");
-
-		if (n == len && strncmp(words, name, n) == 0)
-			return true;
-		words += n + strspn(words + n, " ");
-	}
-	return false;
-}
-
-const struct verb *
-verb_find(const char *name)
-{
-	for (const struct verb *const *v = verbs; *v; v++)
-		if (strcmp((*v)->name, name) == 0 || is_one_of((*v)->aliases, name))
-			return *v;
-	return NULL;
-}
-
-const char *
-verb_nearest(const char *name)
-{
-	const char *best = NULL;
-	unsigned best_distance = NEAR_MAX;
-
-	for (const struct verb *const *v = verbs; *v; v++) {
-		unsigned d = near_distance(name, (*v)->name);
-
-		if (near_enough(name, (*v)->name) && d < best_distance) {
-			best = (*v)->name;
-			best_distance = d;
-		}
-	}
-	return best;
-}

@@ -2,6 +2,7 @@
 LIBRARIES += store
 store_PKGS := libsodium libzstd
 store_SRCS := \
+	host/store/store_base.c \
 	host/store/store.c \
 	host/store/store_list.c \
 	host/store/store_tag.c \

@@ -1,7 +1,6 @@
-/* The store's folder: open, close, commits by name. */
+/* The store as a whole: open, close, holds, commits by name. */
 #include "host/store/store.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -12,156 +11,10 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/fault.h"
 #include "common/io.h"
 #include "host/store/store_priv.h"
 
 #define NAMES_SHOWN 8u /* in a sentence */
-
-int
-store_temp_file(int folder_fd, char *ret_name, size_t cap)
-{
-	static unsigned long counter;
-
-	for (;;) {
-		unsigned long n = __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED);
-		int fd;
-
-		snprintf(ret_name, cap, PACK_TEMP "%d.%lu", getpid(), n);
-		fd = openat(folder_fd, ret_name,
-			O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-		if (fd >= 0)
-			return fd;
-		if (errno != EEXIST) {
-			ret_name[0] = '\0';
-			return -errno;
-		}
-	}
-}
-
-int
-store_read_at(int folder_fd, const char *name, size_t max, char **ret, size_t *ret_len)
-{
-	/* Not blocking: what lies there may be a FIFO. */
-	cleanup_close int fd = openat(folder_fd, name,
-		O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-	cleanup_free char *buf = NULL;
-	struct stat st;
-	size_t len;
-	int r;
-
-	if (fd < 0)
-		return errno == ELOOP ? -EBADMSG : -errno;
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	if (!S_ISREG(st.st_mode))
-		return -EBADMSG;
-	if ((uint64_t)st.st_size > max)
-		return -EFBIG;
-	len = (size_t)st.st_size;
-	buf = malloc(len + 1);
-	if (!buf)
-		return -ENOMEM;
-	r = io_pread_full(fd, buf, len, 0);
-	if (r)
-		return r == -ENODATA ? -EBADMSG : r;
-	buf[len] = '\0';
-	*ret = TAKE_PTR(buf);
-	*ret_len = len;
-	return 0;
-}
-
-static void
-pass(const char *what, const char *point)
-{
-	char name[64];
-
-	snprintf(name, sizeof(name), "%s-%s", what, point);
-	fault_point(name);
-}
-
-int
-store_write_at(
-	int folder_fd, const char *name, const char *what, const void *data, size_t len)
-{
-	char temp[64];
-	cleanup_close int fd = store_temp_file(folder_fd, temp, sizeof(temp));
-	int r;
-
-	if (fd < 0)
-		return fd;
-	r = io_write_full(fd, data, len);
-	if (!r)
-		pass(what, "temp");
-	if (!r && fsync(fd) < 0)
-		r = -errno;
-	if (!r && renameat(folder_fd, temp, folder_fd, name) < 0)
-		r = -errno;
-	if (r) {
-		unlinkat(folder_fd, temp, 0);
-		return r;
-	}
-	pass(what, "renamed");
-	if (fsync(folder_fd) < 0)
-		return -errno;
-	pass(what, "written");
-	return 0;
-}
-
-static DIR *
-open_names(int folder_fd)
-{
-	/* A descriptor of its own: they share a position otherwise. */
-	int fd = openat(folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = fd < 0 ? NULL : fdopendir(fd);
-
-	if (!d && fd >= 0)
-		close(fd);
-	return d;
-}
-
-int
-store_each_name(int folder_fd, const char *suffix,
-	int (*fn)(void *ctx, const char *name, struct err *e), void *ctx, struct err *e)
-{
-	cleanup_closedir DIR *d = open_names(folder_fd);
-	char name[STORE_HEX + 1];
-	struct dirent *entry;
-	int r;
-
-	if (!d)
-		return err_sys(e, -errno, "reading a folder of the store");
-	while ((errno = 0, entry = readdir(d))) {
-		size_t len = strlen(entry->d_name), cut = strlen(suffix);
-
-		if (entry->d_name[0] == '.' || len <= cut || len - cut > STORE_HEX ||
-			strcmp(entry->d_name + len - cut, suffix) != 0 ||
-			strncmp(entry->d_name, PACK_TEMP, strlen(PACK_TEMP)) == 0)
-			continue;
-		memcpy(name, entry->d_name, len - cut);
-		name[len - cut] = '\0';
-		r = fn(ctx, name, e);
-		if (r)
-			return r;
-	}
-	return errno ? err_sys(e, -errno, "reading a folder of the store") : 0;
-}
-
-/* What a crash left unfinished; the lock is held, so nobody works on it. */
-static int
-remove_temp_files(int folder_fd)
-{
-	cleanup_closedir DIR *d = open_names(folder_fd);
-	struct dirent *entry;
-
-	if (!d)
-		return -errno;
-	while ((entry = readdir(d)))
-		if (strncmp(entry->d_name, PACK_TEMP, strlen(PACK_TEMP)) == 0)
-			unlinkat(folder_fd, entry->d_name, 0);
-	/* What was renamed just before a crash is relied upon from now on. */
-	return fsync(folder_fd) < 0 ? -errno : 0;
-}
 
 static int
 count_name(void *ctx, const char *name, struct err *e)
@@ -180,22 +33,22 @@ check_format(struct store *s, int root, struct err *e)
 	size_t len;
 	int r = store_read_at(root, "format", 64, &text, &len);
 
-	if (!r && strcmp(text, STORE_FORMAT) == 0)
+	if (r == 0 && strcmp(text, STORE_FORMAT) == 0)
 		return 0;
-	if (!r && strncmp(text, "pando store ", 12) == 0)
+	if (r == 0 && strncmp(text, "pando store ", 12) == 0)
 		return err_set(e, -EBADMSG,
 			"store %.200s is of format version %.*s, and this pando knows version 1: use the pando that made it",
 			s->path, (int)strcspn(text + 12, "\n"), text + 12);
-	if (!r || r == -EFBIG || r == -EBADMSG)
+	if (r == 0 || r == -EFBIG || r == -EBADMSG)
 		return err_set(e, -EBADMSG,
 			"%.200s is no store: its file \"format\" is something else",
 			s->path);
 	if (r != -ENOENT)
 		return err_sys(e, r, "store %.200s", s->path);
 	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, count_name, &n, e);
-	if (!r)
+	if (r == 0)
 		r = store_each_name(s->packs_fd, PACK_SUFFIX, count_name, &n, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (n)
 		return err_set(e, -EBADMSG,
@@ -203,7 +56,7 @@ check_format(struct store *s, int root, struct err *e)
 			s->path);
 	r = store_write_at(
 		root, "format", "store.format", STORE_FORMAT, strlen(STORE_FORMAT));
-	return r ? err_sys(e, r, "store %.200s", s->path) : 0;
+	return r < 0 ? err_sys(e, r, "store %.200s", s->path) : 0;
 }
 
 static int
@@ -221,7 +74,7 @@ open_all(struct store *s, struct err *e)
 	cleanup_close int root = -1;
 	int r = io_mkdir_p(s->path, 0700, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	root = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (root < 0)
@@ -236,16 +89,17 @@ open_all(struct store *s, struct err *e)
 					 "store %.200s is in use by another process",
 					 s->path)
 			       : err_sys(e, -errno, "store %.200s: lock", s->path);
-	if ((r = open_folder(root, "packs", &s->packs_fd, s->path, e)) ||
-		(r = open_folder(root, "commits", &s->commits_fd, s->path, e)) ||
-		(r = open_folder(root, "tags", &s->tags_fd, s->path, e)))
+	if ((r = open_folder(root, "packs", &s->packs_fd, s->path, e)) < 0 ||
+		(r = open_folder(root, "commits", &s->commits_fd, s->path, e)) < 0 ||
+		(r = open_folder(root, "tags", &s->tags_fd, s->path, e)) < 0)
 		return r;
 	r = check_format(s, root, e);
-	if (r)
+	if (r < 0)
 		return r;
-	if ((r = remove_temp_files(s->packs_fd)) ||
-		(r = remove_temp_files(s->commits_fd)) ||
-		(r = remove_temp_files(s->tags_fd)) || (r = remove_temp_files(root)))
+	if ((r = store_remove_temp_files(s->packs_fd)) < 0 ||
+		(r = store_remove_temp_files(s->commits_fd)) < 0 ||
+		(r = store_remove_temp_files(s->tags_fd)) < 0 ||
+		(r = store_remove_temp_files(root)) < 0)
 		return err_sys(e, r, "store %.200s", s->path);
 	return 0;
 }
@@ -265,11 +119,11 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_rwlock_init(&s->packs_lock, NULL);
 	s->path = strdup(path);
 	r = s->path ? hash_init() : -ENOMEM;
-	if (r)
+	if (r < 0)
 		err_sys(e, r, "store %.200s", path);
 	else
 		r = open_all(s, e);
-	if (r) {
+	if (r < 0) {
 		store_close(s);
 		return r;
 	}
@@ -335,40 +189,23 @@ store_alone_end(struct store *s)
 	pthread_mutex_unlock(&s->hold_lock);
 }
 
-static void
-manifest_name(const char *id, char ret[static STORE_HEX + sizeof(MANIFEST_SUFFIX)])
-{
-	snprintf(ret, STORE_HEX + sizeof(MANIFEST_SUFFIX), "%.64s" MANIFEST_SUFFIX, id);
-}
-
-bool
-store_has_commit(struct store *s, const char *id)
-{
-	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
-	struct store_hash ignored;
-
-	manifest_name(id, file);
-	return hash_from_hex(id, &ignored) &&
-	       faccessat(s->commits_fd, file, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
-}
-
 int
 store_load_id(struct store *s, const char *id, struct store_manifest **ret, struct err *e)
 {
-	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)], hex[STORE_ID_MAX];
+	char file[MANIFEST_NAME_MAX], hex[STORE_ID_MAX];
 	cleanup_free char *text = NULL;
 	struct store_hash hash;
 	size_t len;
 	int r;
 
-	manifest_name(id, file);
+	store_manifest_name(id, file);
 	r = store_read_at(s->commits_fd, file, STORE_MANIFEST_MAX, &text, &len);
 	if (r == -ENOENT)
 		return err_set(e, r, "there is no commit %.64s", id);
 	if (r == -EFBIG || r == -EBADMSG)
 		return err_set(
 			e, -EBADMSG, "commit %.12s is damaged: its manifest is none", id);
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "commit %.12s", id);
 	hash_of(HASH_PLAIN, text, len, &hash);
 	hash_to_hex(&hash, hex);
@@ -376,7 +213,7 @@ store_load_id(struct store *s, const char *id, struct store_manifest **ret, stru
 		return err_set(e, -EBADMSG,
 			"commit %.12s is damaged: its manifest was edited or cut", id);
 	r = manifest_parse(text, len, ret, e);
-	if (r)
+	if (r < 0)
 		return err_wrap(e, r, "commit %.12s", id);
 	memcpy((*ret)->id, hex, sizeof(hex));
 	return 0;
@@ -419,7 +256,7 @@ resolve_prefix(struct store *s, const char *name, char ret_id[static STORE_ID_MA
 		c.prefix[i] =
 			(char)(name[i] | 0x20); /* A-F or not: digits have that bit */
 	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, add_candidate, &c, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (c.n == 0)
 		return err_set(e, -ENOENT, "there is no commit or tag \"%s\"", name);
@@ -446,15 +283,15 @@ store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX
 
 	if (!hex || len < STORE_HEX) {
 		r = store_tag_check(name, hex ? NULL : e);
-		if (!r)
+		if (r == 0)
 			r = store_tag_get(s, name, id, hex ? NULL : e);
-		if (!r && !store_has_commit(s, id))
+		if (r == 0 && !store_has_commit(s, id))
 			return err_set(e, -ENOENT,
 				"tag \"%s\" is of commit %.12s, which is not in the store",
 				name, id);
-		if (!r)
+		if (r == 0)
 			memcpy(ret_id, id, sizeof(id));
-		if (!r || !hex)
+		if (r == 0 || !hex)
 			return r;
 		if (r != -ENOENT && r != -EINVAL)
 			return store_tag_get(s, name, id, e); /* for the sentence */
@@ -472,5 +309,5 @@ store_load(struct store *s, const char *name, struct store_manifest **ret, struc
 	char id[STORE_ID_MAX];
 	int r = store_resolve(s, name, id, e);
 
-	return r ? r : store_load_id(s, id, ret, e);
+	return r < 0 ? r : store_load_id(s, id, ret, e);
 }

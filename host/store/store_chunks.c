@@ -51,9 +51,9 @@ load_one(void *ctx, const char *name, struct err *e)
 	if (r == -EBADMSG || r == -EIO) {
 		/* The rest of the store may do without it; whoever needs it will say. */
 		r = add_bad(s, name, &why);
-		return r ? err_sys(e, r, "packs") : 0;
+		return r < 0 ? err_sys(e, r, "packs") : 0;
 	}
-	if (r)
+	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
 	s->packs[s->n_packs++] = p;
 	return 0;
@@ -114,9 +114,9 @@ packs_lock_write(struct store *s, struct err *e)
 	pthread_rwlock_wrlock(&s->packs_lock);
 	if (!s->packs_loaded) {
 		r = store_each_name(s->packs_fd, PACK_SUFFIX, load_one, s, e);
-		if (!r && fill_bloom(s))
+		if (r == 0 && fill_bloom(s))
 			r = err_sys(e, -ENOMEM, "packs");
-		if (r) {
+		if (r < 0) {
 			packs_drop_all(s);
 			pthread_rwlock_unlock(&s->packs_lock);
 			return r;
@@ -136,7 +136,7 @@ packs_lock_read(struct store *s, struct err *e)
 	for (;;) {
 		if (!__atomic_load_n(&s->packs_loaded, __ATOMIC_ACQUIRE)) {
 			r = packs_lock_write(s, e);
-			if (r)
+			if (r < 0)
 				return r;
 			packs_unlock(s);
 		}
@@ -168,7 +168,7 @@ packs_add(struct store *s, const char *name, struct err *e)
 	struct pack **bigger, *p;
 	int r = packs_lock_write(s, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	/* Loaded just now, or written by another commit of the same chunks. */
 	for (size_t i = 0; i < s->n_packs; i++)
@@ -187,7 +187,7 @@ packs_add(struct store *s, const char *name, struct err *e)
 	} else {
 		r = err_sys(e, -ENOMEM, "packs");
 	}
-	if (!r) {
+	if (r == 0) {
 		memmove(s->packs + 1, s->packs, s->n_packs * sizeof(*s->packs));
 		s->packs[0] = p;
 		s->n_packs++;
@@ -227,7 +227,7 @@ chunk_is_stored(struct store *s, enum chunk_kind kind, const struct store_hash *
 	struct chunk_at at;
 	int r = packs_lock_read(s, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	*ret = chunk_find(s, kind, hash, true, &at);
 	packs_unlock(s);
@@ -300,10 +300,10 @@ read_at(struct chunk_reader *c, const struct chunk_at *at, void *ret)
 	int r;
 
 	r = pack_read(at->pack, c->s->packs_fd, at->entry, c->stored);
-	if (r)
+	if (r < 0)
 		return r == -ENODATA || r == -EIO || r == -ENOENT ? -EBADMSG : r;
 	r = decode(c, en, ret);
-	if (r)
+	if (r < 0)
 		return r;
 	hash_of(en->kind == CHUNK_NODE ? HASH_NODE : HASH_PLAIN, ret, chunk_len(en->kind),
 		&is);
@@ -325,7 +325,7 @@ read_locked(struct chunk_reader *c, enum chunk_kind kind, const struct store_has
 		r = read_at(c, &at, ret);
 		if (r != -EBADMSG) {
 			memcpy(c->pack, where, sizeof(where));
-			return r ? err_sys(e, r, "pack %s", where) : 0;
+			return r < 0 ? err_sys(e, r, "pack %s", where) : 0;
 		}
 		pack_mark_bad(at.pack, at.entry);
 	}
@@ -351,7 +351,7 @@ chunk_read(struct chunk_reader *c, enum chunk_kind kind, const struct store_hash
 		return 0;
 	}
 	r = packs_lock_read(c->s, e);
-	if (r)
+	if (r < 0)
 		return r;
 	r = read_locked(c, kind, hash, true, ret, e);
 	packs_unlock(c->s);
@@ -370,7 +370,7 @@ chunk_reference(struct store *s, const struct chunk_at *at, bool *ret_has,
 	if (!*ret_has)
 		return 0;
 	r = pack_read(at->pack, s->packs_fd, at->entry, stored);
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "pack %s", at->pack->name);
 	memcpy(ret, stored, sizeof(*ret));
 	return 0;

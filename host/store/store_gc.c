@@ -90,7 +90,7 @@ mark(struct gc *g, enum chunk_kind kind, const struct store_hash *hash, bool may
 	m->bytes +=
 		le32toh(ret->pack->index[ret->entry].stored) + sizeof(struct pack_entry);
 	r = chunk_reference(g->s, ret, &has, &reference, e);
-	if (!r && has)
+	if (r == 0 && has)
 		r = mark(g, CHUNK_NODE, &reference, false, &ignored, e);
 	return r;
 }
@@ -105,7 +105,7 @@ mark_node(struct gc *g, const struct store_tree *t, unsigned level, uint64_t at,
 
 	if (level <= tree_levels(t->length)) {
 		r = mark(g, CHUNK_NODE, name, true, &where, e);
-		if (r)
+		if (r < 0)
 			return r;
 		/* Not the same as live: a node that another is a delta of is live, and
 		   what it names need not be. */
@@ -113,7 +113,7 @@ mark_node(struct gc *g, const struct store_tree *t, unsigned level, uint64_t at,
 			return 0;
 	}
 	r = tree_node(&g->reader, t, level, at, name, child, e);
-	for (unsigned i = 0; !r && i < NODE_FANOUT; i++) {
+	for (unsigned i = 0; r == 0 && i < NODE_FANOUT; i++) {
 		if (hash_is_zero(&child[i]))
 			continue;
 		if (level == 1)
@@ -130,7 +130,7 @@ mark_tree(struct gc *g, const struct store_tree *t, struct err *e)
 {
 	int r = tree_check(t, e);
 
-	if (r || hash_is_zero(&t->root))
+	if (r < 0 || hash_is_zero(&t->root))
 		return r;
 	return mark_node(g, t, tree_levels(t->length), 0, &t->root, e);
 }
@@ -141,14 +141,14 @@ mark_commits(struct gc *g, struct err *e)
 	struct store_list list = {0};
 	int r = store_list(g->s, &list, e);
 
-	if (!r && list.damaged)
+	if (r == 0 && list.damaged)
 		r = err_set(e, -EBADMSG, "%.300s", list.first_damage.msg);
-	for (size_t i = 0; !r && i < list.n; i++) {
+	for (size_t i = 0; r == 0 && i < list.n; i++) {
 		const struct store_fields *f = &list.items[i]->f;
 
-		if ((r = mark_tree(g, &f->memory, e)) ||
-			(r = mark_tree(g, &f->disk, e)) ||
-			(r = mark_tree(g, &f->state, e)))
+		if ((r = mark_tree(g, &f->memory, e)) < 0 ||
+			(r = mark_tree(g, &f->disk, e)) < 0 ||
+			(r = mark_tree(g, &f->state, e)) < 0)
 			err_wrap(e, r, "commit %.12s", list.items[i]->id);
 	}
 	store_list_done(&list);
@@ -193,12 +193,12 @@ copy_live(struct gc *g, size_t i, struct pack_writer *w, struct err *e)
 			pack_writer_has(w, en->kind, &en->hash))
 			continue;
 		r = pack_read(p, g->s->packs_fd, n, stored);
-		if (r)
+		if (r < 0)
 			return err_sys(
 				e, r == -ENODATA ? -EBADMSG : r, "pack %s", p->name);
 		r = pack_writer_add(w, en->kind, en->coding, &en->hash, stored,
 			le32toh(en->stored), e);
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	return 0;
@@ -214,10 +214,10 @@ rewrite(struct gc *g, char ret_name[static STORE_ID_MAX], uint64_t *ret_bytes,
 
 	if (pack_writer_new(g->s->packs_fd, &w))
 		return err_sys(e, -ENOMEM, "gc");
-	for (size_t i = 0; !r && i < g->n_packs; i++)
+	for (size_t i = 0; r == 0 && i < g->n_packs; i++)
 		if (g->packs[i].rewrite)
 			r = copy_live(g, i, w, e);
-	if (!r)
+	if (r == 0)
 		r = pack_writer_finish(w, ret_name, ret_bytes, e);
 	pack_writer_free(w);
 	return r;
@@ -242,7 +242,7 @@ sweep(struct gc *g, const char *keep, struct store_freed *freed, struct err *e)
 	struct store *s = g->s;
 	int r = 0;
 
-	for (size_t i = 0; !r && i < g->n_packs; i++) {
+	for (size_t i = 0; r == 0 && i < g->n_packs; i++) {
 		struct pack *p = s->packs[i];
 
 		if ((g->packs[i].n && !g->packs[i].rewrite) || strcmp(p->name, keep) == 0)
@@ -255,11 +255,11 @@ sweep(struct gc *g, const char *keep, struct store_freed *freed, struct err *e)
 			freed->packs_removed++;
 	}
 	/* Everything live was found without them. */
-	for (size_t i = 0; !r && i < s->n_bad_packs; i++) {
+	for (size_t i = 0; r == 0 && i < s->n_bad_packs; i++) {
 		r = unlink_pack(s, s->bad_packs[i].name, e);
 		freed->packs_removed++;
 	}
-	if (!r && fsync(s->packs_fd) < 0)
+	if (r == 0 && fsync(s->packs_fd) < 0)
 		r = err_sys(e, -errno, "syncing the folder of packs");
 	packs_drop_all(s);
 	return r;
@@ -273,11 +273,11 @@ collect(struct gc *g, const struct store_tree *roots, size_t n_roots,
 	uint64_t bytes = 0;
 	int r = packs_lock_read(g->s, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	g->n_packs = g->s->n_packs;
 	g->packs = calloc(g->n_packs + 1, sizeof(*g->packs));
-	for (size_t i = 0; g->packs && !r && i < g->n_packs; i++) {
+	for (size_t i = 0; g->packs && r == 0 && i < g->n_packs; i++) {
 		size_t words = g->s->packs[i]->count / 64 + 1;
 
 		g->packs[i].live = calloc(words, sizeof(uint64_t));
@@ -287,24 +287,24 @@ collect(struct gc *g, const struct store_tree *roots, size_t n_roots,
 	}
 	/* Nobody but gc and finished commits changes the list, and they hold. */
 	packs_unlock(g->s);
-	if (r || !g->packs)
+	if (r < 0 || !g->packs)
 		return err_sys(e, -ENOMEM, "gc");
-	for (size_t i = 0; !r && i < n_roots; i++)
+	for (size_t i = 0; r == 0 && i < n_roots; i++)
 		r = mark_tree(g, &roots[i], e);
-	if (!r)
+	if (r == 0)
 		r = mark_commits(g, e);
-	if (r)
+	if (r < 0)
 		return r == -EBADMSG
 			       ? err_wrap(e, r,
 					 "nothing was removed, for what is damaged may need it (delete it first)")
 			       : r;
 	choose(g);
 	r = rewrite(g, name, &bytes, e);
-	if (r)
+	if (r < 0)
 		return r;
 	fault_point("store.gc-rewritten");
 	r = packs_lock_write(g->s, e);
-	if (r)
+	if (r < 0)
 		return r;
 	r = sweep(g, name, freed, e);
 	packs_unlock(g->s);
@@ -324,11 +324,11 @@ store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 		cleanup_gc struct gc g = {.s = s};
 
 		r = chunk_reader_init(&g.reader, s, e);
-		if (!r)
+		if (r == 0)
 			r = collect(&g, roots, n_roots, &freed, e);
 	}
 	store_alone_end(s);
-	if (!r && ret)
+	if (r == 0 && ret)
 		*ret = freed;
 	return r;
 }

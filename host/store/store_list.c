@@ -52,7 +52,7 @@ list_one(void *ctx, const char *name, struct err *e)
 			l->list->first_damage = why;
 		return 0;
 	}
-	if (r)
+	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
 	if (l->parent && (!m->f.parent || strcmp(m->f.parent, l->parent) != 0)) {
 		store_manifest_free(m);
@@ -86,7 +86,7 @@ list(struct store *s, const char *parent, struct store_list *ret, struct err *e)
 	struct listing ctx = {s, &l, parent};
 	int r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, list_one, &ctx, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	if (l.n)
 		qsort(l.items, l.n, sizeof(*l.items), newest_first);
@@ -143,8 +143,8 @@ descendants(const struct store_list *all, const char *id, struct store_ids *ret,
 	int r = add_id(ret, id, e);
 
 	/* Ids are hashes of what has the parent's in it, so there are no rings. */
-	for (size_t next = 0; !r && next < ret->n; next++)
-		for (size_t i = 0; !r && i < all->n; i++)
+	for (size_t next = 0; r == 0 && next < ret->n; next++)
+		for (size_t i = 0; r == 0 && i < all->n; i++)
 			if (all->items[i]->f.parent &&
 				strcmp(all->items[i]->f.parent, ret->ids[next]) == 0)
 				r = add_id(ret, all->items[i]->id, e);
@@ -173,7 +173,7 @@ static int
 remove_commit(struct store *s, const char *id, const struct store_tag *tags,
 	size_t n_tags, struct err *e)
 {
-	char file[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
+	char file[MANIFEST_NAME_MAX];
 	bool had_tags = false;
 
 	for (size_t i = 0; i < n_tags; i++) {
@@ -186,7 +186,7 @@ remove_commit(struct store *s, const char *id, const struct store_tag *tags,
 	if (had_tags && fsync(s->tags_fd) < 0)
 		return err_sys(e, -errno, "deleting the tags of commit %.12s", id);
 	fault_point("store.delete-tags");
-	snprintf(file, sizeof(file), "%.64s" MANIFEST_SUFFIX, id);
+	store_manifest_name(id, file);
 	if (unlinkat(s->commits_fd, file, 0) < 0)
 		return err_sys(e, -errno, "deleting commit %.12s", id);
 	fault_point("store.delete-commit");
@@ -200,10 +200,10 @@ delete_all(struct store *s, const struct store_ids *ids, struct err *e)
 	size_t n_tags;
 	int r = store_tags(s, &tags, &n_tags, e);
 
-	for (size_t i = ids->n; !r && i > 0; i--) {
+	for (size_t i = ids->n; r == 0 && i > 0; i--) {
 		r = remove_commit(s, ids->ids[i - 1], tags, n_tags, e);
 		/* A child must not be there again after its parent has gone. */
-		if (!r && fsync(s->commits_fd) < 0)
+		if (r == 0 && fsync(s->commits_fd) < 0)
 			r = err_sys(e, -errno, "deleting commits");
 	}
 	return r;
@@ -220,15 +220,15 @@ delete_locked(struct store *s, const char *id, unsigned flags, struct store_ids 
 	if (!store_has_commit(s, id))
 		return err_set(e, -ENOENT, "there is no commit %.64s", id);
 	r = store_list(s, &all, e);
-	if (!r)
+	if (r == 0)
 		r = descendants(&all, id, &ids, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (ids.n > 1 && !(flags & STORE_DELETE_RECURSIVE))
 		return refuse(&all, id, e);
 	if (!(flags & STORE_DELETE_DRY_RUN)) {
 		r = delete_all(s, &ids, e);
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	if (!ret)
@@ -296,9 +296,9 @@ store_usage(struct store *s, struct store_used *ret, struct err *e)
 	struct store_used u = {0};
 	int r;
 
-	if ((r = count(s->packs_fd, PACK_SUFFIX, &u.packs, &u.bytes, e)) ||
-		(r = count(s->commits_fd, MANIFEST_SUFFIX, &u.commits, &u.bytes, e)) ||
-		(r = count(s->tags_fd, "", &u.tags, &u.bytes, e)))
+	if ((r = count(s->packs_fd, PACK_SUFFIX, &u.packs, &u.bytes, e)) < 0 ||
+		(r = count(s->commits_fd, MANIFEST_SUFFIX, &u.commits, &u.bytes, e)) < 0 ||
+		(r = count(s->tags_fd, "", &u.tags, &u.bytes, e)) < 0)
 		return r;
 	*ret = u;
 	return 0;

@@ -44,15 +44,15 @@ put_members(struct json_out *o, const struct json *j, int obj, struct err *e)
 
 	if (!m)
 		return err_sys(e, -ENOMEM, "JSON");
-	while (!r && have < n && json_next(j, obj, &it, &k, &v)) {
+	while (r == 0 && have < n && json_next(j, obj, &it, &k, &v)) {
 		r = json_str_dup(j, k, &m[have].key);
-		if (r)
+		if (r < 0)
 			err_set(e, r, "JSON: a key with a NUL");
 		else
 			m[have++].value = v;
 	}
 	qsort(m, have, sizeof(*m), by_key);
-	for (size_t i = 0; !r && i < have; i++)
+	for (size_t i = 0; r == 0 && i < have; i++)
 		r = put_value(o, m[i].key, j, m[i].value, e);
 	for (size_t i = 0; i < have; i++)
 		free(m[i].key);
@@ -94,13 +94,13 @@ put_value(
 		break;
 	case JSON_ARRAY:
 		json_out_array(o, key);
-		while (!r && json_next(j, tok, &it, NULL, &v))
+		while (r == 0 && json_next(j, tok, &it, NULL, &v))
 			r = put_value(o, NULL, j, v, e);
 		json_out_end_array(o);
 		break;
 	case JSON_STRING:
 		r = json_str_dup(j, tok, &text);
-		if (r)
+		if (r < 0)
 			return err_set(e, r, "JSON: a string with a NUL");
 		json_out_str(o, key, text);
 		break;
@@ -124,7 +124,7 @@ canonical_of(const struct json *j, int tok, char **ret, struct err *e)
 	cleanup_json_out struct json_out o = {0};
 	int r = put_value(&o, NULL, j, tok, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	if (o.error)
 		return err_sys(e, o.error, "JSON");
@@ -138,7 +138,7 @@ json_canonical(const char *text, size_t len, char **ret, struct err *e)
 	cleanup_json struct json *j = NULL;
 	int r = json_parse(text, len, TOKENS_MAX, &j, e);
 
-	return r ? r : canonical_of(j, 0, ret, e);
+	return r < 0 ? r : canonical_of(j, 0, ret, e);
 }
 
 static void
@@ -163,7 +163,7 @@ put_object(struct json_out *o, const char *name, const char *text, bool strings,
 	if (!text)
 		text = "{}";
 	r = json_parse(text, strlen(text), TOKENS_MAX, &j, e);
-	if (r)
+	if (r < 0)
 		return err_wrap(e, r, "%s", name);
 	if (json_type(j, 0) != JSON_OBJECT)
 		return err_set(e, -EINVAL, "%s: not a JSON object", name);
@@ -171,7 +171,7 @@ put_object(struct json_out *o, const char *name, const char *text, bool strings,
 		if (json_type(j, v) != JSON_STRING)
 			return err_set(e, -EINVAL, "%s: a value that is no string", name);
 	r = put_value(o, name, j, 0, e);
-	return r ? err_wrap(e, r, "%s", name) : 0;
+	return r < 0 ? err_wrap(e, r, "%s", name) : 0;
 }
 
 int
@@ -183,19 +183,19 @@ manifest_format(const struct store_fields *f, char **ret, size_t *ret_len, struc
 
 	if (f->parent && !hash_from_hex(f->parent, &parent))
 		return err_set(e, -EINVAL, "parent \"%.80s\" is no commit id", f->parent);
-	if ((r = tree_check(&f->memory, e)) || (r = tree_check(&f->disk, e)) ||
-		(r = tree_check(&f->state, e)))
+	if ((r = tree_check(&f->memory, e)) < 0 || (r = tree_check(&f->disk, e)) < 0 ||
+		(r = tree_check(&f->state, e)) < 0)
 		return r;
 	json_out_object(&o, NULL);
 	r = put_object(&o, "config", f->config, false, e);
-	if (!r)
+	if (r == 0)
 		r = put_object(&o, "cpu", f->cpu, false, e);
-	if (r)
+	if (r < 0)
 		return r;
 	json_out_u64(&o, "created_ms", f->created_ms);
 	json_out_u64(&o, "format", MANIFEST_VERSION);
 	r = put_object(&o, "labels", f->labels, true, e);
-	if (r)
+	if (r < 0)
 		return r;
 	json_out_str(&o, "message", f->message ? f->message : "");
 	json_out_str(&o, "parent", f->parent);
@@ -256,7 +256,7 @@ get_members(const struct json *j, struct store_fields *f)
 		return -EINVAL;
 	if (json_type(j, tok) != JSON_NULL) {
 		r = json_str_dup(j, tok, &text);
-		if (r)
+		if (r < 0)
 			return r;
 		f->parent = text;
 	}
@@ -264,13 +264,13 @@ get_members(const struct json *j, struct store_fields *f)
 	r = json_str_dup(j, json_get(j, 0, "message"), &text);
 	f->message = text;
 	trees = json_get(j, 0, "trees");
-	if (r || (r = json_u64(j, json_get(j, 0, "created_ms"), &f->created_ms)) ||
-		(r = get_object(j, "labels", &f->labels)) ||
-		(r = get_object(j, "config", &f->config)) ||
-		(r = get_object(j, "cpu", &f->cpu)) ||
-		(r = get_tree(j, trees, "memory", &f->memory)) ||
-		(r = get_tree(j, trees, "disk", &f->disk)) ||
-		(r = get_tree(j, trees, "state", &f->state)))
+	if (r < 0 || (r = json_u64(j, json_get(j, 0, "created_ms"), &f->created_ms)) < 0 ||
+		(r = get_object(j, "labels", &f->labels)) < 0 ||
+		(r = get_object(j, "config", &f->config)) < 0 ||
+		(r = get_object(j, "cpu", &f->cpu)) < 0 ||
+		(r = get_tree(j, trees, "memory", &f->memory)) < 0 ||
+		(r = get_tree(j, trees, "disk", &f->disk)) < 0 ||
+		(r = get_tree(j, trees, "state", &f->state)) < 0)
 		return r;
 	return 0;
 }
@@ -292,18 +292,18 @@ manifest_parse(const char *text, size_t len, struct store_manifest **ret, struct
 	r = json_parse(text, len, TOKENS_MAX, &j, NULL);
 	if (r == -ENOMEM)
 		return err_sys(e, r, "manifest");
-	if (r || json_u64(j, json_get(j, 0, "format"), &version))
+	if (r < 0 || json_u64(j, json_get(j, 0, "format"), &version))
 		return err_set(e, -EBADMSG, "its manifest is none");
 	if (version != MANIFEST_VERSION)
 		return err_set(e, -EBADMSG,
 			"it is of format version %llu, and this pando reads version %u",
 			(unsigned long long)version, MANIFEST_VERSION);
 	r = get_members(j, &m->f);
-	if (!r)
+	if (r == 0)
 		r = manifest_format(&m->f, &again, &again_len, NULL);
 	if (r == -ENOMEM)
 		return err_sys(e, r, "manifest");
-	if (r || again_len != len || memcmp(again, text, len) != 0)
+	if (r < 0 || again_len != len || memcmp(again, text, len) != 0)
 		return err_set(e, -EBADMSG, "its manifest is not as pando writes them");
 	*ret = TAKE_PTR(m);
 	return 0;

@@ -83,9 +83,9 @@ map_index(struct pack *p, int fd, uint64_t size, struct pack_footer *f, const ch
 	if (size < sizeof(h) + sizeof(*f))
 		return -EBADMSG;
 	r = io_pread_full(fd, &h, sizeof(h), 0);
-	if (!r)
+	if (r == 0)
 		r = io_pread_full(fd, f, sizeof(*f), size - sizeof(*f));
-	if (r)
+	if (r < 0)
 		return r == -ENODATA ? -EBADMSG : r;
 	*why = "it does not begin as a pack does";
 	if (memcmp(h.magic, PACK_MAGIC, sizeof(h.magic)) != 0)
@@ -138,7 +138,7 @@ take_index(struct pack *p, const char *name, const struct pack_footer *f,
 		return -ENOMEM;
 	for (size_t i = 0; i < p->count; i++) {
 		r = check_entry(&p->index[i], i ? &p->index[i - 1] : NULL, data_end, why);
-		if (r)
+		if (r < 0)
 			return r;
 		bloom_add(&p->bloom, &p->index[i].hash);
 	}
@@ -163,11 +163,11 @@ pack_open_fd(int fd, const char *name, struct pack **ret, struct err *e)
 		r = map_index(p, fd, (uint64_t)st.st_size, &f, &why);
 	else
 		r = -EBADMSG;
-	if (!r)
+	if (r == 0)
 		r = take_index(p, name, &f, le64toh(f.index_offset), &why);
 	if (r == -EBADMSG)
 		return err_set(e, r, "pack %s is damaged: %s", name ? name : "", why);
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "pack %s: %s", name ? name : "", why);
 	p->bytes = (uint64_t)st.st_size;
 	p->mtime_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
@@ -239,7 +239,7 @@ pack_open(int folder_fd, const char *name, struct pack **ret, struct err *e)
 	if (fd < 0)
 		return err_sys(e, fd, "pack %s", name);
 	r = pack_open_fd(fd, name, ret, e);
-	if (r)
+	if (r < 0)
 		return r;
 	fd = -1;
 	(*ret)->fd_users = 1;

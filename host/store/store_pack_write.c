@@ -119,7 +119,7 @@ flush(struct pack_writer *w)
 {
 	int r = io_write_full(w->fd, w->buf, w->buf_len);
 
-	if (!r) {
+	if (r == 0) {
 		w->buf_len = 0;
 		fault_point("store.pack-part");
 	}
@@ -143,7 +143,7 @@ put(struct pack_writer *w, const void *data, size_t len)
 		len -= n;
 		if (w->buf_len == BUFFER_BYTES) {
 			r = flush(w);
-			if (r)
+			if (r < 0)
 				return r;
 		}
 	}
@@ -176,9 +176,9 @@ pack_writer_add(struct pack_writer *w, enum chunk_kind kind, enum chunk_coding c
 
 	if (w->fd < 0)
 		r = start(w);
-	if (!r && w->count == w->cap)
+	if (r == 0 && w->count == w->cap)
 		r = grow(w);
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "beginning a pack");
 	en = &w->entries[w->count];
 	*en = (struct pack_entry){.hash = *hash,
@@ -187,7 +187,7 @@ pack_writer_add(struct pack_writer *w, enum chunk_kind kind, enum chunk_coding c
 		.kind = (uint8_t)kind,
 		.coding = (uint8_t)coding};
 	r = put(w, stored, len);
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "writing a pack");
 	w->table[slot_of(w, kind, hash)] = (uint32_t)++w->count;
 	return 0;
@@ -223,15 +223,15 @@ pack_writer_finish(struct pack_writer *w, char ret_name[static STORE_HEX + 1],
 		.version = htole32(PACK_VERSION)};
 	memcpy(f.magic, PACK_MAGIC, sizeof(f.magic));
 	hash_of(HASH_PACK, w->entries, w->count * sizeof(*w->entries), &f.index_hash);
-	if (!r)
+	if (r == 0)
 		r = put(w, w->entries, w->count * sizeof(*w->entries));
-	if (!r)
+	if (r == 0)
 		r = put(w, &f, sizeof(f));
-	if (!r)
+	if (r == 0)
 		r = flush(w);
-	if (!r && fsync(w->fd) < 0)
+	if (r == 0 && fsync(w->fd) < 0)
 		r = -errno;
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "writing a pack");
 	fault_point("store.pack-synced");
 	hash_to_hex(&f.index_hash, ret_name);

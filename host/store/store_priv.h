@@ -43,7 +43,7 @@ struct store {
 	size_t n_bad_packs;
 };
 
-/* ---- store.c ---- */
+/* ---- store_base.c: files of the store's folders ---- */
 
 /* A new file for unfinished things: its descriptor, or -errno. Removed by the next
  * store_open() when it is left behind. */
@@ -60,7 +60,14 @@ int store_write_at(
  * ones left out, with the suffix cut off. Names that are longer than 64 are not ours. */
 int store_each_name(int folder_fd, const char *suffix,
 	int (*fn)(void *ctx, const char *name, struct err *e), void *ctx, struct err *e);
+/* Removes what a crash left unfinished. The store's lock is held, so nobody works on it. */
+int store_remove_temp_files(int folder_fd);
+#define MANIFEST_NAME_MAX (STORE_HEX + sizeof(MANIFEST_SUFFIX))
+void store_manifest_name(const char *id, char ret[static MANIFEST_NAME_MAX]);
 bool store_has_commit(struct store *s, const char *id);
+
+/* ---- store.c ---- */
+
 int store_load_id(
 	struct store *s, const char *id, struct store_manifest **ret, struct err *e);
 /* As hold, but alone: waits until nobody holds, and nobody can until it is ended. */

@@ -41,20 +41,20 @@ store_tag_get(
 	size_t len;
 	int r = store_tag_check(tag, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	r = store_read_at(s->tags_fd, tag, 256, &text, &len);
 	if (r == -ENOENT)
 		return err_set(e, r, "there is no commit or tag \"%s\"", tag);
-	if (r && r != -EFBIG && r != -EBADMSG)
+	if (r < 0 && r != -EFBIG && r != -EBADMSG)
 		return err_sys(e, r, "tag \"%s\"", tag);
-	if (!r) {
+	if (r == 0) {
 		if (len && text[len - 1] == '\n')
 			text[len - 1] = '\0';
 		if (!hash_from_hex(text, &ignored))
 			r = -EBADMSG;
 	}
-	if (r)
+	if (r < 0)
 		return err_set(e, -EBADMSG, "tag \"%s\" is damaged: set it again", tag);
 	memcpy(ret_id, text, STORE_ID_MAX);
 	return 0;
@@ -66,7 +66,7 @@ store_tag_set(struct store *s, const char *tag, const char *id, bool move, struc
 	char text[STORE_ID_MAX + 1];
 	int r = store_tag_check(tag, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	snprintf(text, sizeof(text), "%.64s\n", id);
 	pthread_mutex_lock(&s->names);
@@ -78,7 +78,7 @@ store_tag_set(struct store *s, const char *tag, const char *id, bool move, struc
 			tag);
 	else {
 		r = store_write_at(s->tags_fd, tag, "store.tag", text, strlen(text));
-		if (r)
+		if (r < 0)
 			err_sys(e, r, "writing tag \"%s\"", tag);
 	}
 	pthread_mutex_unlock(&s->names);
@@ -90,7 +90,7 @@ store_tag_delete(struct store *s, const char *tag, struct err *e)
 {
 	int r = store_tag_check(tag, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	pthread_mutex_lock(&s->names);
 	if (unlinkat(s->tags_fd, tag, 0) < 0)
@@ -144,7 +144,7 @@ store_tags(struct store *s, struct store_tag **ret, size_t *ret_n, struct err *e
 	struct err why = {0};
 	int r = store_each_name(s->tags_fd, "", add_tag, &t, &why);
 
-	if (r) {
+	if (r < 0) {
 		free(t.v);
 		return err_set(e, r, "%s", why.msg);
 	}

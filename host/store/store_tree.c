@@ -51,7 +51,7 @@ tree_node(struct chunk_reader *c, const struct store_tree *t, unsigned level,
 		return 0;
 	}
 	r = chunk_read(c, CHUNK_NODE, name, ret, e);
-	if (r)
+	if (r < 0)
 		return r;
 	for (unsigned i = 0; i < NODE_FANOUT; i++)
 		if (first_page + i * child >= pages && !hash_is_zero(&ret[i]))
@@ -68,7 +68,7 @@ tree_page(struct chunk_reader *c, const struct store_tree *t, uint64_t page,
 	int r = chunk_read(c, CHUNK_PAGE, name, ret, e);
 	uint64_t left = t->length - page * STORE_PAGE;
 
-	if (r)
+	if (r < 0)
 		return r;
 	for (size_t i = left < STORE_PAGE ? (size_t)left : STORE_PAGE; i < STORE_PAGE;
 		i++)
@@ -105,7 +105,7 @@ visit(struct walk *w, uint64_t page, const struct store_hash *a, struct err *e)
 	if (!w->data)
 		return w->fn(w->ctx, page, NULL, e);
 	r = tree_page(&w->c, w->a, page, a, data, e);
-	return r ? r : w->fn(w->ctx, page, data, e);
+	return r < 0 ? r : w->fn(w->ctx, page, data, e);
 }
 
 static int
@@ -116,11 +116,11 @@ walk_node(struct walk *w, unsigned level, uint64_t at, const struct store_hash *
 	uint64_t child = tree_child_pages(level);
 	int r = tree_node(&w->c, w->a, level, at, a, ca, e);
 
-	if (!r && !hash_is_zero(b))
+	if (r == 0 && !hash_is_zero(b))
 		r = tree_node(&w->c, w->b, level, at, b, cb, e);
 	else
 		memset(cb, 0, sizeof(cb));
-	for (unsigned i = 0; !r && i < NODE_FANOUT; i++, at += child) {
+	for (unsigned i = 0; r == 0 && i < NODE_FANOUT; i++, at += child) {
 		if (at >= w->end)
 			break;
 		if (at + child <= w->first || hash_equal(&ca[i], &cb[i]))
@@ -140,12 +140,12 @@ walk(struct walk *w, struct store *s, struct err *e)
 
 	if (!w->b)
 		w->b = &nothing;
-	if ((r = tree_check(w->a, e)) || (r = tree_check(w->b, e)))
+	if ((r = tree_check(w->a, e)) < 0 || (r = tree_check(w->b, e)) < 0)
 		return r;
 	if (hash_equal(&w->a->root, &w->b->root) || w->first >= w->end)
 		return 0;
 	r = chunk_reader_init(&w->c, s, e);
-	if (r)
+	if (r < 0)
 		return r;
 	levels = tree_levels(w->a->length > w->b->length ? w->a->length : w->b->length);
 	return walk_node(w, levels, 0, &w->a->root, &w->b->root, e);
@@ -223,7 +223,7 @@ store_get_blob(struct store *s, const struct store_tree *t, uint64_t max, void *
 	if (!buf)
 		return err_sys(e, -ENOMEM, "reading the store");
 	r = store_tree_read(s, t, 0, tree_pages(t->length), buf, e);
-	if (r)
+	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(buf);
 	*ret_len = (size_t)t->length;
@@ -256,7 +256,7 @@ file_run(struct filing *f, struct err *e)
 	if (f->zero) /* a file system without holes */
 		memset(f->buf, 0, len);
 	r = io_pwrite_full(f->fd, f->buf, len, at);
-	return r ? err_sys(e, r, "writing a content to a file") : 0;
+	return r < 0 ? err_sys(e, r, "writing a content to a file") : 0;
 }
 
 static int
@@ -271,7 +271,7 @@ file_page(void *ctx, uint64_t page, const void *data, struct err *e)
 		return 0; /* cut off, by the length */
 	if (f->n && (f->n == RUN_PAGES || page != f->first + f->n || zero != f->zero)) {
 		r = file_run(f, e);
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	if (!f->n) {
@@ -301,10 +301,10 @@ store_tree_to_file(struct store *s, const struct store_tree *t,
 	if (!buf)
 		return err_sys(e, -ENOMEM, "writing a content to a file");
 	r = tree_check(t, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (ftruncate(fd, (off_t)t->length) < 0)
 		return err_sys(e, -errno, "setting a file's length");
 	r = walk(&w, s, e);
-	return r ? r : file_run(&f, e);
+	return r < 0 ? r : file_run(&f, e);
 }

@@ -91,7 +91,7 @@ note_of(struct verify *v, enum chunk_kind kind, const struct store_hash *hash,
 	struct chunk_at at;
 	int r = packs_lock_read(v->s, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	*ret = NULL;
 	if (chunk_find(v->s, kind, hash, true, &at))
@@ -110,16 +110,16 @@ verify_page(struct verify *v, uint64_t page, const struct store_hash *name,
 	struct err why = {0};
 	int r = note_of(v, CHUNK_PAGE, name, &note, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	*ret_sound = true;
 	if (note && *note && page != tree_pages(v->tree->length) - 1)
 		return 0;
 	v->sum.pages++;
 	r = tree_page(&v->reader, v->tree, page, name, data, &why);
-	if (r && r != -EBADMSG)
+	if (r < 0 && r != -EBADMSG)
 		return err_set(e, r, "%s", why.msg);
-	if (r) {
+	if (r < 0) {
 		report_pages(v, page, 1, why.msg);
 		*ret_sound = false;
 	} else if (note) {
@@ -138,7 +138,7 @@ verify_node(struct verify *v, unsigned level, uint64_t at, const struct store_ha
 	uint8_t *note;
 	int r = note_of(v, CHUNK_NODE, name, &note, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	*ret_sound = true;
 	/* Not where the tree ends in it: there the place counts. */
@@ -146,14 +146,14 @@ verify_node(struct verify *v, unsigned level, uint64_t at, const struct store_ha
 		return 0;
 	v->sum.nodes++;
 	r = tree_node(&v->reader, v->tree, level, at, name, child, &why);
-	if (r && r != -EBADMSG)
+	if (r < 0 && r != -EBADMSG)
 		return err_set(e, r, "%s", why.msg);
-	if (r) {
+	if (r < 0) {
 		report_pages(v, at, all, why.msg);
 		*ret_sound = false;
 		return 0;
 	}
-	for (unsigned i = 0; !r && i < NODE_FANOUT; i++) {
+	for (unsigned i = 0; r == 0 && i < NODE_FANOUT; i++) {
 		bool sound = true;
 
 		if (hash_is_zero(&child[i]))
@@ -163,7 +163,7 @@ verify_node(struct verify *v, unsigned level, uint64_t at, const struct store_ha
 					 &child[i], &sound, e);
 		*ret_sound &= sound;
 	}
-	if (!r && *ret_sound && note)
+	if (r == 0 && *ret_sound && note)
 		*note = (uint8_t)(level + 1);
 	return r;
 }
@@ -202,15 +202,15 @@ verify_commit(void *ctx, const char *id, struct err *e)
 		report(v, STORE_DAMAGE_MANIFEST, id, "", "", "%.300s", why.msg);
 		return 0;
 	}
-	if (r)
+	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
 	v->commit = id;
 	if (m->f.parent && !store_has_commit(v->s, m->f.parent))
 		report(v, STORE_DAMAGE_PARENT, id, "", "",
 			"commit %.12s: its parent %.12s is not in the store", id,
 			m->f.parent);
-	if (!(r = verify_tree(v, "memory", &m->f.memory, e)) &&
-		!(r = verify_tree(v, "disk", &m->f.disk, e)))
+	if ((r = verify_tree(v, "memory", &m->f.memory, e)) == 0 &&
+		(r = verify_tree(v, "disk", &m->f.disk, e)) == 0)
 		r = verify_tree(v, "state", &m->f.state, e);
 	v->commit = NULL;
 	store_manifest_free(m);
@@ -224,7 +224,7 @@ verify_tags(struct verify *v, struct err *e)
 	size_t n;
 	int r = store_tags(v->s, &tags, &n, e);
 
-	for (size_t i = 0; !r && i < n; i++) {
+	for (size_t i = 0; r == 0 && i < n; i++) {
 		if (!tags[i].id[0])
 			report(v, STORE_DAMAGE_TAG, "", "", "", "tag \"%s\" is damaged",
 				tags[i].name);
@@ -243,13 +243,13 @@ begin(struct verify *v, bool all, struct err *e)
 {
 	int r = packs_lock_read(v->s, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	for (size_t i = 0; all && i < v->s->n_bad_packs; i++)
 		report(v, STORE_DAMAGE_PACK, "", "", v->s->bad_packs[i].name, "%.300s",
 			v->s->bad_packs[i].why.msg);
 	v->packs = calloc(v->s->n_packs + 1, sizeof(*v->packs));
-	for (size_t i = 0; v->packs && !r && i < v->s->n_packs; i++) {
+	for (size_t i = 0; v->packs && r == 0 && i < v->s->n_packs; i++) {
 		v->packs[i].pack = v->s->packs[i];
 		v->packs[i].sound = calloc(1, v->s->packs[i]->count);
 		if (!v->packs[i].sound)
@@ -271,13 +271,13 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 		return err_set(e, -ENOENT, "there is no commit %.64s", id);
 	store_hold(s);
 	r = chunk_reader_init(&v.reader, s, e);
-	if (!r)
+	if (r == 0)
 		r = begin(&v, !id, e);
-	if (!r && id)
+	if (r == 0 && id)
 		r = verify_commit(&v, id, e);
-	else if (!r) {
+	else if (r == 0) {
 		r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, verify_commit, &v, e);
-		if (!r)
+		if (r == 0)
 			r = verify_tags(&v, e);
 	}
 	store_release(s);
@@ -285,7 +285,7 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 		free(v.packs[i].sound);
 	free(v.packs);
 	chunk_reader_done(&v.reader);
-	if (!r && ret)
+	if (r == 0 && ret)
 		*ret = v.sum;
 	return r;
 }

@@ -52,9 +52,9 @@ store_begin(struct store *s, struct store_writer **ret, struct err *e)
 	w->s = s;
 	store_hold(s);
 	r = chunk_reader_init(&w->reader, s, e);
-	if (!r && pack_writer_new(s->packs_fd, &w->pack))
+	if (r == 0 && pack_writer_new(s->packs_fd, &w->pack))
 		r = err_sys(e, -ENOMEM, "beginning a commit");
-	if (r) {
+	if (r < 0) {
 		store_abort(w);
 		return r;
 	}
@@ -107,7 +107,7 @@ add_chunk(struct store_writer *w, enum chunk_kind kind, enum chunk_coding coding
 		len = n;
 	}
 	r = pack_writer_add(w->pack, kind, coding, hash, data, (uint32_t)len, e);
-	if (r)
+	if (r < 0)
 		w->failed = r;
 	else if (kind == CHUNK_PAGE)
 		w->stats.new_pages++;
@@ -141,7 +141,7 @@ put_page(struct store_writer *w, const uint8_t *data, struct store_hash *ret,
 	}
 	hash_of(HASH_PLAIN, data, STORE_PAGE, ret);
 	r = has_chunk(w, CHUNK_PAGE, ret, &has, e);
-	if (r || has)
+	if (r < 0 || has)
 		return r;
 	return add_chunk(w, CHUNK_PAGE, CODING_RAW, ret, data, STORE_PAGE, e);
 }
@@ -185,7 +185,7 @@ put_node(struct store_writer *w, const struct open_node *n, struct store_hash *r
 		return 0;
 	hash_of(HASH_NODE, n->child, sizeof(n->child), ret);
 	r = has_chunk(w, CHUNK_NODE, ret, &has, e);
-	if (r || has)
+	if (r < 0 || has)
 		return r;
 	len = make_delta(n, delta);
 	if (len)
@@ -210,9 +210,9 @@ store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t
 	if (base)
 		t->base = *base;
 	r = tree_check(&(struct store_tree){.length = length}, e);
-	if (!r)
+	if (r == 0)
 		r = tree_check(&t->base, e);
-	if (r)
+	if (r < 0)
 		return r;
 	if (t->base.length > length)
 		return err_set(e, -EINVAL,
@@ -221,7 +221,7 @@ store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t
 	if (!hash_is_zero(&t->base.root)) {
 		r = tree_node(&w->reader, &t->base, tree_levels(t->base.length), 0,
 			&t->base.root, ignored, e);
-		if (r)
+		if (r < 0)
 			return err_wrap(e, r, "the content to begin with");
 	}
 	t->next = w->trees;
@@ -244,14 +244,14 @@ find_reference(struct store_tree_writer *t, struct open_node *n,
 	bool is_delta = false;
 	int r = packs_lock_read(c->s, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	n->reference = *base;
 	n->has_reference = chunk_find(c->s, CHUNK_NODE, base, true, &at);
 	if (n->has_reference)
 		r = chunk_reference(c->s, &at, &is_delta, &n->reference, e);
 	packs_unlock(c->s);
-	if (r || !n->has_reference)
+	if (r < 0 || !n->has_reference)
 		return r;
 	if (!is_delta) {
 		memcpy(n->referenced, n->child, sizeof(n->child));
@@ -275,7 +275,7 @@ open_node(struct store_tree_writer *t, unsigned level, uint64_t page,
 		return 0;
 	}
 	r = tree_node(&t->w->reader, &t->base, level, n->first_page, name, n->child, e);
-	if (r || level > tree_levels(t->base.length))
+	if (r < 0 || level > tree_levels(t->base.length))
 		return r;
 	return find_reference(t, n, name, e);
 }
@@ -299,7 +299,7 @@ close_below(struct store_tree_writer *t, unsigned level, struct err *e)
 			to = &t->node[l + 1].child[slot_in(
 				&t->node[l + 1], l + 1, n->first_page)];
 		r = put_node(t->w, n, to, e);
-		if (r)
+		if (r < 0)
 			return r;
 	}
 	return 0;
@@ -327,7 +327,7 @@ go_to(struct store_tree_writer *t, uint64_t page, struct err *e)
 		r = open_node(t, level, page, &t->base.root, e);
 		t->begun = true;
 	}
-	for (; !r && level > 1; level--) {
+	for (; r == 0 && level > 1; level--) {
 		struct open_node *n = &t->node[level];
 
 		r = open_node(t, level - 1, page, &n->child[slot_in(n, level, page)], e);
@@ -343,20 +343,20 @@ store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data, ui
 	uint8_t last[STORE_PAGE];
 	int r = t->w->failed;
 
-	if (r)
+	if (r < 0)
 		return err_sys(e, r, "the commit failed before");
 	if (first < t->free || first > t->pages || n > t->pages - first)
 		return err_set(e, -EINVAL,
 			"pages %llu to %llu put to a content of %llu pages that goes on at %llu",
 			(unsigned long long)first, (unsigned long long)(first + n),
 			(unsigned long long)t->pages, (unsigned long long)t->free);
-	for (uint64_t page = first; !r && page < first + n; page++, from += STORE_PAGE) {
+	for (uint64_t page = first; r == 0 && page < first + n; page++, from += STORE_PAGE) {
 		struct open_node *leaf = &t->node[1];
 		const uint8_t *bytes = from;
 
 		if (!t->begun || !holds(leaf, 1, page)) {
 			r = go_to(t, page, e);
-			if (r)
+			if (r < 0)
 				break;
 		}
 		if (page == t->pages - 1 && t->length % STORE_PAGE) {
@@ -367,7 +367,7 @@ store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data, ui
 		r = put_page(t->w, bytes, &leaf->child[page - leaf->first_page], e);
 	}
 	t->free = first + n;
-	if (r)
+	if (r < 0)
 		t->w->failed = r;
 	return r;
 }
@@ -377,21 +377,21 @@ store_tree_finish(struct store_tree_writer *t, struct store_tree *ret, struct er
 {
 	int r = t->w->failed;
 
-	if (r) {
+	if (r < 0) {
 		err_sys(e, r, "the commit failed before");
 	} else if (t->begun) {
 		r = close_below(t, t->levels + 1, e);
 	} else {
 		/* Nothing was put; a longer content may need more levels on top. */
 		t->root = t->base.root;
-		for (unsigned l = tree_levels(t->base.length) + 1; !r && l <= t->levels;
+		for (unsigned l = tree_levels(t->base.length) + 1; r == 0 && l <= t->levels;
 			l++) {
 			struct open_node n = {.child = {t->root}};
 
 			r = put_node(t->w, &n, &t->root, e);
 		}
 	}
-	if (r)
+	if (r < 0)
 		t->w->failed = r;
 	else
 		*ret = (struct store_tree){t->root, t->length};
@@ -406,10 +406,10 @@ store_put_blob(struct store_writer *w, const void *data, uint64_t len,
 	struct store_tree_writer *t;
 	int r = store_tree_begin(w, NULL, len, &t, e);
 
-	if (r)
+	if (r < 0)
 		return r;
 	r = store_tree_put(t, 0, data, tree_pages(len), e);
-	if (r) {
+	if (r < 0) {
 		tree_free(t);
 		return r;
 	}
@@ -423,10 +423,10 @@ check_root(struct store_writer *w, const char *what, const struct store_tree *t,
 	bool has;
 	int r = tree_check(t, e);
 
-	if (r || hash_is_zero(&t->root))
+	if (r < 0 || hash_is_zero(&t->root))
 		return r;
 	r = has_chunk(w, CHUNK_NODE, &t->root, &has, e);
-	if (!r && !has)
+	if (r == 0 && !has)
 		r = err_set(e, -EINVAL, "the commit's %s is not in the store", what);
 	return r;
 }
@@ -445,7 +445,7 @@ write_manifest(struct store *s, const struct store_fields *f, const char *name,
 			f->parent);
 	else {
 		r = store_write_at(s->commits_fd, name, "store.manifest", text, len);
-		if (r)
+		if (r < 0)
 			err_sys(e, r, "writing the commit to %.200s", s->path);
 	}
 	pthread_mutex_unlock(&s->names);
@@ -461,7 +461,7 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	struct store_manifest *again;
 	cleanup_free char *text = NULL;
 	char pack[STORE_ID_MAX], id[STORE_ID_MAX];
-	char name[STORE_HEX + sizeof(MANIFEST_SUFFIX)];
+	char name[MANIFEST_NAME_MAX];
 	struct store_hash hash;
 	uint64_t bytes;
 	size_t len;
@@ -474,27 +474,27 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 			e, -EINVAL, "a commit with a content that is not finished");
 	if (!f.created_ms)
 		f.created_ms = io_wall_ms();
-	if ((r = check_root(w, "memory", &f.memory, e)) ||
-		(r = check_root(w, "disk", &f.disk, e)) ||
-		(r = check_root(w, "state", &f.state, e)) ||
-		(r = manifest_format(&f, &text, &len, e)))
+	if ((r = check_root(w, "memory", &f.memory, e)) < 0 ||
+		(r = check_root(w, "disk", &f.disk, e)) < 0 ||
+		(r = check_root(w, "state", &f.state, e)) < 0 ||
+		(r = manifest_format(&f, &text, &len, e)) < 0)
 		return r;
 	/* What cannot be read must not be written: nesting has a limit. */
 	r = manifest_parse(text, len, &again, e);
-	if (r)
+	if (r < 0)
 		return err_set(
 			e, -EINVAL, "the commit's configuration is nested too deep");
 	store_manifest_free(again);
 	hash_of(HASH_PLAIN, text, len, &hash);
 	hash_to_hex(&hash, id);
 	r = pack_writer_finish(w->pack, pack, &bytes, e);
-	if (!r && pack[0])
+	if (r == 0 && pack[0])
 		r = packs_add(w->s, pack, e);
-	if (r)
+	if (r < 0)
 		return err_wrap(e, r, "writing the commit to %.200s", w->s->path);
-	snprintf(name, sizeof(name), "%s" MANIFEST_SUFFIX, id);
+	store_manifest_name(id, name);
 	r = write_manifest(w->s, &f, name, text, len, e);
-	if (r)
+	if (r < 0)
 		return r;
 	w->stats.bytes_written = bytes + len;
 	if (stats)

@@ -804,5 +804,6 @@ main(void)
 		cmocka_unit_test(settings_are_read_as_the_kernel_writes_them),
 	};
 
+	verb_use(verbs);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -509,6 +509,53 @@ t_alone_is_a_terminal_on_which_nobody_types(void **state)
 
 /* What scripts say that know -t as the time limit. */
 static void
+json_is_not_for_what_a_terminal_shows(void **state)
+{
+	char *const argv[] = {
+		"pando", "execute", "-it", "--format", "json", "a", "true", NULL};
+	int master, status;
+	char *said;
+	pid_t pid;
+
+	(void)state;
+	pid = stand_in_start_on_terminal(argv, 33, 77, &master);
+	said = stand_in_read_all(master);
+	status = stand_in_wait(pid);
+	close(master);
+	assert_non_null(strstr(said, "--format json does not go with -it"));
+	free(said);
+	assert_int_equal(status, EXIT_USAGE);
+	RUN(&got, "execute", "--ssh", "-it", "--format", "json", "a", "true");
+	assert_int_equal(got.status, EXIT_USAGE);
+	/* Nobody types: the output is kept. */
+	RUN(&got, "execute", "-t", "--format", "json", "a", "--", "echo", "kept");
+	assert_int_equal(got.status, 0);
+	assert_non_null(strstr(got.out, "\"stdout\":\"kept"));
+}
+
+static void
+output_that_is_lost_is_a_failure_of_our_side(void **state)
+{
+	char *const words[] = {"execute a -- echo lost",
+		"execute --format json a -- true", "execute --format json a -- false",
+		"execute -d a -- true", "execute --list a"};
+	char *const full[] = {">/dev/full", ">&-"};
+	char text[512];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		for (size_t k = 0; k < 2; k++) {
+			snprintf(text, sizeof(text), "exec \"$0\" %s %s", words[i],
+				full[k]);
+			stand_in_run("", 0,
+				(char *[]){"/bin/sh", "-c", text, stand_in_pando, NULL},
+				&got);
+			assert_int_equal(got.status, i == 2 ? 1 : EXIT_HOST_SIDE);
+			assert_string_not_equal(got.err, "");
+		}
+}
+
+static void
 a_time_behind_t_is_still_a_limit(void **state)
 {
 	(void)state;
@@ -562,6 +609,8 @@ main(void)
 		cmocka_unit_test(a_terminal_has_the_size_of_ours_and_gets_its_keys),
 		cmocka_unit_test(t_alone_is_a_terminal_on_which_nobody_types),
 		cmocka_unit_test(a_time_behind_t_is_still_a_limit),
+		cmocka_unit_test(json_is_not_for_what_a_terminal_shows),
+		cmocka_unit_test(output_that_is_lost_is_a_failure_of_our_side),
 		cmocka_unit_test(a_stream_without_an_exit_record_is_125),
 	};
 

@@ -287,6 +287,109 @@ ps_a_lists_all_and_ps_aq_their_ids(void **state)
 		got.out, "aaaaaaaaaaa1\naaaaaaaaaaa2\naaaaaaaaaaa3\naaaaaaaaaaa4\n");
 }
 
+/* pando with these words and standard output as sh's redirection has it; what it wrote to
+ * stderr is in got. */
+static int
+redirected(const char *words, const char *to)
+{
+	char text[512];
+
+	snprintf(text, sizeof(text), "exec \"$0\" %s %s", words, to);
+	stand_in_run(
+		"", 0, (char *[]){"/bin/sh", "-c", text, stand_in_pando, NULL}, &got);
+	return got.status;
+}
+
+static void
+an_answer_that_cannot_be_written_is_a_failure_of_every_verb(void **state)
+{
+	char *const words[] = {"ps", "ps -q", "ps --format json", "info a", "tree",
+		"stop a", "stop --format json a", "delete -y b", "help", "help stop",
+		"stop --help", "version", "completion bash"};
+	char *const full[] = {">/dev/full", ">&-"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		for (size_t k = 0; k < 2; k++) {
+			const char *said;
+
+			assert_int_equal(redirected(words[i], full[k]), EXIT_FAILED);
+			said = strstr(got.err, "the answer could not be written");
+			assert_non_null(said);
+			assert_null(strstr(said + 1, "the answer could not"));
+		}
+	/* Where there was nothing to say nothing is lost. */
+	assert_int_equal(redirected("rm -f nosuch", ">&-"), 0);
+	/* What failed before keeps its status. */
+	assert_int_equal(redirected("stop nosuch", ">&-"), EXIT_NOT_FOUND);
+	/* No file that pando opens takes the place of what was closed. */
+	assert_int_equal(redirected("ps", "<&- 2>&-"), 0);
+}
+
+static void
+a_list_of_names_that_came_out_empty_stops_and_pauses_nothing(void **state)
+{
+	char *const words[] = {"stop", "pause"};
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		/* Named by the environment, which a script may have from anywhere. */
+		setenv("PANDO_VM", "b", 1);
+		RUN(&got, words[i]);
+		unsetenv("PANDO_VM");
+		assert_int_equal(got.status, EXIT_USAGE);
+		assert_string_equal(got.out, "");
+		assert_non_null(strstr(got.err, "\"b\" is named by PANDO_VM"));
+		assert_non_null(
+			strstr(got.err, i ? "`pando pause b`" : "`pando stop b`"));
+		assert_non_null(strstr(
+			got.err, i ? "nothing was paused" : "nothing was stopped"));
+		assert_string_equal(told, "");
+	}
+	RUN(&got, "delete");
+	assert_int_equal(got.status, EXIT_USAGE);
+	RUN(&got, "delete", "-f");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_string_equal(told, "");
+}
+
+static void
+the_vm_that_is_checked_out_is_stopped_unnamed_when_a_person_agrees(void **state)
+{
+	char folder[] = "/tmp/pando-habits-XXXXXX", here[4096];
+	const char *said;
+	int status;
+
+	(void)state;
+	assert_non_null(getcwd(here, sizeof(here)));
+	assert_non_null(mkdtemp(folder));
+	assert_int_equal(chdir(folder), 0);
+	RUN(&got, "checkout", "c");
+	assert_int_equal(got.status, 0);
+	RUN(&got, "stop");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "\"c\" is checked out here: `pando stop c`"));
+	assert_null(strstr(got.err, "using vm"));
+	assert_string_equal(told, "");
+	said = AT_A_TERMINAL("\r", &status, "stop", "--force");
+	assert_non_null(strstr(said, "Stop \"c\" (checked out here)?"));
+	assert_non_null(strstr(said, "nothing was stopped"));
+	assert_int_equal(status, EXIT_CANCELLED);
+	AT_A_TERMINAL("n\r", &status, "pause");
+	assert_int_equal(status, EXIT_CANCELLED);
+	assert_string_equal(told, "");
+	AT_A_TERMINAL("y\r", &status, "stop");
+	assert_int_equal(status, 0);
+	assert_string_equal(told, "POST /v1/vms/aaaaaaaaaaa3/stop;");
+	/* What takes nothing away needs no name. */
+	told[0] = '\0';
+	RUN(&got, "start");
+	assert_int_equal(got.status, 0);
+	assert_string_equal(told, "POST /v1/vms/aaaaaaaaaaa3/start;");
+	assert_int_equal(chdir(here), 0);
+	assert_int_equal(io_remove_tree(folder, NULL), 0);
+}
+
 #define FRESH(t) cmocka_unit_test_setup(t, forget)
 
 int
@@ -303,6 +406,9 @@ main(void)
 		FRESH(a_wrong_name_among_several_costs_none_of_them),
 		FRESH(json_of_several_is_one_object),
 		FRESH(ps_a_lists_all_and_ps_aq_their_ids),
+		FRESH(an_answer_that_cannot_be_written_is_a_failure_of_every_verb),
+		FRESH(a_list_of_names_that_came_out_empty_stops_and_pauses_nothing),
+		FRESH(the_vm_that_is_checked_out_is_stopped_unnamed_when_a_person_agrees),
 	};
 
 	return cmocka_run_group_tests(tests, start_all, stand_in_teardown);

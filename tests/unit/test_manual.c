@@ -252,5 +252,6 @@ main(void)
 		cmocka_unit_test(completion_offers_every_verb),
 	};
 
+	verb_use(verbs);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

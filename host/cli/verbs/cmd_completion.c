@@ -51,8 +51,8 @@ print_commits(void)
 static void
 names(const char *between)
 {
-	for (const struct verb *const *v = verbs; *v; v++)
-		printf("%s%s", v == verbs ? "" : between, (*v)->name);
+	for (const struct verb *const *v = verb_all(); *v; v++)
+		printf("%s%s", v == verb_all() ? "" : between, (*v)->name);
 }
 
 /* "run|r": the verb as a shell pattern. */
@@ -136,7 +136,7 @@ static void
 shared(void)
 {
 	printf("_pando_words() {\n\tlocal r=\n\tv= f= d=\n\tcase $1 in\n");
-	for (const struct verb *const *each = verbs; *each; each++) {
+	for (const struct verb *const *each = verb_all(); *each; each++) {
 		const struct verb *v = *each;
 
 		printf("\t");
@@ -197,7 +197,7 @@ zsh(void)
 	       "\tlocal v f d\n"
 	       "\tif (( CURRENT == 2 )); then\n"
 	       "\t\tlocal -a verbs\n\t\tverbs=(\n");
-	for (const struct verb *const *v = verbs; *v; v++) {
+	for (const struct verb *const *v = verb_all(); *v; v++) {
 		printf("\t\t\t'%s:", (*v)->name);
 		for (const char *p = (*v)->summary; *p; p++)
 			printf(*p == '\'' ? "'\\''" : "%c", *p);

@@ -462,7 +462,9 @@ run(int argc, char **argv)
 	if (pick_reachable(&vm, &e) < 0)
 		return host_side(&e);
 	/* From here on the guest is spoken to directly. */
-	return run_in(c, &vm, &w, &s);
+	r = run_in(c, &vm, &w, &s);
+	/* EXIT_FAILED could be the command's. */
+	return r == EXIT_OK && out_end(r) == EXIT_FAILED ? EXIT_HOST_SIDE : r;
 }
 
 const struct verb verb_execute = {

@@ -26,10 +26,10 @@ resume_one(struct client *c, const struct client_vm *vm, void *ctx, struct clien
 }
 
 static int
-run(const struct verb *v, many_call *call, int argc, char **argv)
+run(const struct verb *v, const char *past, many_call *call, int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(v, argc, argv);
-	struct many vms = {.n = 0};
+	struct many vms = {.past = past};
 	struct err e = {0};
 	int key;
 
@@ -42,13 +42,13 @@ run(const struct verb *v, many_call *call, int argc, char **argv)
 static int
 run_pause(int argc, char **argv)
 {
-	return run(&verb_pause, pause_one, argc, argv);
+	return run(&verb_pause, "paused", pause_one, argc, argv);
 }
 
 static int
 run_resume(int argc, char **argv)
 {
-	return run(&verb_resume, resume_one, argc, argv);
+	return run(&verb_resume, NULL, resume_one, argc, argv);
 }
 
 const struct verb verb_pause = {
@@ -57,6 +57,7 @@ const struct verb verb_pause = {
 	.run = run_pause,
 	.usage = "[vm…] [options]",
 	.options = options,
+	.text = "Without a name it asks on a terminal, and elsewhere pauses nothing.",
 	.words = COMPLETE_VM,
 };
 

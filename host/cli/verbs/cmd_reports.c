@@ -101,14 +101,14 @@ fetch_file(const struct asked *q, const struct client_vm *vm, const char *folder
 		return err_set(e, -ENAMETOOLONG, "%.100s is too long", folder);
 	/* What an earlier call left; a copy would go into a folder of that name. */
 	r = io_remove_tree(path, e);
-	if (!r)
+	if (r == 0)
 		r = agent_get(
 			vm->agent_socket, guest_path, path, too_much, NULL, &stats, e);
 	if (r == -EFBIG)
 		err_set(e, r, "\"%.200s\" has more than 512 MiB by now", name);
-	if (!r)
+	if (r == 0)
 		r = hash_file(path, hex, &bytes, e);
-	if (r) {
+	if (r < 0) {
 		io_remove_tree(path, NULL);
 		return r;
 	}
@@ -143,9 +143,9 @@ fetch_files(struct asked *q, const struct json *j, int report, const char *vm_id
 	if (files < 0 || !json_size(j, files))
 		return;
 	r = fetch_folder(q, vm_id, id, folder, sizeof(folder), &e);
-	if (!r)
+	if (r == 0)
 		r = client_get(q->c, vm_id, &vm, NULL, &e);
-	if (!r)
+	if (r == 0)
 		r = pick_reachable(&vm, &e);
 	json_out_array(o, "files");
 	while (json_next(j, files, &it, &key, &file)) {
@@ -302,14 +302,14 @@ show(struct asked *q, unsigned which, bool wait, unsigned *ret_n, struct err *e)
 		cleanup_client_reply struct client_reply reply = {0};
 		int it = 0, key, row, reports, r = ask(q, which, wait, &reply, e);
 
-		if (r)
+		if (r < 0)
 			return r;
 		wait = false;
 		tell_dropped(q, reply.json);
 		reports = json_get(reply.json, 0, "reports");
 		while (reports >= 0 && json_next(reply.json, reports, &it, &key, &row)) {
 			r = show_row(q, reply.json, row, e);
-			if (r)
+			if (r < 0)
 				return r;
 			++*ret_n;
 		}
@@ -329,7 +329,7 @@ wait_for_any(struct asked *q, struct err *e)
 	cleanup_client_reply struct client_reply reply = {0};
 	int r = ask(q, q->n_vms, true, &reply, e);
 
-	if (!r &&
+	if (r == 0 &&
 		json_u64(reply.json, json_get(reply.json, 0, "next"), &q->next[q->n_vms]))
 		r = err_set(e, -EPROTO, "pandod does not say where to go on");
 	return r;
@@ -343,14 +343,14 @@ show_all(struct asked *q, bool wait, struct err *e)
 
 	if (wait && q->n_vms > 1) {
 		r = wait_for_any(q, e);
-		if (r)
+		if (r < 0)
 			return r;
 		wait = false;
 	}
 
 	if (!q->json && !q->quiet && !(q->table = new_table()))
 		return err_set(e, -ENOMEM, "out of memory");
-	for (unsigned i = 0; !r && i < last; i++)
+	for (unsigned i = 0; r == 0 && i < last; i++)
 		r = show(q, i, wait, &n, e);
 	if (q->table && (n || !q->follow))
 		out_table_print(q->table, stdout);

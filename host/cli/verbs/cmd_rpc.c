@@ -277,11 +277,11 @@ send_line(struct asked *q, struct err *e)
 	} else if (len > LINE_MAX_BYTES) {
 		r = err_set(e, -E2BIG, "the line has more than %u bytes", LINE_MAX_BYTES);
 	}
-	if (!r)
+	if (r == 0)
 		r = call(q, "send", line, len, 0, &text, e);
-	if (!r)
+	if (r == 0)
 		r = json_parse(text, strlen(text), 64, &j, e);
-	if (!r && json_u64(j, json_get(j, 0, "out"), &q->from) < 0)
+	if (r == 0 && json_u64(j, json_get(j, 0, "out"), &q->from) < 0)
 		r = err_set(e, -EPROTO, "the guest does not say where its answer begins");
 	if (r < 0)
 		return out_fail(e);
@@ -313,7 +313,7 @@ only_name(const struct asked *q, char *dst, size_t cap, struct err *e)
 		return 0;
 	}
 	r = call(q, "status", NULL, 0, STATUS_TIMEOUT_MS, &text, e);
-	if (!r)
+	if (r == 0)
 		r = json_parse(text, strlen(text), ANSWER_TOKENS, &j, e);
 	if (r < 0)
 		return r;

@@ -49,7 +49,7 @@ run_stop(int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(&verb_stop, argc, argv);
 	struct stopping how = {0};
-	struct many vms = {.n = 0};
+	struct many vms = {.past = "stopped"};
 	struct err e = {0};
 	int key;
 
@@ -117,7 +117,8 @@ const struct verb verb_stop = {
 	.usage = "[options] [vm…]",
 	.options = stop_options,
 	.text = "The guest is asked by its power button, then by its agent. Memory is lost. Branches are VMs of their own and\n"
-		"go on. With --force the disk stays, too: `pando delete` is what takes it.",
+		"go on. With --force the disk stays, too: `pando delete` is what takes it. Without a name it asks on a\n"
+		"terminal, and elsewhere stops nothing.",
 	.words = COMPLETE_VM,
 };
 

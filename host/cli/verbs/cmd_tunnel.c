@@ -103,7 +103,7 @@ print(const struct words *w, const struct opt_scan *s, const char *name)
 		else
 			printf("%s -> %s:%u\n", w->doors[i].address, name,
 				w->doors[i].guest);
-	return r ? r : fflush(stdout) ? -errno : 0;
+	return r < 0 ? r : fflush(stdout) ? -errno : 0;
 }
 
 static int
