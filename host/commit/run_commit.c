@@ -18,9 +18,11 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/commit/commits_priv.h"
 #include "host/vm/handshake.h"
 
 struct spawn {
+	struct commits *commits;
 	struct tree *t;
 	const struct branch_request *q;
 	const struct progress *p;
@@ -132,7 +134,7 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		r = launch_segment(t->config.home, segment, &own, e);
 	if (r < 0)
 		return r;
-	if (pool_take(t, vm->row.mem_mib, vm->row.vcpus, &vm->ctl, &vm->pidfd,
+	if (pool_take(s->commits, vm->row.mem_mib, vm->row.vcpus, &vm->ctl, &vm->pidfd,
 		    &s->pids[i])) {
 		s->n_pooled++;
 	} else {
@@ -260,7 +262,7 @@ prepare(struct spawn *s, struct store *store, const char *name, struct err *e)
 	if (r == 0)
 		r = host_can_hold(s->row.vcpus, s->row.mem_mib, e);
 	if (r == 0)
-		r = materialized_get(t, store, m, s->p, &s->materialized, e);
+		r = materialized_get(s->commits, store, m, s->p, &s->materialized, e);
 	store_manifest_free(m);
 	if (r < 0)
 		return r;
@@ -283,7 +285,7 @@ spawn(struct spawn *s, const char *name, struct json_out *out, struct err *e)
 	struct tree *t = s->t;
 	uint64_t began_ns = io_now_ns();
 	struct store *store;
-	int r = tree_store(t, &store, e);
+	int r = commits_store(s->commits, &store, e);
 
 	if (r < 0)
 		return r;
@@ -334,15 +336,17 @@ spawn(struct spawn *s, const char *name, struct json_out *out, struct err *e)
 }
 
 int
-tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
+commits_run(struct commits *c, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e)
 {
 	struct spawn *s = calloc(1, sizeof(*s));
+	struct tree *t = c->tree;
 	int r;
 
 	if (!s)
 		return err_set(e, -ENOMEM, "out of memory");
-	*s = (struct spawn){.t = t,
+	*s = (struct spawn){.commits = c,
+		.t = t,
 		.q = q,
 		.p = p,
 		.materialized = MATERIALIZED_IMAGE_INIT,
@@ -355,8 +359,8 @@ tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
 	vms_release(s->vms, s->n_vms);
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
-	materialized_release(t, &s->materialized);
-	materialized_trim(t);
+	materialized_release(c, &s->materialized);
+	materialized_trim(c);
 	cleanup_close_fn(&s->kvm);
 	free(s->vms);
 	free(s->pids);

@@ -115,7 +115,7 @@ enter(struct branch *b, struct err *e)
 	if (r == 0)
 		r = db_commit(t->db, e);
 	if (r == 0) {
-		scopes_expect(t->scopes, parent->row.id, b->q->count);
+		scopes_expect(t->config.scopes, parent->row.id, b->q->count);
 		return 0;
 	}
 	db_rollback(t->db);

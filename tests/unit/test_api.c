@@ -27,6 +27,7 @@
 
 static char home[64], sock[96];
 static struct tree *tree;
+static struct commits *commits;
 static struct api *api;
 static int shutdowns;
 
@@ -59,13 +60,14 @@ setup(void **state)
 	config.kvm_path = "/dev/null";
 	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms =
 		1000;
-	if (tree_open(&config, &tree, &e) < 0)
+	if (tree_open(&config, &tree, &e) < 0 ||
+		commits_open(tree, &(struct commits_config){0}, &commits, &e) < 0)
 		fail_msg("%s", e.msg);
 	snprintf(sock, sizeof(sock), "%s/pandod.sock", home);
 	assert_int_equal(io_unix_listen(sock, SOCK_STREAM, 128, &fd, &e), 0);
 	assert_int_equal(io_set_nonblock(fd, 1), 0);
 	shutdowns = 0;
-	if (api_start(tree, fd, on_shutdown, &shutdowns, &api, &e) < 0)
+	if (api_start(tree, commits, fd, on_shutdown, &shutdowns, &api, &e) < 0)
 		fail_msg("%s", e.msg);
 	return 0;
 }
@@ -76,6 +78,7 @@ teardown(void **state)
 	(void)state;
 	tree_stop(tree);
 	api_stop(api);
+	commits_close(commits);
 	tree_close(tree);
 	return io_remove_tree(home, NULL);
 }

@@ -405,6 +405,7 @@ start(void)
 
 	if (tree_open(&config, &tree, &e) < 0)
 		fail_msg("%s", e.msg);
+	tree_finish_reboots(tree);
 	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
 	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
 }

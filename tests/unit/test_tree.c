@@ -320,6 +320,7 @@ start(void)
 
 	if (tree_open(&config, &tree, &e) < 0)
 		fail_msg("%s", e.msg);
+	tree_finish_reboots(tree);
 	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
 	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
 }
@@ -2685,28 +2686,6 @@ a_vm_that_is_ending_is_not_branched(void **state)
 }
 
 static void
-a_commit_that_is_no_more_is_forgotten(void **state)
-{
-	struct json_out out = {0};
-
-	(void)state;
-	assert_int_equal(create("a", "agent", true), 0);
-	assert_int_equal(
-		take(tree_commits(tree, &out, &why), &out), 0); /* makes the store */
-	stop();
-	/* A pandod that was killed between deleting a commit and noting it. */
-	database("UPDATE vms SET commit_id = '0123456789abcdef0123456789abcdef"
-		 "0123456789abcdef0123456789abcdef'");
-	start();
-	assert_int_equal(info("a"), 0);
-	assert_string_equal(text("commit"), "");
-	stop();
-	start();
-	assert_int_equal(info("a"), 0);
-	assert_string_equal(text("commit"), "");
-}
-
-static void
 hundred_rounds_leave_nothing(void **state)
 {
 	(void)state;
@@ -2784,7 +2763,6 @@ main(int argc, char **argv)
 		T(what_a_vm_takes_of_the_host_is_told),
 		T(a_beginning_of_two_ids_is_refused_with_both),
 		T(a_vm_that_is_ending_is_not_branched),
-		T(a_commit_that_is_no_more_is_forgotten),
 		T(hundred_rounds_leave_nothing),
 #undef T
 #undef IMPATIENT
