@@ -29,9 +29,10 @@ struct spawn {
 	char id[STORE_ID_MAX];
 	struct vm_row row; /* what all rows begin as */
 	struct materialized_image materialized;
-	struct vm **vms; /* references, claimed; q->count of them */
-	pid_t *pids;	 /* owned; beside vms */
-	unsigned n_vms;	 /* listed so far */
+	struct vm **vms;      /* references, claimed; q->count of them */
+	pid_t *pids;	      /* owned; beside vms */
+	uint64_t *pid_starts; /* owned; likewise */
+	unsigned n_vms;	      /* listed so far */
 	unsigned n_pooled;
 	int kvm; /* owned */
 };
@@ -126,7 +127,9 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		.vcpus = vm->row.vcpus,
 		.flags = VMM_RESTORE_HAS_BASE,
 	};
+	struct vmmctl *ctl = NULL;
 	char segment[DB_SEGMENT_MAX];
+	int pidfd = -1;
 	int r = launch_files(t->config.home, vm->row.id, &files, e);
 
 	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
@@ -134,15 +137,18 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		r = launch_segment(t->config.home, segment, &own, e);
 	if (r < 0)
 		return r;
-	if (pool_take(s->commits, vm->row.mem_mib, vm->row.vcpus, &vm->ctl, &vm->pidfd,
-		    &s->pids[i])) {
+	if (pool_take(s->commits, vm->row.mem_mib, vm->row.vcpus, &ctl, &pidfd,
+		    &s->pids[i]))
 		s->n_pooled++;
-	} else {
-		r = vmm_start(
-			&t->config, files.log_fd, &vm->ctl, &vm->pidfd, &s->pids[i], e);
-		if (r < 0)
-			return r;
-	}
+	else
+		r = vmm_start(&t->config, files.log_fd, &ctl, &pidfd, &s->pids[i], e);
+	/* It is listed: others look at it. */
+	pthread_mutex_lock(&t->lock);
+	vm->ctl = ctl;
+	vm->pidfd = pidfd;
+	pthread_mutex_unlock(&t->lock);
+	if (r < 0)
+		return r;
 	memcpy(msg.generation, vm->row.generation, sizeof(msg.generation));
 	snprintf(msg.name, sizeof(msg.name), "%s", vm_name(vm));
 
@@ -170,11 +176,9 @@ made(struct spawn *s, struct err *e)
 	int r = 0;
 
 	for (unsigned i = 0; i < s->n_vms && r == 0; i++) {
-		struct vm_row *row = &s->vms[i]->row;
 		pid_t ppid;
 
-		row->pid = s->pids[i];
-		r = process_look(s->pids[i], &ppid, &row->pid_start);
+		r = process_look(s->pids[i], &ppid, &s->pid_starts[i]);
 		if (r < 0)
 			err_sys(e, r, "vm \"%s\": its process %d", vm_name(s->vms[i]),
 				(int)s->pids[i]);
@@ -184,8 +188,12 @@ made(struct spawn *s, struct err *e)
 	pthread_mutex_lock(&t->lock);
 	r = db_begin(t->db, e);
 	for (unsigned i = 0; i < s->n_vms && r == 0; i++) {
-		s->vms[i]->row.made = true;
-		r = db_update(t->db, &s->vms[i]->row, e);
+		struct vm_row *row = &s->vms[i]->row;
+
+		row->pid = s->pids[i];
+		row->pid_start = s->pid_starts[i];
+		row->made = true;
+		r = db_update(t->db, row, e);
 	}
 	if (r == 0)
 		r = db_commit(t->db, e);
@@ -353,8 +361,9 @@ commits_run(struct commits *c, const char *name, const struct branch_request *q,
 		.kvm = -1};
 	s->vms = calloc(q->count, sizeof(struct vm *));
 	s->pids = calloc(q->count, sizeof(pid_t));
-	r = s->vms && s->pids ? spawn(s, name, out, e)
-			      : err_set(e, -ENOMEM, "out of memory");
+	s->pid_starts = calloc(q->count, sizeof(uint64_t));
+	r = s->vms && s->pids && s->pid_starts ? spawn(s, name, out, e)
+					       : err_set(e, -ENOMEM, "out of memory");
 	pthread_mutex_lock(&t->lock);
 	vms_release(s->vms, s->n_vms);
 	pthread_cond_broadcast(&t->changed);
@@ -364,6 +373,7 @@ commits_run(struct commits *c, const char *name, const struct branch_request *q,
 	cleanup_close_fn(&s->kvm);
 	free(s->vms);
 	free(s->pids);
+	free(s->pid_starts);
 	free(s);
 	return r;
 }

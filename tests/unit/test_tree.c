@@ -1528,9 +1528,11 @@ static void *
 slow_stop(void *arg)
 {
 	struct stop_request q = {.timeout_ms = 20000};
+	/* Who looks whether it has begun has the VM for moments. */
+	const struct progress p = {.busy_timeout_ms = 20000};
 	struct json_out out = {0};
 
-	*(int *)arg = tree_stop_vm(tree, "a", &q, NULL, &out, NULL);
+	*(int *)arg = tree_stop_vm(tree, "a", &q, &p, &out, NULL);
 	json_out_done(&out);
 	return NULL;
 }
@@ -1565,11 +1567,47 @@ static void *
 slow_branch(void *arg)
 {
 	struct branch_request q = {.count = 1};
+	const struct progress p = {.busy_timeout_ms = 20000}; /* as for slow_stop() */
 	struct json_out out = {0};
 
-	*(int *)arg = tree_branch(tree, "a", &q, NULL, &out, NULL);
+	*(int *)arg = tree_branch(tree, "a", &q, &p, &out, NULL);
 	json_out_done(&out);
 	return NULL;
+}
+
+static int looking; /* until it is 0 */
+
+static void *
+look_main(void *ret_looks)
+{
+	while (__atomic_load_n(&looking, __ATOMIC_SEQ_CST)) {
+		struct json_out out = {0};
+
+		if (tree_list(tree, NULL, true, &out, NULL) == 0)
+			++*(unsigned *)ret_looks;
+		json_out_done(&out);
+	}
+	return NULL;
+}
+
+/* With SAN=thread, a look at a branch that is written without the lock is an error. */
+static void
+branches_that_are_being_made_may_be_looked_at(void **state)
+{
+	unsigned looks = 0;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	looking = 1;
+	assert_int_equal(pthread_create(&thread, NULL, look_main, &looks), 0);
+	for (int i = 0; i < 10; i++)
+		assert_int_equal(branch("a", "", i % 3 + 1, false), 0);
+	__atomic_store_n(&looking, 0, __ATOMIC_SEQ_CST);
+	pthread_join(thread, NULL);
+	assert_true(looks > 0);
+	assert_int_equal(delete_vm("a", true), 0);
+	assert_nothing_left();
 }
 
 static void
@@ -2751,6 +2789,7 @@ main(int argc, char **argv)
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
 		T(force_cuts_a_stop_short_and_nothing_else_does),
+		T(branches_that_are_being_made_may_be_looked_at),
 		IMPATIENT(nothing_else_is_done_to_a_vm_that_is_being_branched),
 		T(a_stopped_vm_starts_again_on_a_base_of_its_own),
 		T(a_vm_that_cannot_start_is_what_it_was),
