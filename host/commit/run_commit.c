@@ -134,7 +134,7 @@ launch(struct spawn *s, unsigned i, struct err *e)
 
 	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 	if (r == 0)
-		r = launch_segment(t->config.home, segment, &own, e);
+		r = tree_make_segment(t, segment, &own, e);
 	if (r < 0)
 		return r;
 	if (pool_take(s->commits, vm->row.mem_mib, vm->row.vcpus, &ctl, &pidfd,

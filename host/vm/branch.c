@@ -41,7 +41,7 @@ fork_child(struct branch *b, struct vm *child, struct frozen_fork *k, struct err
 
 	snprintf(segment, sizeof(segment), "%s.0", child->row.id);
 	if (r == 0)
-		r = launch_segment(b->t->config.home, segment, &own, e);
+		r = tree_make_segment(b->t, segment, &own, e);
 	if (r < 0)
 		return r;
 	memcpy(msg.child_generation, child->row.generation, sizeof(msg.child_generation));

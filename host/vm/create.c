@@ -186,7 +186,7 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	r = again ? launch_files_again(t->config.home, vm->row.id, &files, e)
 		  : launch_files(t->config.home, vm->row.id, &files, e);
 	if (r == 0 && !again)
-		r = launch_segment(t->config.home, name, &first, e);
+		r = tree_make_segment(t, name, &first, e);
 	if (r == 0)
 		r = launch_spawn(
 			t->config.vmm_path, files.log_fd, &control, &pid, &pidfd, e);

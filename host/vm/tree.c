@@ -510,6 +510,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&t->changed, &attr);
 	pthread_cond_init(&t->sync_asked, NULL);
+	t->segments_made = 1; /* those that the last pandod left */
 	pthread_condattr_destroy(&attr);
 	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	r = t->epoll_fd < 0 ? err_sys(e, -errno, "epoll_create1") : 0;

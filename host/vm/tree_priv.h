@@ -99,7 +99,9 @@ struct tree {
 	pthread_t syncer; /* tree_sync.c's */
 	bool has_syncer;
 	bool sync_wanted;
-	pthread_cond_t sync_asked;	     /* sync_wanted, or stopping */
+	pthread_cond_t sync_asked; /* sync_wanted, or stopping */
+	/* Names in segments/: those that were made, and of these those on the disk. */
+	_Atomic uint64_t segments_made, segments_synced;
 	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */
 	uint64_t reports_kept;		     /* how many were put into the database */
 	struct helper helpers[HELPERS_MAX];
@@ -193,6 +195,13 @@ int tree_sync_start(struct tree *t, struct err *e);
  * names of all segments are on the disk before rows that name them: a chain with a segment
  * that is not there cannot be read at all. */
 int tree_sync_locked(struct tree *t, struct err *e);
+/* A segment of a VM; what is synced from then on has its names. With the lock or without, as
+ * the next one. */
+int tree_make_segment(
+	struct tree *t, const char *name, struct vm_segment *ret, struct err *e);
+/* The names of all segments that were made are on the disk: where there are new ones, the
+ * folder is synced. */
+int tree_sync_segments(struct tree *t, struct err *e);
 /* The names of segments no chain has any more: removed from the database now, the files
  * too, when the database is on the disk as it is: after a power cut it must not name what
  * is gone. Where it cannot be synced the files stay for the next start. */

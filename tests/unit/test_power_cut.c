@@ -54,9 +54,10 @@ static struct {
 	ino_t inode;
 } names[NAMES_MAX]; /* that are on the disk */
 static unsigned n_names;
-static bool watching;	  /* removals are looked at */
-static unsigned removals; /* that were */
-static char wrong[512];	  /* the first thing that must not be */
+static bool watching;		/* removals are looked at */
+static unsigned segments_syncs; /* of the folder of segments */
+static unsigned removals;	/* that were */
+static char wrong[512];		/* the first thing that must not be */
 
 static void
 name_is_there(const char *path, ino_t inode)
@@ -115,6 +116,7 @@ was_synced(int fd)
 		name_is_there(path, st.st_ino);
 		return;
 	}
+	segments_syncs += strcmp(path + strlen(home), "/segments") == 0;
 	dir = opendir(path);
 	while (dir && (d = readdir(dir))) {
 		char entry[160];
@@ -689,6 +691,48 @@ a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut(void **state)
 		fail_msg("%s", wrong);
 }
 
+static unsigned
+count_segments_syncs(void)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&disk_lock);
+	n = segments_syncs;
+	pthread_mutex_unlock(&disk_lock);
+	return n;
+}
+
+static void
+the_folder_of_segments_is_synced_only_when_there_are_new_ones(void **state)
+{
+	unsigned before = count_segments_syncs();
+
+	(void)state;
+	must(create("a"));
+	assert_true(count_segments_syncs() > before);
+	must(branch("a", "b"));
+	for (int i = 0; i < 1000 && vms_on_disk() != 2; i++)
+		usleep(10000);
+	assert_int_equal(vms_on_disk(), 2);
+	/* A deletion syncs the database and removes segments. */
+	before = count_segments_syncs();
+	assert_int_equal(delete_vm("b"), 0);
+	assert_int_equal(count_segments_syncs(), before);
+	must(branch("a", "b"));
+	for (int i = 0; i < 1000 && vms_on_disk() != 2; i++)
+		usleep(10000);
+	assert_true(count_segments_syncs() > before);
+	/* Those of the last pandod may not be on the disk. */
+	before = count_segments_syncs();
+	stop();
+	start();
+	must(stop_vm("a"));
+	assert_int_equal(delete_vm("b"), 0);
+	assert_true(count_segments_syncs() > before);
+	if (wrong[0])
+		fail_msg("%s", wrong);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -698,6 +742,7 @@ main(int argc, char **argv)
 		T(a_power_cut_at_any_removal_of_a_delete_leaves_no_vm_without_its_disk),
 		T(what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk),
 		T(a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut),
+		T(the_folder_of_segments_is_synced_only_when_there_are_new_ones),
 #undef T
 	};
 
