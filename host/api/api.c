@@ -22,6 +22,9 @@
  * never is. */
 #define STREAM_QUEUE_MAX (256u * 1024u)
 
+_Static_assert(TREE_WAITERS_MAX < API_CONNECTIONS_MAX,
+	"calls that wait leave connections for those that do not");
+
 struct api {
 	struct tree *tree;	   /* borrowed */
 	struct commits *commits;   /* borrowed */
@@ -76,6 +79,8 @@ api_status(int code)
 		return 409;
 	case ECANCELED:
 		return 499;
+	case EAGAIN:
+		return MHD_HTTP_SERVICE_UNAVAILABLE;
 	}
 	return 500;
 }
@@ -121,6 +126,8 @@ respond(struct MHD_Connection *c, unsigned status, struct json_out *out)
 	if (!response)
 		return MHD_NO;
 	MHD_add_response_header(response, "Content-Type", "application/json");
+	if (status == MHD_HTTP_SERVICE_UNAVAILABLE)
+		MHD_add_response_header(response, "Retry-After", "1");
 	result = MHD_queue_response(c, status, response);
 	MHD_destroy_response(response);
 	return result;

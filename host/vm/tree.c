@@ -272,7 +272,7 @@ tree_claim_until(struct tree *t, const char *name, const char *op,
 	if (!is_free(t, vm, NULL)) {
 		if (!p || !p->busy_timeout_ms)
 			r = is_busy(vm, "", e);
-		else if (t->n_waiters == TREE_WAITERS_MAX)
+		else if (!may_wait(t))
 			r = is_busy(vm, ", and too many calls wait already", e);
 		else
 			say(p, "vm \"%s\" is %s: waiting for that", vm_name(vm),

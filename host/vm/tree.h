@@ -79,8 +79,10 @@ struct progress {
 	void (*made)(void *ctx, const char *id);
 	uint32_t busy_timeout_ms; /* in the queue for a VM; 0: does not queue */
 };
-/* As many calls may be in the queues of all VMs together. */
+/* As many calls may wait: in the queues of all VMs, and for reports. Of these, so many for
+ * reports, so that some are always left for VMs. */
 #define TREE_WAITERS_MAX 96
+#define TREE_FOLLOWERS_MAX 64
 
 /* filter (may be NULL): the VMs that have all of these. memory: with what each takes of
  * the host, which costs a walk over each one's page tables. */
@@ -116,7 +118,8 @@ int tree_resize(struct tree *t, const char *name, const struct resize_request *q
 	const struct progress *p, struct json_out *out, struct err *e);
 /* reports.c: what guests have is taken first. name NULL: of all VMs; else of one, which
  * may be gone (then its id). Those with a seq above `after`. wait: where there is none yet, the
- * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS. */
+ * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS. -EAGAIN: too many calls
+ * wait already. */
 #define TREE_REPORTS_WAIT_MS 25000
 int tree_reports(struct tree *t, const char *name, uint64_t after, bool wait,
 	struct json_out *out, struct err *e);

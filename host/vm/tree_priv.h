@@ -87,7 +87,8 @@ struct tree {
 	uint64_t next_handle;
 	struct waiter *waiters; /* borrowed: who queues for VMs, in the order of coming */
 	unsigned n_waiters;
-	int epoll_fd; /* owned */
+	unsigned n_followers; /* of reports; they wait, too */
+	int epoll_fd;	      /* owned */
 	bool stopping;
 	atomic_bool boots_linux; /* host_can_boot() found that this host's KVM does */
 	struct reboot *reboots;	 /* owned: reboot.c's queue */
@@ -179,6 +180,12 @@ void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
  * Below 0: it did not tell. */
 bool reports_can_take(const struct vm *vm);
 int reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns, struct err *e);
+/* Whether one more may wait: TREE_WAITERS_MAX. */
+static inline bool
+may_wait(const struct tree *t)
+{
+	return t->n_waiters + t->n_followers < TREE_WAITERS_MAX;
+}
 /* reports_watch.c: from follow to unfollow what guests report is taken at once, and changed is
  * broadcast. */
 int reports_follow(struct tree *t, struct err *e);

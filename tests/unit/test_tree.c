@@ -695,6 +695,50 @@ deaf_guests_hold_up_nobodys_reports(void **state)
 	memset(&fake_reports, 0, sizeof(fake_reports));
 }
 
+#define TOO_MANY 8
+static unsigned told_too_many, told_nothing;
+
+static void *
+crowd_main(void *arg)
+{
+	struct json_out out = {0};
+	struct err e2 = {0};
+	int r = tree_reports(tree, NULL, 0, true, &out, &e2);
+
+	(void)arg;
+	if (r == -EAGAIN && strstr(e2.msg, "64 calls wait for reports"))
+		__atomic_add_fetch(&told_too_many, 1, __ATOMIC_SEQ_CST);
+	else if (!r && memmem(out.buf, out.len, "\"reports\":[]", 12))
+		__atomic_add_fetch(&told_nothing, 1, __ATOMIC_SEQ_CST);
+	json_out_done(&out);
+	return NULL;
+}
+
+static void
+more_followers_than_may_wait_are_told_so(void **state)
+{
+	static pthread_t threads[TREE_FOLLOWERS_MAX + TOO_MANY];
+
+	(void)state;
+	told_too_many = told_nothing = 0;
+	for (unsigned i = 0; i < TREE_FOLLOWERS_MAX + TOO_MANY; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, crowd_main, NULL), 0);
+	for (int i = 0;
+		i < 2000 && __atomic_load_n(&told_too_many, __ATOMIC_SEQ_CST) < TOO_MANY;
+		i++)
+		poll(NULL, 0, 10);
+	assert_int_equal(__atomic_load_n(&told_nothing, __ATOMIC_SEQ_CST), 0);
+	/* Who does not wait is answered. */
+	assert_int_equal(reports(NULL, 0), 0);
+	tree_stop(tree);
+	for (unsigned i = 0; i < TREE_FOLLOWERS_MAX + TOO_MANY; i++)
+		pthread_join(threads[i], NULL);
+	assert_int_equal(told_too_many, TOO_MANY);
+	assert_int_equal(told_nothing, TREE_FOLLOWERS_MAX);
+	stop();
+	start();
+}
+
 static void
 a_follower_does_not_hold_up_the_end_of_pandod(void **state)
 {
@@ -2745,6 +2789,7 @@ main(int argc, char **argv)
 		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
 		T(a_follower_is_told_by_the_guest_and_asks_nobody),
 		T(deaf_guests_hold_up_nobodys_reports),
+		T(more_followers_than_may_wait_are_told_so),
 		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),
