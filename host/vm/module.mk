@@ -32,11 +32,11 @@ test_db_LIBS := pandovm wire common
 test_db_PKGS := cmocka sqlite3
 
 UNIT_TESTS += test_tree
-test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
+test_tree_SRCS := tests/unit/test_tree.c tests/unit/tree_help.c tests/unit/fake_vmm.c
 test_tree_LIBS := pandovm vmmdisk systemdjobs kvmprobe wire common
 test_tree_PKGS := cmocka sqlite3 libsodium libsystemd
 
 UNIT_TESTS += test_power_cut
-test_power_cut_SRCS := tests/unit/test_power_cut.c tests/unit/fake_vmm.c
+test_power_cut_SRCS := tests/unit/test_power_cut.c tests/unit/tree_help.c tests/unit/fake_vmm.c
 test_power_cut_LIBS := pandovm vmmdisk systemdjobs kvmprobe wire common
 test_power_cut_PKGS := cmocka sqlite3 libsodium libsystemd

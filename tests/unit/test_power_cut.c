@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -34,13 +33,9 @@
 #include "host/agent/agent_handshake.h"
 #include "host/agent/agent_report.h"
 #include "host/vm/tree.h"
-#include "tests/unit/fake_vmm.h"
+#include "tests/unit/tree_help.h"
 
-static char home[64], kernel[96], disk[64]; /* disk: <inode> files, as synced last */
-static struct tree_config config;
-static struct tree *tree;
-static pthread_t loop_thread;
-static int loop_stop[2];
+static char disk[64]; /* <inode> files, as synced last */
 
 /*
  * The disk.
@@ -385,69 +380,16 @@ agent_report_watch_free(struct agent_report_watch *w)
  * pandod.
  */
 
-static void *
-loop_main(void *arg)
-{
-	(void)arg;
-	for (;;) {
-		struct pollfd p[2] = {{.fd = tree_fd(tree), .events = POLLIN},
-			{.fd = loop_stop[0], .events = POLLIN}};
-
-		poll(p, 2, -1);
-		if (p[1].revents)
-			return NULL;
-		tree_dispatch(tree);
-	}
-}
-
-static void
-start(void)
-{
-	struct err e = {0};
-
-	if (tree_open(&config, &tree, &e) < 0)
-		fail_msg("%s", e.msg);
-	tree_finish_reboots(tree);
-	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
-	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
-}
-
-static void
-stop(void)
-{
-	assert_int_equal(write(loop_stop[1], "x", 1), 1);
-	pthread_join(loop_thread, NULL);
-	close(loop_stop[0]);
-	close(loop_stop[1]);
-	tree_close(tree); /* closing the database writes all of it */
-	tree = NULL;
-}
-
 static int
 setup(void **state)
 {
-	uint8_t head[0x400] = {0};
-
 	(void)state;
-	snprintf(home, sizeof(home), "/tmp/pando-test-XXXXXX");
 	snprintf(disk, sizeof(disk), "/tmp/pando-test-XXXXXX");
-	assert_non_null(mkdtemp(home));
 	assert_non_null(mkdtemp(disk));
 	n_names = removals = 0;
 	watching = false;
 	wrong[0] = '\0';
-	head[0x1fe] = 0x55;
-	head[0x1ff] = 0xaa;
-	memcpy(head + 0x202, "HdrS", 4);
-	snprintf(kernel, sizeof(kernel), "%s/kernel", home);
-	assert_int_equal(io_write_file_atomic(kernel, head, sizeof(head), 0600, NULL), 0);
-	memset(&config, 0, sizeof(config));
-	snprintf(config.home, sizeof(config.home), "%s", home);
-	snprintf(config.images, sizeof(config.images), "%s/images", home);
-	assert_true(readlink("/proc/self/exe", config.vmm_path,
-			    sizeof(config.vmm_path) - 1) > 0);
-	config.kvm_path = "/dev/null";
-	config.start_timeout_ms = config.answer_timeout_ms = 20000;
+	make_home(20000);
 	config.agent_timeout_ms = 1000;
 	start();
 	return 0;
@@ -747,12 +689,6 @@ main(int argc, char **argv)
 	};
 
 	(void)argc;
-	if (strcmp(argv[0], "pando-vmm") == 0)
-		return fake_vmm_main();
-	while (open("/dev/null", O_RDWR) < 3)
-		;
-	fcntl(3, F_SETFD, FD_CLOEXEC);
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	log_init("test", getenv("PANDO_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERR);
+	tree_test_begin(argv);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -17,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <dirent.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -39,14 +38,7 @@
 #include "host/agent/agent_handshake.h"
 #include "host/agent/agent_report.h"
 #include "host/vm/tree.h"
-#include "tests/unit/fake_vmm.h"
-
-static char home[64];
-static char kernel[96];
-static struct tree_config config;
-static struct tree *tree;
-static pthread_t loop_thread;
-static int loop_stop[2];
+#include "tests/unit/tree_help.h"
 
 /* The fake guest says 'A' when its agent answers. */
 int
@@ -298,72 +290,14 @@ agent_reports_free(struct agent_report *v, size_t n)
 	free(v);
 }
 
-static void *
-loop_main(void *arg)
-{
-	(void)arg;
-	for (;;) {
-		struct pollfd p[2] = {{.fd = tree_fd(tree), .events = POLLIN},
-			{.fd = loop_stop[0], .events = POLLIN}};
-
-		poll(p, 2, -1);
-		if (p[1].revents)
-			return NULL;
-		tree_dispatch(tree);
-	}
-}
-
-static void
-start(void)
-{
-	struct err e = {0};
-
-	if (tree_open(&config, &tree, &e) < 0)
-		fail_msg("%s", e.msg);
-	tree_finish_reboots(tree);
-	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
-	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
-}
-
-/* As a kill -9 of pandod would leave it: no word to anybody. */
-static void
-stop(void)
-{
-	assert_int_equal(write(loop_stop[1], "x", 1), 1);
-	pthread_join(loop_thread, NULL);
-	close(loop_stop[0]);
-	close(loop_stop[1]);
-	tree_close(tree);
-	tree = NULL;
-}
-
-#define PATIENCE_MS 20000
-static unsigned patience_ms = PATIENCE_MS;
+#define PATIENCE_MS 20000 /* a busy host takes its time */
+static int patience_ms = PATIENCE_MS;
 
 static int
 setup(void **state)
 {
 	(void)state;
-	snprintf(home, sizeof(home), "/tmp/pando-test-XXXXXX");
-	assert_non_null(mkdtemp(home));
-	snprintf(kernel, sizeof(kernel), "%s/kernel", home);
-
-	/* As much of a bzImage as pandod looks at. */
-	uint8_t head[0x400] = {0};
-
-	head[0x1fe] = 0x55;
-	head[0x1ff] = 0xaa;
-	memcpy(head + 0x202, "HdrS", 4);
-	assert_int_equal(io_write_file_atomic(kernel, head, sizeof(head), 0600, NULL), 0);
-	memset(&config, 0, sizeof(config));
-	snprintf(config.home, sizeof(config.home), "%s", home);
-	snprintf(config.images, sizeof(config.images), "%s/images", home);
-	assert_true(readlink("/proc/self/exe", config.vmm_path,
-			    sizeof(config.vmm_path) - 1) > 0);
-	config.kvm_path = "/dev/null";
-	/* A busy host takes its time. */
-	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms =
-		patience_ms;
+	make_home(patience_ms);
 	start();
 	return 0;
 }
@@ -2654,8 +2588,7 @@ vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed(void **state
 	assert_int_equal(create("more", "agent", false), -EMFILE);
 	says("may not open enough files for 1 more VM");
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
-	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
-	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
+	start_loop();
 	for (unsigned i = 0; i < 12; i++) {
 		snprintf(name, sizeof(name), "v%u", i);
 		if (info(name) == -ENOENT)
@@ -2853,14 +2786,6 @@ main(int argc, char **argv)
 	};
 
 	(void)argc;
-	if (strcmp(argv[0], "pando-vmm") == 0)
-		return fake_vmm_main();
-	/* As pandod does: descriptors 0 to 3 occupied, forks of forks are ours to wait
-	 * for. */
-	while (open("/dev/null", O_RDWR) < 3)
-		;
-	fcntl(3, F_SETFD, FD_CLOEXEC);
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	log_init("test", getenv("PANDO_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERR);
+	tree_test_begin(argv);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
