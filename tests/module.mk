@@ -134,8 +134,8 @@ bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/must.c tests/bench/sample.c tests/kvm/console_line.c
-$(1)_LIBS := pandodcore agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
-$(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
+$(1)_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+$(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
