@@ -26,6 +26,7 @@ pando-agent_SRCS := \
 	guest-agent/server/conn.c \
 	guest-agent/server/conn_ask.c \
 	guest-agent/server/conn_out.c \
+	guest-agent/server/conn_table.c \
 	guest-agent/server/exec.c \
 	guest-agent/server/files.c \
 	guest-agent/server/put.c \

@@ -19,7 +19,6 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/wire/json_bytes.h"
-#include "guest-agent/server/conn.h"
 #include "guest-agent/server/exec_shim.h"
 #include "guest-agent/server/finish.h"
 #include "guest-agent/system/loop.h"
@@ -65,9 +64,10 @@ struct exec {
 	struct source in;
 
 	struct timer timeout, quiet, grave;
-	uint64_t quiet_until_ns;  /* at the latest */
-	uint64_t finish_until_ns; /* the same while somebody is about to finish */
-	struct conn *reader;	  /* weak; NULL when nobody is attached */
+	uint64_t quiet_until_ns;	/* at the latest */
+	uint64_t finish_until_ns;	/* the same while somebody is about to finish */
+	const struct exec_listener *on; /* borrowed */
+	void *reader;			/* weak; NULL when nobody is attached */
 };
 
 static struct exec *table, **table_end = &table;
@@ -84,7 +84,7 @@ static void
 notice(struct exec *x)
 {
 	if (x->reader)
-		conn_notice(x->reader);
+		x->on->news(x->reader);
 }
 
 /*
@@ -658,11 +658,13 @@ exec_stdin_state(const struct exec *x)
  */
 
 void
-exec_attach(struct exec *x, struct conn *c, const uint64_t from[2])
+exec_attach(
+	struct exec *x, const struct exec_listener *l, void *ctx, const uint64_t from[2])
 {
 	if (x->reader)
-		conn_superseded(x->reader);
-	x->reader = c;
+		x->on->superseded(x->reader);
+	x->on = l;
+	x->reader = ctx;
 	for (int i = 0; i < 2; i++)
 		x->out[i].keep = from[i];
 }
@@ -681,9 +683,9 @@ hang_up(struct exec *x)
 }
 
 void
-exec_detach(struct exec *x, struct conn *c)
+exec_detach(struct exec *x, const void *ctx)
 {
-	if (x->reader != c)
+	if (x->reader != ctx)
 		return;
 	x->reader = NULL;
 	if (x->r->state == ENDED && x->r->hangup) {
