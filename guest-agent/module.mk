@@ -37,6 +37,7 @@ pando-agent_SRCS := \
 	guest-agent/server/agent_request.c \
 	guest-agent/system/ring.c \
 	guest-agent/system/spawn.c \
+	guest-agent/system/command_env.c \
 	guest-agent/system/userdb.c \
 	guest-agent/identity/apply.c \
 	guest-agent/identity/identity_request.c \
@@ -136,11 +137,8 @@ test_agent_handshake_PKGS := cmocka libssh
 $(B)/tests/test_agent_handshake: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_env
-test_env_SRCS := \
-	tests/unit/test_env.c \
-	guest-agent/system/userdb.c \
-	guest-agent/system/guest_machine.c
-test_env_LIBS := wire common
+test_env_SRCS := tests/unit/test_env.c
+test_env_LIBS := common
 test_env_PKGS := cmocka
 
 FUZZERS += fuzz_agent_handshake fuzz_env
@@ -152,8 +150,6 @@ fuzz_agent_handshake_SRCS := \
 fuzz_agent_handshake_CORPUS := tests/fuzz/corpus/agent_handshake
 fuzz_env_SRCS := \
 	tests/fuzz/fuzz_env.c \
-	guest-agent/system/userdb.c \
-	guest-agent/system/guest_machine.c \
 	common/env.c \
 	common/err.c \
 	common/utf8.c \

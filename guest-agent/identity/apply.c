@@ -13,9 +13,10 @@
 #include "guest-agent/identity/identity.h"
 #include "guest-agent/identity/units.h"
 #include "guest-agent/supervisor/restart.h"
+#include "guest-agent/system/command_env.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
-#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/userdb.h"
 
 /* Generations this machine has had and left behind, the last ones. */
@@ -328,23 +329,23 @@ static void hook_over(struct helper *h, int r, const struct err *why);
 static int
 start_hook(struct err *e)
 {
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	char *argv[] = {me.hook_path, NULL};
 	const struct handshake *h = &me.b.handshake;
 	struct user root;
 	int r = user_find(NULL, false, &root, e);
 
 	if (!r)
-		r = environment_build(&env, &root, NULL, NULL, e);
+		r = command_env_build(&env, &root, NULL, NULL, e);
 	if (r)
 		return r;
-	environment_setf(&env, "PANDO_ID", h->id);
-	environment_setf(&env, "PANDO_OLD_ID", me.b.old.id);
-	environment_setf(&env, "PANDO_GENERATION", h->generation);
-	environment_setf(&env, "PANDO_OLD_GENERATION", me.b.old.generation);
-	environment_setf(&env, "PANDO_NAME", h->name);
-	environment_setf(&env, "PANDO_OLD_NAME", me.b.old.name);
-	environment_setf(&env, "PANDO_HOST_NAME", h->host_name);
+	env_put_value(&env, "PANDO_ID", h->id);
+	env_put_value(&env, "PANDO_OLD_ID", me.b.old.id);
+	env_put_value(&env, "PANDO_GENERATION", h->generation);
+	env_put_value(&env, "PANDO_OLD_GENERATION", me.b.old.generation);
+	env_put_value(&env, "PANDO_NAME", h->name);
+	env_put_value(&env, "PANDO_OLD_NAME", me.b.old.name);
+	env_put_value(&env, "PANDO_HOST_NAME", h->host_name);
 	if (env.failed)
 		return err_sys(e, -ENOMEM, "a hook's environment");
 	snprintf(me.hook_what, sizeof(me.hook_what), HOOKS_FOLDER "/%s",

@@ -21,6 +21,7 @@
 #include "common/wire/json_bytes.h"
 #include "guest-agent/server/exec_shim.h"
 #include "guest-agent/server/finish.h"
+#include "guest-agent/system/command_env.h"
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
@@ -856,7 +857,7 @@ watch(struct exec *x, struct exec_shim *shim)
 int
 exec_start(const struct request *q, struct exec **ret, struct err *e)
 {
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	cleanup_close int ours0 = -1, ours1 = -1, ours2 = -1, group = -1;
 	cleanup_close int theirs0 = -1, theirs1 = -1, theirs2 = -1;
 	cleanup_free struct exec *x = NULL;
@@ -883,7 +884,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 		return err_set(e, -EPERM,
 			"the agent does not run as root and cannot become \"%s\"",
 			user.name);
-	r = environment_build(&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
+	r = command_env_build(&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
 	if (r)
 		return r;
 	if (q->login) {
@@ -939,7 +940,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 		.argv = argv,
 		.file = q->login ? user.shell : NULL,
 		.envp = env.v,
-		.path = environment_get(&env, "PATH"),
+		.path = env_get(&env, "PATH"),
 		.cwd = q->cwd,
 		.user = &user,
 		.switch_user = switch_user,

@@ -17,6 +17,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "guest-agent/supervisor/supervisor.h"
+#include "guest-agent/system/command_env.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 #include "guest-agent/system/userdb.h"
@@ -39,7 +40,7 @@ struct starting {
 	const struct rpc_place *p;
 	const struct rpc_conf *c;
 	struct user *user;
-	struct environment *env;
+	struct env *env;
 	int ours[HELD_END - HELD_IN];
 	int theirs[3];
 	bool adopts; /* is a subreaper */
@@ -145,7 +146,7 @@ hold(struct starting *s)
 	struct spawn spawn = {
 		.argv = s->c->argv,
 		.envp = s->env->v,
-		.path = environment_get(s->env, "PATH"),
+		.path = env_get(s->env, "PATH"),
 		.cwd = s->c->folder,
 		.user = s->user,
 		.switch_user = s->c->user && s->user->uid != geteuid(),
@@ -281,16 +282,16 @@ build_environment(struct starting *s, struct err *e)
 	int r = user_find(s->c->user, s->c->user != NULL, s->user, e);
 
 	if (!r)
-		r = environment_build(s->env, s->user, NULL, NULL, e);
+		r = command_env_build(s->env, s->user, NULL, NULL, e);
 	if (r)
 		return r;
 	if (*rpc_root() && !rpc_path(path, "/etc/environment", NULL) &&
 		!io_read_file(path, 1u << 20, &text, NULL, NULL))
-		environment_parse(s->env, text);
+		env_read_pam(s->env, text);
 	for (char **v = s->c->env; v && *v; v++)
-		environment_set(s->env, *v);
-	environment_reach_node(s->env);
-	environment_setf(s->env, "PANDO_RPC", s->p->name);
+		env_put(s->env, *v);
+	command_env_reach_node(s->env);
+	env_put_value(s->env, "PANDO_RPC", s->p->name);
 	return s->env->failed ? err_sys(e, -ENOMEM, "its environment") : 0;
 }
 
@@ -342,7 +343,7 @@ int
 shim_start(const struct rpc_place *p, const struct rpc_conf *c, uint64_t spool_at,
 	int fifo, struct rpc_held *ret, struct err *e)
 {
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	cleanup_free struct user *user = calloc(1, sizeof(*user));
 	struct starting s = {.p = p, .c = c, .user = user, .env = &env};
 	int r;

@@ -88,43 +88,6 @@ only_the_host_is_the_host(void **state)
 }
 
 static void
-environment_file_is_read_as_pam_does(void **state)
-{
-	cleanup_environment struct environment env = {0};
-
-	(void)state;
-	environment_set(&env, "GONE=1");
-	environment_set(&env, "KEPT=1");
-	environment_parse(&env, "# comment\n"
-				"A=plain\n"
-				"  export B=\"two words\"  # and why\n"
-				"C='single'\n"
-				"D=a=b=c\n"
-				"E=\n"
-				"NOT-A-NAME=x\n"
-				"=nothing\n"
-				"GONE\n"
-				"F=one\\\ntwo\n"
-				"A=again\n"
-				"G=\"it's\"\n"
-				"H=no newline at the end");
-	assert_string_equal(environment_get(&env, "A"), "again");
-	assert_string_equal(environment_get(&env, "B"), "two words");
-	assert_string_equal(environment_get(&env, "C"), "single");
-	assert_string_equal(environment_get(&env, "D"), "a=b=c");
-	assert_string_equal(environment_get(&env, "E"), "");
-	assert_null(environment_get(&env, "NOT-A-NAME"));
-	assert_null(environment_get(&env, "NOT"));
-	assert_null(environment_get(&env, "GONE"));
-	assert_string_equal(environment_get(&env, "KEPT"), "1");
-	assert_string_equal(environment_get(&env, "F"), "onetwo");
-	assert_string_equal(environment_get(&env, "G"), "it's");
-	assert_string_equal(environment_get(&env, "H"), "no newline at the end");
-	assert_int_equal(env.n, 9);
-	assert_null(env.v[env.n]);
-}
-
-static void
 put_bytes(struct ring *r, const char *s, size_t n)
 {
 	struct iovec iov[2];
@@ -419,7 +382,6 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(users_are_found_by_name_and_number),
 		cmocka_unit_test(only_the_host_is_the_host),
-		cmocka_unit_test(environment_file_is_read_as_pam_does),
 		cmocka_unit_test(journal_keeps_the_last_bytes_by_offset),
 		cmocka_unit_test(requests_keep_what_was_given),
 		cmocka_unit_test(byte_strings_survive_json),
