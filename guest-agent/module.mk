@@ -76,6 +76,7 @@ test_agent_parts_SRCS := \
 	guest-agent/system/guest_machine.c \
 	guest-agent/server/peer.c \
 	guest-agent/server/exec_shim.c \
+	guest-agent/server/finish.c \
 	guest-agent/system/spawn.c \
 	guest-agent/system/loop.c
 test_agent_parts_LIBS := wire common

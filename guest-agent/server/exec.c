@@ -316,8 +316,8 @@ check_end(struct exec *x)
 	}
 	timer_stop(&x->quiet);
 	if (open && !x->r->tty && !*x->r->message)
-		finish_shim(atomic_load(&x->r->shim), x->out[0].src.fd, x->out[1].src.fd,
-			x->r->message, sizeof(x->r->message));
+		finish_say_who(atomic_load(&x->r->shim), x->out[0].src.fd,
+			x->out[1].src.fd, x->r->message, sizeof(x->r->message));
 	x->r->state = ENDED;
 	unlink_exec(x); /* from here on its age is that of its end */
 	append_exec(x);

@@ -12,7 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <signal.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -21,6 +23,7 @@
 #include "common/wire/agent_frame.h"
 #include "common/wire/json_bytes.h"
 #include "guest-agent/server/exec_shim.h"
+#include "guest-agent/server/finish.h"
 #include "guest-agent/server/peer.h"
 #include "guest-agent/server/agent_request.h"
 #include "guest-agent/system/reap.h"
@@ -376,6 +379,79 @@ shims_that_another_user_made_are_not_taken_up(void **state)
 	assert_int_equal(adopted_of(make_look_alike(NOBODY, 0, false)), 0);
 }
 
+/* A process whose standard input is a pipe, and a file, and a pipe again. */
+static pid_t
+make_swapper(const char *file)
+{
+	int p[2], fd = open(file, O_RDONLY | O_CLOEXEC);
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	if (fd < 0 || pipe(p))
+		_exit(1);
+	for (;;) {
+		dup2(p[0], 0);
+		dup2(fd, 0);
+	}
+}
+
+static void
+a_file_that_takes_the_place_of_a_pipe_is_not_opened(void **state)
+{
+	char file[] = "/tmp/pando-finish-XXXXXX", event[4096];
+	int fd = mkstemp(file), in = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+	pid_t pid = make_swapper(file);
+	unsigned opened = 0;
+
+	(void)state;
+	assert_true(fd >= 0 && in >= 0 && pid > 0);
+	usleep(50000); /* its own open */
+	assert_true(inotify_add_watch(in, file, IN_OPEN) > 0);
+	for (int i = 0; i < 300; i++) {
+		(void)finish_look(getpid(), 0);
+		opened += read(in, event, sizeof(event)) > 0;
+	}
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	close(in);
+	close(fd);
+	unlink(file);
+	assert_int_equal(opened, 0);
+}
+
+static void
+a_pipe_without_a_writer_is_over_and_others_are_not(void **state)
+{
+	int p[2], ready[2];
+	struct stat st;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(pipe2(p, O_CLOEXEC) | pipe2(ready, O_CLOEXEC), 0);
+	assert_int_equal(fstat(p[0], &st), 0);
+	pid = fork();
+	if (!pid) {
+		dup2(p[0], 0);
+		close(p[0]);
+		close(p[1]);
+		(void)!write(ready[1], "1", 1);
+		for (;;)
+			pause();
+	}
+	close(p[0]);
+	assert_int_equal(read(ready[0], &st.st_size, 1), 1);
+	usleep(20000); /* until it sleeps */
+	assert_int_equal(finish_look(getpid(), 0), FINISH_NEVER);
+	close(p[1]);
+	assert_int_equal(finish_look(getpid(), 0), FINISH_SOON);
+	assert_int_equal(finish_look(getpid(), st.st_ino), FINISH_NEVER);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	close(ready[0]);
+	close(ready[1]);
+}
+
 int
 main(void)
 {
@@ -389,6 +465,8 @@ main(void)
 		cmocka_unit_test(frames_are_taken_whole_or_refused_early),
 		cmocka_unit_test(descendants_are_killed_without_control_groups),
 		cmocka_unit_test(shims_that_another_user_made_are_not_taken_up),
+		cmocka_unit_test(a_pipe_without_a_writer_is_over_and_others_are_not),
+		cmocka_unit_test(a_file_that_takes_the_place_of_a_pipe_is_not_opened),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
