@@ -193,8 +193,7 @@ exec_shim_main(
 	struct spawn own = *what;
 	struct err e = {0};
 	sigset_t set;
-	int signals, pidfd, null, r;
-	pid_t pid;
+	int signals, null, r;
 
 	setsid();
 	prctl(PR_SET_NAME, NAME);
@@ -208,7 +207,8 @@ exec_shim_main(
 	sigaddset(&set, SIGPIPE);
 	sigprocmask(SIG_SETMASK, &set, NULL);
 	atomic_store(&s->r->shim, getpid());
-	r = spawn_start(&own, slot, &pid, &pidfd, &e);
+	/* It may hang in there, on a file system that does not answer: the agent does not. */
+	r = spawn_and_stand_still(&own, slot, &s->r->pid, &e);
 	if (r) {
 		siginfo_t none = {.si_code = CLD_EXITED};
 
@@ -217,7 +217,6 @@ exec_shim_main(
 		note_end(s->r, &none, slot, tell);
 		_exit(1);
 	}
-	atomic_store(&s->r->pid, pid);
 	/* Out of the way of the numbers first. */
 	for (int i = 0; i < HELD_END - HELD_MEMORY; i++)
 		if (from[i] >= 0)
