@@ -225,7 +225,7 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 	case REQUEST_EXEC:
 		if (apply_runs())
 			return err_set(e, -EINPROGRESS,
-				"this machine is becoming another one; it takes commands when that is done");
+				"an identity handshake is under way; the machine takes commands when it is done");
 		r = exec_start(q, &x, e);
 		if (!r)
 			answer_exec(c, x, q);
@@ -278,7 +278,7 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 	case REQUEST_DIAL:
 		if (apply_runs())
 			return err_set(e, -EINPROGRESS,
-				"this machine is becoming another one; it takes connections when that is done");
+				"an identity handshake is under way; the machine takes connections when it is done");
 		r = dial_begin(q->port, dialled, c, &c->dial, e);
 		if (!r)
 			c->role = DIALLING;

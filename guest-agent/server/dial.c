@@ -82,9 +82,9 @@ end(struct dial *d)
  */
 
 static void
-report(struct deferred *ch)
+report(struct deferred *call)
 {
-	struct dial *d = container_of(ch, struct dial, report);
+	struct dial *d = container_of(call, struct dial, report);
 
 	if (!d->why.code) {
 		d->done(d->asker, NULL);
@@ -358,9 +358,9 @@ give_to_host(struct dial *d)
 }
 
 static void
-turn(struct deferred *ch)
+turn(struct deferred *call)
 {
-	struct dial *d = container_of(ch, struct dial, turn);
+	struct dial *d = container_of(call, struct dial, turn);
 	uint32_t tcp = 0, host = 0;
 	int did = 1;
 

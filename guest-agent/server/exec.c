@@ -147,7 +147,7 @@ read_some(struct out_stream *o)
 	}
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;
-	if (n <= 0) { /* EIO: the terminal's last shim is gone */
+	if (n <= 0) { /* EIO: nobody has the terminal open any more */
 		at_end(o);
 		return false;
 	}
@@ -882,7 +882,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	switch_user = q->user && (user.uid != geteuid() || user.gid != getegid());
 	if (switch_user && geteuid())
 		return err_set(e, -EPERM,
-			"the agent does not run as root and cannot become \"%s\"",
+			"the agent does not run as root and cannot start a command as \"%s\"",
 			user.name);
 	r = command_env_build(&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
 	if (r)
