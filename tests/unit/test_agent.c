@@ -109,6 +109,7 @@ take_up(const char *id, uint64_t out_from, uint64_t err_from,
 }
 
 static bool list_has(const char *id, char *state, size_t cap);
+static void restart_agent(int signo);
 static void end_commands(void);
 static void wait_state(const char *id, const char *want);
 
@@ -262,7 +263,9 @@ command_that_hangs_before_it_runs_holds_nobody(void **state)
 	usleep(100000);
 	assert_int_equal(agent_ping(sock, 500, &pong, &e), 0);
 	wait_state(res.id, "running");
-	/* Its number is known, though its shim stands still. */
+	/* Its number is known, though its shim stands still, also to the next agent. */
+	restart_agent(SIGKILL);
+	wait_state(res.id, "running");
 	assert_int_equal(agent_signal(sock, res.id, SIGKILL, &e), 0);
 	end = take_up(res.id, 0, 0, NULL);
 	assert_int_equal(end.kind, AGENT_SIGNALLED);
