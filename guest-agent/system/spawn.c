@@ -29,7 +29,7 @@
 static _Atomic uint32_t *slots;
 static bool reset_oom;
 static struct rlimit files_before; /* what commands get */
-static sigset_t ignored;	   /* by whoever started this program */
+static sigset_t changed; /* signals that are ignored, or handled by a sanitizer */
 
 int
 spawn_init(struct err *e)
@@ -41,12 +41,12 @@ spawn_init(struct err *e)
 	if (p == MAP_FAILED)
 		return err_sys(e, -errno, "memory shared with children");
 	slots = p;
-	sigemptyset(&ignored);
+	sigemptyset(&changed);
 	for (int i = 1; i < NSIG; i++) {
 		struct sigaction sa;
 
-		if (!sigaction(i, NULL, &sa) && sa.sa_handler == SIG_IGN)
-			sigaddset(&ignored, i);
+		if (!sigaction(i, NULL, &sa) && sa.sa_handler != SIG_DFL)
+			sigaddset(&changed, i);
 	}
 	if (!getrlimit(RLIMIT_NOFILE, &files_before) &&
 		files_before.rlim_cur < FILES_WANTED) {
@@ -117,9 +117,9 @@ child(const struct spawn *s, unsigned slot)
 	int fd[3], r;
 
 	/* What whoever started the agent ignores (SIGINT in the background of a shell)
-	 * the clone still does. Handlers go with execve. */
+	 * the clone still does; and no handler is to run in borrowed memory. */
 	for (int i = 1; i < NSIG; i++)
-		if (sigismember(&ignored, i))
+		if (sigismember(&changed, i))
 			signal(i, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
@@ -213,6 +213,7 @@ spawn_and_stand_still(
 	/* Of this stack, so that whoever checks the bounds of stacks finds the child within. */
 	_Alignas(16) char stack[STACK_BYTES];
 	struct borrower b = {s, slot};
+	sigset_t all, before;
 	pid_t pid;
 	int r, pidfd;
 
@@ -226,10 +227,15 @@ spawn_and_stand_still(
 		return 0;
 	}
 	atomic_store(&slots[slot], 0);
+	/* Until the child has no handlers any more. */
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &before);
 	pid = clone(borrowing_child, stack + sizeof(stack),
 		CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD, &b,
 		(pid_t *)(uintptr_t)ret_pid);
-	return pid < 0 ? err_sys(e, -errno, "starting a process") : 0;
+	r = pid < 0 ? -errno : 0;
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return r ? err_sys(e, r, "starting a process") : 0;
 }
 
 enum spawn_step

@@ -37,10 +37,10 @@ int spawn_init(struct err *e);
 #define SPAWN_SLOTS 512
 int spawn_start(const struct spawn *s, unsigned slot, pid_t *ret_pid, int *ret_pidfd,
 	struct err *e);
-/* vfork-like, for a caller that has nothing else to do, with all signals blocked that it
- * handles: it stands still until the program runs, or has not started, and copies no page
- * tables; only a signal that kills it ends that. *ret_pid is set before the child runs. With
- * a control group as spawn_start(). */
+/* vfork-like, for a caller that has nothing else to do and has set no handlers for signals since
+ * spawn_init(): it stands still until the program runs, or has not started, and copies no page
+ * tables; only SIGKILL ends that. *ret_pid is set before the child runs. With a control group
+ * as spawn_start(). */
 int spawn_and_stand_still(
 	const struct spawn *s, unsigned slot, _Atomic int32_t *ret_pid, struct err *e);
 /* After it has exited with 127: which step failed, and *ret_errno; SPAWN_OK when it was
