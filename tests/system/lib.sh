@@ -7,6 +7,8 @@
 #
 # In the environment: B, the build folder. PANDO_HOME is made here, and everything in it is ended and removed at exit. What
 # a function prints goes to its log and is shown when it fails.
+#
+# Limits follow progress, not the clock: a busy host may take its time. See "The watch" below.
 set -u
 : "${B:=build/plain}"
 case $B in /*) ;; *) B=$PWD/$B ;; esac
@@ -26,10 +28,75 @@ export ASAN_OPTIONS UBSAN_OPTIONS
 it_number=0
 it_failed=0
 
-# Every command has an end: COMMAND_LIMIT seconds. A guest's boot under nested emulation takes minutes.
+# The watch ends a command that stands still; one that moves for ever has this limit.
 pando() {
-	timeout -k 5 "${COMMAND_LIMIT:-900}" "$B/bin/pando" "$@"
+	timeout -k 5 "$COMMAND_LIMIT" "$B/bin/pando" "$@"
 }
+
+# The watch: a process beside the script that looks every few seconds how far everything is. What was the same for
+# STANDSTILL seconds stands still: the watch ends the pando commands that are under way, and waits end in vain. While
+# something moves, it says every five minutes how far, so that tests/run does not take the script for one that hangs.
+# A wait has WAIT_LIMIT, too, for there are guests whose consoles never stand still. All of them are minutes, which a
+# test that goes well does not need on any host.
+: "${WATCH_EVERY:=5}"
+if [ -e /run/pando-machine ]; then
+	: "${STANDSTILL:=900}" "${WAIT_LIMIT:=2400}" "${COMMAND_LIMIT:=7200}"
+else
+	: "${STANDSTILL:=300}" "${WAIT_LIMIT:=900}" "${COMMAND_LIMIT:=3600}"
+fi
+
+# The pando commands of this script, wherever they run: also those in a terminal that tmux has.
+commands_under_way() {
+	grep -l '^pando$' /proc/[0-9]*/comm 2>/dev/null | while read -r p; do
+		p=${p%/comm}
+		tr '\0' '\n' <"$p/environ" 2>/dev/null | grep -q "^PANDO_HOME=$PANDO_HOME\$" && echo "${p#/proc/}"
+	done
+	return 0
+}
+
+# One line: what there is of consoles, disks, memory, logs and what tests wrote; and the bytes that went through the
+# commands that are under way.
+how_far() {
+	# What the watch writes itself is no progress. Folders elsewhere that a script uses stand in .watch-also.
+	# shellcheck disable=SC2046 # words
+	find "$work" $(cat "$work/.watch-also" 2>/dev/null) -type f ! -name '.watch-*' -printf '%s %b %T@\n' 2>/dev/null |
+		awk '{ s += $1; b += $2; if ($3 > t) t = $3 } END {
+			printf "%d files of %.0f bytes, %.0f KiB on disk, written at %.3f", NR, s, b / 2, t }'
+	for p in $(commands_under_way); do
+		awk -v p="$p" '/^[rw]char/ { n += $2 } END { if (NR) printf "; %.0f bytes through pando, process %d", n, p }' \
+			"/proc/$p/io" 2>/dev/null
+	done
+	echo
+}
+
+watch() { # the script
+	watch_far='' watch_ends=TERM
+	watch_moved=$(date +%s)
+	watch_said=$watch_moved
+	while kill -0 "$1" 2>/dev/null && [ -d "$work" ]; do
+		watch_now=$(date +%s)
+		watch_is=$(how_far)
+		if [ "$watch_is" != "$watch_far" ]; then
+			watch_far=$watch_is watch_moved=$watch_now watch_ends=TERM
+			echo "$watch_moved" >"$work/.watch-new" && mv "$work/.watch-new" "$work/.watch-moved"
+		elif [ $((watch_now - watch_moved)) -ge "$STANDSTILL" ]; then
+			for p in $(commands_under_way); do
+				echo "# nothing has moved for $((watch_now - watch_moved)) s; ending process $p:" \
+					"$(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null)"
+				kill "-$watch_ends" "$p" 2>/dev/null
+				watch_ends=KILL
+			done
+		fi
+		if [ $((watch_now - watch_said)) -ge 300 ] && [ "$watch_moved" -gt "$watch_said" ]; then
+			watch_said=$watch_now
+			echo "# under way: $(cat "$work/.watch-test" "$work/.watch-wait" 2>/dev/null | tr '\n' ';') $watch_is"
+		fi
+		sleep "$WATCH_EVERY" >/dev/null 2>&1
+	done
+}
+date +%s >"$work/.watch-moved"
+watch $$ </dev/null 2>/dev/null &
+watch_pid=$!
 
 # Prints what sanitizers found since this was asked last; fails when that is nothing.
 findings() {
@@ -46,10 +113,12 @@ sanitized() {
 # Ends all VMs and the daemon of this home, politely first.
 end_home() {
 	[ -S "$PANDO_HOME/pandod.sock" ] || return 0
-	timeout 60 pando delete --all -y -q >/dev/null 2>&1
+	pando delete --all -y -q >/dev/null 2>&1
 	pid=$(pandod_pid)
-	[ -z "$pid" ] || kill "$pid" 2>/dev/null
-	wait_until 10 "pandod ends" not kill -0 "$pid" 2>/dev/null
+	[ -z "$pid" ] || {
+		kill "$pid" 2>/dev/null
+		wait_until "pandod ends" gone "$pid"
+	}
 	for p in $(vmm_pids); do
 		kill -KILL "$p" 2>/dev/null
 	done
@@ -58,6 +127,7 @@ end_home() {
 
 cleanup_work() {
 	end_home
+	kill "$watch_pid" 2>/dev/null
 	mountpoint -q "$PANDO_HOME" 2>/dev/null && umount "$PANDO_HOME"
 	rm -rf "$work"
 }
@@ -68,6 +138,7 @@ it() { # sentence, function [arguments…]
 	it_number=$((it_number + 1))
 	it_name=$1
 	shift
+	echo "test $it_number, $it_name" >"$work/.watch-test"
 	# Not in an `if`: set -e would be off inside.
 	(
 		set -eu
@@ -144,18 +215,25 @@ not() {
 	! "$@"
 }
 
-# Every step in here that could wait for ever is bounded.
-wait_until() { # seconds, what, command…
-	wait_limit=$(($(date +%s) + $1))
-	wait_what=$2
-	shift 2
+# In vain when everything stands still, or at WAIT_LIMIT, and says how far it came.
+wait_until() { # what, command…
+	wait_what=$1
+	shift
+	wait_began=$(date +%s)
+	echo "waits until $wait_what" >"$work/.watch-wait"
 	until "$@"; do
-		[ "$(date +%s)" -lt "$wait_limit" ] || {
-			echo "waited in vain: $wait_what" >&2
+		wait_now=$(date +%s)
+		read -r wait_moved <"$work/.watch-moved" || wait_moved=$wait_began
+		[ "$wait_moved" -gt "$wait_began" ] || wait_moved=$wait_began
+		if [ $((wait_now - wait_moved)) -ge "$STANDSTILL" ] || [ $((wait_now - wait_began)) -ge "$WAIT_LIMIT" ]; then
+			echo "waited $((wait_now - wait_began)) s in vain: $wait_what; something moved $((wait_now - wait_moved)) s" \
+				"ago: $(how_far)" >&2
+			rm -f "$work/.watch-wait"
 			return 1
-		}
+		fi
 		sleep 0.2
 	done
+	rm -f "$work/.watch-wait"
 }
 
 equal() { # what, is, should be
@@ -175,7 +253,6 @@ status_is() { # status, command…
 	shift
 	got_status=0
 	(
-		COMMAND_LIMIT=120
 		"$@"
 	) >"$work/stdout" 2>"$work/stderr" || got_status=$?
 	stdout=$(cat "$work/stdout")
@@ -222,7 +299,7 @@ end_daemon() {
 	pid=$(pandod_pid)
 	[ -n "$pid" ] || return 0
 	kill -9 "$pid" 2>/dev/null
-	wait_until 10 "pandod is gone" no_pandod
+	wait_until "pandod is gone" no_pandod
 }
 
 # Runs a command against a pandod that dies at that point.
@@ -235,12 +312,11 @@ dies_at() { # point, command…
 		PANDO_FAULT=$point
 		export PANDO_FAULT
 		pando status -q >/dev/null
-		COMMAND_LIMIT=60
 		"$@"
 	) >"$work/stdout" 2>"$work/stderr" || got=$?
 	[ "$got" -ne 0 ] || fail "nothing died at $point: $(cat "$work/stdout")"
 	[ "$got" -ne 124 ] || fail "the command hung at $point"
-	wait_until 10 "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
+	wait_until "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
 }
 
 the_tree() {
@@ -250,7 +326,7 @@ the_tree() {
 counts_on() { # vm
 	was=$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)
 	more() { [ "$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)" != "$was" ]; }
-	wait_until 20 "$1 counts on" more "$1"
+	wait_until "$1 counts on" more "$1"
 }
 
 state_is() { # vm, state

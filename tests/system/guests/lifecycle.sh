@@ -20,14 +20,14 @@ reboots() {
 	is_another() {
 		now=$(pando execute life -n -- cat /proc/sys/kernel/random/boot_id 2>/dev/null) && [ -n "$now" ] && [ "$now" != "$was" ]
 	}
-	wait_until 240 "it runs again" is_another
+	wait_until "it runs again" is_another
 	equal "its disk" "$(pando execute life -- cat /root/kept)" again
 	equal "its reboots" "$(vm_field life reboots)" 1
 	[ "$(vm_field life pid)" != "$pid" ] || fail "it is the same process"
 	# and one that panics has failed, with what its kernel said
 	pando branch life -q -n panics
 	pando execute panics -n -- sh -c 'echo c >/proc/sysrq-trigger' >/dev/null 2>&1 || true
-	wait_until 120 "panics has failed" state_is panics failed
+	wait_until "panics has failed" state_is panics failed
 	contains reason "$(vm_field panics reason)" "Kernel panic - not syncing"
 	pando delete -y -q panics
 }
@@ -41,7 +41,7 @@ disk_and_filesystem_grow_live() {
 	pando execute life -- sh -c 'head -c 5000000 /dev/urandom >/root/more && sync'
 	status_is 2 pando resize life --fs-size 1600
 	contains "the error" "$stderr" "can only grow"
-	wait_until 20 "life ends" pando delete -y -q life
+	wait_until "life ends" pando delete -y -q life
 }
 
 it "stop keeps the disk and loses the memory, start boots from it" stopped_and_started
