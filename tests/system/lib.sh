@@ -160,11 +160,11 @@ it() { # sentence, function [arguments…]
 	fi
 }
 
-# What is known of the VMs that have failed: why, and what their VMM and their console said last.
+# What is known of the VMs that have failed, or have not answered yet: why, and what their VMM and their console said last.
 tell_failed() {
 	[ -S "$PANDO_HOME/pandod.sock" ] || return 0
-	for v in $(vms '" ".join(v["id"] for v in j if v["state"] == "failed")' 2>/dev/null); do
-		echo "VM $v ($(vm_field "$v" alias)) has failed: $(vm_field "$v" reason)"
+	for v in $(vms '" ".join(v["id"] for v in j if v["state"] in ("failed", "starting"))' 2>/dev/null); do
+		echo "VM $v ($(vm_field "$v" alias)) is $(vm_field "$v" state): $(vm_field "$v" reason)"
 		echo "its VMM's last lines:"
 		pando logs "$v" --vmm --tail 10 2>&1
 		echo "its console's last lines:"

@@ -289,7 +289,7 @@ a_restored_and_a_restarted_machine() {
 	# One that is started again is who it was.
 	key=$(vm_field back-0 host_key)
 	machine=$(pando execute back-0 -- cat /etc/machine-id)
-	status_is 0 pando stop back-0
+	status_is 0 pando stop back-0 --timeout 3600
 	status_is 0 pando start back-0
 	equal "its host key" "$(vm_field back-0 host_key)" "$key"
 	equal "its machine-id" "$(pando execute back-0 -- cat /etc/machine-id)" "$machine"

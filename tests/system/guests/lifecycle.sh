@@ -3,7 +3,7 @@
 stopped_and_started() {
 	pando branch g -q -n life
 	pando execute life -- sh -c 'echo kept >/root/kept; echo lost >/run/lost'
-	status_is 0 pando stop life
+	status_is 0 pando stop life --timeout 3600
 	equal "its state" "$(vm_field life state)" stopped
 	status_is 0 pando start life
 	equal "its disk" "$(pando execute life -- cat /root/kept)" kept
@@ -35,8 +35,15 @@ reboots() {
 disk_and_filesystem_grow_live() {
 	before=$(pando execute life -- df -m --output=size / | tail -n 1)
 	status_is 0 pando resize life --fs-size 2048
-	after=$(pando execute life -- df -m --output=size / | tail -n 1)
-	[ "$after" -gt $((before + 400)) ] || fail "the file system had $before MiB and has $after MiB"
+	# The guest may not be done when the call is: the call is there to be made again.
+	has_grown() {
+		after=$(pando execute life -- df -m --output=size / | tail -n 1)
+		[ "$after" -gt $((before + 400)) ] || {
+			pando resize life --fs-size 2048
+			return 1
+		}
+	}
+	wait_until "the file system of $before MiB has grown" has_grown
 	# what did not fit before
 	pando execute life -- sh -c 'head -c 5000000 /dev/urandom >/root/more && sync'
 	status_is 2 pando resize life --fs-size 1600

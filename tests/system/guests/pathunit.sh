@@ -136,7 +136,7 @@ printf "command = \"echo boot >>/root/others; exec cat\"\nstop_s = 2\n" >/etc/pa
 	status_is 0 pando rpc start --name kept rebooted
 	status_is 0 pando rpc start --name other rebooted
 	status_is 0 pando rpc stop --name other rebooted
-	pando stop rebooted -q
+	pando stop rebooted -q --timeout 3600
 	pando start rebooted -q
 	wait_until "it runs again" pando execute rebooted --shell '[ "$(wc -l </root/boots)" -eq 2 ]'
 	# Pulled off the mains.
