@@ -38,7 +38,10 @@ pando() {
 # something moves, it says every five minutes how far, so that tests/run does not take the script for one that hangs.
 # A wait has WAIT_LIMIT, too, for there are guests whose consoles never stand still. All of them are minutes, which a
 # test that goes well does not need on any host.
-: "${WATCH_EVERY:=5}"
+case $0 in
+*/bench/*) : "${WATCH_EVERY:=60}" ;; # which measures
+*) : "${WATCH_EVERY:=5}" ;;
+esac
 if [ -e /run/pando-machine ]; then
 	: "${STANDSTILL:=900}" "${WAIT_LIMIT:=2400}" "${COMMAND_LIMIT:=7200}"
 else
@@ -70,7 +73,8 @@ how_far() {
 }
 
 watch() { # the script
-	watch_far='' watch_ends=TERM
+	watch_far='' watch_ends=TERM watch_sleep=''
+	trap '[ -z "$watch_sleep" ] || kill "$watch_sleep"; exit' TERM
 	watch_moved=$(date +%s)
 	watch_said=$watch_moved
 	while kill -0 "$1" 2>/dev/null && [ -d "$work" ]; do
@@ -91,7 +95,9 @@ watch() { # the script
 			watch_said=$watch_now
 			echo "# under way: $(cat "$work/.watch-test" "$work/.watch-wait" 2>/dev/null | tr '\n' ';') $watch_is"
 		fi
-		sleep "$WATCH_EVERY" >/dev/null 2>&1
+		sleep "$WATCH_EVERY" >/dev/null 2>&1 &
+		watch_sleep=$!
+		wait "$watch_sleep"
 	done
 }
 date +%s >"$work/.watch-moved"
