@@ -87,7 +87,8 @@ watched() {
 }
 
 a_wait_ends_when_everything_stands_still_and_says_how_far_it_is() {
-	watched 4 'it "it comes" wait_until "it comes" false'
+	watched 4 'asks() { echo "I ask" >&2; return 1; }
+it "it comes" wait_until "it comes" asks'
 	contains "what it said" "$(cat "$work/said")" "not ok 1 - it comes"
 	grep -q 'waited [0-9]* s in vain: it comes; something moved [0-9]* s ago: [0-9]* files of' "$work/said"
 }

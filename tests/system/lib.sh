@@ -58,16 +58,27 @@ commands_under_way() {
 }
 
 # One line: what there is of consoles, disks, memory, logs and what tests wrote; and the bytes that went through the
-# commands that are under way.
+# commands that are under way. A wait that asks again and again is no progress: neither what it says, nor its commands, which
+# are young. Nor is what the watch writes. Folders elsewhere that a script uses stand in .watch-also.
 how_far() {
-	# What the watch writes itself is no progress. Folders elsewhere that a script uses stand in .watch-also.
+	if [ -e "$work/.watch-wait" ]; then
+		set -- "$work/[0-9]*.log" "$work/stdout" "$work/stderr"
+	else
+		set -- '' '' ''
+	fi
 	# shellcheck disable=SC2046 # words
-	find "$work" $(cat "$work/.watch-also" 2>/dev/null) -type f ! -name '.watch-*' -printf '%s %b %T@\n' 2>/dev/null |
+	find "$work" $(cat "$work/.watch-also" 2>/dev/null) -type f ! -name '.watch-*' ! -path "$1" ! -path "$2" ! -path "$3" \
+		-printf '%s %b %T@\n' 2>/dev/null |
 		awk '{ s += $1; b += $2; if ($3 > t) t = $3 } END {
 			printf "%d files of %.0f bytes, %.0f KiB on disk, written at %.3f", NR, s, b / 2, t }'
 	for p in $(commands_under_way); do
-		awk -v p="$p" '/^[rw]char/ { n += $2 } END { if (NR) printf "; %.0f bytes through pando, process %d", n, p }' \
-			"/proc/$p/io" 2>/dev/null
+		# Started (in hundredths of a second) a minute ago or earlier.
+		awk -v p="$p" '
+			FILENAME == "/proc/uptime" { up = $1 }
+			FILENAME ~ /stat$/ { age = up - $22 / 100 }
+			/^[rw]char/ { n += $2 }
+			END { if (age > 60) printf "; %.0f bytes through pando, process %d", n, p }' \
+			/proc/uptime "/proc/$p/stat" "/proc/$p/io" 2>/dev/null
 	done
 	echo
 }
