@@ -20,8 +20,8 @@
 
 struct api;
 
-/* t, c: borrowed. listen_fd: taken over, also on failure. shutdown: called, from any thread, for POST
- * /v1/shutdown. */
+/* t, c: borrowed. listen_fd: taken over, also on failure. shutdown: called, from any thread,
+ * for POST /v1/shutdown. */
 int api_start(struct tree *t, struct commits *c, int listen_fd,
 	void (*shutdown)(void *ctx), void *ctx, struct api **ret, struct err *e);
 /* Waits for the calls that are under way; tree_stop() first shortens them. */

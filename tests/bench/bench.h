@@ -1,7 +1,7 @@
 /*
  * What the benchmarks of VMs share: a PANDO_HOME of their own with a tree (host/vm/tree.h)
- * and commits in it, small guests in the shipped pando-vmm, started, forked and restored by pandod's
- * own code; and the ways out of a benchmark.
+ * and commits in it, small guests in the shipped pando-vmm, started, forked and restored by
+ * pandod's own code; and the ways out of a benchmark.
  *
  * One benchmark a process, one thread. Whatever fails ends the benchmark with a sentence:
  * half a measurement is none.

@@ -1,7 +1,7 @@
 /*
  * What a VM's start from a commit costs, with small guests of which 128 MiB are touched.
- * The commit is made by commits_make() and its materialized image by materialized_get(), once; pre-warmed VMMs
- * are made as host/commit/pool.c makes them. Files and sockets are there before the clock runs.
+ * The commit is made by commits_make() and its materialized image by materialized_get(), once;
+ * pre-warmed VMMs are made as host/commit/pool.c makes them. Files and sockets are there before the clock runs.
  *
  *   bench_spawn [--json] [--rounds N] [--mem MIB]
  *
