@@ -358,7 +358,7 @@ agent(const char *name, struct json_out *o)
 	if (rpc_conf_read(p.conf, &c, &e)) {
 		snprintf(why, sizeof(why), "%.290s", e.msg);
 	} else if (rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR) <= 0) {
-		snprintf(why, sizeof(why), "it has no keeper");
+		snprintf(why, sizeof(why), "it has no supervisor");
 	} else if (n > 0 && !json_line_check(state.at, state.len, NULL) &&
 		   json_line_member(state, "state", &v) && json_line_is(v, "failed")) {
 		if (!json_line_member(state, "reason", &v))
