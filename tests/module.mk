@@ -12,7 +12,8 @@ $(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t
 
 # A script: what folders include from each other, and whose files call each other in circles.
 UNIT_SCRIPTS += test_rooms
-$(B)/tests/test_rooms: tests/unit/test_rooms.py $(foreach l,vmmcore vmmdev vmmdisk,$(B)/obj/lib$(l).a) $(B)/obj/vmm/main.o
+$(B)/tests/test_rooms: tests/unit/test_rooms.py $(LIBRARIES:%=$(B)/obj/lib%.a) $(B)/bin/pandod \
+	$(B)/libexec/pando/pando-vmm $(B)/libexec/pando/pando-agent $(B)/libexec/pando/pando-units
 	@mkdir -p $(@D)
 	install -m 0755 $< $@
 
