@@ -287,6 +287,7 @@ teardown(void **state)
 
 	(void)state;
 	said_nothing(RPC("stop", "a"));
+	before_exec = NULL; /* also where the test ended in the middle */
 	snprintf(path, sizeof(path), "%s/var", root);
 	umount2(path, MNT_DETACH); /* a_full_disk_… */
 	/* The keeper's own sanitizers. */
@@ -1312,20 +1313,32 @@ detaching_script(void)
 	return script;
 }
 
+/* Waits until so many processes have the mark. */
+static void
+marked_are(int n)
+{
+	int now = 0;
+
+	for (int i = 0; i < 3000 && (now = processes_with(mark)) != n; i++)
+		usleep(20000);
+	if (now != n)
+		fail_msg("%d processes have the mark %s, not %d", now, mark, n);
+}
+
 static void
 detached_tools_end_with_their_program(void)
 {
 	configure(detaching_script(), "stop_s = 2\n[restart]\npolicy = \"never\"\n");
 	started();
 	sent("{}");
-	WAIT_FOR(processes_with(mark) == 2, 20);
+	marked_are(2);
 	said_nothing(RPC("stop"));
 	assert_int_equal(processes_with(mark), 0);
 
 	/* One that ends by itself takes them along, also after its supervisor was another. */
 	started();
 	sent("{}");
-	WAIT_FOR(processes_with(mark) == 2, 20);
+	marked_are(2);
 	kill_supervisor();
 	sent("\"end\"");
 	WAIT_FOR(state_is("failed"), 20);
@@ -1348,7 +1361,6 @@ what_detaches_itself_ends_also_without_control_groups(void **state)
 		skip();
 	before_exec = hide_groups;
 	detached_tools_end_with_their_program();
-	before_exec = NULL;
 }
 
 static void
@@ -1360,7 +1372,7 @@ what_detached_itself_ends_though_its_shim_was_killed(void **state)
 	configure(detaching_script(), "stop_s = 2\n[restart]\npolicy = \"never\"\n");
 	started();
 	sent("{}");
-	WAIT_FOR(processes_with(mark) == 2, 20);
+	marked_are(2);
 	kill_shim();
 	WAIT_FOR(state_is("failed"), 20);
 	assert_int_equal(processes_with(mark), 0);
