@@ -325,7 +325,9 @@ conn_take_frame(struct conn *c, const struct agent_frame *f, struct err *e)
 		if (!c->exit_told || c->frame_at < c->n_frames)
 			return err_set(
 				e, -EPROTO, "the end was taken before it was there");
-		exec_taken(c->exec);
+		/* Said too late: the end is another reader's to take. */
+		if (!c->superseded)
+			exec_taken(c->exec);
 		c->exec = NULL;
 		c->role = DONE;
 		return 0;

@@ -662,12 +662,17 @@ void
 exec_attach(
 	struct exec *x, const struct exec_listener *l, void *ctx, const uint64_t from[2])
 {
-	if (x->reader)
-		x->on->superseded(x->reader);
+	const struct exec_listener *old = x->on;
+	void *old_ctx = x->reader;
+
 	x->on = l;
 	x->reader = ctx;
 	for (int i = 0; i < 2; i++)
 		x->out[i].keep = from[i];
+	/* Last: the old reader may detach within the call. It is the reader no more, so that
+	 * hangs nothing up. */
+	if (old_ctx)
+		old->superseded(old_ctx);
 }
 
 /* A terminal whose other end is closed sends what runs on it a SIGHUP by itself. */

@@ -31,6 +31,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
+#include "common/wire/agent_frame.h"
 #include "host/agent/agent_client.h"
 #include "tests/unit/agent_help.h"
 
@@ -1092,6 +1093,90 @@ second_reader_puts_the_first_off(void **state)
 	close(fd);
 }
 
+/* Reads no more than the answer. */
+static int
+dial_and_stall(const char *request, char id[static 24])
+{
+	char line[256];
+	int fd = dial(request);
+
+	read_line(fd, line, sizeof(line));
+	assert_int_equal(sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id), 1);
+	return fd;
+}
+
+static void
+reader_that_is_put_off_in_the_middle_of_a_frame_is_no_hang_up(void **state)
+{
+	/* One that has ended, its output under way; and one that runs on. */
+	static const char *const requests[] = {
+		"{\"op\":\"exec\",\"argv\":[\"head\",\"-c\",\"400000\",\"/dev/zero\"],\"hangup\":true}\n",
+		"{\"op\":\"exec\",\"argv\":[\"head\",\"-c\",\"9000000\",\"/dev/zero\"],\"hangup\":true}\n",
+	};
+	static const uint64_t bytes[] = {400000, 9000000};
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		struct agent_exec_result end;
+		char id[24];
+		int fd = dial_and_stall(requests[i], id);
+
+		if (i == 0)
+			wait_state(id, "exited");
+		else
+			usleep(200000);
+		end = take_up(id, 0, 0, NULL);
+		close(fd);
+		assert_int_equal(end.kind, AGENT_EXITED);
+		assert_int_equal(end.stdout_bytes, bytes[i]);
+	}
+}
+
+/* Frames until that of this type. */
+static void
+read_until(int fd, uint8_t type)
+{
+	static char payload[AGENT_FRAME_MAX];
+	struct agent_frame_hdr h;
+
+	do {
+		assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
+		assert_true(h.len <= sizeof(payload));
+		assert_int_equal(io_read_full(fd, payload, h.len), 0);
+	} while (h.type != type);
+}
+
+static void
+end_that_is_taken_just_after_another_attached_is_still_the_others(void **state)
+{
+	const struct agent_frame_hdr taken = agent_frame_hdr(AGENT_TAKEN, 0, 0);
+	char line[256], request[128], id[24];
+	struct agent_pong pong;
+	struct err e = {0};
+	int first, second;
+
+	(void)state;
+	first = dial_and_stall("{\"op\":\"exec\",\"argv\":[\"echo\",\"x\"]}\n", id);
+	read_until(first, AGENT_EXIT);
+	second = dial("");
+	/* Both in one round of its loop, and in this order. */
+	assert_int_equal(kill(agent_pid, SIGSTOP), 0);
+	snprintf(request, sizeof(request),
+		"{\"op\":\"attach\",\"id\":\"%s\",\"stdout\":0,\"stderr\":0}\n", id);
+	assert_int_equal(io_write_full(second, request, strlen(request)), 0);
+	assert_int_equal(io_write_full(first, &taken, sizeof(taken)), 0);
+	assert_int_equal(kill(agent_pid, SIGCONT), 0);
+	read_line(second, line, sizeof(line));
+	assert_non_null(strstr(line, "\"ok\":true"));
+	read_until(second, AGENT_STDOUT);
+	read_until(second, AGENT_EXIT);
+	assert_int_equal(io_write_full(second, &taken, sizeof(taken)), 0);
+	assert_int_equal(agent_ping(sock, 1000, &pong, &e), 0);
+	assert_false(list_has(id, line, sizeof(line)));
+	close(first);
+	close(second);
+}
+
 static void
 as_many_records_are_kept_as_commands_may_run(void **state)
 {
@@ -2148,6 +2233,10 @@ main(void)
 		cmocka_unit_test(slow_reader_slows_the_command_and_nothing_else),
 		cmocka_unit_test(reader_that_died_in_the_middle_wedges_nothing),
 		cmocka_unit_test(second_reader_puts_the_first_off),
+		cmocka_unit_test(
+			reader_that_is_put_off_in_the_middle_of_a_frame_is_no_hang_up),
+		cmocka_unit_test(
+			end_that_is_taken_just_after_another_attached_is_still_the_others),
 		cmocka_unit_test(as_many_records_are_kept_as_commands_may_run),
 		cmocka_unit_test(commands_go_on_while_the_agent_is_started_anew),
 		cmocka_unit_test(input_is_whole_though_the_agent_is_started_anew),
