@@ -39,6 +39,8 @@ enum held_fd {
 	HELD_TELL,
 	HELD_END
 };
+/* And until the command runs, what is for that: 0, 1, 2 and its control group. */
+enum { FOR_COMMAND = HELD_END, FOR_GROUP = FOR_COMMAND + 3, FOR_END };
 
 static uint64_t own_key = 1;
 static unsigned own_keep_s = 600;
@@ -184,6 +186,14 @@ hold(struct exec_shim_record *r, int signals, unsigned slot)
 	}
 }
 
+static void
+close_from(int first)
+{
+	if (syscall(SYS_close_range, (unsigned)first, ~0u, 0u))
+		for (int fd = first; fd < 8192; fd++)
+			close(fd);
+}
+
 static _Noreturn void
 exec_shim_main(
 	struct exec_shim *s, const struct spawn *what, unsigned slot, int note, int tell)
@@ -224,6 +234,17 @@ exec_shim_main(
 		else
 			close(HELD_MEMORY + i);
 	}
+	for (int i = 0; i < 3; i++)
+		own.fd[i] = dup3(own.fd[i], FOR_COMMAND + i, O_CLOEXEC);
+	if (own.cgroup_fd >= 0) {
+		own.cgroup_fd = dup3(own.cgroup_fd, FOR_GROUP, O_CLOEXEC);
+		r = own.cgroup_fd < 0 ? -errno : 0;
+	}
+	/* Of the agent's own nothing else stays, not its sockets and not others' pipes: they
+	 * would be open as long as the command hangs below. */
+	for (int fd = 3; fd < HELD_MEMORY; fd++)
+		close(fd);
+	close_from(own.cgroup_fd >= 0 ? FOR_END : FOR_GROUP);
 	/* It may hang in there, on a file system that does not answer: the agent does not. */
 	if (!r)
 		r = spawn_and_stand_still(&own, slot, &s->r->pid, &e);
@@ -238,12 +259,7 @@ exec_shim_main(
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	for (int i = 0; i < 3 && null >= 0; i++)
 		dup2(null, i);
-	/* Of the agent's own nothing stays: not its sockets, not others' pipes. */
-	for (int fd = 3; fd < HELD_MEMORY; fd++)
-		close(fd);
-	if (syscall(SYS_close_range, HELD_END, ~0u, 0u))
-		for (int fd = HELD_END; fd < 8192; fd++)
-			close(fd);
+	close_from(FOR_COMMAND);
 	sigdelset(&set, SIGPIPE);
 	signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)

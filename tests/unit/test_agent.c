@@ -113,6 +113,8 @@ static bool list_has(const char *id, char *state, size_t cap);
 static void restart_agent(int signo);
 static void end_commands(void);
 static void wait_state(const char *id, const char *want);
+static int dial(const char *request);
+static void read_line(int fd, char *line, size_t cap);
 
 static void
 ping_tells_who_answers(void **state)
@@ -271,6 +273,43 @@ command_that_hangs_before_it_runs_holds_nobody(void **state)
 	end = take_up(res.id, 0, 0, NULL);
 	assert_int_equal(end.kind, AGENT_SIGNALLED);
 	assert_int_equal(end.value, SIGKILL);
+	assert_int_equal(umount2(where, MNT_DETACH), 0);
+	close(fuse);
+	rmdir(where);
+}
+
+static void
+command_that_hangs_before_it_runs_keeps_no_pipe_of_others(void **state)
+{
+	const struct agent_frame_hdr end_of_input = agent_frame_hdr(AGENT_STDIN_EOF, 0, 0);
+	char where[128], cwd[140], line[256], id[8][24];
+	struct agent_exec_req q = {.argv = SH("true"), .cwd = cwd, .detach = true};
+	struct agent_exec_result res;
+	struct err e = {0};
+	int fuse, fd[8];
+
+	(void)state;
+	snprintf(where, sizeof(where), "%s/silence", folder);
+	snprintf(cwd, sizeof(cwd), "%s/x", where);
+	fuse = mount_silence(where);
+	if (fuse < 0)
+		skip();
+	for (int i = 0; i < 8; i++) {
+		fd[i] = dial("{\"op\":\"exec\",\"argv\":[\"cat\"],\"stdin\":true}\n");
+		read_line(fd[i], line, sizeof(line));
+		assert_int_equal(
+			sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id[i]), 1);
+	}
+	res = call(&q, NULL);
+	usleep(100000);
+	for (int i = 0; i < 8; i++) {
+		assert_int_equal(
+			io_write_full(fd[i], &end_of_input, sizeof(end_of_input)), 0);
+		wait_state(id[i], "exited");
+		close(fd[i]);
+	}
+	assert_int_equal(agent_signal(sock, res.id, SIGKILL, &e), 0);
+	take_up(res.id, 0, 0, NULL);
 	assert_int_equal(umount2(where, MNT_DETACH), 0);
 	close(fuse);
 	rmdir(where);
@@ -2206,6 +2245,7 @@ main(void)
 		cmocka_unit_test(path_of_the_given_environment_finds_the_program),
 		cmocka_unit_test(working_folder_is_taken),
 		cmocka_unit_test(command_that_hangs_before_it_runs_holds_nobody),
+		cmocka_unit_test(command_that_hangs_before_it_runs_keeps_no_pipe_of_others),
 		cmocka_unit_test(program_that_is_not_there_is_127),
 		cmocka_unit_test(limits_of_the_agent_are_not_the_commands),
 		cmocka_unit_test(user_is_switched_to),
