@@ -215,7 +215,7 @@ spawn_and_stand_still(
 	struct borrower b = {s, slot};
 	sigset_t all, before;
 	pid_t pid;
-	int r, pidfd;
+	int r, pidfd, dumpable;
 
 	if (s->cgroup_fd >= 0) {
 		/* clone(2) cannot put it there. */
@@ -227,6 +227,7 @@ spawn_and_stand_still(
 		return 0;
 	}
 	atomic_store(&slots[slot], 0);
+	dumpable = prctl(PR_GET_DUMPABLE);
 	/* Until the child has no handlers any more. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &before);
@@ -234,6 +235,9 @@ spawn_and_stand_still(
 		CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD, &b,
 		(pid_t *)(uintptr_t)ret_pid);
 	r = pid < 0 ? -errno : 0;
+	/* A child that switches its user makes the memory undumpable, which is ours. It is
+	 * out of it now. */
+	prctl(PR_SET_DUMPABLE, dumpable);
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	return r ? err_sys(e, r, "starting a process") : 0;
 }

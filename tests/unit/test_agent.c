@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <pthread.h>
 #include <pty.h>
@@ -18,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -1293,6 +1295,39 @@ commands_go_on_while_the_agent_is_started_anew(void **state)
 	assert_string_not_equal(id[0], id[1]);
 }
 
+/* As root of a container often is. */
+static bool
+enter_without_tracing(void)
+{
+	return !prctl(PR_CAPBSET_DROP, CAP_SYS_PTRACE, 0, 0, 0) && enter();
+}
+
+static void
+commands_of_other_users_are_taken_up_by_an_agent_that_may_not_trace(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("sleep 60"), .user = "nobody", .cwd = "/", .detach = true};
+	struct agent_exec_result res;
+	struct err e = {0};
+
+	(void)state;
+	if (geteuid())
+		skip();
+	for (int i = 0; i < 2; i++) {
+		kill(agent_pid, SIGKILL);
+		waitpid(agent_pid, NULL, 0);
+		agent_pid = agent_help_start(sock, NULL, enter_without_tracing);
+		assert_true(agent_pid > 0);
+		if (i == 0)
+			res = call(&q, NULL);
+		usleep(200000); /* till its shim holds what it is to hold */
+	}
+	wait_state(res.id, "running");
+	assert_int_equal(agent_signal(sock, res.id, SIGKILL, &e), 0);
+	take_up(res.id, 0, 0, NULL);
+	restart_agent(SIGTERM);
+}
+
 static void
 input_is_whole_though_the_agent_is_started_anew(void **state)
 {
@@ -2279,6 +2314,8 @@ main(void)
 			end_that_is_taken_just_after_another_attached_is_still_the_others),
 		cmocka_unit_test(as_many_records_are_kept_as_commands_may_run),
 		cmocka_unit_test(commands_go_on_while_the_agent_is_started_anew),
+		cmocka_unit_test(
+			commands_of_other_users_are_taken_up_by_an_agent_that_may_not_trace),
 		cmocka_unit_test(input_is_whole_though_the_agent_is_started_anew),
 		cmocka_unit_test(records_and_limits_outlive_the_agent),
 		cmocka_unit_test(ids_are_never_given_again),
