@@ -149,6 +149,9 @@ set_up(const char *where, struct err *e)
 	char end;
 	int fd, r;
 
+	r = exec_shim_init(where, keep_s, e);
+	if (r)
+		return r;
 	if (sscanf(where, "vsock:%u%c", &port, &end) == 1) {
 		is_vsock = true;
 		r = listen_vsock(port, &fd, e);
@@ -168,7 +171,6 @@ set_up(const char *where, struct err *e)
 	if (r)
 		return r;
 	reap_init();
-	exec_shim_set_agent(where, keep_s);
 	exec_init();
 	apply_init();
 	if (watch_init(&why))

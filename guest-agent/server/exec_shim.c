@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -42,18 +43,31 @@ enum held_fd {
 /* And until the command runs, what is for that: 0, 1, 2 and its control group. */
 enum { FOR_COMMAND = HELD_END, FOR_GROUP = FOR_COMMAND + 3, FOR_END };
 
-static uint64_t own_key = 1;
-static unsigned own_keep_s = 600;
+static uint64_t own_key;
+static unsigned own_keep_s;
+static int nothing = -1; /* what the agent has at these numbers but for an instant */
 
-void
-exec_shim_set_agent(const char *where, unsigned keep_s)
+int
+exec_shim_init(const char *where, unsigned keep_s, struct err *e)
 {
 	uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
+	int null;
 
 	for (; *where; where++)
 		h = (h ^ (uint8_t)*where) * 0x100000001b3u;
 	own_key = h;
 	own_keep_s = keep_s;
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	nothing = fcntl(null, F_DUPFD_CLOEXEC, HELD_END);
+	if (nothing < 0)
+		return err_sys(e, -errno, "/dev/null");
+	/* Whatever has one of the numbers was inherited by mistake. */
+	for (int fd = HELD_MEMORY; fd < HELD_END; fd++)
+		if (fd != null && dup3(nothing, fd, O_CLOEXEC) < 0)
+			return err_sys(e, -errno, "descriptor %d", fd);
+	if (null < HELD_MEMORY || null >= HELD_END)
+		close(null);
+	return 0;
 }
 
 /*
@@ -195,18 +209,14 @@ close_from(int first)
 }
 
 static _Noreturn void
-exec_shim_main(
-	struct exec_shim *s, const struct spawn *what, unsigned slot, int note, int tell)
+exec_shim_main(struct exec_shim *s, const struct spawn *what, unsigned slot)
 {
-	int from[HELD_END - HELD_MEMORY] = {
-		s->memory, s->in, s->out[0], s->out[1], note, tell};
 	struct spawn own = *what;
 	struct err e = {0};
 	sigset_t set;
 	int signals, null, r = 0;
 
 	setsid();
-	prctl(PR_SET_NAME, NAME);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	/* So that the next agent may take the files, where only root could else. */
 	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
@@ -216,23 +226,12 @@ exec_shim_main(
 	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGPIPE);
 	sigprocmask(SIG_SETMASK, &set, NULL);
-	atomic_store(&s->r->shim, getpid());
-	/* The next agent finds them where they are to be, even while the command hangs below.
-	 * First all of them out of the way of the numbers. */
-	for (int i = 0; i < HELD_END - HELD_MEMORY; i++)
-		if (from[i] >= 0)
-			from[i] = fcntl(from[i], F_DUPFD_CLOEXEC, 64);
+	/* What is for the command, first out of the way of the numbers. */
 	for (int i = 0; i < 3; i++)
 		own.fd[i] = fcntl(own.fd[i], F_DUPFD_CLOEXEC, 64);
 	if (own.cgroup_fd >= 0) {
 		own.cgroup_fd = fcntl(own.cgroup_fd, F_DUPFD_CLOEXEC, 64);
 		r = own.cgroup_fd < 0 ? -errno : 0;
-	}
-	for (int i = 0; i < HELD_END - HELD_MEMORY; i++) {
-		if (from[i] >= 0)
-			dup3(from[i], HELD_MEMORY + i, O_CLOEXEC);
-		else
-			close(HELD_MEMORY + i);
 	}
 	for (int i = 0; i < 3; i++)
 		own.fd[i] = dup3(own.fd[i], FOR_COMMAND + i, O_CLOEXEC);
@@ -268,6 +267,46 @@ exec_shim_main(
 	_exit(0);
 }
 
+/*
+ * A child that the next agent finds and takes up whatever becomes of this one, from its first
+ * instant on: it is born with its name and with its descriptors at their numbers, and the
+ * kernel writes its own number into the record before it runs.
+ */
+static pid_t
+fork_shim(struct exec_shim *s, int note, int tell)
+{
+	const int held[HELD_END - HELD_MEMORY] = {
+		s->memory, s->in, s->out[0], s->out[1], note, tell};
+	int code = 0;
+	/* No CLONE_PIDFD: it might take a number that is free just now. */
+	struct clone_args args = {
+		.flags = CLONE_PARENT_SETTID,
+		.parent_tid = (uint64_t)(uintptr_t)&s->r->shim,
+		.exit_signal = SIGCHLD,
+	};
+	char name[16] = "";
+	long pid = -1;
+
+	for (int i = 0; i < HELD_END - HELD_MEMORY; i++) {
+		if (held[i] < 0)
+			close(HELD_MEMORY + i);
+		else if (dup3(held[i], HELD_MEMORY + i, O_CLOEXEC) < 0)
+			code = errno;
+	}
+	if (!code) {
+		prctl(PR_GET_NAME, name);
+		prctl(PR_SET_NAME, NAME);
+		pid = syscall(SYS_clone3, &args, sizeof(args));
+		if (pid == 0)
+			return 0;
+		code = errno;
+		prctl(PR_SET_NAME, name);
+	}
+	for (int i = 0; i < HELD_END - HELD_MEMORY; i++)
+		dup3(nothing, HELD_MEMORY + i, O_CLOEXEC);
+	return pid < 0 ? -code : (pid_t)pid;
+}
+
 int
 exec_shim_start(
 	struct exec_shim *s, const struct spawn *what, unsigned slot, struct err *e)
@@ -286,18 +325,15 @@ exec_shim_start(
 	/* What it is told before it listens waits, and does not kill it. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &before);
-	pid = fork();
+	pid = fork_shim(s, note, tell);
 	if (pid == 0)
-		exec_shim_main(s, what, slot, note, tell);
+		exec_shim_main(s, what, slot);
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	if (pid < 0)
-		return err_sys(e, -errno, "starting a process");
-	pidfd = (int)syscall(SYS_pidfd_open, pid, 0u);
-	code = pidfd < 0 ? -errno : 0;
+		return err_sys(e, pid, "starting a process");
 	close(TAKE_FD(tell));
-	atomic_store(&r->shim, pid);
-	if (!code)
-		code = io_set_nonblock(note, 1);
+	pidfd = (int)syscall(SYS_pidfd_open, pid, 0u);
+	code = pidfd < 0 ? -errno : io_set_nonblock(note, 1);
 	if (code) {
 		kill(pid, SIGKILL);
 		waitpid(pid, NULL, 0);

@@ -73,8 +73,9 @@ struct exec_shim {
 		.memory = -1, .in = -1, .out = {-1, -1}, .note = -1, .pidfd = -1 \
 	}
 
-/* Which agent this is: `where` it listens. keep_s: see above. */
-void exec_shim_set_agent(const char *where, unsigned keep_s);
+/* Once, before the agent opens files. Which agent this is: `where` it listens. keep_s: see
+ * above. */
+int exec_shim_init(const char *where, unsigned keep_s, struct err *e);
 /* A record with rings of that size. */
 int exec_shim_make(struct exec_shim *s, size_t in_cap, size_t out_cap, struct err *e);
 /* Starts shim and command; s->in and s->out are given. */

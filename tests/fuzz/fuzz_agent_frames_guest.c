@@ -47,8 +47,7 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 	 */
 	snprintf(folder, sizeof(folder), "/tmp/pando-fuzz-agent-%d", (int)getpid());
 	/* Nobody comes after it. */
-	exec_shim_set_agent(folder, 1);
-	if (loop_init(&e) || spawn_init(&e))
+	if (exec_shim_init(folder, 1, &e) || loop_init(&e) || spawn_init(&e))
 		abort();
 	snprintf(put_folder, sizeof(put_folder), "%s/put", folder);
 	return 0;

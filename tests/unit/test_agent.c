@@ -1320,12 +1320,33 @@ commands_of_other_users_are_taken_up_by_an_agent_that_may_not_trace(void **state
 		assert_true(agent_pid > 0);
 		if (i == 0)
 			res = call(&q, NULL);
-		usleep(200000); /* till its shim holds what it is to hold */
 	}
 	wait_state(res.id, "running");
 	assert_int_equal(agent_signal(sock, res.id, SIGKILL, &e), 0);
 	take_up(res.id, 0, 0, NULL);
 	restart_agent(SIGTERM);
+}
+
+static void
+command_is_known_to_the_next_agent_from_its_first_instant(void **state)
+{
+	struct agent_exec_req q = {.argv = SH("sleep 60"), .detach = true};
+	struct agent_exec_result res[20];
+	char is[32];
+	unsigned lost = 0;
+	struct err e = {0};
+
+	(void)state;
+	for (int i = 0; i < 20; i++) {
+		res[i] = call(&q, NULL);
+		restart_agent(SIGKILL);
+		lost += !list_has(res[i].id, is, sizeof(is));
+	}
+	assert_int_equal(lost, 0);
+	for (int i = 0; i < 20; i++) {
+		assert_int_equal(agent_signal(sock, res[i].id, SIGKILL, &e), 0);
+		take_up(res[i].id, 0, 0, NULL);
+	}
 }
 
 static void
@@ -2316,6 +2337,8 @@ main(void)
 		cmocka_unit_test(commands_go_on_while_the_agent_is_started_anew),
 		cmocka_unit_test(
 			commands_of_other_users_are_taken_up_by_an_agent_that_may_not_trace),
+		cmocka_unit_test(
+			command_is_known_to_the_next_agent_from_its_first_instant),
 		cmocka_unit_test(input_is_whole_though_the_agent_is_started_anew),
 		cmocka_unit_test(records_and_limits_outlive_the_agent),
 		cmocka_unit_test(ids_are_never_given_again),

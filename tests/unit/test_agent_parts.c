@@ -369,7 +369,7 @@ shims_that_another_user_made_are_not_taken_up(void **state)
 	(void)state;
 	if (geteuid())
 		skip();
-	exec_shim_set_agent("/tmp/test_agent_parts", 1);
+	assert_int_equal(exec_shim_init("/tmp/test_agent_parts", 1, NULL), 0);
 	/* As a shim of root's is. */
 	assert_int_equal(adopted_of(make_look_alike(0, 0, true)), 1);
 	assert_int_equal(adopted_of(make_look_alike(NOBODY, NOBODY, true)), 0);
