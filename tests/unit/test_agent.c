@@ -309,6 +309,7 @@ command_that_hangs_before_it_runs_keeps_no_pipe_of_others(void **state)
 			io_write_full(fd[i], &end_of_input, sizeof(end_of_input)), 0);
 		wait_state(id[i], "exited");
 		close(fd[i]);
+		take_up(id[i], 0, 0, NULL);
 	}
 	assert_int_equal(agent_signal(sock, res.id, SIGKILL, &e), 0);
 	take_up(res.id, 0, 0, NULL);
