@@ -346,6 +346,16 @@ a_list_of_names_that_came_out_empty_stops_and_pauses_nothing(void **state)
 			got.err, i ? "nothing was paused" : "nothing was stopped"));
 		assert_string_equal(told, "");
 	}
+	/* That one of several is not stopped if PANDO_VM names it, either. */
+	RUN(&got, "stop");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "which VM? there are "));
+	assert_null(strstr(got.err, "PANDO_VM"));
+	RUN(&got, "start");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "which VM? there are "));
+	assert_non_null(strstr(got.err, "(or set PANDO_VM)"));
+	assert_string_equal(told, "");
 	RUN(&got, "delete");
 	assert_int_equal(got.status, EXIT_USAGE);
 	RUN(&got, "delete", "-f");
