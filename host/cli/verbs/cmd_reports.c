@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -436,6 +437,9 @@ run(int argc, char **argv)
 		r = show_all(&q, wait, &e);
 		if (!q.follow)
 			break;
+		/* Each wait is over after some time, so this is seen then. */
+		if (out_reader_left())
+			return 128 + SIGPIPE;
 		r = come_again(r, &e);
 	}
 	/* Following has no other end than being told to stop. */
