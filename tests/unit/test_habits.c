@@ -253,6 +253,16 @@ pause_resume_and_start_do_too(void **state)
 	}
 }
 
+/* "did you mean pause?" would be the opposite. */
+static void
+unpause_resumes(void **state)
+{
+	(void)state;
+	RUN(&got, "unpause", "a");
+	assert_int_equal(got.status, 0);
+	assert_string_equal(told, "POST /v1/vms/aaaaaaaaaaa1/resume;");
+}
+
 static void
 a_wrong_name_among_several_costs_none_of_them(void **state)
 {
@@ -439,6 +449,7 @@ main(void)
 		FRESH(an_option_before_the_verb_is_told_its_place),
 		FRESH(stop_takes_several_vms),
 		FRESH(pause_resume_and_start_do_too),
+		FRESH(unpause_resumes),
 		FRESH(a_wrong_name_among_several_costs_none_of_them),
 		FRESH(json_of_several_is_one_object),
 		FRESH(ps_a_lists_all_and_ps_aq_their_ids),
