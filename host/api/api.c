@@ -126,8 +126,11 @@ respond(struct MHD_Connection *c, unsigned status, struct json_out *out)
 	if (!response)
 		return MHD_NO;
 	MHD_add_response_header(response, "Content-Type", "application/json");
-	if (status == MHD_HTTP_SERVICE_UNAVAILABLE)
+	/* Those who wait to ask again hold no connection meanwhile. */
+	if (status == MHD_HTTP_SERVICE_UNAVAILABLE) {
+		MHD_add_response_header(response, "Connection", "close");
 		MHD_add_response_header(response, "Retry-After", "1");
+	}
 	result = MHD_queue_response(c, status, response);
 	MHD_destroy_response(response);
 	return result;

@@ -218,13 +218,14 @@ HANDLER(ENV_PUT)
 
 HANDLER(REPORTS)
 {
-	return tree_reports(c->tree, NULL, c->route->after, c->route->wait, c->out, e);
+	return tree_reports(
+		c->tree, NULL, c->route->after, c->route->wait, c->progress, c->out, e);
 }
 
 HANDLER(VM_REPORTS)
 {
-	return tree_reports(
-		c->tree, c->route->vm, c->route->after, c->route->wait, c->out, e);
+	return tree_reports(c->tree, c->route->vm, c->route->after, c->route->wait,
+		c->progress, c->out, e);
 }
 
 /* api.c stops pandod once the answer is on its way. */

@@ -62,16 +62,23 @@ out_json(const struct json_out *o)
 	return EXIT_OK;
 }
 
+bool
+out_reader_left(void)
+{
+	struct pollfd p = {.fd = STDOUT_FILENO};
+
+	return poll(&p, 1, 0) > 0 && (p.revents & POLLERR);
+}
+
 int
 out_end(int status)
 {
-	struct pollfd p = {.fd = STDOUT_FILENO};
 	static bool said;
 
 	if (!fflush(stdout) && !ferror(stdout))
 		return status;
 	/* `pando tree | head -1`: nobody minds, and nobody wants to hear of it. */
-	if (poll(&p, 1, 0) > 0 && (p.revents & POLLERR))
+	if (out_reader_left())
 		return status == EXIT_OK ? 128 + SIGPIPE : status;
 	if (!said)
 		out_complain(

@@ -24,6 +24,8 @@ int out_fail(const struct err *e);
 /* The answer as a line of JSON on stdout. The exit status; complains when there was no
  * memory for all of it, and says none of it then. */
 int out_json(const struct json_out *o);
+/* Standard output is a pipe that nobody reads any more: `| grep -m1` has found its line. */
+bool out_reader_left(void);
 /* Flushes stdout; an answer that was lost (a full disk, a stdout that is closed) is said,
  * once, and turns success into EXIT_FAILED; a reader that left turns it into 128 + SIGPIPE.
  */

@@ -54,8 +54,7 @@ only_one(struct client *c, const char **ret_id, struct client_vms *all, struct e
 	if (n == 0)
 		return err_set(e, -ENOENT, "no VM runs; `pando run` starts one");
 	if (n > 1)
-		return err_set(e, -EINVAL,
-			"which VM? there are %zu: %s%s (or set PANDO_VM)", n, names,
+		return err_set(e, -EINVAL, "which VM? there are %zu: %s%s", n, names,
 			n > 8 ? ", …" : "");
 	return 0;
 }
@@ -171,6 +170,11 @@ pick_vm(struct client *c, const char *name, struct client_vm *ret,
 	r = pick_unnamed(c, ret, reply, &why, e);
 	if (r == 0 && strcmp(why, PICK_CHECKED_OUT) == 0)
 		out_note("using vm %s (%s)", client_vm_name(ret), why);
+	if (r == -EINVAL && e && why && strcmp(why, PICK_ONLY_ONE) == 0) {
+		struct err which = *e;
+
+		return err_set(e, r, "%s (or set PANDO_VM)", which.msg);
+	}
 	return r;
 }
 

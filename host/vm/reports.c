@@ -296,24 +296,39 @@ is_one(void *ctx, const struct db_report *row, struct err *e)
 
 /* Until there is one. With the lock, which is given up meanwhile. */
 static int
-wait_for_one(struct tree *t, const char *id, uint64_t after, struct err *e)
+wait_for_one(struct tree *t, const char *id, uint64_t after, const struct progress *p,
+	struct err *e)
 {
-	uint64_t end_ns = io_now_ns() + TREE_REPORTS_WAIT_MS * NS_PER_MS, seen;
-	struct timespec end = {.tv_sec = (time_t)(end_ns / 1000000000u),
-		.tv_nsec = (long)(end_ns % 1000000000u)};
+	uint64_t end_ns = io_now_ns() + TREE_REPORTS_WAIT_MS * NS_PER_MS, now, seen;
+	struct err full = {0};
 	bool any = false;
-	int r = reports_follow(t, e);
+	int r = reports_follow(t, &full);
 
+	/* One that is there needs no wait. */
+	if (r == -EAGAIN && db_reports(t->db, id, after, is_one, &any, NULL) == 0 && any)
+		return 0;
 	if (r < 0)
-		return r;
+		return err_set(e, r, "%s", full.msg);
 	for (;;) {
 		seen = t->reports_kept;
 		r = db_reports(t->db, id, after, is_one, &any, e);
 		if (r < 0 || any)
 			break;
-		while (!t->stopping && seen == t->reports_kept && io_now_ns() < end_ns)
-			pthread_cond_timedwait(&t->changed, &t->lock, &end);
-		if (seen == t->reports_kept)
+		while (r == 0 && !t->stopping && seen == t->reports_kept &&
+			(now = io_now_ns()) < end_ns) {
+			uint64_t look_ns = now + GONE_LOOK_MS * NS_PER_MS;
+			uint64_t ns = p && look_ns < end_ns ? look_ns : end_ns;
+			struct timespec until = {.tv_sec = (time_t)(ns / 1000000000u),
+				.tv_nsec = (long)(ns % 1000000000u)};
+
+			/* Its place is wanted by others. */
+			if (has_gone(p))
+				r = err_set(e, -ECANCELED,
+					"cancelled: who waited for reports has gone");
+			else
+				pthread_cond_timedwait(&t->changed, &t->lock, &until);
+		}
+		if (r < 0 || seen == t->reports_kept)
 			break;
 	}
 	reports_unfollow(t);
@@ -322,7 +337,7 @@ wait_for_one(struct tree *t, const char *id, uint64_t after, struct err *e)
 
 int
 tree_reports(struct tree *t, const char *name, uint64_t after, bool wait,
-	struct json_out *out, struct err *e)
+	const struct progress *p, struct json_out *out, struct err *e)
 {
 	struct answer a = {.out = out, .next = after};
 	char id[VM_ID_LEN + 1] = "";
@@ -341,7 +356,7 @@ tree_reports(struct tree *t, const char *name, uint64_t after, bool wait,
 		}
 	}
 	if (!r && wait)
-		r = wait_for_one(t, name ? id : NULL, after, e);
+		r = wait_for_one(t, name ? id : NULL, after, p, e);
 	else if (!r && (!name || vm))
 		take_all(t, vm);
 	if (!r) {

@@ -187,9 +187,6 @@ tree_find(struct tree *t, const char *name, struct vm **ret, struct err *e)
  * vm is one life of a VM only.
  */
 
-/* How often one asks whether its caller is still there. */
-#define GONE_LOOK_MS 200
-
 struct waiter {
 	struct waiter *next;
 	char id[VM_ID_LEN + 1];

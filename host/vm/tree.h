@@ -118,11 +118,11 @@ int tree_resize(struct tree *t, const char *name, const struct resize_request *q
 	const struct progress *p, struct json_out *out, struct err *e);
 /* reports.c: what guests have is taken first. name NULL: of all VMs; else of one, which
  * may be gone (then its id). Those with a seq above `after`. wait: where there is none yet, the
- * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS. -EAGAIN: too many calls
- * wait already. */
+ * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS, or when p's caller has gone.
+ * -EAGAIN: there is none yet, and too many calls wait already. */
 #define TREE_REPORTS_WAIT_MS 25000
 int tree_reports(struct tree *t, const char *name, uint64_t after, bool wait,
-	struct json_out *out, struct err *e);
+	const struct progress *p, struct json_out *out, struct err *e);
 int tree_disk(struct tree *t, const char *name, struct json_out *out, struct err *e);
 
 #endif

@@ -278,6 +278,8 @@ int agent_wait_cancel(void *agent_wait);
 /* Waits for the agent of a watched VM, and notes that it answered. */
 int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
 	const struct progress *p, struct err *e);
+/* How often one that waits asks whether its caller is still there. */
+#define GONE_LOOK_MS 200
 /* Nobody waits for the answer any more. */
 static inline bool
 has_gone(const struct progress *p)

@@ -4,6 +4,7 @@
  */
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -77,8 +78,9 @@ answer(const char *request)
 		if (strcmp(method, "DELETE") == 0)
 			return deletes(line, vms[i].id);
 		snprintf(body, sizeof(body),
-			"{\"id\":\"%s\",\"alias\":\"%s\",\"state\":\"running\"}",
-			vms[i].id, vms[i].name);
+			"{\"id\":\"%s\",\"alias\":\"%s\",\"state\":\"running\","
+			"\"console\":\"%s/console\"}",
+			vms[i].id, vms[i].name, stand_in_home);
 		return body;
 	}
 	return NULL;
@@ -251,6 +253,16 @@ pause_resume_and_start_do_too(void **state)
 	}
 }
 
+/* "did you mean pause?" would be the opposite. */
+static void
+unpause_resumes(void **state)
+{
+	(void)state;
+	RUN(&got, "unpause", "a");
+	assert_int_equal(got.status, 0);
+	assert_string_equal(told, "POST /v1/vms/aaaaaaaaaaa1/resume;");
+}
+
 static void
 a_wrong_name_among_several_costs_none_of_them(void **state)
 {
@@ -300,6 +312,30 @@ redirected(const char *words, const char *to)
 	return got.status;
 }
 
+/* `pando logs -f a | grep -m1 ready`, and a guest that says nothing more. */
+static void
+logs_f_ends_when_its_reader_has_left(void **state)
+{
+	char *const argv[] = {"pando", "logs", "-f", "--vmm", "a", NULL};
+	char path[4096];
+	int out, err;
+	char *said;
+	pid_t pid;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/vmm.log", stand_in_home);
+	assert_int_equal(io_write_file_atomic(path, "ready\n", 6, 0600, NULL), 0);
+	pid = stand_in_start(argv, -1, &out, &err);
+	stand_in_await(out, "ready");
+	close(out);
+	assert_int_equal(stand_in_wait(pid), 128 + SIGPIPE);
+	said = stand_in_read_all(err);
+	assert_string_equal(said, "");
+	free(said);
+	close(err);
+	unlink(path);
+}
+
 static void
 an_answer_that_cannot_be_written_is_a_failure_of_every_verb(void **state)
 {
@@ -346,6 +382,16 @@ a_list_of_names_that_came_out_empty_stops_and_pauses_nothing(void **state)
 			got.err, i ? "nothing was paused" : "nothing was stopped"));
 		assert_string_equal(told, "");
 	}
+	/* That one of several is not stopped if PANDO_VM names it, either. */
+	RUN(&got, "stop");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "which VM? there are "));
+	assert_null(strstr(got.err, "PANDO_VM"));
+	RUN(&got, "start");
+	assert_int_equal(got.status, EXIT_USAGE);
+	assert_non_null(strstr(got.err, "which VM? there are "));
+	assert_non_null(strstr(got.err, "(or set PANDO_VM)"));
+	assert_string_equal(told, "");
 	RUN(&got, "delete");
 	assert_int_equal(got.status, EXIT_USAGE);
 	RUN(&got, "delete", "-f");
@@ -403,9 +449,11 @@ main(void)
 		FRESH(an_option_before_the_verb_is_told_its_place),
 		FRESH(stop_takes_several_vms),
 		FRESH(pause_resume_and_start_do_too),
+		FRESH(unpause_resumes),
 		FRESH(a_wrong_name_among_several_costs_none_of_them),
 		FRESH(json_of_several_is_one_object),
 		FRESH(ps_a_lists_all_and_ps_aq_their_ids),
+		FRESH(logs_f_ends_when_its_reader_has_left),
 		FRESH(an_answer_that_cannot_be_written_is_a_failure_of_every_verb),
 		FRESH(a_list_of_names_that_came_out_empty_stops_and_pauses_nothing),
 		FRESH(the_vm_that_is_checked_out_is_stopped_unnamed_when_a_person_agrees),

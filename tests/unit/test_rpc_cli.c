@@ -31,7 +31,7 @@ static const char reports_json[] =
 	"{\"name\":\"folder\",\"path\":\"%s/folder\",\"bytes\":7}]}}],"
 	"\"next\":7,\"more\":false}";
 
-static int waits;
+static int waits, refusals;
 
 static const char *
 answer_reports(const char *request)
@@ -43,6 +43,12 @@ answer_reports(const char *request)
 			stand_in_home);
 		return body;
 	}
+	/* There is no place for a follower at first, and then no connection. */
+	if (strstr(request, "/v1/reports?after=7&wait=1 ") && refusals < 2)
+		return refusals++ ? "{\"error\":{\"errno\":\"EBUSY\",\"code\":-16,"
+				    "\"message\":\"too many connections\"}}"
+				  : "{\"error\":{\"errno\":\"EAGAIN\",\"code\":-11,"
+				    "\"message\":\"64 calls wait\"}}";
 	/* A follower waits; the second report comes, and another VM has said too much. */
 	if (strstr(request, "/v1/reports?after=7&wait=1 "))
 		return "{\"reports\":[{\"seq\":9,\"id\":\"11112233445566778899aabbccddeeff\","
@@ -181,7 +187,7 @@ reports_and_their_files(void **state)
 }
 
 static void
-a_follower_waits_at_pandod_for_what_comes(void **state)
+a_follower_asks_again_and_waits_at_pandod_for_what_comes(void **state)
 {
 	char *const argv[] = {"pando", "reports", "-f", "--format", "json", NULL};
 	int out, err;
@@ -196,6 +202,7 @@ a_follower_waits_at_pandod_for_what_comes(void **state)
 	kill(pid, SIGINT);
 	stand_in_finish(pid, out, err, &got);
 	assert_int_equal(got.status, 0);
+	assert_int_equal(refusals, 2);
 	assert_true(waits > 0);
 }
 
@@ -206,7 +213,8 @@ main(void)
 		cmocka_unit_test(words_that_make_no_sense_are_usage),
 		cmocka_unit_test(a_conversation),
 		cmocka_unit_test(reports_and_their_files),
-		cmocka_unit_test(a_follower_waits_at_pandod_for_what_comes),
+		cmocka_unit_test(
+			a_follower_asks_again_and_waits_at_pandod_for_what_comes),
 	};
 
 	return cmocka_run_group_tests(tests, start_all, stop_all);

@@ -543,7 +543,7 @@ reports(const char *vm, uint64_t after)
 	struct json_out out = {0};
 
 	why = (struct err){0};
-	return take(tree_reports(tree, vm, after, false, &out, &why), &out);
+	return take(tree_reports(tree, vm, after, false, NULL, &out, &why), &out);
 }
 
 static unsigned
@@ -558,7 +558,7 @@ follow_main(void *ret_json)
 	struct json_out out = {0};
 	struct err e2 = {0};
 
-	assert_int_equal(tree_reports(tree, NULL, 0, true, &out, &e2), 0);
+	assert_int_equal(tree_reports(tree, NULL, 0, true, NULL, &out, &e2), 0);
 	*(char **)ret_json = out.buf;
 	return NULL;
 }
@@ -637,7 +637,7 @@ crowd_main(void *arg)
 {
 	struct json_out out = {0};
 	struct err e2 = {0};
-	int r = tree_reports(tree, NULL, 0, true, &out, &e2);
+	int r = tree_reports(tree, NULL, 0, true, NULL, &out, &e2);
 
 	(void)arg;
 	if (r == -EAGAIN && strstr(e2.msg, "64 calls wait for reports"))
@@ -671,6 +671,95 @@ more_followers_than_may_wait_are_told_so(void **state)
 	assert_int_equal(told_nothing, TREE_FOLLOWERS_MAX);
 	stop();
 	start();
+}
+
+static unsigned followers_told;
+static bool followers_have_gone;
+
+static bool
+follower_gone(void *ctx)
+{
+	(void)ctx;
+	return __atomic_load_n(&followers_have_gone, __ATOMIC_SEQ_CST);
+}
+
+static void *
+leaving_follower_main(void *arg)
+{
+	struct progress p = {.gone = follower_gone};
+	struct json_out out = {0};
+	struct err e2 = {0};
+	int r;
+
+	(void)arg;
+	/* one_more_may_follow() has a place for moments. */
+	while ((r = tree_reports(tree, NULL, 1000000, true, &p, &out, &e2)) == -EAGAIN)
+		poll(NULL, 0, 10);
+	if (r == -ECANCELED)
+		__atomic_add_fetch(&followers_told, 1, __ATOMIC_SEQ_CST);
+	json_out_done(&out);
+	return NULL;
+}
+
+static bool
+is_gone(void *ctx)
+{
+	(void)ctx;
+	return true;
+}
+
+/* Without waiting. */
+static bool
+one_more_may_follow(void)
+{
+	struct progress p = {.gone = is_gone};
+	struct json_out out = {0};
+	struct err e2 = {0};
+	bool may = tree_reports(tree, NULL, 1000000, true, &p, &out, &e2) != -EAGAIN;
+
+	json_out_done(&out);
+	return may;
+}
+
+static void
+followers_whose_callers_have_gone_give_up_their_places(void **state)
+{
+	static pthread_t threads[TREE_FOLLOWERS_MAX];
+	struct json_out out = {0};
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	followers_told = 0;
+	followers_have_gone = false;
+	for (unsigned i = 0; i < TREE_FOLLOWERS_MAX; i++)
+		assert_int_equal(
+			pthread_create(&threads[i], NULL, leaving_follower_main, NULL),
+			0);
+	for (int i = 0; i < 2000 && one_more_may_follow(); i++)
+		poll(NULL, 0, 10);
+	assert_false(one_more_may_follow());
+	/* What is there already is told all the same. */
+	fake_reports.n = 2;
+	snprintf(fake_reports.vm, sizeof(fake_reports.vm), "%.12s", text("id"));
+	assert_int_equal(reports("a", 0), 0);
+	assert_int_equal(n_reports(), 2);
+	why = (struct err){0};
+	assert_int_equal(
+		take(tree_reports(tree, "a", 0, true, NULL, &out, &why), &out), 0);
+	assert_int_equal(n_reports(), 2);
+	/* Long before their wait is over. */
+	assert_int_equal(followers_told, 0);
+	__atomic_store_n(&followers_have_gone, true, __ATOMIC_SEQ_CST);
+	for (int i = 0; i < 1200 && __atomic_load_n(&followers_told, __ATOMIC_SEQ_CST) <
+					    TREE_FOLLOWERS_MAX;
+		i++)
+		poll(NULL, 0, 10);
+	assert_int_equal(followers_told, TREE_FOLLOWERS_MAX);
+	for (unsigned i = 0; i < TREE_FOLLOWERS_MAX; i++)
+		pthread_join(threads[i], NULL);
+	assert_true(one_more_may_follow());
+	assert_int_equal(delete_vm("a", false), 0);
+	memset(&fake_reports, 0, sizeof(fake_reports));
 }
 
 static void
@@ -2723,6 +2812,7 @@ main(int argc, char **argv)
 		T(a_follower_is_told_by_the_guest_and_asks_nobody),
 		T(deaf_guests_hold_up_nobodys_reports),
 		T(more_followers_than_may_wait_are_told_so),
+		T(followers_whose_callers_have_gone_give_up_their_places),
 		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),

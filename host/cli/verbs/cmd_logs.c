@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,6 +105,9 @@ follow(struct client *c, struct logs_source *src, uint64_t *at, struct sink *to,
 			return r;
 		if (poll(&p, p.fd >= 0, FOLLOW_MS) > 0)
 			return 0; /* Ctrl-C is how following ends */
+		/* A guest may say nothing more for hours. */
+		if (out_reader_left())
+			return -EPIPE;
 		/* What was written before the end is printed by one more round. */
 		if (round % STATE_EVERY == 0)
 			alive = goes_on(c, to->id);
@@ -168,7 +172,9 @@ run(int argc, char **argv)
 	if (r == 0)
 		r = following ? follow(c, &src, &at, &to, &e)
 			      : print_new(&src, &at, &to, &e);
-	/* A reader that left is out_end()'s to judge. */
+	/* A reader that left while nothing was written; else that is out_end()'s to judge. */
+	if (r == -EPIPE && out_reader_left())
+		return 128 + SIGPIPE;
 	return r < 0 && r != -EPIPE ? out_fail(&e) : EXIT_OK;
 }
 

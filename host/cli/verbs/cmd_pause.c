@@ -63,6 +63,7 @@ const struct verb verb_pause = {
 
 const struct verb verb_resume = {
 	.name = "resume",
+	.aliases = "unpause",
 	.summary = "Lets paused VMs go on",
 	.run = run_resume,
 	.usage = "[vm…] [options]",

@@ -1,5 +1,7 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +22,7 @@
 extern const struct verb verb_reports;
 
 #define VMS_MAX 64
+#define AGAIN_MS 1000 /* pandod's Retry-After */
 
 struct asked {
 	const char *vms[VMS_MAX];
@@ -359,6 +362,19 @@ show_all(struct asked *q, bool wait, struct err *e)
 	return r;
 }
 
+/* pandod has no place for one more that waits, or no connection, at the moment: whoever
+ * follows asks again, for others come and go. */
+static int
+come_again(int r, struct err *e)
+{
+	struct pollfd p = {.fd = pick_cancel_fd(), .events = POLLIN};
+
+	if (r != -EAGAIN && r != -EBUSY)
+		return r;
+	return poll(&p, p.fd >= 0, AGAIN_MS) > 0 ? err_set(e, -ECANCELED, "cancelled")
+						 : 0;
+}
+
 static const struct opt options[] = {
 	{'f', "follow", NULL, "go on with reports as they come", COMPLETE_NOTHING},
 	{'a', "after", "SEQ", "only those after that one", COMPLETE_NOTHING},
@@ -421,6 +437,10 @@ run(int argc, char **argv)
 		r = show_all(&q, wait, &e);
 		if (!q.follow)
 			break;
+		/* Each wait is over after some time, so this is seen then. */
+		if (out_reader_left())
+			return 128 + SIGPIPE;
+		r = come_again(r, &e);
 	}
 	/* Following has no other end than being told to stop. */
 	if (r < 0 && !(q.follow && r == -ECANCELED))
