@@ -129,7 +129,7 @@ child(const struct spawn *s, unsigned slot)
 	/* First out of the way of 0, 1 and 2 (dup2 onto itself would keep close-on-exec,
 	 * too). */
 	for (int i = 0; i < 3; i++) {
-		fd[i] = s->fd[i] > 2 ? s->fd[i] : fcntl(s->fd[i], F_DUPFD, 3);
+		fd[i] = s->fd[i] > 2 ? s->fd[i] : fcntl(s->fd[i], F_DUPFD_CLOEXEC, 3);
 		if (fd[i] < 0)
 			fail(slot, SPAWN_SETUP, errno);
 	}

@@ -69,7 +69,7 @@ pick_agreed(const struct many *m, const char *verb, struct client *c,
 	name = client_vm_name(&vm);
 	if (!out_can_ask())
 		return err_set(e, -EINVAL,
-			"which VM? none was named, and nothing was %s; \"%s\" is %s: `pando %s %s`",
+			"which VM? the command names none, and nothing was %s; \"%s\" is %s: `pando %s %s`",
 			m->past, name, why, verb, name);
 	if (!out_confirm("%c%s \"%s\" (%s)?", toupper((unsigned char)verb[0]), verb + 1,
 		    name, why))
