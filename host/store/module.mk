@@ -14,6 +14,8 @@ store_SRCS := \
 	host/store/store_pack_write.c \
 	host/store/store_chunks.c \
 	host/store/store_tree.c \
+	host/store/store_pool.c \
+	host/store/store_put.c \
 	host/store/store_write.c \
 	host/store/store_gc.c \
 	host/store/store_verify.c

@@ -114,6 +114,7 @@ store_open(const char *path, struct store **ret, struct err *e)
 		return err_sys(e, -ENOMEM, "store %.200s", path);
 	s->packs_fd = s->commits_fd = s->tags_fd = s->lock_fd = -1;
 	pthread_mutex_init(&s->names, NULL);
+	pthread_mutex_init(&s->pool_lock, NULL);
 	pthread_mutex_init(&s->hold_lock, NULL);
 	pthread_cond_init(&s->hold_changed, NULL);
 	pthread_rwlock_init(&s->packs_lock, NULL);
@@ -136,17 +137,42 @@ store_close(struct store *s)
 {
 	if (!s)
 		return;
+	pool_free(s->pool);
 	packs_drop_all(s);
 	cleanup_close_fn(&s->packs_fd);
 	cleanup_close_fn(&s->commits_fd);
 	cleanup_close_fn(&s->tags_fd);
 	cleanup_close_fn(&s->lock_fd); /* last: it is the lock */
 	pthread_mutex_destroy(&s->names);
+	pthread_mutex_destroy(&s->pool_lock);
 	pthread_mutex_destroy(&s->hold_lock);
 	pthread_cond_destroy(&s->hold_changed);
 	pthread_rwlock_destroy(&s->packs_lock);
 	free(s->path);
 	free(s);
+}
+
+void
+store_set_threads(struct store *s, unsigned threads)
+{
+	pthread_mutex_lock(&s->pool_lock);
+	pool_free(s->pool);
+	s->pool = NULL;
+	s->threads = threads;
+	pthread_mutex_unlock(&s->pool_lock);
+}
+
+int
+store_pool(struct store *s, struct pool **ret)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&s->pool_lock);
+	if (!s->pool)
+		r = pool_new(s->threads, &s->pool);
+	*ret = s->pool;
+	pthread_mutex_unlock(&s->pool_lock);
+	return r;
 }
 
 void

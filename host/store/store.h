@@ -58,6 +58,11 @@ int store_open(const char *path, struct store **ret, struct err *e);
 /* No writer may be open. NULL is fine. */
 void store_close(struct store *s);
 
+/* How many threads hash and compress what writers put, theirs included: 0 (as it is at
+ * first) is as many as there are online CPUs, 8 at most. What is written does not depend
+ * on it. No writer may be open. */
+void store_set_threads(struct store *s, unsigned threads);
+
 /*
  * Keeps store_gc() from running until store_release(): for a reader of a commit that
  * somebody may delete. Waits for a running gc. A writer is a hold of its own; a thread
@@ -101,7 +106,8 @@ void store_abort(struct store_writer *w); /* NULL is fine */
 int store_tree_begin(struct store_writer *w, const struct store_tree *base,
 	uint64_t length, struct store_tree_writer **ret, struct err *e);
 /* n pages from page `first` on; ascending over all calls, else -EINVAL. In the last page
- * only what is within length is read; the rest is zero. */
+ * only what is within length is read; the rest is zero. The pages are copied, and may be
+ * written later: so an error may be that of an earlier call. */
 int store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data,
 	uint64_t n, struct err *e);
 /* The tree is freed, whatever happens; so is one that was not finished when its writer

@@ -15,6 +15,7 @@
 
 #define BUFFER_BYTES (1u << 20)
 #define FIRST_ENTRIES 1024u
+#define WRITE_BEHIND (8u << 20) /* bytes that wait for the disk before it is told */
 
 struct pack_writer {
 	int folder_fd; /* borrowed */
@@ -23,6 +24,7 @@ struct pack_writer {
 	uint8_t *buf; /* owned */
 	size_t buf_len;
 	uint64_t offset;	    /* of what comes next */
+	uint64_t told;		    /* what the disk was told to write */
 	struct pack_entry *entries; /* owned */
 	size_t count, cap;
 	/* Owned: hash table of entry numbers + 1, open addressing, 2 × cap slots. */
@@ -119,11 +121,18 @@ flush(struct pack_writer *w)
 {
 	int r = io_write_full(w->fd, w->buf, w->buf_len);
 
-	if (r == 0) {
-		w->buf_len = 0;
-		fault_point("store.pack-part");
+	if (r < 0)
+		return r;
+	w->buf_len = 0;
+	fault_point("store.pack-part");
+	/* The disk works while the rest is made; fsync() waits for it, and has its errors.
+	 */
+	if (w->offset - w->told >= WRITE_BEHIND) {
+		(void)sync_file_range(w->fd, (off_t)w->told, (off_t)(w->offset - w->told),
+			SYNC_FILE_RANGE_WRITE);
+		w->told = w->offset;
 	}
-	return r;
+	return 0;
 }
 
 static int

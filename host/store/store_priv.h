@@ -6,6 +6,7 @@
 
 #include "host/store/store.h"
 #include "host/store/store_pack.h"
+#include "host/store/store_pool.h"
 #include "host/store/store_zip.h"
 
 #define LEVELS_MAX 6u /* 64^6 pages are more than STORE_LENGTH_MAX */
@@ -24,6 +25,11 @@ struct store {
 	/* Manifests and tags: whoever adds or removes one. Readers need no lock: files
 	   come and go whole. */
 	pthread_mutex_t names;
+
+	/* The threads that writers share; made by the first. */
+	pthread_mutex_t pool_lock;
+	struct pool *pool; /* owned */
+	unsigned threads;  /* of the next pool; 0: by the CPUs */
 
 	/* Holds (writers are some) against gc. */
 	pthread_mutex_t hold_lock;
@@ -73,6 +79,8 @@ int store_load_id(
 /* As hold, but alone: waits until nobody holds, and nobody can until it is ended. */
 void store_alone_begin(struct store *s);
 void store_alone_end(struct store *s);
+/* -ENOMEM. */
+int store_pool(struct store *s, struct pool **ret);
 
 /* ---- store_chunks.c: the set of packs ---- */
 

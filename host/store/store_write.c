@@ -9,6 +9,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "host/store/store_priv.h"
+#include "host/store/store_put.h"
 
 /* A node being filled: the one of its level on the way to the last page put. */
 struct open_node {
@@ -36,10 +37,14 @@ struct store_writer {
 	struct store *s;	  /* borrowed */
 	struct pack_writer *pack; /* owned */
 	struct chunk_reader reader;
+	struct put_line *pages;		 /* owned; on their way into the pack */
 	struct store_tree_writer *trees; /* owned */
 	struct store_stats stats;
 	int failed; /* the error that stopped it: half a pack is none */
 };
+
+static int take_page(
+	void *ctx, void *tree, uint64_t page, const struct put_page *p, struct err *e);
 
 int
 store_begin(struct store *s, struct store_writer **ret, struct err *e)
@@ -52,7 +57,8 @@ store_begin(struct store *s, struct store_writer **ret, struct err *e)
 	w->s = s;
 	store_hold(s);
 	r = chunk_reader_init(&w->reader, s, e);
-	if (r == 0 && pack_writer_new(s->packs_fd, &w->pack))
+	if (r == 0 && (pack_writer_new(s->packs_fd, &w->pack) ||
+			      put_line_new(s, w->reader.zip, take_page, w, &w->pages)))
 		r = err_sys(e, -ENOMEM, "beginning a commit");
 	if (r < 0) {
 		store_abort(w);
@@ -76,6 +82,7 @@ store_abort(struct store_writer *w)
 {
 	if (!w)
 		return;
+	put_line_free(w->pages); /* its pages are of the trees */
 	while (w->trees)
 		tree_free(w->trees);
 	pack_writer_free(w->pack);
@@ -91,9 +98,10 @@ cleanup_writer_fn(struct store_writer **w)
 }
 #define cleanup_writer __attribute__((cleanup(cleanup_writer_fn)))
 
+/* What is not coded otherwise may be compressed. */
 static int
-add_chunk(struct store_writer *w, enum chunk_kind kind, enum chunk_coding coding,
-	const struct store_hash *hash, const void *data, size_t len, struct err *e)
+add_node(struct store_writer *w, enum chunk_coding coding, const struct store_hash *hash,
+	const void *data, size_t len, struct err *e)
 {
 	uint8_t zipped[CHUNK_MAX];
 	size_t n = 0;
@@ -106,12 +114,8 @@ add_chunk(struct store_writer *w, enum chunk_kind kind, enum chunk_coding coding
 		data = zipped;
 		len = n;
 	}
-	r = pack_writer_add(w->pack, kind, coding, hash, data, (uint32_t)len, e);
-	if (r < 0)
-		w->failed = r;
-	else if (kind == CHUNK_PAGE)
-		w->stats.new_pages++;
-	else
+	r = pack_writer_add(w->pack, CHUNK_NODE, coding, hash, data, (uint32_t)len, e);
+	if (r == 0)
 		w->stats.new_nodes++;
 	return r;
 }
@@ -123,27 +127,6 @@ has_chunk(struct store_writer *w, enum chunk_kind kind, const struct store_hash 
 {
 	*ret = pack_writer_has(w->pack, kind, hash);
 	return *ret ? 0 : chunk_is_stored(w->s, kind, hash, ret, e);
-}
-
-static int
-put_page(struct store_writer *w, const uint8_t *data, struct store_hash *ret,
-	struct err *e)
-{
-	bool has;
-	int r;
-
-	w->stats.pages_put++;
-	/* Not zero is seen in the first word or soon after. */
-	if (!data[0] && memcmp(data, data + 1, STORE_PAGE - 1) == 0) {
-		w->stats.pages_zero++;
-		memset(ret, 0, sizeof(*ret));
-		return 0;
-	}
-	hash_of(HASH_PLAIN, data, STORE_PAGE, ret);
-	r = has_chunk(w, CHUNK_PAGE, ret, &has, e);
-	if (r < 0 || has)
-		return r;
-	return add_chunk(w, CHUNK_PAGE, CODING_RAW, ret, data, STORE_PAGE, e);
 }
 
 /* What differs from the reference, where that is much shorter than the node. Returns its
@@ -189,8 +172,8 @@ put_node(struct store_writer *w, const struct open_node *n, struct store_hash *r
 		return r;
 	len = make_delta(n, delta);
 	if (len)
-		return add_chunk(w, CHUNK_NODE, CODING_DELTA, ret, delta, len, e);
-	return add_chunk(w, CHUNK_NODE, CODING_RAW, ret, n->child, sizeof(n->child), e);
+		return add_node(w, CODING_DELTA, ret, delta, len, e);
+	return add_node(w, CODING_RAW, ret, n->child, sizeof(n->child), e);
 }
 
 int
@@ -335,13 +318,39 @@ go_to(struct store_tree_writer *t, uint64_t page, struct err *e)
 	return r;
 }
 
+/* A page, hashed and looked up, takes its place in its tree and, when it is new, in the
+ * pack. */
+static int
+take_page(void *ctx, void *tree, uint64_t page, const struct put_page *p, struct err *e)
+{
+	struct store_writer *w = ctx;
+	struct store_tree_writer *t = tree;
+	struct open_node *leaf = &t->node[1];
+	int r;
+
+	if (!t->begun || !holds(leaf, 1, page)) {
+		r = go_to(t, page, e);
+		if (r < 0)
+			return r;
+	}
+	leaf->child[page - leaf->first_page] = p->hash;
+	if (p->stored || !p->bytes || pack_writer_has(w->pack, CHUNK_PAGE, &p->hash))
+		return 0;
+	r = pack_writer_add(w->pack, CHUNK_PAGE, p->zipped ? CODING_ZSTD : CODING_RAW,
+		&p->hash, p->bytes, p->zipped ? p->zipped : STORE_PAGE, e);
+	if (r == 0)
+		w->stats.new_pages++;
+	return r;
+}
+
 int
 store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data, uint64_t n,
 	struct err *e)
 {
+	struct store_writer *w = t->w;
 	const uint8_t *from = data;
 	uint8_t last[STORE_PAGE];
-	int r = t->w->failed;
+	int r = w->failed;
 
 	if (r < 0)
 		return err_sys(e, r, "the commit failed before");
@@ -350,49 +359,50 @@ store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data, ui
 			"pages %llu to %llu put to a content of %llu pages that goes on at %llu",
 			(unsigned long long)first, (unsigned long long)(first + n),
 			(unsigned long long)t->pages, (unsigned long long)t->free);
-	for (uint64_t page = first; r == 0 && page < first + n; page++, from += STORE_PAGE) {
-		struct open_node *leaf = &t->node[1];
+	for (uint64_t page = first; r == 0 && page < first + n;
+		page++, from += STORE_PAGE) {
 		const uint8_t *bytes = from;
+		bool zero = false;
 
-		if (!t->begun || !holds(leaf, 1, page)) {
-			r = go_to(t, page, e);
-			if (r < 0)
-				break;
-		}
 		if (page == t->pages - 1 && t->length % STORE_PAGE) {
 			memset(last, 0, sizeof(last));
 			memcpy(last, from, t->length % STORE_PAGE);
 			bytes = last;
 		}
-		r = put_page(t->w, bytes, &leaf->child[page - leaf->first_page], e);
+		r = put_line_page(w->pages, t, page, bytes, &zero, e);
+		w->stats.pages_put++;
+		w->stats.pages_zero += zero;
 	}
 	t->free = first + n;
 	if (r < 0)
-		t->w->failed = r;
+		w->failed = r;
 	return r;
 }
 
 int
 store_tree_finish(struct store_tree_writer *t, struct store_tree *ret, struct err *e)
 {
-	int r = t->w->failed;
+	struct store_writer *w = t->w;
+	int r = w->failed;
 
-	if (r < 0) {
+	if (r < 0)
 		err_sys(e, r, "the commit failed before");
-	} else if (t->begun) {
+	else
+		r = put_line_drain(w->pages, e);
+	if (r == 0 && t->begun) {
 		r = close_below(t, t->levels + 1, e);
-	} else {
+	} else if (r == 0) {
 		/* Nothing was put; a longer content may need more levels on top. */
 		t->root = t->base.root;
-		for (unsigned l = tree_levels(t->base.length) + 1; r == 0 && l <= t->levels;
-			l++) {
+		for (unsigned l = tree_levels(t->base.length) + 1;
+			r == 0 && l <= t->levels; l++) {
 			struct open_node n = {.child = {t->root}};
 
-			r = put_node(t->w, &n, &t->root, e);
+			r = put_node(w, &n, &t->root, e);
 		}
 	}
 	if (r < 0)
-		t->w->failed = r;
+		w->failed = r;
 	else
 		*ret = (struct store_tree){t->root, t->length};
 	tree_free(t);

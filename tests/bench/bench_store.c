@@ -8,7 +8,8 @@
  * each page with a mark, so that no two are alike); a third of those among zeroes.
  * write   store_begin until the last tree is finished: hash, look up, compress, write(2)
  * sync    store_commit: index, fsync and rename of pack and manifest
- * The yardstick is hashing the same pages and nothing else, in the same run.
+ * The yardsticks, in the same run: hashing the same pages and nothing else; and hashing,
+ * compressing and writing them to a file without a store, in one thread (bare).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +24,7 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "host/store/store.h"
+#include "host/store/store_zip.h"
 #include "tests/bench/must.h"
 
 static struct json_out json;
@@ -107,7 +109,7 @@ struct timing {
 
 /* step 0: all pages; else `count` pages, `step` apart, over base. */
 static void
-commit(struct timing *t, const struct timing *base, uint8_t *mem, uint64_t pages,
+commit(struct timing *t, const struct timing *base, const uint8_t *mem, uint64_t pages,
 	uint64_t count, uint64_t step)
 {
 	struct store_fields f = {.parent = base ? base->id : NULL};
@@ -147,6 +149,81 @@ change(uint8_t *mem, uint64_t count, uint64_t step, uint64_t salt)
 		}
 }
 
+/* Hash, compress, write and sync, and no store: what one thread can do at best. */
+static uint64_t
+bare(const uint8_t *mem, uint64_t pages)
+{
+	uint8_t *buf = malloc(1u << 20), zipped[STORE_PAGE];
+	struct store_hash ignored;
+	struct zip *zip = NULL;
+	size_t have = 0;
+	char path[300];
+	uint64_t from;
+	int fd, r = 0;
+
+	snprintf(path, sizeof(path), "%s/bare", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	must(fd < 0 || !buf || zip_new(&zip) ? err_sys(&e, -errno, "%s", path) : 0,
+		"bare file", &e);
+	from = io_now_ns();
+	for (uint64_t p = 0; p < pages && r == 0; p++) {
+		const uint8_t *page = mem + p * STORE_PAGE;
+		size_t n;
+
+		if (!page[0] && memcmp(page, page + 1, STORE_PAGE - 1) == 0)
+			continue;
+		hash_of(HASH_PLAIN, page, STORE_PAGE, &ignored);
+		n = zip_pack(zip, zipped, page, STORE_PAGE);
+		memcpy(buf + have, n ? zipped : page, n ? n : STORE_PAGE);
+		have += n ? n : STORE_PAGE;
+		if (have > (1u << 20) - STORE_PAGE) {
+			r = io_write_full(fd, buf, have);
+			have = 0;
+		}
+	}
+	if (r == 0)
+		r = io_write_full(fd, buf, have);
+	if (r == 0 && fsync(fd) < 0)
+		r = -errno;
+	must(r < 0 ? err_sys(&e, r, "%s", path) : 0, "bare file", &e);
+	from = io_now_ns() - from;
+	close(fd);
+	unlink(path);
+	zip_free(zip);
+	free(buf);
+	return from;
+}
+
+/* A first commit of the pages, durable, with 1, 2 and 8 threads, beside the bare figure:
+ * each in a store of its own. */
+static void
+measure_threads(const uint8_t *mem, uint64_t pages)
+{
+	static const unsigned threads[] = {1, 2, 8};
+	struct store *all = store;
+	double alone, mb_s;
+	struct timing t;
+	char path[300], name[64];
+
+	alone = mb_per_s(pages, bare(mem, pages));
+	figure("bare_mb_s", alone, "MB/s, durable: hash, compress, write, sync");
+	for (size_t i = 0; i < sizeof(threads) / sizeof(*threads); i++) {
+		snprintf(path, sizeof(path), "%s/threads", folder);
+		must(store_open(path, &store, &e), "open", &e);
+		store_set_threads(store, threads[i]);
+		commit(&t, NULL, mem, pages, 0, 0);
+		mb_s = mb_per_s(pages, t.write_ns + t.sync_ns);
+		snprintf(name, sizeof(name), "threads_%u_mb_s", threads[i]);
+		figure(name, mb_s, "MB/s, durable");
+		snprintf(name, sizeof(name), "threads_%u_to_bare", threads[i]);
+		figure(name, mb_s / alone, "× bare");
+		store_close(store);
+		store = NULL;
+		must(io_remove_tree(path, &e), "remove", &e);
+	}
+	store = all;
+}
+
 static void
 on_damage(void *ctx, const struct store_damage *d)
 {
@@ -176,9 +253,11 @@ measure(enum content c, uint8_t *mem, uint64_t pages)
 		hash_of(HASH_PLAIN, mem + p * STORE_PAGE, STORE_PAGE, &ignored);
 	figure("hash_only_cpu_mb_s", mb_per_s(pages, cpu_ns() - from),
 		"MB/s of CPU time");
+	measure_threads(mem, pages);
 	commit(&first, NULL, mem, pages, 0, 0);
 	figure("write_mb_s", mb_per_s(pages, first.write_ns), "MB/s");
-	figure("write_cpu_mb_s", mb_per_s(pages, first.write_cpu_ns), "MB/s of CPU time");
+	figure("write_cpu_mb_s", mb_per_s(pages, first.write_cpu_ns),
+		"MB/s of CPU time of the writer's own thread");
 	figure("sync_ms", (double)first.sync_ns / 1e6, "ms");
 	figure("bytes_written_mib", (double)first.stats.bytes_written / 1048576, "MiB");
 	commit(&again, &first, mem, pages, 0, 0);
@@ -230,6 +309,7 @@ measure_packs(uint8_t *mem, uint64_t pages)
 	store = NULL;
 	snprintf(path, sizeof(path), "%s/packs", folder);
 	must(store_open(path, &store, &e), "open", &e);
+	store_set_threads(store, 1); /* so that its CPU time is all there is */
 	if (out)
 		json_out_object(out, NULL);
 	else

@@ -715,6 +715,75 @@ many_small_packs_become_one(void **state)
 	is_sound();
 }
 
+/* Two commits, the second with two contents at once on the first's; the packs' bytes one
+ * after the other. */
+static char *
+packs_of_two_commits(unsigned threads, size_t *ret_len)
+{
+	struct store_fields f = {.created_ms = 1};
+	struct store_tree_writer *one, *two;
+	char id[STORE_ID_MAX], path[300], *all = NULL;
+	uint8_t pages[3 * STORE_PAGE];
+	struct store_writer *w;
+	struct store_tree base;
+	size_t len = 0;
+
+	teardown_store(NULL);
+	setup_store(NULL);
+	store_set_threads(store, threads);
+	ok(store_begin(store, &w, &e));
+	f.memory = base = put_values(w, NULL, NULL, values, MANY);
+	ok(store_commit(w, &f, id, NULL, &e));
+	ok(store_begin(store, &w, &e));
+	f.parent = id;
+	ok(store_tree_begin(w, &base, MANY * STORE_PAGE, &one, &e));
+	ok(store_tree_begin(w, NULL, MANY * STORE_PAGE - 7, &two, &e));
+	for (uint32_t i = 0; i + 3 <= MANY; i += 3) {
+		for (uint32_t k = 0; k < 3; k++)
+			fill(pages + k * STORE_PAGE, (i + k) % 10 ? 600000 + i + k : 0);
+		if (i % 2)
+			ok(store_tree_put(one, i, pages, 3, &e));
+		ok(store_tree_put(two, i, pages, 3, &e));
+	}
+	ok(store_tree_finish(one, &f.memory, &e));
+	ok(store_tree_finish(two, &f.disk, &e));
+	ok(store_commit(w, &f, id, NULL, &e));
+	is_sound();
+	for (unsigned i = 0; i < 2; i++) {
+		size_t n;
+		char *one_pack;
+
+		pack_path(i, path, sizeof(path));
+		ok(io_read_file(path, 1u << 28, &one_pack, &n, &e));
+		all = realloc(all, len + n);
+		memcpy(all + len, one_pack, n);
+		len += n;
+		free(one_pack);
+	}
+	assert_int_equal(count_files("packs"), 2);
+	*ret_len = len;
+	return all;
+}
+
+static void
+packs_are_the_same_with_any_number_of_threads(void **state)
+{
+	static const unsigned threads[] = {2, 8, 0};
+	char *expected, *is;
+	size_t len, is_len;
+
+	(void)state;
+	some_values(3000);
+	expected = packs_of_two_commits(1, &len);
+	for (unsigned i = 0; i < 3; i++) {
+		is = packs_of_two_commits(threads[i], &is_len);
+		assert_int_equal(is_len, len);
+		assert_memory_equal(is, expected, len);
+		free(is);
+	}
+	free(expected);
+}
+
 struct job {
 	pthread_t thread;
 	uint32_t seed;
@@ -871,6 +940,7 @@ main(void)
 		STORE_TEST(the_id_is_the_hash_of_the_manifest_file),
 		STORE_TEST(the_same_content_is_stored_once_and_zeroes_not_at_all),
 		STORE_TEST(a_commit_on_a_base_writes_only_what_changed),
+		STORE_TEST(packs_are_the_same_with_any_number_of_threads),
 		STORE_TEST(the_tree_does_not_depend_on_the_base_it_was_made_from),
 		STORE_TEST(a_base_may_not_be_longer_or_missing),
 		STORE_TEST(pages_are_put_ascending_and_within_the_length),
