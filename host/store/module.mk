@@ -12,7 +12,9 @@ store_SRCS := \
 	host/store/store_bloom.c \
 	host/store/store_pack.c \
 	host/store/store_pack_write.c \
+	host/store/store_packs.c \
 	host/store/store_chunks.c \
+	host/store/store_merge.c \
 	host/store/store_tree.c \
 	host/store/store_pool.c \
 	host/store/store_put.c \
@@ -20,8 +22,8 @@ store_SRCS := \
 	host/store/store_gc.c \
 	host/store/store_verify.c
 
-UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
-$(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
+UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model test_store_merge
+$(foreach t,test_store test_store_crash test_store_hostile test_store_model test_store_merge,\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
 	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
 

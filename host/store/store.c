@@ -117,7 +117,11 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_mutex_init(&s->pool_lock, NULL);
 	pthread_mutex_init(&s->hold_lock, NULL);
 	pthread_cond_init(&s->hold_changed, NULL);
-	pthread_rwlock_init(&s->packs_lock, NULL);
+	pthread_mutex_init(&s->set_lock, NULL);
+	pthread_mutex_init(&s->change_lock, NULL);
+	pthread_mutex_init(&s->care_lock, NULL);
+	pthread_mutex_init(&s->tiers_lock, NULL);
+	pthread_cond_init(&s->tiers_changed, NULL);
 	s->path = strdup(path);
 	r = s->path ? hash_init() : -ENOMEM;
 	if (r < 0)
@@ -137,8 +141,9 @@ store_close(struct store *s)
 {
 	if (!s)
 		return;
+	tiers_stop(s);
 	pool_free(s->pool);
-	packs_drop_all(s);
+	packs_done(s);
 	cleanup_close_fn(&s->packs_fd);
 	cleanup_close_fn(&s->commits_fd);
 	cleanup_close_fn(&s->tags_fd);
@@ -147,7 +152,11 @@ store_close(struct store *s)
 	pthread_mutex_destroy(&s->pool_lock);
 	pthread_mutex_destroy(&s->hold_lock);
 	pthread_cond_destroy(&s->hold_changed);
-	pthread_rwlock_destroy(&s->packs_lock);
+	pthread_mutex_destroy(&s->set_lock);
+	pthread_mutex_destroy(&s->change_lock);
+	pthread_mutex_destroy(&s->care_lock);
+	pthread_mutex_destroy(&s->tiers_lock);
+	pthread_cond_destroy(&s->tiers_changed);
 	free(s->path);
 	free(s);
 }

@@ -254,7 +254,7 @@ int store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx
 struct store_freed {
 	uint64_t bytes;		  /* less on disk than before */
 	uint64_t packs_removed;	  /* with nothing live in them */
-	uint64_t packs_rewritten; /* mostly dead, or small and many: made one */
+	uint64_t packs_rewritten; /* mostly dead: made one */
 };
 
 /*
@@ -264,6 +264,10 @@ struct store_freed {
  */
 int store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 	struct store_freed *ret, struct err *e);
+
+/* Merges small packs until there are few of each size, as a thread of the store does in
+ * the background anyway. cancel (may be NULL) is looked at now and then: -ECANCELED. */
+int store_settle(struct store *s, const bool *cancel, struct err *e);
 
 struct store_used {
 	uint64_t bytes; /* of all files */

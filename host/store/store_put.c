@@ -110,17 +110,18 @@ static void
 run_batch(struct pool_job *j, struct zip *zip)
 {
 	struct batch *b = (struct batch *)j;
+	struct pack_set *set;
 	struct chunk_at at;
 
 	for (unsigned i = 0; i < b->n_pages; i++)
 		hash_of(HASH_PLAIN, b->data[i], STORE_PAGE, &b->pages[i].hash);
-	b->failed = packs_lock_read(b->s, &b->why);
+	b->failed = packs_get(b->s, &set, &b->why);
 	if (b->failed)
 		return;
 	for (unsigned i = 0; i < b->n_pages; i++)
 		b->pages[i].stored =
-			chunk_find(b->s, CHUNK_PAGE, &b->pages[i].hash, true, &at);
-	packs_unlock(b->s);
+			chunk_find(set, CHUNK_PAGE, &b->pages[i].hash, true, &at);
+	packs_put(set);
 	for (unsigned i = 0; i < b->n_pages; i++) {
 		struct put_page *p = &b->pages[i];
 

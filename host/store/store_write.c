@@ -216,31 +216,17 @@ store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t
 	return 0;
 }
 
-/* Where a delta of the node may lead: the node of the base, or what that is a delta of.
- */
-static int
-find_reference(struct store_tree_writer *t, struct open_node *n,
-	const struct store_hash *base, struct err *e)
+/* Where a delta of the node just read may lead: to it, or to what it is a delta of. */
+static void
+take_reference(struct store_tree_writer *t, struct open_node *n,
+	const struct store_hash *base)
 {
-	struct chunk_reader *c = &t->w->reader;
-	struct chunk_at at;
-	bool is_delta = false;
-	int r = packs_lock_read(c->s, e);
+	const struct chunk_reader *c = &t->w->reader;
 
-	if (r < 0)
-		return r;
-	n->reference = *base;
-	n->has_reference = chunk_find(c->s, CHUNK_NODE, base, true, &at);
-	if (n->has_reference)
-		r = chunk_reference(c->s, &at, &is_delta, &n->reference, e);
-	packs_unlock(c->s);
-	if (r < 0 || !n->has_reference)
-		return r;
-	if (!is_delta) {
-		memcpy(n->referenced, n->child, sizeof(n->child));
-		return 0;
-	}
-	return chunk_read(c, CHUNK_NODE, &n->reference, n->referenced, e);
+	n->has_reference = true;
+	n->reference = c->was_delta ? c->reference : *base;
+	memcpy(n->referenced, c->was_delta ? c->referenced : n->child,
+		sizeof(n->referenced));
 }
 
 /* Begins the node of a level that holds the page; name is its name in the base. */
@@ -258,9 +244,9 @@ open_node(struct store_tree_writer *t, unsigned level, uint64_t page,
 		return 0;
 	}
 	r = tree_node(&t->w->reader, &t->base, level, n->first_page, name, n->child, e);
-	if (r < 0 || level > tree_levels(t->base.length))
-		return r;
-	return find_reference(t, n, name, e);
+	if (r == 0 && level <= tree_levels(t->base.length))
+		take_reference(t, n, name);
+	return r;
 }
 
 static unsigned
@@ -470,7 +456,8 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	struct store_fields f = *fields;
 	struct store_manifest *again;
 	cleanup_free char *text = NULL;
-	char pack[STORE_ID_MAX], id[STORE_ID_MAX];
+	struct pack *pack = NULL;
+	char id[STORE_ID_MAX];
 	char name[MANIFEST_NAME_MAX];
 	struct store_hash hash;
 	uint64_t bytes;
@@ -497,9 +484,11 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	store_manifest_free(again);
 	hash_of(HASH_PLAIN, text, len, &hash);
 	hash_to_hex(&hash, id);
-	r = pack_writer_finish(w->pack, pack, &bytes, e);
-	if (r == 0 && pack[0])
-		r = packs_add(w->s, pack, e);
+	r = pack_writer_seal(w->pack, &pack, &bytes, e);
+	if (r == 0 && pack) {
+		r = packs_add(w->s, w->pack, pack, false, e);
+		pack_unref(pack);
+	}
 	if (r < 0)
 		return err_wrap(e, r, "writing the commit to %.200s", w->s->path);
 	store_manifest_name(id, name);

@@ -294,11 +294,13 @@ measure(enum content c, uint8_t *mem, uint64_t pages)
 	fflush(stdout);
 }
 
-/* How long a page that is not there is looked for, hash included, with many packs. */
+/* How long a page takes, hash included, after many commits of few pages each, while their
+ * packs are merged in the background. */
 static void
 measure_packs(uint8_t *mem, uint64_t pages)
 {
-	static const unsigned counts[] = {1, 10, 100};
+	static const unsigned counts[] = {1, 100, 10000};
+	struct store_used used;
 	struct timing t;
 	unsigned have = 0;
 	char name[64], path[300];
@@ -313,20 +315,27 @@ measure_packs(uint8_t *mem, uint64_t pages)
 	if (out)
 		json_out_object(out, NULL);
 	else
-		printf("many packs (of 1000 pages each):\n");
+		printf("many commits (of 16 new pages each):\n");
 	for (size_t i = 0; i < sizeof(counts) / sizeof(*counts); i++) {
+		uint64_t from = io_now_ns();
+		unsigned n = counts[i] - have;
+
 		for (; have < counts[i]; have++) {
-			change(mem, 1000, 1, 1000 + have);
-			commit(&t, NULL, mem, 1000, 0, 0);
+			change(mem, 16, 1, 1000 + have);
+			commit(&t, NULL, mem, 16, 0, 0);
 		}
-		change(mem, pages, 1, 5000 + i);
+		snprintf(name, sizeof(name), "commits_%u_ms_each", counts[i]);
+		figure(name, (double)(io_now_ns() - from) / 1e6 / n, "ms");
+		must(store_usage(store, &used, &e), "usage", &e);
+		snprintf(name, sizeof(name), "commits_%u_packs", counts[i]);
+		figure(name, (double)used.packs, "packs");
+		change(mem, pages, 1, 500000 + i);
 		commit(&t, NULL, mem, pages, 0, 0);
-		have++;
-		snprintf(name, sizeof(name), "packs_%u_us_per_new_page", counts[i]);
+		snprintf(name, sizeof(name), "commits_%u_us_per_new_page", counts[i]);
 		figure(name, (double)t.write_cpu_ns / 1000 / (double)pages,
 			"µs of CPU time");
 		commit(&t, NULL, mem, pages, 0, 0);
-		snprintf(name, sizeof(name), "packs_%u_us_per_known_page", counts[i]);
+		snprintf(name, sizeof(name), "commits_%u_us_per_known_page", counts[i]);
 		figure(name, (double)t.write_cpu_ns / 1000 / (double)pages,
 			"µs of CPU time");
 	}

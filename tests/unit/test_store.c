@@ -691,7 +691,7 @@ gc_removes_what_no_commit_or_root_needs_and_nothing_else(void **state)
 }
 
 static void
-many_small_packs_become_one(void **state)
+many_small_packs_become_few_by_themselves(void **state)
 {
 	char id[STORE_ID_MAX] = "";
 	struct store_tree t;
@@ -703,15 +703,19 @@ many_small_packs_become_one(void **state)
 		values[i] = i + 1;
 		commit_values(i ? id : NULL, NULL, NULL, values, 100, id, NULL);
 	}
-	assert_int_equal(count_files("packs"), 100);
 	t = memory_of(id);
 	has_values(&t, values, 100);
-	ok(store_gc(store, NULL, 0, &freed, &e));
-	assert_int_equal(freed.packs_rewritten, 100);
-	assert_int_equal(count_files("packs"), 1);
+	for (unsigned i = 0; count_files("packs") > 14; i++) {
+		if (i == 10000)
+			fail_msg("%u packs", count_files("packs"));
+		usleep(1000);
+	}
 	has_values(&t, values, 100);
+	is_sound();
 	ok(store_gc(store, NULL, 0, &freed, &e));
-	assert_int_equal(freed.packs_rewritten, 0);
+	assert_int_equal(freed.bytes, 0);
+	reopen();
+	has_values(&t, values, 100);
 	is_sound();
 }
 
@@ -957,7 +961,7 @@ main(void)
 		STORE_TEST(an_aborted_commit_leaves_no_file),
 		STORE_TEST(a_store_is_one_processs_at_a_time),
 		STORE_TEST(gc_removes_what_no_commit_or_root_needs_and_nothing_else),
-		STORE_TEST(many_small_packs_become_one),
+		STORE_TEST(many_small_packs_become_few_by_themselves),
 		STORE_TEST(commits_readers_and_gc_at_once_do_each_other_no_harm),
 		STORE_TEST(gc_waits_for_a_commit_that_is_under_way),
 		STORE_TEST(numbers_in_json_are_integers_and_keys_sorted_by_bytes),
