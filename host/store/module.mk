@@ -22,8 +22,8 @@ store_SRCS := \
 	host/store/store_gc.c \
 	host/store/store_verify.c
 
-UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model test_store_merge
-$(foreach t,test_store test_store_crash test_store_hostile test_store_model test_store_merge,\
+UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc
+$(foreach t,test_store test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc,\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
 	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
 

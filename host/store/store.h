@@ -64,9 +64,10 @@ void store_close(struct store *s);
 void store_set_threads(struct store *s, unsigned threads);
 
 /*
- * Keeps store_gc() from running until store_release(): for a reader of a commit that
- * somebody may delete. Waits for a running gc. A writer is a hold of its own; a thread
- * that has either must not ask for another (a waiting gc goes first).
+ * For a reader of a commit that somebody may delete: until store_release(), by the same
+ * thread, store_gc() leaves what was there when the hold began, or since. Waits for
+ * nobody; a gc that begins later waits for it. A writer is a hold of its own. A thread
+ * that has either must not call store_gc().
  */
 void store_hold(struct store *s);
 void store_release(struct store *s);
@@ -258,12 +259,36 @@ struct store_freed {
 };
 
 /*
- * Removes what no commit reaches. roots: contents that are in use though no commit has
- * them. Waits for writers and holds, and they for it. Refused (-EBADMSG) when a commit is
- * damaged: what it needs cannot be known; ret may be NULL.
+ * Removes what no commit reaches. Commits, readers, checks and deletions run on; only
+ * writers and holds that began before it are waited for. Another gc, or the merging of
+ * packs, ends first. Refused (-EBADMSG) when a commit is damaged: what it needs cannot be
+ * known; ret may be NULL.
  */
+struct store_gc_how {
+	/* Contents that are in use though no commit has them. */
+	const struct store_tree *roots;
+	size_t n_roots;
+	/* More of them (may be NULL), asked for when no earlier writer or hold is left; *ret
+	   is malloc'd. What later writers begin with is kept anyway. */
+	int (*ask_roots)(
+		void *ctx, struct store_tree **ret, size_t *ret_n, struct err *e);
+	void *ctx;
+	/* Becomes true (atomically) when it is to end: -ECANCELED, some is removed and
+	   nothing is lost. NULL: never. */
+	const bool *cancel;
+};
+
+int store_gc_run(struct store *s, const struct store_gc_how *how, struct store_freed *ret,
+	struct err *e);
 int store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 	struct store_freed *ret, struct err *e);
+
+/* Whether it is time for a gc that nobody asked for: commits were deleted since the last
+ * (by this process), many, or some and none for a while. */
+bool store_gc_is_due(struct store *s);
+#define STORE_GC_MANY 1000u	  /* commits */
+#define STORE_GC_QUIET_MS 60000u  /* since the last deletion */
+#define STORE_GC_PAUSE_MS 300000u /* since the last gc */
 
 /* Merges small packs until there are few of each size, as a thread of the store does in
  * the background anyway. cancel (may be NULL) is looked at now and then: -ECANCELED. */

@@ -9,20 +9,6 @@
 #include "host/store/store_priv.h"
 
 int
-chunk_is_stored(struct store *s, enum chunk_kind kind, const struct store_hash *hash,
-	bool *ret, struct err *e)
-{
-	cleanup_packs struct pack_set *set = NULL;
-	struct chunk_at at;
-	int r = packs_get(s, &set, e);
-
-	if (r < 0)
-		return r;
-	*ret = chunk_find(set, kind, hash, true, &at);
-	return 0;
-}
-
-int
 chunk_reader_init(struct chunk_reader *c, struct store *s, struct err *e)
 {
 	c->s = s;

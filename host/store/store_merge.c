@@ -58,12 +58,12 @@ slices_pass(struct slices *sl, uint64_t bytes, struct err *e)
 {
 	const struct timespec pause = {0, PAUSE_NS};
 
+	if (is_set(sl->cancel) || (sl->yields && is_wanted(sl->s)))
+		return err_set(e, -ECANCELED, "cancelled");
 	sl->done += bytes;
 	if (sl->done < SLICE_BYTES)
 		return 0;
 	sl->done = 0;
-	if (is_set(sl->cancel) || (sl->yields && is_wanted(sl->s)))
-		return err_set(e, -ECANCELED, "cancelled");
 	nanosleep(&pause, NULL);
 	return 0;
 }

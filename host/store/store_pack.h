@@ -92,10 +92,11 @@ struct pack {
 	void *map; /* owned */
 	size_t map_len;
 	struct bloom bloom;
-	uint64_t *bad;	  /* owned; a bit an entry, set (atomically) when its bytes turned
+	uint64_t *bad; /* owned; a bit an entry, set (atomically) when its bytes turned
 			  out to be damaged */
-	bool unmergeable; /* atomic: stays as it is, see store_merge.c */
-	int fd;		  /* owned; -1 when closed; see pack_fd_get() */
+	struct marks *marks; /* weak: of the gc that runs (store_gc.c), or NULL */
+	bool unmergeable;    /* atomic: stays as it is, see store_merge.c */
+	int fd;		     /* owned; -1 when closed; see pack_fd_get() */
 	unsigned fd_users;
 };
 

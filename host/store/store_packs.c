@@ -46,7 +46,7 @@ filter_add(struct filter *f, const struct pack *p)
 {
 	for (size_t i = 0; i < p->count; i++)
 		bloom_add(&f->bloom, &p->index[i].hash);
-	f->keys += p->count;
+	__atomic_add_fetch(&f->keys, p->count, __ATOMIC_RELAXED);
 }
 
 static bool
@@ -286,7 +286,7 @@ filter_in(struct pack_set *set, const struct pack *p)
 	uint64_t keys = 0;
 
 	for (unsigned i = 0; i < set->n_filters; i++)
-		keys += set->filters[i]->keys;
+		keys += __atomic_load_n(&set->filters[i]->keys, __ATOMIC_RELAXED);
 	/* A full one is joined by another, as large as all before; they are made one in
 	   the background (packs_renew_filter()). */
 	if (!f || (f->keys + p->count > f->bloom.room && set->n_filters < FILTERS_MAX)) {
@@ -537,7 +537,7 @@ filters_are_worn(const struct pack_set *set)
 	uint64_t keys = 0, chunks = 0;
 
 	for (unsigned i = 0; i < set->n_filters; i++)
-		keys += set->filters[i]->keys;
+		keys += __atomic_load_n(&set->filters[i]->keys, __ATOMIC_RELAXED);
 	for (size_t i = 0; i < set->n; i++)
 		chunks += set->packs[i]->count;
 	return set->n_filters > 4 || keys > 2 * chunks + FILTER_ROOM_MIN;
@@ -585,13 +585,11 @@ packs_renew_filter(struct store *s, struct err *e)
 	return 0;
 }
 
-bool
-chunk_find(const struct pack_set *set, enum chunk_kind kind,
+static bool
+find_from(const struct pack_set *set, size_t first, enum chunk_kind kind,
 	const struct store_hash *hash, bool may_be_delta, struct chunk_at *ret)
 {
-	if (!may_have(set, hash))
-		return false;
-	for (size_t i = 0; i < set->n; i++) {
+	for (size_t i = first; i < set->n; i++) {
 		struct pack *p = set->packs[i];
 		int64_t entry = pack_find(p, kind, hash, false);
 
@@ -602,4 +600,18 @@ chunk_find(const struct pack_set *set, enum chunk_kind kind,
 		}
 	}
 	return false;
+}
+
+bool
+chunk_find(const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta, struct chunk_at *ret)
+{
+	return may_have(set, hash) && find_from(set, 0, kind, hash, may_be_delta, ret);
+}
+
+bool
+chunk_find_next(const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta, struct chunk_at *at)
+{
+	return find_from(set, at->number + 1, kind, hash, may_be_delta, at);
 }

@@ -22,7 +22,7 @@ struct bad_pack {
 struct filter {
 	unsigned refs; /* atomic */
 	struct bloom bloom;
-	uint64_t keys; /* in it */
+	uint64_t keys; /* in it; atomic */
 };
 
 #define FILTERS_MAX 24u
@@ -49,11 +49,20 @@ struct store {
 	struct pool *pool; /* owned */
 	unsigned threads;  /* of the next pool; 0: by the CPUs */
 
-	/* Holds (writers are some) against gc. */
+	/* Holds, and writers: those of this generation, and of the one before, which gc
+	   waits for. Each gc begins a generation. */
 	pthread_mutex_t hold_lock;
 	pthread_cond_t hold_changed;
-	unsigned holds;
-	bool gc_wants;
+	uint64_t serial; /* of the store, in this process */
+	uint64_t generation;
+	unsigned holds_now, holds_before;
+
+	/* The gc that runs, or NULL. Writers have the lock for reading while they look
+	   chunks up; gc for writing, for moments. */
+	pthread_rwlock_t gc_lock;
+	struct gc *gc;	  /* weak */
+	uint64_t deleted; /* atomic: commits, since the last gc that was finished */
+	uint64_t deleted_ms, gc_ms; /* atomic: when the last was deleted; the last end */
 
 	/* The packs; NULL until somebody needs them. The lock is for the pointer only. */
 	pthread_mutex_t set_lock;
@@ -106,9 +115,9 @@ bool store_has_commit(struct store *s, const char *id);
 
 int store_load_id(
 	struct store *s, const char *id, struct store_manifest **ret, struct err *e);
-/* As hold, but alone: waits until nobody holds, and nobody can until it is ended. */
-void store_alone_begin(struct store *s);
-void store_alone_end(struct store *s);
+/* A hold that may be ended by any thread: with the generation it returns. */
+uint64_t hold_begin(struct store *s);
+void hold_end(struct store *s, uint64_t generation);
 /* -ENOMEM. */
 int store_pool(struct store *s, struct pool **ret);
 
@@ -153,6 +162,34 @@ struct chunk_at {
 bool chunk_find(const struct pack_set *set, enum chunk_kind kind,
 	const struct store_hash *hash, bool may_be_delta, struct chunk_at *ret);
 
+/* Another copy, in an older pack, of what was found at *at. */
+bool chunk_find_next(const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta, struct chunk_at *at);
+
+/* ---- store_gc.c ---- */
+
+/* What a writer of a generation may take for stored. Between begin and end sets of packs
+ * are got, and used. */
+struct gc_view {
+	struct store *s;
+	struct gc *gc; /* NULL: whatever there is */
+};
+
+void gc_view_begin(struct store *s, uint64_t generation, struct gc_view *ret);
+void gc_view_end(struct gc_view *v);
+/* Whether it is stored, and stays. */
+bool gc_find(struct gc_view *v, const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta);
+/* A writer goes on with what is stored of a tree without looking at it. -EBADMSG: that is
+ * being removed. */
+int gc_keep_tree(
+	struct store *s, uint64_t generation, const struct store_tree *t, struct err *e);
+/* A commit with these contents is about to be deleted; others may read it yet. names held.
+ * -ENOMEM. */
+int gc_keep_deleted(struct store *s, const struct store_fields *f);
+bool gc_is_running(struct store *s);
+void gc_note_deleted(struct store *s, uint64_t n);
+
 /* ---- store_merge.c ---- */
 
 /* How work that nobody waits for is cut into slices. */
@@ -163,7 +200,7 @@ struct slices {
 	uint64_t done;	    /* bytes of work in this slice */
 };
 
-/* Some bytes of work were done: now and then this pauses. -ECANCELED: it is to end. */
+/* Some bytes of work were done, or will be: now and then this pauses. -ECANCELED: it is to end. */
 int slices_pass(struct slices *sl, uint64_t bytes, struct err *e);
 
 /*
@@ -182,10 +219,6 @@ void care_begin(struct store *s);
 void care_end(struct store *s);
 
 /* ---- store_chunks.c ---- */
-
-/* Whether it is in a pack. */
-int chunk_is_stored(struct store *s, enum chunk_kind kind, const struct store_hash *hash,
-	bool *ret, struct err *e);
 
 /* Working memory of a reader; one thread at a time. */
 struct chunk_reader {

@@ -22,6 +22,7 @@ struct run {
 struct batch {
 	struct pool_job job; /* first: see run_batch() */
 	struct store *s;     /* borrowed */
+	uint64_t generation;
 	struct batch *next;
 	unsigned n_runs, n_pages;
 	struct run runs[BATCH_RUNS];
@@ -33,7 +34,8 @@ struct batch {
 };
 
 struct put_line {
-	struct store *s;   /* borrowed */
+	struct store *s; /* borrowed */
+	uint64_t generation;
 	struct zip *zip;   /* borrowed */
 	struct pool *pool; /* borrowed */
 	put_take_fn *take;
@@ -46,8 +48,8 @@ struct put_line {
 };
 
 int
-put_line_new(struct store *s, struct zip *zip, put_take_fn *take, void *ctx,
-	struct put_line **ret)
+put_line_new(struct store *s, uint64_t generation, struct zip *zip, put_take_fn *take,
+	void *ctx, struct put_line **ret)
 {
 	struct put_line *l = calloc(1, sizeof(*l));
 	int r;
@@ -60,6 +62,7 @@ put_line_new(struct store *s, struct zip *zip, put_take_fn *take, void *ctx,
 		return r;
 	}
 	l->s = s;
+	l->generation = generation;
 	l->zip = zip;
 	l->take = take;
 	l->ctx = ctx;
@@ -111,16 +114,18 @@ run_batch(struct pool_job *j, struct zip *zip)
 {
 	struct batch *b = (struct batch *)j;
 	struct pack_set *set;
-	struct chunk_at at;
+	struct gc_view v;
 
 	for (unsigned i = 0; i < b->n_pages; i++)
 		hash_of(HASH_PLAIN, b->data[i], STORE_PAGE, &b->pages[i].hash);
+	gc_view_begin(b->s, b->generation, &v);
 	b->failed = packs_get(b->s, &set, &b->why);
+	for (unsigned i = 0; b->failed == 0 && i < b->n_pages; i++)
+		b->pages[i].stored =
+			gc_find(&v, set, CHUNK_PAGE, &b->pages[i].hash, true);
+	gc_view_end(&v);
 	if (b->failed)
 		return;
-	for (unsigned i = 0; i < b->n_pages; i++)
-		b->pages[i].stored =
-			chunk_find(set, CHUNK_PAGE, &b->pages[i].hash, true, &at);
 	packs_put(set);
 	for (unsigned i = 0; i < b->n_pages; i++) {
 		struct put_page *p = &b->pages[i];
@@ -227,6 +232,7 @@ begin_batch(struct put_line *l, struct err *e)
 		return err_sys(e, -ENOMEM, "writing a commit");
 	b->job = (struct pool_job){.run = run_batch, .owner = l};
 	b->s = l->s;
+	b->generation = l->generation;
 	b->next = NULL;
 	b->n_runs = b->n_pages = 0;
 	b->failed = 0;

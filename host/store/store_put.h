@@ -31,9 +31,9 @@ struct put_page {
 typedef int put_take_fn(
 	void *ctx, void *tree, uint64_t page, const struct put_page *p, struct err *e);
 
-/* zip: borrowed, the calling thread's. */
-int put_line_new(struct store *s, struct zip *zip, put_take_fn *take, void *ctx,
-	struct put_line **ret);
+/* generation: the writer's (hold_begin()). zip: borrowed, the calling thread's. */
+int put_line_new(struct store *s, uint64_t generation, struct zip *zip, put_take_fn *take,
+	void *ctx, struct put_line **ret);
 /* What was put and not taken is forgotten. NULL is fine. */
 void put_line_free(struct put_line *l);
 

@@ -171,17 +171,12 @@ verify_tree(struct verify *v, const char *name, const struct store_tree *t, stru
 }
 
 static int
-verify_commit(void *ctx, const char *id, struct err *e)
+verify_held(struct verify *v, const char *id, struct err *e)
 {
-	struct verify *v = ctx;
 	struct store_manifest *m;
-	struct store_hash ignored;
 	struct err why = {0};
-	int r;
+	int r = store_load_id(v->s, id, &m, &why);
 
-	if (!hash_from_hex(id, &ignored))
-		return 0;
-	r = store_load_id(v->s, id, &m, &why);
 	if (r == -ENOENT && v->commit == NULL)
 		return 0; /* deleted meanwhile */
 	v->sum.commits++;
@@ -201,6 +196,23 @@ verify_commit(void *ctx, const char *id, struct err *e)
 		r = verify_tree(v, "state", &m->f.state, e);
 	v->commit = NULL;
 	store_manifest_free(m);
+	return r;
+}
+
+/* One hold a commit, so that gc need not wait for all of them. */
+static int
+verify_commit(void *ctx, const char *id, struct err *e)
+{
+	struct verify *v = ctx;
+	struct store_hash ignored;
+	uint64_t hold;
+	int r;
+
+	if (!hash_from_hex(id, &ignored))
+		return 0;
+	hold = hold_begin(v->s);
+	r = verify_held(v, id, e);
+	hold_end(v->s, hold);
 	return r;
 }
 
@@ -259,7 +271,6 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 
 	if (id && !store_has_commit(s, id))
 		return err_set(e, -ENOENT, "there is no commit %.64s", id);
-	store_hold(s);
 	r = chunk_reader_init(&v.reader, s, e);
 	if (r == 0)
 		r = begin(&v, !id, e);
@@ -270,7 +281,6 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 		if (r == 0)
 			r = verify_tags(&v, e);
 	}
-	store_release(s);
 	for (size_t i = 0; v.packs && i < v.set->n; i++)
 		free(v.packs[i].sound);
 	free(v.packs);

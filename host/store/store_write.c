@@ -35,6 +35,7 @@ struct store_tree_writer {
 
 struct store_writer {
 	struct store *s;	  /* borrowed */
+	uint64_t generation;	  /* a hold */
 	struct pack_writer *pack; /* owned */
 	struct chunk_reader reader;
 	struct put_line *pages;		 /* owned; on their way into the pack */
@@ -55,10 +56,11 @@ store_begin(struct store *s, struct store_writer **ret, struct err *e)
 	if (!w)
 		return err_sys(e, -ENOMEM, "beginning a commit");
 	w->s = s;
-	store_hold(s);
+	w->generation = hold_begin(s);
 	r = chunk_reader_init(&w->reader, s, e);
 	if (r == 0 && (pack_writer_new(s->packs_fd, &w->pack) ||
-			      put_line_new(s, w->reader.zip, take_page, w, &w->pages)))
+			      put_line_new(s, w->generation, w->reader.zip, take_page, w,
+				      &w->pages)))
 		r = err_sys(e, -ENOMEM, "beginning a commit");
 	if (r < 0) {
 		store_abort(w);
@@ -87,7 +89,7 @@ store_abort(struct store_writer *w)
 		tree_free(w->trees);
 	pack_writer_free(w->pack);
 	chunk_reader_done(&w->reader);
-	store_release(w->s);
+	hold_end(w->s, w->generation);
 	free(w);
 }
 
@@ -120,13 +122,32 @@ add_node(struct store_writer *w, enum chunk_coding coding, const struct store_ha
 	return r;
 }
 
+/* Whether the chunk is stored in this form and stays. */
+static int
+is_stored(struct store_writer *w, enum chunk_kind kind, const struct store_hash *hash,
+	bool may_be_delta, bool *ret, struct err *e)
+{
+	struct pack_set *set;
+	struct gc_view v;
+	int r;
+
+	gc_view_begin(w->s, w->generation, &v);
+	r = packs_get(w->s, &set, e);
+	if (r == 0) {
+		*ret = gc_find(&v, set, kind, hash, may_be_delta);
+		packs_put(set);
+	}
+	gc_view_end(&v);
+	return r;
+}
+
 /* Whether the chunk is stored, or will be with this commit. */
 static int
 has_chunk(struct store_writer *w, enum chunk_kind kind, const struct store_hash *hash,
 	bool *ret, struct err *e)
 {
 	*ret = pack_writer_has(w->pack, kind, hash);
-	return *ret ? 0 : chunk_is_stored(w->s, kind, hash, ret, e);
+	return *ret ? 0 : is_stored(w, kind, hash, true, ret, e);
 }
 
 /* What differs from the reference, where that is much shorter than the node. Returns its
@@ -171,7 +192,12 @@ put_node(struct store_writer *w, const struct open_node *n, struct store_hash *r
 	if (r < 0 || has)
 		return r;
 	len = make_delta(n, delta);
+	has = false;
 	if (len)
+		r = is_stored(w, CHUNK_NODE, &n->reference, false, &has, e);
+	if (r < 0)
+		return r;
+	if (has)
 		return add_node(w, CODING_DELTA, ret, delta, len, e);
 	return add_node(w, CODING_RAW, ret, n->child, sizeof(n->child), e);
 }
@@ -202,8 +228,10 @@ store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t
 			"a content of %llu bytes cannot begin as one of %llu: contents only grow",
 			(unsigned long long)length, (unsigned long long)t->base.length);
 	if (!hash_is_zero(&t->base.root)) {
-		r = tree_node(&w->reader, &t->base, tree_levels(t->base.length), 0,
-			&t->base.root, ignored, e);
+		r = gc_keep_tree(w->s, w->generation, &t->base, e);
+		if (r == 0)
+			r = tree_node(&w->reader, &t->base, tree_levels(t->base.length),
+				0, &t->base.root, ignored, e);
 		if (r < 0)
 			return err_wrap(e, r, "the content to begin with");
 	}
@@ -218,8 +246,8 @@ store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t
 
 /* Where a delta of the node just read may lead: to it, or to what it is a delta of. */
 static void
-take_reference(struct store_tree_writer *t, struct open_node *n,
-	const struct store_hash *base)
+take_reference(
+	struct store_tree_writer *t, struct open_node *n, const struct store_hash *base)
 {
 	const struct chunk_reader *c = &t->w->reader;
 
@@ -421,7 +449,13 @@ check_root(struct store_writer *w, const char *what, const struct store_tree *t,
 
 	if (r < 0 || hash_is_zero(&t->root))
 		return r;
-	r = has_chunk(w, CHUNK_NODE, &t->root, &has, e);
+	/* It may be another commit's, as a whole. */
+	if (!pack_writer_has(w->pack, CHUNK_NODE, &t->root))
+		r = gc_keep_tree(w->s, w->generation, t, NULL);
+	if (r == -EBADMSG)
+		r = 0; /* not walked, but perhaps all put again by this writer */
+	if (r == 0)
+		r = has_chunk(w, CHUNK_NODE, &t->root, &has, e);
 	if (r == 0 && !has)
 		r = err_set(e, -EINVAL, "the commit's %s is not in the store", what);
 	return r;

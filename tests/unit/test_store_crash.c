@@ -156,7 +156,7 @@ gc_work(void)
 static void
 a_gc_killed_at_any_point_loses_nothing(void **state)
 {
-	static const char *const points[] = {"store.pack-synced", "store.pack-renamed",
+	static const char *const points[] = {"store.gc-marked", "store.pack-synced", "store.pack-renamed",
 		"store.pack-written", "store.merge-added", "store.pack-retired",
 		"store.pack-removed", "store.pack-removed:2"};
 
