@@ -67,7 +67,7 @@ void store_set_threads(struct store *s, unsigned threads);
  * For a reader of a commit that somebody may delete: until store_release(), by the same
  * thread, store_gc() leaves what was there when the hold began, or since. Waits for
  * nobody; a gc that begins later waits for it. A writer is a hold of its own. A thread
- * that has either must not call store_gc().
+ * that has either must not call store_gc(), store_settle() or store_repair().
  */
 void store_hold(struct store *s);
 void store_release(struct store *s);
@@ -251,6 +251,18 @@ struct store_verified {
  * NULL). Damage is reported, not returned: 0 means that it came to its end. */
 int store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 	struct store_verified *ret, struct err *e);
+
+struct store_repaired {
+	uint64_t chunks_saved;	/* that were in packs that cannot be read, and nowhere else */
+	uint64_t packs_removed; /* such packs, when no commit needs them */
+	struct store_verified left;
+};
+
+/* Saves what is sound of packs that cannot be read into new ones, then verifies all: what
+ * is reported stays damaged or missing, and can only be committed again or deleted. What
+ * is derived from the files is only in memory, and is made when the store is opened. */
+int store_repair(struct store *s, store_damage_fn *fn, void *ctx,
+	struct store_repaired *ret, struct err *e);
 
 struct store_freed {
 	uint64_t bytes;		  /* less on disk than before */

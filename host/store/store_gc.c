@@ -25,6 +25,7 @@
 #include "common/cleanup.h"
 #include "common/fault.h"
 #include "common/io.h"
+#include "host/store/store_names.h"
 #include "host/store/store_priv.h"
 
 #define MERGE_BYTES_MAX (256u << 20) /* live, in one new pack */
@@ -37,12 +38,6 @@ struct marks {
 	uint64_t *live;	   /* owned; a bit an entry */
 	uint64_t *walked;  /* owned; likewise: nodes whose children were marked */
 	uint64_t n, bytes; /* live ones; atomic */
-};
-
-/* A set of names: open addressing, the name of zeroes is a free slot. */
-struct names {
-	struct store_hash *slots; /* owned */
-	size_t n, cap;		  /* cap: 0 or a power of two */
 };
 
 struct gc {
@@ -74,45 +69,8 @@ gc_free(struct gc *g)
 	chunk_reader_done(&g->reader);
 	pthread_mutex_destroy(&g->kept_lock);
 	free(g->kept);
-	free(g->walked.slots);
+	names_done(&g->walked);
 	free(g);
-}
-
-static struct store_hash *
-slot_of(const struct names *s, const struct store_hash *h)
-{
-	uint64_t word;
-
-	memcpy(&word, h->b, sizeof(word));
-	for (size_t i = (size_t)word & (s->cap - 1);; i = (i + 1) & (s->cap - 1))
-		if (hash_is_zero(&s->slots[i]) || hash_equal(&s->slots[i], h))
-			return &s->slots[i];
-}
-
-static bool
-names_have(const struct names *s, const struct store_hash *h)
-{
-	return s->n && hash_equal(slot_of(s, h), h);
-}
-
-static int
-names_add(struct names *s, const struct store_hash *h)
-{
-	if (2 * (s->n + 1) > s->cap) {
-		struct names bigger = {.n = s->n, .cap = s->cap ? 2 * s->cap : 256};
-
-		bigger.slots = calloc(bigger.cap, sizeof(*bigger.slots));
-		if (!bigger.slots)
-			return -ENOMEM;
-		for (size_t i = 0; i < s->cap; i++)
-			if (!hash_is_zero(&s->slots[i]))
-				*slot_of(&bigger, &s->slots[i]) = s->slots[i];
-		free(s->slots);
-		*s = bigger;
-	}
-	*slot_of(s, h) = *h;
-	s->n++;
-	return 0;
 }
 
 static bool

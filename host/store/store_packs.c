@@ -515,9 +515,14 @@ packs_forget_bad(struct store *s, const char *name, struct err *e)
 int
 packs_bad(struct store *s, struct bad_pack **ret, size_t *ret_n, struct err *e)
 {
+	struct pack_set *set;
 	struct bad_pack *copy;
 	size_t n;
+	int r = packs_get(s, &set, e); /* which finds them */
 
+	if (r < 0)
+		return r;
+	packs_put(set);
 	pthread_mutex_lock(&s->change_lock);
 	n = s->n_bad_packs;
 	copy = calloc(n + 1, sizeof(*copy));
