@@ -12,21 +12,24 @@
  *
  *   format                 "pando store 1\n"
  *   lock                   flock'd by the process that has the store open
- *   packs/<hash>.pack      chunks (host/store/store_pack.h); what one commit added is one pack
+ *   packs/<hash>.pack      chunks (host/store/store_pack.h): what one commit added is one
+ *                          pack, and small ones are merged in the background
  *   commits/<id>.json      manifests
  *   tags/<name>            "<id>\n"
  *
  * Crashes and full disks: a commit is there with its manifest's rename, after everything
- * it needs was synced; whatever was unfinished is removed by the next store_open() or
- * store_gc(). Files of unknown origin: nothing read is believed before it was checked;
+ * it needs was synced; whatever was unfinished is removed by the next store_open(). Files of unknown origin: nothing read is believed before it was checked;
  * what is damaged is -EBADMSG with a sentence that names it. A few chunks can make a
  * content of STORE_LENGTH_MAX bytes, though: whoever copies one somewhere looks at its
  * length first.
  *
  * Threads: all calls may run at once on one store, but a writer (with its trees) belongs
- * to one thread at a time. Errors: -ENOENT no such commit or tag, -EEXIST ambiguous,
- * -ENOTEMPTY has children, -EBADMSG damaged, -EINVAL a caller's mistake or a name that
- * cannot be, -EBUSY in use by another process, else what the system said.
+ * to one thread at a time. store_gc(), store_settle() and store_repair() run one after the
+ * other, and beside all else. The store has threads of its own, of low priority: those
+ * that help writers, made by the first that has more than a few pages, and one that merges
+ * packs, made when there are enough. Errors: -ENOENT no such commit or tag, -EEXIST
+ * ambiguous, -ENOTEMPTY has children, -EBADMSG damaged, -EINVAL a caller's mistake or a
+ * name that cannot be, -EBUSY in use by another process, else what the system said.
  */
 #ifndef PANDO_HOST_STORE_STORE_H
 #define PANDO_HOST_STORE_STORE_H

@@ -438,6 +438,7 @@ static int
 sweep(struct gc *g, struct store_freed *freed, struct err *e)
 {
 	cleanup_free struct bad_pack *bad = NULL;
+	struct err why = {0};
 	size_t n_bad;
 	int r = 0;
 
@@ -456,8 +457,14 @@ sweep(struct gc *g, struct store_freed *freed, struct err *e)
 		r = packs_forget_bad(g->s, bad[i].name, e);
 		freed->packs_removed++;
 	}
-	if (r == 0)
-		r = rewrite(g, freed, e);
+	if (r == 0) {
+		r = rewrite(g, freed, &why);
+		/* What went makes room for the next time. */
+		if (freed->packs_removed && (r == -ENOSPC || r == -EDQUOT || r == -EFBIG))
+			r = 0;
+		if (r < 0)
+			err_set(e, r, "%s", why.msg);
+	}
 	if (r == 0 && fsync(g->s->packs_fd) < 0)
 		r = err_sys(e, -errno, "syncing the folder of packs");
 	return r;

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -14,7 +15,8 @@
 #include "host/store/store_priv.h"
 
 #define FILTER_ROOM_MIN (64u << 10) /* keys */
-#define RETIRED_AT_ONCE 8u	    /* packs, while change_lock is held */
+#define LAST_READERS_MS 20u
+#define RETIRED_AT_ONCE 8u /* packs, while change_lock is held */
 
 /* ---- filters: which chunks there may be, over all packs ---- */
 
@@ -454,6 +456,21 @@ retire_some(struct store *s, struct pack *const *packs, size_t n,
 	return r;
 }
 
+/* The last one who lets go of a removed file frees its blocks, which may take long: not a
+ * reader, if he is through soon. Sets hold packs for moments. */
+static void
+wait_for_readers(const struct pack *p)
+{
+	const struct timespec pause = {0, 1000000};
+
+	/* The caller has it once or twice. */
+	for (unsigned i = 0; i < LAST_READERS_MS; i++) {
+		if (__atomic_load_n(&p->refs, __ATOMIC_RELAXED) <= 2)
+			break;
+		nanosleep(&pause, NULL);
+	}
+}
+
 int
 packs_retire(struct store *s, struct pack *const *packs, size_t n, uint64_t *ret_removed,
 	uint64_t *ret_bytes, struct err *e)
@@ -486,6 +503,7 @@ packs_retire(struct store *s, struct pack *const *packs, size_t n, uint64_t *ret
 			++*ret_removed;
 			*ret_bytes += packs[at + i]->bytes;
 			fault_point("store.pack-removed");
+			wait_for_readers(packs[at + i]);
 		}
 	}
 	return r;

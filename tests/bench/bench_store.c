@@ -13,6 +13,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -299,7 +301,7 @@ measure(enum content c, uint8_t *mem, uint64_t pages)
 static void
 measure_packs(uint8_t *mem, uint64_t pages)
 {
-	static const unsigned counts[] = {1, 100, 10000};
+	static const unsigned counts[] = {1, 100, 2000};
 	struct store_used used;
 	struct timing t;
 	unsigned have = 0;
@@ -339,6 +341,106 @@ measure_packs(uint8_t *mem, uint64_t pages)
 		figure(name, (double)t.write_cpu_ns / 1000 / (double)pages,
 			"µs of CPU time");
 	}
+	if (out)
+		json_out_end_object(out);
+}
+
+static int
+by_value(const void *pa, const void *pb)
+{
+	uint64_t a = *(const uint64_t *)pa, b = *(const uint64_t *)pb;
+
+	return a < b ? -1 : a > b;
+}
+
+static bool stop; /* atomic */
+static uint64_t n_gcs;
+
+static void *
+gc_all_the_time(void *arg)
+{
+	struct store_freed freed;
+	struct err why;
+
+	(void)arg;
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+		must(store_gc(store, NULL, 0, &freed, &why), "gc", &why);
+		must(store_settle(store, NULL, &why), "settle", &why);
+		n_gcs++;
+	}
+	return NULL;
+}
+
+#define SAMPLES 4000u
+
+/* A page read while others work on the packs or do not. */
+static void
+sample_reads(const char *when, const struct store_tree *t, uint64_t pages)
+{
+	static uint64_t ns[SAMPLES];
+	uint8_t page[STORE_PAGE];
+	char name[64];
+
+	for (unsigned i = 0; i < SAMPLES; i++) {
+		uint64_t from = io_now_ns();
+
+		must(store_tree_read(store, t, i * 7919ull % pages, 1, page, &e), "read",
+			&e);
+		ns[i] = io_now_ns() - from;
+		usleep(200);
+	}
+	qsort(ns, SAMPLES, sizeof(*ns), by_value);
+	snprintf(name, sizeof(name), "read_%s_p50_us", when);
+	figure(name, (double)ns[SAMPLES / 2] / 1000, "µs");
+	snprintf(name, sizeof(name), "read_%s_p99_us", when);
+	figure(name, (double)ns[SAMPLES * 99 / 100] / 1000, "µs");
+	snprintf(name, sizeof(name), "read_%s_max_us", when);
+	figure(name, (double)ns[SAMPLES - 1] / 1000, "µs");
+}
+
+static void
+sample_commits(const char *when, const struct timing *base, uint8_t *mem, uint64_t pages)
+{
+	static uint64_t ns[200];
+	char name[64];
+	struct timing t;
+
+	for (unsigned i = 0; i < 200; i++) {
+		uint64_t from;
+
+		change(mem, 4, 1, 900000 + i + (uint64_t)when[0] * 1000);
+		from = io_now_ns();
+		commit(&t, base, mem, pages, 4, 1);
+		ns[i] = io_now_ns() - from;
+		must(store_delete(store, t.id, 0, NULL, &e), "delete", &e);
+	}
+	qsort(ns, 200, sizeof(*ns), by_value);
+	snprintf(name, sizeof(name), "commit_%s_p50_ms", when);
+	figure(name, (double)ns[100] / 1e6, "ms");
+	snprintf(name, sizeof(name), "commit_%s_max_ms", when);
+	figure(name, (double)ns[199] / 1e6, "ms");
+}
+
+/* What gc and merges, one after the other without end, make others wait. */
+static void
+measure_beside_gc(uint8_t *mem, uint64_t pages)
+{
+	struct timing base;
+	pthread_t thread;
+
+	if (out)
+		json_out_object(out, NULL);
+	else
+		printf("beside gc and merges without end:\n");
+	commit(&base, NULL, mem, pages, 0, 0);
+	sample_reads("alone", &base.tree, pages);
+	sample_commits("alone", &base, mem, pages);
+	pthread_create(&thread, NULL, gc_all_the_time, NULL);
+	sample_reads("beside_gc", &base.tree, pages);
+	sample_commits("beside_gc", &base, mem, pages);
+	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
+	pthread_join(thread, NULL);
+	figure("gcs", (double)n_gcs, "");
 	if (out)
 		json_out_end_object(out);
 }
@@ -398,6 +500,7 @@ main(int argc, char **argv)
 		measure(c, mem, pages);
 	}
 	measure_packs(mem, pages);
+	measure_beside_gc(mem, pages);
 	if (out) {
 		json_out_end_array(out);
 		json_out_end_object(out);

@@ -3,6 +3,8 @@
 #include "tests/unit/store_help.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include "host/store/store_priv.h"
 
@@ -389,6 +391,39 @@ a_cancelled_gc_loses_nothing(void **state)
 	is_sound();
 }
 
+static void
+gc_where_nothing_can_be_written_removes_what_is_dead(void **state)
+{
+	char dead[STORE_ID_MAX], part[STORE_ID_MAX], few[STORE_ID_MAX];
+	struct rlimit old, small;
+	struct store_freed freed;
+	struct store_tree t;
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, dead, NULL);
+	some_values(9000);
+	commit_values(NULL, NULL, NULL, values, PAGES, part, NULL);
+	commit_values(NULL, NULL, NULL, values, 40, few, NULL);
+	ok(store_delete(store, dead, 0, NULL, &e));
+	ok(store_delete(store, part, 0, NULL, &e));
+	signal(SIGXFSZ, SIG_IGN);
+	getrlimit(RLIMIT_FSIZE, &old);
+	small = old;
+	small.rlim_cur = 0;
+	setrlimit(RLIMIT_FSIZE, &small);
+	ok(store_gc(store, NULL, 0, &freed, &e));
+	setrlimit(RLIMIT_FSIZE, &old);
+	assert_int_equal(freed.packs_removed, 1);
+	assert_int_equal(freed.packs_rewritten, 0);
+	t = memory_of(few);
+	has_values(&t, values, 40);
+	ok(store_gc(store, NULL, 0, &freed, &e));
+	assert_int_equal(freed.packs_rewritten, 1);
+	has_values(&t, values, 40);
+	is_sound();
+}
+
 /* Stored again by a commit that began when it was not marked any more; the same pack, by
  * its name, as the one that goes. */
 static void
@@ -484,6 +519,7 @@ main(void)
 		STORE_TEST(gc_waits_for_what_began_before_and_nobody_for_it),
 		STORE_TEST(a_gc_that_waits_can_be_cancelled_and_the_next_waits_on),
 		STORE_TEST(a_cancelled_gc_loses_nothing),
+		STORE_TEST(gc_where_nothing_can_be_written_removes_what_is_dead),
 		STORE_TEST(what_is_stored_again_while_it_is_swept_stays),
 		STORE_TEST(gc_is_due_when_commits_were_deleted_and_some_time_went_by),
 	};
