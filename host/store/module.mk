@@ -12,18 +12,24 @@ store_SRCS := \
 	host/store/store_bloom.c \
 	host/store/store_pack.c \
 	host/store/store_pack_write.c \
+	host/store/store_packs.c \
 	host/store/store_chunks.c \
+	host/store/store_merge.c \
 	host/store/store_tree.c \
+	host/store/store_pool.c \
+	host/store/store_put.c \
 	host/store/store_write.c \
 	host/store/store_gc.c \
+	host/store/store_names.c \
+	host/store/store_repair.c \
 	host/store/store_verify.c
 
-UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model
-$(foreach t,test_store test_store_crash test_store_hostile test_store_model,\
+UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc
+$(foreach t,test_store test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc,\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
 	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
 
-FUZZERS += fuzz_store_pack fuzz_store_manifest
+FUZZERS += fuzz_store_pack fuzz_store_manifest fuzz_store_repair
 fuzz_store_pack_SRCS := \
 	tests/fuzz/fuzz_store_pack.c \
 	$(store_SRCS) \
@@ -44,3 +50,13 @@ fuzz_store_manifest_SRCS := \
 	common/fault.c
 fuzz_store_manifest_CORPUS := tests/fuzz/corpus/store_manifest
 fuzz_store_manifest_PKGS := libsodium libzstd
+fuzz_store_repair_SRCS := \
+	tests/fuzz/fuzz_store_repair.c \
+	$(store_SRCS) \
+	common/err.c \
+	common/utf8.c \
+	common/io.c \
+	common/json.c \
+	common/fault.c
+fuzz_store_repair_CORPUS := tests/fuzz/corpus/store_repair
+fuzz_store_repair_PKGS := libsodium libzstd

@@ -1,6 +1,7 @@
 /* The store as a whole: open, close, holds, commits by name. */
 #include "host/store/store.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -14,7 +15,8 @@
 #include "common/io.h"
 #include "host/store/store_priv.h"
 
-#define NAMES_SHOWN 8u /* in a sentence */
+#define NAMES_SHOWN 8u	   /* in a sentence */
+#define STORES_HELD_MAX 8u /* at once, by a thread */
 
 static int
 count_name(void *ctx, const char *name, struct err *e)
@@ -107,16 +109,29 @@ open_all(struct store *s, struct err *e)
 int
 store_open(const char *path, struct store **ret, struct err *e)
 {
+	static uint64_t serials;
 	struct store *s = calloc(1, sizeof(*s));
+	pthread_rwlockattr_t attr;
 	int r;
 
 	if (!s)
 		return err_sys(e, -ENOMEM, "store %.200s", path);
 	s->packs_fd = s->commits_fd = s->tags_fd = s->lock_fd = -1;
 	pthread_mutex_init(&s->names, NULL);
+	pthread_mutex_init(&s->pool_lock, NULL);
 	pthread_mutex_init(&s->hold_lock, NULL);
 	pthread_cond_init(&s->hold_changed, NULL);
-	pthread_rwlock_init(&s->packs_lock, NULL);
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(
+		&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&s->gc_lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	s->serial = __atomic_add_fetch(&serials, 1, __ATOMIC_RELAXED);
+	pthread_mutex_init(&s->set_lock, NULL);
+	pthread_mutex_init(&s->change_lock, NULL);
+	pthread_mutex_init(&s->care_lock, NULL);
+	pthread_mutex_init(&s->tiers_lock, NULL);
+	pthread_cond_init(&s->tiers_changed, NULL);
 	s->path = strdup(path);
 	r = s->path ? hash_init() : -ENOMEM;
 	if (r < 0)
@@ -136,57 +151,121 @@ store_close(struct store *s)
 {
 	if (!s)
 		return;
-	packs_drop_all(s);
+	tiers_stop(s);
+	pool_free(s->pool);
+	packs_done(s);
 	cleanup_close_fn(&s->packs_fd);
 	cleanup_close_fn(&s->commits_fd);
 	cleanup_close_fn(&s->tags_fd);
 	cleanup_close_fn(&s->lock_fd); /* last: it is the lock */
 	pthread_mutex_destroy(&s->names);
+	pthread_mutex_destroy(&s->pool_lock);
 	pthread_mutex_destroy(&s->hold_lock);
 	pthread_cond_destroy(&s->hold_changed);
-	pthread_rwlock_destroy(&s->packs_lock);
+	pthread_rwlock_destroy(&s->gc_lock);
+	pthread_mutex_destroy(&s->set_lock);
+	pthread_mutex_destroy(&s->change_lock);
+	pthread_mutex_destroy(&s->care_lock);
+	pthread_mutex_destroy(&s->tiers_lock);
+	pthread_cond_destroy(&s->tiers_changed);
 	free(s->path);
 	free(s);
 }
 
 void
-store_hold(struct store *s)
+store_set_threads(struct store *s, unsigned threads)
+{
+	pthread_mutex_lock(&s->pool_lock);
+	pool_free(s->pool);
+	s->pool = NULL;
+	s->threads = threads;
+	pthread_mutex_unlock(&s->pool_lock);
+}
+
+int
+store_pool(struct store *s, struct pool **ret)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&s->pool_lock);
+	if (!s->pool)
+		r = pool_new(s->threads, &s->pool);
+	*ret = s->pool;
+	pthread_mutex_unlock(&s->pool_lock);
+	return r;
+}
+
+/* A count a generation: gc begins one, and waits for those of the one before. */
+uint64_t
+hold_begin(struct store *s)
+{
+	uint64_t generation;
+
+	pthread_mutex_lock(&s->hold_lock);
+	s->holds_now++;
+	generation = s->generation;
+	pthread_mutex_unlock(&s->hold_lock);
+	return generation;
+}
+
+void
+hold_end(struct store *s, uint64_t generation)
 {
 	pthread_mutex_lock(&s->hold_lock);
-	while (s->gc_wants)
-		pthread_cond_wait(&s->hold_changed, &s->hold_lock);
-	s->holds++;
+	if (generation == s->generation)
+		s->holds_now--;
+	else if (--s->holds_before == 0)
+		pthread_cond_broadcast(&s->hold_changed);
 	pthread_mutex_unlock(&s->hold_lock);
+}
+
+/* The holds of a thread: the first on a store counts, others within it need not. */
+static __thread struct held {
+	uint64_t serial; /* of the store; 0: none */
+	uint64_t generation;
+	unsigned depth;
+} held[STORES_HELD_MAX];
+
+static struct held *
+held_of(uint64_t serial)
+{
+	size_t i = 0;
+
+	while (i < STORES_HELD_MAX && held[i].serial != serial)
+		i++;
+	assert(i < STORES_HELD_MAX);
+	return &held[i];
+}
+
+static bool
+holds(const struct store *s)
+{
+	for (size_t i = 0; i < STORES_HELD_MAX; i++)
+		if (held[i].serial == s->serial)
+			return true;
+	return false;
+}
+
+void
+store_hold(struct store *s)
+{
+	struct held *h = held_of(holds(s) ? s->serial : 0);
+
+	if (h->depth++)
+		return;
+	h->serial = s->serial;
+	h->generation = hold_begin(s);
 }
 
 void
 store_release(struct store *s)
 {
-	pthread_mutex_lock(&s->hold_lock);
-	s->holds--;
-	pthread_cond_broadcast(&s->hold_changed);
-	pthread_mutex_unlock(&s->hold_lock);
-}
+	struct held *h = held_of(s->serial);
 
-void
-store_alone_begin(struct store *s)
-{
-	pthread_mutex_lock(&s->hold_lock);
-	while (s->gc_wants)
-		pthread_cond_wait(&s->hold_changed, &s->hold_lock);
-	s->gc_wants = true;
-	while (s->holds)
-		pthread_cond_wait(&s->hold_changed, &s->hold_lock);
-	pthread_mutex_unlock(&s->hold_lock);
-}
-
-void
-store_alone_end(struct store *s)
-{
-	pthread_mutex_lock(&s->hold_lock);
-	s->gc_wants = false;
-	pthread_cond_broadcast(&s->hold_changed);
-	pthread_mutex_unlock(&s->hold_lock);
+	if (--h->depth)
+		return;
+	h->serial = 0;
+	hold_end(s, h->generation);
 }
 
 int

@@ -12,21 +12,24 @@
  *
  *   format                 "pando store 1\n"
  *   lock                   flock'd by the process that has the store open
- *   packs/<hash>.pack      chunks (host/store/store_pack.h); what one commit added is one pack
+ *   packs/<hash>.pack      chunks (host/store/store_pack.h): what one commit added is one
+ *                          pack, and small ones are merged in the background
  *   commits/<id>.json      manifests
  *   tags/<name>            "<id>\n"
  *
  * Crashes and full disks: a commit is there with its manifest's rename, after everything
- * it needs was synced; whatever was unfinished is removed by the next store_open() or
- * store_gc(). Files of unknown origin: nothing read is believed before it was checked;
+ * it needs was synced; whatever was unfinished is removed by the next store_open(). Files of unknown origin: nothing read is believed before it was checked;
  * what is damaged is -EBADMSG with a sentence that names it. A few chunks can make a
  * content of STORE_LENGTH_MAX bytes, though: whoever copies one somewhere looks at its
  * length first.
  *
  * Threads: all calls may run at once on one store, but a writer (with its trees) belongs
- * to one thread at a time. Errors: -ENOENT no such commit or tag, -EEXIST ambiguous,
- * -ENOTEMPTY has children, -EBADMSG damaged, -EINVAL a caller's mistake or a name that
- * cannot be, -EBUSY in use by another process, else what the system said.
+ * to one thread at a time. store_gc(), store_settle() and store_repair() run one after the
+ * other, and beside all else. The store has threads of its own, of low priority: those
+ * that help writers, made by the first that has more than a few pages, and one that merges
+ * packs, made when there are enough. Errors: -ENOENT no such commit or tag, -EEXIST
+ * ambiguous, -ENOTEMPTY has children, -EBADMSG damaged, -EINVAL a caller's mistake or a
+ * name that cannot be, -EBUSY in use by another process, else what the system said.
  */
 #ifndef PANDO_HOST_STORE_STORE_H
 #define PANDO_HOST_STORE_STORE_H
@@ -58,10 +61,16 @@ int store_open(const char *path, struct store **ret, struct err *e);
 /* No writer may be open. NULL is fine. */
 void store_close(struct store *s);
 
+/* How many threads hash and compress what writers put, theirs included: 0 (as it is at
+ * first) is as many as there are online CPUs, 8 at most. What is written does not depend
+ * on it. No writer may be open. */
+void store_set_threads(struct store *s, unsigned threads);
+
 /*
- * Keeps store_gc() from running until store_release(): for a reader of a commit that
- * somebody may delete. Waits for a running gc. A writer is a hold of its own; a thread
- * that has either must not ask for another (a waiting gc goes first).
+ * For a reader of a commit that somebody may delete: until store_release(), by the same
+ * thread, store_gc() leaves what was there when the hold began, or since. Waits for
+ * nobody; a gc that begins later waits for it. A writer is a hold of its own. A thread
+ * that has either must not call store_gc(), store_settle() or store_repair().
  */
 void store_hold(struct store *s);
 void store_release(struct store *s);
@@ -101,7 +110,8 @@ void store_abort(struct store_writer *w); /* NULL is fine */
 int store_tree_begin(struct store_writer *w, const struct store_tree *base,
 	uint64_t length, struct store_tree_writer **ret, struct err *e);
 /* n pages from page `first` on; ascending over all calls, else -EINVAL. In the last page
- * only what is within length is read; the rest is zero. */
+ * only what is within length is read; the rest is zero. The pages are copied, and may be
+ * written later: so an error may be that of an earlier call. */
 int store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data,
 	uint64_t n, struct err *e);
 /* The tree is freed, whatever happens; so is one that was not finished when its writer
@@ -245,19 +255,59 @@ struct store_verified {
 int store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 	struct store_verified *ret, struct err *e);
 
+struct store_repaired {
+	uint64_t chunks_saved;	/* that were in packs that cannot be read, and nowhere else */
+	uint64_t packs_removed; /* such packs, when no commit needs them */
+	struct store_verified left;
+};
+
+/* Saves what is sound of packs that cannot be read into new ones, then verifies all: what
+ * is reported stays damaged or missing, and can only be committed again or deleted. What
+ * is derived from the files is only in memory, and is made when the store is opened. */
+int store_repair(struct store *s, store_damage_fn *fn, void *ctx,
+	struct store_repaired *ret, struct err *e);
+
 struct store_freed {
 	uint64_t bytes;		  /* less on disk than before */
 	uint64_t packs_removed;	  /* with nothing live in them */
-	uint64_t packs_rewritten; /* mostly dead, or small and many: made one */
+	uint64_t packs_rewritten; /* mostly dead: made one */
 };
 
 /*
- * Removes what no commit reaches. roots: contents that are in use though no commit has
- * them. Waits for writers and holds, and they for it. Refused (-EBADMSG) when a commit is
- * damaged: what it needs cannot be known; ret may be NULL.
+ * Removes what no commit reaches. Commits, readers, checks and deletions run on; only
+ * writers and holds that began before it are waited for. Another gc, or the merging of
+ * packs, ends first. Refused (-EBADMSG) when a commit is damaged: what it needs cannot be
+ * known; ret may be NULL.
  */
+struct store_gc_how {
+	/* Contents that are in use though no commit has them. */
+	const struct store_tree *roots;
+	size_t n_roots;
+	/* More of them (may be NULL), asked for when no earlier writer or hold is left; *ret
+	   is malloc'd. What later writers begin with is kept anyway. */
+	int (*ask_roots)(
+		void *ctx, struct store_tree **ret, size_t *ret_n, struct err *e);
+	void *ctx;
+	/* Becomes true (atomically) when it is to end: -ECANCELED, some is removed and
+	   nothing is lost. NULL: never. */
+	const bool *cancel;
+};
+
+int store_gc_run(struct store *s, const struct store_gc_how *how, struct store_freed *ret,
+	struct err *e);
 int store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 	struct store_freed *ret, struct err *e);
+
+/* Whether it is time for a gc that nobody asked for: commits were deleted since the last
+ * (by this process), many, or some and none for a while. */
+bool store_gc_is_due(struct store *s);
+#define STORE_GC_MANY 1000u	  /* commits */
+#define STORE_GC_QUIET_MS 60000u  /* since the last deletion */
+#define STORE_GC_PAUSE_MS 300000u /* since the last gc */
+
+/* Merges small packs until there are few of each size, as a thread of the store does in
+ * the background anyway. cancel (may be NULL) is looked at now and then: -ECANCELED. */
+int store_settle(struct store *s, const bool *cancel, struct err *e);
 
 struct store_used {
 	uint64_t bytes; /* of all files */

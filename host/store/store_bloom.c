@@ -56,7 +56,9 @@ bloom_has(const struct bloom *b, const struct store_hash *h)
 		return false;
 	line = line_of(b, h);
 	for (unsigned i = 0; i < BITS_PER_KEY; i++, bits >>= 9)
-		if (!(line[bits >> 6 & 7] >> (bits & 63) & 1))
+		if (!(__atomic_load_n(&line[bits >> 6 & 7], __ATOMIC_RELAXED) >>
+				    (bits & 63) &
+			    1))
 			return false;
 	return true;
 }
@@ -67,5 +69,8 @@ bloom_add(struct bloom *b, const struct store_hash *h)
 	uint64_t *line = line_of(b, h), bits = word_of(h, 2);
 
 	for (unsigned i = 0; i < BITS_PER_KEY; i++, bits >>= 9)
-		line[bits >> 6 & 7] |= 1ull << (bits & 63);
+		__atomic_store_n(&line[bits >> 6 & 7],
+			__atomic_load_n(&line[bits >> 6 & 7], __ATOMIC_RELAXED) |
+				1ull << (bits & 63),
+			__ATOMIC_RELAXED);
 }

@@ -16,6 +16,7 @@ struct bloom {
 /* -ENOMEM. */
 int bloom_init(struct bloom *b, uint64_t room);
 void bloom_done(struct bloom *b);
+/* By one thread at a time; others may ask meanwhile. */
 void bloom_add(struct bloom *b, const struct store_hash *h);
 /* One that was never initialised has nothing. */
 bool bloom_has(const struct bloom *b, const struct store_hash *h);

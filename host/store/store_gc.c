@@ -1,70 +1,241 @@
 /*
- * What no commit reaches is removed. Nobody else works on the store meanwhile but readers
- * of what commits reach.
+ * What no commit reaches is removed, while commits are made, read and deleted.
  *
- * A pack with nothing live is unlinked. Packs whose live bytes are less than half, and
- * small ones where there are many packs, are copied into one new pack, which is on disk
- * before they go: a crash leaves chunks twice, never not at all.
+ * begin   From here on deleted commits are kept in mind. Writers and holds that began
+ *         before are waited for; those that begin later never wait.
+ * mark    What the commits, the deleted ones and the roots reach. Later writers that find
+ *         a chunk stored mark it too.
+ * sweep   The marks do not change any more. Later writers take a chunk for stored only
+ *         when it is marked, or in a pack that is newer than the beginning; else they
+ *         store it again. Packs with nothing marked go; the marked chunks of those that
+ *         are mostly dead are merged into new ones (store_merge.c).
+ *
+ * Why that is enough: whoever began before the beginning is through before anything is
+ * marked, so that what it wrote is a commit or nobody's. Whoever began later can have seen
+ * only commits that were there at the beginning or since: these are marked, or were made
+ * of marked chunks and new packs, which this run leaves alone.
  */
 #include <endian.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/fault.h"
+#include "common/io.h"
+#include "host/store/store_names.h"
 #include "host/store/store_priv.h"
 
-#define PACKS_MANY 64u
-#define PACK_SMALL (16u << 20)
+#define MERGE_BYTES_MAX (256u << 20) /* live, in one new pack */
+#define MERGE_PACKS_MAX 256u	     /* into one */
+#define NODE_WORK 4096u		     /* bytes that marking a node counts as */
+#define WAIT_NS 20000000	     /* between looks at the cancelling */
 
-struct marked {
-	uint64_t *live;	  /* owned; a bit an entry */
-	uint64_t *walked; /* owned; likewise: nodes whose children were marked */
-	uint64_t n, bytes;
-	bool rewrite;
+/* Of a pack that was there at the beginning. Words are atomic. */
+struct marks {
+	uint64_t *live;	   /* owned; a bit an entry */
+	uint64_t *walked;  /* owned; likewise: nodes whose children were marked */
+	uint64_t n, bytes; /* live ones; atomic */
 };
 
 struct gc {
 	struct store *s;
+	struct names walked; /* nodes in newer packs, as marks.walked */
+	struct slices slices;
 	struct chunk_reader reader;
-	struct marked *packs; /* owned; beside s->packs */
-	size_t n_packs;
+	uint64_t generation;  /* writers of this and later ones mark what they find */
+	struct pack_set *set; /* owned: at the beginning; the packs have marks */
+	struct marks *marks;  /* owned; beside the set's packs */
+	struct pack_set *now; /* owned: where chunks are looked for; not older */
+	bool sweeping;	      /* gc_lock */
+	/* Contents to be marked yet: of deleted commits and writers. */
+	pthread_mutex_t kept_lock;
+	struct store_tree *kept; /* owned */
+	size_t n_kept;
 };
 
 static void
-cleanup_gc_fn(struct gc *g)
+gc_free(struct gc *g)
 {
-	for (size_t i = 0; g->packs && i < g->n_packs; i++) {
-		free(g->packs[i].live);
-		free(g->packs[i].walked);
+	for (size_t i = 0; g->marks && i < g->set->n; i++) {
+		free(g->marks[i].live);
+		free(g->marks[i].walked);
 	}
-	free(g->packs);
+	free(g->marks);
+	packs_put(g->set);
+	packs_put(g->now);
 	chunk_reader_done(&g->reader);
-}
-#define cleanup_gc __attribute__((cleanup(cleanup_gc_fn)))
-
-static size_t
-pack_number(const struct gc *g, const struct pack *p)
-{
-	size_t i = 0;
-
-	while (g->s->packs[i] != p)
-		i++;
-	return i;
+	pthread_mutex_destroy(&g->kept_lock);
+	free(g->kept);
+	names_done(&g->walked);
+	free(g);
 }
 
 static bool
 set_bit(uint64_t *bits, size_t i)
 {
-	bool was = bits[i / 64] >> (i % 64) & 1;
+	uint64_t bit = 1ull << (i % 64);
 
-	bits[i / 64] |= 1ull << (i % 64);
-	return was;
+	return __atomic_fetch_or(&bits[i / 64], bit, __ATOMIC_RELAXED) & bit;
 }
+
+static bool
+has_bit(const uint64_t *bits, size_t i)
+{
+	return __atomic_load_n(&bits[i / 64], __ATOMIC_RELAXED) >> (i % 64) & 1;
+}
+
+/* True: it was live before. */
+static bool
+set_live(struct marks *m, const struct chunk_at *at)
+{
+	if (set_bit(m->live, at->entry))
+		return true;
+	__atomic_add_fetch(&m->n, 1, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&m->bytes,
+		le32toh(at->pack->index[at->entry].stored) + sizeof(struct pack_entry),
+		__ATOMIC_RELAXED);
+	return false;
+}
+
+/* ---- for writers ---- */
+
+void
+gc_view_begin(struct store *s, uint64_t generation, struct gc_view *ret)
+{
+	pthread_rwlock_rdlock(&s->gc_lock);
+	ret->s = s;
+	ret->gc = s->gc && generation >= s->gc->generation ? s->gc : NULL;
+}
+
+void
+gc_view_end(struct gc_view *v)
+{
+	pthread_rwlock_unlock(&v->s->gc_lock);
+}
+
+static bool
+keeps_copy(struct gc_view *v, const struct pack_set *set, const struct chunk_at *at)
+{
+	struct store_hash reference;
+	bool has;
+
+	/* First what it needs: whoever finds it live looks no further. */
+	if (chunk_reference(v->s, at, &has, &reference, NULL) ||
+		(has && !gc_find(v, set, CHUNK_NODE, &reference, false)))
+		return false;
+	if (!at->pack->marks)
+		return true;
+	if (v->gc->sweeping)
+		return has_bit(at->pack->marks->live, at->entry);
+	set_live(at->pack->marks, at);
+	return true;
+}
+
+bool
+gc_find(struct gc_view *v, const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta)
+{
+	struct chunk_at at;
+
+	if (!chunk_find(set, kind, hash, may_be_delta, &at))
+		return false;
+	if (!v->gc)
+		return true;
+	for (;;) {
+		if (keeps_copy(v, set, &at))
+			return true;
+		if (!chunk_find_next(set, kind, hash, may_be_delta, &at))
+			return false;
+	}
+}
+
+static int
+keep(struct gc *g, const struct store_tree *t)
+{
+	struct store_tree *bigger;
+
+	if (hash_is_zero(&t->root))
+		return 0;
+	pthread_mutex_lock(&g->kept_lock);
+	bigger = reallocarray(g->kept, g->n_kept + 1, sizeof(*bigger));
+	if (bigger) {
+		g->kept = bigger;
+		bigger[g->n_kept++] = *t;
+	}
+	pthread_mutex_unlock(&g->kept_lock);
+	return bigger ? 0 : -ENOMEM;
+}
+
+/* Whether all of the tree stays. Of a commit that is there it does: it was marked, or all
+ * of it was put by a later writer, which marked what it found. */
+static bool
+stays(const struct pack_set *set, const struct store_tree *t)
+{
+	struct chunk_at at;
+
+	if (!chunk_find(set, CHUNK_NODE, &t->root, true, &at))
+		return true; /* the reader will say it */
+	do
+		if (!at.pack->marks || has_bit(at.pack->marks->live, at.entry))
+			return true;
+	while (chunk_find_next(set, CHUNK_NODE, &t->root, true, &at));
+	return false;
+}
+
+int
+gc_keep_tree(
+	struct store *s, uint64_t generation, const struct store_tree *t, struct err *e)
+{
+	cleanup_packs struct pack_set *set = NULL;
+	struct gc_view v;
+	int r = 0;
+
+	if (hash_is_zero(&t->root))
+		return 0;
+	gc_view_begin(s, generation, &v);
+	if (v.gc && !v.gc->sweeping) {
+		r = keep(v.gc, t);
+		if (r < 0)
+			err_sys(e, r, "beginning a content");
+	} else if (v.gc) {
+		r = packs_get(s, &set, e);
+		if (r == 0 && !stays(set, t))
+			r = err_set(e, -EBADMSG, "it is of no commit, and just removed");
+	}
+	gc_view_end(&v);
+	return r;
+}
+
+bool
+gc_is_running(struct store *s)
+{
+	struct gc_view v;
+	bool running;
+
+	gc_view_begin(s, UINT64_MAX, &v);
+	running = v.gc && !v.gc->sweeping;
+	gc_view_end(&v);
+	return running;
+}
+
+int
+gc_keep_deleted(struct store *s, const struct store_fields *f)
+{
+	struct gc_view v;
+	int r = 0;
+
+	gc_view_begin(s, UINT64_MAX, &v);
+	if (v.gc && !v.gc->sweeping && (r = keep(v.gc, &f->memory)) == 0 &&
+		(r = keep(v.gc, &f->disk)) == 0)
+		r = keep(v.gc, &f->state);
+	gc_view_end(&v);
+	return r;
+}
+
+/* ---- marking ---- */
 
 /* Marks a chunk, and what its stored form needs; not what its contents name. */
 static int
@@ -73,25 +244,30 @@ mark(struct gc *g, enum chunk_kind kind, const struct store_hash *hash, bool may
 {
 	struct store_hash reference;
 	struct chunk_at ignored;
-	struct marked *m;
 	char hex[STORE_ID_MAX];
 	bool has;
 	int r;
 
-	if (!chunk_find(g->s, kind, hash, may_be_delta, ret)) {
-		hash_to_hex(hash, hex);
-		return err_set(e, -EBADMSG, "%s %.12s is missing or damaged",
-			kind == CHUNK_NODE ? "node" : "page", hex);
+	if (!chunk_find(g->now, kind, hash, may_be_delta, ret)) {
+		/* It may be of a commit that was made since. */
+		packs_put(g->now);
+		g->now = NULL;
+		r = packs_get(g->s, &g->now, e);
+		if (r < 0)
+			return r;
+		if (!chunk_find(g->now, kind, hash, may_be_delta, ret)) {
+			hash_to_hex(hash, hex);
+			return err_set(e, -EBADMSG, "%s %.12s is missing or damaged",
+				kind == CHUNK_NODE ? "node" : "page", hex);
+		}
 	}
-	m = &g->packs[pack_number(g, ret->pack)];
-	if (set_bit(m->live, ret->entry))
+	if (ret->pack->marks && has_bit(ret->pack->marks->live, ret->entry))
 		return 0;
-	m->n++;
-	m->bytes +=
-		le32toh(ret->pack->index[ret->entry].stored) + sizeof(struct pack_entry);
 	r = chunk_reference(g->s, ret, &has, &reference, e);
 	if (r == 0 && has)
 		r = mark(g, CHUNK_NODE, &reference, false, &ignored, e);
+	if (r == 0 && ret->pack->marks)
+		set_live(ret->pack->marks, ret);
 	return r;
 }
 
@@ -109,20 +285,31 @@ mark_node(struct gc *g, const struct store_tree *t, unsigned level, uint64_t at,
 			return r;
 		/* Not the same as live: a node that another is a delta of is live, and
 		   what it names need not be. */
-		if (set_bit(g->packs[pack_number(g, where.pack)].walked, where.entry))
+		if (where.pack->marks ? has_bit(where.pack->marks->walked, where.entry)
+				      : names_have(&g->walked, name))
 			return 0;
 	}
-	r = tree_node(&g->reader, t, level, at, name, child, e);
+	r = slices_pass(&g->slices, NODE_WORK, e);
+	if (r == 0)
+		r = tree_node(&g->reader, t, level, at, name, child, e);
 	for (unsigned i = 0; r == 0 && i < NODE_FANOUT; i++) {
+		struct chunk_at ignored;
+
 		if (hash_is_zero(&child[i]))
 			continue;
 		if (level == 1)
-			r = mark(g, CHUNK_PAGE, &child[i], true, &where, e);
+			r = mark(g, CHUNK_PAGE, &child[i], true, &ignored, e);
 		else
 			r = mark_node(g, t, level - 1, at + i * tree_child_pages(level),
 				&child[i], e);
 	}
-	return r;
+	if (r < 0 || level > tree_levels(t->length))
+		return r;
+	if (where.pack->marks)
+		set_bit(where.pack->marks->walked, where.entry);
+	else if (names_add(&g->walked, name))
+		return err_sys(e, -ENOMEM, "gc");
+	return 0;
 }
 
 static int
@@ -136,179 +323,292 @@ mark_tree(struct gc *g, const struct store_tree *t, struct err *e)
 }
 
 static int
-mark_commits(struct gc *g, struct err *e)
+mark_commit(void *ctx, const char *id, struct err *e)
 {
-	struct store_list list = {0};
-	int r = store_list(g->s, &list, e);
+	struct gc *g = ctx;
+	struct store_manifest *m;
+	struct store_hash ignored;
+	int r;
 
-	if (r == 0 && list.damaged)
-		r = err_set(e, -EBADMSG, "%.300s", list.first_damage.msg);
-	for (size_t i = 0; r == 0 && i < list.n; i++) {
-		const struct store_fields *f = &list.items[i]->f;
-
-		if ((r = mark_tree(g, &f->memory, e)) < 0 ||
-			(r = mark_tree(g, &f->disk, e)) < 0 ||
-			(r = mark_tree(g, &f->state, e)) < 0)
-			err_wrap(e, r, "commit %.12s", list.items[i]->id);
-	}
-	store_list_done(&list);
+	if (!hash_from_hex(id, &ignored))
+		return 0;
+	r = slices_pass(&g->slices, NODE_WORK, e);
+	if (r < 0)
+		return r;
+	r = store_load_id(g->s, id, &m, e);
+	if (r == -ENOENT)
+		return 0; /* deleted meanwhile: its contents are kept */
+	if (r < 0)
+		return r;
+	if ((r = mark_tree(g, &m->f.memory, e)) < 0 ||
+		(r = mark_tree(g, &m->f.disk, e)) < 0 ||
+		(r = mark_tree(g, &m->f.state, e)) < 0)
+		err_wrap(e, r, "commit %.12s", id);
+	store_manifest_free(m);
 	return r;
 }
 
-static void
-choose(struct gc *g)
-{
-	size_t staying = 0, chosen = 0, only = 0;
-
-	for (size_t i = 0; i < g->n_packs; i++)
-		staying += g->packs[i].n != 0;
-	for (size_t i = 0; i < g->n_packs; i++) {
-		const struct pack *p = g->s->packs[i];
-		struct marked *m = &g->packs[i];
-
-		m->rewrite =
-			m->n && (m->bytes < p->bytes / 2 ||
-					(staying > PACKS_MANY && p->bytes < PACK_SMALL));
-		if (m->rewrite) {
-			chosen++;
-			only = i;
-		}
-	}
-	/* One that is small and all alive would be copied for nothing. */
-	if (chosen == 1 && g->packs[only].n == g->s->packs[only]->count)
-		g->packs[only].rewrite = false;
-}
-
+/* What deletions and writers handed over. */
 static int
-copy_live(struct gc *g, size_t i, struct pack_writer *w, struct err *e)
+mark_kept(struct gc *g, struct err *e)
 {
-	struct pack *p = g->s->packs[i];
-	uint8_t stored[CHUNK_MAX];
-
-	for (size_t n = 0; n < p->count; n++) {
-		const struct pack_entry *en = &p->index[n];
-		int r;
-
-		if (!(g->packs[i].live[n / 64] >> (n % 64) & 1) ||
-			pack_writer_has(w, en->kind, &en->hash))
-			continue;
-		r = pack_read(p, g->s->packs_fd, n, stored);
-		if (r < 0)
-			return err_sys(
-				e, r == -ENODATA ? -EBADMSG : r, "pack %s", p->name);
-		r = pack_writer_add(w, en->kind, en->coding, &en->hash, stored,
-			le32toh(en->stored), e);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-/* The new pack's name, or "" when none is needed. */
-static int
-rewrite(struct gc *g, char ret_name[static STORE_ID_MAX], uint64_t *ret_bytes,
-	struct err *e)
-{
-	struct pack_writer *w;
+	struct store_tree t;
+	bool more = true;
 	int r = 0;
 
-	if (pack_writer_new(g->s->packs_fd, &w))
-		return err_sys(e, -ENOMEM, "gc");
-	for (size_t i = 0; r == 0 && i < g->n_packs; i++)
-		if (g->packs[i].rewrite)
-			r = copy_live(g, i, w, e);
+	while (more && r == 0) {
+		pthread_mutex_lock(&g->kept_lock);
+		more = g->n_kept > 0;
+		if (more)
+			t = g->kept[--g->n_kept];
+		pthread_mutex_unlock(&g->kept_lock);
+		if (more)
+			r = mark_tree(g, &t, e);
+	}
+	return r;
+}
+
+/* All is marked, or there is more to mark. */
+static bool
+begin_sweep(struct gc *g)
+{
+	pthread_rwlock_wrlock(&g->s->gc_lock);
+	g->sweeping = g->n_kept == 0;
+	pthread_rwlock_unlock(&g->s->gc_lock);
+	return g->sweeping;
+}
+
+static int
+mark_all(struct gc *g, const struct store_gc_how *how, struct err *e)
+{
+	struct store_tree *more = NULL;
+	size_t n_more = 0;
+	int r = how->ask_roots ? how->ask_roots(how->ctx, &more, &n_more, e) : 0;
+
+	for (size_t i = 0; r == 0 && i < how->n_roots; i++)
+		r = mark_tree(g, &how->roots[i], e);
+	for (size_t i = 0; r == 0 && i < n_more; i++)
+		r = mark_tree(g, &more[i], e);
+	free(more);
 	if (r == 0)
-		r = pack_writer_finish(w, ret_name, ret_bytes, e);
-	pack_writer_free(w);
+		r = store_each_name(g->s->commits_fd, MANIFEST_SUFFIX, mark_commit, g, e);
+	do {
+		if (r == 0)
+			r = mark_kept(g, e);
+	} while (r == 0 && !begin_sweep(g));
+	return r;
+}
+
+/* ---- sweeping ---- */
+
+static bool
+is_mostly_dead(const struct gc *g, size_t i)
+{
+	return g->marks[i].n && g->marks[i].bytes < g->set->packs[i]->bytes / 2;
+}
+
+/* What is alive of packs that are mostly dead, to new ones. */
+static int
+rewrite(struct gc *g, struct store_freed *freed, struct err *e)
+{
+	struct pack *packs[MERGE_PACKS_MAX];
+	const uint64_t *live[MERGE_PACKS_MAX];
+	uint64_t bytes = 0;
+	size_t n = 0;
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < g->set->n; i++) {
+		if (!is_mostly_dead(g, i))
+			continue;
+		if (n == MERGE_PACKS_MAX ||
+			(n && bytes + g->marks[i].bytes > MERGE_BYTES_MAX)) {
+			r = packs_merge(&g->slices, packs, live, n, freed, e);
+			bytes = n = 0;
+		}
+		packs[n] = g->set->packs[i];
+		live[n++] = g->marks[i].live;
+		bytes += g->marks[i].bytes;
+	}
+	if (r == 0 && n)
+		r = packs_merge(&g->slices, packs, live, n, freed, e);
 	return r;
 }
 
 static int
-unlink_pack(struct store *s, const char *name, struct err *e)
+sweep(struct gc *g, struct store_freed *freed, struct err *e)
 {
-	char file[STORE_HEX + sizeof(PACK_SUFFIX)];
+	cleanup_free struct bad_pack *bad = NULL;
+	struct err why = {0};
+	size_t n_bad;
+	int r = 0;
 
-	snprintf(file, sizeof(file), "%.64s" PACK_SUFFIX, name);
-	if (unlinkat(s->packs_fd, file, 0) < 0 && errno != ENOENT)
-		return err_sys(e, -errno, "removing pack %s", name);
-	fault_point("store.gc-unlinked");
+	for (size_t i = 0; r == 0 && i < g->set->n; i++) {
+		if (g->marks[i].n)
+			continue;
+		r = packs_retire(g->s, &g->set->packs[i], 1, &freed->packs_removed,
+			&freed->bytes, e);
+		if (r == 0)
+			r = slices_pass(&g->slices, g->set->packs[i]->bytes / 64, e);
+	}
+	if (r == 0)
+		r = packs_bad(g->s, &bad, &n_bad, e);
+	/* Everything live was found without them. */
+	for (size_t i = 0; r == 0 && i < n_bad; i++) {
+		r = packs_forget_bad(g->s, bad[i].name, e);
+		freed->packs_removed++;
+	}
+	if (r == 0) {
+		r = rewrite(g, freed, &why);
+		/* What went makes room for the next time. */
+		if (freed->packs_removed && (r == -ENOSPC || r == -EDQUOT || r == -EFBIG))
+			r = 0;
+		if (r < 0)
+			err_set(e, r, "%s", why.msg);
+	}
+	if (r == 0 && fsync(g->s->packs_fd) < 0)
+		r = err_sys(e, -errno, "syncing the folder of packs");
+	return r;
+}
+
+/* ---- the whole ---- */
+
+static int
+gc_new(struct store *s, const bool *cancel, struct gc **ret, struct err *e)
+{
+	struct gc *g = calloc(1, sizeof(*g));
+	int r;
+
+	if (!g)
+		return err_sys(e, -ENOMEM, "gc");
+	g->s = s;
+	g->slices = (struct slices){.s = s, .cancel = cancel};
+	pthread_mutex_init(&g->kept_lock, NULL);
+	r = chunk_reader_init(&g->reader, s, e);
+	if (r == 0)
+		r = packs_get(s, &g->set, e);
+	if (r == 0 && !(g->marks = calloc(g->set->n + 1, sizeof(*g->marks))))
+		r = err_sys(e, -ENOMEM, "gc");
+	for (size_t i = 0; r == 0 && i < g->set->n; i++) {
+		size_t words = (g->set->packs[i]->count + 63) / 64;
+
+		g->marks[i].live = calloc(words, sizeof(uint64_t));
+		g->marks[i].walked = calloc(words, sizeof(uint64_t));
+		if (!g->marks[i].live || !g->marks[i].walked)
+			r = err_sys(e, -ENOMEM, "gc");
+	}
+	if (r < 0) {
+		gc_free(g);
+		return r;
+	}
+	*ret = g;
 	return 0;
 }
 
-/* packs_lock held for writing; the list is loaded anew afterwards. */
+/* Not in the midst of a deletion: what is deleted from here on is kept in mind. */
+static void
+gc_begin(struct gc *g)
+{
+	struct store *s = g->s;
+
+	pthread_mutex_lock(&s->names);
+	pthread_rwlock_wrlock(&s->gc_lock);
+	pthread_mutex_lock(&s->hold_lock);
+	g->generation = ++s->generation;
+	s->holds_before += s->holds_now; /* a cancelled gc may have left some */
+	s->holds_now = 0;
+	pthread_mutex_unlock(&s->hold_lock);
+	for (size_t i = 0; i < g->set->n; i++)
+		g->set->packs[i]->marks = &g->marks[i];
+	s->gc = g;
+	pthread_rwlock_unlock(&s->gc_lock);
+	pthread_mutex_unlock(&s->names);
+}
+
+/* Writers and holds that began before. */
 static int
-sweep(struct gc *g, const char *keep, struct store_freed *freed, struct err *e)
+wait_for_earlier(struct gc *g, struct err *e)
 {
 	struct store *s = g->s;
 	int r = 0;
 
-	for (size_t i = 0; r == 0 && i < g->n_packs; i++) {
-		struct pack *p = s->packs[i];
+	pthread_mutex_lock(&s->hold_lock);
+	while (s->holds_before && r == 0) {
+		struct timespec until;
 
-		if ((g->packs[i].n && !g->packs[i].rewrite) || strcmp(p->name, keep) == 0)
-			continue;
-		r = unlink_pack(s, p->name, e);
-		freed->bytes += p->bytes;
-		if (g->packs[i].n)
-			freed->packs_rewritten++;
-		else
-			freed->packs_removed++;
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += WAIT_NS;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_sec++;
+			until.tv_nsec -= 1000000000;
+		}
+		pthread_cond_timedwait(&s->hold_changed, &s->hold_lock, &until);
+		if (g->slices.cancel &&
+			__atomic_load_n(g->slices.cancel, __ATOMIC_RELAXED))
+			r = err_set(e, -ECANCELED, "cancelled");
 	}
-	/* Everything live was found without them. */
-	for (size_t i = 0; r == 0 && i < s->n_bad_packs; i++) {
-		r = unlink_pack(s, s->bad_packs[i].name, e);
-		freed->packs_removed++;
-	}
-	if (r == 0 && fsync(s->packs_fd) < 0)
-		r = err_sys(e, -errno, "syncing the folder of packs");
-	packs_drop_all(s);
+	pthread_mutex_unlock(&s->hold_lock);
 	return r;
 }
 
-static int
-collect(struct gc *g, const struct store_tree *roots, size_t n_roots,
-	struct store_freed *freed, struct err *e)
+static void
+gc_end(struct gc *g)
 {
-	char name[STORE_ID_MAX] = "";
-	uint64_t bytes = 0;
-	int r = packs_lock_read(g->s, e);
+	struct store *s = g->s;
 
-	if (r < 0)
-		return r;
-	g->n_packs = g->s->n_packs;
-	g->packs = calloc(g->n_packs + 1, sizeof(*g->packs));
-	for (size_t i = 0; g->packs && r == 0 && i < g->n_packs; i++) {
-		size_t words = g->s->packs[i]->count / 64 + 1;
+	pthread_rwlock_wrlock(&s->gc_lock);
+	for (size_t i = 0; i < g->set->n; i++)
+		g->set->packs[i]->marks = NULL;
+	s->gc = NULL;
+	pthread_rwlock_unlock(&s->gc_lock);
+}
 
-		g->packs[i].live = calloc(words, sizeof(uint64_t));
-		g->packs[i].walked = calloc(words, sizeof(uint64_t));
-		if (!g->packs[i].live || !g->packs[i].walked)
-			r = -ENOMEM;
-	}
-	/* Nobody but gc and finished commits changes the list, and they hold. */
-	packs_unlock(g->s);
-	if (r < 0 || !g->packs)
-		return err_sys(e, -ENOMEM, "gc");
-	for (size_t i = 0; r == 0 && i < n_roots; i++)
-		r = mark_tree(g, &roots[i], e);
+static int
+collect(struct gc *g, const struct store_gc_how *how, struct store_freed *freed,
+	struct err *e)
+{
+	uint64_t deleted = __atomic_load_n(&g->s->deleted, __ATOMIC_RELAXED);
+	int r;
+
+	gc_begin(g);
+	r = wait_for_earlier(g, e);
 	if (r == 0)
-		r = mark_commits(g, e);
-	if (r < 0)
-		return r == -EBADMSG
-			       ? err_wrap(e, r,
-					 "nothing was removed, for what is damaged may need it (delete it first)")
-			       : r;
-	choose(g);
-	r = rewrite(g, name, &bytes, e);
-	if (r < 0)
-		return r;
-	fault_point("store.gc-rewritten");
-	r = packs_lock_write(g->s, e);
-	if (r < 0)
-		return r;
-	r = sweep(g, name, freed, e);
-	packs_unlock(g->s);
-	freed->bytes = freed->bytes > bytes ? freed->bytes - bytes : 0;
+		r = packs_get(g->s, &g->now, e);
+	if (r == 0) {
+		r = mark_all(g, how, e);
+		if (r == -EBADMSG)
+			err_wrap(e, r,
+				"nothing was removed, for what is damaged may need it (delete it first)");
+	}
+	if (r == 0) {
+		fault_point("store.gc-marked");
+		r = sweep(g, freed, e);
+	}
+	gc_end(g);
+	if (r == 0)
+		__atomic_sub_fetch(&g->s->deleted, deleted, __ATOMIC_RELAXED);
+	return r;
+}
+
+int
+store_gc_run(struct store *s, const struct store_gc_how *how, struct store_freed *ret,
+	struct err *e)
+{
+	struct store_freed freed = {0};
+	struct gc *g = NULL;
+	int r;
+
+	care_begin(s);
+	r = gc_new(s, how->cancel, &g, e);
+	if (r == 0) {
+		r = collect(g, how, &freed, e);
+		gc_free(g);
+	}
+	if (r == 0)
+		r = packs_renew_filter(s, e);
+	care_end(s);
+	__atomic_store_n(&s->gc_ms, io_now_ns() / 1000000, __ATOMIC_RELAXED);
+	if (ret && (r == 0 || r == -ECANCELED))
+		*ret = freed;
 	return r;
 }
 
@@ -316,19 +616,29 @@ int
 store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 	struct store_freed *ret, struct err *e)
 {
-	struct store_freed freed = {0};
-	int r;
+	const struct store_gc_how how = {.roots = roots, .n_roots = n_roots};
 
-	store_alone_begin(s);
-	{
-		cleanup_gc struct gc g = {.s = s};
+	return store_gc_run(s, &how, ret, e);
+}
 
-		r = chunk_reader_init(&g.reader, s, e);
-		if (r == 0)
-			r = collect(&g, roots, n_roots, &freed, e);
-	}
-	store_alone_end(s);
-	if (r == 0 && ret)
-		*ret = freed;
-	return r;
+void
+gc_note_deleted(struct store *s, uint64_t n)
+{
+	__atomic_add_fetch(&s->deleted, n, __ATOMIC_RELAXED);
+	__atomic_store_n(&s->deleted_ms, io_now_ns() / 1000000, __ATOMIC_RELAXED);
+}
+
+bool
+store_gc_is_due(struct store *s)
+{
+	uint64_t now = io_now_ns() / 1000000;
+	uint64_t n = __atomic_load_n(&s->deleted, __ATOMIC_RELAXED);
+	uint64_t last = __atomic_load_n(&s->gc_ms, __ATOMIC_RELAXED);
+
+	/* One that failed will fail again. */
+	if (!n || (last && now - last < STORE_GC_PAUSE_MS))
+		return false;
+	return n >= STORE_GC_MANY ||
+	       now - __atomic_load_n(&s->deleted_ms, __ATOMIC_RELAXED) >=
+		       STORE_GC_QUIET_MS;
 }

@@ -209,6 +209,23 @@ delete_all(struct store *s, const struct store_ids *ids, struct err *e)
 	return r;
 }
 
+/* A gc that runs must not take from readers what they have begun to read. */
+static int
+keep_for_gc(struct store *s, const struct store_ids *ids)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && gc_is_running(s) && i < ids->n; i++) {
+		struct store_manifest *m;
+
+		if (store_load_id(s, ids->ids[i], &m, NULL))
+			continue; /* nor can anybody else read it */
+		r = gc_keep_deleted(s, &m->f);
+		store_manifest_free(m);
+	}
+	return r;
+}
+
 static int
 delete_locked(struct store *s, const char *id, unsigned flags, struct store_ids *ret,
 	struct err *e)
@@ -227,9 +244,13 @@ delete_locked(struct store *s, const char *id, unsigned flags, struct store_ids 
 	if (ids.n > 1 && !(flags & STORE_DELETE_RECURSIVE))
 		return refuse(&all, id, e);
 	if (!(flags & STORE_DELETE_DRY_RUN)) {
+		r = keep_for_gc(s, &ids);
+		if (r < 0)
+			return err_sys(e, r, "deleting commits");
 		r = delete_all(s, &ids, e);
 		if (r < 0)
 			return r;
+		gc_note_deleted(s, ids.n);
 	}
 	if (!ret)
 		return 0;
@@ -297,7 +318,8 @@ store_usage(struct store *s, struct store_used *ret, struct err *e)
 	int r;
 
 	if ((r = count(s->packs_fd, PACK_SUFFIX, &u.packs, &u.bytes, e)) < 0 ||
-		(r = count(s->commits_fd, MANIFEST_SUFFIX, &u.commits, &u.bytes, e)) < 0 ||
+		(r = count(s->commits_fd, MANIFEST_SUFFIX, &u.commits, &u.bytes, e)) <
+			0 ||
 		(r = count(s->tags_fd, "", &u.tags, &u.bytes, e)) < 0)
 		return r;
 	*ret = u;

@@ -264,7 +264,8 @@ get_members(const struct json *j, struct store_fields *f)
 	r = json_str_dup(j, json_get(j, 0, "message"), &text);
 	f->message = text;
 	trees = json_get(j, 0, "trees");
-	if (r < 0 || (r = json_u64(j, json_get(j, 0, "created_ms"), &f->created_ms)) < 0 ||
+	if (r < 0 ||
+		(r = json_u64(j, json_get(j, 0, "created_ms"), &f->created_ms)) < 0 ||
 		(r = get_object(j, "labels", &f->labels)) < 0 ||
 		(r = get_object(j, "config", &f->config)) < 0 ||
 		(r = get_object(j, "cpu", &f->cpu)) < 0 ||

@@ -22,7 +22,8 @@ static unsigned fds_open;
 static void
 cleanup_pack_fn(struct pack **p)
 {
-	pack_free(*p);
+	if (*p)
+		pack_unref(*p);
 }
 #define cleanup_pack __attribute__((cleanup(cleanup_pack_fn)))
 
@@ -156,6 +157,7 @@ pack_open_fd(int fd, const char *name, struct pack **ret, struct err *e)
 
 	if (!p)
 		return err_sys(e, -ENOMEM, "pack %s", name ? name : "");
+	p->refs = 1;
 	p->fd = -1;
 	if (fstat(fd, &st) < 0)
 		return err_sys(e, -errno, "pack %s", name ? name : "");
@@ -172,6 +174,7 @@ pack_open_fd(int fd, const char *name, struct pack **ret, struct err *e)
 	p->bytes = (uint64_t)st.st_size;
 	p->mtime_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
 	p->fd = fd;
+	p->fd_users = 1;
 	pthread_mutex_lock(&fds_lock);
 	fds_open++;
 	pthread_mutex_unlock(&fds_lock);
@@ -215,7 +218,7 @@ pack_fd_get(struct pack *p, int folder_fd)
 	return fd;
 }
 
-static void
+void
 pack_fd_put(struct pack *p)
 {
 	pthread_mutex_lock(&fds_lock);
@@ -242,29 +245,43 @@ pack_open(int folder_fd, const char *name, struct pack **ret, struct err *e)
 	if (r < 0)
 		return r;
 	fd = -1;
-	(*ret)->fd_users = 1;
 	pack_fd_put(*ret);
 	return 0;
 }
 
-void
-pack_close_file(struct pack *p)
+int
+pack_pin(struct pack *p, int folder_fd)
 {
-	pthread_mutex_lock(&fds_lock);
-	if (p->fd >= 0) {
-		close(p->fd);
-		p->fd = -1;
-		fds_open--;
+	int fd = pack_fd_get(p, folder_fd);
+
+	return fd < 0 ? fd : 0;
+}
+
+int
+pack_retire(int folder_fd, const char *name, char ret_temp[static PACK_TEMP_MAX])
+{
+	char file[STORE_HEX + sizeof(PACK_SUFFIX)];
+
+	snprintf(file, sizeof(file), "%.64s" PACK_SUFFIX, name);
+	snprintf(ret_temp, PACK_TEMP_MAX, PACK_TEMP "gone.%.32s", name);
+	if (renameat(folder_fd, file, folder_fd, ret_temp) < 0 && errno != ENOENT) {
+		ret_temp[0] = '\0';
+		return -errno;
 	}
-	pthread_mutex_unlock(&fds_lock);
+	return 0;
 }
 
 void
-pack_free(struct pack *p)
+pack_unref(struct pack *p)
 {
-	if (!p)
+	if (__atomic_sub_fetch(&p->refs, 1, __ATOMIC_ACQ_REL))
 		return;
-	pack_close_file(p);
+	if (p->fd >= 0) {
+		pthread_mutex_lock(&fds_lock);
+		fds_open--;
+		pthread_mutex_unlock(&fds_lock);
+		close(p->fd);
+	}
 	if (p->map)
 		munmap(p->map, p->map_len);
 	bloom_done(&p->bloom);
@@ -282,6 +299,15 @@ void
 pack_mark_bad(struct pack *p, size_t entry)
 {
 	__atomic_fetch_or(&p->bad[entry / 64], 1ull << (entry % 64), __ATOMIC_RELAXED);
+}
+
+bool
+pack_has_bad(const struct pack *p)
+{
+	for (size_t i = 0; i < (p->count + 63) / 64; i++)
+		if (__atomic_load_n(&p->bad[i], __ATOMIC_RELAXED))
+			return true;
+	return false;
 }
 
 int64_t

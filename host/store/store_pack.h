@@ -83,6 +83,7 @@ chunk_len(enum chunk_kind kind)
 }
 
 struct pack {
+	unsigned refs; /* atomic */
 	char name[STORE_HEX + 1];
 	const struct pack_entry *index; /* mapped */
 	size_t count;
@@ -93,7 +94,9 @@ struct pack {
 	struct bloom bloom;
 	uint64_t *bad; /* owned; a bit an entry, set (atomically) when its bytes turned
 			  out to be damaged */
-	int fd;	       /* owned; -1 when closed; see pack_fd_get() */
+	struct marks *marks; /* weak: of the gc that runs (store_gc.c), or NULL */
+	bool unmergeable;    /* atomic: stays as it is, see store_merge.c */
+	int fd;		     /* owned; -1 when closed; see pack_fd_get() */
 	unsigned fd_users;
 };
 
@@ -103,14 +106,21 @@ int pack_open(int folder_fd, const char *name, struct pack **ret, struct err *e)
 /* The same of an open file whose name is not known (NULL) or to be checked; takes fd over
  * on success. */
 int pack_open_fd(int fd, const char *name, struct pack **ret, struct err *e);
-void pack_free(struct pack *p);
-/* The next read opens it anew. Nobody may be reading. */
-void pack_close_file(struct pack *p);
+/* The last reference's end is the pack's. */
+void pack_unref(struct pack *p);
+#define PACK_TEMP_MAX 64u
+/* Its file stays open until the pack's end. */
+int pack_pin(struct pack *p, int folder_fd);
+/* Undoes one pack_pin(), or what pack_writer_seal() did. */
+void pack_fd_put(struct pack *p);
+/* Gives the file a name that the next store_open() removes, or the caller before. */
+int pack_retire(int folder_fd, const char *name, char ret_temp[static PACK_TEMP_MAX]);
 
 /* The number of the entry, or -1. Damaged ones are not found unless any is set. */
 int64_t pack_find(const struct pack *p, enum chunk_kind kind,
 	const struct store_hash *hash, bool any);
 void pack_mark_bad(struct pack *p, size_t entry);
+bool pack_has_bad(const struct pack *p);
 
 /* The stored bytes of an entry to buf (CHUNK_MAX bytes). -ENODATA: the file is shorter
  * than it was. folder_fd as in pack_open: packs keep few files open. */
@@ -130,9 +140,13 @@ bool pack_writer_has(
 int pack_writer_add(struct pack_writer *w, enum chunk_kind kind, enum chunk_coding coding,
 	const struct store_hash *hash, const void *stored, uint32_t len, struct err *e);
 size_t pack_writer_count(const struct pack_writer *w);
-/* Index, fsync, rename, fsync of the folder. ret_name is "" when there was nothing to
- * write. Nothing may be added afterwards. */
-int pack_writer_finish(struct pack_writer *w, char ret_name[static STORE_HEX + 1],
-	uint64_t *ret_bytes, struct err *e);
+/* Gives the file a time: packs are in the order of theirs. 0: now. */
+void pack_writer_set_time(struct pack_writer *w, int64_t mtime_ns);
+/* Index and fsync, and the file as a pack, pinned, which has no name yet; *ret is NULL when
+ * there was nothing to write. Nothing may be added afterwards. */
+int pack_writer_seal(
+	struct pack_writer *w, struct pack **ret, uint64_t *ret_bytes, struct err *e);
+/* Gives the file the pack's name. -errno. */
+int pack_writer_rename(struct pack_writer *w, const char *name);
 
 #endif

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -15,6 +16,7 @@
 
 #define BUFFER_BYTES (1u << 20)
 #define FIRST_ENTRIES 1024u
+#define WRITE_BEHIND (8u << 20) /* bytes that wait for the disk before it is told */
 
 struct pack_writer {
 	int folder_fd; /* borrowed */
@@ -23,6 +25,8 @@ struct pack_writer {
 	uint8_t *buf; /* owned */
 	size_t buf_len;
 	uint64_t offset;	    /* of what comes next */
+	uint64_t told;		    /* what the disk was told to write */
+	int64_t mtime_ns;	    /* of the file; 0: now */
 	struct pack_entry *entries; /* owned */
 	size_t count, cap;
 	/* Owned: hash table of entry numbers + 1, open addressing, 2 × cap slots. */
@@ -47,11 +51,10 @@ pack_writer_free(struct pack_writer *w)
 {
 	if (!w)
 		return;
-	if (w->fd >= 0) {
+	if (w->fd >= 0)
 		close(w->fd);
-		if (w->temp[0])
-			unlinkat(w->folder_fd, w->temp, 0);
-	}
+	if (w->temp[0])
+		unlinkat(w->folder_fd, w->temp, 0);
 	free(w->buf);
 	free(w->entries);
 	free(w->table);
@@ -119,11 +122,18 @@ flush(struct pack_writer *w)
 {
 	int r = io_write_full(w->fd, w->buf, w->buf_len);
 
-	if (r == 0) {
-		w->buf_len = 0;
-		fault_point("store.pack-part");
+	if (r < 0)
+		return r;
+	w->buf_len = 0;
+	fault_point("store.pack-part");
+	/* The disk works while the rest is made; fsync() waits for it, and has its errors.
+	 */
+	if (w->offset - w->told >= WRITE_BEHIND) {
+		(void)sync_file_range(w->fd, (off_t)w->told, (off_t)(w->offset - w->told),
+			SYNC_FILE_RANGE_WRITE);
+		w->told = w->offset;
 	}
-	return r;
+	return 0;
 }
 
 static int
@@ -202,18 +212,23 @@ by_hash(const void *pa, const void *pb)
 	return r ? r : (int)a->kind - (int)b->kind;
 }
 
-int
-pack_writer_finish(struct pack_writer *w, char ret_name[static STORE_HEX + 1],
-	uint64_t *ret_bytes, struct err *e)
+void
+pack_writer_set_time(struct pack_writer *w, int64_t mtime_ns)
 {
-	char file[STORE_HEX + sizeof(PACK_SUFFIX)];
+	w->mtime_ns = mtime_ns;
+}
+
+int
+pack_writer_seal(
+	struct pack_writer *w, struct pack **ret, uint64_t *ret_bytes, struct err *e)
+{
 	static const uint8_t padding[PACK_ALIGN];
 	struct pack_footer f;
 	int r;
 
 	*ret_bytes = 0;
 	if (!w->count) {
-		ret_name[0] = '\0';
+		*ret = NULL;
 		return 0;
 	}
 	qsort(w->entries, w->count, sizeof(*w->entries), by_hash);
@@ -229,20 +244,33 @@ pack_writer_finish(struct pack_writer *w, char ret_name[static STORE_HEX + 1],
 		r = put(w, &f, sizeof(f));
 	if (r == 0)
 		r = flush(w);
+	if (r == 0 && w->mtime_ns) {
+		struct timespec t = {w->mtime_ns / 1000000000, w->mtime_ns % 1000000000};
+
+		if (futimens(w->fd, (struct timespec[]){t, t}) < 0)
+			r = -errno;
+	}
 	if (r == 0 && fsync(w->fd) < 0)
 		r = -errno;
 	if (r < 0)
 		return err_sys(e, r, "writing a pack");
 	fault_point("store.pack-synced");
-	hash_to_hex(&f.index_hash, ret_name);
-	snprintf(file, sizeof(file), "%s" PACK_SUFFIX, ret_name);
-	if (renameat(w->folder_fd, w->temp, w->folder_fd, file) < 0)
-		return err_sys(e, -errno, "naming a pack");
-	w->temp[0] = '\0';
-	fault_point("store.pack-renamed");
-	if (fsync(w->folder_fd) < 0)
-		return err_sys(e, -errno, "syncing the folder of packs");
-	fault_point("store.pack-written");
+	r = pack_open_fd(w->fd, NULL, ret, e);
+	if (r < 0)
+		return r;
+	w->fd = -1;
 	*ret_bytes = w->offset;
+	return 0;
+}
+
+int
+pack_writer_rename(struct pack_writer *w, const char *name)
+{
+	char file[STORE_HEX + sizeof(PACK_SUFFIX)];
+
+	snprintf(file, sizeof(file), "%.64s" PACK_SUFFIX, name);
+	if (renameat(w->folder_fd, w->temp, w->folder_fd, file) < 0)
+		return -errno;
+	w->temp[0] = '\0';
 	return 0;
 }

@@ -6,6 +6,7 @@
 
 #include "host/store/store.h"
 #include "host/store/store_pack.h"
+#include "host/store/store_pool.h"
 #include "host/store/store_zip.h"
 
 #define LEVELS_MAX 6u /* 64^6 pages are more than STORE_LENGTH_MAX */
@@ -17,6 +18,24 @@ struct bad_pack {
 	struct err why;
 };
 
+/* Which chunks there may be, over all packs. */
+struct filter {
+	unsigned refs; /* atomic */
+	struct bloom bloom;
+	uint64_t keys; /* in it; atomic */
+};
+
+#define FILTERS_MAX 24u
+
+/* The packs there are at one time, newest first. */
+struct pack_set {
+	unsigned refs; /* atomic */
+	unsigned n_filters;
+	struct filter *filters[FILTERS_MAX]; /* a chunk is in one of them, or nowhere */
+	size_t n;
+	struct pack *packs[];
+};
+
 struct store {
 	char *path;				    /* owned; for sentences */
 	int packs_fd, commits_fd, tags_fd, lock_fd; /* owned */
@@ -25,22 +44,48 @@ struct store {
 	   come and go whole. */
 	pthread_mutex_t names;
 
-	/* Holds (writers are some) against gc. */
+	/* The threads that writers share; made by the first. */
+	pthread_mutex_t pool_lock;
+	struct pool *pool; /* owned */
+	unsigned threads;  /* of the next pool; 0: by the CPUs */
+
+	/* Holds, and writers: those of this generation, and of the one before, which gc
+	   waits for. Each gc begins a generation. */
 	pthread_mutex_t hold_lock;
 	pthread_cond_t hold_changed;
-	unsigned holds;
-	bool gc_wants;
+	uint64_t serial; /* of the store, in this process */
+	uint64_t generation;
+	unsigned holds_now, holds_before;
 
-	/* The packs, newest first. Held for reading by whoever uses one; gc and finished
-	   commits change the list. Taken with packs_lock_read(). */
-	pthread_rwlock_t packs_lock;
-	bool packs_loaded;
-	struct pack **packs; /* owned */
-	size_t n_packs;
-	struct bloom bloom; /* of all of them: what is new is seen to be at once */
-	uint64_t n_chunks;  /* in it */
+	/* The gc that runs, or NULL. Writers have the lock for reading while they look
+	   chunks up; gc for writing, for moments. */
+	pthread_rwlock_t gc_lock;
+	struct gc *gc;	  /* weak */
+	uint64_t deleted; /* atomic: commits, since the last gc that was finished */
+	uint64_t deleted_ms, gc_ms; /* atomic: when the last was deleted; the last end */
+
+	/* The packs; NULL until somebody needs them. The lock is for the pointer only. */
+	pthread_mutex_t set_lock;
+	struct pack_set *set; /* owned */
+	/* Whoever changes the set, or the names of packs' files. Held for moments, never
+	   while a file is read, written or synced (but when the packs are loaded). */
+	pthread_mutex_t change_lock;
+	char (*publishing)[STORE_ID_MAX]; /* owned */
+	size_t n_publishing;
 	struct bad_pack *bad_packs; /* owned */
 	size_t n_bad_packs;
+
+	/* Who merges, collects or repairs: one at a time. care_wanted (atomic): somebody
+	   waits for the lock, so the merges end. */
+	pthread_mutex_t care_lock;
+	unsigned care_wanted;
+
+	/* The thread that merges. */
+	pthread_mutex_t tiers_lock;
+	pthread_cond_t tiers_changed;
+	pthread_t tiers_thread;
+	bool tiers_made, tiers_poked;
+	bool closing; /* atomic too */
 };
 
 /* ---- store_base.c: files of the store's folders ---- */
@@ -70,38 +115,120 @@ bool store_has_commit(struct store *s, const char *id);
 
 int store_load_id(
 	struct store *s, const char *id, struct store_manifest **ret, struct err *e);
-/* As hold, but alone: waits until nobody holds, and nobody can until it is ended. */
-void store_alone_begin(struct store *s);
-void store_alone_end(struct store *s);
+/* A hold that may be ended by any thread: with the generation it returns. */
+uint64_t hold_begin(struct store *s);
+void hold_end(struct store *s, uint64_t generation);
+/* -ENOMEM. */
+int store_pool(struct store *s, struct pool **ret);
 
-/* ---- store_chunks.c: the set of packs ---- */
+/* ---- store_packs.c: the set of packs ---- */
 
-/* Takes packs_lock for reading or writing; packs are loaded by the first who does. */
-int packs_lock_read(struct store *s, struct err *e);
-int packs_lock_write(struct store *s, struct err *e);
-void packs_unlock(struct store *s);
-void packs_drop_all(struct store *s);
-/* Opens a pack just written and puts it first. */
-int packs_add(struct store *s, const char *name, struct err *e);
+/* The packs as they are now, until packs_put(). The first who asks loads them. */
+int packs_get(struct store *s, struct pack_set **ret, struct err *e);
+void packs_put(struct pack_set *set); /* NULL is fine */
+static inline void
+cleanup_packs_fn(struct pack_set **set)
+{
+	packs_put(*set);
+}
+#define cleanup_packs __attribute__((cleanup(cleanup_packs_fn)))
+/* Nobody uses the store any more. */
+void packs_done(struct store *s);
+/* The set has just these; for tests. -ENOMEM. */
+int packs_set_all(struct store *s, struct pack *const *packs, size_t n);
+/* Gives a sealed pack its name and puts it into the set, when the name is durable. known:
+ * of chunks that were in packs of the set. */
+int packs_add(struct store *s, struct pack_writer *w, struct pack *p, bool known,
+	struct err *e);
+/* Takes packs out of the set and removes their files. Readers that have them go on. Those
+ * that are not in the set, or just being written again, stay. Adds to *ret_…. */
+int packs_retire(struct store *s, struct pack *const *packs, size_t n,
+	uint64_t *ret_removed, uint64_t *ret_bytes, struct err *e);
+/* Those that cannot be read, a copy: malloc'd. */
+int packs_bad(struct store *s, struct bad_pack **ret, size_t *ret_n, struct err *e);
+/* Removes one of them, if it is one still. */
+int packs_forget_bad(struct store *s, const char *name, struct err *e);
+/* One filter instead of many, or of one that is full of chunks that are gone. With
+ * care_lock. */
+int packs_renew_filter(struct store *s, struct err *e);
 
 struct chunk_at {
 	struct pack *pack;
 	size_t entry;
+	size_t number; /* of the pack in its set */
 };
 
-/* In the newest pack that has it and is not known to be damaged there. packs_lock held.
+/* In the newest pack that has it and is not known to be damaged there. */
+bool chunk_find(const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta, struct chunk_at *ret);
+
+/* Another copy, in an older pack, of what was found at *at. */
+bool chunk_find_next(const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta, struct chunk_at *at);
+
+/* ---- store_gc.c ---- */
+
+/* What a writer of a generation may take for stored. Between begin and end sets of packs
+ * are got, and used. */
+struct gc_view {
+	struct store *s;
+	struct gc *gc; /* NULL: whatever there is */
+};
+
+void gc_view_begin(struct store *s, uint64_t generation, struct gc_view *ret);
+void gc_view_end(struct gc_view *v);
+/* Whether it is stored, and stays. */
+bool gc_find(struct gc_view *v, const struct pack_set *set, enum chunk_kind kind,
+	const struct store_hash *hash, bool may_be_delta);
+/* A writer goes on with what is stored of a tree without looking at it. -EBADMSG: that is
+ * being removed. */
+int gc_keep_tree(
+	struct store *s, uint64_t generation, const struct store_tree *t, struct err *e);
+/* A commit with these contents is about to be deleted; others may read it yet. names held.
+ * -ENOMEM. */
+int gc_keep_deleted(struct store *s, const struct store_fields *f);
+bool gc_is_running(struct store *s);
+void gc_note_deleted(struct store *s, uint64_t n);
+
+/* ---- store_merge.c ---- */
+
+/* How work that nobody waits for is cut into slices. */
+struct slices {
+	struct store *s;
+	const bool *cancel; /* atomic; NULL: never */
+	bool yields;	    /* ends also when somebody waits for care_lock */
+	uint64_t done;	    /* bytes of work in this slice */
+};
+
+/* Some bytes of work were done, or will be: now and then this pauses. -ECANCELED: it is to end. */
+int slices_pass(struct slices *sl, uint64_t bytes, struct err *e);
+
+/*
+ * Copies the chunks of some packs into one new pack, which is durable and in the set before
+ * the old ones are retired. live: per pack the bits of entries that are copied; NULL: all.
+ * With care_lock. Where packs have the same chunk, a sound copy is kept; when a pack
+ * cannot be read, all stays as it was.
  */
-bool chunk_find(struct store *s, enum chunk_kind kind, const struct store_hash *hash,
-	bool may_be_delta, struct chunk_at *ret);
-/* Takes the lock itself. */
-int chunk_is_stored(struct store *s, enum chunk_kind kind, const struct store_hash *hash,
-	bool *ret, struct err *e);
+int packs_merge(struct slices *sl, struct pack *const *packs, const uint64_t *const *live,
+	size_t n, struct store_freed *freed, struct err *e);
+/* Says to the thread that merges that there may be something to do. */
+void tiers_poke(struct store *s, const struct pack_set *set);
+/* Ends it. */
+void tiers_stop(struct store *s);
+void care_begin(struct store *s);
+void care_end(struct store *s);
+
+/* ---- store_chunks.c ---- */
 
 /* Working memory of a reader; one thread at a time. */
 struct chunk_reader {
 	struct store *s;
 	struct zip *zip;
 	char pack[STORE_ID_MAX]; /* where the last chunk read was; "" nowhere */
+	/* Of the last node read: whether it is stored as a delta, and of which node. */
+	bool was_delta;
+	struct store_hash reference;
+	struct store_hash referenced[NODE_FANOUT];
 	uint8_t stored[CHUNK_MAX];
 };
 
@@ -113,7 +240,10 @@ void chunk_reader_done(struct chunk_reader *c);
  * zeroes gives zeroes. */
 int chunk_read(struct chunk_reader *c, enum chunk_kind kind,
 	const struct store_hash *hash, void *ret, struct err *e);
-/* For a node stored as a delta: the other node's name. packs_lock held. */
+/* The copy of it that is there. -EBADMSG: damaged, or it cannot be read. */
+int chunk_read_at(struct chunk_reader *c, const struct pack_set *set,
+	const struct chunk_at *at, void *ret);
+/* For a node stored as a delta: the other node's name. */
 int chunk_reference(struct store *s, const struct chunk_at *at, bool *ret_has,
 	struct store_hash *ret, struct err *e);
 

@@ -9,7 +9,6 @@
 #include "host/store/store_priv.h"
 
 struct checked {
-	const struct pack *pack; /* weak: only compared */
 	/* Owned; an entry's level + 1 when it and all below it were sound, else 0. The
 	   level, for a hostile tree may have one node at two of them. */
 	uint8_t *sound;
@@ -21,8 +20,8 @@ struct verify {
 	store_damage_fn *fn;
 	void *ctx;
 	struct store_verified sum;
-	struct checked *packs; /* owned */
-	size_t n_packs;
+	struct pack_set *set;  /* owned: the packs at the beginning, */
+	struct checked *packs; /* owned; and what was seen of them */
 	const char *commit;
 	const char *tree_name;
 	const struct store_tree *tree;
@@ -84,34 +83,24 @@ report_pages(struct verify *v, uint64_t first, uint64_t n, const char *what)
 
 /* Where to note that the chunk is sound; NULL: nowhere, it is stored in no pack that
  * was there at the beginning. */
-static int
-note_of(struct verify *v, enum chunk_kind kind, const struct store_hash *hash,
-	uint8_t **ret, struct err *e)
+static uint8_t *
+note_of(struct verify *v, enum chunk_kind kind, const struct store_hash *hash)
 {
 	struct chunk_at at;
-	int r = packs_lock_read(v->s, e);
 
-	if (r < 0)
-		return r;
-	*ret = NULL;
-	if (chunk_find(v->s, kind, hash, true, &at))
-		for (size_t i = 0; i < v->n_packs; i++)
-			if (v->packs[i].pack == at.pack)
-				*ret = &v->packs[i].sound[at.entry];
-	packs_unlock(v->s);
-	return 0;
+	return chunk_find(v->set, kind, hash, true, &at)
+		       ? &v->packs[at.number].sound[at.entry]
+		       : NULL;
 }
 
 static int
 verify_page(struct verify *v, uint64_t page, const struct store_hash *name,
 	bool *ret_sound, struct err *e)
 {
-	uint8_t data[STORE_PAGE], *note;
+	uint8_t data[STORE_PAGE], *note = note_of(v, CHUNK_PAGE, name);
 	struct err why = {0};
-	int r = note_of(v, CHUNK_PAGE, name, &note, e);
+	int r;
 
-	if (r < 0)
-		return r;
 	*ret_sound = true;
 	if (note && *note && page != tree_pages(v->tree->length) - 1)
 		return 0;
@@ -134,12 +123,10 @@ verify_node(struct verify *v, unsigned level, uint64_t at, const struct store_ha
 {
 	uint64_t child_pages = tree_child_pages(level), all = child_pages * NODE_FANOUT;
 	struct store_hash child[NODE_FANOUT];
+	uint8_t *note = note_of(v, CHUNK_NODE, name);
 	struct err why = {0};
-	uint8_t *note;
-	int r = note_of(v, CHUNK_NODE, name, &note, e);
+	int r;
 
-	if (r < 0)
-		return r;
 	*ret_sound = true;
 	/* Not where the tree ends in it: there the place counts. */
 	if (note && *note == level + 1 && at + all < tree_pages(v->tree->length))
@@ -184,17 +171,12 @@ verify_tree(struct verify *v, const char *name, const struct store_tree *t, stru
 }
 
 static int
-verify_commit(void *ctx, const char *id, struct err *e)
+verify_held(struct verify *v, const char *id, struct err *e)
 {
-	struct verify *v = ctx;
 	struct store_manifest *m;
-	struct store_hash ignored;
 	struct err why = {0};
-	int r;
+	int r = store_load_id(v->s, id, &m, &why);
 
-	if (!hash_from_hex(id, &ignored))
-		return 0;
-	r = store_load_id(v->s, id, &m, &why);
 	if (r == -ENOENT && v->commit == NULL)
 		return 0; /* deleted meanwhile */
 	v->sum.commits++;
@@ -217,6 +199,23 @@ verify_commit(void *ctx, const char *id, struct err *e)
 	return r;
 }
 
+/* One hold a commit, so that gc need not wait for all of them. */
+static int
+verify_commit(void *ctx, const char *id, struct err *e)
+{
+	struct verify *v = ctx;
+	struct store_hash ignored;
+	uint64_t hold;
+	int r;
+
+	if (!hash_from_hex(id, &ignored))
+		return 0;
+	hold = hold_begin(v->s);
+	r = verify_held(v, id, e);
+	hold_end(v->s, hold);
+	return r;
+}
+
 static int
 verify_tags(struct verify *v, struct err *e)
 {
@@ -236,28 +235,31 @@ verify_tags(struct verify *v, struct err *e)
 	return r;
 }
 
-/* Packs are as they are until the end: the caller holds. Those of commits that are
- * finished meanwhile are not among them, and need not be. */
+/* The packs of commits that are finished meanwhile are not among those of the beginning,
+ * and need not be. */
 static int
 begin(struct verify *v, bool all, struct err *e)
 {
-	int r = packs_lock_read(v->s, e);
+	cleanup_free struct bad_pack *bad = NULL;
+	size_t n;
+	int r = packs_get(v->s, &v->set, e);
 
+	if (r == 0)
+		r = packs_bad(v->s, &bad, &n, e);
 	if (r < 0)
 		return r;
-	for (size_t i = 0; all && i < v->s->n_bad_packs; i++)
-		report(v, STORE_DAMAGE_PACK, "", "", v->s->bad_packs[i].name, "%.300s",
-			v->s->bad_packs[i].why.msg);
-	v->packs = calloc(v->s->n_packs + 1, sizeof(*v->packs));
-	for (size_t i = 0; v->packs && r == 0 && i < v->s->n_packs; i++) {
-		v->packs[i].pack = v->s->packs[i];
-		v->packs[i].sound = calloc(1, v->s->packs[i]->count);
+	for (size_t i = 0; all && i < n; i++)
+		report(v, STORE_DAMAGE_PACK, "", "", bad[i].name, "%.300s",
+			bad[i].why.msg);
+	v->packs = calloc(v->set->n + 1, sizeof(*v->packs));
+	if (!v->packs)
+		return err_sys(e, -ENOMEM, "verify");
+	for (size_t i = 0; i < v->set->n; i++) {
+		v->packs[i].sound = calloc(1, v->set->packs[i]->count);
 		if (!v->packs[i].sound)
-			r = -ENOMEM;
-		v->n_packs++;
+			return err_sys(e, -ENOMEM, "verify");
 	}
-	packs_unlock(v->s);
-	return r || !v->packs ? err_sys(e, -ENOMEM, "verify") : 0;
+	return 0;
 }
 
 int
@@ -269,7 +271,6 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 
 	if (id && !store_has_commit(s, id))
 		return err_set(e, -ENOENT, "there is no commit %.64s", id);
-	store_hold(s);
 	r = chunk_reader_init(&v.reader, s, e);
 	if (r == 0)
 		r = begin(&v, !id, e);
@@ -280,10 +281,10 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 		if (r == 0)
 			r = verify_tags(&v, e);
 	}
-	store_release(s);
-	for (size_t i = 0; i < v.n_packs; i++)
+	for (size_t i = 0; v.packs && i < v.set->n; i++)
 		free(v.packs[i].sound);
 	free(v.packs);
+	packs_put(v.set);
 	chunk_reader_done(&v.reader);
 	if (r == 0 && ret)
 		*ret = v.sum;

@@ -9,6 +9,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "host/store/store_priv.h"
+#include "host/store/store_put.h"
 
 /* A node being filled: the one of its level on the way to the last page put. */
 struct open_node {
@@ -34,12 +35,17 @@ struct store_tree_writer {
 
 struct store_writer {
 	struct store *s;	  /* borrowed */
+	uint64_t generation;	  /* a hold */
 	struct pack_writer *pack; /* owned */
 	struct chunk_reader reader;
+	struct put_line *pages;		 /* owned; on their way into the pack */
 	struct store_tree_writer *trees; /* owned */
 	struct store_stats stats;
 	int failed; /* the error that stopped it: half a pack is none */
 };
+
+static int take_page(
+	void *ctx, void *tree, uint64_t page, const struct put_page *p, struct err *e);
 
 int
 store_begin(struct store *s, struct store_writer **ret, struct err *e)
@@ -50,9 +56,11 @@ store_begin(struct store *s, struct store_writer **ret, struct err *e)
 	if (!w)
 		return err_sys(e, -ENOMEM, "beginning a commit");
 	w->s = s;
-	store_hold(s);
+	w->generation = hold_begin(s);
 	r = chunk_reader_init(&w->reader, s, e);
-	if (r == 0 && pack_writer_new(s->packs_fd, &w->pack))
+	if (r == 0 && (pack_writer_new(s->packs_fd, &w->pack) ||
+			      put_line_new(s, w->generation, w->reader.zip, take_page, w,
+				      &w->pages)))
 		r = err_sys(e, -ENOMEM, "beginning a commit");
 	if (r < 0) {
 		store_abort(w);
@@ -76,11 +84,12 @@ store_abort(struct store_writer *w)
 {
 	if (!w)
 		return;
+	put_line_free(w->pages); /* its pages are of the trees */
 	while (w->trees)
 		tree_free(w->trees);
 	pack_writer_free(w->pack);
 	chunk_reader_done(&w->reader);
-	store_release(w->s);
+	hold_end(w->s, w->generation);
 	free(w);
 }
 
@@ -91,9 +100,10 @@ cleanup_writer_fn(struct store_writer **w)
 }
 #define cleanup_writer __attribute__((cleanup(cleanup_writer_fn)))
 
+/* What is not coded otherwise may be compressed. */
 static int
-add_chunk(struct store_writer *w, enum chunk_kind kind, enum chunk_coding coding,
-	const struct store_hash *hash, const void *data, size_t len, struct err *e)
+add_node(struct store_writer *w, enum chunk_coding coding, const struct store_hash *hash,
+	const void *data, size_t len, struct err *e)
 {
 	uint8_t zipped[CHUNK_MAX];
 	size_t n = 0;
@@ -106,13 +116,28 @@ add_chunk(struct store_writer *w, enum chunk_kind kind, enum chunk_coding coding
 		data = zipped;
 		len = n;
 	}
-	r = pack_writer_add(w->pack, kind, coding, hash, data, (uint32_t)len, e);
-	if (r < 0)
-		w->failed = r;
-	else if (kind == CHUNK_PAGE)
-		w->stats.new_pages++;
-	else
+	r = pack_writer_add(w->pack, CHUNK_NODE, coding, hash, data, (uint32_t)len, e);
+	if (r == 0)
 		w->stats.new_nodes++;
+	return r;
+}
+
+/* Whether the chunk is stored in this form and stays. */
+static int
+is_stored(struct store_writer *w, enum chunk_kind kind, const struct store_hash *hash,
+	bool may_be_delta, bool *ret, struct err *e)
+{
+	struct pack_set *set;
+	struct gc_view v;
+	int r;
+
+	gc_view_begin(w->s, w->generation, &v);
+	r = packs_get(w->s, &set, e);
+	if (r == 0) {
+		*ret = gc_find(&v, set, kind, hash, may_be_delta);
+		packs_put(set);
+	}
+	gc_view_end(&v);
 	return r;
 }
 
@@ -122,28 +147,7 @@ has_chunk(struct store_writer *w, enum chunk_kind kind, const struct store_hash 
 	bool *ret, struct err *e)
 {
 	*ret = pack_writer_has(w->pack, kind, hash);
-	return *ret ? 0 : chunk_is_stored(w->s, kind, hash, ret, e);
-}
-
-static int
-put_page(struct store_writer *w, const uint8_t *data, struct store_hash *ret,
-	struct err *e)
-{
-	bool has;
-	int r;
-
-	w->stats.pages_put++;
-	/* Not zero is seen in the first word or soon after. */
-	if (!data[0] && memcmp(data, data + 1, STORE_PAGE - 1) == 0) {
-		w->stats.pages_zero++;
-		memset(ret, 0, sizeof(*ret));
-		return 0;
-	}
-	hash_of(HASH_PLAIN, data, STORE_PAGE, ret);
-	r = has_chunk(w, CHUNK_PAGE, ret, &has, e);
-	if (r < 0 || has)
-		return r;
-	return add_chunk(w, CHUNK_PAGE, CODING_RAW, ret, data, STORE_PAGE, e);
+	return *ret ? 0 : is_stored(w, kind, hash, true, ret, e);
 }
 
 /* What differs from the reference, where that is much shorter than the node. Returns its
@@ -188,9 +192,14 @@ put_node(struct store_writer *w, const struct open_node *n, struct store_hash *r
 	if (r < 0 || has)
 		return r;
 	len = make_delta(n, delta);
+	has = false;
 	if (len)
-		return add_chunk(w, CHUNK_NODE, CODING_DELTA, ret, delta, len, e);
-	return add_chunk(w, CHUNK_NODE, CODING_RAW, ret, n->child, sizeof(n->child), e);
+		r = is_stored(w, CHUNK_NODE, &n->reference, false, &has, e);
+	if (r < 0)
+		return r;
+	if (has)
+		return add_node(w, CODING_DELTA, ret, delta, len, e);
+	return add_node(w, CODING_RAW, ret, n->child, sizeof(n->child), e);
 }
 
 int
@@ -219,8 +228,10 @@ store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t
 			"a content of %llu bytes cannot begin as one of %llu: contents only grow",
 			(unsigned long long)length, (unsigned long long)t->base.length);
 	if (!hash_is_zero(&t->base.root)) {
-		r = tree_node(&w->reader, &t->base, tree_levels(t->base.length), 0,
-			&t->base.root, ignored, e);
+		r = gc_keep_tree(w->s, w->generation, &t->base, e);
+		if (r == 0)
+			r = tree_node(&w->reader, &t->base, tree_levels(t->base.length),
+				0, &t->base.root, ignored, e);
 		if (r < 0)
 			return err_wrap(e, r, "the content to begin with");
 	}
@@ -233,31 +244,17 @@ store_tree_begin(struct store_writer *w, const struct store_tree *base, uint64_t
 	return 0;
 }
 
-/* Where a delta of the node may lead: the node of the base, or what that is a delta of.
- */
-static int
-find_reference(struct store_tree_writer *t, struct open_node *n,
-	const struct store_hash *base, struct err *e)
+/* Where a delta of the node just read may lead: to it, or to what it is a delta of. */
+static void
+take_reference(
+	struct store_tree_writer *t, struct open_node *n, const struct store_hash *base)
 {
-	struct chunk_reader *c = &t->w->reader;
-	struct chunk_at at;
-	bool is_delta = false;
-	int r = packs_lock_read(c->s, e);
+	const struct chunk_reader *c = &t->w->reader;
 
-	if (r < 0)
-		return r;
-	n->reference = *base;
-	n->has_reference = chunk_find(c->s, CHUNK_NODE, base, true, &at);
-	if (n->has_reference)
-		r = chunk_reference(c->s, &at, &is_delta, &n->reference, e);
-	packs_unlock(c->s);
-	if (r < 0 || !n->has_reference)
-		return r;
-	if (!is_delta) {
-		memcpy(n->referenced, n->child, sizeof(n->child));
-		return 0;
-	}
-	return chunk_read(c, CHUNK_NODE, &n->reference, n->referenced, e);
+	n->has_reference = true;
+	n->reference = c->was_delta ? c->reference : *base;
+	memcpy(n->referenced, c->was_delta ? c->referenced : n->child,
+		sizeof(n->referenced));
 }
 
 /* Begins the node of a level that holds the page; name is its name in the base. */
@@ -275,9 +272,9 @@ open_node(struct store_tree_writer *t, unsigned level, uint64_t page,
 		return 0;
 	}
 	r = tree_node(&t->w->reader, &t->base, level, n->first_page, name, n->child, e);
-	if (r < 0 || level > tree_levels(t->base.length))
-		return r;
-	return find_reference(t, n, name, e);
+	if (r == 0 && level <= tree_levels(t->base.length))
+		take_reference(t, n, name);
+	return r;
 }
 
 static unsigned
@@ -335,13 +332,39 @@ go_to(struct store_tree_writer *t, uint64_t page, struct err *e)
 	return r;
 }
 
+/* A page, hashed and looked up, takes its place in its tree and, when it is new, in the
+ * pack. */
+static int
+take_page(void *ctx, void *tree, uint64_t page, const struct put_page *p, struct err *e)
+{
+	struct store_writer *w = ctx;
+	struct store_tree_writer *t = tree;
+	struct open_node *leaf = &t->node[1];
+	int r;
+
+	if (!t->begun || !holds(leaf, 1, page)) {
+		r = go_to(t, page, e);
+		if (r < 0)
+			return r;
+	}
+	leaf->child[page - leaf->first_page] = p->hash;
+	if (p->stored || !p->bytes || pack_writer_has(w->pack, CHUNK_PAGE, &p->hash))
+		return 0;
+	r = pack_writer_add(w->pack, CHUNK_PAGE, p->zipped ? CODING_ZSTD : CODING_RAW,
+		&p->hash, p->bytes, p->zipped ? p->zipped : STORE_PAGE, e);
+	if (r == 0)
+		w->stats.new_pages++;
+	return r;
+}
+
 int
 store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data, uint64_t n,
 	struct err *e)
 {
+	struct store_writer *w = t->w;
 	const uint8_t *from = data;
 	uint8_t last[STORE_PAGE];
-	int r = t->w->failed;
+	int r = w->failed;
 
 	if (r < 0)
 		return err_sys(e, r, "the commit failed before");
@@ -350,49 +373,50 @@ store_tree_put(struct store_tree_writer *t, uint64_t first, const void *data, ui
 			"pages %llu to %llu put to a content of %llu pages that goes on at %llu",
 			(unsigned long long)first, (unsigned long long)(first + n),
 			(unsigned long long)t->pages, (unsigned long long)t->free);
-	for (uint64_t page = first; r == 0 && page < first + n; page++, from += STORE_PAGE) {
-		struct open_node *leaf = &t->node[1];
+	for (uint64_t page = first; r == 0 && page < first + n;
+		page++, from += STORE_PAGE) {
 		const uint8_t *bytes = from;
+		bool zero = false;
 
-		if (!t->begun || !holds(leaf, 1, page)) {
-			r = go_to(t, page, e);
-			if (r < 0)
-				break;
-		}
 		if (page == t->pages - 1 && t->length % STORE_PAGE) {
 			memset(last, 0, sizeof(last));
 			memcpy(last, from, t->length % STORE_PAGE);
 			bytes = last;
 		}
-		r = put_page(t->w, bytes, &leaf->child[page - leaf->first_page], e);
+		r = put_line_page(w->pages, t, page, bytes, &zero, e);
+		w->stats.pages_put++;
+		w->stats.pages_zero += zero;
 	}
 	t->free = first + n;
 	if (r < 0)
-		t->w->failed = r;
+		w->failed = r;
 	return r;
 }
 
 int
 store_tree_finish(struct store_tree_writer *t, struct store_tree *ret, struct err *e)
 {
-	int r = t->w->failed;
+	struct store_writer *w = t->w;
+	int r = w->failed;
 
-	if (r < 0) {
+	if (r < 0)
 		err_sys(e, r, "the commit failed before");
-	} else if (t->begun) {
+	else
+		r = put_line_drain(w->pages, e);
+	if (r == 0 && t->begun) {
 		r = close_below(t, t->levels + 1, e);
-	} else {
+	} else if (r == 0) {
 		/* Nothing was put; a longer content may need more levels on top. */
 		t->root = t->base.root;
-		for (unsigned l = tree_levels(t->base.length) + 1; r == 0 && l <= t->levels;
-			l++) {
+		for (unsigned l = tree_levels(t->base.length) + 1;
+			r == 0 && l <= t->levels; l++) {
 			struct open_node n = {.child = {t->root}};
 
-			r = put_node(t->w, &n, &t->root, e);
+			r = put_node(w, &n, &t->root, e);
 		}
 	}
 	if (r < 0)
-		t->w->failed = r;
+		w->failed = r;
 	else
 		*ret = (struct store_tree){t->root, t->length};
 	tree_free(t);
@@ -425,7 +449,13 @@ check_root(struct store_writer *w, const char *what, const struct store_tree *t,
 
 	if (r < 0 || hash_is_zero(&t->root))
 		return r;
-	r = has_chunk(w, CHUNK_NODE, &t->root, &has, e);
+	/* It may be another commit's, as a whole. */
+	if (!pack_writer_has(w->pack, CHUNK_NODE, &t->root))
+		r = gc_keep_tree(w->s, w->generation, t, NULL);
+	if (r == -EBADMSG)
+		r = 0; /* not walked, but perhaps all put again by this writer */
+	if (r == 0)
+		r = has_chunk(w, CHUNK_NODE, &t->root, &has, e);
 	if (r == 0 && !has)
 		r = err_set(e, -EINVAL, "the commit's %s is not in the store", what);
 	return r;
@@ -460,7 +490,8 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	struct store_fields f = *fields;
 	struct store_manifest *again;
 	cleanup_free char *text = NULL;
-	char pack[STORE_ID_MAX], id[STORE_ID_MAX];
+	struct pack *pack = NULL;
+	char id[STORE_ID_MAX];
 	char name[MANIFEST_NAME_MAX];
 	struct store_hash hash;
 	uint64_t bytes;
@@ -487,9 +518,11 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	store_manifest_free(again);
 	hash_of(HASH_PLAIN, text, len, &hash);
 	hash_to_hex(&hash, id);
-	r = pack_writer_finish(w->pack, pack, &bytes, e);
-	if (r == 0 && pack[0])
-		r = packs_add(w->s, pack, e);
+	r = pack_writer_seal(w->pack, &pack, &bytes, e);
+	if (r == 0 && pack) {
+		r = packs_add(w->s, w->pack, pack, false, e);
+		pack_unref(pack);
+	}
 	if (r < 0)
 		return err_wrap(e, r, "writing the commit to %.200s", w->s->path);
 	store_manifest_name(id, name);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <zstd.h>
 
 struct zip {
@@ -44,6 +45,18 @@ zip_pack(struct zip *z, void *dst, const void *src, size_t len)
 		ZSTD_CCtx_setParameter(z->in, ZSTD_c_contentSizeFlag, 0);
 	}
 	n = ZSTD_compress2(z->in, dst, room, src, len);
+	return ZSTD_isError(n) ? 0 : n;
+}
+
+size_t
+zip_frame_len(const void *src, size_t len)
+{
+	static const unsigned char magic[] = {0x28, 0xb5, 0x2f, 0xfd};
+	size_t n;
+
+	if (len < sizeof(magic) || memcmp(src, magic, sizeof(magic)) != 0)
+		return 0;
+	n = ZSTD_findFrameCompressedSize(src, len);
 	return ZSTD_isError(n) ? 0 : n;
 }
 

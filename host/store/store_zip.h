@@ -24,6 +24,10 @@ cleanup_zip_fn(struct zip **z)
  * that is not worth it. */
 size_t zip_pack(struct zip *z, void *dst, const void *src, size_t len);
 
+/* How long the compressed bytes are that begin here; 0: none do, or their end is not among
+ * the len bytes. */
+size_t zip_frame_len(const void *src, size_t len);
+
 /* Decompresses to exactly dst_len bytes, else -EBADMSG. */
 int zip_unpack(struct zip *z, void *dst, size_t dst_len, const void *src, size_t src_len);
 

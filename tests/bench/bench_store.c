@@ -8,10 +8,13 @@
  * each page with a mark, so that no two are alike); a third of those among zeroes.
  * write   store_begin until the last tree is finished: hash, look up, compress, write(2)
  * sync    store_commit: index, fsync and rename of pack and manifest
- * The yardstick is hashing the same pages and nothing else, in the same run.
+ * The yardsticks, in the same run: hashing the same pages and nothing else; and hashing,
+ * compressing and writing them to a file without a store, in one thread (bare).
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +26,7 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "host/store/store.h"
+#include "host/store/store_zip.h"
 #include "tests/bench/must.h"
 
 static struct json_out json;
@@ -107,7 +111,7 @@ struct timing {
 
 /* step 0: all pages; else `count` pages, `step` apart, over base. */
 static void
-commit(struct timing *t, const struct timing *base, uint8_t *mem, uint64_t pages,
+commit(struct timing *t, const struct timing *base, const uint8_t *mem, uint64_t pages,
 	uint64_t count, uint64_t step)
 {
 	struct store_fields f = {.parent = base ? base->id : NULL};
@@ -147,6 +151,81 @@ change(uint8_t *mem, uint64_t count, uint64_t step, uint64_t salt)
 		}
 }
 
+/* Hash, compress, write and sync, and no store: what one thread can do at best. */
+static uint64_t
+bare(const uint8_t *mem, uint64_t pages)
+{
+	uint8_t *buf = malloc(1u << 20), zipped[STORE_PAGE];
+	struct store_hash ignored;
+	struct zip *zip = NULL;
+	size_t have = 0;
+	char path[300];
+	uint64_t from;
+	int fd, r = 0;
+
+	snprintf(path, sizeof(path), "%s/bare", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	must(fd < 0 || !buf || zip_new(&zip) ? err_sys(&e, -errno, "%s", path) : 0,
+		"bare file", &e);
+	from = io_now_ns();
+	for (uint64_t p = 0; p < pages && r == 0; p++) {
+		const uint8_t *page = mem + p * STORE_PAGE;
+		size_t n;
+
+		if (!page[0] && memcmp(page, page + 1, STORE_PAGE - 1) == 0)
+			continue;
+		hash_of(HASH_PLAIN, page, STORE_PAGE, &ignored);
+		n = zip_pack(zip, zipped, page, STORE_PAGE);
+		memcpy(buf + have, n ? zipped : page, n ? n : STORE_PAGE);
+		have += n ? n : STORE_PAGE;
+		if (have > (1u << 20) - STORE_PAGE) {
+			r = io_write_full(fd, buf, have);
+			have = 0;
+		}
+	}
+	if (r == 0)
+		r = io_write_full(fd, buf, have);
+	if (r == 0 && fsync(fd) < 0)
+		r = -errno;
+	must(r < 0 ? err_sys(&e, r, "%s", path) : 0, "bare file", &e);
+	from = io_now_ns() - from;
+	close(fd);
+	unlink(path);
+	zip_free(zip);
+	free(buf);
+	return from;
+}
+
+/* A first commit of the pages, durable, with 1, 2 and 8 threads, beside the bare figure:
+ * each in a store of its own. */
+static void
+measure_threads(const uint8_t *mem, uint64_t pages)
+{
+	static const unsigned threads[] = {1, 2, 8};
+	struct store *all = store;
+	double alone, mb_s;
+	struct timing t;
+	char path[300], name[64];
+
+	alone = mb_per_s(pages, bare(mem, pages));
+	figure("bare_mb_s", alone, "MB/s, durable: hash, compress, write, sync");
+	for (size_t i = 0; i < sizeof(threads) / sizeof(*threads); i++) {
+		snprintf(path, sizeof(path), "%s/threads", folder);
+		must(store_open(path, &store, &e), "open", &e);
+		store_set_threads(store, threads[i]);
+		commit(&t, NULL, mem, pages, 0, 0);
+		mb_s = mb_per_s(pages, t.write_ns + t.sync_ns);
+		snprintf(name, sizeof(name), "threads_%u_mb_s", threads[i]);
+		figure(name, mb_s, "MB/s, durable");
+		snprintf(name, sizeof(name), "threads_%u_to_bare", threads[i]);
+		figure(name, mb_s / alone, "× bare");
+		store_close(store);
+		store = NULL;
+		must(io_remove_tree(path, &e), "remove", &e);
+	}
+	store = all;
+}
+
 static void
 on_damage(void *ctx, const struct store_damage *d)
 {
@@ -176,9 +255,11 @@ measure(enum content c, uint8_t *mem, uint64_t pages)
 		hash_of(HASH_PLAIN, mem + p * STORE_PAGE, STORE_PAGE, &ignored);
 	figure("hash_only_cpu_mb_s", mb_per_s(pages, cpu_ns() - from),
 		"MB/s of CPU time");
+	measure_threads(mem, pages);
 	commit(&first, NULL, mem, pages, 0, 0);
 	figure("write_mb_s", mb_per_s(pages, first.write_ns), "MB/s");
-	figure("write_cpu_mb_s", mb_per_s(pages, first.write_cpu_ns), "MB/s of CPU time");
+	figure("write_cpu_mb_s", mb_per_s(pages, first.write_cpu_ns),
+		"MB/s of CPU time of the writer's own thread");
 	figure("sync_ms", (double)first.sync_ns / 1e6, "ms");
 	figure("bytes_written_mib", (double)first.stats.bytes_written / 1048576, "MiB");
 	commit(&again, &first, mem, pages, 0, 0);
@@ -215,11 +296,13 @@ measure(enum content c, uint8_t *mem, uint64_t pages)
 	fflush(stdout);
 }
 
-/* How long a page that is not there is looked for, hash included, with many packs. */
+/* How long a page takes, hash included, after many commits of few pages each, while their
+ * packs are merged in the background. */
 static void
 measure_packs(uint8_t *mem, uint64_t pages)
 {
-	static const unsigned counts[] = {1, 10, 100};
+	static const unsigned counts[] = {1, 100, 2000};
+	struct store_used used;
 	struct timing t;
 	unsigned have = 0;
 	char name[64], path[300];
@@ -230,26 +313,134 @@ measure_packs(uint8_t *mem, uint64_t pages)
 	store = NULL;
 	snprintf(path, sizeof(path), "%s/packs", folder);
 	must(store_open(path, &store, &e), "open", &e);
+	store_set_threads(store, 1); /* so that its CPU time is all there is */
 	if (out)
 		json_out_object(out, NULL);
 	else
-		printf("many packs (of 1000 pages each):\n");
+		printf("many commits (of 16 new pages each):\n");
 	for (size_t i = 0; i < sizeof(counts) / sizeof(*counts); i++) {
+		uint64_t from = io_now_ns();
+		unsigned n = counts[i] - have;
+
 		for (; have < counts[i]; have++) {
-			change(mem, 1000, 1, 1000 + have);
-			commit(&t, NULL, mem, 1000, 0, 0);
+			change(mem, 16, 1, 1000 + have);
+			commit(&t, NULL, mem, 16, 0, 0);
 		}
-		change(mem, pages, 1, 5000 + i);
+		snprintf(name, sizeof(name), "commits_%u_ms_each", counts[i]);
+		figure(name, (double)(io_now_ns() - from) / 1e6 / n, "ms");
+		must(store_usage(store, &used, &e), "usage", &e);
+		snprintf(name, sizeof(name), "commits_%u_packs", counts[i]);
+		figure(name, (double)used.packs, "packs");
+		change(mem, pages, 1, 500000 + i);
 		commit(&t, NULL, mem, pages, 0, 0);
-		have++;
-		snprintf(name, sizeof(name), "packs_%u_us_per_new_page", counts[i]);
+		snprintf(name, sizeof(name), "commits_%u_us_per_new_page", counts[i]);
 		figure(name, (double)t.write_cpu_ns / 1000 / (double)pages,
 			"µs of CPU time");
 		commit(&t, NULL, mem, pages, 0, 0);
-		snprintf(name, sizeof(name), "packs_%u_us_per_known_page", counts[i]);
+		snprintf(name, sizeof(name), "commits_%u_us_per_known_page", counts[i]);
 		figure(name, (double)t.write_cpu_ns / 1000 / (double)pages,
 			"µs of CPU time");
 	}
+	if (out)
+		json_out_end_object(out);
+}
+
+static int
+by_value(const void *pa, const void *pb)
+{
+	uint64_t a = *(const uint64_t *)pa, b = *(const uint64_t *)pb;
+
+	return a < b ? -1 : a > b;
+}
+
+static bool stop; /* atomic */
+static uint64_t n_gcs;
+
+static void *
+gc_all_the_time(void *arg)
+{
+	struct store_freed freed;
+	struct err why;
+
+	(void)arg;
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+		must(store_gc(store, NULL, 0, &freed, &why), "gc", &why);
+		must(store_settle(store, NULL, &why), "settle", &why);
+		n_gcs++;
+	}
+	return NULL;
+}
+
+#define SAMPLES 4000u
+
+/* A page read while others work on the packs or do not. */
+static void
+sample_reads(const char *when, const struct store_tree *t, uint64_t pages)
+{
+	static uint64_t ns[SAMPLES];
+	uint8_t page[STORE_PAGE];
+	char name[64];
+
+	for (unsigned i = 0; i < SAMPLES; i++) {
+		uint64_t from = io_now_ns();
+
+		must(store_tree_read(store, t, i * 7919ull % pages, 1, page, &e), "read",
+			&e);
+		ns[i] = io_now_ns() - from;
+		usleep(200);
+	}
+	qsort(ns, SAMPLES, sizeof(*ns), by_value);
+	snprintf(name, sizeof(name), "read_%s_p50_us", when);
+	figure(name, (double)ns[SAMPLES / 2] / 1000, "µs");
+	snprintf(name, sizeof(name), "read_%s_p99_us", when);
+	figure(name, (double)ns[SAMPLES * 99 / 100] / 1000, "µs");
+	snprintf(name, sizeof(name), "read_%s_max_us", when);
+	figure(name, (double)ns[SAMPLES - 1] / 1000, "µs");
+}
+
+static void
+sample_commits(const char *when, const struct timing *base, uint8_t *mem, uint64_t pages)
+{
+	static uint64_t ns[200];
+	char name[64];
+	struct timing t;
+
+	for (unsigned i = 0; i < 200; i++) {
+		uint64_t from;
+
+		change(mem, 4, 1, 900000 + i + (uint64_t)when[0] * 1000);
+		from = io_now_ns();
+		commit(&t, base, mem, pages, 4, 1);
+		ns[i] = io_now_ns() - from;
+		must(store_delete(store, t.id, 0, NULL, &e), "delete", &e);
+	}
+	qsort(ns, 200, sizeof(*ns), by_value);
+	snprintf(name, sizeof(name), "commit_%s_p50_ms", when);
+	figure(name, (double)ns[100] / 1e6, "ms");
+	snprintf(name, sizeof(name), "commit_%s_max_ms", when);
+	figure(name, (double)ns[199] / 1e6, "ms");
+}
+
+/* What gc and merges, one after the other without end, make others wait. */
+static void
+measure_beside_gc(uint8_t *mem, uint64_t pages)
+{
+	struct timing base;
+	pthread_t thread;
+
+	if (out)
+		json_out_object(out, NULL);
+	else
+		printf("beside gc and merges without end:\n");
+	commit(&base, NULL, mem, pages, 0, 0);
+	sample_reads("alone", &base.tree, pages);
+	sample_commits("alone", &base, mem, pages);
+	pthread_create(&thread, NULL, gc_all_the_time, NULL);
+	sample_reads("beside_gc", &base.tree, pages);
+	sample_commits("beside_gc", &base, mem, pages);
+	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
+	pthread_join(thread, NULL);
+	figure("gcs", (double)n_gcs, "");
 	if (out)
 		json_out_end_object(out);
 }
@@ -309,6 +500,7 @@ main(int argc, char **argv)
 		measure(c, mem, pages);
 	}
 	measure_packs(mem, pages);
+	measure_beside_gc(mem, pages);
 	if (out) {
 		json_out_end_array(out);
 		json_out_end_object(out);

@@ -78,7 +78,7 @@ read_all(struct store *s, struct pack *p)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct store s = {.packs_fd = -1, .packs_loaded = true};
+	struct store s = {.packs_fd = -1};
 	struct err e = {0};
 	struct pack *p;
 	uint8_t *file;
@@ -98,14 +98,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		close(fd);
 		return 0;
 	}
-	pthread_rwlock_init(&s.packs_lock, NULL);
-	must(bloom_init(&s.bloom, p->count) == 0);
-	for (size_t i = 0; i < p->count; i++)
-		bloom_add(&s.bloom, &p->index[i].hash);
-	s.packs = &p;
-	s.n_packs = 1;
+	pthread_mutex_init(&s.set_lock, NULL);
+	must(packs_set_all(&s, &p, 1) == 0);
 	read_all(&s, p);
-	bloom_done(&s.bloom);
-	pack_free(p);
+	packs_done(&s);
+	pack_unref(p);
 	return 0;
 }

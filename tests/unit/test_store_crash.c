@@ -156,9 +156,9 @@ gc_work(void)
 static void
 a_gc_killed_at_any_point_loses_nothing(void **state)
 {
-	static const char *const points[] = {"store.pack-synced", "store.pack-renamed",
-		"store.pack-written", "store.gc-rewritten", "store.gc-unlinked",
-		"store.gc-unlinked:2"};
+	static const char *const points[] = {"store.gc-marked", "store.pack-synced", "store.pack-renamed",
+		"store.pack-written", "store.merge-added", "store.pack-retired",
+		"store.pack-removed", "store.pack-removed:2"};
 
 	(void)state;
 	for (unsigned i = 0; i < sizeof(points) / sizeof(points[0]); i++) {

@@ -158,6 +158,199 @@ a_pack_that_is_cut_or_changed_anywhere_outside_its_chunks_is_named(void **state)
 }
 
 static void
+keep_as(const char *from, const char *to)
+{
+	char command[700];
+
+	snprintf(command, sizeof(command), "cp %s %s", from, to);
+	assert_int_equal(system(command), 0);
+}
+
+static void
+on_damage(void *ctx, const struct store_damage *d)
+{
+	(void)ctx;
+	if (n_damages < DAMAGES_MAX)
+		damages[n_damages] = *d;
+	n_damages++;
+}
+
+static struct store_repaired
+repair(void)
+{
+	struct store_repaired sum;
+
+	n_damages = 0;
+	ok(store_repair(store, on_damage, NULL, &sum, &e));
+	assert_int_equal(sum.left.damages, n_damages);
+	return sum;
+}
+
+static void
+a_pack_that_cannot_be_read_is_repaired_where_its_chunks_are_sound(void **state)
+{
+	long size = file_size(pack), index = size - 64 - 2033 * 48;
+	/* Changed at `at`, or cut to `cut`; the commit is whole afterwards. */
+	const struct {
+		long at, cut;
+	} bad[] = {{0, 0}, {8, 0}, {index, 0}, {index + 48 * 1000 + 33, 0},
+		{index + 48 * 1000 + 44, 0}, {size - 1, 0}, {size - 64, 0},
+		{size - 56, 0}, {size - 40, 0}, {-1, size - 1}, {-1, size - 48},
+		{-1, index + 1000}, {-1, index}};
+	char copy[300], command[700], other[STORE_ID_MAX];
+
+	(void)state;
+	commit_values(NULL, NULL, NULL, (uint32_t[]){1, 3, 5}, 3, other, NULL);
+	snprintf(copy, sizeof(copy), "%s/copy", folder);
+	snprintf(command, sizeof(command), "cp -r %s/packs %s", store_path, copy);
+	assert_int_equal(system(command), 0);
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		struct store_repaired sum;
+
+		store_close(store);
+		store = NULL;
+		snprintf(command, sizeof(command), "rm %s/packs/* && cp %s/* %s/packs",
+			store_path, copy, store_path);
+		assert_int_equal(system(command), 0);
+		if (bad[i].at >= 0)
+			flip(pack, bad[i].at);
+		else
+			assert_int_equal(truncate(pack, bad[i].cut), 0);
+		ok(store_open(store_path, &store, &e));
+		/* Found by whoever looks first. */
+		if (i % 2)
+			assert_true(verify(NULL) >= 2);
+		sum = repair();
+		if (n_damages)
+			fail_msg("%u: %zu damages: %s", i, n_damages, damages[0].text);
+		assert_int_equal(sum.chunks_saved, 2033);
+		has_values(&tree, values, N);
+		reopen();
+		is_sound();
+		has_values(&tree, values, N);
+		/* What had no index entry is found after the rest: nodes, then what they name.
+		 */
+		assert_true(count_files("packs") <= (bad[i].at >= 0 ? 3 : 4));
+		/* And nothing more is to be done. */
+		assert_int_equal(repair().chunks_saved, 0);
+	}
+}
+
+static void
+what_a_repair_cannot_save_is_named_and_the_rest_is_usable(void **state)
+{
+	char other[STORE_ID_MAX];
+	struct store_repaired sum;
+	uint8_t page[STORE_PAGE];
+
+	(void)state;
+	commit_values(NULL, NULL, NULL, (uint32_t[]){1, 3, 5}, 3, other, NULL);
+	/* The header, and the tenth page's bytes. */
+	flip(pack, 0);
+	flip(pack, 16 + 10 * 4096 + 5);
+	reopen();
+	assert_int_equal(verify(other), 0);
+	sum = repair();
+	assert_int_equal(sum.chunks_saved, 2032);
+	assert_int_equal(sum.packs_removed, 0);
+	/* The pack that is kept, and the page. */
+	assert_int_equal(n_damages, 2);
+	assert_int_equal(damages[0].kind, STORE_DAMAGE_PACK);
+	assert_int_equal(damages[1].kind, STORE_DAMAGE_MISSING);
+	assert_string_equal(damages[1].commit, id);
+	assert_int_equal(damages[1].first_page, 10);
+	assert_int_equal(damages[1].pages, 1);
+	ok(store_tree_read(store, &tree, 11, N - 11, pages, &e));
+	fill(page, values[11]);
+	assert_memory_equal(pages, page, STORE_PAGE);
+	/* When it was committed again the damaged pack is of no use. */
+	commit_values(NULL, NULL, NULL, values, N, other, NULL);
+	sum = repair();
+	assert_int_equal(sum.packs_removed, 1);
+	assert_int_equal(n_damages, 0);
+}
+
+static void
+half_a_pack_gives_its_half(void **state)
+{
+	struct store_tree t;
+	char first[STORE_ID_MAX];
+
+	(void)state;
+	/* Its pages are all in the first commit's pack, at the beginning. */
+	commit_values(NULL, NULL, NULL, values, 64, first, NULL);
+	assert_int_equal(truncate(pack, 16 + 64 * 4096 + 2048 + 100), 0);
+	reopen();
+	assert_true(verify(first) > 0);
+	repair();
+	assert_int_equal(verify(first), 0);
+	{
+		struct store_manifest *m;
+
+		ok(store_load(store, first, &m, &e));
+		t = m->f.memory;
+		store_manifest_free(m);
+	}
+	has_values(&t, values, 64);
+	assert_true(verify(id) > 0);
+}
+
+static void
+deltas_and_compressed_chunks_are_repaired_with_and_without_an_index(void **state)
+{
+	char second[STORE_ID_MAX], copy[300], path[300], command[700];
+	uint32_t changed[N];
+	struct store_tree t;
+
+	(void)state;
+	for (uint32_t i = 0; i < N; i++)
+		changed[i] = i % 200 ? values[i] : 100001 + 2 * i;
+	commit_values(NULL, &tree, values, changed, N, second, NULL);
+	{
+		struct store_manifest *m;
+
+		ok(store_load(store, second, &m, &e));
+		t = m->f.memory;
+		store_manifest_free(m);
+	}
+	pack_path(0, path, sizeof(path));
+	if (strcmp(path, pack) == 0)
+		pack_path(1, path, sizeof(path));
+	snprintf(copy, sizeof(copy), "%s/copy", folder);
+	keep_as(path, copy);
+	for (unsigned i = 0; i < 3; i++) {
+		struct pack_footer f;
+		int fd = open(copy, O_RDONLY | O_CLOEXEC);
+
+		assert_int_equal(
+			pread(fd, &f, sizeof(f), file_size(copy) - 64), sizeof(f));
+		close(fd);
+		store_close(store);
+		store = NULL;
+		snprintf(command, sizeof(command),
+			"cd %s/packs && ls | grep -v %.20s | xargs rm", store_path,
+			strrchr(pack, '/') + 1);
+		assert_int_equal(system(command), 0);
+		keep_as(copy, path);
+		if (i == 0)
+			flip(path, 0);
+		else
+			assert_int_equal(
+				truncate(path, (long)f.index_offset + (i == 1 ? 0 : 99)),
+				0);
+		ok(store_open(store_path, &store, &e));
+		assert_true(verify(NULL) >= 2);
+		repair();
+		if (n_damages)
+			fail_msg("%u: %zu damages: %s", i, n_damages, damages[0].text);
+		has_values(&t, changed, N);
+		reopen();
+		is_sound();
+		has_values(&t, changed, N);
+	}
+}
+
+static void
 a_pack_cut_below_a_running_store_is_an_error(void **state)
 {
 	(void)state;
@@ -607,6 +800,12 @@ main(void)
 		STORE_TEST(gc_is_refused_while_a_commit_is_damaged),
 		STORE_TEST(
 			a_pack_that_is_cut_or_changed_anywhere_outside_its_chunks_is_named),
+		STORE_TEST(
+			a_pack_that_cannot_be_read_is_repaired_where_its_chunks_are_sound),
+		STORE_TEST(what_a_repair_cannot_save_is_named_and_the_rest_is_usable),
+		STORE_TEST(half_a_pack_gives_its_half),
+		STORE_TEST(
+			deltas_and_compressed_chunks_are_repaired_with_and_without_an_index),
 		STORE_TEST(a_pack_cut_below_a_running_store_is_an_error),
 		STORE_TEST(a_pack_that_is_gone_is_missed),
 		STORE_TEST(files_that_are_no_files_are_not_opened),
