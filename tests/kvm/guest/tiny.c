@@ -22,6 +22,8 @@
  * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
  * the first time it runs it writes on its disk and asks for a reset; then it says so and
  * works
+ * mode=scatter pages=N seed=N: says "scattering", then writes at random places of N pages from 4
+ * MiB on for ever, and has the disk read into some
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -990,6 +992,33 @@ mode_fuzz(void)
 	halt();
 }
 
+/* Never at rest: writes at random places of its memory, and has the disk write some, too. */
+static void
+mode_scatter(void)
+{
+	u64 pages = option_u64("pages", 2048);
+	u32 r;
+
+	random_state = option_u64("seed", 1) * 2654435761u + 88172645463325252ul;
+	if (bring_up(BLK, 1, 8, 1u << 9 | 1u << 13 | 1u << 14)) {
+		say("scatter: no disk\n");
+		return;
+	}
+	pattern(block, 7);
+	r = blk(1, 0, block, PAGE);
+	say("scattering\n");
+	for (u64 n = 1; r == 0; n++) {
+		u64 page = DIRTY_BASE + below(pages) * PAGE;
+
+		*(volatile u64 *)(page + below(PAGE / 8) * 8) = chance();
+		if (n % 64 == 0)
+			r = blk(0, 0, (void *)(DIRTY_BASE + below(pages) * PAGE), PAGE);
+		if (n % 1024 == 0)
+			r = blk(1, below(64) * 8, (void *)page, PAGE);
+	}
+	say("scatter: the disk fails\n");
+}
+
 void
 guest_main(const u8 *zero_page)
 {
@@ -1002,6 +1031,8 @@ guest_main(const u8 *zero_page)
 		mode_fuzz();
 	} else if (option_is("mode", "flood")) {
 		mode_flood();
+	} else if (option_is("mode", "scatter")) {
+		mode_scatter();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));
