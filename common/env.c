@@ -24,18 +24,23 @@ env_done(struct env *env)
 	*env = (struct env){0};
 }
 
+/* Letters, digits and _, and whatever is the first. */
 static size_t
-name_len(const char *entry)
+word_len(const char *s)
 {
 	size_t n = 0;
 
-	if (isdigit((unsigned char)entry[0]))
-		return 0;
-	while ((entry[n] >= 'a' && entry[n] <= 'z') ||
-		(entry[n] >= 'A' && entry[n] <= 'Z') ||
-		(entry[n] >= '0' && entry[n] <= '9') || entry[n] == '_')
+	while ((s[n] >= 'a' && s[n] <= 'z') || (s[n] >= 'A' && s[n] <= 'Z') ||
+		(s[n] >= '0' && s[n] <= '9') || s[n] == '_')
 		n++;
 	return n;
+}
+
+/* Of a name for a shell. */
+static size_t
+name_len(const char *entry)
+{
+	return isdigit((unsigned char)entry[0]) ? 0 : word_len(entry);
 }
 
 static int
@@ -80,11 +85,41 @@ find(const struct env *env, const char *name, size_t len)
 	return NULL;
 }
 
+/* A copy of entry, into the slot of its name, or a new one (NULL). */
+static int
+store(struct env *env, char **slot, const char *entry)
+{
+	char *copy;
+
+	if (!slot && env->n + 2 > env->cap) {
+		size_t cap = env->cap ? 2 * env->cap : 16;
+		char **bigger = reallocarray(env->v, cap, sizeof(*bigger));
+
+		if (!bigger)
+			return -ENOMEM;
+		env->v = bigger;
+		env->cap = cap;
+	}
+	copy = strdup(entry);
+	if (!copy)
+		return -ENOMEM;
+	env->bytes += strlen(copy) + 1;
+	if (slot) {
+		env->bytes -= strlen(*slot) + 1;
+		free(*slot);
+		*slot = copy;
+	} else {
+		env->v[env->n++] = copy;
+		env->v[env->n] = NULL;
+	}
+	return 0;
+}
+
 int
 env_set(struct env *env, const char *entry, struct err *e)
 {
 	size_t bytes = strlen(entry) + 1, old;
-	char **slot, *copy;
+	char **slot;
 	int r = check(entry, e);
 
 	if (r)
@@ -99,27 +134,28 @@ env_set(struct env *env, const char *entry, struct err *e)
 			"with \"%.*s\" the environment has more than %u bytes; put it into a file",
 			(int)name_len(entry) < 64 ? (int)name_len(entry) : 64, entry,
 			ENV_BYTES_MAX);
-	if (!slot && env->n + 2 > env->cap) {
-		size_t cap = env->cap ? 2 * env->cap : 16;
-		char **bigger = reallocarray(env->v, cap, sizeof(*bigger));
+	r = store(env, slot, entry);
+	return r ? err_sys(e, r, "the environment") : 0;
+}
 
-		if (!bigger)
-			return err_sys(e, -ENOMEM, "the environment");
-		env->v = bigger;
-		env->cap = cap;
+void
+env_put(struct env *env, const char *entry)
+{
+	if (!env->failed && store(env, find(env, entry, strcspn(entry, "=")), entry))
+		env->failed = true;
+}
+
+void
+env_put_value(struct env *env, const char *name, const char *value)
+{
+	cleanup_free char *entry = NULL;
+
+	if (asprintf(&entry, "%s=%s", name, value) < 0) {
+		entry = NULL;
+		env->failed = true;
+		return;
 	}
-	copy = strdup(entry);
-	if (!copy)
-		return err_sys(e, -ENOMEM, "the environment");
-	env->bytes += bytes - old;
-	if (slot) {
-		free(*slot);
-		*slot = copy;
-	} else {
-		env->v[env->n++] = copy;
-		env->v[env->n] = NULL;
-	}
-	return 0;
+	env_put(env, entry);
 }
 
 bool
@@ -208,18 +244,29 @@ env_write(const struct env *env, bool held_back, char **ret, struct err *e)
 	return 0;
 }
 
+/*
+ * Reading.
+ */
+
+/* Of what may stand before a name. */
+static size_t
+export_len(const char *s)
+{
+	return strncmp(s, "export ", 7) == 0 ? 7 + strspn(s + 7, " \t") : 0;
+}
+
 /* A value from *at on, to the end of its line; *at and *line behind it. */
 static int
 read_value(const char **at, unsigned *line, const char *what, FILE *out, struct err *e)
 {
 	const char *s = *at;
 	unsigned began = *line;
-	const char *prewarmed = NULL;
+	const char *spaces = NULL;
 
 	while (*s && *s != '\n') {
-		if (prewarmed && *s != ' ' && *s != '\t' && *s != '\r') {
-			fwrite(prewarmed, 1, (size_t)(s - prewarmed), out);
-			prewarmed = NULL;
+		if (spaces && *s != ' ' && *s != '\t' && *s != '\r') {
+			fwrite(spaces, 1, (size_t)(s - spaces), out);
+			spaces = NULL;
 		}
 		if (*s == '\'' || *s == '"') {
 			char q = *s++;
@@ -242,10 +289,10 @@ read_value(const char **at, unsigned *line, const char *what, FILE *out, struct 
 					began);
 			s++;
 		} else if (*s == ' ' || *s == '\t' || *s == '\r') {
-			/* Blanks at the end of a line are no part of the value, and what
+			/* Spaces at the end of a line are no part of the value, and what
 			 * follows on a '#' after one is a comment. */
-			if (!prewarmed)
-				prewarmed = s;
+			if (!spaces)
+				spaces = s;
 			s++;
 			if (*s == '#') {
 				s += strcspn(s, "\n");
@@ -287,8 +334,7 @@ env_read(struct env *env, const char *what, const char *text, struct err *e)
 		}
 		if (!*text)
 			break;
-		if (strncmp(text, "export ", 7) == 0)
-			text += 7 + strspn(text + 7, " \t");
+		text += export_len(text);
 		n = name_len(text);
 		if (!n || text[n] != '=')
 			return err_set(
@@ -307,6 +353,64 @@ env_read(struct env *env, const char *what, const char *text, struct err *e)
 			return r;
 	}
 	return 0;
+}
+
+/* One line, which is changed. */
+static void
+read_pam_line(struct env *env, char *s)
+{
+	size_t i, t;
+
+	s += strspn(s, " \t");
+	s += export_len(s);
+	s[strcspn(s, "#")] = 0;
+	for (t = strlen(s); t && isspace((unsigned char)s[t - 1]); t--)
+		s[t - 1] = 0;
+	i = word_len(s);
+	if (!i || (s[i] && s[i] != '='))
+		return;
+	if (!s[i]) {
+		env_unset(env, s);
+		return;
+	}
+	i++;
+	if (s[i] == '"' || s[i] == '\'') {
+		/* Only the last character may be a closing quote; others stay. */
+		for (t = i + 1; s[t]; t++)
+			if ((s[t] != '"' && s[t] != '\'') || s[t + 1])
+				s[i++] = s[t];
+		s[i] = 0;
+	}
+	env_put(env, s);
+}
+
+void
+env_read_pam(struct env *env, const char *text)
+{
+	cleanup_free char *copy = strdup(text);
+	char *from = copy;
+
+	if (!copy) {
+		env->failed = true;
+		return;
+	}
+	while (*from) {
+		char *line = from, *end = from;
+
+		while (1) {
+			size_t len = strcspn(from, "\n");
+
+			memmove(end, from, len);
+			end += len;
+			from += len + (from[len] == '\n');
+			/* A backslash at the end of a line: it goes on on the next. */
+			if (!*from || end == line || end[-1] != '\\')
+				break;
+			end--;
+		}
+		*end = 0;
+		read_pam_line(env, line);
+	}
 }
 
 char *

@@ -226,7 +226,7 @@ main(int argc, char **argv)
 		case 'h':
 			puts("usage: pando-agent [--listen vsock:PORT|unix:PATH] [--connect-line] [--root FOLDER] [--keep SECONDS]\n"
 			     "  --keep: how long commands outlive an agent that is not started again (600)\n"
-			     "  --root: for trying it: what a hello changes is below FOLDER, and clock, host name and\n"
+			     "  --root: for trying it: what an identity handshake changes is below FOLDER, and clock, host name and\n"
 			     "  random numbers stay as they are");
 			return 0;
 		default:

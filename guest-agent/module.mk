@@ -26,6 +26,7 @@ pando-agent_SRCS := \
 	guest-agent/server/conn.c \
 	guest-agent/server/conn_ask.c \
 	guest-agent/server/conn_out.c \
+	guest-agent/server/conn_table.c \
 	guest-agent/server/exec.c \
 	guest-agent/server/files.c \
 	guest-agent/server/put.c \
@@ -36,6 +37,7 @@ pando-agent_SRCS := \
 	guest-agent/server/agent_request.c \
 	guest-agent/system/ring.c \
 	guest-agent/system/spawn.c \
+	guest-agent/system/command_env.c \
 	guest-agent/system/userdb.c \
 	guest-agent/identity/apply.c \
 	guest-agent/identity/identity_request.c \
@@ -74,6 +76,7 @@ test_agent_parts_SRCS := \
 	guest-agent/system/guest_machine.c \
 	guest-agent/server/peer.c \
 	guest-agent/server/exec_shim.c \
+	guest-agent/server/finish.c \
 	guest-agent/system/spawn.c \
 	guest-agent/system/loop.c
 test_agent_parts_LIBS := wire common
@@ -135,11 +138,8 @@ test_agent_handshake_PKGS := cmocka libssh
 $(B)/tests/test_agent_handshake: | $(B)/libexec/pando/pando-agent
 
 UNIT_TESTS += test_env
-test_env_SRCS := \
-	tests/unit/test_env.c \
-	guest-agent/system/userdb.c \
-	guest-agent/system/guest_machine.c
-test_env_LIBS := wire common
+test_env_SRCS := tests/unit/test_env.c
+test_env_LIBS := common
 test_env_PKGS := cmocka
 
 FUZZERS += fuzz_agent_handshake fuzz_env
@@ -151,8 +151,6 @@ fuzz_agent_handshake_SRCS := \
 fuzz_agent_handshake_CORPUS := tests/fuzz/corpus/agent_handshake
 fuzz_env_SRCS := \
 	tests/fuzz/fuzz_env.c \
-	guest-agent/system/userdb.c \
-	guest-agent/system/guest_machine.c \
 	common/env.c \
 	common/err.c \
 	common/utf8.c \

@@ -12,7 +12,8 @@ $(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t
 
 # A script: what folders include from each other, and whose files call each other in circles.
 UNIT_SCRIPTS += test_rooms
-$(B)/tests/test_rooms: tests/unit/test_rooms.py $(foreach l,vmmcore vmmdev vmmdisk,$(B)/obj/lib$(l).a) $(B)/obj/vmm/main.o
+$(B)/tests/test_rooms: tests/unit/test_rooms.py $(LIBRARIES:%=$(B)/obj/lib%.a) $(B)/bin/pandod \
+	$(B)/libexec/pando/pando-vmm $(B)/libexec/pando/pando-agent $(B)/libexec/pando/pando-units
 	@mkdir -p $(@D)
 	install -m 0755 $< $@
 
@@ -135,8 +136,8 @@ bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/must.c tests/bench/sample.c tests/kvm/console_line.c
-$(1)_LIBS := pandodcore agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
-$(1)_PKGS := libmicrohttpd sqlite3 libsodium libzstd libseccomp libsystemd
+$(1)_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+$(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))

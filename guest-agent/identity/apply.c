@@ -13,9 +13,10 @@
 #include "guest-agent/identity/identity.h"
 #include "guest-agent/identity/units.h"
 #include "guest-agent/supervisor/restart.h"
+#include "guest-agent/system/command_env.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
-#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/userdb.h"
 
 /* Generations this machine has had and left behind, the last ones. */
@@ -25,13 +26,13 @@
 /* What a step answers besides identity.h's: it goes on, and step_over() ends it. */
 #define UNDER_WAY 2
 
-static int run_hooks(struct becoming *b, struct err *e);
-static int run_units(struct becoming *b, struct err *e);
-static int run_agents(struct becoming *b, struct err *e);
+static int run_hooks(struct identity_change *c, struct err *e);
+static int run_units(struct identity_change *c, struct err *e);
+static int run_agents(struct identity_change *c, struct err *e);
 
 static const struct step {
 	const char *name;
-	int (*run)(struct becoming *b, struct err *e);
+	int (*run)(struct identity_change *c, struct err *e);
 	bool of_parents; /* done also where the machine stays who it is */
 } steps[] = {
 	{"random", identity_random, true},
@@ -54,7 +55,7 @@ _Static_assert(STEPS <= AGENT_STEPS_MAX, "the host has no room for more");
 static struct {
 	bool runs, acknowledged;
 	bool announced; /* the step at `at` was named to the host */
-	struct becoming b;
+	struct identity_change change;
 	const struct apply_listener *listener; /* weak; NULL: the host has hung up */
 	void *listener_ctx;		       /* weak */
 	struct deferred deferred;
@@ -79,7 +80,7 @@ static struct identity now;
 static char past[PAST_MAX][AGENT_GENERATION_LEN + 1];
 static unsigned n_past;
 
-static void go_on(struct deferred *c);
+static void go_on(struct deferred *call);
 
 void
 apply_init(void)
@@ -100,7 +101,7 @@ over(void)
 	me.runs = false;
 	helper_stop(&me.helper);
 	deferred_drop(&me.deferred);
-	handshake_done(&me.b.handshake);
+	handshake_done(&me.change.handshake);
 }
 
 static void
@@ -110,7 +111,7 @@ fail(const struct err *why)
 	const struct apply_listener *l = TAKE_PTR(me.listener);
 
 	err_set(&e, why->code, "%s: %.400s", steps[me.at].name, why->msg);
-	log_err("hello as %s: %s", me.b.handshake.id, e.msg);
+	log_err("identity handshake as %s: %s", me.change.handshake.id, e.msg);
 	over();
 	if (l)
 		l->failed(me.listener_ctx, &e);
@@ -120,7 +121,7 @@ static void
 acknowledge(void)
 {
 	struct json_out o = {0};
-	const struct handshake *h = &me.b.handshake;
+	const struct handshake *h = &me.change.handshake;
 	uint64_t us = (io_now_ns() - me.began_ns) / 1000;
 	struct err e = {0};
 
@@ -128,7 +129,7 @@ acknowledge(void)
 	json_out_str(&o, "id", h->id);
 	json_out_str(&o, "generation", h->generation);
 	json_out_str(&o, "kind", h->parent ? "parent" : "new");
-	json_out_str(&o, "host_key", me.b.host_key[0] ? me.b.host_key : NULL);
+	json_out_str(&o, "host_key", me.change.host_key[0] ? me.change.host_key : NULL);
 	json_out_u64(&o, "total_us", us);
 	json_out_array(&o, "steps");
 	for (unsigned i = 0; i < STEPS; i++) {
@@ -162,8 +163,8 @@ acknowledge(void)
 		fail(&e);
 		return;
 	}
-	log_info("hello: %s \"%s\", generation %s, after %llu us", h->id, h->name,
-		h->generation, (unsigned long long)us);
+	log_info("identity applied: %s \"%s\", generation %s, after %llu us", h->id,
+		h->name, h->generation, (unsigned long long)us);
 	memcpy(me.ack_generation, h->generation, sizeof(me.ack_generation));
 	free(me.ack);
 	me.ack = o.buf;
@@ -186,14 +187,15 @@ step_over(int r, const struct err *e)
 	me.results[me.at].did = r;
 	me.results[me.at].us = (io_now_ns() - me.step_began_ns) / 1000;
 	if (steps[me.at].run == identity_note) {
-		/* From here on it is somebody else, whatever becomes of its hooks. */
+		/* From here on the machine is another one, even if its hooks fail. */
 		if (now.generation[0] &&
-			strcmp(now.generation, me.b.handshake.generation) != 0)
+			strcmp(now.generation, me.change.handshake.generation) != 0)
 			memcpy(past[n_past++ % PAST_MAX], now.generation,
 				sizeof(now.generation));
-		memcpy(now.id, me.b.handshake.id, sizeof(now.id));
-		memcpy(now.name, me.b.handshake.name, sizeof(now.name));
-		memcpy(now.generation, me.b.handshake.generation, sizeof(now.generation));
+		memcpy(now.id, me.change.handshake.id, sizeof(now.id));
+		memcpy(now.name, me.change.handshake.name, sizeof(now.name));
+		memcpy(now.generation, me.change.handshake.generation,
+			sizeof(now.generation));
 	}
 	me.at++;
 	me.announced = false;
@@ -203,12 +205,12 @@ step_over(int r, const struct err *e)
 /* Twice for each step: names it, and is queued again behind the sending of that; does it.
  */
 static void
-go_on(struct deferred *c)
+go_on(struct deferred *call)
 {
 	struct err e = {0};
 	int r;
 
-	while (me.at < STEPS && me.b.handshake.parent && !steps[me.at].of_parents)
+	while (me.at < STEPS && me.change.handshake.parent && !steps[me.at].of_parents)
 		me.at++;
 	if (me.at == STEPS) {
 		acknowledge();
@@ -218,11 +220,11 @@ go_on(struct deferred *c)
 		me.announced = true;
 		if (me.listener)
 			me.listener->step(me.listener_ctx, steps[me.at].name);
-		deferred_queue(c);
+		deferred_queue(call);
 		return;
 	}
 	me.step_began_ns = io_now_ns();
-	r = steps[me.at].run(&me.b, &e);
+	r = steps[me.at].run(&me.change, &e);
 	if (r != UNDER_WAY)
 		step_over(r, &e);
 }
@@ -231,7 +233,7 @@ int
 apply_begin(struct handshake *h, const struct apply_listener *listener, void *ctx,
 	struct err *e)
 {
-	struct err superseded = {-EBUSY, "another hello was said to this machine"};
+	struct err superseded = {-EBUSY, "another identity handshake has begun"};
 	struct identity old;
 
 	if (!me.runs && me.ack && strcmp(me.ack_generation, h->generation) == 0 &&
@@ -251,8 +253,8 @@ apply_begin(struct handshake *h, const struct apply_listener *listener, void *ct
 		TAKE_PTR(me.listener)->failed(me.listener_ctx, &superseded);
 	me.listener = listener;
 	me.listener_ctx = ctx;
-	if (me.runs && strcmp(me.b.handshake.generation, h->generation) == 0 &&
-		strcmp(me.b.handshake.id, h->id) == 0) {
+	if (me.runs && strcmp(me.change.handshake.generation, h->generation) == 0 &&
+		strcmp(me.change.handshake.id, h->id) == 0) {
 		if (me.at < STEPS)
 			listener->step(ctx, steps[me.at].name);
 		handshake_done(h);
@@ -260,9 +262,9 @@ apply_begin(struct handshake *h, const struct apply_listener *listener, void *ct
 	}
 	over();
 	old = now;
-	me.b = (struct becoming){.handshake = *h, .old = old};
+	me.change = (struct identity_change){.handshake = *h, .old = old};
 	explicit_bzero(h, sizeof(*h));
-	me.b.same = strcmp(old.id, me.b.handshake.id) == 0;
+	me.change.same = strcmp(old.id, me.change.handshake.id) == 0;
 	memset(me.results, 0, sizeof(me.results));
 	me.runs = true;
 	me.announced = false;
@@ -328,23 +330,23 @@ static void hook_over(struct helper *h, int r, const struct err *why);
 static int
 start_hook(struct err *e)
 {
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	char *argv[] = {me.hook_path, NULL};
-	const struct handshake *h = &me.b.handshake;
+	const struct handshake *h = &me.change.handshake;
 	struct user root;
 	int r = user_find(NULL, false, &root, e);
 
 	if (!r)
-		r = environment_build(&env, &root, NULL, NULL, e);
+		r = command_env_build(&env, &root, NULL, NULL, e);
 	if (r)
 		return r;
-	environment_setf(&env, "PANDO_ID", h->id);
-	environment_setf(&env, "PANDO_OLD_ID", me.b.old.id);
-	environment_setf(&env, "PANDO_GENERATION", h->generation);
-	environment_setf(&env, "PANDO_OLD_GENERATION", me.b.old.generation);
-	environment_setf(&env, "PANDO_NAME", h->name);
-	environment_setf(&env, "PANDO_OLD_NAME", me.b.old.name);
-	environment_setf(&env, "PANDO_HOST_NAME", h->host_name);
+	env_put_value(&env, "PANDO_ID", h->id);
+	env_put_value(&env, "PANDO_OLD_ID", me.change.old.id);
+	env_put_value(&env, "PANDO_GENERATION", h->generation);
+	env_put_value(&env, "PANDO_OLD_GENERATION", me.change.old.generation);
+	env_put_value(&env, "PANDO_NAME", h->name);
+	env_put_value(&env, "PANDO_OLD_NAME", me.change.old.name);
+	env_put_value(&env, "PANDO_HOST_NAME", h->host_name);
 	if (env.failed)
 		return err_sys(e, -ENOMEM, "a hook's environment");
 	snprintf(me.hook_what, sizeof(me.hook_what), HOOKS_FOLDER "/%s",
@@ -372,11 +374,11 @@ hook_over(struct helper *h, int r, const struct err *why)
 }
 
 static int
-run_hooks(struct becoming *b, struct err *e)
+run_hooks(struct identity_change *c, struct err *e)
 {
 	int r = find_hooks(e);
 
-	(void)b;
+	(void)c;
 	if (r || !me.n_hooks)
 		return r;
 	r = start_hook(e);
@@ -395,11 +397,11 @@ units_over(struct helper *h, int r, const struct err *why)
 }
 
 static int
-run_units(struct becoming *b, struct err *e)
+run_units(struct identity_change *c, struct err *e)
 {
 	int r;
 
-	(void)b;
+	(void)c;
 	me.helper.done = units_over;
 	r = units_restart(&me.helper, e);
 	return r == 1 ? UNDER_WAY : r;
@@ -420,11 +422,11 @@ agents_over(struct helper *h, int r, const struct err *why)
 }
 
 static int
-run_agents(struct becoming *b, struct err *e)
+run_agents(struct identity_change *c, struct err *e)
 {
 	int r;
 
-	(void)b;
+	(void)c;
 	me.helper.done = agents_over;
 	r = agents_start(&me.helper, e);
 	if (r < 0)

@@ -48,19 +48,19 @@ identity_load(struct identity *ret)
 }
 
 int
-identity_random(struct becoming *b, struct err *e)
+identity_random(struct identity_change *c, struct err *e)
 {
-	int r = machine_reseed(b->handshake.entropy, b->handshake.entropy_len, e);
+	int r = machine_reseed(c->handshake.entropy, c->handshake.entropy_len, e);
 
-	explicit_bzero(b->handshake.entropy, sizeof(b->handshake.entropy));
+	explicit_bzero(c->handshake.entropy, sizeof(c->handshake.entropy));
 	return r < 0 ? r : 1;
 }
 
 int
-identity_clock(struct becoming *b, struct err *e)
+identity_clock(struct identity_change *c, struct err *e)
 {
 	bool stepped;
-	int r = machine_set_clock(b->handshake.wall_ns, &stepped, e);
+	int r = machine_set_clock(c->handshake.wall_ns, &stepped, e);
 
 	return r < 0 ? r : stepped;
 }
@@ -143,16 +143,16 @@ name_in_hosts(const char *name, struct err *e)
 }
 
 int
-identity_host_name(struct becoming *b, struct err *e)
+identity_host_name(struct identity_change *c, struct err *e)
 {
 	char line[AGENT_HOST_NAME_MAX + 2];
-	int r = machine_set_name(b->handshake.host_name, e);
+	int r = machine_set_name(c->handshake.host_name, e);
 
-	snprintf(line, sizeof(line), "%s\n", b->handshake.host_name);
+	snprintf(line, sizeof(line), "%s\n", c->handshake.host_name);
 	if (!r)
 		r = machine_write("/etc/hostname", line, strlen(line), 0644, e);
 	if (!r)
-		r = name_in_hosts(b->handshake.host_name, e);
+		r = name_in_hosts(c->handshake.host_name, e);
 	return r < 0 ? r : 1;
 }
 
@@ -170,13 +170,13 @@ new_uuid(char dst[static 33], struct err *e)
 }
 
 int
-identity_machine_id(struct becoming *b, struct err *e)
+identity_machine_id(struct identity_change *c, struct err *e)
 {
 	cleanup_free char *now = NULL;
 	char id[34];
 	int r;
 
-	if (b->same && !machine_read("/etc/machine-id", 256, &now, NULL) &&
+	if (c->same && !machine_read("/etc/machine-id", 256, &now, NULL) &&
 		strspn(now, "0123456789abcdef") == 32)
 		return 0;
 	r = new_uuid(id, e);
@@ -188,13 +188,13 @@ identity_machine_id(struct becoming *b, struct err *e)
 }
 
 int
-identity_boot_id(struct becoming *b, struct err *e)
+identity_boot_id(struct identity_change *c, struct err *e)
 {
 	char id[33], text[40];
 	int r;
 
 	/* It has booted, and its kernel made one. */
-	if (!b->old.generation[0])
+	if (!c->old.generation[0])
 		return 0;
 	r = new_uuid(id, e);
 	if (r)
@@ -207,7 +207,7 @@ identity_boot_id(struct becoming *b, struct err *e)
 }
 
 int
-identity_seeds(struct becoming *b, struct err *e)
+identity_seeds(struct identity_change *c, struct err *e)
 {
 	static const char *const seeds[] = {
 		"/var/lib/systemd/random-seed",
@@ -219,7 +219,7 @@ identity_seeds(struct becoming *b, struct err *e)
 	};
 	int done = 0;
 
-	(void)b;
+	(void)c;
 	for (size_t i = 0; i < sizeof(seeds) / sizeof(seeds[0]); i++) {
 		int r = machine_remove(seeds[i], e);
 
@@ -231,14 +231,14 @@ identity_seeds(struct becoming *b, struct err *e)
 }
 
 int
-identity_environment(struct becoming *b, struct err *e)
+identity_environment(struct identity_change *c, struct err *e)
 {
 	cleanup_free char *text = NULL, *rest = NULL;
 	char path[PATH_MAX];
-	int r = env_write(&b->handshake.env, false, &text, e);
+	int r = env_write(&c->handshake.env, false, &text, e);
 
 	if (!r)
-		r = env_write(&b->handshake.env, true, &rest, e);
+		r = env_write(&c->handshake.env, true, &rest, e);
 	/* The second file first: the first one is what others watch. */
 	if (!r && *rest)
 		r = machine_write(HELD_BACK_FILE, rest, strlen(rest), 0644, e);
@@ -289,36 +289,36 @@ authorize(const char *public_key, struct err *e)
 }
 
 int
-identity_ssh_keys(struct becoming *b, struct err *e)
+identity_ssh_keys(struct identity_change *c, struct err *e)
 {
 	char comment[AGENT_HOST_NAME_MAX + 8];
 	int r;
 
-	snprintf(comment, sizeof(comment), "root@%s", b->handshake.host_name);
-	r = openssh_key_install(comment, b->same, b->host_key, e);
+	snprintf(comment, sizeof(comment), "root@%s", c->handshake.host_name);
+	r = openssh_key_install(comment, c->same, c->host_key, e);
 	if (!r)
-		r = authorize(b->handshake.ssh_key, e);
-	return r < 0 ? r : !b->same;
+		r = authorize(c->handshake.ssh_key, e);
+	return r < 0 ? r : !c->same;
 }
 
 int
-identity_note(struct becoming *b, struct err *e)
+identity_note(struct identity_change *c, struct err *e)
 {
 	cleanup_json_out struct json_out o = {0};
-	const struct handshake *h = &b->handshake;
+	const struct handshake *h = &c->handshake;
 	char text[AGENT_GENERATION_LEN + 2];
 	int r;
 
 	snprintf(text, sizeof(text), "%s\n", h->id);
-	r = b->same ? 0 : machine_write(SAVED_ID_FILE, text, strlen(text), 0644, e);
+	r = c->same ? 0 : machine_write(SAVED_ID_FILE, text, strlen(text), 0644, e);
 	json_out_object(&o, NULL);
 	json_out_str(&o, "id", h->id);
 	json_out_str(&o, "name", h->name);
 	json_out_str(&o, "host_name", h->host_name);
 	json_out_str(&o, "generation", h->generation);
-	json_out_str(&o, "old_id", b->old.id[0] ? b->old.id : NULL);
+	json_out_str(&o, "old_id", c->old.id[0] ? c->old.id : NULL);
 	json_out_str(
-		&o, "old_generation", b->old.generation[0] ? b->old.generation : NULL);
+		&o, "old_generation", c->old.generation[0] ? c->old.generation : NULL);
 	if (h->labels)
 		json_out_raw(&o, "labels", h->labels, strlen(h->labels));
 	json_out_end_object(&o);

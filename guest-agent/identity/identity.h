@@ -28,7 +28,7 @@ struct identity {
 	char generation[AGENT_GENERATION_LEN + 1];
 };
 
-struct becoming {
+struct identity_change {
 	struct handshake handshake;
 	struct identity old;
 	bool same; /* the machine has this id already: it was started again */
@@ -38,15 +38,15 @@ struct becoming {
 /* Of the running system, else (after a boot) of the disk. */
 void identity_load(struct identity *ret);
 
-int identity_random(struct becoming *b, struct err *e);
-int identity_clock(struct becoming *b, struct err *e);
-int identity_host_name(struct becoming *b, struct err *e);
-int identity_machine_id(struct becoming *b, struct err *e);
-int identity_boot_id(struct becoming *b, struct err *e);
-int identity_seeds(struct becoming *b, struct err *e);
-int identity_environment(struct becoming *b, struct err *e);
-int identity_ssh_keys(struct becoming *b, struct err *e);
-int identity_note(struct becoming *b, struct err *e);
+int identity_random(struct identity_change *c, struct err *e);
+int identity_clock(struct identity_change *c, struct err *e);
+int identity_host_name(struct identity_change *c, struct err *e);
+int identity_machine_id(struct identity_change *c, struct err *e);
+int identity_boot_id(struct identity_change *c, struct err *e);
+int identity_seeds(struct identity_change *c, struct err *e);
+int identity_environment(struct identity_change *c, struct err *e);
+int identity_ssh_keys(struct identity_change *c, struct err *e);
+int identity_note(struct identity_change *c, struct err *e);
 
 /* Whether /etc/environment is as identity_environment() left it. */
 bool identity_environment_is_ours(void);

@@ -15,7 +15,7 @@
 static int
 wrong(struct err *e, const char *name, const char *what)
 {
-	return err_set(e, -EINVAL, "hello: \"%s\" must be %s", name, what);
+	return err_set(e, -EINVAL, "identity handshake: \"%s\" must be %s", name, what);
 }
 
 static int
@@ -99,12 +99,12 @@ read_env(const struct json *j, int tok, struct handshake *h, struct err *e)
 
 		r = json_str_dup(j, value, &entry);
 		if (r == -ENOMEM)
-			return err_sys(e, r, "hello");
+			return err_sys(e, r, "identity handshake");
 		if (r || !strchr(entry, '='))
 			return wrong(e, "env", "an array of \"NAME=value\"");
 		r = env_set(&h->env, entry, e);
 		if (r)
-			return err_wrap(e, r, "hello");
+			return err_wrap(e, r, "identity handshake");
 	}
 	return 0;
 }
@@ -128,7 +128,7 @@ read_labels(const struct json *j, int tok, struct handshake *h, struct err *e)
 	}
 	json_out_end_object(&o);
 	if (o.error)
-		return err_sys(e, o.error, "hello");
+		return err_sys(e, o.error, "identity handshake");
 	free(h->labels);
 	h->labels = TAKE_PTR(o.buf);
 	return 0;
@@ -217,12 +217,12 @@ handshake_read(const struct json *j, struct handshake *ret, struct err *e)
 
 	for (m = 0; m < N(members) && !r; m++)
 		if (members[m].needed && json_get(j, 0, members[m].name) < 0)
-			r = err_set(
-				e, -EINVAL, "\"hello\" needs \"%s\"", members[m].name);
+			r = err_set(e, -EINVAL, "the identity handshake needs \"%s\"",
+				members[m].name);
 	while (!r && json_next(j, 0, &it, &key, &value)) {
 		if (json_str(j, key, name, sizeof(name))) {
-			r = err_set(
-				e, -EINVAL, "\"hello\" has a member it does not know");
+			r = err_set(e, -EINVAL,
+				"the identity handshake has a member that the agent does not know");
 			break;
 		}
 		if (strcmp(name, "op") == 0)
@@ -230,12 +230,13 @@ handshake_read(const struct json *j, struct handshake *ret, struct err *e)
 		for (m = 0; m < N(members) && strcmp(members[m].name, name) != 0; m++)
 			;
 		r = m == N(members)
-			    ? err_set(e, -EINVAL, "\"hello\" has no member \"%s\"", name)
+			    ? err_set(e, -EINVAL,
+				      "the identity handshake has no member \"%s\"", name)
 			    : members[m].read(j, value, &h, e);
 	}
 	if (!r && h.parent && h.env.n)
-		r = err_set(
-			e, -EINVAL, "hello: a parent stays who it is: it has no \"env\"");
+		r = err_set(e, -EINVAL,
+			"identity handshake: a parent stays who it is: it has no \"env\"");
 	if (r) {
 		handshake_done(&h);
 		return r;

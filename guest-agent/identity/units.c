@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "guest-agent/system/command_env.h"
 #include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/userdb.h"
 
@@ -18,7 +19,7 @@ units_restart(struct helper *h, struct err *e)
 	static const char *const programs[] = {
 		"/usr/libexec/pando/pando-units", "/usr/bin/systemctl", "/bin/systemctl"};
 	static char program[PATH_MAX], verb[] = "try-restart";
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	cleanup_free char *text = NULL;
 	char *argv[UNITS_MAX + 3] = {program, verb}, *line, *rest;
 	struct user root;
@@ -54,7 +55,7 @@ units_restart(struct helper *h, struct err *e)
 			break;
 	r = user_find(NULL, false, &root, e);
 	if (!r)
-		r = environment_build(&env, &root, NULL, NULL, e);
+		r = command_env_build(&env, &root, NULL, NULL, e);
 	if (!r)
 		r = helper_start(h, "restarting what " UNITS_FILE " names", argv, env.v,
 			UNITS_LIMIT_MS, e);

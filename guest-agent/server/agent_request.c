@@ -281,7 +281,7 @@ request_read(const char *line, size_t len, struct request *ret, struct err *e)
 	if (q.op == REQUEST_HANDSHAKE) {
 		q.handshake = calloc(1, sizeof(*q.handshake));
 		r = q.handshake ? handshake_read(j, q.handshake, e)
-				: err_sys(e, -ENOMEM, "hello");
+				: err_sys(e, -ENOMEM, "identity handshake");
 		if (r)
 			return r;
 		*ret = q;

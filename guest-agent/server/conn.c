@@ -10,58 +10,15 @@
 
 #include "common/io.h"
 #include "common/log.h"
-#include "guest-agent/identity/apply.h"
-#include "guest-agent/server/dial.h"
-#include "guest-agent/server/exec.h"
 #include "guest-agent/server/put.h"
 #include "guest-agent/server/sshd.h"
 
-#define FIRST_RX 2048
 #define STREAM_RX (2 * AGENT_FRAME_WHOLE)
 #define CONNECT_LINE_MAX 32
 #define OK_LINE "OK %u\n"
 #define OK_LINE_MAX 16
 /* To say what is wanted. */
 #define REQUEST_NS 10000000000ull
-
-static struct conn *conns;
-static unsigned n_conns;
-
-void
-conn_close_files(struct conn *c)
-{
-	tar_unpack_close(c->unpack);
-	tar_pack_close(c->pack);
-	c->unpack = NULL;
-	c->pack = NULL;
-}
-
-void
-conn_drop(struct conn *c)
-{
-	struct conn **at = &conns;
-
-	if (c->dead)
-		return;
-	c->dead = true;
-	while (*at != c)
-		at = &(*at)->next;
-	*at = c->next;
-	n_conns--;
-	if (c->exec)
-		exec_detach(c->exec, c);
-	if (c->role == IN_HANDSHAKE)
-		apply_leave(c);
-	if (c->dial)
-		dial_cancel(c->dial);
-	source_close(&c->src);
-	timer_stop(&c->deadline);
-	deferred_drop(&c->flush);
-	conn_close_files(c);
-	free(c->rx);
-	free(c->tx);
-	loop_free(c);
-}
 
 /* All there was of it is its first line: the peer waits for the answer to that. */
 static void
@@ -277,12 +234,23 @@ receive(struct conn *c)
 	return false;
 }
 
-void
-conn_gone(struct conn *c)
+/* The peer does not read any more. What it said before counts: a signal, its taking of
+ * the end. */
+static void
+gone(struct conn *c)
 {
 	while (!c->dead && !c->read_eof && receive(c))
 		;
 	conn_drop(c);
+}
+
+static void
+flush(struct deferred *call)
+{
+	struct conn *c = container_of(call, struct conn, flush);
+
+	if (!conn_send(c))
+		gone(c);
 }
 
 static void
@@ -295,7 +263,7 @@ ready(struct source *s, uint32_t events)
 	if (c->dead)
 		return;
 	if (events & (EPOLLHUP | EPOLLERR)) {
-		conn_gone(c);
+		gone(c);
 		return;
 	}
 	if (events & EPOLLOUT)
@@ -320,13 +288,9 @@ void
 conn_accept(int fd, uint32_t number, bool connect_line, bool is_host)
 {
 	static struct log_limit limit = {.burst = 5};
-	struct conn *c = NULL;
+	struct conn *c = conn_new(fd);
 
-	if (n_conns < CONN_MAX)
-		c = calloc(1, sizeof(*c));
-	if (c)
-		c->rx = malloc(FIRST_RX);
-	if (!c || !c->rx) {
+	if (!c) {
 		static const char busy[] =
 			"{\"ok\":false,\"error\":\"the agent has too many connections\","
 			"\"errno\":\"EAGAIN\",\"code\":-11}\n";
@@ -338,21 +302,16 @@ conn_accept(int fd, uint32_t number, bool connect_line, bool is_host)
 		/* Told as far as its socket takes it. */
 		(void)!send(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (log_allowed(&limit))
-			log_warn("a connection refused: %u are open", n_conns);
-		free(c);
+			log_warn("a connection refused: %u are open", conn_count());
 		close(fd);
 		return;
 	}
-	c->rx_cap = FIRST_RX;
 	c->is_host = is_host;
 	c->number = number;
 	c->role = connect_line ? AT_CONNECT : AT_REQUEST;
-	source_init(&c->src, fd, ready);
-	c->flush.run = conn_flush;
+	c->src.ready = ready;
+	c->flush.run = flush;
 	c->deadline.fire = too_late;
-	c->next = conns;
-	conns = c;
-	n_conns++;
 	if (source_wait(&c->src, EPOLLIN)) {
 		conn_drop(c);
 		return;

@@ -12,18 +12,8 @@
 
 #define CONN_MAX 384
 
-struct conn;
-
 /* fd is taken over and must be non-blocking. number: what the host knows it by. connect_line: the peer says "CONNECT
  * <port>\n" first, as to a VMM's socket. is_host: it may say who this machine is. */
 void conn_accept(int fd, uint32_t number, bool connect_line, bool is_host);
-
-/* For exec.c: there is something to send; somebody else reads this command now. */
-void conn_notice(struct conn *c);
-void conn_superseded(struct conn *c);
-
-/* For dial.c: the port has taken the connection, or why it has not (NULL: it has). */
-struct err;
-void conn_dialled(struct conn *c, const struct err *why);
 
 #endif

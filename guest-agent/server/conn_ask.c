@@ -66,11 +66,38 @@ static const struct apply_listener handshake_listener = {
 	.failed = handshake_failed,
 };
 
+static void
+command_news(void *ctx)
+{
+	struct conn *c = ctx;
+
+	deferred_queue(&c->flush);
+}
+
+static void
+command_superseded(void *ctx)
+{
+	struct conn *c = ctx;
+
+	c->superseded = true;
+	/* Half a frame cannot be finished: the journal is not held for us any more. */
+	if (c->frame_at < c->n_frames)
+		conn_drop(c);
+	else
+		deferred_queue(&c->flush);
+}
+
+static const struct exec_listener command_listener = {
+	.news = command_news,
+	.superseded = command_superseded,
+};
+
 /* On success the dial takes over: our socket, what is still to be sent and what has come.
  */
-void
-conn_dialled(struct conn *c, const struct err *why)
+static void
+dialled(void *ctx, const struct err *why)
 {
+	struct conn *c = ctx;
 	struct dial *d = TAKE_PTR(c->dial);
 	int fd = c->src.fd;
 
@@ -113,7 +140,7 @@ answer_exec(struct conn *c, struct exec *x, const struct request *q)
 		c->credit_told = q->op == REQUEST_EXEC ? AGENT_STDIN_WINDOW : 0;
 		for (int i = 0; i < 2; i++)
 			c->claimed[i] = q->offset[i];
-		exec_attach(x, c, q->offset);
+		exec_attach(x, &command_listener, c, q->offset);
 	}
 	conn_answer(c, &o);
 }
@@ -198,7 +225,7 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 	case REQUEST_EXEC:
 		if (apply_runs())
 			return err_set(e, -EINPROGRESS,
-				"this machine is becoming another one; it takes commands when that is done");
+				"an identity handshake is under way; the machine takes commands when it is done");
 		r = exec_start(q, &x, e);
 		if (!r)
 			answer_exec(c, x, q);
@@ -251,8 +278,8 @@ conn_begin(struct conn *c, struct request *q, struct err *e)
 	case REQUEST_DIAL:
 		if (apply_runs())
 			return err_set(e, -EINPROGRESS,
-				"this machine is becoming another one; it takes connections when that is done");
-		r = dial_begin(q->port, c, &c->dial, e);
+				"an identity handshake is under way; the machine takes connections when it is done");
+		r = dial_begin(q->port, dialled, c, &c->dial, e);
 		if (!r)
 			c->role = DIALLING;
 		return r;

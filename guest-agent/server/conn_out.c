@@ -286,11 +286,9 @@ wait_for(struct conn *c, bool out)
 	source_wait(&c->src, (c->read_eof ? EPOLLPRI : EPOLLIN) | (out ? EPOLLOUT : 0u));
 }
 
-void
-conn_flush(struct deferred *ch)
+bool
+conn_send(struct conn *c)
 {
-	struct conn *c = container_of(ch, struct conn, flush);
-
 	for (int turn = 0; turn < SENDS_A_TURN; turn++) {
 		struct iovec iov[10];
 		struct msghdr msg = {.msg_iov = iov};
@@ -298,7 +296,7 @@ conn_flush(struct deferred *ch)
 
 		refill(c);
 		if (c->dead)
-			return;
+			return true;
 		if (c->tx_at < c->tx_len)
 			iov[msg.msg_iovlen++] =
 				(struct iovec){c->tx + c->tx_at, c->tx_len - c->tx_at};
@@ -318,38 +316,20 @@ conn_flush(struct deferred *ch)
 
 			if (last && c->read_eof) {
 				conn_drop(c);
-				return;
+				return true;
 			}
 			if (last && !c->deadline.link)
 				timer_set(&c->deadline, loop_now_ns() + CLOSE_NS);
 			wait_for(c, false);
-			return;
+			return true;
 		}
 		n = sendmsg(c->src.fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			break;
-		if (n < 0) {
-			conn_gone(c);
-			return;
-		}
+		if (n < 0)
+			return false;
 		went(c, (size_t)n);
 	}
 	wait_for(c, true);
-}
-
-void
-conn_notice(struct conn *c)
-{
-	deferred_queue(&c->flush);
-}
-
-void
-conn_superseded(struct conn *c)
-{
-	c->superseded = true;
-	/* Half a frame cannot be finished: the journal is not held for us any more. */
-	if (c->frame_at < c->n_frames)
-		conn_drop(c);
-	else
-		deferred_queue(&c->flush);
+	return true;
 }

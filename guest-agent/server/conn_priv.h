@@ -1,6 +1,14 @@
 /*
- * What conn.c (a connection's life, and what comes in), conn_out.c (what goes out) and
- * conn_ask.c (what is asked for) share. Nobody else includes this.
+ * What the files of a connection share; nobody else includes this. Each calls only those
+ * above it:
+ *
+ *	conn_table.c  all connections: a new one, the end of one
+ *	conn_out.c    what goes out
+ *	conn_ask.c    what is asked for
+ *	conn.c        what comes in
+ *
+ * Commands, dials and the identity handshake know nothing of connections: they tell the
+ * listeners that conn_ask.c gives them.
  */
 #ifndef PANDO_GUEST_AGENT_SERVER_CONN_PRIV_H
 #define PANDO_GUEST_AGENT_SERVER_CONN_PRIV_H
@@ -65,13 +73,13 @@ struct conn {
 	((type *)(void *)((char *)(p)-offsetof(type, member)))
 
 /*
- * conn.c. After conn_drop() the connection is `dead` and nobody's any more: its memory
+ * conn_table.c. After conn_drop() the connection is `dead` and nobody's any more: its memory
  * goes when the loop's turn is over.
  */
+/* NULL: there are CONN_MAX, or no memory; then fd remains the caller's. */
+struct conn *conn_new(int fd);
+unsigned conn_count(void);
 void conn_drop(struct conn *c);
-/* The peer does not read any more. What it said before counts: a signal, its taking of
- * the end. */
-void conn_gone(struct conn *c);
 /* Descriptors of a copy that is over are not held until the peer closes. */
 void conn_close_files(struct conn *c);
 
@@ -87,8 +95,9 @@ void conn_answer(struct conn *c, struct json_out *o);
 void conn_answer_ok(struct conn *c);
 /* The last word: an error line before the ok, an error frame after it. */
 void conn_fail(struct conn *c, const struct err *e);
-/* Sends what there is to send: c->flush. */
-void conn_flush(struct deferred *ch);
+/* Sends what there is to send, or as much as goes. False: the peer does not read any more.
+ */
+bool conn_send(struct conn *c);
 
 /*
  * conn_ask.c. What fails is for conn_fail() to say.

@@ -14,7 +14,6 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/wire/agent_frame.h"
-#include "guest-agent/server/conn.h"
 #include "guest-agent/system/loop.h"
 
 /* A listener whose queue is full answers nothing, and the kernel tries again after 1, 3,
@@ -29,7 +28,8 @@
 
 struct dial {
 	struct dial *unused; /* first: loop_free() writes here */
-	struct conn *asker;  /* weak; NULL from dial_run() on */
+	dial_done *done;     /* NULL from dial_run() on */
+	void *asker;	     /* weak: for done */
 	uint16_t port;
 	bool second;	/* ::1 is being tried */
 	struct err why; /* for the report; code 0: it went well */
@@ -82,15 +82,15 @@ end(struct dial *d)
  */
 
 static void
-report(struct deferred *ch)
+report(struct deferred *call)
 {
-	struct dial *d = container_of(ch, struct dial, report);
+	struct dial *d = container_of(call, struct dial, report);
 
 	if (!d->why.code) {
-		conn_dialled(d->asker, NULL);
+		d->done(d->asker, NULL);
 		return;
 	}
-	conn_dialled(d->asker, &d->why);
+	d->done(d->asker, &d->why);
 	end(d);
 }
 
@@ -182,7 +182,7 @@ too_late(struct timer *t)
 {
 	struct dial *d = container_of(t, struct dial, deadline);
 
-	if (!d->asker) {
+	if (!d->done) {
 		end(d);
 		return;
 	}
@@ -358,9 +358,9 @@ give_to_host(struct dial *d)
 }
 
 static void
-turn(struct deferred *ch)
+turn(struct deferred *call)
 {
-	struct dial *d = container_of(ch, struct dial, turn);
+	struct dial *d = container_of(call, struct dial, turn);
 	uint32_t tcp = 0, host = 0;
 	int did = 1;
 
@@ -430,7 +430,7 @@ host_ready(struct source *s, uint32_t events)
 }
 
 int
-dial_begin(uint16_t port, struct conn *c, struct dial **ret, struct err *e)
+dial_begin(uint16_t port, dial_done *done, void *ctx, struct dial **ret, struct err *e)
 {
 	struct dial *d;
 
@@ -442,7 +442,8 @@ dial_begin(uint16_t port, struct conn *c, struct dial **ret, struct err *e)
 	if (!d)
 		return err_sys(e, -ENOMEM, "a connection");
 	n_dials++;
-	d->asker = c;
+	d->done = done;
+	d->asker = ctx;
 	d->port = port;
 	d->report.run = report;
 	d->turn.run = turn;
@@ -467,6 +468,7 @@ dial_run(struct dial *d, int fd, const void *said, size_t said_len, const void *
 {
 	int tcp = d->tcp.fd, on = 1;
 
+	d->done = NULL;
 	d->asker = NULL;
 	source_init(&d->tcp, tcp, tcp_ready);
 	source_init(&d->host, fd, host_ready);

@@ -2,10 +2,9 @@
  * Dials: a host's TCP connection to a port of this guest's loopback
  * (common/wire/agent_wire.h).
  *
- * At first a dial belongs to the connection that asked for it and says through
- * conn_dialled() how it went. From dial_run() on it has that connection's socket and
- * lives on its own: two sockets, one bounded buffer each way, and a side that does not
- * read stops the other.
+ * At first a dial belongs to the connection that asked for it and calls that back to say how
+ * it went. From dial_run() on it has that connection's socket and lives on its own: two
+ * sockets, one bounded buffer each way, and a side that does not read stops the other.
  */
 #ifndef PANDO_GUEST_AGENT_SERVER_DIAL_H
 #define PANDO_GUEST_AGENT_SERVER_DIAL_H
@@ -15,12 +14,14 @@
 
 #include "common/err.h"
 
-struct conn;
 struct dial;
 
-/* Begins to connect; conn_dialled(c) comes later, never from within. -EAGAIN when there
- * are AGENT_DIALS_MAX. */
-int dial_begin(uint16_t port, struct conn *c, struct dial **ret, struct err *e);
+/* The port has taken the connection (why is NULL), or has not. */
+typedef void dial_done(void *ctx, const struct err *why);
+/* Begins to connect; done(ctx) comes later, never from within, and not after dial_cancel().
+ * -EAGAIN when there are AGENT_DIALS_MAX. */
+int dial_begin(
+	uint16_t port, dial_done *done, void *ctx, struct dial **ret, struct err *e);
 /* Gives it up before dial_run(). */
 void dial_cancel(struct dial *d);
 /* fd is taken over. said: what still has to go out on it first; heard: what came in on it

@@ -19,9 +19,9 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/wire/json_bytes.h"
-#include "guest-agent/server/conn.h"
 #include "guest-agent/server/exec_shim.h"
 #include "guest-agent/server/finish.h"
+#include "guest-agent/system/command_env.h"
 #include "guest-agent/system/loop.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
@@ -65,9 +65,10 @@ struct exec {
 	struct source in;
 
 	struct timer timeout, quiet, grave;
-	uint64_t quiet_until_ns;  /* at the latest */
-	uint64_t finish_until_ns; /* the same while somebody is about to finish */
-	struct conn *reader;	  /* weak; NULL when nobody is attached */
+	uint64_t quiet_until_ns;	/* at the latest */
+	uint64_t finish_until_ns;	/* the same while somebody is about to finish */
+	const struct exec_listener *on; /* borrowed */
+	void *reader;			/* weak; NULL when nobody is attached */
 };
 
 static struct exec *table, **table_end = &table;
@@ -84,7 +85,7 @@ static void
 notice(struct exec *x)
 {
 	if (x->reader)
-		conn_notice(x->reader);
+		x->on->news(x->reader);
 }
 
 /*
@@ -146,7 +147,7 @@ read_some(struct out_stream *o)
 	}
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;
-	if (n <= 0) { /* EIO: the terminal's last shim is gone */
+	if (n <= 0) { /* EIO: nobody has the terminal open any more */
 		at_end(o);
 		return false;
 	}
@@ -315,8 +316,8 @@ check_end(struct exec *x)
 	}
 	timer_stop(&x->quiet);
 	if (open && !x->r->tty && !*x->r->message)
-		finish_shim(atomic_load(&x->r->shim), x->out[0].src.fd, x->out[1].src.fd,
-			x->r->message, sizeof(x->r->message));
+		finish_say_who(atomic_load(&x->r->shim), x->out[0].src.fd,
+			x->out[1].src.fd, x->r->message, sizeof(x->r->message));
 	x->r->state = ENDED;
 	unlink_exec(x); /* from here on its age is that of its end */
 	append_exec(x);
@@ -658,11 +659,13 @@ exec_stdin_state(const struct exec *x)
  */
 
 void
-exec_attach(struct exec *x, struct conn *c, const uint64_t from[2])
+exec_attach(
+	struct exec *x, const struct exec_listener *l, void *ctx, const uint64_t from[2])
 {
 	if (x->reader)
-		conn_superseded(x->reader);
-	x->reader = c;
+		x->on->superseded(x->reader);
+	x->on = l;
+	x->reader = ctx;
 	for (int i = 0; i < 2; i++)
 		x->out[i].keep = from[i];
 }
@@ -681,9 +684,9 @@ hang_up(struct exec *x)
 }
 
 void
-exec_detach(struct exec *x, struct conn *c)
+exec_detach(struct exec *x, const void *ctx)
 {
-	if (x->reader != c)
+	if (x->reader != ctx)
 		return;
 	x->reader = NULL;
 	if (x->r->state == ENDED && x->r->hangup) {
@@ -854,7 +857,7 @@ watch(struct exec *x, struct exec_shim *shim)
 int
 exec_start(const struct request *q, struct exec **ret, struct err *e)
 {
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	cleanup_close int ours0 = -1, ours1 = -1, ours2 = -1, group = -1;
 	cleanup_close int theirs0 = -1, theirs1 = -1, theirs2 = -1;
 	cleanup_free struct exec *x = NULL;
@@ -879,9 +882,9 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 	switch_user = q->user && (user.uid != geteuid() || user.gid != getegid());
 	if (switch_user && geteuid())
 		return err_set(e, -EPERM,
-			"the agent does not run as root and cannot become \"%s\"",
+			"the agent does not run as root and cannot start a command as \"%s\"",
 			user.name);
-	r = environment_build(&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
+	r = command_env_build(&env, &user, q->tty ? tty_term(q->term) : NULL, q->env, e);
 	if (r)
 		return r;
 	if (q->login) {
@@ -937,7 +940,7 @@ exec_start(const struct request *q, struct exec **ret, struct err *e)
 		.argv = argv,
 		.file = q->login ? user.shell : NULL,
 		.envp = env.v,
-		.path = environment_get(&env, "PATH"),
+		.path = env_get(&env, "PATH"),
 		.cwd = q->cwd,
 		.user = &user,
 		.switch_user = switch_user,

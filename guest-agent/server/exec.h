@@ -1,13 +1,13 @@
 /*
  * Commands: the process, its pipes or terminal, its journal, its end.
  *
- * The process, its pipes and its journal are also held by its shim (shim.h), so that the
+ * The process, its pipes and its journal are also held by its shim (exec_shim.h), so that the
  * agent may be started anew: exec_init() goes on with all of it.
  *
  * An exec belongs to the table, not to the connection that asked for it. At most one
  * connection is attached (exec_attach, exec_detach); while one is, output waits for it
  * (nothing is lost, the command blocks as on any pipe); while none is, the journal keeps
- * the last bytes. The reader learns of news through conn_notice(). After the end the
+ * the last bytes. The reader learns of news through its listener. After the end the
  * record stays until exec_taken(), or until AGENT_FINISHED_MAX younger ones are there.
  *
  * Pointers are good until the end of the loop's round; the table forgets a command only
@@ -28,7 +28,6 @@
 #include "guest-agent/system/ring.h"
 
 struct exec;
-struct conn;
 
 /* Once: takes up what an agent before this one has left. */
 void exec_init(void);
@@ -36,9 +35,16 @@ int exec_start(const struct request *q, struct exec **ret, struct err *e);
 struct exec *exec_find(uint64_t id);
 uint64_t exec_id(const struct exec *x);
 
-/* The reader from now on; whoever was is told (conn_superseded). */
-void exec_attach(struct exec *x, struct conn *c, const uint64_t from[2]);
-void exec_detach(struct exec *x, struct conn *c);
+/* What a reader is told. ctx is its own. */
+struct exec_listener {
+	void (*news)(void *ctx);       /* output, credit, or the end */
+	void (*superseded)(void *ctx); /* another one reads from now on */
+};
+/* The reader from now on. l and ctx must last until it detaches or is superseded. */
+void exec_attach(
+	struct exec *x, const struct exec_listener *l, void *ctx, const uint64_t from[2]);
+/* Nothing, when that is not the reader. */
+void exec_detach(struct exec *x, const void *ctx);
 
 /* The journals, for sending. exec_sent() says how far a stream has gone out. */
 const struct ring *exec_output(const struct exec *x, int stream);

@@ -193,8 +193,7 @@ exec_shim_main(
 	struct spawn own = *what;
 	struct err e = {0};
 	sigset_t set;
-	int signals, pidfd, null, r;
-	pid_t pid;
+	int signals, null, r = 0;
 
 	setsid();
 	prctl(PR_SET_NAME, NAME);
@@ -208,25 +207,33 @@ exec_shim_main(
 	sigaddset(&set, SIGPIPE);
 	sigprocmask(SIG_SETMASK, &set, NULL);
 	atomic_store(&s->r->shim, getpid());
-	r = spawn_start(&own, slot, &pid, &pidfd, &e);
-	if (r) {
-		siginfo_t none = {.si_code = CLD_EXITED};
-
-		s->r->failed_step = SPAWN_SETUP;
-		s->r->failure = -r;
-		note_end(s->r, &none, slot, tell);
-		_exit(1);
-	}
-	atomic_store(&s->r->pid, pid);
-	/* Out of the way of the numbers first. */
+	/* The next agent finds them where they are to be, even while the command hangs below.
+	 * First all of them out of the way of the numbers. */
 	for (int i = 0; i < HELD_END - HELD_MEMORY; i++)
 		if (from[i] >= 0)
 			from[i] = fcntl(from[i], F_DUPFD_CLOEXEC, 64);
+	for (int i = 0; i < 3; i++)
+		own.fd[i] = fcntl(own.fd[i], F_DUPFD_CLOEXEC, 64);
+	if (own.cgroup_fd >= 0) {
+		own.cgroup_fd = fcntl(own.cgroup_fd, F_DUPFD_CLOEXEC, 64);
+		r = own.cgroup_fd < 0 ? -errno : 0;
+	}
 	for (int i = 0; i < HELD_END - HELD_MEMORY; i++) {
 		if (from[i] >= 0)
 			dup3(from[i], HELD_MEMORY + i, O_CLOEXEC);
 		else
 			close(HELD_MEMORY + i);
+	}
+	/* It may hang in there, on a file system that does not answer: the agent does not. */
+	if (!r)
+		r = spawn_and_stand_still(&own, slot, &s->r->pid, &e);
+	if (r) {
+		siginfo_t none = {.si_code = CLD_EXITED};
+
+		s->r->failed_step = SPAWN_SETUP;
+		s->r->failure = -r;
+		note_end(s->r, &none, slot, HELD_TELL);
+		_exit(1);
 	}
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	for (int i = 0; i < 3 && null >= 0; i++)

@@ -75,27 +75,42 @@ descendants(pid_t ancestor, struct process *all)
 	return kept;
 }
 
-/* Its standard input is a pipe without a writer. */
+#define LINK_MAX 64
+
+/* What a descriptor is, as the kernel says it. No file system is asked: that of a guest's user
+ * may never answer. */
+static bool
+is_pipe(const char *path, char link[static LINK_MAX])
+{
+	ssize_t n = readlink(path, link, LINK_MAX - 1);
+
+	if (n <= 0)
+		return false;
+	link[n] = 0;
+	return strncmp(link, "pipe:[", 6) == 0;
+}
+
+/* Its standard input is a pipe without a writer. Its user may put another file there at any
+ * time: what is looked at is a descriptor of our own, made without opening the file (O_PATH),
+ * and only what that is, is opened. */
 static bool
 reads_what_is_over(pid_t pid, uint64_t not_ino)
 {
+	cleanup_close int at = -1, fd = -1;
 	struct pollfd p = {.events = POLLIN};
-	char path[64], to[64];
+	char path[64], link[LINK_MAX];
 	struct stat st;
-	ssize_t n;
 
 	snprintf(path, sizeof(path), "/proc/%d/fd/0", (int)pid);
-	n = readlink(path, to, sizeof(to) - 1);
-	if (n <= 0)
+	if (!is_pipe(path, link))
 		return false;
-	to[n] = 0;
-	/* Nothing else is opened: that might do something. */
-	if (strncmp(to, "pipe:[", 6) != 0)
+	at = open(path, O_PATH | O_CLOEXEC);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", at);
+	if (at < 0 || !is_pipe(path, link) || fstat(at, &st) || st.st_ino == not_ino)
 		return false;
-	cleanup_close int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	p.fd = fd;
-	return fd >= 0 && !fstat(fd, &st) && S_ISFIFO(st.st_mode) &&
-	       st.st_ino != not_ino && poll(&p, 1, 0) >= 0 && (p.revents & POLLHUP);
+	return fd >= 0 && poll(&p, 1, 0) >= 0 && (p.revents & POLLHUP);
 }
 
 enum finish
@@ -115,30 +130,29 @@ finish_look(pid_t ancestor, uint64_t not_ino)
 }
 
 static bool
-has_open(pid_t pid, uint64_t ino)
+has_open(pid_t pid, const char *pipe)
 {
-	char path[64];
-	struct stat st;
+	char path[64], link[LINK_MAX];
 
 	for (int fd = 1; fd <= 2; fd++) {
 		snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, fd);
-		if (!stat(path, &st) && S_ISFIFO(st.st_mode) && st.st_ino == ino)
+		if (is_pipe(path, link) && strcmp(link, pipe) == 0)
 			return true;
 	}
 	return false;
 }
 
 void
-finish_shim(pid_t ancestor, int out_fd, int err_fd, char *dst, size_t cap)
+finish_say_who(pid_t ancestor, int out_fd, int err_fd, char *dst, size_t cap)
 {
 	cleanup_free struct process *all = calloc(PIDS_MAX, sizeof(*all));
 	unsigned n = all ? descendants(ancestor, all) : 0;
 	int fd = out_fd >= 0 ? out_fd : err_fd;
-	char who[160] = "", name[80];
-	struct stat st;
+	char who[160] = "", name[80], path[64], pipe[LINK_MAX];
 
-	for (unsigned i = 0; i < n && !fstat(fd, &st); i++)
-		if (has_open(all[i].pid, st.st_ino)) {
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	for (unsigned i = 0; i < n && is_pipe(path, pipe); i++)
+		if (has_open(all[i].pid, pipe)) {
 			log_escape(name, sizeof(name), all[i].name, strlen(all[i].name));
 			snprintf(who, sizeof(who), " by process %d (%s)", (int)all[i].pid,
 				name);

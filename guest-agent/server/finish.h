@@ -17,6 +17,6 @@ enum finish {
 /* not_ino: a pipe that means nothing, the command's own standard input (0: none). */
 enum finish finish_look(pid_t ancestor, uint64_t not_ino);
 /* A sentence that says which stream is open (fd, or -1), and who has it if that is found. */
-void finish_shim(pid_t ancestor, int out_fd, int err_fd, char *dst, size_t cap);
+void finish_say_who(pid_t ancestor, int out_fd, int err_fd, char *dst, size_t cap);
 
 #endif

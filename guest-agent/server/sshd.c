@@ -18,9 +18,10 @@
 #include "common/wire/openssh_key.h"
 #include "guest-agent/identity/apply.h"
 #include "guest-agent/identity/identity.h"
+#include "guest-agent/system/command_env.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/helper.h"
 #include "guest-agent/system/loop.h"
-#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 #include "guest-agent/system/userdb.h"
@@ -115,8 +116,8 @@ start(struct served *x, const char *program, int fd, uint32_t connection, struct
 	if (readlink("/proc/self/exe", self + strlen(self), PATH_MAX - 1) < 0)
 		return err_sys(e, -errno, "/proc/self/exe");
 	/* What the user's own environment says comes after this. */
-	if (!access(machine_path(path, ENVIRONMENT_NODE_FILE), F_OK))
-		strcat(self, " NODE_OPTIONS=" ENVIRONMENT_NODE_OPTION);
+	if (!access(machine_path(path, COMMAND_ENV_NODE_FILE), F_OK))
+		strcat(self, " NODE_OPTIONS=" COMMAND_ENV_NODE_OPTION);
 	s.argv = (char *const *)(uintptr_t)argv;
 	s.fd[0] = s.fd[1] = fd;
 	s.fd[2] = null;

@@ -215,7 +215,7 @@ make(struct report *r, struct err *e)
 	if (json) {
 		struct rpc_span v = json_line_trim(json, strlen(json));
 
-		/* One line: blanks between values may be line feeds. */
+		/* One line: white space between values may be line feeds. */
 		for (size_t i = 0; i < v.len; i++)
 			if (json[v.at - json + (ptrdiff_t)i] == '\n' ||
 				json[v.at - json + (ptrdiff_t)i] == '\r')

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "guest-agent/system/command_env.h"
 #include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/userdb.h"
 
@@ -18,7 +19,7 @@ agents_start(struct helper *h, struct err *e)
 	static char program[] = "/proc/self/exe", verb[] = "rpc", boot[] = "boot";
 	static char option[PATH_MAX + 16];
 	char *argv[] = {program, verb, boot, option, NULL};
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	char path[PATH_MAX], root[PATH_MAX];
 	struct user user;
 	size_t n;
@@ -36,7 +37,7 @@ agents_start(struct helper *h, struct err *e)
 	snprintf(option, sizeof(option), "--root=%s", root);
 	r = user_find(NULL, false, &user, e);
 	if (!r)
-		r = environment_build(&env, &user, NULL, NULL, e);
+		r = command_env_build(&env, &user, NULL, NULL, e);
 	if (!r)
 		r = helper_start(h, "starting coding agents again", argv, env.v,
 			AGENTS_LIMIT_MS, e);

@@ -11,7 +11,7 @@
 #define SUPERVISOR_LOG_MAX (1024 * 1024)
 
 static void
-become_supervisor(const struct rpc_place *p)
+exec_supervisor(const struct rpc_place *p)
 {
 	char name[RPC_NAME_MAX + 16], root[PATH_MAX + 16] = "--root=/";
 	char wanted[] = "--wanted";
@@ -45,6 +45,6 @@ supervisor_spawn(const struct rpc_place *p, pid_t *ret_pid, struct err *e)
 {
 	*ret_pid = fork();
 	if (!*ret_pid)
-		become_supervisor(p);
-	return *ret_pid < 0 ? err_sys(e, -errno, "starting a keeper") : 0;
+		exec_supervisor(p);
+	return *ret_pid < 0 ? err_sys(e, -errno, "starting a supervisor") : 0;
 }

@@ -70,7 +70,7 @@ is_wanted(const struct rpc_place *p)
 }
 
 /*
- * The keeper.
+ * The supervisor.
  */
 
 /* One that was killed goes on. */
@@ -82,7 +82,7 @@ revive(const struct rpc_place *p, struct err *e)
 	if (!is_wanted(p))
 		return err_set(e, -ESRCH,
 			"coding agent \"%s\" is stopped: pando rpc start", p->name);
-	return rpc_lock_shim(p, "keeper") ? 0 : supervisor_spawn(p, &pid, e);
+	return rpc_lock_owner(p, RPC_LOCK_SUPERVISOR) ? 0 : supervisor_spawn(p, &pid, e);
 }
 
 static int
@@ -139,7 +139,7 @@ status_one(const char *name, struct json_out *o)
 		json_out_end_object(o);
 		return;
 	}
-	supervisor = rpc_lock_shim(&p, "keeper");
+	supervisor = rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR);
 	json_out_bool(o, "wanted", is_wanted(&p));
 	json_out_bool(o, "kept", supervisor > 0);
 	if (rpc_conf_read(p.conf, &c, &e))
@@ -209,7 +209,7 @@ answer_status(const struct rpc_place *p)
 static int
 start(const struct rpc_place *p, struct err *e)
 {
-	pid_t supervisor = rpc_lock_shim(p, "keeper"), pid = 0;
+	pid_t supervisor = rpc_lock_owner(p, RPC_LOCK_SUPERVISOR), pid = 0;
 	char text[8192];
 	struct rpc_span v;
 	int r = 0, status;
@@ -241,14 +241,14 @@ start(const struct rpc_place *p, struct err *e)
 				pid = 0; /* another one was faster */
 			else
 				return err_set(e, -EIO,
-					"the keeper of \"%s\" ended at once: see %.200s/keeper.log",
+					"the supervisor of \"%s\" ended at once: see %.200s/keeper.log",
 					p->name, p->path);
 		}
 		nap_ms(10);
 	}
 	return r ? r
 		 : err_set(e, -ETIMEDOUT,
-			   "the keeper of \"%s\" says nothing: see %.200s/keeper.log",
+			   "the supervisor of \"%s\" says nothing: see %.200s/keeper.log",
 			   p->name, p->path);
 }
 
@@ -276,28 +276,29 @@ stop(const struct rpc_place *p, struct err *e)
 	pid_t supervisor;
 
 	/* One that was killed left a program behind, which only a supervisor can end well. */
-	if (is_wanted(p) && !rpc_lock_shim(p, "keeper") &&
-		rpc_lock_shim(p, "holder") > 0) {
+	if (is_wanted(p) && !rpc_lock_owner(p, RPC_LOCK_SUPERVISOR) &&
+		rpc_lock_owner(p, RPC_LOCK_SHIM) > 0) {
 		pid_t pid;
 		int r = supervisor_spawn(p, &pid, e);
 
 		if (r)
 			return r;
-		for (unsigned ms = 0; ms < 2000 && !rpc_lock_shim(p, "keeper"); ms += 10)
+		for (unsigned ms = 0;
+			ms < 2000 && !rpc_lock_owner(p, RPC_LOCK_SUPERVISOR); ms += 10)
 			nap_ms(10);
 	}
 	if (!rpc_conf_read(p->conf, &c, NULL))
 		limit_ms += c.stop_s * 1000;
 	unlinkat(p->dir, "wanted", 0);
 	unlinkat(p->dir, "was-wanted", 0);
-	supervisor = rpc_lock_shim(p, "keeper");
+	supervisor = rpc_lock_owner(p, RPC_LOCK_SUPERVISOR);
 	if (supervisor <= 0)
 		return 0;
 	/* It may be so young that it does not watch signals yet: then it dies of this
 	 * one, with nothing started. */
 	kill(supervisor, SIGTERM);
 	for (unsigned ms = 0; ms < limit_ms; ms += 10) {
-		if (rpc_lock_shim(p, "keeper") != supervisor)
+		if (rpc_lock_owner(p, RPC_LOCK_SUPERVISOR) != supervisor)
 			return 0;
 		nap_ms(10);
 	}
@@ -333,7 +334,8 @@ boot_one(const char *name, struct err *e)
 	int r = rpc_place_open(name, false, &p, e);
 
 	if (r || (!is_wanted(&p) && faccessat(p.dir, "was-wanted", F_OK, 0)) ||
-		rpc_lock_shim(&p, "keeper") || rpc_lock_shim(&p, "holder"))
+		rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR) ||
+		rpc_lock_owner(&p, RPC_LOCK_SHIM))
 		return r;
 	r = rpc_conf_read(p.conf, &c, e);
 	if (r)

@@ -1,5 +1,5 @@
 /*
- * The keeper's part of the way in: lines from the FIFO into the spool, the spool's bytes
+ * The supervisor's part of the way in: lines from the FIFO into the spool, the spool's bytes
  * into the program's input.
  *
  * Writes to a FIFO are whole up to PIPE_BUF (4096) bytes; of longer ones by several
@@ -44,7 +44,7 @@ void input_attach(struct rpc_input *in, int pipe_fd, int spool);
 int input_detach(struct rpc_input *in);
 /* There may be more in the spool. */
 void input_forward(struct rpc_input *in);
-/* A line of the keeper's own; copied. */
+/* A line of the supervisor's own; copied. */
 void input_say(struct rpc_input *in, const char *line, size_t len);
 
 #endif

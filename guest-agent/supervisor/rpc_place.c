@@ -185,7 +185,7 @@ lock_file(const struct rpc_place *p, const char *what, int flags)
 }
 
 pid_t
-rpc_lock_shim(const struct rpc_place *p, const char *what)
+rpc_lock_owner(const struct rpc_place *p, const char *what)
 {
 	struct flock f = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 	int fd = lock_file(p, what, 0), r;
@@ -212,7 +212,8 @@ rpc_lock_take(const struct rpc_place *p, const char *what, struct err *e)
 	if (r != -EAGAIN && r != -EACCES)
 		return err_sys(e, r, "%.300s/lock.%s", p->path, what);
 	return err_set(e, -EBUSY, "coding agent \"%s\" has a %s already: process %d",
-		p->name, what, (int)rpc_lock_shim(p, what));
+		p->name, strcmp(what, RPC_LOCK_SHIM) == 0 ? "shim" : "supervisor",
+		(int)rpc_lock_owner(p, what));
 }
 
 int

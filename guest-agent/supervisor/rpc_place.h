@@ -17,7 +17,7 @@
  *	  was-wanted                     it was, when something other than rpc stop ended
  *	                                 its supervisor
  *	  run/                           of the shim (shim.h)
- *	  lock.keeper, lock.holder       locked by these processes
+ *	  lock.keeper, lock.holder       locked by the supervisor and the shim
  */
 #ifndef PANDO_GUEST_AGENT_SUPERVISOR_RPC_PLACE_H
 #define PANDO_GUEST_AGENT_SUPERVISOR_RPC_PLACE_H
@@ -56,8 +56,11 @@ int rpc_place_link(const struct rpc_place *p, struct err *e);
 /* The one name in rpc.d; several or none is an error that lists them. */
 int rpc_place_only(char ret[static RPC_NAME_MAX + 1], struct err *e);
 
-/* The process that holds lock.<what>, 0: none; -errno. */
-pid_t rpc_lock_shim(const struct rpc_place *p, const char *what);
+/* Locks, by the names that they have on disks. */
+#define RPC_LOCK_SUPERVISOR "keeper"
+#define RPC_LOCK_SHIM "holder"
+/* The process that has lock.<what>, 0: none; -errno. */
+pid_t rpc_lock_owner(const struct rpc_place *p, const char *what);
 /* Takes it for this process, till its end. -EBUSY. */
 int rpc_lock_take(const struct rpc_place *p, const char *what, struct err *e);
 

@@ -30,7 +30,7 @@ struct spool_state {
 _Static_assert(sizeof(struct spool_state) == 32, "disk format");
 #define SPOOL_MAGIC "pandosp1"
 
-/* Makes both files when they are missing. The keeper's business. */
+/* Makes both files when they are missing. The supervisor's business. */
 int spool_make(int dir, struct err *e);
 int spool_state_read(int dir, struct spool_state *ret, struct err *e);
 /* A line, which has no LF in it and gets one. -EAGAIN: the program does not read, and
@@ -38,7 +38,7 @@ int spool_state_read(int dir, struct spool_state *ret, struct err *e);
  * lock_ms. ret_line (may be NULL): its number, from 1. */
 int spool_append(int dir, const char *line, size_t len, unsigned lock_ms,
 	uint64_t *ret_line, struct err *e);
-/* For the keeper. */
+/* For the supervisor. */
 int spool_set_forwarded(int dir, uint64_t forwarded);
 /* The beginning of the line that byte `at` of an open spool is in (at itself, when one
  * begins there). */

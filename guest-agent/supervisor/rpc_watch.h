@@ -1,6 +1,6 @@
 /*
  * For a person who wants to see a coding agent at work: tmux sessions <name>-rpc, its
- * lines as they come, and <name>-keeper, the keeper's log. The program itself has pipes,
+ * lines as they come, and <name>-keeper, the supervisor's log. The program itself has pipes,
  * not a terminal: a pane of its own would show nothing. Sessions come and go without any
  * effect on it.
  */

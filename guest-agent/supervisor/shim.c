@@ -17,6 +17,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "guest-agent/supervisor/supervisor.h"
+#include "guest-agent/system/command_env.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/spawn.h"
 #include "guest-agent/system/userdb.h"
@@ -39,7 +40,7 @@ struct starting {
 	const struct rpc_place *p;
 	const struct rpc_conf *c;
 	struct user *user;
-	struct environment *env;
+	struct env *env;
 	int ours[HELD_END - HELD_IN];
 	int theirs[3];
 	bool adopts; /* is a subreaper */
@@ -69,7 +70,7 @@ step_name(enum spawn_step s)
 {
 	switch (s) {
 	case SPAWN_USER:
-		return "becoming its user";
+		return "switching to its user";
 	case SPAWN_CWD:
 		return "its folder";
 	case SPAWN_EXEC:
@@ -88,7 +89,8 @@ see_to_supervisor(const struct starting *s)
 	pid_t pid, supervisor;
 
 	there.dir = HELD_DIR;
-	if (rpc_lock_shim(&there, "keeper") || faccessat(HELD_DIR, "wanted", F_OK, 0))
+	if (rpc_lock_owner(&there, RPC_LOCK_SUPERVISOR) ||
+		faccessat(HELD_DIR, "wanted", F_OK, 0))
 		return;
 	/* Not a child of ours: nobody here would take its end, and what descends from us
 	 * is killed with the program. */
@@ -145,7 +147,7 @@ hold(struct starting *s)
 	struct spawn spawn = {
 		.argv = s->c->argv,
 		.envp = s->env->v,
-		.path = environment_get(s->env, "PATH"),
+		.path = env_get(s->env, "PATH"),
 		.cwd = s->c->folder,
 		.user = s->user,
 		.switch_user = s->c->user && s->user->uid != geteuid(),
@@ -207,7 +209,7 @@ shim_main(struct starting *s, int ready)
 
 	setsid();
 	umask(022); /* the program's */
-	prctl(PR_SET_NAME, "rpc-holder");
+	prctl(PR_SET_NAME, "rpc-shim");
 	/* Out of the way of the numbers first. */
 	for (int i = 0; i < HELD_END - HELD_IN; i++) {
 		high = fcntl(s->ours[i], F_DUPFD_CLOEXEC, 32);
@@ -225,7 +227,7 @@ shim_main(struct starting *s, int ready)
 	for (int i = 0; i < HELD_END - HELD_IN; i++)
 		if (dup3(s->ours[i], HELD_IN + i, O_CLOEXEC) < 0)
 			_exit(1);
-	/* Of the keeper's own nothing stays but 2, its log. */
+	/* Of the supervisor's own nothing stays but 2, its log. */
 	for (int fd = 0; fd < 1024; fd++) {
 		bool keep = fd == 2 || (fd >= HELD_IN && fd < HELD_END) || fd == ready;
 
@@ -238,7 +240,7 @@ shim_main(struct starting *s, int ready)
 		struct rpc_place there = *s->p;
 
 		there.dir = HELD_DIR;
-		if (rpc_lock_take(&there, "holder", NULL))
+		if (rpc_lock_take(&there, RPC_LOCK_SHIM, NULL))
 			_exit(2);
 	}
 	sigaction(SIGUSR1, &sa, NULL);
@@ -281,16 +283,16 @@ build_environment(struct starting *s, struct err *e)
 	int r = user_find(s->c->user, s->c->user != NULL, s->user, e);
 
 	if (!r)
-		r = environment_build(s->env, s->user, NULL, NULL, e);
+		r = command_env_build(s->env, s->user, NULL, NULL, e);
 	if (r)
 		return r;
 	if (*rpc_root() && !rpc_path(path, "/etc/environment", NULL) &&
 		!io_read_file(path, 1u << 20, &text, NULL, NULL))
-		environment_parse(s->env, text);
+		env_read_pam(s->env, text);
 	for (char **v = s->c->env; v && *v; v++)
-		environment_set(s->env, *v);
-	environment_reach_node(s->env);
-	environment_setf(s->env, "PANDO_RPC", s->p->name);
+		env_put(s->env, *v);
+	command_env_reach_node(s->env);
+	env_put_value(s->env, "PANDO_RPC", s->p->name);
 	return s->env->failed ? err_sys(e, -ENOMEM, "its environment") : 0;
 }
 
@@ -312,7 +314,7 @@ start(struct starting *s, uint64_t spool_at, int fifo, struct rpc_held *ret,
 			return err_sys(e, -errno, "a descriptor of its own");
 	if (lseek(s->ours[HELD_SPOOL - HELD_IN], (off_t)spool_at, SEEK_SET) < 0 ||
 		pipe2(ready, O_CLOEXEC))
-		return err_sys(e, -errno, "starting a holder");
+		return err_sys(e, -errno, "starting a shim");
 	unlinkat(s->p->dir, "run/exit", 0);
 	unlinkat(s->p->dir, "run/program", 0);
 	unlinkat(s->p->dir, "run/group", 0);
@@ -328,7 +330,7 @@ start(struct starting *s, uint64_t spool_at, int fifo, struct rpc_held *ret,
 	}
 	close(ready[0]);
 	if (r)
-		return err_sys(e, r, "starting a holder");
+		return err_sys(e, r, "starting a shim");
 	ret->shim = pid;
 	ret->program = 0;
 	ret->in = TAKE_FD(s->ours[0]);
@@ -342,7 +344,7 @@ int
 shim_start(const struct rpc_place *p, const struct rpc_conf *c, uint64_t spool_at,
 	int fifo, struct rpc_held *ret, struct err *e)
 {
-	cleanup_environment struct environment env = {0};
+	cleanup_env struct env env = {0};
 	cleanup_free struct user *user = calloc(1, sizeof(*user));
 	struct starting s = {.p = p, .c = c, .user = user, .env = &env};
 	int r;
@@ -380,15 +382,15 @@ shim_adopt(const struct rpc_place *p, struct rpc_held *ret, struct err *e)
 {
 	struct rpc_held h = RPC_HELD_INIT;
 	cleanup_close int pidfd = -1;
-	pid_t pid = rpc_lock_shim(p, "holder");
+	pid_t pid = rpc_lock_owner(p, RPC_LOCK_SHIM);
 	char text[32];
 	int r;
 
 	if (pid <= 0)
-		return pid ? err_sys(e, pid, "looking for a holder") : 0;
+		return pid ? err_sys(e, pid, "looking for a shim") : 0;
 	pidfd = (int)syscall(SYS_pidfd_open, pid, 0u);
-	/* The lock once more: the number is the holder's as long as that has it. */
-	if (pidfd < 0 || rpc_lock_shim(p, "holder") != pid)
+	/* The lock once more: the number is the shim's as long as that has it. */
+	if (pidfd < 0 || rpc_lock_owner(p, RPC_LOCK_SHIM) != pid)
 		return 0;
 	h.shim = pid;
 	r = take_fd(pidfd, HELD_OUT, &h.out);
@@ -401,7 +403,7 @@ shim_adopt(const struct rpc_place *p, struct rpc_held *ret, struct err *e)
 		r = -errno;
 	if (r) {
 		shim_release(p, &h);
-		return err_sys(e, r, "taking over from holder %d", (int)pid);
+		return err_sys(e, r, "taking over from shim %d", (int)pid);
 	}
 	if (rpc_read_file(p->dir, "run/program", text, sizeof(text)) > 0)
 		h.program = atoi(text);
@@ -415,7 +417,7 @@ shim_exit(const struct rpc_place *p, const struct rpc_held *h, struct rpc_exit *
 	struct rpc_exit x = {0};
 	char text[256];
 	int kind, at = 0;
-	bool there = rpc_lock_shim(p, "holder") == h->shim;
+	bool there = rpc_lock_owner(p, RPC_LOCK_SHIM) == h->shim;
 
 	if (rpc_read_file(p->dir, "run/exit", text, sizeof(text)) > 0 &&
 		sscanf(text, "%d %d %n", &kind, &x.value, &at) == 2 && kind >= 0 &&
@@ -443,7 +445,7 @@ shim_kill(const struct rpc_place *p, const struct rpc_held *h)
 		return;
 	if (h->program)
 		reap_kill(h->program, -1);
-	if (h->shim && rpc_lock_shim(p, "holder") == h->shim)
+	if (h->shim && rpc_lock_owner(p, RPC_LOCK_SHIM) == h->shim)
 		reap_kill_below(h->shim);
 }
 
@@ -453,7 +455,7 @@ shim_close_in(const struct rpc_place *p, struct rpc_held *h)
 	if (h->in >= 0)
 		close(h->in);
 	h->in = -1;
-	if (h->shim && rpc_lock_shim(p, "holder") == h->shim)
+	if (h->shim && rpc_lock_owner(p, RPC_LOCK_SHIM) == h->shim)
 		kill(h->shim, SIGUSR1);
 }
 
@@ -472,11 +474,12 @@ shim_release(const struct rpc_place *p, struct rpc_held *h)
 	close_one(&h->out);
 	close_one(&h->err);
 	close_one(&h->spool);
-	if (h->shim && rpc_lock_shim(p, "holder") == h->shim) {
+	if (h->shim && rpc_lock_owner(p, RPC_LOCK_SHIM) == h->shim) {
 		struct timespec nap = {.tv_nsec = 1000000};
 
 		kill(h->shim, SIGKILL);
-		for (int i = 0; i < 1000 && rpc_lock_shim(p, "holder") == h->shim; i++)
+		for (int i = 0; i < 1000 && rpc_lock_owner(p, RPC_LOCK_SHIM) == h->shim;
+			i++)
 			nanosleep(&nap, NULL);
 	}
 	h->shim = h->program = 0;

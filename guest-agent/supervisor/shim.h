@@ -45,7 +45,7 @@ int shim_start(const struct rpc_place *p, const struct rpc_conf *c, uint64_t spo
 int shim_adopt(const struct rpc_place *p, struct rpc_held *ret, struct err *e);
 /* The program's end: 1 known, 0 it runs. A shim that is gone: RPC_LOST. */
 int shim_exit(const struct rpc_place *p, const struct rpc_held *h, struct rpc_exit *ret);
-/* Kills the program and all that it started, but not the holder. What it started is found
+/* Kills the program and all that it started, but not the shim. What it started is found
  * also when the program, and (with control groups) the shim, are gone. */
 void shim_kill(const struct rpc_place *p, const struct rpc_held *h);
 /* Input ends, for the program too. */

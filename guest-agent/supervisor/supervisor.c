@@ -328,7 +328,7 @@ describe(const struct rpc_exit *x, char *dst, size_t cap)
 		snprintf(dst, cap, "it could not be started: %.190s", x->message);
 		break;
 	default:
-		snprintf(dst, cap, "its holder is gone, and it with that");
+		snprintf(dst, cap, "its shim is gone, and it with that");
 	}
 }
 
@@ -523,7 +523,7 @@ end_orphan(void)
 			   1;
 
 		if (memmem(env, len, want, n)) {
-			log_warn("process %d was left without a holder: it is ended",
+			log_warn("process %d was left without a shim: it is ended",
 				(int)pid);
 			reap_kill(pid, -1);
 		}
@@ -919,7 +919,7 @@ set_up(const char *name, bool if_wanted, struct err *e)
 	int r = rpc_place_open(name, true, &k.place, e);
 
 	if (!r)
-		r = rpc_lock_take(&k.place, "keeper", e);
+		r = rpc_lock_take(&k.place, RPC_LOCK_SUPERVISOR, e);
 	if (!r && if_wanted && faccessat(k.place.dir, "wanted", F_OK, 0))
 		exit(EXIT_OK);
 	if (!r)

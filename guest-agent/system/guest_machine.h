@@ -4,7 +4,7 @@
  * tests) files are below that folder, and the calls that change the kernel do nothing.
  *
  * Writes here are atomic (a temporary file, then a rename) and not synced: after a power
- * cut the file is the old one or the new one, and the next start is followed by a hello.
+ * cut the file is the old one or the new one, and the next start is followed by an identity handshake.
  *
  * A machine whose disk is full (or has no inode left) must get its identity all the same: a
  * branch without one is refused. So there are files that hold nothing but room, and a write for

@@ -5,6 +5,7 @@
 #include <grp.h>
 #include <limits.h>
 #include <linux/sched.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -21,11 +22,14 @@
 
 /* Four descriptors a command, with connections and copies beside them. */
 #define FILES_WANTED 4096
+/* For what a child does before execve: a path, and what libc needs. */
+#define STACK_BYTES (32u * 1024u)
 
 /* One word a slot: step << 16 | errno. Shared with the children. */
 static _Atomic uint32_t *slots;
 static bool reset_oom;
 static struct rlimit files_before; /* what commands get */
+static sigset_t changed; /* signals that are ignored, or handled by a sanitizer */
 
 int
 spawn_init(struct err *e)
@@ -37,6 +41,13 @@ spawn_init(struct err *e)
 	if (p == MAP_FAILED)
 		return err_sys(e, -errno, "memory shared with children");
 	slots = p;
+	sigemptyset(&changed);
+	for (int i = 1; i < NSIG; i++) {
+		struct sigaction sa;
+
+		if (!sigaction(i, NULL, &sa) && sa.sa_handler != SIG_DFL)
+			sigaddset(&changed, i);
+	}
 	if (!getrlimit(RLIMIT_NOFILE, &files_before) &&
 		files_before.rlim_cur < FILES_WANTED) {
 		struct rlimit more = files_before;
@@ -106,9 +117,10 @@ child(const struct spawn *s, unsigned slot)
 	int fd[3], r;
 
 	/* What whoever started the agent ignores (SIGINT in the background of a shell)
-	 * the clone still does. */
+	 * the clone still does; and no handler is to run in borrowed memory. */
 	for (int i = 1; i < NSIG; i++)
-		signal(i, SIG_DFL);
+		if (sigismember(&changed, i))
+			signal(i, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();
@@ -178,6 +190,52 @@ spawn_start(const struct spawn *s, unsigned slot, pid_t *ret_pid, int *ret_pidfd
 	*ret_pid = (pid_t)pid;
 	*ret_pidfd = pidfd;
 	return 0;
+}
+
+struct borrower {
+	const struct spawn *s;
+	unsigned slot;
+};
+
+static int
+borrowing_child(void *arg)
+{
+	const struct borrower *b = arg;
+
+	child(b->s, b->slot);
+	return 127;
+}
+
+int
+spawn_and_stand_still(
+	const struct spawn *s, unsigned slot, _Atomic int32_t *ret_pid, struct err *e)
+{
+	/* Of this stack, so that whoever checks the bounds of stacks finds the child within. */
+	_Alignas(16) char stack[STACK_BYTES];
+	struct borrower b = {s, slot};
+	sigset_t all, before;
+	pid_t pid;
+	int r, pidfd;
+
+	if (s->cgroup_fd >= 0) {
+		/* clone(2) cannot put it there. */
+		r = spawn_start(s, slot, &pid, &pidfd, e);
+		if (r)
+			return r;
+		close(pidfd);
+		atomic_store(ret_pid, pid);
+		return 0;
+	}
+	atomic_store(&slots[slot], 0);
+	/* Until the child has no handlers any more. */
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &before);
+	pid = clone(borrowing_child, stack + sizeof(stack),
+		CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | SIGCHLD, &b,
+		(pid_t *)(uintptr_t)ret_pid);
+	r = pid < 0 ? -errno : 0;
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return r ? err_sys(e, r, "starting a process") : 0;
 }
 
 enum spawn_step

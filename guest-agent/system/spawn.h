@@ -1,12 +1,10 @@
 /*
- * Starts a process. fork-like (its own memory at once): a child that hangs in chdir or
- * execve, on a file system that does not answer or stopped by its new user, must not hold
- * the agent, so the agent does not wait for it. What failed in the child is read from
- * shared memory after it has ended.
+ * Starts a process. What failed in the child is read from shared memory after it has ended.
  */
 #ifndef PANDO_GUEST_AGENT_SYSTEM_SPAWN_H
 #define PANDO_GUEST_AGENT_SYSTEM_SPAWN_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -32,11 +30,19 @@ struct spawn {
 
 /* Once, before the first. */
 int spawn_init(struct err *e);
-/* slot (0..SPAWN_SLOTS-1) is the caller's until it has called spawn_failure(). The child
- * leads a session of its own. */
+/* fork-like (its own memory at once): a child that hangs in chdir or execve, on a file system
+ * that does not answer or stopped by its new user, must not hold the agent, so the agent does
+ * not wait for it. slot (0..SPAWN_SLOTS-1) is the caller's until it has called
+ * spawn_failure(). The child leads a session of its own. */
 #define SPAWN_SLOTS 512
 int spawn_start(const struct spawn *s, unsigned slot, pid_t *ret_pid, int *ret_pidfd,
 	struct err *e);
+/* vfork-like, for a caller that has nothing else to do and has set no handlers for signals since
+ * spawn_init(): it stands still until the program runs, or has not started, and copies no page
+ * tables; only SIGKILL ends that. *ret_pid is set before the child runs. With a control group
+ * as spawn_start(). */
+int spawn_and_stand_still(
+	const struct spawn *s, unsigned slot, _Atomic int32_t *ret_pid, struct err *e);
 /* After it has exited with 127: which step failed, and *ret_errno; SPAWN_OK when it was
  * the program's own 127. */
 enum spawn_step spawn_failure(unsigned slot, int *ret_errno);

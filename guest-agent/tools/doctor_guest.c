@@ -357,8 +357,8 @@ agent(const char *name, struct json_out *o)
 	state = json_line_trim(text, n > 0 ? (size_t)n : 0);
 	if (rpc_conf_read(p.conf, &c, &e)) {
 		snprintf(why, sizeof(why), "%.290s", e.msg);
-	} else if (rpc_lock_shim(&p, "keeper") <= 0) {
-		snprintf(why, sizeof(why), "it has no keeper");
+	} else if (rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR) <= 0) {
+		snprintf(why, sizeof(why), "it has no supervisor");
 	} else if (n > 0 && !json_line_check(state.at, state.len, NULL) &&
 		   json_line_member(state, "state", &v) && json_line_is(v, "failed")) {
 		if (!json_line_member(state, "reason", &v))

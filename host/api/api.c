@@ -22,8 +22,12 @@
  * never is. */
 #define STREAM_QUEUE_MAX (256u * 1024u)
 
+_Static_assert(TREE_WAITERS_MAX < API_CONNECTIONS_MAX,
+	"calls that wait leave connections for those that do not");
+
 struct api {
 	struct tree *tree;	   /* borrowed */
+	struct commits *commits;   /* borrowed */
 	struct MHD_Daemon *daemon; /* owned */
 	void (*shutdown)(void *ctx);
 	void *ctx; /* weak */
@@ -75,6 +79,8 @@ api_status(int code)
 		return 409;
 	case ECANCELED:
 		return 499;
+	case EAGAIN:
+		return MHD_HTTP_SERVICE_UNAVAILABLE;
 	}
 	return 500;
 }
@@ -120,6 +126,8 @@ respond(struct MHD_Connection *c, unsigned status, struct json_out *out)
 	if (!response)
 		return MHD_NO;
 	MHD_add_response_header(response, "Content-Type", "application/json");
+	if (status == MHD_HTTP_SERVICE_UNAVAILABLE)
+		MHD_add_response_header(response, "Retry-After", "1");
 	result = MHD_queue_response(c, status, response);
 	MHD_destroy_response(response);
 	return result;
@@ -270,7 +278,8 @@ stream_main(void *stream)
 	cleanup_json_out struct json_out out = {0};
 	cleanup_json_out struct json_out line = {0};
 	struct err e = {0};
-	int r = call_run(s->a->tree, &s->route, s->body, s->len, &p, &out, &e);
+	int r = call_run(
+		s->a->tree, s->a->commits, &s->route, s->body, s->len, &p, &out, &e);
 
 	if (r == 0 && out.error)
 		r = err_set(&e, -ENOMEM, "out of memory");
@@ -548,7 +557,8 @@ answer(struct api *a, struct MHD_Connection *c, const char *method, struct reque
 		.made = caller_made,
 		.busy_timeout_ms = (uint32_t)route.busy_timeout_ms,
 	};
-	r = call_run(a->tree, &route, q->body ? q->body : "", q->len, &p, &out, &e);
+	r = call_run(a->tree, a->commits, &route, q->body ? q->body : "", q->len, &p,
+		&out, &e);
 	cleanup_close_fn(&caller.fd);
 	status = finish(r, &e, call_flags(route.call) & CALL_CREATES ? 201 : 200, &out);
 	MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)API_IDLE_S);
@@ -604,8 +614,8 @@ on_log(void *ctx, const char *fmt, va_list ap)
 }
 
 int
-api_start(struct tree *t, int listen_fd, void (*shutdown)(void *ctx), void *ctx,
-	struct api **ret, struct err *e)
+api_start(struct tree *t, struct commits *c, int listen_fd, void (*shutdown)(void *ctx),
+	void *ctx, struct api **ret, struct err *e)
 {
 	struct api *a = calloc(1, sizeof(*a));
 	int r;
@@ -615,6 +625,7 @@ api_start(struct tree *t, int listen_fd, void (*shutdown)(void *ctx), void *ctx,
 		return err_set(e, -ENOMEM, "out of memory");
 	}
 	a->tree = t;
+	a->commits = c;
 	a->shutdown = shutdown;
 	a->ctx = ctx;
 	a->daemon = MHD_start_daemon(

@@ -11,6 +11,7 @@
 #define PANDO_HOST_API_API_H
 
 #include "common/err.h"
+#include "host/commit/commits.h"
 #include "host/vm/tree.h"
 
 #define API_CONNECTIONS_MAX 128
@@ -19,10 +20,10 @@
 
 struct api;
 
-/* listen_fd: taken over, also on failure. shutdown: called, from any thread, for POST
- * /v1/shutdown. */
-int api_start(struct tree *t, int listen_fd, void (*shutdown)(void *ctx), void *ctx,
-	struct api **ret, struct err *e);
+/* t, c: borrowed. listen_fd: taken over, also on failure. shutdown: called, from any thread,
+ * for POST /v1/shutdown. */
+int api_start(struct tree *t, struct commits *c, int listen_fd,
+	void (*shutdown)(void *ctx), void *ctx, struct api **ret, struct err *e);
 /* Waits for the calls that are under way; tree_stop() first shortens them. */
 void api_stop(struct api *a);
 

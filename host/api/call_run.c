@@ -10,6 +10,7 @@
 /* What a handler works with. */
 struct call_context {
 	struct tree *tree;
+	struct commits *commits;
 	const struct route *route;
 	const void *body; /* struct <body>_request, as the row says; NULL for `empty` */
 	const struct progress *progress;
@@ -140,69 +141,69 @@ HANDLER(DISK)
 
 HANDLER(COMMIT)
 {
-	return tree_commit(c->tree, c->route->vm, c->body, c->progress, c->out, e);
+	return commits_make(c->commits, c->route->vm, c->body, c->progress, c->out, e);
 }
 
 HANDLER(COMMITS)
 {
-	return tree_commits(c->tree, c->out, e);
+	return commits_list(c->commits, c->out, e);
 }
 
 HANDLER(COMMIT_INFO)
 {
-	return tree_commit_info(c->tree, c->route->name, c->out, e);
+	return commits_info(c->commits, c->route->name, c->out, e);
 }
 
 HANDLER(COMMIT_DELETE)
 {
-	return tree_commit_delete(c->tree, c->route->name, c->route->recursive,
+	return commits_delete(c->commits, c->route->name, c->route->recursive,
 		c->route->dry_run, c->out, e);
 }
 
 HANDLER(SPAWN)
 {
-	return tree_spawn(c->tree, c->route->name, c->body, c->progress, c->out, e);
+	return commits_run(c->commits, c->route->name, c->body, c->progress, c->out, e);
 }
 
 HANDLER(HISTORY)
 {
-	return tree_history(c->tree, c->route->name, c->out, e);
+	return commits_history(c->commits, c->route->name, c->out, e);
 }
 
 HANDLER(DIFF)
 {
-	return tree_diff(
-		c->tree, c->route->name, c->route->other, c->route->files, c->out, e);
+	return commits_diff(
+		c->commits, c->route->name, c->route->other, c->route->files, c->out, e);
 }
 
 HANDLER(VERIFY)
 {
-	return tree_verify(c->tree, c->route->name, c->out, e);
+	return commits_verify(c->commits, c->route->name, c->out, e);
 }
 
 HANDLER(VERIFY_ALL)
 {
-	return tree_verify(c->tree, NULL, c->out, e);
+	return commits_verify(c->commits, NULL, c->out, e);
 }
 
 HANDLER(GC)
 {
-	return tree_gc(c->tree, c->progress, c->out, e);
+	return commits_gc(c->commits, c->progress, c->out, e);
 }
 
 HANDLER(TAGS)
 {
-	return tree_tags(c->tree, c->out, e);
+	return commits_tags(c->commits, c->out, e);
 }
 
 HANDLER(TAG_PUT)
 {
-	return tree_tag_put(c->tree, c->route->name, c->body, c->out, e);
+	return commits_tag_put(c->commits, c->route->name, c->body, c->out, e);
 }
 
 HANDLER(TAG_DELETE)
 {
-	return tree_tag_delete(c->tree, c->route->name, c->out, e);
+	return commits_tag_delete(c->commits, c->route->name, c->out, e);
 }
 
 HANDLER(ENV)
@@ -256,11 +257,13 @@ call_flags(enum call call)
 }
 
 int
-call_run(struct tree *t, const struct route *route, const char *body, size_t len,
-	const struct progress *progress, struct json_out *out, struct err *e)
+call_run(struct tree *t, struct commits *commits, const struct route *route,
+	const char *body, size_t len, const struct progress *progress,
+	struct json_out *out, struct err *e)
 {
 	cleanup_free void *request = calloc(1, calls[route->call].request_bytes);
 	struct call_context c = {.tree = t,
+		.commits = commits,
 		.route = route,
 		.body = request,
 		.progress = progress,

@@ -9,6 +9,7 @@
 #include "common/err.h"
 #include "common/json.h"
 #include "host/api/request.h"
+#include "host/commit/commits.h"
 #include "host/vm/tree.h"
 
 /* The flags of its row (enum call_flag). */
@@ -16,7 +17,8 @@ unsigned call_flags(enum call call);
 
 /* Reads the body and does the call; the answer is one JSON value in *out. progress may be
  * NULL. */
-int call_run(struct tree *t, const struct route *route, const char *body, size_t len,
-	const struct progress *progress, struct json_out *out, struct err *e);
+int call_run(struct tree *t, struct commits *commits, const struct route *route,
+	const char *body, size_t len, const struct progress *progress,
+	struct json_out *out, struct err *e);
 
 #endif

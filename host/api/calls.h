@@ -3,7 +3,7 @@
  * answered and which query parameters it takes. "*" in a path stands for {vm}, {commit} or
  * {tag}. API.md describes the same rows to clients; a test compares the two.
  *
- * A new call is a row here, a handler in calls.c, and a verb in host/cli/verbs/. Routing
+ * A new call is a row here, a handler in call_run.c, and a verb in host/cli/verbs/. Routing
  * (request_route.c) needs the rows only, so that a fuzzer can drive it without the daemon.
  *
  *	X(name, method, path, body, flags, query)

@@ -7,12 +7,12 @@ pandodcore_SRCS += \
 
 UNIT_TESTS += test_request
 test_request_SRCS := tests/unit/test_request.c
-test_request_LIBS := pandodcore systemdjobs kvmprobe wire common
+test_request_LIBS := pandodcore pandovm wire common
 test_request_PKGS := cmocka
 
 UNIT_TESTS += test_api
 test_api_SRCS := tests/unit/test_api.c
-test_api_LIBS := pandodcore agentclient vmmdisk store systemdjobs kvmprobe wire common
+test_api_LIBS := pandodcore pandocommit pandovm agentclient vmmdisk store systemdjobs kvmprobe wire common
 test_api_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
 
 FUZZERS += fuzz_http_body

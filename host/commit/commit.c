@@ -27,11 +27,13 @@
 #include "common/log.h"
 #include "host/commit/commit_cpu.h"
 #include "host/commit/commit_read.h"
+#include "host/commit/commits_priv.h"
 #include "host/vm/frozen_fork.h"
 
 #define STATE_TIMEOUT_MS 60000
 
 struct commit {
+	struct commits *commits;
 	struct tree *t;
 	struct store *store;
 	const struct commit_request *q;
@@ -242,7 +244,7 @@ look_up_base(struct commit *c, struct err *e)
 
 	if (c->base_fd < 0)
 		return 0;
-	if (materialized_is_disk(t, c->row.base_path, id)) {
+	if (materialized_is_disk(t->config.home, c->row.base_path, id)) {
 		struct store_manifest *m;
 
 		r = store_load(c->store, id, &m, e);
@@ -414,7 +416,7 @@ answer(struct commit *c, struct json_out *out, struct err *e)
 		return r;
 	json_out_object(out, NULL);
 	pthread_mutex_lock(&c->t->lock);
-	commit_json(c->t, m, "commit", out);
+	commit_json(c->commits, m, "commit", out);
 	pthread_mutex_unlock(&c->t->lock);
 	json_out_str(out, "vm", c->row.id);
 	json_out_u64(out, "pause_us", c->cut.said.pause_ns / 1000);
@@ -432,7 +434,7 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 	struct tree *t = c->t;
 	uint64_t began_ns = io_now_ns();
 	char called[VM_CALLED_MAX];
-	int r = tree_store(t, &c->store, e);
+	int r = commits_store(c->commits, &c->store, e);
 
 	if (r == 0)
 		r = check_tags(c, e);
@@ -450,13 +452,13 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 	say(c->p, "committing VM %s", vm_called(c->vm, called, sizeof(called)));
 	r = take_frozen_fork(c, e);
 	if (r == 0) {
-		pthread_rwlock_rdlock(&t->gc_lock);
+		pthread_rwlock_rdlock(&c->commits->gc_lock);
 		r = write_commit(c, e);
 		if (r < 0)
 			err_wrap(e, r, "committing vm \"%s\"", vm_name(c->vm));
 		else
 			note_commit(c);
-		pthread_rwlock_unlock(&t->gc_lock);
+		pthread_rwlock_unlock(&c->commits->gc_lock);
 	}
 	leave(c);
 	if (r == 0)
@@ -478,21 +480,23 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 }
 
 int
-tree_commit(struct tree *t, const char *name, const struct commit_request *q,
+commits_make(struct commits *commits, const char *vm, const struct commit_request *q,
 	const struct progress *p, struct json_out *out, struct err *e)
 {
 	struct commit *c = calloc(1, sizeof(*c));
+	struct tree *t = commits->tree;
 	int r;
 
 	if (!c)
 		return err_set(e, -ENOMEM, "out of memory");
+	c->commits = commits;
 	c->t = t;
 	c->q = q;
 	c->p = p;
 	c->cut = (struct fork_point)FORK_POINT_INIT(t);
 	c->frozen_fork = (struct frozen_fork)FROZEN_FORK_INIT;
 	c->base_fd = -1;
-	r = commit(c, name, out, e);
+	r = commit(c, vm, out, e);
 	pthread_mutex_lock(&t->lock);
 	if (c->vm) {
 		if (c->claimed)

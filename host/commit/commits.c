@@ -12,31 +12,13 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/commit/commits_priv.h"
 #include "host/commit/diff_files.h"
-#include "host/vm/tree_priv.h"
 
 #define CONFIG_TOKENS 64
 /* Of a diff and of a verification: what is listed at most; all is counted. */
 #define RANGES_MAX 4096u
 #define DAMAGES_MAX 1000u
-
-int
-tree_store(struct tree *t, struct store **ret, struct err *e)
-{
-	char path[PATHS_MAX];
-	int r = 0;
-
-	pthread_mutex_lock(&t->store_lock);
-	if (!t->store) {
-		r = paths_format(path, sizeof(path), e, "%s/store", t->config.home);
-		if (r == 0)
-			r = store_open(path, &t->store, e);
-	}
-	if (r == 0)
-		*ret = t->store;
-	pthread_mutex_unlock(&t->store_lock);
-	return r;
-}
 
 /*
  * A commit's configuration.
@@ -116,7 +98,8 @@ row_uses(const struct tree *t, const struct vm_row *row, const char *id)
 	char base[STORE_ID_MAX];
 
 	return strcmp(row->commit, id) == 0 || strcmp(row->image, id) == 0 ||
-	       (materialized_is_disk(t, row->base_path, base) && strcmp(base, id) == 0);
+	       (materialized_is_disk(t->config.home, row->base_path, base) &&
+		       strcmp(base, id) == 0);
 }
 
 static void
@@ -155,25 +138,27 @@ put_commit(struct tree *t, const struct store_manifest *m, const struct store_ta
 }
 
 void
-commit_json(struct tree *t, const struct store_manifest *m, const char *key,
+commit_json(struct commits *c, const struct store_manifest *m, const char *key,
 	struct json_out *out)
 {
+	struct tree *t = c->tree;
 	cleanup_free struct store_tag *tags = NULL;
 	size_t n = 0;
 
-	if (store_tags(t->store, &tags, &n, NULL) < 0)
+	if (store_tags(c->store, &tags, &n, NULL) < 0)
 		n = 0;
 	put_commit(t, m, tags, n, key, out);
 }
 
 int
-tree_commits(struct tree *t, struct json_out *out, struct err *e)
+commits_list(struct commits *c, struct json_out *out, struct err *e)
 {
+	struct tree *t = c->tree;
 	cleanup_free struct store_tag *tags = NULL;
 	struct store_list list = {0};
 	struct store *s;
 	size_t n_tags = 0;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r == 0)
 		r = store_list(s, &list, e);
@@ -197,26 +182,28 @@ tree_commits(struct tree *t, struct json_out *out, struct err *e)
 }
 
 int
-tree_commit_info(struct tree *t, const char *name, struct json_out *out, struct err *e)
+commits_info(struct commits *c, const char *name, struct json_out *out, struct err *e)
 {
+	struct tree *t = c->tree;
 	struct store_manifest *m;
 	struct store *s;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r == 0)
 		r = store_load(s, name, &m, e);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&t->lock);
-	commit_json(t, m, NULL, out);
+	commit_json(c, m, NULL, out);
 	pthread_mutex_unlock(&t->lock);
 	store_manifest_free(m);
 	return 0;
 }
 
 int
-tree_history(struct tree *t, const char *name, struct json_out *out, struct err *e)
+commits_history(struct commits *c, const char *name, struct json_out *out, struct err *e)
 {
+	struct tree *t = c->tree;
 	char id[STORE_ID_MAX] = "";
 	struct store *s;
 	struct vm *vm;
@@ -236,7 +223,7 @@ tree_history(struct tree *t, const char *name, struct json_out *out, struct err 
 	}
 	pthread_mutex_unlock(&t->lock);
 	if (r == 0)
-		r = tree_store(t, &s, e);
+		r = commits_store(c, &s, e);
 	if (r == 0)
 		r = store_resolve(s, id[0] ? id : name, id, e);
 	if (r < 0)
@@ -250,7 +237,7 @@ tree_history(struct tree *t, const char *name, struct json_out *out, struct err 
 		if (r < 0)
 			return r;
 		pthread_mutex_lock(&t->lock);
-		commit_json(t, m, NULL, out);
+		commit_json(c, m, NULL, out);
 		pthread_mutex_unlock(&t->lock);
 		/* An id is the hash of what names the parent: there is no circle. */
 		snprintf(id, sizeof(id), "%s", m->f.parent ? m->f.parent : "");
@@ -300,37 +287,16 @@ forget(struct tree *t, const struct store_ids *ids)
 		}
 }
 
-void
-commits_forget_gone(struct tree *t, struct store *s)
-{
-	char id[STORE_ID_MAX];
-	struct err e;
-
-	pthread_mutex_lock(&t->lock);
-	for (unsigned i = 0; i < t->n_vms; i++) {
-		struct vm *vm = t->vms[i];
-
-		if (!vm->row.commit[0] ||
-			store_resolve(s, vm->row.commit, id, NULL) != -ENOENT)
-			continue;
-		log_info("vm %s (%s): its commit %.12s is no more", vm->row.id,
-			vm_name(vm), vm->row.commit);
-		vm->row.commit[0] = '\0';
-		if (db_update(t->db, &vm->row, &e) < 0)
-			log_err("vm %s: %s", vm->row.id, e.msg);
-	}
-	pthread_mutex_unlock(&t->lock);
-}
-
 int
-tree_commit_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
+commits_delete(struct commits *c, const char *name, bool recursive, bool dry_run,
 	struct json_out *out, struct err *e)
 {
+	struct tree *t = c->tree;
 	unsigned flags = recursive ? STORE_DELETE_RECURSIVE : 0;
 	struct store_ids ids = {0}, gone = {0};
 	char id[STORE_ID_MAX];
 	struct store *s;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r == 0)
 		r = store_resolve(s, name, id, e);
@@ -356,7 +322,7 @@ tree_commit_delete(struct tree *t, const char *name, bool recursive, bool dry_ru
 		json_out_end_array(out);
 		json_out_end_object(out);
 		if (!dry_run)
-			materialized_trim(t);
+			materialized_trim(c);
 	}
 	store_ids_done(&ids);
 	store_ids_done(&gone);
@@ -433,9 +399,10 @@ fsdiff_path(const struct tree *t, char dst[static PATHS_MAX], struct err *e)
 }
 
 int
-tree_diff(struct tree *t, const char *a, const char *b, bool files, struct json_out *out,
-	struct err *e)
+commits_diff(struct commits *c, const char *a, const char *b, bool files,
+	struct json_out *out, struct err *e)
 {
+	struct tree *t = c->tree;
 	char program[PATHS_MAX];
 	struct store_manifest *ma = NULL, *mb = NULL;
 	struct store *s;
@@ -443,7 +410,7 @@ tree_diff(struct tree *t, const char *a, const char *b, bool files, struct json_
 
 	if (!b[0])
 		return err_set(e, -EINVAL, "a diff is with another commit: ?with=…");
-	r = tree_store(t, &s, e);
+	r = commits_store(c, &s, e);
 	if (r < 0)
 		return r;
 	store_hold(s);
@@ -506,13 +473,13 @@ put_damage(void *ctx, const struct store_damage *d)
 }
 
 int
-tree_verify(struct tree *t, const char *name, struct json_out *out, struct err *e)
+commits_verify(struct commits *c, const char *name, struct json_out *out, struct err *e)
 {
 	struct damages l = {.out = out};
 	struct store_verified v = {0};
 	char id[STORE_ID_MAX];
 	struct store *s;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r == 0 && name)
 		r = store_resolve(s, name, id, e);
@@ -572,20 +539,22 @@ base_roots(struct tree *t, struct store *s, struct store_tree **ret, size_t *ret
 }
 
 int
-tree_gc(struct tree *t, const struct progress *p, struct json_out *out, struct err *e)
+commits_gc(
+	struct commits *c, const struct progress *p, struct json_out *out, struct err *e)
 {
+	struct tree *t = c->tree;
 	cleanup_free struct store_tree *roots = NULL;
 	struct store_freed freed = {0};
 	struct store_used used = {0};
 	struct store *s;
 	size_t n = 0;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r < 0)
 		return r;
 	/* A commit that was just made and has not noted its base yet would lose it. */
 	say(p, "waiting for the commits that are being made");
-	pthread_rwlock_wrlock(&t->gc_lock);
+	pthread_rwlock_wrlock(&c->gc_lock);
 	r = base_roots(t, s, &roots, &n, e);
 	/* What it no longer keeps for a base must not be believed to be there, either. */
 	if (r == 0) {
@@ -597,8 +566,8 @@ tree_gc(struct tree *t, const struct progress *p, struct json_out *out, struct e
 		say(p, "looking for what no commit reaches");
 		r = store_gc(s, roots, n, &freed, e);
 	}
-	pthread_rwlock_unlock(&t->gc_lock);
-	materialized_trim(t);
+	pthread_rwlock_unlock(&c->gc_lock);
+	materialized_trim(c);
 	if (r == 0)
 		r = store_usage(s, &used, e);
 	if (r < 0)
@@ -630,12 +599,12 @@ put_tag(const char *name, const char *id, struct json_out *out)
 }
 
 int
-tree_tags(struct tree *t, struct json_out *out, struct err *e)
+commits_tags(struct commits *c, struct json_out *out, struct err *e)
 {
 	cleanup_free struct store_tag *tags = NULL;
 	struct store *s;
 	size_t n = 0;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r == 0)
 		r = store_tags(s, &tags, &n, e);
@@ -651,12 +620,12 @@ tree_tags(struct tree *t, struct json_out *out, struct err *e)
 }
 
 int
-tree_tag_put(struct tree *t, const char *tag, const struct tag_request *q,
+commits_tag_put(struct commits *c, const char *tag, const struct tag_request *q,
 	struct json_out *out, struct err *e)
 {
 	char id[STORE_ID_MAX], old[STORE_ID_MAX];
 	struct store *s;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r == 0)
 		r = store_tag_check(tag, e);
@@ -675,10 +644,11 @@ tree_tag_put(struct tree *t, const char *tag, const struct tag_request *q,
 }
 
 int
-tree_tag_delete(struct tree *t, const char *tag, struct json_out *out, struct err *e)
+commits_tag_delete(
+	struct commits *c, const char *tag, struct json_out *out, struct err *e)
 {
 	struct store *s;
-	int r = tree_store(t, &s, e);
+	int r = commits_store(c, &s, e);
 
 	if (r == 0)
 		r = store_tag_check(tag, e);

@@ -25,7 +25,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
-#include "host/vm/tree_priv.h"
+#include "host/commit/commits_priv.h"
 
 #define BOOT_ID_MAX 64
 
@@ -38,13 +38,12 @@ struct materialized {
 };
 
 bool
-materialized_is_disk(
-	const struct tree *t, const char *path, char ret_id[static STORE_ID_MAX])
+materialized_is_disk(const char *home, const char *path, char ret_id[static STORE_ID_MAX])
 {
 	char folder[PATHS_MAX];
 	size_t len;
 
-	if (paths_format(folder, sizeof(folder), NULL, "%s/flat/", t->config.home) < 0)
+	if (paths_format(folder, sizeof(folder), NULL, "%s/flat/", home) < 0)
 		return false;
 	len = strlen(folder);
 	if (strncmp(path, folder, len) != 0 || strlen(path) < len + STORE_HEX ||
@@ -57,10 +56,10 @@ materialized_is_disk(
 }
 
 static int
-materialized_path(
-	const struct tree *t, const char *id, const char *file, char *dst, struct err *e)
+materialized_path(const struct commits *c, const char *id, const char *file, char *dst,
+	struct err *e)
 {
-	return paths_format(dst, PATHS_MAX, e, "%s/flat/%s%s%s", t->config.home, id,
+	return paths_format(dst, PATHS_MAX, e, "%s/flat/%s%s%s", tree_home(c->tree), id,
 		file[0] ? "/" : "", file);
 }
 
@@ -76,13 +75,13 @@ boot_id(char dst[static BOOT_ID_MAX])
 
 /* Whether memory and state are there, whole. */
 static bool
-is_ready(const struct tree *t, const char *id)
+is_ready(const struct commits *c, const char *id)
 {
 	char path[PATHS_MAX], now[BOOT_ID_MAX], was[BOOT_ID_MAX] = "";
 	cleanup_close int fd = -1;
 
 	boot_id(now);
-	if (materialized_path(t, id, "boot", path, NULL) < 0)
+	if (materialized_path(c, id, "boot", path, NULL) < 0)
 		return false;
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0 || io_read(fd, was, sizeof(was) - 1) <= 0)
@@ -92,12 +91,12 @@ is_ready(const struct tree *t, const char *id)
 
 /* One file, beside its name and then renamed. */
 static int
-make_file(struct tree *t, struct store *s, const char *id, const char *name,
+make_file(struct commits *c, struct store *s, const char *id, const char *name,
 	const struct store_tree *tree, bool sync, struct err *e)
 {
 	char path[PATHS_MAX], part[PATHS_MAX + 8];
 	cleanup_close int fd = -1;
-	int r = materialized_path(t, id, name, path, e);
+	int r = materialized_path(c, id, name, path, e);
 
 	if (r < 0)
 		return r;
@@ -122,31 +121,31 @@ make_file(struct tree *t, struct store *s, const char *id, const char *name,
 }
 
 static int
-build(struct tree *t, struct store *s, const struct store_manifest *m, struct err *e)
+build(struct commits *c, struct store *s, const struct store_manifest *m, struct err *e)
 {
 	char path[PATHS_MAX], now[BOOT_ID_MAX];
-	int r = materialized_path(t, m->id, "", path, e);
+	int r = materialized_path(c, m->id, "", path, e);
 
 	if (r == 0)
 		r = io_mkdir_p(path, 0700, e);
 	if (r == 0)
-		r = materialized_path(t, m->id, "boot", path, e);
+		r = materialized_path(c, m->id, "boot", path, e);
 	if (r < 0)
 		return r;
 	unlink(path);
-	r = materialized_path(t, m->id, "disk", path, e);
+	r = materialized_path(c, m->id, "disk", path, e);
 	if (r == 0 && access(path, F_OK) < 0)
-		r = make_file(t, s, m->id, "disk", &m->f.disk, true, e);
+		r = make_file(c, s, m->id, "disk", &m->f.disk, true, e);
 	if (r == 0) {
 		fault_point("flat.disk");
-		r = make_file(t, s, m->id, "memory", &m->f.memory, false, e);
+		r = make_file(c, s, m->id, "memory", &m->f.memory, false, e);
 	}
 	if (r == 0)
-		r = make_file(t, s, m->id, "state", &m->f.state, false, e);
+		r = make_file(c, s, m->id, "state", &m->f.state, false, e);
 	if (r == 0)
 		fault_point("flat.memory");
 	if (r == 0)
-		r = materialized_path(t, m->id, "boot", path, e);
+		r = materialized_path(c, m->id, "boot", path, e);
 	if (r < 0)
 		return r;
 	boot_id(now);
@@ -154,12 +153,12 @@ build(struct tree *t, struct store *s, const struct store_manifest *m, struct er
 }
 
 static int
-open_file(const struct tree *t, const char *id, const char *name, uint64_t size,
+open_file(const struct commits *c, const char *id, const char *name, uint64_t size,
 	int *ret_fd, struct err *e)
 {
 	char path[PATHS_MAX];
 	struct stat st;
-	int r = materialized_path(t, id, name, path, e);
+	int r = materialized_path(c, id, name, path, e);
 
 	if (r < 0)
 		return r;
@@ -175,9 +174,9 @@ open_file(const struct tree *t, const char *id, const char *name, uint64_t size,
 
 /* The entry of an image, made if need be. Called with materialized_lock. */
 static struct materialized *
-entry_of(struct tree *t, const char *id)
+entry_of(struct commits *c, const char *id)
 {
-	struct materialized *f = t->materialized_images;
+	struct materialized *f = c->materialized_images;
 
 	while (f && strcmp(f->id, id) != 0)
 		f = f->next;
@@ -187,17 +186,17 @@ entry_of(struct tree *t, const char *id)
 	if (!f)
 		return NULL;
 	snprintf(f->id, sizeof(f->id), "%s", id);
-	f->next = t->materialized_images;
-	t->materialized_images = f;
+	f->next = c->materialized_images;
+	c->materialized_images = f;
 	return f;
 }
 
 static void
-unref_entry(struct tree *t, struct materialized *f)
+unref_entry(struct commits *c, struct materialized *f)
 {
 	if (--f->users)
 		return;
-	for (struct materialized **at = &t->materialized_images; *at; at = &(*at)->next)
+	for (struct materialized **at = &c->materialized_images; *at; at = &(*at)->next)
 		if (*at == f) {
 			*at = f->next;
 			free(f);
@@ -206,12 +205,12 @@ unref_entry(struct tree *t, struct materialized *f)
 }
 
 void
-materialized_release(struct tree *t, struct materialized_image *f)
+materialized_release(struct commits *c, struct materialized_image *f)
 {
 	if (f->entry) {
-		pthread_mutex_lock(&t->materialized_lock);
-		unref_entry(t, f->entry);
-		pthread_mutex_unlock(&t->materialized_lock);
+		pthread_mutex_lock(&c->materialized_lock);
+		unref_entry(c, f->entry);
+		pthread_mutex_unlock(&c->materialized_lock);
 	}
 	cleanup_close_fn(&f->memory_fd);
 	cleanup_close_fn(&f->disk_fd);
@@ -220,49 +219,49 @@ materialized_release(struct tree *t, struct materialized_image *f)
 }
 
 int
-materialized_get(struct tree *t, struct store *s, const struct store_manifest *m,
+materialized_get(struct commits *c, struct store *s, const struct store_manifest *m,
 	const struct progress *p, struct materialized_image *ret, struct err *e)
 {
 	char path[PATHS_MAX];
 	struct materialized *f;
 	int r = 0;
 
-	pthread_mutex_lock(&t->materialized_lock);
-	f = entry_of(t, m->id);
+	pthread_mutex_lock(&c->materialized_lock);
+	f = entry_of(c, m->id);
 	if (!f) {
-		pthread_mutex_unlock(&t->materialized_lock);
+		pthread_mutex_unlock(&c->materialized_lock);
 		return err_set(e, -ENOMEM, "out of memory");
 	}
 	f->users++;
 	ret->entry = f;
 	/* Whoever comes while it is made waits, and tries once more if that failed. */
 	while (f->building)
-		pthread_cond_wait(&t->materialized_changed, &t->materialized_lock);
-	if (!is_ready(t, m->id)) {
+		pthread_cond_wait(&c->materialized_changed, &c->materialized_lock);
+	if (!is_ready(c, m->id)) {
 		f->building = true;
-		pthread_mutex_unlock(&t->materialized_lock);
+		pthread_mutex_unlock(&c->materialized_lock);
 		say(p, "making memory and disk of commit %.12s ready", m->id);
-		r = build(t, s, m, e);
-		pthread_mutex_lock(&t->materialized_lock);
+		r = build(c, s, m, e);
+		pthread_mutex_lock(&c->materialized_lock);
 		f->building = false;
-		pthread_cond_broadcast(&t->materialized_changed);
+		pthread_cond_broadcast(&c->materialized_changed);
 	}
-	pthread_mutex_unlock(&t->materialized_lock);
+	pthread_mutex_unlock(&c->materialized_lock);
 	if (r == 0)
-		r = materialized_path(t, m->id, "disk", ret->disk_path, e);
+		r = materialized_path(c, m->id, "disk", ret->disk_path, e);
 	if (r == 0)
-		r = open_file(t, m->id, "disk", m->f.disk.length, &ret->disk_fd, e);
+		r = open_file(c, m->id, "disk", m->f.disk.length, &ret->disk_fd, e);
 	if (r == 0)
-		r = open_file(t, m->id, "memory", m->f.memory.length, &ret->memory_fd, e);
+		r = open_file(c, m->id, "memory", m->f.memory.length, &ret->memory_fd, e);
 	if (r == 0)
-		r = open_file(t, m->id, "state", m->f.state.length, &ret->state_fd, e);
+		r = open_file(c, m->id, "state", m->f.state.length, &ret->state_fd, e);
 	ret->state_bytes = m->f.state.length;
 	if (r < 0) {
-		materialized_release(t, ret);
+		materialized_release(c, ret);
 		return err_wrap(e, r, "commit %.12s", m->id);
 	}
 	/* When it was last used. */
-	if (materialized_path(t, m->id, "", path, NULL) == 0)
+	if (materialized_path(c, m->id, "", path, NULL) == 0)
 		utimensat(AT_FDCWD, path, NULL, 0);
 	return 0;
 }
@@ -290,18 +289,19 @@ older(const void *a, const void *b)
 
 /* Whether a VM lives on it, or has its disk on it. Called with materialized_lock. */
 static bool
-is_in_use(struct tree *t, const char *id)
+is_in_use(struct commits *c, const char *id)
 {
+	struct tree *t = c->tree;
 	char base[STORE_ID_MAX];
 	bool used = false;
 
-	for (struct materialized *f = t->materialized_images; f && !used; f = f->next)
+	for (struct materialized *f = c->materialized_images; f && !used; f = f->next)
 		used = strcmp(f->id, id) == 0;
 	pthread_mutex_lock(&t->lock);
 	for (unsigned i = 0; i < t->n_vms && !used; i++) {
 		const struct vm_row *row = &t->vms[i]->row;
 
-		used = (materialized_is_disk(t, row->base_path, base) &&
+		used = (materialized_is_disk(t->config.home, row->base_path, base) &&
 			       strcmp(base, id) == 0) ||
 		       (vm_state_lives(row->state) && strcmp(row->image, id) == 0);
 	}
@@ -310,7 +310,7 @@ is_in_use(struct tree *t, const char *id)
 }
 
 static void
-measure(struct tree *t, struct store *s, const char *id, struct image_on_disk *ret)
+measure(struct commits *c, struct store *s, const char *id, struct image_on_disk *ret)
 {
 	static const char *const files[] = {
 		"disk", "memory", "state", "disk.part", "memory.part", "state.part"};
@@ -319,21 +319,22 @@ measure(struct tree *t, struct store *s, const char *id, struct image_on_disk *r
 
 	*ret = (struct image_on_disk){0};
 	snprintf(ret->id, sizeof(ret->id), "%s", id);
-	if (materialized_path(t, id, "", path, NULL) == 0 && stat(path, &st) == 0)
+	if (materialized_path(c, id, "", path, NULL) == 0 && stat(path, &st) == 0)
 		ret->used_ns =
 			(int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
 	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)
-		if (materialized_path(t, id, files[i], path, NULL) == 0 &&
+		if (materialized_path(c, id, files[i], path, NULL) == 0 &&
 			stat(path, &st) == 0)
 			ret->bytes += (uint64_t)st.st_blocks * 512;
 	ret->orphan = s && store_resolve(s, id, full, NULL) == -ENOENT;
 }
 
 void
-materialized_trim(struct tree *t)
+materialized_trim(struct commits *c)
 {
 	cleanup_free struct image_on_disk *all = NULL;
 	cleanup_closedir DIR *dir = NULL;
+	struct tree *t = c->tree;
 	char path[PATHS_MAX];
 	struct store *s = NULL;
 	uint64_t bytes = 0;
@@ -342,22 +343,22 @@ materialized_trim(struct tree *t)
 	size_t n = 0;
 	struct err e;
 
-	if (materialized_path(t, "", "", path, NULL) < 0 || !(dir = opendir(path)))
+	if (materialized_path(c, "", "", path, NULL) < 0 || !(dir = opendir(path)))
 		return;
-	tree_store(t, &s, NULL);
-	pthread_mutex_lock(&t->materialized_lock);
+	commits_store(c, &s, NULL);
+	pthread_mutex_lock(&c->materialized_lock);
 	while ((d = readdir(dir))) {
 		struct image_on_disk *more;
 
 		if (strlen(d->d_name) != STORE_HEX ||
 			strspn(d->d_name, "0123456789abcdef") != STORE_HEX ||
-			is_in_use(t, d->d_name))
+			is_in_use(c, d->d_name))
 			continue;
 		more = reallocarray(all, n + 1, sizeof(*all));
 		if (!more)
 			break;
 		all = more;
-		measure(t, s, d->d_name, &all[n]);
+		measure(c, s, d->d_name, &all[n]);
 		bytes += all[n++].bytes;
 	}
 	if (n)
@@ -365,7 +366,7 @@ materialized_trim(struct tree *t)
 	for (size_t i = 0; i < n; i++) {
 		int r = 0;
 
-		if (!all[i].orphan && bytes <= t->config.materialized_mib << 20)
+		if (!all[i].orphan && bytes <= c->config.materialized_mib << 20)
 			break;
 		/* After a power cut no VM may be on it again. */
 		if (!synced) {
@@ -379,20 +380,20 @@ materialized_trim(struct tree *t)
 		}
 		synced = true;
 		bytes -= all[i].bytes;
-		if (materialized_path(t, all[i].id, "", path, NULL) == 0 &&
+		if (materialized_path(c, all[i].id, "", path, NULL) == 0 &&
 			io_remove_tree(path, &e) < 0)
 			log_warn("%s", e.msg);
 	}
-	pthread_mutex_unlock(&t->materialized_lock);
+	pthread_mutex_unlock(&c->materialized_lock);
 }
 
 void
-materialized_close(struct tree *t)
+materialized_close(struct commits *c)
 {
-	while (t->materialized_images) {
-		struct materialized *f = t->materialized_images;
+	while (c->materialized_images) {
+		struct materialized *f = c->materialized_images;
 
-		t->materialized_images = f->next;
+		c->materialized_images = f->next;
 		free(f);
 	}
 }

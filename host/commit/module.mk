@@ -1,9 +1,10 @@
 # Commits of VMs, and VMs of commits.
-pandodcore_SRCS += \
+pandocommit_SRCS += \
 	host/commit/commit.c \
 	host/commit/commit_cpu.c \
 	host/commit/commit_read.c \
 	host/commit/commits.c \
+	host/commit/commits_open.c \
 	host/commit/diff_files.c \
 	host/commit/materialize.c \
 	host/commit/pool.c \
@@ -11,12 +12,12 @@ pandodcore_SRCS += \
 
 UNIT_TESTS += test_commit
 test_commit_SRCS := tests/unit/test_commit.c
-test_commit_LIBS := pandodcore agentclient vmmdisk store systemdjobs kvmprobe wire common
-test_commit_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
+test_commit_LIBS := pandocommit pandovm agentclient vmmdisk store systemdjobs kvmprobe wire common
+test_commit_PKGS := cmocka sqlite3 libsodium libzstd libsystemd
 
 UNIT_TESTS += test_diff_files
 test_diff_files_SRCS := tests/unit/test_diff_files.c
-test_diff_files_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
+test_diff_files_LIBS := pandocommit pandovm vmmdisk store wire common
 test_diff_files_PKGS := cmocka libsodium libzstd
 $(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
 

@@ -17,7 +17,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
-#include "host/vm/tree_priv.h"
+#include "host/commit/commits_priv.h"
 
 #define SHAPES_MAX 4
 
@@ -33,12 +33,12 @@ struct shape {
 	uint64_t used_ns;
 	bool failed; /* the last try; tried again when the shape is asked for */
 	unsigned n;
-	struct prewarmed prewarmed[TREE_POOL_MAX];
+	struct prewarmed prewarmed[COMMITS_POOL_MAX];
 };
 
 struct pool {
-	struct tree *t;
-	pthread_mutex_t lock; /* taken last, held for moments */
+	const struct commits *commits; /* borrowed */
+	pthread_mutex_t lock;	       /* taken last, held for moments */
 	pthread_cond_t changed;
 	pthread_t thread;
 	bool stopping, complained;
@@ -94,7 +94,7 @@ wanting(struct pool *p)
 	for (unsigned i = 0; i < SHAPES_MAX; i++) {
 		struct shape *s = &p->shapes[i];
 
-		if (s->vcpus && !s->failed && s->n < p->t->config.pool_size)
+		if (s->vcpus && !s->failed && s->n < p->commits->config.pool_size)
 			return s;
 	}
 	return NULL;
@@ -121,8 +121,8 @@ filler_main(void *pool)
 		mem_mib = s->mem_mib;
 		vcpus = s->vcpus;
 		pthread_mutex_unlock(&p->lock);
-		r = pool_make_prewarmed(&p->t->config, p->log_fd, mem_mib, vcpus, &b.ctl,
-			&b.pidfd, &b.pid, &e);
+		r = pool_make_prewarmed(&p->commits->tree->config, p->log_fd, mem_mib,
+			vcpus, &b.ctl, &b.pidfd, &b.pid, &e);
 		pthread_mutex_lock(&p->lock);
 		if (r < 0 && !p->complained)
 			log_warn(
@@ -132,7 +132,7 @@ filler_main(void *pool)
 		/* The table may be another by now. */
 		if (s->mem_mib == mem_mib && s->vcpus == vcpus) {
 			s->failed = r < 0;
-			if (r == 0 && !p->stopping && s->n < TREE_POOL_MAX) {
+			if (r == 0 && !p->stopping && s->n < COMMITS_POOL_MAX) {
 				s->prewarmed[s->n++] = b;
 				b = (struct prewarmed){.pidfd = -1};
 			}
@@ -148,18 +148,18 @@ filler_main(void *pool)
 }
 
 void
-pool_open(struct tree *t)
+pool_open(struct commits *c)
 {
 	char path[PATHS_MAX];
 	struct pool *p;
 
-	if (!t->config.pool_size ||
-		paths_format(path, sizeof(path), NULL, "%s/pool.log", t->config.home) < 0)
+	if (!c->config.pool_size || paths_format(path, sizeof(path), NULL, "%s/pool.log",
+					    tree_home(c->tree)) < 0)
 		return;
 	p = calloc(1, sizeof(*p));
 	if (!p)
 		return;
-	p->t = t;
+	p->commits = c;
 	p->log_fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
@@ -169,13 +169,13 @@ pool_open(struct tree *t)
 		free(p);
 		return;
 	}
-	t->pool = p;
+	c->pool = p;
 }
 
 void
-pool_close(struct tree *t)
+pool_close(struct commits *c)
 {
-	struct pool *p = t->pool;
+	struct pool *p = c->pool;
 
 	if (!p)
 		return;
@@ -191,7 +191,7 @@ pool_close(struct tree *t)
 	pthread_cond_destroy(&p->changed);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
-	t->pool = NULL;
+	c->pool = NULL;
 }
 
 /* The entry of a shape, in the place of the one that was asked for longest ago if need
@@ -215,12 +215,12 @@ shape_of(struct pool *p, uint64_t mem_mib, uint32_t vcpus, struct shape *old)
 }
 
 bool
-pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **ret_ctl,
+pool_take(struct commits *c, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **ret_ctl,
 	int *ret_pidfd, pid_t *ret_pid)
 {
 	cleanup_free struct shape *old = calloc(1, sizeof(*old));
 	struct prewarmed b = {.pidfd = -1};
-	struct pool *p = t->pool;
+	struct pool *p = c->pool;
 	struct shape *s;
 	bool found = false;
 

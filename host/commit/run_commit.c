@@ -18,18 +18,21 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/commit/commits_priv.h"
 #include "host/vm/handshake.h"
 
 struct spawn {
+	struct commits *commits;
 	struct tree *t;
 	const struct branch_request *q;
 	const struct progress *p;
 	char id[STORE_ID_MAX];
 	struct vm_row row; /* what all rows begin as */
 	struct materialized_image materialized;
-	struct vm **vms; /* references, claimed; q->count of them */
-	pid_t *pids;	 /* owned; beside vms */
-	unsigned n_vms;	 /* listed so far */
+	struct vm **vms;      /* references, claimed; q->count of them */
+	pid_t *pids;	      /* owned; beside vms */
+	uint64_t *pid_starts; /* owned; likewise */
+	unsigned n_vms;	      /* listed so far */
 	unsigned n_pooled;
 	int kvm; /* owned */
 };
@@ -124,23 +127,28 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		.vcpus = vm->row.vcpus,
 		.flags = VMM_RESTORE_HAS_BASE,
 	};
+	struct vmmctl *ctl = NULL;
 	char segment[DB_SEGMENT_MAX];
+	int pidfd = -1;
 	int r = launch_files(t->config.home, vm->row.id, &files, e);
 
 	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 	if (r == 0)
-		r = launch_segment(t->config.home, segment, &own, e);
+		r = tree_make_segment(t, segment, &own, e);
 	if (r < 0)
 		return r;
-	if (pool_take(t, vm->row.mem_mib, vm->row.vcpus, &vm->ctl, &vm->pidfd,
-		    &s->pids[i])) {
+	if (pool_take(s->commits, vm->row.mem_mib, vm->row.vcpus, &ctl, &pidfd,
+		    &s->pids[i]))
 		s->n_pooled++;
-	} else {
-		r = vmm_start(
-			&t->config, files.log_fd, &vm->ctl, &vm->pidfd, &s->pids[i], e);
-		if (r < 0)
-			return r;
-	}
+	else
+		r = vmm_start(&t->config, files.log_fd, &ctl, &pidfd, &s->pids[i], e);
+	/* It is listed: others look at it. */
+	pthread_mutex_lock(&t->lock);
+	vm->ctl = ctl;
+	vm->pidfd = pidfd;
+	pthread_mutex_unlock(&t->lock);
+	if (r < 0)
+		return r;
 	memcpy(msg.generation, vm->row.generation, sizeof(msg.generation));
 	snprintf(msg.name, sizeof(msg.name), "%s", vm_name(vm));
 
@@ -168,11 +176,9 @@ made(struct spawn *s, struct err *e)
 	int r = 0;
 
 	for (unsigned i = 0; i < s->n_vms && r == 0; i++) {
-		struct vm_row *row = &s->vms[i]->row;
 		pid_t ppid;
 
-		row->pid = s->pids[i];
-		r = process_look(s->pids[i], &ppid, &row->pid_start);
+		r = process_look(s->pids[i], &ppid, &s->pid_starts[i]);
 		if (r < 0)
 			err_sys(e, r, "vm \"%s\": its process %d", vm_name(s->vms[i]),
 				(int)s->pids[i]);
@@ -182,8 +188,12 @@ made(struct spawn *s, struct err *e)
 	pthread_mutex_lock(&t->lock);
 	r = db_begin(t->db, e);
 	for (unsigned i = 0; i < s->n_vms && r == 0; i++) {
-		s->vms[i]->row.made = true;
-		r = db_update(t->db, &s->vms[i]->row, e);
+		struct vm_row *row = &s->vms[i]->row;
+
+		row->pid = s->pids[i];
+		row->pid_start = s->pid_starts[i];
+		row->made = true;
+		r = db_update(t->db, row, e);
 	}
 	if (r == 0)
 		r = db_commit(t->db, e);
@@ -260,7 +270,7 @@ prepare(struct spawn *s, struct store *store, const char *name, struct err *e)
 	if (r == 0)
 		r = host_can_hold(s->row.vcpus, s->row.mem_mib, e);
 	if (r == 0)
-		r = materialized_get(t, store, m, s->p, &s->materialized, e);
+		r = materialized_get(s->commits, store, m, s->p, &s->materialized, e);
 	store_manifest_free(m);
 	if (r < 0)
 		return r;
@@ -283,7 +293,7 @@ spawn(struct spawn *s, const char *name, struct json_out *out, struct err *e)
 	struct tree *t = s->t;
 	uint64_t began_ns = io_now_ns();
 	struct store *store;
-	int r = tree_store(t, &store, e);
+	int r = commits_store(s->commits, &store, e);
 
 	if (r < 0)
 		return r;
@@ -334,32 +344,36 @@ spawn(struct spawn *s, const char *name, struct json_out *out, struct err *e)
 }
 
 int
-tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
+commits_run(struct commits *c, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e)
 {
 	struct spawn *s = calloc(1, sizeof(*s));
+	struct tree *t = c->tree;
 	int r;
 
 	if (!s)
 		return err_set(e, -ENOMEM, "out of memory");
-	*s = (struct spawn){.t = t,
+	*s = (struct spawn){.commits = c,
+		.t = t,
 		.q = q,
 		.p = p,
 		.materialized = MATERIALIZED_IMAGE_INIT,
 		.kvm = -1};
 	s->vms = calloc(q->count, sizeof(struct vm *));
 	s->pids = calloc(q->count, sizeof(pid_t));
-	r = s->vms && s->pids ? spawn(s, name, out, e)
-			      : err_set(e, -ENOMEM, "out of memory");
+	s->pid_starts = calloc(q->count, sizeof(uint64_t));
+	r = s->vms && s->pids && s->pid_starts ? spawn(s, name, out, e)
+					       : err_set(e, -ENOMEM, "out of memory");
 	pthread_mutex_lock(&t->lock);
 	vms_release(s->vms, s->n_vms);
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
-	materialized_release(t, &s->materialized);
-	materialized_trim(t);
+	materialized_release(c, &s->materialized);
+	materialized_trim(c);
 	cleanup_close_fn(&s->kvm);
 	free(s->vms);
 	free(s->pids);
+	free(s->pid_starts);
 	free(s);
 	return r;
 }

@@ -4,14 +4,14 @@
 #include <unistd.h>
 
 #include "common/toml.h"
-#include "host/vm/tree.h"
+#include "host/pandod/daemon.h"
 
 static int
 read_pool(const char *path, const char *key, const struct toml *value,
-	struct tree_config *config, struct err *e)
+	struct daemon_config *config, struct err *e)
 {
 	bool size = strcmp(key, "size") == 0;
-	int64_t max = size ? TREE_POOL_MAX : INT64_C(1) << 30, n;
+	int64_t max = size ? COMMITS_POOL_MAX : INT64_C(1) << 30, n;
 
 	if (!size && strcmp(key, "flat_mib") != 0)
 		return err_set(e, -EINVAL,
@@ -21,15 +21,15 @@ read_pool(const char *path, const char *key, const struct toml *value,
 		return err_set(e, -EINVAL, "%.300s:%u:%u: pool.%s must be 0 to %lld",
 			path, toml_line(value), toml_column(value), key, (long long)max);
 	if (size)
-		config->pool_size = (unsigned)n;
+		config->commits.pool_size = (unsigned)n;
 	else
-		config->materialized_mib = (uint64_t)n;
+		config->commits.materialized_mib = (uint64_t)n;
 	return 0;
 }
 
 static int
 read_scopes(const char *path, const char *key, const struct toml *value,
-	struct tree_config *config, struct err *e)
+	struct daemon_config *config, struct err *e)
 {
 	static const struct {
 		const char *word;
@@ -53,13 +53,13 @@ read_scopes(const char *path, const char *key, const struct toml *value,
 }
 
 int
-tree_settings(struct tree_config *config, struct err *e)
+daemon_settings(struct daemon_config *config, struct err *e)
 {
 	cleanup_toml struct toml *root = NULL;
 	const struct toml *part, *value;
 	const char *key, *table;
 	char path[PATHS_MAX];
-	int r = paths_format(path, sizeof(path), e, "%s/pandod.toml", config->home);
+	int r = paths_format(path, sizeof(path), e, "%s/pandod.toml", config->tree.home);
 
 	if (r < 0 || access(path, F_OK) < 0)
 		return r;

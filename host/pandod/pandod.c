@@ -31,16 +31,10 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/paths.h"
-#include "host/api/api.h"
-#include "host/vm/tree.h"
+#include "host/pandod/daemon.h"
 
 #define LOG_MAX_BYTES (16 << 20)
 #define LOG_LOOK_MS (60 * 1000)
-/* Connections, files of VMs that are being made, the store. */
-#define DESCRIPTORS_BESIDES 2048u
-/* How long to wait for another pandod of this home: one that stops, or one that is about
- * to answer. */
-#define OTHER_TIMEOUT_MS 10000
 
 struct options {
 	int ready_fd;
@@ -233,116 +227,6 @@ settle_descriptors(struct options *o, struct err *e)
 	return 0;
 }
 
-static int
-make_home(char *home, size_t cap, struct err *e)
-{
-	struct stat st;
-	int r = paths_home(home, cap, e);
-
-	if (r == 0)
-		r = io_mkdir_p(home, 0700, e);
-	if (r < 0)
-		return r;
-	if (stat(home, &st) < 0)
-		return err_sys(e, -errno, "%.300s", home);
-	if (st.st_uid != geteuid())
-		return err_set(e, -EPERM,
-			"%.300s belongs to user %u, not to user %u: set PANDO_HOME", home,
-			st.st_uid, geteuid());
-	/* Sockets, disks and consoles of all VMs lie in it. */
-	if ((st.st_mode & 077) && chmod(home, 0700) < 0)
-		return err_sys(e, -errno, "chmod 0700 %.300s", home);
-	return 0;
-}
-
-static bool
-socket_answers(const char *path)
-{
-	cleanup_close int fd = -1;
-
-	/* One that is stopped takes no more connections at some time, and answers nobody. */
-	return io_unix_connect_now(path, SOCK_STREAM, &fd, NULL) == 0;
-}
-
-/* 1: the lock is ours (*ret_fd). 0: another pandod runs here and answers. */
-static int
-take_lock(const char *home, const char *socket, int *ret_fd, struct err *e)
-{
-	char path[PATHS_MAX], text[32];
-	cleanup_close int fd = -1;
-	uint64_t until = io_now_ns() + OTHER_TIMEOUT_MS * 1000000ull;
-	int r = paths_format(path, sizeof(path), e, "%s/pandod.lock", home);
-
-	if (r < 0)
-		return r;
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return err_sys(e, -errno, "%.300s", path);
-	while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-		if (errno != EWOULDBLOCK && errno != EINTR)
-			return err_sys(e, -errno, "locking %.300s", path);
-		if (socket_answers(socket))
-			return 0;
-		if (io_now_ns() > until)
-			return err_set(e, -EBUSY,
-				"another pandod holds %.300s and does not answer within %d s: see pandod.log beside it",
-				path, OTHER_TIMEOUT_MS / 1000);
-		poll(NULL, 0, 20);
-	}
-	/* For people; nothing reads it. */
-	snprintf(text, sizeof(text), "%d\n", (int)getpid());
-	if (ftruncate(fd, 0) == 0)
-		io_write_full(fd, text, strlen(text));
-	*ret_fd = TAKE_FD(fd);
-	return 1;
-}
-
-static int
-listen_socket(const char *path, int *ret_fd, struct err *e)
-{
-	int r;
-
-	/* The lock is ours: what lies there is a dead pandod's. */
-	if (unlink(path) < 0 && errno != ENOENT)
-		return err_sys(e, -errno, "%.300s", path);
-	r = io_unix_listen(path, SOCK_STREAM, 128, ret_fd, e); /* 0600 by the umask */
-	if (r == 0)
-		r = io_set_nonblock(*ret_fd, 1);
-	return r;
-}
-
-/* As many descriptors as all VMs there can be need, and what serves calls besides. What
- * our caller's shell was given is no measure of that. */
-static void
-raise_limits(void)
-{
-	const rlim_t wanted = DESCRIPTORS_A_VM * TREE_VMS_MAX + DESCRIPTORS_BESIDES;
-	struct rlimit l, more;
-
-	if (getrlimit(RLIMIT_NOFILE, &l) == 0) {
-		more = l;
-		more.rlim_cur = more.rlim_max;
-		if (more.rlim_max != RLIM_INFINITY && more.rlim_max < wanted)
-			more.rlim_cur = more.rlim_max = wanted;
-		/* Raising the hard limit takes a right that few have. */
-		if (setrlimit(RLIMIT_NOFILE, &more) < 0) {
-			more = l;
-			more.rlim_cur = more.rlim_max;
-			setrlimit(RLIMIT_NOFILE, &more);
-		}
-		if (more.rlim_cur != RLIM_INFINITY && more.rlim_cur < wanted)
-			log_warn(
-				"at most %llu files may be open, which is enough for about %llu VMs; start pandod with a higher limit (ulimit -n, or LimitNOFILE= of a unit)",
-				(unsigned long long)more.rlim_cur,
-				/* a quarter is kept for calls (launch.c) */
-				(unsigned long long)(more.rlim_cur / 4 * 3 /
-						     DESCRIPTORS_A_VM));
-	}
-	/* Forks of VMMs whose parents have ended fall to us, so that they are waited for.
-	 */
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
-}
-
 static void
 wake(void *ctx)
 {
@@ -352,20 +236,20 @@ wake(void *ctx)
 }
 
 static void
-loop(struct tree *t, int signals, int stop, const struct options *o, const char *home)
+loop(struct daemon *d, int signals, int stop, const struct options *o, const char *home)
 {
 	uint64_t look_ns = io_now_ns() + LOG_LOOK_MS * 1000000ull;
 
 	for (;;) {
 		struct pollfd p[3] = {
-			{.fd = tree_fd(t), .events = POLLIN},
+			{.fd = daemon_fd(d), .events = POLLIN},
 			{.fd = signals, .events = POLLIN},
 			{.fd = stop, .events = POLLIN},
 		};
 		int n = poll(p, 3, o->foreground ? -1 : LOG_LOOK_MS);
 
 		if (p[0].revents)
-			tree_dispatch(t);
+			daemon_dispatch(d);
 		if (n > 0 && p[1].revents) {
 			struct signalfd_siginfo si;
 
@@ -386,36 +270,18 @@ loop(struct tree *t, int signals, int stop, const struct options *o, const char 
 static int
 serve(struct options *o, struct err *e)
 {
-	struct tree_config *config = calloc(1, sizeof(*config));
-	cleanup_free struct tree_config *free_config = config;
-	cleanup_close int lock = -1, signals = -1, stop = -1, listener = -1;
-	char socket[PATHS_MAX];
-	struct tree *tree = NULL;
-	struct api *api = NULL;
+	cleanup_free struct daemon_config *config = calloc(1, sizeof(*config));
+	cleanup_close int lock = -1, signals = -1, stop = -1;
+	const char *home;
+	struct daemon *d;
 	sigset_t set;
 	int r;
 
-	(void)free_config;
 	if (!config)
 		return err_set(e, -ENOMEM, "out of memory");
-	config->kvm_path = "/dev/kvm";
-	config->start_timeout_ms = TREE_START_TIMEOUT_MS;
-	config->answer_timeout_ms = TREE_ANSWER_TIMEOUT_MS;
-	config->agent_timeout_ms = TREE_AGENT_TIMEOUT_MS;
-	config->pool_size = TREE_POOL_SIZE;
-	config->materialized_mib = TREE_MATERIALIZED_MIB;
-	config->scopes = SCOPES_AUTO;
-	r = make_home(config->home, sizeof(config->home), e);
+	r = daemon_defaults(config, e);
 	if (r == 0)
-		r = paths_images(config->images, sizeof(config->images), e);
-	if (r == 0)
-		r = paths_program("libexec/pando/pando-vmm", config->vmm_path,
-			sizeof(config->vmm_path), e);
-	if (r == 0)
-		r = paths_socket(socket, sizeof(socket), e);
-	if (r < 0)
-		return r;
-	r = take_lock(config->home, socket, &lock, e);
+		r = daemon_lock(config, &lock, e);
 	if (r < 0)
 		return r;
 	if (r == 0) {
@@ -423,18 +289,18 @@ serve(struct options *o, struct err *e)
 			NULL); /* somebody else was faster; all the same to who waits */
 		return 0;
 	}
+	home = config->tree.home;
 	if (!o->foreground) {
-		r = open_log(config->home, e);
+		r = open_log(home, e);
 		if (r < 0)
 			return r;
 	}
 	o->logging = true;
 	log_init("pandod", o->debug ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
 	log_set_stamps(1);
-	log_info("version " PANDO_VERSION ", pid %d, home %s", (int)getpid(),
-		config->home);
-	raise_limits();
-	r = tree_settings(config, e);
+	log_info("version " PANDO_VERSION ", pid %d, home %s", (int)getpid(), home);
+	daemon_raise_limits();
+	r = daemon_settings(config, e);
 	if (r < 0)
 		return r;
 
@@ -450,23 +316,15 @@ serve(struct options *o, struct err *e)
 	if (signals < 0 || stop < 0)
 		return err_sys(e, -errno, "signalfd, eventfd");
 
-	/* Before the tree, so that nobody who comes while VMs are adopted takes this pandod
-	 * for a dead one; they are served when that is done. */
-	r = listen_socket(socket, &listener, e);
-	if (r == 0)
-		r = tree_open(config, &tree, e);
-	if (r == 0)
-		r = api_start(tree, TAKE_FD(listener), wake, &stop, &api, e);
-	if (r == 0) {
-		tell(&o->ready_fd, NULL);
-		loop(tree, signals, stop, o, config->home);
-		tree_stop(tree);
-		api_stop(api);
-		log_info("stopped; VMs go on");
-	}
-	unlink(socket);
-	tree_close(tree);
-	return r;
+	r = daemon_open(config, wake, &stop, &d, e);
+	if (r < 0)
+		return r;
+	tell(&o->ready_fd, NULL);
+	loop(d, signals, stop, o, home);
+	daemon_stop(d);
+	log_info("stopped; VMs go on");
+	daemon_close(d);
+	return 0;
 }
 
 int

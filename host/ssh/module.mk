@@ -1,5 +1,5 @@
 # The key that guests let in.
-pandodcore_SRCS += host/ssh/ssh_key.c
+pandovm_SRCS += host/ssh/ssh_key.c
 
 # libssh is called only in ssh.c.
 machine_SRCS += host/ssh/ssh.c

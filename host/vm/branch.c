@@ -34,18 +34,49 @@ fork_child(struct branch *b, struct vm *child, struct frozen_fork *k, struct err
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_vm_segment struct vm_segment own = VM_SEGMENT_INIT;
 	struct vmm_fork msg = {0};
+	struct vmmctl *ctl = NULL;
 	char segment[DB_SEGMENT_MAX];
+	int pidfd = -1;
 	int r = launch_files(b->t->config.home, child->row.id, &files, e);
 
 	snprintf(segment, sizeof(segment), "%s.0", child->row.id);
 	if (r == 0)
-		r = launch_segment(b->t->config.home, segment, &own, e);
+		r = tree_make_segment(b->t, segment, &own, e);
 	if (r < 0)
 		return r;
 	memcpy(msg.child_generation, child->row.generation, sizeof(msg.child_generation));
 	snprintf(msg.child_name, sizeof(msg.child_name), "%s", vm_name(child));
-	return fork_point_fork(
-		&b->cut, k, &msg, &files, &own, &child->ctl, &child->pidfd, e);
+	r = fork_point_fork(&b->cut, k, &msg, &files, &own, &ctl, &pidfd, e);
+	/* It is listed: others look at it. */
+	pthread_mutex_lock(&b->t->lock);
+	child->ctl = ctl;
+	child->pidfd = pidfd;
+	pthread_mutex_unlock(&b->t->lock);
+	return r;
+}
+
+/* Until it runs; its process is certain then. */
+static int
+wait_child(struct branch *b, struct vm *child, uint64_t *slowest_ns, struct err *e)
+{
+	cleanup_close int hinted = -1;
+	struct vmm_started started;
+	int pidfd = -1;
+	pid_t pid;
+	int r = fork_point_wait_child(
+		&b->cut, child->ctl, false, &pidfd, &pid, &started, e);
+
+	pthread_mutex_lock(&b->t->lock);
+	if (pidfd >= 0) {
+		hinted = child->pidfd;
+		child->pidfd = pidfd;
+	}
+	if (r == 0)
+		child->row.pid = pid;
+	pthread_mutex_unlock(&b->t->lock);
+	if (r == 0 && started.setup_ns > *slowest_ns)
+		*slowest_ns = started.setup_ns;
+	return r;
 }
 
 /* A child's row, in the table. Called with the lock, inside the database's transaction.
@@ -115,7 +146,7 @@ enter(struct branch *b, struct err *e)
 	if (r == 0)
 		r = db_commit(t->db, e);
 	if (r == 0) {
-		scopes_expect(t->scopes, parent->row.id, b->q->count);
+		scopes_expect(t->config.scopes, parent->row.id, b->q->count);
 		return 0;
 	}
 	db_rollback(t->db);
@@ -134,9 +165,7 @@ static int
 make(struct branch *b, struct err *e)
 {
 	struct frozen_fork k = FROZEN_FORK_INIT;
-	struct vmm_started started;
 	uint64_t slowest_ns = 0;
-	pid_t pid;
 	int r = 0;
 
 	if (b->q->count > 1)
@@ -147,17 +176,8 @@ make(struct branch *b, struct err *e)
 		r = fork_child(b, b->children[i], b->q->count > 1 ? &k : NULL, e);
 	if (r == 0)
 		fault_point("branch.forked");
-	for (unsigned i = 0; r == 0 && i < b->n_children; i++) {
-		struct vm *child = b->children[i];
-
-		r = fork_point_wait_child(
-			&b->cut, child->ctl, false, &child->pidfd, &pid, &started, e);
-		if (r == 0) {
-			child->row.pid = pid;
-			if (started.setup_ns > slowest_ns)
-				slowest_ns = started.setup_ns;
-		}
-	}
+	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
+		r = wait_child(b, b->children[i], &slowest_ns, e);
 	if (r == 0)
 		fault_point("branch.started");
 	frozen_fork_end(b->t, &k);

@@ -70,13 +70,15 @@ vm_undo(struct tree *t, struct vm **vms, unsigned n)
 int
 vm_made(struct tree *t, struct vm *vm, struct err *e)
 {
+	uint64_t start = 0;
 	pid_t ppid;
-	int r = process_look((pid_t)vm->row.pid, &ppid, &vm->row.pid_start);
+	int r = process_look((pid_t)vm->row.pid, &ppid, &start);
 
 	if (r < 0)
 		return err_sys(e, r, "vm \"%s\": its process %lld", vm_name(vm),
 			(long long)vm->row.pid);
 	pthread_mutex_lock(&t->lock);
+	vm->row.pid_start = start;
 	vm->row.made = true;
 	vm->row.reason[0] = '\0'; /* that of a reboot */
 	r = db_update(t->db, &vm->row, e);
@@ -184,7 +186,7 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	r = again ? launch_files_again(t->config.home, vm->row.id, &files, e)
 		  : launch_files(t->config.home, vm->row.id, &files, e);
 	if (r == 0 && !again)
-		r = launch_segment(t->config.home, name, &first, e);
+		r = tree_make_segment(t, name, &first, e);
 	if (r == 0)
 		r = launch_spawn(
 			t->config.vmm_path, files.log_fd, &control, &pid, &pidfd, e);

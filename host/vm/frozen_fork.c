@@ -74,7 +74,7 @@ fork_point_enter(struct fork_point *c, struct err *e)
 		parent->row.next_segment);
 	/* The files come first: no chain of a VM that stays ever names a segment
 	 * that is not there. */
-	r = launch_segment(t->config.home, c->segment, &c->own, e);
+	r = tree_make_segment(t, c->segment, &c->own, e);
 	if (r < 0)
 		return r;
 	fault_point("branch.segment");
@@ -302,6 +302,7 @@ frozen_fork_park(struct fork_point *c, struct frozen_fork *k, struct err *e)
 		return r;
 	memcpy(k->id, id, sizeof(id));
 	snprintf(segment, sizeof(segment), "%s.0", id);
+	/* No row names it, so nobody needs to sync its name. */
 	r = launch_segment(c->t->config.home, segment, &own, e);
 	if (r < 0)
 		return r;

@@ -335,9 +335,9 @@ enter(struct start *s, struct err *e)
 	/* Before a row names it, so that no chain ever has a segment that is not there.
 	 */
 	if (r == 0)
-		r = launch_segment(t->config.home, segment, &s->segment, e);
+		r = tree_make_segment(t, segment, &s->segment, e);
 	if (r == 0)
-		r = sync_folder(t, "segments", e);
+		r = tree_sync_segments(t, e);
 	if (r == 0)
 		fault_point("start.flattened");
 	if (r == 0)

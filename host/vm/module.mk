@@ -1,5 +1,5 @@
 # VMs, and what is known of them.
-pandodcore_SRCS += \
+pandovm_SRCS += \
 	host/vm/adopt.c \
 	host/vm/batch.c \
 	host/vm/branch.c \
@@ -23,20 +23,20 @@ pandodcore_SRCS += \
 
 UNIT_TESTS += test_image
 test_image_SRCS := tests/unit/test_image.c
-test_image_LIBS := pandodcore systemdjobs kvmprobe wire common
+test_image_LIBS := pandovm wire common
 test_image_PKGS := cmocka
 
 UNIT_TESTS += test_db
 test_db_SRCS := tests/unit/test_db.c
-test_db_LIBS := pandodcore systemdjobs kvmprobe wire common
+test_db_LIBS := pandovm wire common
 test_db_PKGS := cmocka sqlite3
 
 UNIT_TESTS += test_tree
-test_tree_SRCS := tests/unit/test_tree.c tests/unit/fake_vmm.c
-test_tree_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
-test_tree_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
+test_tree_SRCS := tests/unit/test_tree.c tests/unit/tree_help.c tests/unit/fake_vmm.c
+test_tree_LIBS := pandovm vmmdisk systemdjobs kvmprobe wire common
+test_tree_PKGS := cmocka sqlite3 libsodium libsystemd
 
 UNIT_TESTS += test_power_cut
-test_power_cut_SRCS := tests/unit/test_power_cut.c tests/unit/fake_vmm.c
-test_power_cut_LIBS := pandodcore vmmdisk store systemdjobs kvmprobe wire common
-test_power_cut_PKGS := cmocka libmicrohttpd sqlite3 libsodium libzstd libsystemd
+test_power_cut_SRCS := tests/unit/test_power_cut.c tests/unit/tree_help.c tests/unit/fake_vmm.c
+test_power_cut_LIBS := pandovm vmmdisk systemdjobs kvmprobe wire common
+test_power_cut_PKGS := cmocka sqlite3 libsodium libsystemd

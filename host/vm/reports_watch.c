@@ -53,7 +53,7 @@ struct reports_watch {
 	struct tree *t; /* borrowed */
 	pthread_t thread;
 	int wake_fd; /* owned */
-	unsigned followers, busy, slow_busy;
+	unsigned busy, slow_busy;
 	uint64_t left_ns; /* when the last follower went */
 	struct watched v[TREE_VMS_MAX];
 	unsigned n;
@@ -261,7 +261,7 @@ watch_main(void *arg)
 
 	pthread_mutex_lock(&t->lock);
 	while (!t->stopping) {
-		if (!w->followers && io_now_ns() > w->left_ns + LINGER_MS * NS_PER_MS) {
+		if (!t->n_followers && io_now_ns() > w->left_ns + LINGER_MS * NS_PER_MS) {
 			for (unsigned i = w->n; i-- > 0;)
 				if (!w->v[i].busy)
 					drop(w, i);
@@ -287,6 +287,10 @@ reports_follow(struct tree *t, struct err *e)
 	struct reports_watch *w = t->reports_watch;
 	int r;
 
+	if (t->n_followers == TREE_FOLLOWERS_MAX || !may_wait(t))
+		return err_set(e, -EAGAIN,
+			"%u calls wait for reports and %u for VMs, and more may not: try again when some are done, or ask without wait",
+			t->n_followers, t->n_waiters);
 	if (!w) {
 		w = calloc(1, sizeof(*w));
 		if (!w)
@@ -302,7 +306,7 @@ reports_follow(struct tree *t, struct err *e)
 		}
 		t->reports_watch = w;
 	}
-	w->followers++;
+	t->n_followers++;
 	wake(w);
 	pthread_cond_broadcast(&t->changed);
 	return 0;
@@ -311,7 +315,7 @@ reports_follow(struct tree *t, struct err *e)
 void
 reports_unfollow(struct tree *t)
 {
-	if (--t->reports_watch->followers == 0)
+	if (--t->n_followers == 0)
 		t->reports_watch->left_ns = io_now_ns();
 }
 

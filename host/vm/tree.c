@@ -272,7 +272,7 @@ tree_claim_until(struct tree *t, const char *name, const char *op,
 	if (!is_free(t, vm, NULL)) {
 		if (!p || !p->busy_timeout_ms)
 			r = is_busy(vm, "", e);
-		else if (t->n_waiters == TREE_WAITERS_MAX)
+		else if (!may_wait(t))
 			r = is_busy(vm, ", and too many calls wait already", e);
 		else
 			say(p, "vm \"%s\" is %s: waiting for that", vm_name(vm),
@@ -367,9 +367,9 @@ vm_enter_scope(struct tree *t, const struct vm *vm, bool found)
 		.found = found,
 	};
 
-	if (t->scopes && paths_format(folder, sizeof(folder), NULL, "%s/vms/%s",
-				 t->config.home, vm->row.id) == 0)
-		scopes_enter(t->scopes, &v);
+	if (t->config.scopes && paths_format(folder, sizeof(folder), NULL, "%s/vms/%s",
+					t->config.home, vm->row.id) == 0)
+		scopes_enter(t->config.scopes, &v);
 }
 
 const char *
@@ -381,7 +381,7 @@ tree_home(const struct tree *t)
 void
 tree_scopes(struct tree *t, const char *key, struct json_out *out)
 {
-	scopes_json(t->scopes, key, out);
+	scopes_json(t->config.scopes, key, out);
 }
 
 void
@@ -491,25 +491,6 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
  * Start and end of the tree itself.
  */
 
-/* What an earlier pandod left unfinished in the store goes when it is opened. One that
- * cannot be opened stands in nobody's way but in that of commits. */
-static void
-open_store(struct tree *t)
-{
-	char path[PATHS_MAX];
-	struct store *s;
-	struct err e;
-
-	if (paths_format(path, sizeof(path), NULL, "%s/store", t->config.home) == 0 &&
-		access(path, F_OK) == 0) {
-		if (tree_store(t, &s, &e) < 0)
-			log_warn("the store of commits: %s", e.msg);
-		else
-			commits_forget_gone(t, s);
-	}
-	materialized_trim(t);
-}
-
 int
 tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 {
@@ -525,14 +506,11 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	if (!t->config.handshake_timeout_ms)
 		t->config.handshake_timeout_ms = TREE_HANDSHAKE_TIMEOUT_MS;
 	pthread_mutex_init(&t->lock, NULL);
-	pthread_mutex_init(&t->store_lock, NULL);
-	pthread_rwlock_init(&t->gc_lock, NULL);
-	pthread_mutex_init(&t->materialized_lock, NULL);
-	pthread_cond_init(&t->materialized_changed, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&t->changed, &attr);
 	pthread_cond_init(&t->sync_asked, NULL);
+	t->segments_made = 1; /* those that the last pandod left */
 	pthread_condattr_destroy(&attr);
 	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	r = t->epoll_fd < 0 ? err_sys(e, -errno, "epoll_create1") : 0;
@@ -551,11 +529,8 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		r = paths_format(path, sizeof(path), e, "%s/state.db", config->home);
 	if (r == 0)
 		r = db_open(path, &t->db, e);
-	if (r == 0) {
-		t->scopes = scopes_open(
-			t->config.scopes, t->config.home, t->config.scopes_group);
+	if (r == 0)
 		r = tree_adopt(t, e);
-	}
 	if (r == 0) {
 		r = -pthread_create(&t->health_monitor, NULL, tree_health_monitor, t);
 		if (r < 0)
@@ -570,9 +545,6 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 		return r;
 	}
 	adopt_wait(t);
-	open_store(t);
-	pool_open(t);
-	tree_finish_reboots(t);
 	*ret = t;
 	return 0;
 }
@@ -589,33 +561,32 @@ tree_stop(struct tree *t)
 }
 
 void
+tree_wait_stopped(struct tree *t)
+{
+	if (t->has_health_monitor)
+		pthread_join(t->health_monitor, NULL);
+	t->has_health_monitor = false;
+	reports_watch_close(t);
+	tree_wait_reboots(t);
+	if (t->has_syncer)
+		pthread_join(t->syncer, NULL);
+	t->has_syncer = false;
+}
+
+void
 tree_close(struct tree *t)
 {
 	if (!t)
 		return;
 	tree_stop(t);
-	if (t->has_health_monitor)
-		pthread_join(t->health_monitor, NULL);
-	reports_watch_close(t);
-	tree_wait_reboots(t);
-	if (t->has_syncer)
-		pthread_join(t->syncer, NULL);
-	pool_close(t);
-	scopes_close(t->scopes);
-	t->scopes = NULL;
+	tree_wait_stopped(t);
 	while (t->n_vms)
 		tree_unlist_vm(t, t->vms[t->n_vms - 1]);
 	free(t->strays);
-	materialized_close(t);
-	store_close(t->store);
 	db_close(t->db);
 	cleanup_close_fn(&t->epoll_fd);
 	pthread_cond_destroy(&t->sync_asked);
 	pthread_cond_destroy(&t->changed);
-	pthread_cond_destroy(&t->materialized_changed);
-	pthread_mutex_destroy(&t->materialized_lock);
-	pthread_rwlock_destroy(&t->gc_lock);
-	pthread_mutex_destroy(&t->store_lock);
 	pthread_mutex_destroy(&t->lock);
 	free(t);
 }

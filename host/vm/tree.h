@@ -1,12 +1,15 @@
 /*
  * The tree of VMs: what pandod knows, and everything it can do to a VM. Thread-safe: each
- * call of host/api/API.md is one function here, called from whatever thread serves the
- * request; answers are written as JSON.
+ * call of host/api/API.md that is about VMs is one function here, called from whatever
+ * thread serves the request; answers are written as JSON.
  *
  * Every VM is in the table (at most TREE_VMS_MAX) and in the database, written through. A
  * VM has at most one operation under way; the next ones queue for as long as their callers
- * say, and are -EBUSY then, with a sentence that says what is under way. The processes' ends and last words come in through
- * tree_dispatch(), one thread's business.
+ * say, and are -EBUSY then, with a sentence that says what is under way. The processes' ends
+ * and last words come in through tree_dispatch(), one thread's business.
+ *
+ * Nothing is known here of the store: a row names commits, and host/commit, which knows the
+ * tree, says what that means.
  */
 #ifndef PANDO_HOST_VM_TREE_H
 #define PANDO_HOST_VM_TREE_H
@@ -34,33 +37,28 @@ struct tree_config {
 	int answer_timeout_ms;	  /* other requests to a VMM */
 	int agent_timeout_ms;	  /* started -> the agent answers a ping */
 	int handshake_timeout_ms; /* that -> it acknowledges who it is; 0: the default */
-	unsigned pool_size; /* pre-warmed VMMs kept of each shape that is used; 0: none */
-	uint64_t
-		materialized_mib; /* materialized images of commits nobody runs on, on disk */
-	enum scopes_use scopes;
-	const char *scopes_group; /* scopes_open(); borrowed */
+	struct scopes *scopes;	  /* borrowed; NULL: none */
 };
 #define TREE_START_TIMEOUT_MS 60000
 #define TREE_ANSWER_TIMEOUT_MS 20000
 #define TREE_AGENT_TIMEOUT_MS 600000
 #define TREE_HANDSHAKE_TIMEOUT_MS 120000
 
-#define TREE_POOL_SIZE 2
-#define TREE_POOL_MAX 64
-#define TREE_MATERIALIZED_MIB 8192
-/* [pool] and [scopes] of <home>/pandod.toml into config; a file that is not there changes
- * nothing. */
-int tree_settings(struct tree_config *config, struct err *e);
-
 struct tree;
 
 /* Opens the database, adopts the VMs that run, removes what an earlier pandod left
  * half-made. The caller holds <home>/pandod.lock. */
 int tree_open(const struct tree_config *config, struct tree **ret, struct err *e);
-/* The VMs go on. Nobody may be inside a call. */
-void tree_close(struct tree *t);
+/* VMs that the last pandod was to boot again (reboot.c) are booted from now on: what belongs to
+ * commits is open, too. */
+void tree_finish_reboots(struct tree *t);
 /* From now on, waiting calls end with -ECANCELED and new VMs are refused. */
 void tree_stop(struct tree *t);
+/* After it: until no thread of the tree is left, so that nobody uses config.scopes any more.
+ */
+void tree_wait_stopped(struct tree *t);
+/* The VMs go on. Nobody may be inside a call. */
+void tree_close(struct tree *t);
 
 const char *tree_home(const struct tree *t);
 /* What VMs are in: scopes_json(). */
@@ -81,15 +79,17 @@ struct progress {
 	void (*made)(void *ctx, const char *id);
 	uint32_t busy_timeout_ms; /* in the queue for a VM; 0: does not queue */
 };
-/* As many calls may be in the queues of all VMs together. */
+/* As many calls may wait: in the queues of all VMs, and for reports. Of these, so many for
+ * reports, so that some are always left for VMs. */
 #define TREE_WAITERS_MAX 96
+#define TREE_FOLLOWERS_MAX 64
 
 /* filter (may be NULL): the VMs that have all of these. memory: with what each takes of
  * the host, which costs a walk over each one's page tables. */
 int tree_list(struct tree *t, const struct labels *filter, bool memory,
 	struct json_out *out, struct err *e);
 int tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e);
-/* This, tree_branch() and tree_spawn() undo what they made when nobody waits for the answer any more. */
+/* This and tree_branch() undo what they made when nobody waits for the answer any more. */
 int tree_create(struct tree *t, const struct create_request *q, const struct progress *p,
 	struct json_out *out, struct err *e);
 int tree_branch(struct tree *t, const char *name, const struct branch_request *q,
@@ -116,34 +116,10 @@ int tree_start_vm(struct tree *t, const char *name, const struct start_request *
 	const struct progress *p, struct json_out *out, struct err *e);
 int tree_resize(struct tree *t, const char *name, const struct resize_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
-/* commit.c. The answer's commit as tree_commit_info() gives it, with what was written. */
-int tree_commit(struct tree *t, const char *name, const struct commit_request *q,
-	const struct progress *p, struct json_out *out, struct err *e);
-/* run_commit.c: VMs of a commit. name: an id, a beginning of one, or a tag, here and below. */
-int tree_spawn(struct tree *t, const char *name, const struct branch_request *q,
-	const struct progress *p, struct json_out *out, struct err *e);
-/* commits.c */
-int tree_commits(struct tree *t, struct json_out *out, struct err *e);
-int tree_commit_info(
-	struct tree *t, const char *name, struct json_out *out, struct err *e);
-int tree_commit_delete(struct tree *t, const char *name, bool recursive, bool dry_run,
-	struct json_out *out, struct err *e);
-/* Of a VM, or of a commit: its parents, the newest first. */
-int tree_history(struct tree *t, const char *name, struct json_out *out, struct err *e);
-/* files: also which files differ. */
-int tree_diff(struct tree *t, const char *a, const char *b, bool files,
-	struct json_out *out, struct err *e);
-/* name NULL: the whole store. */
-int tree_verify(struct tree *t, const char *name, struct json_out *out, struct err *e);
-int tree_gc(
-	struct tree *t, const struct progress *p, struct json_out *out, struct err *e);
-int tree_tags(struct tree *t, struct json_out *out, struct err *e);
-int tree_tag_put(struct tree *t, const char *tag, const struct tag_request *q,
-	struct json_out *out, struct err *e);
-int tree_tag_delete(struct tree *t, const char *tag, struct json_out *out, struct err *e);
 /* reports.c: what guests have is taken first. name NULL: of all VMs; else of one, which
  * may be gone (then its id). Those with a seq above `after`. wait: where there is none yet, the
- * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS. */
+ * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS. -EAGAIN: too many calls
+ * wait already. */
 #define TREE_REPORTS_WAIT_MS 25000
 int tree_reports(struct tree *t, const char *name, uint64_t after, bool wait,
 	struct json_out *out, struct err *e);

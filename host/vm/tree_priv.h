@@ -1,6 +1,6 @@
 /*
  * What tree*.c, create.c, branch.c, adopt.c and the rest of the tree share. Nobody else
- * includes this.
+ * includes this, but host/commit, whose VMs are in the same table.
  *
  * Locks: tree.lock covers the table, every struct vm's fields and the database. It is
  * never held while waiting for a VMM, an agent or a process. A control connection has its
@@ -16,7 +16,6 @@
 #include <stdint.h>
 
 #include "host/agent/agent_handshake.h"
-#include "host/store/store.h"
 #include "host/vm/db.h"
 #include "host/vm/tree.h"
 #include "host/vmmproc/launch.h"
@@ -64,8 +63,6 @@ struct stray {
 	uint64_t at_ns; /* the next one; UINT64_MAX: it is gone */
 };
 
-struct materialized;
-struct pool;
 struct meeting;
 struct waiter;
 struct reboot;
@@ -82,17 +79,7 @@ struct helper {
 
 struct tree {
 	struct tree_config config;
-	pthread_mutex_t store_lock; /* the opening of the store, and nothing else */
-	struct store *store;	    /* owned; NULL: not opened yet */
-	/* Commits hold it for reading, gc for writing: see tree_gc(). */
-	pthread_rwlock_t gc_lock;
-	pthread_mutex_t
-		materialized_lock; /* materialize.c's; order: materialized_lock, then lock */
-	pthread_cond_t materialized_changed;
-	struct materialized *materialized_images; /* owned */
-	struct pool *pool;			  /* owned; NULL: none */
-	struct scopes *scopes;			  /* owned; NULL: none */
-	struct db *db;				  /* owned */
+	struct db *db; /* owned */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;	      /* some VM died, or stopping */
 	struct vm *vms[TREE_VMS_MAX]; /* oldest first */
@@ -100,7 +87,8 @@ struct tree {
 	uint64_t next_handle;
 	struct waiter *waiters; /* borrowed: who queues for VMs, in the order of coming */
 	unsigned n_waiters;
-	int epoll_fd; /* owned */
+	unsigned n_followers; /* of reports; they wait, too */
+	int epoll_fd;	      /* owned */
 	bool stopping;
 	atomic_bool boots_linux; /* host_can_boot() found that this host's KVM does */
 	struct reboot *reboots;	 /* owned: reboot.c's queue */
@@ -112,7 +100,9 @@ struct tree {
 	pthread_t syncer; /* tree_sync.c's */
 	bool has_syncer;
 	bool sync_wanted;
-	pthread_cond_t sync_asked;	     /* sync_wanted, or stopping */
+	pthread_cond_t sync_asked; /* sync_wanted, or stopping */
+	/* Names in segments/: those that were made, and of these those on the disk. */
+	_Atomic uint64_t segments_made, segments_synced;
 	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */
 	uint64_t reports_kept;		     /* how many were put into the database */
 	struct helper helpers[HELPERS_MAX];
@@ -181,9 +171,7 @@ bool vm_is_rebooting(const struct vm *vm);
 bool vm_was_rebooting(const struct vm *vm);
 /* With the lock: one that the last pandod did not come to is booted, once. */
 void vm_finish_reboot(struct tree *t, struct vm *vm);
-/* Without the lock: those that the last pandod did not come to; and, after tree_stop(),
- * until no thread of them is left. */
-void tree_finish_reboots(struct tree *t);
+/* Without the lock, after tree_stop(): until no thread of them is left. */
 void tree_wait_reboots(struct tree *t);
 /* reports.c: of claimed VMs that are about to be deleted. Called with the lock, which is
  * given up meanwhile; a guest that does not answer costs seconds, once for all. */
@@ -192,6 +180,12 @@ void tree_take_last_reports(struct tree *t, struct vm *const *vms, unsigned n);
  * Below 0: it did not tell. */
 bool reports_can_take(const struct vm *vm);
 int reports_take(struct tree *t, struct vm *vm, uint64_t deadline_ns, struct err *e);
+/* Whether one more may wait: TREE_WAITERS_MAX. */
+static inline bool
+may_wait(const struct tree *t)
+{
+	return t->n_waiters + t->n_followers < TREE_WAITERS_MAX;
+}
 /* reports_watch.c: from follow to unfollow what guests report is taken at once, and changed is
  * broadcast. */
 int reports_follow(struct tree *t, struct err *e);
@@ -208,6 +202,13 @@ int tree_sync_start(struct tree *t, struct err *e);
  * names of all segments are on the disk before rows that name them: a chain with a segment
  * that is not there cannot be read at all. */
 int tree_sync_locked(struct tree *t, struct err *e);
+/* A segment of a VM; what is synced from then on has its names. With the lock or without, as
+ * the next one. */
+int tree_make_segment(
+	struct tree *t, const char *name, struct vm_segment *ret, struct err *e);
+/* The names of all segments that were made are on the disk: where there are new ones, the
+ * folder is synced. */
+int tree_sync_segments(struct tree *t, struct err *e);
 /* The names of segments no chain has any more: removed from the database now, the files
  * too, when the database is on the disk as it is: after a power cut it must not name what
  * is gone. Where it cannot be synced the files stay for the next start. */
@@ -264,10 +265,6 @@ int host_has_room(const struct tree *t, const char *name, uint64_t mem_mib,
 int tree_new_id(char id[static VM_ID_LEN + 1], struct err *e); /* random */
 int tree_random(void *dst, size_t len, struct err *e);
 int vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX]);
-/* run_commit.c: a VMM's process that waits for its first message. What was made is the
- * caller's also on failure: *ret_ctl, *ret_pidfd. */
-int vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
-	int *ret_pidfd, pid_t *ret_pid, struct err *e);
 /* Kills a process that the loop does not watch (yet), and waits for it. */
 void process_end(int pidfd);
 /* For agent_wait_ready(): ends the wait when the VM dies or pandod stops. */
@@ -337,67 +334,6 @@ int host_can_hold(uint32_t vcpus, uint64_t mem_mib, struct err *e);
  * affair, for a Linux KVM is tried (kvm_probe.h). That it can is remembered as long as
  * pandod runs; that it cannot is found out anew. Without the lock. */
 int host_can_boot(struct tree *t, const struct image *image, struct err *e);
-
-/*
- * commits.c
- */
-/* The store, opened by the first who asks. */
-int tree_store(struct tree *t, struct store **ret, struct err *e);
-/* At the start: VMs of commits that were deleted by a pandod that was killed before it
- * noted that are of none. Takes the lock. */
-void commits_forget_gone(struct tree *t, struct store *s);
-/* What a commit is, with the tags on it and the VMs that run on it. With the lock. */
-void commit_json(struct tree *t, const struct store_manifest *m, const char *key,
-	struct json_out *out);
-/* What a commit's configuration says of its VM: all of the row that `start` and the next
- * commit need. -EBADMSG: it says what cannot be. */
-int commit_config_read(const struct store_manifest *m, struct vm_row *ret, struct err *e);
-/* The other way: JSON, owned by the caller. */
-int commit_config_write(const struct vm_row *row, char **ret, struct err *e);
-
-/*
- * materialize.c: <home>/flat/<commit>/{memory,disk,state}, what a commit is as files that can be
- * mapped. Made by the first who needs them; kept as long as a VM lives on them, and then
- * until the room is wanted.
- */
-struct materialized_image {
-	struct materialized *entry; /* borrowed; NULL: none */
-	char disk_path[PATHS_MAX];
-	int memory_fd, disk_fd, state_fd; /* owned; read-only */
-	uint64_t state_bytes;
-};
-#define MATERIALIZED_IMAGE_INIT \
-	{ \
-		.memory_fd = -1, .disk_fd = -1, .state_fd = -1 \
-	}
-/* Until materialized_release() it is not removed; then VMs' rows say so. The caller holds the
- * store (store_hold()), not the lock. */
-int materialized_get(struct tree *t, struct store *s, const struct store_manifest *m,
-	const struct progress *p, struct materialized_image *ret, struct err *e);
-void materialized_release(struct tree *t, struct materialized_image *f);
-/* Removes images beyond config.materialized_mib, the least recently used first; those of commits
- * that are no more, too. */
-void materialized_trim(struct tree *t);
-/* Of which commit this base is the disk: its id, or false. */
-bool materialized_is_disk(
-	const struct tree *t, const char *path, char ret_id[static STORE_ID_MAX]);
-void materialized_close(struct tree *t);
-
-/*
- * pool.c: pre-warmed VMMs, made ahead of time.
- */
-/* Nothing when config.pool_size is 0. */
-void pool_open(struct tree *t);
-/* One, whoever it is for. log_fd is borrowed. */
-int pool_make_prewarmed(const struct tree_config *config, int log_fd, uint64_t mem_mib,
-	uint32_t vcpus, struct vmmctl **ret_ctl, int *ret_pidfd, pid_t *ret_pid,
-	struct err *e);
-/* Ends all that are pre-warmed. */
-void pool_close(struct tree *t);
-/* A pre-warmed VMM of this shape becomes the caller's: false when there is none. Either way
- * more are made. */
-bool pool_take(struct tree *t, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **ret_ctl,
-	int *ret_pidfd, pid_t *ret_pid);
 
 /*
  * adopt.c

@@ -16,21 +16,41 @@
 #include "common/log.h"
 #include "host/vm/tree_priv.h"
 
-/* Before a row that names a segment: fsync makes the names in a folder last, and not every
- * file system does that because a later file is synced. */
-static int
-sync_segment_names(struct tree *t, struct err *e)
+int
+tree_make_segment(struct tree *t, const char *name, struct vm_segment *ret, struct err *e)
 {
-	char path[PATHS_MAX];
-	int r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
+	int r = launch_segment(t->config.home, name, ret, e);
 
-	return r < 0 ? r : io_sync_dir(path, e);
+	/* Also after a failure: one of its files may be there. */
+	atomic_fetch_add(&t->segments_made, 1);
+	return r;
+}
+
+/* Before a row that names a segment: fsync makes the names in a folder last, and not every
+ * file system does that because a later file is synced. Several may be here at once. */
+int
+tree_sync_segments(struct tree *t, struct err *e)
+{
+	uint64_t made = atomic_load(&t->segments_made);
+	uint64_t synced = atomic_load(&t->segments_synced);
+	char path[PATHS_MAX];
+	int r;
+
+	if (made == synced)
+		return 0;
+	r = paths_format(path, sizeof(path), e, "%s/segments", t->config.home);
+	if (r == 0)
+		r = io_sync_dir(path, e);
+	while (r == 0 && synced < made &&
+		!atomic_compare_exchange_weak(&t->segments_synced, &synced, made))
+		;
+	return r;
 }
 
 int
 tree_sync_locked(struct tree *t, struct err *e)
 {
-	int r = sync_segment_names(t, e);
+	int r = tree_sync_segments(t, e);
 
 	return r < 0 ? r : db_sync(t->db, e);
 }
@@ -46,7 +66,7 @@ tree_sync(struct tree *t, struct err *e)
 	int r = paths_format(path, sizeof(path), e, "%s/state.db-wal", t->config.home);
 
 	if (r == 0)
-		r = sync_segment_names(t, e);
+		r = tree_sync_segments(t, e);
 	if (r < 0)
 		return r;
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);

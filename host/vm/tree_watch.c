@@ -158,7 +158,7 @@ process_ended(struct tree *t, struct vm *vm)
 	cleanup_close_fn(&vm->pidfd);
 	vm->pidfd = -1;
 	vm->dead = true;
-	scopes_leave(t->scopes, vm->row.id);
+	scopes_leave(t->config.scopes, vm->row.id);
 	if (vm_state_lives(vm->row.state) && !vm->removing) {
 		vm->row.state =
 			explain_end(t, vm, &si, vm->row.reason, sizeof(vm->row.reason));

@@ -1,5 +1,5 @@
 # Processes of VMMs.
-pandodcore_SRCS += \
+pandovm_SRCS += \
 	host/vmmproc/launch.c \
 	host/vmmproc/vmmctl.c
 

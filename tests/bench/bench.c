@@ -117,6 +117,8 @@ clean_up(void)
 		pthread_join(dispatcher, NULL);
 	}
 	end_vms();
+	commits_close(bench.commits);
+	bench.commits = NULL;
 	if (bench.tree)
 		tree_close(bench.tree);
 	bench.tree = NULL;
@@ -165,8 +167,9 @@ open_tree(struct err *e)
 		.start_timeout_ms = TREE_START_TIMEOUT_MS,
 		.answer_timeout_ms = TREE_ANSWER_TIMEOUT_MS,
 		.agent_timeout_ms = TREE_AGENT_TIMEOUT_MS,
-		.materialized_mib = TREE_MATERIALIZED_MIB,
 	};
+	const struct commits_config commits = {
+		.materialized_mib = COMMITS_MATERIALIZED_MIB};
 	const char *tmp = getenv("TMPDIR");
 	char path[PATHS_MAX];
 	int r;
@@ -185,6 +188,8 @@ open_tree(struct err *e)
 		r = io_mkdir_p(config.images, 0700, e);
 	if (r == 0)
 		r = tree_open(&config, &bench.tree, e);
+	if (r == 0)
+		r = commits_open(bench.tree, &commits, &bench.commits, e);
 	if (r < 0)
 		return r;
 	snprintf(path, sizeof(path), "%s/pool.log", home);

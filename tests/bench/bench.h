@@ -1,7 +1,7 @@
 /*
  * What the benchmarks of VMs share: a PANDO_HOME of their own with a tree (host/vm/tree.h)
- * in it, small guests in the shipped pando-vmm, started, forked and restored by pandod's
- * own code; and the ways out of a benchmark.
+ * and commits in it, small guests in the shipped pando-vmm, started, forked and restored by
+ * pandod's own code; and the ways out of a benchmark.
  *
  * One benchmark a process, one thread. Whatever fails ends the benchmark with a sentence:
  * half a measurement is none.
@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "common/json.h"
-#include "host/vm/tree_priv.h"
+#include "host/commit/commits_priv.h"
 #include "tests/kvm/console_line.h"
 
 #define BENCH_WAIT_MS 60000
@@ -22,11 +22,12 @@ struct bench {
 	const char *name;
 	unsigned rounds;
 	uint64_t mem_mib;
-	struct json_out *out; /* NULL: lines */
-	struct tree *tree;    /* owned */
-	int kvm;	      /* owned: /dev/kvm */
-	int log_fd;	      /* owned: of pre-warmed VMMs */
-	double ticks_per_ns;  /* of the TSC */
+	struct json_out *out;	 /* NULL: lines */
+	struct tree *tree;	 /* owned */
+	struct commits *commits; /* owned */
+	int kvm;		 /* owned: /dev/kvm */
+	int log_fd;		 /* owned: of pre-warmed VMMs */
+	double ticks_per_ns;	 /* of the TSC */
 };
 extern struct bench bench;
 

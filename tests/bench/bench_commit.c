@@ -1,6 +1,6 @@
 /*
  * What a commit costs, with small guests of which 128 MiB are written. All of it is
- * tree_commit(): one fork that parks, and its reading and writing behind the guest's
+ * commits_make(): one fork that parks, and its reading and writing behind the guest's
  * back.
  *
  *   bench_commit [--json] [--rounds N] [--mem MIB]
@@ -38,7 +38,8 @@ commit(const struct bench_vm *vm)
 	struct err e;
 
 	began_ns = io_now_ns();
-	if (tree_commit(bench.tree, vm->id, &q, &(struct progress){0}, &answer, &e) < 0)
+	if (commits_make(bench.commits, vm->id, &q, &(struct progress){0}, &answer, &e) <
+		0)
 		bench_die("commit", &e);
 	d.seconds = (double)(io_now_ns() - began_ns) / 1e9;
 	d.written_bytes = bench_json_number(answer.buf, "written_bytes");

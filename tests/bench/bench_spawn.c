@@ -1,7 +1,7 @@
 /*
  * What a VM's start from a commit costs, with small guests of which 128 MiB are touched.
- * The commit is made by tree_commit() and its materialized image by materialized_get(), once; pre-warmed VMMs
- * are made as host/commit/pool.c makes them. Files and sockets are there before the clock runs.
+ * The commit is made by commits_make() and its materialized image by materialized_get(), once;
+ * pre-warmed VMMs are made as host/commit/pool.c makes them. Files and sockets are there before the clock runs.
  *
  *   bench_spawn [--json] [--rounds N] [--mem MIB]
  *
@@ -47,13 +47,13 @@ make_commit(void)
 	snprintf(
 		cmdline, sizeof(cmdline), "mode=work rest=1 dirty=%u", TOUCHED_MIB * 256);
 	bench_boot(&vm, cmdline);
-	r = tree_commit(bench.tree, vm.id, &q, &quiet, &answer, &e);
+	r = commits_make(bench.commits, vm.id, &q, &quiet, &answer, &e);
 	if (r == 0)
-		r = tree_store(bench.tree, &store, &e);
+		r = commits_store(bench.commits, &store, &e);
 	if (r == 0)
 		r = store_load(store, "bench", &m, &e);
 	if (r == 0)
-		r = materialized_get(bench.tree, store, m, &quiet, &materialized, &e);
+		r = materialized_get(bench.commits, store, m, &quiet, &materialized, &e);
 	if (r < 0)
 		bench_die("commit", &e);
 	store_manifest_free(m);
@@ -215,7 +215,7 @@ main(int argc, char **argv)
 	bench_number("answered", answered, "of 1000");
 	bench_number(
 		"child_pss_kib", pss, "each of the 1000, at rest; -1: not to be seen");
-	materialized_release(bench.tree, &materialized);
+	materialized_release(bench.commits, &materialized);
 	bench_end();
 	return 0;
 }

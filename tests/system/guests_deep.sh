@@ -26,7 +26,12 @@ if sys.argv[1] == "server":
         f.write(b"%d\n" % total)
         f.flush()
     sys.exit("the client is gone")
-c = socket.create_connection(("127.0.0.1", 7000))
+while True:
+    try:
+        c = socket.create_connection(("127.0.0.1", 7000))
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.1)
 f, n, total = c.makefile("rwb"), 0, 7
 while True:
     n += 1
@@ -58,15 +63,18 @@ while True:
 W
 tmux new-session -d -s server "python3 /root/talk.py server"
 tmux new-session -d -s rows "python3 /root/rows.py"
-sleep 2
 tmux new-session -d -s client "python3 /root/talk.py client"'
-	wait_until 60 "the two processes of $1 converse" pando execute "$1" -- test -s /run/talk
-	wait_until 60 "the database of $1 has rows" [ "$(rows_of "$1")" -gt 0 ]
+	wait_until "the two processes of $1 converse" pando execute "$1" -- test -s /run/talk
+	wait_until "the database of $1 has rows" more_rows "$1" 0
 }
 
 rows_of() { # vm
 	pando execute "$1" -- python3 -c 'import sqlite3
-print(sqlite3.connect("/root/rows.db", timeout=30).execute("select count(*) from t").fetchone()[0])'
+print(sqlite3.connect("/root/rows.db", timeout=600).execute("select count(*) from t").fetchone()[0])'
+}
+
+more_rows() { # vm, rows
+	[ "$(rows_of "$1")" -gt "$2" ]
 }
 
 talk_of() { # vm
@@ -76,9 +84,8 @@ talk_of() { # vm
 all_goes_on() { # vm, count, place in the conversation, rows
 	count_goes_on "$1" "$2"
 	further() { [ "$(talk_of "$1")" -gt "$2" ]; }
-	wait_until 60 "the conversation in $1 goes on beyond $3" further "$1" "$3"
-	more_rows() { [ "$(rows_of "$1")" -gt "$2" ]; }
-	wait_until 60 "the database of $1 grows beyond $4 rows" more_rows "$1" "$4"
+	wait_until "the conversation in $1 goes on beyond $3" further "$1" "$3"
+	wait_until "the database of $1 grows beyond $4 rows" more_rows "$1" "$4"
 	pando execute "$1" -- test ! -e /run/talk.failed || fail "$1: $(pando execute "$1" -- cat /run/talk.failed)"
 }
 

@@ -29,7 +29,7 @@ boots() {
 		tmux new-session -d -s model "python3 server.py 8077 500 /root/go 2>/root/server.log"
 		node --version'
 	configure coder keep
-	wait_until 120 "the model listens" model_listens
+	wait_until "the model listens" model_listens
 }
 
 model_listens() {
@@ -69,7 +69,7 @@ tell_pi() { # vm
 session_of() { # vm
 	state_asked=$((${state_asked:-0} + 1))
 	state_from=$(pando rpc send -q "$1" "{\"id\":\"state-$state_asked\",\"type\":\"get_state\"}")
-	wait_until 600 "pi in $1 says what its state is" says "$1" "$state_from" "\"id\":\"state-$state_asked\"" || exit 1
+	wait_until "pi in $1 says what its state is" says "$1" "$state_from" "\"id\":\"state-$state_asked\"" || exit 1
 	pando rpc follow --once --from "$state_from" "$1" 2>"$work/notes" | grep "\"id\":\"state-$state_asked\"" >"$work/state"
 	json '"%(sessionId)s" % j["data"] if j["success"] and j["data"]["model"]["id"] == "test" else exit("no state")' <"$work/state"
 }
@@ -121,7 +121,7 @@ a_prompt_is_answered_to_its_end() {
 # on each side for itself, so neither was at its end.
 branch_during_an_answer() { # name
 	from=$(pando rpc send -q coder "{\"type\":\"prompt\",\"message\":\"count $words\"}")
-	wait_until 300 "the answer begins" says coder "$from" '"delta":"w2 "'
+	wait_until "the answer begins" says coder "$from" '"delta":"w2 "'
 	pando branch coder -q -n "$1"
 	for side in coder "$1"; do
 		! says "$side" "$from" '"type":"agent_end"' || fail "the answer in $side was at its end already"
@@ -157,7 +157,7 @@ one_side_is_restarted() {
 	# Another pi, which knows nothing of that prompt; what the first one had written of it is there, and whole. (What is sent
 	# while the first one is being ended may be read by it.)
 	restarted() { [ "$(keeper_of anew starts)" = 2 ]; }
-	wait_until 600 "the branch has a pi of its own" restarted
+	wait_until "the branch has a pi of its own" restarted
 	[ "$(session_of anew)" != "$session" ] || fail "the session of the branch is its parent's"
 	status_is 1 pando rpc follow --from "$from" --until-done anew
 	contains "the reason" "$stderr" "ended"

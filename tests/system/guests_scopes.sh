@@ -13,7 +13,7 @@ fi
 
 # shellcheck disable=SC2086 # no word where this is root
 control() {
-	timeout 60 systemctl $user "$@"
+	timeout 600 systemctl $user "$@"
 }
 
 needs_systemd() {
@@ -39,8 +39,8 @@ no_unit() { # unit
 vms_and_branches_are_scopes_with_their_limits() {
 	needs_systemd
 	run_small -q -N first --vcpu-count 2 >/dev/null
-	wait_until 30 "systemd is asked" scopes_are 'j["how"]' systemd
-	wait_until 30 "the VM is in its scope" is_in_its_own first
+	wait_until "systemd is asked" scopes_are 'j["how"]' systemd
+	wait_until "the VM is in its scope" is_in_its_own first
 	unit=$(unit_of first)
 	equal "the scope" "$(property "$unit" ActiveState)" active
 	equal "its slice" "$(property "$unit" Slice)" pando.slice
@@ -50,10 +50,10 @@ vms_and_branches_are_scopes_with_their_limits() {
 	limit_is "$unit" 128 || fail "its limit is $(property "$unit" MemoryMax)"
 	pando branch -q first --count 3 -n many --no-wait >/dev/null
 	for vm in many-0 many-1 many-2; do
-		wait_until 30 "$vm is in its scope" is_in_its_own $vm
+		wait_until "$vm is in its scope" is_in_its_own $vm
 	done
 	# Room for the three that hold its old pages, and for one more.
-	wait_until 30 "the limit is raised" limit_is "$unit" 256
+	wait_until "the limit is raised" limit_is "$unit" 256
 	equal "VMs in a scope" "$(scopes 'j["vms"]')" 4
 	pando doctor --format json >"$work/doctor" || :
 	contains "doctor" "$(json '[f["detail"] for f in j["findings"] if f["id"] == "scopes"][0]' <"$work/doctor")" "each VM is a scope"
@@ -63,16 +63,16 @@ a_killed_one_takes_its_scope_with_it() {
 	needs_systemd
 	unit=$(unit_of many-0)
 	kill -KILL "$(vm_field many-0 pid)"
-	wait_until 30 "its scope is gone" no_unit "$unit"
-	wait_until 30 "the others are still in theirs" scopes_are 'j["vms"]' 3
+	wait_until "its scope is gone" no_unit "$unit"
+	wait_until "the others are still in theirs" scopes_are 'j["vms"]' 3
 }
 
 a_new_pandod_finds_them() {
 	needs_systemd
 	end_daemon
 	pando status -q >/dev/null
-	wait_until 30 "systemd is asked again" scopes_are 'j["how"]' systemd
-	wait_until 30 "they are counted" scopes_are 'j["vms"]' 3
+	wait_until "systemd is asked again" scopes_are 'j["how"]' systemd
+	wait_until "they are counted" scopes_are 'j["vms"]' 3
 	is_in_its_own first || fail "first is elsewhere"
 }
 
@@ -83,27 +83,27 @@ machined_lists_them() {
 	control start systemd-machined || skip "machined does not start"
 	run_small -q -N listed >/dev/null
 	id=$(vm_field listed id)
-	wait_until 30 "it is listed" listed "pando-$id"
+	wait_until "it is listed" listed "pando-$id"
 	equal "its class" "$(machine_field "pando-$id" Class)" vm
 	equal "who made it" "$(machine_field "pando-$id" Service)" pando
 	equal "its leader" "$(machine_field "pando-$id" Leader)" "$(vm_field listed pid)"
 	equal "its unit" "$(machine_field "pando-$id" Unit)" "pando-$id.scope"
 	pando branch -q listed -n other --no-wait >/dev/null
 	other=$(vm_field other id)
-	wait_until 30 "its branch is listed" listed "pando-$other"
+	wait_until "its branch is listed" listed "pando-$other"
 	pando delete -q -y other >/dev/null
-	wait_until 30 "its branch is gone" not listed "pando-$other"
+	wait_until "its branch is gone" not listed "pando-$other"
 	listed "pando-$id" || fail "it is gone with its branch"
 	pando delete -q -y listed >/dev/null
-	wait_until 30 "it is gone, too" not listed "pando-$id"
+	wait_until "it is gone, too" not listed "pando-$id"
 }
 
 listed() { # machine
-	timeout 60 machinectl list --no-legend --no-pager | grep -q "^$1 "
+	timeout 600 machinectl list --no-legend --no-pager | grep -q "^$1 "
 }
 
 machine_field() { # machine, property
-	timeout 60 machinectl show "$1" -p "$2" --value
+	timeout 600 machinectl show "$1" -p "$2" --value
 }
 
 with_the_last_vm_the_last_scope_goes() {
@@ -112,7 +112,7 @@ with_the_last_vm_the_last_scope_goes() {
 	[ -s "$work/ids" ] || fail "there were none"
 	# Other homes may have some of their own.
 	for id in $(cat "$work/ids"); do
-		wait_until 30 "the scope of $id is gone" no_unit "pando-$id.scope"
+		wait_until "the scope of $id is gone" no_unit "pando-$id.scope"
 	done
 }
 

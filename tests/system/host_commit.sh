@@ -26,8 +26,8 @@ a_commit_is_printed_and_nothing_else() {
 	needs_kvm
 	no_pool
 	run_small -N a -l team=red -- mode=work tick=20000 disk=1 dirty=200 >/dev/null
-	wait_until 60 "what a says" console_says a ready
-	wait_until 60 "what a says" console_says a tick
+	wait_until "what a says" console_says a ready
+	wait_until "what a says" console_says a tick
 	held=$(holdings | grep -v 'segments/')
 	status_is 0 pando commit a -m "the first" --tag one --tag also-one -l kind=golden
 	printf '%s\n' "$stdout" | grep -Eqx '[0-9a-f]{64}' || fail "stdout is: $stdout"
@@ -39,7 +39,7 @@ a_commit_is_printed_and_nothing_else() {
 	equal "the VM's commit" "$(info a 'j["commit"]')" "$stdout"
 	equal "what is held" "$(holdings | grep -v 'segments/')" "$held"
 	counts_on a
-	wait_until 60 "a is well" console_says a 'fork n=2 .*memory=ok disk=ok'
+	wait_until "a is well" console_says a 'fork n=2 .*memory=ok disk=ok'
 	status_is 0 pando verify
 	status_is 0 pando verify one
 }
@@ -52,7 +52,7 @@ it_goes_on_after_the_vm_and_the_daemon_are_gone() {
 	equal "the VMs left" "$(pando status -q)" ""
 	status_is 0 pando run-commit one -N b --no-wait
 	printf '%s\n' "$stdout" | grep -Eqx '[0-9a-f]{12}' || fail "stdout is: $stdout"
-	wait_until 60 "what b says" console_says b 'fork n=2 .*memory=ok disk=ok'
+	wait_until "what b says" console_says b 'fork n=2 .*memory=ok disk=ok'
 	counts_on b
 	equal "its past" "$(pando logs b | sed -n 's/.*fork n=2 .*history=//p' | head -n 1 | cut -d, -f1)" \
 		"$(cut -d, -f1 "$work/history")"
@@ -68,7 +68,7 @@ eight_at_once() {
 	status_is 0 pando run-commit one --count 8 -N e -l k=v --no-wait
 	equal "the number of ids" "$(printf '%s\n' "$stdout" | grep -Ecx '[0-9a-f]{12}')" 8
 	for i in 0 1 2 3 4 5 6 7; do
-		wait_until 60 "what e-$i says" console_says "e-$i" 'fork n=2 .*memory=ok disk=ok'
+		wait_until "what e-$i says" console_says "e-$i" 'fork n=2 .*memory=ok disk=ok'
 		pando logs "e-$i" | sed -n 's/.*fork n=2 .*history=//p' | head -n 1
 	done >"$work/histories"
 	equal "the number of pasts" "$(cut -d, -f1 "$work/histories" | sort -u | wc -l)" 1
@@ -88,11 +88,11 @@ eight_at_once() {
 a_restored_vm_is_a_vm() {
 	needs_kvm
 	status_is 0 pando branch b -n bb --no-wait
-	wait_until 60 "what bb says" console_says bb 'fork n=3 .*memory=ok disk=ok'
+	wait_until "what bb says" console_says bb 'fork n=3 .*memory=ok disk=ok'
 	equal "the branch's commit" "$(info bb 'j["commit"]')" "$(info b 'j["commit"]')"
-	wait_until 60 "what b says" console_says b 'fork n=3 .*memory=ok disk=ok'
+	wait_until "what b says" console_says b 'fork n=3 .*memory=ok disk=ok'
 	status_is 0 pando branch b --count 3 -n bc --no-wait
-	wait_until 60 "what bc-2 says" console_says bc-2 'fork n=4 .*memory=ok disk=ok'
+	wait_until "what bc-2 says" console_says bc-2 'fork n=4 .*memory=ok disk=ok'
 	status_is 0 pando pause b
 	status_is 0 pando commit b --tag paused
 	equal "the state of a paused VM" "$(info b 'j["state"]')" paused
@@ -108,11 +108,11 @@ a_restored_vm_is_a_vm() {
 	# it boots from its disk
 	status_is 0 pando stop bb --force
 	status_is 0 pando start bb --no-wait
-	wait_until 60 "bb boots" console_says bb ready
+	wait_until "bb boots" console_says bb ready
 	# and its memory, which lies on no image any more, is committed
 	status_is 0 pando commit bb --tag booted
 	status_is 0 pando run-commit booted -N booted --no-wait
-	wait_until 60 "what booted says" console_says booted 'fork n=2 .*memory=ok disk=ok'
+	wait_until "what booted says" console_says booted 'fork n=2 .*memory=ok disk=ok'
 	pando delete -y booted >/dev/null
 	pando delete -y bb >/dev/null
 }
@@ -137,7 +137,7 @@ the_second_commit_writes_little() {
 	status_is 0 pando verify
 	# a child of the third is what the first was, and more
 	status_is 0 pando branch three -n t --no-wait
-	wait_until 60 "what t says" console_says t 'fork n=[0-9]* .*memory=ok disk=ok'
+	wait_until "what t says" console_says t 'fork n=[0-9]* .*memory=ok disk=ok'
 	pando delete -y t >/dev/null
 }
 
@@ -215,10 +215,10 @@ deletion_is_refused_by_name() {
 	status_is 0 pando gc
 	status_is 0 pando verify
 	status_is 0 pando run-commit one -N again --no-wait
-	wait_until 60 "what again says" console_says again 'fork n=2 .*memory=ok disk=ok'
+	wait_until "what again says" console_says again 'fork n=2 .*memory=ok disk=ok'
 	# a stopped VM whose commits are gone boots, and begins a new history
 	status_is 0 pando start b --no-wait
-	wait_until 60 "b ticks" console_says b tick
+	wait_until "b ticks" console_says b tick
 	status_is 0 pando commit b --tag fresh
 	equal "its parent" "$(commit_field fresh 'j["parent"]')" None
 	pando delete -y again >/dev/null
@@ -234,7 +234,7 @@ another_home_has_it_from_the_files() {
 		export PANDO_HOME
 		status_is 0 pando verify
 		status_is 0 pando run-commit one -N elsewhere --no-wait
-		wait_until 60 "what it says" console_says elsewhere 'fork n=2 .*memory=ok disk=ok'
+		wait_until "what it says" console_says elsewhere 'fork n=2 .*memory=ok disk=ok'
 		status_is 0 pando commit elsewhere
 		equal "its parent" "$(commit_field "$stdout" 'j["parent"]')" "$(commit_field one 'j["id"]')"
 		end_home
@@ -254,7 +254,7 @@ files_that_differ_are_told() {
 	for which in first second; do
 		pando run --no-wait --kernel "$TINY" --rootfs "$work/$which.ext4" --mem-size 32 --fs-size-vm 16 \
 			--cmdline mode=work -N "$which" >/dev/null
-		wait_until 60 "$which works" console_says "$which" ready
+		wait_until "$which works" console_says "$which" ready
 		pando commit "$which" --tag "with-$which" >/dev/null
 	done
 	status_is 0 pando diff with-first with-second
@@ -424,17 +424,17 @@ the_pool_is_filled_and_used() {
 	pando run-commit one -N cold --no-wait --format json >"$work/cold"
 	equal "from the pool" "$(json 'j["pooled"]' <"$work/cold")" 0
 	full() { [ "$(vmm_pids | wc -l)" = 3 ]; }
-	wait_until 20 "two pre-warmed VMMs" full
+	wait_until "two pre-warmed VMMs" full
 	pando run-commit one --count 3 -N warm --no-wait --format json >"$work/warm"
 	# or the third, when it was made ahead in the meantime
 	case $(json 'j["pooled"]' <"$work/warm") in 2 | 3) ;; *) fail "from the pool: $(cat "$work/warm")" ;; esac
 	for i in 0 1 2; do
-		wait_until 60 "what warm-$i says" console_says "warm-$i" 'fork n=2 .*memory=ok disk=ok'
+		wait_until "what warm-$i says" console_says "warm-$i" 'fork n=2 .*memory=ok disk=ok'
 	done
 	pando delete --all -y -q >/dev/null
 	end_daemon
 	empty() { [ -z "$(vmm_pids)" ]; }
-	wait_until 10 "pre-warmed VMMs end with pandod" empty
+	wait_until "pre-warmed VMMs end with pandod" empty
 	printf '[pool]\nsize = 3000\n' >"$PANDO_HOME/pandod.toml"
 	status_is 1 pando status
 	contains stderr "$stderr" "pool.size"
@@ -445,7 +445,7 @@ kill_nine_while_committing() {
 	needs_kvm
 	pando delete --all -y -q >/dev/null
 	run_small -N p -- mode=work tick=20000 disk=1 dirty=100 >/dev/null
-	wait_until 60 "what p says" console_says p tick
+	wait_until "what p says" console_says p tick
 	# as the next daemon has it: through its control socket
 	end_daemon
 	pando status -q >/dev/null
@@ -456,7 +456,7 @@ kill_nine_while_committing() {
 		commits_before=$(pando commit list -q | sort)
 		dies_at "$point" pando commit p --tag "t-$point"
 		equal "the tree after $point" "$(the_tree)" "$tree_before"
-		wait_until 10 "only what is in the tree runs ($point)" settled
+		wait_until "only what is in the tree runs ($point)" settled
 		equal "what is held after $point" "$(holdings | grep -v 'segments/')" "$held_before"
 		# every segment is the chain's
 		equal "the segments after $point" "$(find "$PANDO_HOME/segments" -name '*.data' | wc -l)" \
@@ -482,7 +482,7 @@ kill_nine_while_spawning() {
 	for point in spawn.entered spawn.sent spawn.started; do
 		dies_at "$point" pando run-commit one --count 3 -N s --no-wait
 		equal "the VMs after $point" "$(pando status -q)" ""
-		wait_until 10 "nothing runs ($point)" settled
+		wait_until "nothing runs ($point)" settled
 		equal "the files left after $point" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" -mindepth 1)" ""
 	done
 	dies_at spawn.made pando run-commit one --count 3 -N s --no-wait
@@ -496,7 +496,7 @@ kill_nine_while_spawning() {
 		rm -rf "$PANDO_HOME/flat"
 		dies_at "$point" pando run-commit one --no-wait
 		status_is 0 pando run-commit one -N f --no-wait
-		wait_until 60 "what f says" console_says f 'fork n=2 .*memory=ok disk=ok'
+		wait_until "what f says" console_says f 'fork n=2 .*memory=ok disk=ok'
 		pando delete -y f >/dev/null
 	done
 }
@@ -504,14 +504,14 @@ kill_nine_while_spawning() {
 a_vm_deleted_while_it_is_committed() {
 	needs_kvm
 	run_small -N d -- mode=work tick=20000 disk=1 dirty=2000 >/dev/null
-	wait_until 60 "what d says" console_says d tick
+	wait_until "what d says" console_says d tick
 	pando commit d --tag of-d >"$work/of-d" 2>&1 &
 	job=$!
 	sleep 0.05
 	pando delete -y d >"$work/deleted" 2>&1 || grep -q "being committed" "$work/deleted" || fail "$(cat "$work/deleted")"
 	if wait "$job"; then
 		status_is 0 pando run-commit of-d -N od --no-wait
-		wait_until 60 "what od says" console_says od 'fork n=2 .*memory=ok disk=ok'
+		wait_until "what od says" console_says od 'fork n=2 .*memory=ok disk=ok'
 	fi
 	pando delete --all -y -q >/dev/null
 	status_is 0 pando verify

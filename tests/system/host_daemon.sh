@@ -23,7 +23,7 @@ run_prints_the_id_and_nothing_else_on_stdout() {
 	equal "the id that info gives" "$(info a 'j["id"]')" "$stdout"
 	equal "the label" "$(info a 'j["labels"]["team"]')" red
 	equal "the memory" "$(info a 'j["mem_mib"]')" 32
-	wait_until 120 "what a says" console_says a ready
+	wait_until "what a says" console_says a ready
 }
 
 a_branch_goes_on_where_its_parent_was() {
@@ -31,8 +31,8 @@ a_branch_goes_on_where_its_parent_was() {
 	status_is 0 pando branch a -n b --no-wait
 	printf '%s\n' "$stdout" | grep -Eqx '[0-9a-f]{12}' || fail "stdout is: $stdout"
 	equal "its parent" "$(info b 'j["parent"]')" "$(info a 'j["id"]')"
-	wait_until 120 "what b says" console_says b 'fork n=2 .*memory=ok'
-	wait_until 120 "what a says" console_says a 'fork n=2 .*memory=ok'
+	wait_until "what b says" console_says b 'fork n=2 .*memory=ok'
+	wait_until "what a says" console_says a 'fork n=2 .*memory=ok'
 	[ "$(info a 'j["generation"]')" != "$(info b 'j["generation"]')" ] || fail "both have one generation"
 	# what the parent said before is not the branch's console
 	lacks "the text" "$(pando logs b)" ready
@@ -43,7 +43,7 @@ eight_children_of_one_instant() {
 	status_is 0 pando branch a --count 8 -n c --no-wait
 	equal "the number of ids" "$(printf '%s\n' "$stdout" | grep -Ecx '[0-9a-f]{12}')" 8
 	for i in 0 1 2 3 4 5 6 7; do
-		wait_until 120 "what "c-$i" says" console_says "c-$i" 'fork n=3 .*memory=ok.*history=.*,.*,[0-9a-f]\{16\}'
+		wait_until "what "c-$i" says" console_says "c-$i" 'fork n=3 .*memory=ok.*history=.*,.*,[0-9a-f]\{16\}'
 	done
 	# One past, eight presents. The picture may have been taken in the middle of the line before: its rest is in
 	# each child's console too.
@@ -228,7 +228,7 @@ garbage_on_the_socket_does_not_hurt_the_daemon() {
 		import os, random, socket, sys
 		random.seed(7)
 		def send(data, read=True):
-		    s = socket.socket(socket.AF_UNIX); s.settimeout(3); s.connect(sys.argv[1])
+		    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.settimeout(3)
 		    try:
 		        s.sendall(data)
 		        if read:
@@ -274,7 +274,7 @@ kill_nine_of_one_vm_is_told_of_that_one_only() {
 	needs_kvm
 	kill -9 "$(info c-3 'j["pid"]')"
 	is_failed() { [ "$(info c-3 'j["state"]')" = failed ]; }
-	wait_until 10 "is_failed" is_failed
+	wait_until "is_failed" is_failed
 	[ -n "$(info c-3 'j["reason"] or ""')" ] || fail "its state has no reason"
 	for vm in a b c-0 c-7; do
 		case $(info $vm 'j["state"]') in
@@ -291,14 +291,14 @@ kill_nine_of_the_daemon_loses_nothing() {
 	pid=$(pandod_pid)
 	vms 'sorted((v["id"], v["alias"], v["pid"], v["parent"], v["state"], v["generation"]) for v in j)' >"$work/before"
 	kill -9 "$pid"
-	wait_until 10 "pandod is gone" gone "$pid"
+	wait_until "pandod is gone" gone "$pid"
 	status_is 0 pando status
 	[ "$(pandod_pid)" != "$pid" ] || fail "the same daemon"
 	vms 'sorted((v["id"], v["alias"], v["pid"], v["parent"], v["state"], v["generation"]) for v in j)' >"$work/after"
 	equal "what is known after it" "$(cat "$work/after")" "$(cat "$work/before")"
 	# and they are its own again
 	status_is 0 pando branch b -n late --no-wait
-	wait_until 120 "what late says" console_says late 'memory=ok'
+	wait_until "what late says" console_says late 'memory=ok'
 	status_is 0 pando pause b
 	status_is 0 pando resume b
 }
@@ -309,8 +309,8 @@ a_vm_that_dies_while_no_daemon_runs_is_found_dead() {
 	victim=$(info late 'j["pid"]')
 	kill -9 "$pid"
 	kill -9 "$victim"
-	wait_until 10 "pandod is gone" gone "$pid"
-	wait_until 10 "the VMM is gone" gone "$victim"
+	wait_until "pandod is gone" gone "$pid"
+	wait_until "the VMM is gone" gone "$victim"
 	equal "its state" "$(info late 'j["state"]')" failed
 	status_is 0 pando delete -y late
 }
@@ -324,8 +324,8 @@ stopped_vmms_hold_up_no_daemon() {
 	for i in 1 2 3 4 5 6 7 8; do
 		pid=$(pandod_pid)
 		kill -9 "$pid"
-		wait_until 10 "pandod is gone" gone "$pid"
-		status_is 0 timeout 60 pando status
+		wait_until "pandod is gone" gone "$pid"
+		status_is 0 pando status
 		equal "its process" "$(info b 'j["pid"]')" "$deaf"
 		equal "its state" "$(info b 'j["state"]')" "$was"
 	done
@@ -334,7 +334,7 @@ stopped_vmms_hold_up_no_daemon() {
 	status_is 0 pando resume c-0
 	kill -CONT "$deaf"
 	heard() { pando pause b >/dev/null; }
-	wait_until 30 "b is paused" heard
+	wait_until "b is paused" heard
 	status_is 0 pando resume b
 	equal "its process" "$(info b 'j["pid"]')" "$deaf"
 }
@@ -344,7 +344,7 @@ a_daemon_started_with_few_descriptors_takes_what_it_may_have() {
 	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/before"
 	pid=$(pandod_pid)
 	kill -9 "$pid"
-	wait_until 10 "pandod is gone" gone "$pid"
+	wait_until "pandod is gone" gone "$pid"
 	# the soft limit is the caller's matter, not the daemon's
 	(ulimit -Sn 24 && exec "$B/bin/pandod")
 	pid=$(pandod_pid)
@@ -354,7 +354,7 @@ a_daemon_started_with_few_descriptors_takes_what_it_may_have() {
 	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/after"
 	equal "the VMs" "$(cat "$work/after")" "$(cat "$work/before")"
 	kill -9 "$pid"
-	wait_until 10 "pandod is gone" gone "$pid"
+	wait_until "pandod is gone" gone "$pid"
 	# with a hard limit that only some may raise, all VMs are what they are, whether they can be adopted or not
 	(ulimit -n 32 && exec "$B/bin/pandod")
 	vms 'sorted((v["id"], v["pid"], v["state"]) for v in j)' >"$work/after"
@@ -368,7 +368,7 @@ a_daemon_started_with_few_descriptors_takes_what_it_may_have() {
 	esac
 	pid=$(pandod_pid)
 	kill -9 "$pid"
-	wait_until 10 "pandod is gone" gone "$pid"
+	wait_until "pandod is gone" gone "$pid"
 	status_is 0 pando pause b
 	status_is 0 pando resume b
 }
@@ -376,7 +376,7 @@ a_daemon_started_with_few_descriptors_takes_what_it_may_have() {
 two_daemons_do_not_share_a_home() {
 	pid=$(pandod_pid)
 	got=0
-	timeout 20 "$B/bin/pandod" >"$work/stdout" 2>&1 || got=$?
+	timeout "$WAIT_LIMIT" "$B/bin/pandod" >"$work/stdout" 2>&1 || got=$?
 	[ "$got" -ne 124 ] || fail "a second daemon runs beside the first"
 	equal "the daemon's process" "$(pandod_pid)" "$pid"
 }
@@ -409,7 +409,7 @@ branches_and_commits_at_the_same_time_all_come() {
 		wait "$job" || fail "one of them failed: $(cat "$work"/same*.*)"
 	done
 	for i in 1 2 3 4 5 6; do
-		wait_until 30 "what "same-$i" says" console_says "same-$i" 'memory=ok'
+		wait_until "what "same-$i" says" console_says "same-$i" 'memory=ok'
 		pando delete -y "same-$i" >/dev/null
 	done
 	equal "the number of commits" "$(pando commit list -q | wc -l)" 6
@@ -422,7 +422,7 @@ who_does_not_queue_is_told_what_is_under_way() {
 	pando branch a -n queued --no-wait >"$work/queued" 2>&1 &
 	first=$!
 	busy() { pando delete --dry-run -r --busy-timeout 0 a 2>&1 | grep -q "is being branched: try again"; }
-	wait_until 20 "a is being branched" busy
+	wait_until "a is being branched" busy
 	status_is 4 pando branch a --no-wait --busy-timeout 0
 	status_is 4 pando pause a --busy-timeout 200ms
 	contains stderr "$stderr" 'vm "a" is being branched, and was for all the time this call may wait'
@@ -446,7 +446,7 @@ what_is_cancelled_leaves_no_vm_and_says_so() {
 			env --default-signal=INT "$B/bin/pando" $verb >"$work/out" 2>"$work/err" &
 			job=$!
 			made() { pando status | grep -q mine; }
-			wait_until 30 "its VMs are there" made
+			wait_until "its VMs are there" made
 			kill -s "$signal" "$job"
 			got=0
 			wait "$job" || got=$?
@@ -458,7 +458,7 @@ what_is_cancelled_leaves_no_vm_and_says_so() {
 			fi
 			equal "stdout of pando $verb" "$(cat "$work/out")" ""
 			same() { [ "$(vms 'sorted(v["id"] for v in j)')" = "$(cat "$work/before")" ]; }
-			wait_until 30 "its VMs are gone" same
+			wait_until "its VMs are gone" same
 		done
 	done
 	# a client of another kind, that goes without waiting for an answer
@@ -471,7 +471,7 @@ what_is_cancelled_leaves_no_vm_and_says_so() {
 		           (sys.argv[2].encode(), len(body), b"Accept: application/x-ndjson\r\n" if i % 2 else b"", body))
 		    s.close()
 	END
-	wait_until 60 "its VMs are gone" same
+	wait_until "its VMs are gone" same
 	status_is 0 pando branch a -n after --no-wait
 	status_is 0 pando delete -y after
 }
@@ -490,14 +490,14 @@ a_guest_that_powers_off_is_stopped_not_failed() {
 	needs_kvm
 	status_is 0 run_small -N off -- mode=off
 	is_stopped() { [ "$(info off 'j["state"]')" = stopped ]; }
-	wait_until 20 "is_stopped" is_stopped
+	wait_until "is_stopped" is_stopped
 	status_is 4 pando branch off --no-wait
 	status_is 0 pando logs off
 	contains stdout "$stdout" "powering off"
 	status_is 0 pando delete -y off
 	status_is 0 run_small -N triple -- mode=triple
 	is_failed() { [ "$(info triple 'j["state"]')" = failed ]; }
-	wait_until 20 "is_failed" is_failed
+	wait_until "is_failed" is_failed
 	[ -n "$(info triple 'j["reason"] or ""')" ] || fail "no reason"
 	status_is 0 pando delete -y triple
 }

@@ -212,11 +212,11 @@ J
 	export PANDO_GENERATION_FILE
 	two_lines() { [ "$(wc -l <"$1")" = 2 ]; }
 	not env LD_PRELOAD="$work/same_pid.so" node --single-threaded "$work/draw.js" >"$work/as_it_is"
-	wait_until 60 "both have drawn" two_lines "$work/as_it_is"
+	wait_until "both have drawn" two_lines "$work/as_it_is"
 	equal "draws that are the same without" "$(equal_words "$work/as_it_is")" 8
 	printf '%032d\n' 1 >"$work/generation"
 	not env NODE_OPTIONS="--require=$work/lib/node-random.cjs" LD_PRELOAD="$work/same_pid.so" node --single-threaded "$work/draw.js" >"$work/with"
-	wait_until 60 "both have drawn" two_lines "$work/with"
+	wait_until "both have drawn" two_lines "$work/with"
 	equal "draws that are the same with it" "$(equal_words "$work/with")" 0
 }
 

@@ -12,9 +12,9 @@ cd "$work" || exit 2
 prepare() {
 	pando delete --all -y -q >/dev/null 2>&1 || true
 	run_small -N p -- mode=work tick=20000 disk=1 >/dev/null
-	wait_until 60 "what p says" console_says p tick
+	wait_until "what p says" console_says p tick
 	pando branch p -n old --no-wait >/dev/null
-	wait_until 60 "what old says" console_says old tick
+	wait_until "what old says" console_says old tick
 	# as the next daemon has them: through their control sockets
 	end_daemon
 	pando status -q >/dev/null
@@ -35,7 +35,7 @@ undone_at() { # point, count
 	dies_at "$1" pando branch p --count "$2" -n new --no-wait
 	tree_after=$(the_tree)
 	equal "the tree" "$tree_after" "$tree_before"
-	wait_until 10 "only what is in the tree runs" settled
+	wait_until "only what is in the tree runs" settled
 	equal "what is held" "$(held)" "$held_before"
 	# once the fork has happened the parent is in a new segment: one more, and only that
 	segments=$(find "$PANDO_HOME/segments" -name '*.data' | wc -l)
@@ -73,7 +73,7 @@ branch_made() {
 	for vm in p old new; do
 		counts_on "$vm"
 	done
-	wait_until 10 "only what is in the tree runs" settled
+	wait_until "only what is in the tree runs" settled
 	status_is 0 pando delete -y -r p
 	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" -mindepth 1 | wc -l)" 0
 
@@ -83,7 +83,7 @@ branch_made() {
 	equal "the number of VMs" "$(pando status -q | wc -l)" 3
 	counts_on new-0
 	counts_on p
-	wait_until 10 "only what is in the tree runs" settled
+	wait_until "only what is in the tree runs" settled
 	equal "the folders" "$(find "$PANDO_HOME/vms" -mindepth 1 -maxdepth 1 | wc -l)" 3
 }
 
@@ -93,7 +93,7 @@ create_undone() {
 	for point in create.entered create.spawned create.booted create.started; do
 		dies_at "$point" run_small -N c -- mode=work
 		equal "the VMs after $point" "$(pando status -q)" ""
-		wait_until 10 "nothing runs" settled
+		wait_until "nothing runs" settled
 		equal "the files left after $point" \
 			"$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" -mindepth 1)" ""
 	done
@@ -107,7 +107,7 @@ start_is_whole_or_not_at_all() {
 	for point in start.part start.flattened start.entered start.spawned start.booted start.started start.made; do
 		pando delete --all -y -q >/dev/null
 		run_small -N s -- mode=work tick=20000 disk=1 >/dev/null
-		wait_until 60 "what s says" console_says s tick
+		wait_until "what s says" console_says s tick
 		pando branch s -n kin --no-wait >/dev/null
 		pando stop s --force >/dev/null
 		pando disk export -f s "$work/s.raw" >/dev/null
@@ -118,7 +118,7 @@ start_is_whole_or_not_at_all() {
 		*) want=failed ;;
 		esac
 		equal "the state after $point" "$(vm_field s state)" "$want"
-		wait_until 10 "only what is in the tree runs ($point)" settled
+		wait_until "only what is in the tree runs ($point)" settled
 		equal "unfinished bases after $point" "$(find "$PANDO_HOME/bases" -name '*.part')" ""
 		pando disk export -f s "$work/s2.raw" >/dev/null
 		case $point in
@@ -127,7 +127,7 @@ start_is_whole_or_not_at_all() {
 		esac
 		counts_on kin
 		status_is 0 pando start s --no-wait
-		wait_until 60 "s ticks" console_says s tick
+		wait_until "s ticks" console_says s tick
 		equal "the bases after $point" "$(find "$PANDO_HOME/bases" -type f | wc -l)" 1
 		status_is 0 pando delete -y -r s
 		equal "the files left after $point" \
@@ -145,11 +145,11 @@ a_vmm_killed_under_a_branch_is_the_only_loss() {
 		sleep 0.0$i
 		kill -9 "$(info p 'j["pid"] or 0')" 2>/dev/null || true
 		wait "$job" || true
-		wait_until 10 "p has failed" state_is p failed
-		wait_until 10 "only what is in the tree runs" settled
+		wait_until "p has failed" state_is p failed
+		wait_until "only what is in the tree runs" settled
 		counts_on old
 		status_is 0 pando start p --no-wait
-		wait_until 60 "p ticks" console_says p tick
+		wait_until "p ticks" console_says p tick
 	done
 	status_is 0 pando delete -y -r p
 	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" "$PANDO_HOME/bases" -mindepth 1)" ""
@@ -160,7 +160,7 @@ a_power_loss_that_takes_the_last_branch_from_the_database_keeps_the_parents_disk
 	needs_kvm
 	pando delete --all -y -q >/dev/null
 	run_small -N p -- mode=work tick=20000 disk=1 >/dev/null
-	wait_until 60 "p ticks" console_says p tick
+	wait_until "p ticks" console_says p tick
 	end_daemon
 	pando status -q >/dev/null # a start folds the log of the last pandod into the file
 	end_daemon
@@ -169,7 +169,7 @@ a_power_loss_that_takes_the_last_branch_from_the_database_keeps_the_parents_disk
 	for n in 1 2; do
 		pando branch p -n "new$n" --no-wait -q >/dev/null
 		counts_on p
-		wait_until 20 "p has written since" console_says p "fork n=$((n + 1)) .*disk=ok"
+		wait_until "p has written since" console_says p "fork n=$((n + 1)) .*disk=ok"
 	done
 	pando pause p
 	pando disk export -f p "$work/before.raw" >/dev/null
@@ -183,7 +183,7 @@ a_power_loss_that_takes_the_last_branch_from_the_database_keeps_the_parents_disk
 	cmp "$work/before.raw" "$work/after.raw"
 	equal "the number of VMs" "$(pando status -q | wc -l)" 1
 	status_is 0 pando start p --no-wait
-	wait_until 60 "p ticks" console_says p tick
+	wait_until "p ticks" console_says p tick
 	# What lies in no table and cannot belong to a disk goes, as ever.
 	status_is 0 pando delete -y -r p
 	equal "the files left" "$(find "$PANDO_HOME/vms" "$PANDO_HOME/segments" "$PANDO_HOME/bases" -mindepth 1)" ""
@@ -197,7 +197,7 @@ what_sanitizers_find_in_a_sealed_vmm_is_seen() {
 	pando branch faulty -n kin --no-wait -q
 	for v in kin faulty; do
 		kill -SEGV "$(info "$v" 'j["pid"]')"
-		wait_until 20 "$v has failed" state_is "$v" failed
+		wait_until "$v has failed" state_is "$v" failed
 		findings >"$work/report"
 		grep -q 'AddressSanitizer: SEGV' "$work/report"
 		grep -q ' in main vmm/main.c:' "$work/report"

@@ -12,7 +12,7 @@ run_work() { # name, options
 	name=$1
 	shift
 	pando_out=$(run_small -N "$name" "$@" -- mode=work button=1)
-	wait_until 60 "what $name says" console_says "$name" ready
+	wait_until "what $name says" console_says "$name" ready
 }
 
 stop_asks_the_guest_and_start_boots_it_again() {
@@ -31,7 +31,7 @@ stop_asks_the_guest_and_start_boots_it_again() {
 	status_is 0 pando stop a
 	status_is 0 pando start a --no-wait
 	equal stdout "$stdout" "$id"
-	wait_until 60 "what a says" console_says a ready
+	wait_until "what a says" console_says a ready
 	lacks "its console" "$(pando logs a)" "power button"
 	[ -s "$PANDO_HOME/vms/$id/console.old" ] || fail "its old console is gone"
 	equal "its label" "$(info a 'j["labels"]["team"]')" red
@@ -45,7 +45,7 @@ stop_asks_the_guest_and_start_boots_it_again() {
 a_guest_that_does_not_heed_goes_on_and_is_ended_by_force() {
 	needs_kvm
 	run_small -N deaf -- mode=work
-	wait_until 60 "what deaf says" console_says deaf ready
+	wait_until "what deaf says" console_says deaf ready
 	status_is 6 pando stop deaf --timeout 1
 	contains stderr "$stderr" 'vm "deaf" did not power off within 1 s'
 	contains stderr "$stderr" "--force"
@@ -54,7 +54,7 @@ a_guest_that_does_not_heed_goes_on_and_is_ended_by_force() {
 	equal "its state" "$(vm_field deaf state)" stopped
 	equal "why" "$(vm_field deaf reason)" "stopped by force"
 	status_is 0 pando start deaf --no-wait
-	wait_until 60 "what deaf says" console_says deaf ready
+	wait_until "what deaf says" console_says deaf ready
 	status_is 0 pando pause deaf
 	status_is 4 pando stop deaf
 	contains stderr "$stderr" "pando resume"
@@ -66,11 +66,11 @@ a_guest_that_does_not_heed_goes_on_and_is_ended_by_force() {
 a_stop_that_waits_can_be_cut_short() {
 	needs_kvm
 	run_small -N stubborn -- mode=work >/dev/null
-	wait_until 60 "what stubborn says" console_says stubborn ready
-	pando stop stubborn --timeout 60 >"$work/waiting" 2>&1 &
+	wait_until "what stubborn says" console_says stubborn ready
+	pando stop stubborn --timeout 3600 >"$work/waiting" 2>&1 &
 	waiting=$!
 	busy() { pando delete --dry-run --busy-timeout 0 stubborn 2>&1 | grep -q "being stopped"; }
-	wait_until 10 "it is being stopped" busy
+	wait_until "it is being stopped" busy
 	for verb in "branch --no-wait stubborn" "start stubborn" "resize stubborn --fs-size 64" "delete -y stubborn" "stop stubborn"; do
 		# shellcheck disable=SC2086 # words
 		status_is 4 pando $verb --busy-timeout 0
@@ -86,31 +86,31 @@ what_ended_by_itself_is_started_too() {
 	for mode in off triple; do
 		run_small -N "$mode" -- "mode=$mode" >/dev/null
 		ended() { [ "$(vm_field "$mode" pid)" = "" ]; }
-		wait_until 20 "$mode ends" ended
+		wait_until "$mode ends" ended
 		first=$(vm_field "$mode" generation)
 		status_is 0 pando start "$mode" --no-wait
-		wait_until 20 "$mode ends" ended
+		wait_until "$mode ends" ended
 		[ "$(vm_field "$mode" generation)" != "$first" ] || fail "$mode was not booted again"
 		status_is 0 pando delete -y "$mode"
 	done
 	kill -9 "$(info a 'j["pid"]')"
-	wait_until 10 "a has failed" state_is a failed
+	wait_until "a has failed" state_is a failed
 	status_is 4 pando stop a
 	contains stderr "$stderr" "nothing to stop"
 	status_is 0 pando start a --no-wait
-	wait_until 60 "what a says" console_says a ready
+	wait_until "what a says" console_says a ready
 }
 
 a_guest_that_reboots_is_booted_again_from_its_disk() {
 	needs_kvm
 	run_small -N twice -- mode=reboot disk=1 >/dev/null
-	wait_until 60 "it says so" console_says twice 'rebooted, and the disk is as it was'
+	wait_until "it says so" console_says twice 'rebooted, and the disk is as it was'
 	counts_reboots() { [ "$(vm_field twice reboots)" = "$1" ]; }
-	wait_until 10 "the reboot is counted" counts_reboots 1
+	wait_until "the reboot is counted" counts_reboots 1
 	state_is twice starting || fail "it is $(vm_field twice state)"
 	contains "what the console said before" "$(cat -v "$PANDO_HOME/vms/$(vm_field twice id)/console.old")" rebooting
 	status_is 0 pando branch twice -n kin --no-wait
-	wait_until 60 "what kin says" console_says kin 'memory=ok'
+	wait_until "what kin says" console_says kin 'memory=ok'
 	status_is 0 pando delete -y -r twice
 }
 
@@ -123,19 +123,19 @@ a_pandod_killed_before_a_reboot_is_done_leaves_it_to_the_next() {
 		export PANDO_FAULT
 		run_small -N twice -- mode=reboot disk=1
 	) >/dev/null
-	wait_until 60 "pandod dies amid the reboot" no_pandod
-	wait_until 60 "it says so" console_says twice 'rebooted, and the disk is as it was'
-	wait_until 10 "only what is in the tree runs" settled
+	wait_until "pandod dies amid the reboot" no_pandod
+	wait_until "it says so" console_says twice 'rebooted, and the disk is as it was'
+	wait_until "only what is in the tree runs" settled
 	status_is 0 pando delete -y twice
 }
 
 a_guest_that_reboots_for_ever_fails_and_one_that_panics_at_once() {
 	needs_kvm
 	run_small -N for-ever -- mode=reset >/dev/null
-	wait_until 60 "for-ever has failed" state_is for-ever failed
+	wait_until "for-ever has failed" state_is for-ever failed
 	contains reason "$(vm_field for-ever reason)" "rebooted more than 5 times within 10 minutes"
 	run_small -N panics -- mode=panic >/dev/null
-	wait_until 60 "panics has failed" state_is panics failed
+	wait_until "panics has failed" state_is panics failed
 	contains reason "$(vm_field panics reason)" "Kernel panic - not syncing: Attempted to kill init!"
 	equal "its reboots" "$(vm_field panics reboots)" 0
 	contains info "$(pando info for-ever)" "reboots"
@@ -146,23 +146,23 @@ branches_keep_what_they_share_with_one_that_was_stopped() {
 	needs_kvm
 	run_work shared
 	status_is 0 pando branch shared -n kid --no-wait
-	wait_until 60 "what kid says" console_says kid 'memory=ok'
+	wait_until "what kid says" console_says kid 'memory=ok'
 	pando disk export kid "$work/before.raw" >/dev/null
 	status_is 0 pando stop shared
 	status_is 0 pando start shared --no-wait
-	wait_until 60 "what shared says" console_says shared ready
+	wait_until "what shared says" console_says shared ready
 	pando disk export kid "$work/after.raw" >/dev/null
 	cmp "$work/before.raw" "$work/after.raw"
 	e2fsck -fn "$work/after.raw" >&2
 	# the branch of a branch of a started VM needs its base when all above it are gone
 	status_is 0 pando branch shared -n kid2 --no-wait
-	wait_until 60 "what kid2 says" console_says kid2 'memory=ok'
+	wait_until "what kid2 says" console_says kid2 'memory=ok'
 	status_is 0 pando stop kid2 --force
 	status_is 0 pando delete -y shared -r --dry-run
 	status_is 0 pando stop kid --force
 	status_is 0 pando delete -y shared
 	status_is 0 pando start kid2 --no-wait
-	wait_until 60 "what kid2 says" console_says kid2 ready
+	wait_until "what kid2 says" console_says kid2 ready
 	pando disk export kid2 "$work/kid2.raw" >/dev/null
 	e2fsck -fn "$work/kid2.raw" >&2
 	status_is 0 pando delete -y kid kid2
@@ -171,13 +171,13 @@ branches_keep_what_they_share_with_one_that_was_stopped() {
 what_a_stopped_vm_wrote_is_on_its_disk() {
 	needs_kvm
 	run_small -N disk -- mode=work button=1 disk=1 >/dev/null
-	wait_until 60 "what disk says" console_says disk 'disk ok'
+	wait_until "what disk says" console_says disk 'disk ok'
 	status_is 0 pando stop disk
 	pando disk export disk "$work/one.raw" >/dev/null
 	! cmp -s -n 8388608 "$work/one.raw" "$(small_image)" || fail "it wrote nothing"
 	cp "$work/one.raw" "$work/kept.raw"
 	status_is 0 pando start disk --no-wait
-	wait_until 60 "what disk says" console_says disk 'disk ok'
+	wait_until "what disk says" console_says disk 'disk ok'
 	status_is 0 pando delete -y disk
 }
 
@@ -187,11 +187,11 @@ a_paused_vm_is_branched_and_stays_paused() {
 	status_is 0 pando pause still
 	lines=$(pando logs still | wc -c)
 	status_is 0 pando branch still -n moves --no-wait
-	wait_until 60 "what moves says" console_says moves 'fork n=2 .*memory=ok'
+	wait_until "what moves says" console_says moves 'fork n=2 .*memory=ok'
 	equal "the parent's state" "$(vm_field still state)" paused
 	equal "the length of the parent's console" "$(pando logs still | wc -c)" "$lines"
 	status_is 0 pando resume still
-	wait_until 60 "what still says" console_says still 'fork n=2 .*memory=ok'
+	wait_until "what still says" console_says still 'fork n=2 .*memory=ok'
 	status_is 0 pando delete -y moves still
 }
 
@@ -286,9 +286,9 @@ c"; do
 the_tree_and_info_tell_what_is_a_vms_own() {
 	needs_kvm
 	run_small -N big -- mode=work dirty=2000 >/dev/null
-	wait_until 60 "what big says" console_says big ready
+	wait_until "what big says" console_says big ready
 	pando branch big -n small --no-wait >/dev/null
-	wait_until 60 "what small says" console_says small 'memory=ok'
+	wait_until "what small says" console_says small 'memory=ok'
 	own() { info "$1" 'j["costs"]["memory_unique_bytes"] or 0'; }
 	[ "$(own big)" -gt 0 ] || skip "this host's kernel does not let us see a VMM's memory"
 	# the 8 MB were written before the branch: they are shared
@@ -302,11 +302,11 @@ the_tree_and_info_tell_what_is_a_vms_own() {
 	printf '%s\n' "$stdout" | grep -q 'small (.*[KM]iB' || fail "the tree is: $stdout"
 	# a parent's end does no harm to its branch, which then has it all for itself
 	kill -9 "$(info big 'j["pid"]')"
-	wait_until 10 "big has failed" state_is big failed
-	wait_until 10 "small says more" console_says small 'fork n=2'
+	wait_until "big has failed" state_is big failed
+	wait_until "small says more" console_says small 'fork n=2'
 	[ "$(own small)" -gt 8000000 ] || fail "the branch has $(own small) bytes, its parent's end notwithstanding"
 	status_is 0 pando branch small -n smaller --no-wait
-	wait_until 60 "what smaller says" console_says smaller 'fork n=3 .*memory=ok'
+	wait_until "what smaller says" console_says smaller 'fork n=3 .*memory=ok'
 	status_is 0 pando delete -y -r big
 }
 
@@ -315,7 +315,7 @@ a_subtree_is_deleted_by_name_only() {
 	run_work top
 	pando branch top -n mid --no-wait >/dev/null
 	pando branch mid -n leaf --no-wait >/dev/null
-	wait_until 60 "what leaf says" console_says leaf 'memory=ok'
+	wait_until "what leaf says" console_says leaf 'memory=ok'
 	status_is 4 pando delete -y top
 	contains stderr "$stderr" "mid, leaf"
 	contains stderr "$stderr" "pando delete -r"
@@ -362,7 +362,7 @@ a_disk_only_grows() {
 	contains stderr "$stderr" "now 32 MiB"
 	status_is 0 pando start a --no-wait
 	equal "the disk after" "$(vm_field a disk_mib)" 32
-	wait_until 60 "what a says" console_says a ready
+	wait_until "what a says" console_says a ready
 	status_is 0 pando disk export -f a "$work/grown.raw"
 	equal "the size of the image" "$(stat -c %s "$work/grown.raw")" 33554432
 	e2fsck -fn "$work/grown.raw" >&2
@@ -371,14 +371,14 @@ a_disk_only_grows() {
 a_disk_grows_under_a_running_guest() {
 	needs_kvm
 	run_small -N live -- mode=work disk=1 >/dev/null
-	wait_until 60 "what live says" console_says live ready
+	wait_until "what live says" console_says live ready
 	status_is 0 pando branch live -n other --no-wait
 	status_is 0 pando resize live --fs-size 48
-	wait_until 60 "what live says of its disk" console_says live 'disk sectors=98304 .*ok'
+	wait_until "what live says of its disk" console_says live 'disk sectors=98304 .*ok'
 	equal "its disk" "$(vm_field live disk_mib)" 48
 	equal "its branch's disk" "$(vm_field other disk_mib)" 16
 	status_is 0 pando branch live -n grown --no-wait
-	wait_until 60 "what its branch says" console_says grown 'fork n=3 .*disk=ok'
+	wait_until "what its branch says" console_says grown 'fork n=3 .*disk=ok'
 	status_is 0 pando disk export -f grown "$work/grown.raw"
 	equal "the size of the image" "$(stat -c %s "$work/grown.raw")" 50331648
 	lacks "the console of its branch" "$(pando logs other)" "disk sectors"

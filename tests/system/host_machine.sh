@@ -12,6 +12,7 @@ needs_machine() {
 project=$work/project
 mkdir "$project"
 : >"$project/pando.toml"
+echo "${PANDO_MACHINE_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/pando/machine}" >"$work/.watch-also"
 
 inside() {
 	(cd "$project" && pando machine exec -q "$@")
@@ -157,7 +158,7 @@ the_machine_does_not_write_to_the_host() {
 a_program_that_runs_survives_its_replacement() {
 	needs_machine
 	cp /bin/sleep "$project/program"
-	inside -- sh -c './program 60 >/dev/null 2>&1 & echo $! >pid'
+	inside -- sh -c './program 1000000 >/dev/null 2>&1 & echo $! >pid'
 	cp /bin/true "$project/program.new"
 	mv "$project/program.new" "$project/program"
 	inside -- sh -c './program && kill -0 "$(cat pid)" && kill "$(cat pid)"'
@@ -165,15 +166,15 @@ a_program_that_runs_survives_its_replacement() {
 
 a_background_process_does_not_hold_the_caller() {
 	needs_machine
-	equal output "$(COMMAND_LIMIT=50 inside -- sh -c 'sleep 100 & echo $! >sleeper; echo done')" done
+	equal output "$(inside -- sh -c 'sleep 1000000 & echo $! >sleeper; echo done')" done
 	inside -- sh -c 'kill "$(cat sleeper)"'
 }
 
 a_signal_reaches_the_command() {
 	needs_machine
-	(cd "$project" && exec "$B/bin/pando" machine exec -q -n -- sh -c 'trap "echo told; exit 9" TERM; echo up; sleep 300 & wait') >"$work/told" &
+	(cd "$project" && exec "$B/bin/pando" machine exec -q -n -- sh -c 'trap "echo told; exit 9" TERM; echo up; sleep 1000000 & wait') >"$work/told" &
 	caller=$!
-	wait_until 60 "the command runs" grep -q up "$work/told"
+	wait_until "the command runs" grep -q up "$work/told"
 	kill -TERM $caller
 	status=0
 	wait $caller || status=$?

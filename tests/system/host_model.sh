@@ -10,6 +10,7 @@ SEED=${SEED:-$(date +%s)}
 # In memory where there is room: what is looked for is not how the disk syncs.
 if [ -z "${TMPDIR:-}" ] && [ "$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 { print $4 }')" -gt 1048576 ] 2>/dev/null; then
 	ours=$(mktemp -d /dev/shm/pando-model.XXXXXX) && PANDO_HOME=$ours/home && mkdir -m 700 "$PANDO_HOME"
+	echo "$ours" >"$work/.watch-also"
 	trap 'cleanup_work; rm -rf "$ours"' EXIT
 fi
 

@@ -44,12 +44,12 @@ a_hundred_rounds_leave_no_process_socket_segment_or_namespace() {
 	done
 	equal "the number of VMs left" "$(pando status -q | wc -l)" 0
 	# A connection of the last command may take a moment to be gone.
-	for try in 1 2 3 4 5 6 7 8 9 10; do
+	as_before() {
 		counts >"$work/after"
-		cmp -s "$work/before" "$work/after" && return 0
-		sleep 0.5
-	done
-	fail "before: $(tr '\n' ' ' <"$work/before"); after: $(tr '\n' ' ' <"$work/after")"
+		cmp -s "$work/before" "$work/after"
+	}
+	wait_until "all is as it was before" as_before ||
+		fail "before: $(tr '\n' ' ' <"$work/before"); after: $(tr '\n' ' ' <"$work/after")"
 }
 
 t a_hundred_rounds_leave_no_process_socket_segment_or_namespace

@@ -9,7 +9,7 @@ needs_groups() {
 	needs_kvm
 	printf '[scopes]\nuse = "cgroup"\n' >"$PANDO_HOME/pandod.toml"
 	run_small -q -N first >/dev/null
-	wait_until 10 "it is known what there is" scopes_are_known
+	wait_until "it is known what there is" scopes_are_known
 	[ "$(scopes 'j["how"]')" = cgroup ] || skip "no control groups can be made here: $(scopes 'j["detail"]')"
 }
 
@@ -23,41 +23,41 @@ group_there() { # id
 
 vms_and_branches_have_groups_that_go_with_them() {
 	needs_groups
-	wait_until 10 "the VM is in its group" is_in_its_own first
+	wait_until "the VM is in its group" is_in_its_own first
 	pando branch -q first -n second --no-wait >/dev/null
 	pando branch -q first --count 3 -n many --no-wait >/dev/null
 	for vm in second many-0 many-1 many-2 first; do
-		wait_until 10 "$vm is in its group" is_in_its_own $vm
+		wait_until "$vm is in its group" is_in_its_own $vm
 	done
 	equal "VMs in a group" "$(scopes 'j["vms"]')" 5
 	# The parent goes first: its group was left by all of its branches.
 	ids=$(pando status -q)
 	pando stop -q --force first >/dev/null
 	first=$(vm_field first id)
-	wait_until 10 "the group of the VM that ended is gone" not group_there "$first"
+	wait_until "the group of the VM that ended is gone" not group_there "$first"
 	pando delete -q -y -r first >/dev/null
 	for id in $ids; do
-		wait_until 10 "the group of $id is gone" not group_there "$id"
+		wait_until "the group of $id is gone" not group_there "$id"
 	done
 }
 
 a_new_pandod_finds_them() {
 	needs_groups
-	wait_until 10 "the VM is in its group" is_in_its_own first
+	wait_until "the VM is in its group" is_in_its_own first
 	id=$(vm_field first id)
 	pando branch -q first -n second --no-wait >/dev/null
 	other=$(vm_field second id)
-	wait_until 10 "the branch is in its group" is_in_its_own second
+	wait_until "the branch is in its group" is_in_its_own second
 	end_daemon
 	# One ends while nobody looks.
 	kill -KILL "$(sed -n 1p "$(find /sys/fs/cgroup -type d -name "pando-$other.scope")/cgroup.procs")"
 	pando status -q >/dev/null
-	wait_until 10 "it is known again" scopes_are 'j["how"]' cgroup
-	wait_until 10 "the empty group is swept" not group_there "$other"
+	wait_until "it is known again" scopes_are 'j["how"]' cgroup
+	wait_until "the empty group is swept" not group_there "$other"
 	is_in_its_own first || fail "first is in $(group_of first)"
-	wait_until 10 "it is counted" scopes_are 'j["vms"]' 1
+	wait_until "it is counted" scopes_are 'j["vms"]' 1
 	pando delete -q -y -r first >/dev/null
-	wait_until 10 "its group is gone" not group_there "$id"
+	wait_until "its group is gone" not group_there "$id"
 }
 
 doctor_says_what_there_is() {

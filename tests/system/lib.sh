@@ -7,6 +7,8 @@
 #
 # In the environment: B, the build folder. PANDO_HOME is made here, and everything in it is ended and removed at exit. What
 # a function prints goes to its log and is shown when it fails.
+#
+# Limits follow progress, not the clock: a busy host may take its time. See "The watch" below.
 set -u
 : "${B:=build/plain}"
 case $B in /*) ;; *) B=$PWD/$B ;; esac
@@ -26,10 +28,92 @@ export ASAN_OPTIONS UBSAN_OPTIONS
 it_number=0
 it_failed=0
 
-# Every command has an end: COMMAND_LIMIT seconds. A guest's boot under nested emulation takes minutes.
+# The watch ends a command that stands still; one that moves for ever has this limit.
 pando() {
-	timeout -k 5 "${COMMAND_LIMIT:-900}" "$B/bin/pando" "$@"
+	timeout -k 5 "$COMMAND_LIMIT" "$B/bin/pando" "$@"
 }
+
+# The watch: a process beside the script that looks every few seconds how far everything is. What was the same for
+# STANDSTILL seconds stands still: the watch ends the pando commands that are under way, and waits end in vain. While
+# something moves, it says every five minutes how far, so that tests/run does not take the script for one that hangs.
+# A wait has WAIT_LIMIT, too, for there are guests whose consoles never stand still. All of them are minutes, which a
+# test that goes well does not need on any host.
+case $0 in
+*/bench/*) : "${WATCH_EVERY:=60}" ;; # which measures
+*) : "${WATCH_EVERY:=5}" ;;
+esac
+if [ -e /run/pando-machine ]; then
+	: "${STANDSTILL:=900}" "${WAIT_LIMIT:=2400}" "${COMMAND_LIMIT:=7200}"
+else
+	: "${STANDSTILL:=300}" "${WAIT_LIMIT:=900}" "${COMMAND_LIMIT:=3600}"
+fi
+
+# The pando commands of this script, wherever they run: also those in a terminal that tmux has.
+commands_under_way() {
+	grep -l '^pando$' /proc/[0-9]*/comm 2>/dev/null | while read -r p; do
+		p=${p%/comm}
+		tr '\0' '\n' <"$p/environ" 2>/dev/null | grep -q "^PANDO_HOME=$PANDO_HOME\$" && echo "${p#/proc/}"
+	done
+	return 0
+}
+
+# One line: what there is of consoles, disks, memory, logs and what tests wrote; and the bytes that went through the
+# commands that are under way. A wait that asks again and again is no progress: neither what it says, nor its commands, which
+# are young. Nor is what the watch writes. Folders elsewhere that a script uses stand in .watch-also.
+how_far() {
+	if [ -e "$work/.watch-wait" ]; then
+		set -- "$work/[0-9]*.log" "$work/stdout" "$work/stderr"
+	else
+		set -- '' '' ''
+	fi
+	# shellcheck disable=SC2046 # words
+	find "$work" $(cat "$work/.watch-also" 2>/dev/null) -type f ! -name '.watch-*' ! -path "$1" ! -path "$2" ! -path "$3" \
+		-printf '%s %b %T@\n' 2>/dev/null |
+		awk '{ s += $1; b += $2; if ($3 > t) t = $3 } END {
+			printf "%d files of %.0f bytes, %.0f KiB on disk, written at %.3f", NR, s, b / 2, t }'
+	for p in $(commands_under_way); do
+		# Started (in hundredths of a second) a minute ago or earlier.
+		awk -v p="$p" '
+			FILENAME == "/proc/uptime" { up = $1 }
+			FILENAME ~ /stat$/ { age = up - $22 / 100 }
+			/^[rw]char/ { n += $2 }
+			END { if (age > 60) printf "; %.0f bytes through pando, process %d", n, p }' \
+			/proc/uptime "/proc/$p/stat" "/proc/$p/io" 2>/dev/null
+	done
+	echo
+}
+
+watch() { # the script
+	watch_far='' watch_ends=TERM watch_sleep=''
+	trap '[ -z "$watch_sleep" ] || kill "$watch_sleep"; exit' TERM
+	watch_moved=$(date +%s)
+	watch_said=$watch_moved
+	while kill -0 "$1" 2>/dev/null && [ -d "$work" ]; do
+		watch_now=$(date +%s)
+		watch_is=$(how_far)
+		if [ "$watch_is" != "$watch_far" ]; then
+			watch_far=$watch_is watch_moved=$watch_now watch_ends=TERM
+			echo "$watch_moved" >"$work/.watch-new" && mv "$work/.watch-new" "$work/.watch-moved"
+		elif [ $((watch_now - watch_moved)) -ge "$STANDSTILL" ]; then
+			for p in $(commands_under_way); do
+				echo "# nothing has moved for $((watch_now - watch_moved)) s; ending process $p:" \
+					"$(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null)"
+				kill "-$watch_ends" "$p" 2>/dev/null
+				watch_ends=KILL
+			done
+		fi
+		if [ $((watch_now - watch_said)) -ge 300 ] && [ "$watch_moved" -gt "$watch_said" ]; then
+			watch_said=$watch_now
+			echo "# under way: $(cat "$work/.watch-test" "$work/.watch-wait" 2>/dev/null | tr '\n' ';') $watch_is"
+		fi
+		sleep "$WATCH_EVERY" >/dev/null 2>&1 &
+		watch_sleep=$!
+		wait "$watch_sleep"
+	done
+}
+date +%s >"$work/.watch-moved"
+watch $$ </dev/null 2>/dev/null &
+watch_pid=$!
 
 # Prints what sanitizers found since this was asked last; fails when that is nothing.
 findings() {
@@ -46,10 +130,12 @@ sanitized() {
 # Ends all VMs and the daemon of this home, politely first.
 end_home() {
 	[ -S "$PANDO_HOME/pandod.sock" ] || return 0
-	timeout 60 pando delete --all -y -q >/dev/null 2>&1
+	pando delete --all -y -q >/dev/null 2>&1
 	pid=$(pandod_pid)
-	[ -z "$pid" ] || kill "$pid" 2>/dev/null
-	wait_until 10 "pandod ends" not kill -0 "$pid" 2>/dev/null
+	[ -z "$pid" ] || {
+		kill "$pid" 2>/dev/null
+		wait_until "pandod ends" gone "$pid"
+	}
 	for p in $(vmm_pids); do
 		kill -KILL "$p" 2>/dev/null
 	done
@@ -58,6 +144,7 @@ end_home() {
 
 cleanup_work() {
 	end_home
+	kill "$watch_pid" 2>/dev/null
 	mountpoint -q "$PANDO_HOME" 2>/dev/null && umount "$PANDO_HOME"
 	rm -rf "$work"
 }
@@ -68,6 +155,7 @@ it() { # sentence, function [arguments…]
 	it_number=$((it_number + 1))
 	it_name=$1
 	shift
+	echo "test $it_number, $it_name" >"$work/.watch-test"
 	# Not in an `if`: set -e would be off inside.
 	(
 		set -eu
@@ -89,11 +177,11 @@ it() { # sentence, function [arguments…]
 	fi
 }
 
-# What is known of the VMs that have failed: why, and what their VMM and their console said last.
+# What is known of the VMs that have failed, or have not answered yet: why, and what their VMM and their console said last.
 tell_failed() {
 	[ -S "$PANDO_HOME/pandod.sock" ] || return 0
-	for v in $(vms '" ".join(v["id"] for v in j if v["state"] == "failed")' 2>/dev/null); do
-		echo "VM $v ($(vm_field "$v" alias)) has failed: $(vm_field "$v" reason)"
+	for v in $(vms '" ".join(v["id"] for v in j if v["state"] in ("failed", "starting"))' 2>/dev/null); do
+		echo "VM $v ($(vm_field "$v" alias)) is $(vm_field "$v" state): $(vm_field "$v" reason)"
 		echo "its VMM's last lines:"
 		pando logs "$v" --vmm --tail 10 2>&1
 		echo "its console's last lines:"
@@ -144,18 +232,25 @@ not() {
 	! "$@"
 }
 
-# Every step in here that could wait for ever is bounded.
-wait_until() { # seconds, what, command…
-	wait_limit=$(($(date +%s) + $1))
-	wait_what=$2
-	shift 2
+# In vain when everything stands still, or at WAIT_LIMIT, and says how far it came.
+wait_until() { # what, command…
+	wait_what=$1
+	shift
+	wait_began=$(date +%s)
+	echo "waits until $wait_what" >"$work/.watch-wait"
 	until "$@"; do
-		[ "$(date +%s)" -lt "$wait_limit" ] || {
-			echo "waited in vain: $wait_what" >&2
+		wait_now=$(date +%s)
+		read -r wait_moved <"$work/.watch-moved" || wait_moved=$wait_began
+		[ "$wait_moved" -gt "$wait_began" ] || wait_moved=$wait_began
+		if [ $((wait_now - wait_moved)) -ge "$STANDSTILL" ] || [ $((wait_now - wait_began)) -ge "$WAIT_LIMIT" ]; then
+			echo "waited $((wait_now - wait_began)) s in vain: $wait_what; something moved $((wait_now - wait_moved)) s" \
+				"ago: $(how_far)" >&2
+			rm -f "$work/.watch-wait"
 			return 1
-		}
+		fi
 		sleep 0.2
 	done
+	rm -f "$work/.watch-wait"
 }
 
 equal() { # what, is, should be
@@ -175,7 +270,6 @@ status_is() { # status, command…
 	shift
 	got_status=0
 	(
-		COMMAND_LIMIT=120
 		"$@"
 	) >"$work/stdout" 2>"$work/stderr" || got_status=$?
 	stdout=$(cat "$work/stdout")
@@ -222,7 +316,7 @@ end_daemon() {
 	pid=$(pandod_pid)
 	[ -n "$pid" ] || return 0
 	kill -9 "$pid" 2>/dev/null
-	wait_until 10 "pandod is gone" no_pandod
+	wait_until "pandod is gone" no_pandod
 }
 
 # Runs a command against a pandod that dies at that point.
@@ -235,12 +329,11 @@ dies_at() { # point, command…
 		PANDO_FAULT=$point
 		export PANDO_FAULT
 		pando status -q >/dev/null
-		COMMAND_LIMIT=60
 		"$@"
 	) >"$work/stdout" 2>"$work/stderr" || got=$?
 	[ "$got" -ne 0 ] || fail "nothing died at $point: $(cat "$work/stdout")"
 	[ "$got" -ne 124 ] || fail "the command hung at $point"
-	wait_until 10 "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
+	wait_until "pandod dies at $point" no_pandod || fail "it lives: $(cat "$work/stderr")"
 }
 
 the_tree() {
@@ -250,7 +343,7 @@ the_tree() {
 counts_on() { # vm
 	was=$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)
 	more() { [ "$(pando logs "$1" | sed -n 's/^tick //p' | tail -n 1)" != "$was" ]; }
-	wait_until 20 "$1 counts on" more "$1"
+	wait_until "$1 counts on" more "$1"
 }
 
 state_is() { # vm, state

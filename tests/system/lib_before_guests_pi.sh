@@ -25,7 +25,7 @@ if [ ! -e "$tar" ]; then
 	cp "$folder/pi/package.json" "$folder/pi/package-lock.json" "$new"
 	echo "fetching the coding agent pi from npm's registry" >&2
 	# No package's scripts are run, on the host or in a guest.
-	(cd "$new" && timeout 600 npm ci --omit=dev --omit=optional --ignore-scripts --no-audit --no-fund --no-update-notifier \
+	(cd "$new" && timeout 3600 npm ci --omit=dev --omit=optional --ignore-scripts --no-audit --no-fund --no-update-notifier \
 		--fetch-retries=1 --fetch-timeout=60000) >"$new/log" 2>&1 || {
 		why=$(sed -n 's/^npm error //p; s/^npm ERR! //p' "$new/log" | head -n 2 | tr '\n' ' ')
 		case $why in

@@ -19,7 +19,7 @@ if ! command -v qemu-system-x86_64 >/dev/null; then
 	echo none
 	exit 0
 fi
-"$B/libexec/pando/pando-golden" image >&2 && timeout 1800 "$pando" machine start >&2 || {
+"$B/libexec/pando/pando-golden" image >&2 && timeout 7200 "$pando" machine start >&2 || {
 	echo "the test machine did not start; see above" >&2
 	echo broken
 	exit 0

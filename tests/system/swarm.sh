@@ -13,7 +13,7 @@ boots() {
 spec() {
 	{
 		printf 'from = "base"\n%s\n' "$2"
-		printf '[score]\ncommand = ["cat", "/root/score"]\ntime_limit_s = 300\n'
+		printf '[score]\ncommand = ["cat", "/root/score"]\ntime_limit_s = 3600\n'
 		cat
 	} >"$1"
 }
@@ -69,7 +69,7 @@ time_limit_ends_the_work_and_nothing_of_it_goes_on() {
 	spec slow.toml 'keep_winner = true' <<'END'
 [[child]]
 name = "endless"
-command = "sleep 1000 & sleep 1000"
+command = "sleep 1000000 & sleep 1000000"
 time_limit_s = 2
 [[child]]
 name = "quick"
@@ -92,11 +92,11 @@ command = "while [ ! -e /root/go ]; do sleep 0.5; done; echo 5 >/root/score"
 END
 	pando swarm run dies.toml -o dies >dies.answer 2>dies.log &
 	swarm=$!
-	wait_until 300 "the child works" grep -q "phoenix: working" dies.log
+	wait_until "the child works" grep -q "phoenix: working" dies.log
 	first=$(sed -n 's/.*"vms":\["\([0-9a-f]*\)".*/\1/p' dies/record.jsonl)
 	kill -KILL "$(vm_field "$first" pid)"
-	wait_until 300 "the child starts over" grep -q "phoenix: once more" dies.log
-	wait_until 300 "a new branch works" other_child_answers "$first"
+	wait_until "the child starts over" grep -q "phoenix: once more" dies.log
+	wait_until "a new branch works" other_child_answers "$first"
 	pando execute "$second" -- touch /root/go
 	wait "$swarm"
 	contains answer "$(cat dies.answer)" "winner  phoenix"
@@ -114,11 +114,11 @@ interrupt_deletes_the_children_and_exits_with_7() {
 	spec stop.toml 'parallel = 2' <<'END'
 [[child]]
 count = 3
-command = ["sleep", "1000"]
+command = ["sleep", "1000000"]
 END
 	"$B/bin/pando" swarm run stop.toml -o stop 2>stop.log &
 	swarm=$!
-	wait_until 300 "two children work" two_work stop.log
+	wait_until "two children work" two_work stop.log
 	kill -TERM "$swarm"
 	status=0
 	wait "$swarm" || status=$?
@@ -135,11 +135,11 @@ what_a_killed_swarm_leaves_is_cleaned_by_its_name() {
 	spec kill.toml '' <<'END'
 [[child]]
 count = 2
-command = ["sleep", "1000"]
+command = ["sleep", "1000000"]
 END
 	"$B/bin/pando" swarm run kill.toml -o kill 2>kill.log &
 	swarm=$!
-	wait_until 300 "two children work" two_work kill.log
+	wait_until "two children work" two_work kill.log
 	kill -KILL "$swarm"
 	wait "$swarm" || :
 	equal "VMs that are left" "$(pando status -q | wc -l)" 3

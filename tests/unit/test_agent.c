@@ -85,7 +85,31 @@ run(const char *const *argv)
 	return run_req(&q, NULL, 0);
 }
 
+static struct agent_exec_result
+call(const struct agent_exec_req *q, const struct agent_exec_io *io)
+{
+	struct agent_exec_result res;
+	struct err e = {0};
+
+	if (agent_exec(sock, q, io, &res, &e))
+		fail_msg("%s", e.msg);
+	return res;
+}
+
+static struct agent_exec_result
+take_up(const char *id, uint64_t out_from, uint64_t err_from,
+	const struct agent_exec_io *io)
+{
+	struct agent_exec_result end;
+	struct err e = {0};
+
+	if (agent_attach(sock, id, out_from, err_from, io, &end, &e))
+		fail_msg("%s", e.msg);
+	return end;
+}
+
 static bool list_has(const char *id, char *state, size_t cap);
+static void restart_agent(int signo);
 static void end_commands(void);
 static void wait_state(const char *id, const char *want);
 
@@ -201,6 +225,56 @@ working_folder_is_taken(void **state)
 	assert_non_null(strstr(d.result.message, "working folder"));
 }
 
+/* A FUSE file system whose server never answers. */
+static int
+mount_silence(const char *where)
+{
+	int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	char options[80];
+
+	if (fd < 0)
+		return -1;
+	snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=0,group_id=0",
+		fd);
+	if (mkdir(where, 0755) || mount("silence", where, "fuse", 0, options)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static void
+command_that_hangs_before_it_runs_holds_nobody(void **state)
+{
+	char where[128], cwd[140];
+	struct agent_exec_req q = {.argv = SH("true"), .cwd = cwd, .detach = true};
+	struct agent_exec_result res, end;
+	struct agent_pong pong;
+	struct err e = {0};
+	int fuse;
+
+	(void)state;
+	snprintf(where, sizeof(where), "%s/silence", folder);
+	snprintf(cwd, sizeof(cwd), "%s/x", where);
+	fuse = mount_silence(where);
+	if (fuse < 0)
+		skip();
+	res = call(&q, NULL);
+	usleep(100000);
+	assert_int_equal(agent_ping(sock, 500, &pong, &e), 0);
+	wait_state(res.id, "running");
+	/* Its number is known, though its shim stands still, also to the next agent. */
+	restart_agent(SIGKILL);
+	wait_state(res.id, "running");
+	assert_int_equal(agent_signal(sock, res.id, SIGKILL, &e), 0);
+	end = take_up(res.id, 0, 0, NULL);
+	assert_int_equal(end.kind, AGENT_SIGNALLED);
+	assert_int_equal(end.value, SIGKILL);
+	assert_int_equal(umount2(where, MNT_DETACH), 0);
+	close(fuse);
+	rmdir(where);
+}
+
 static void
 program_that_is_not_there_is_127(void **state)
 {
@@ -287,7 +361,6 @@ hundred_megabytes_through_stdin(void **state)
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	char file[128], out[128], cmd[300], local[80] = {0};
-	struct err e = {0};
 	FILE *f;
 
 	(void)state;
@@ -297,8 +370,7 @@ hundred_megabytes_through_stdin(void **state)
 	assert_int_equal(system(cmd), 0);
 	io.stdin_fd = open(file, O_RDONLY);
 	io.stdout_fd = open(out, O_RDWR | O_CREAT | O_TRUNC, 0600);
-	if (agent_exec(sock, &q, &io, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, &io);
 	assert_int_equal(res.kind, AGENT_EXITED);
 	assert_int_equal(res.value, 0);
 	snprintf(cmd, sizeof(cmd), "sha256sum < %s", file);
@@ -340,14 +412,12 @@ binary_output_of_any_size_on_both_streams(void **state)
 	struct agent_exec_result res;
 	struct sums s = {{14695981039346656037ull, 14695981039346656037ull}, {0, 0}};
 	uint64_t want = s.hash[0];
-	struct err e = {0};
 
 	(void)state;
 	q.cwd = folder;
 	io.output = sum_output;
 	io.ctx = &s;
-	if (agent_exec(sock, &q, &io, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, &io);
 	for (int i = 0; i < 4096; i++)
 		for (int b = 0; b < 256; b++)
 			want = hash(want, &(uint8_t){(uint8_t)b}, 1);
@@ -505,8 +575,7 @@ time_in_which_the_agent_is_held_does_not_count_against_a_limit(void **state)
 	(void)state;
 	snprintf(go, sizeof(go), "%s/go", folder);
 	snprintf(script, sizeof(script), "until test -e %s; do sleep 0.02; done", go);
-	if (agent_exec(sock, &q, NULL, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, NULL);
 	stop_agent(true);
 	usleep(5000000); /* longer than all of its limit */
 	stop_agent(false);
@@ -514,8 +583,7 @@ time_in_which_the_agent_is_held_does_not_count_against_a_limit(void **state)
 	assert_int_equal(agent_ping(sock, 10000, NULL, &e), 0);
 	assert_true(list_has(res.id, NULL, 0));
 	assert_int_equal(close(open(go, O_WRONLY | O_CREAT, 0600)), 0);
-	if (agent_attach(sock, res.id, 0, 0, NULL, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(res.id, 0, 0, NULL);
 	assert_int_equal(end.kind, AGENT_EXITED);
 	assert_int_equal(end.value, 0);
 }
@@ -725,7 +793,6 @@ terminal_gets_a_new_size_while_it_runs(void **state)
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	struct script s = {0};
-	struct err e = {0};
 
 	(void)state;
 	assert_int_equal(pipe(s.pipe), 0);
@@ -733,8 +800,7 @@ terminal_gets_a_new_size_while_it_runs(void **state)
 	io.wake = tty_wake;
 	io.wake_fd = s.pipe[0];
 	io.ctx = &s;
-	if (agent_exec(sock, &q, &io, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, &io);
 	assert_int_equal(res.value, 9);
 	assert_non_null(strstr(s.seen, "50 60"));
 	close(s.pipe[0]);
@@ -763,7 +829,6 @@ signals_pass_input_that_nobody_reads(void **state)
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	struct script s = {0};
-	struct err e = {0};
 
 	(void)state;
 	assert_int_equal(pipe(s.pipe), 0);
@@ -772,8 +837,7 @@ signals_pass_input_that_nobody_reads(void **state)
 	io.wake = signal_wake;
 	io.wake_fd = s.pipe[0];
 	io.ctx = &s;
-	if (agent_exec(sock, &q, &io, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, &io);
 	assert_int_equal(res.kind, AGENT_EXITED);
 	assert_int_equal(res.value, 42);
 	close(io.stdin_fd);
@@ -789,14 +853,12 @@ input_that_is_closed_early_stops_nothing(void **state)
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res;
 	struct script s = {.step = 1};
-	struct err e = {0};
 
 	(void)state;
 	io.stdin_fd = open("/dev/zero", O_RDONLY);
 	io.output = tty_output;
 	io.ctx = &s;
-	if (agent_exec(sock, &q, &io, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, &io);
 	assert_int_equal(res.value, 0);
 	assert_int_equal(s.len, 10);
 	assert_memory_equal(s.seen, "\0\0\0\0\0\nend\n", 10);
@@ -855,8 +917,7 @@ detached_command_is_taken_up_by_cursor(void **state)
 	struct err e = {0};
 
 	(void)state;
-	if (agent_exec(sock, &q, NULL, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, NULL);
 	assert_int_equal(res.kind, 0);
 	assert_true(list_has(res.id, NULL, 0));
 	wait_state(res.id, "exited");
@@ -864,8 +925,7 @@ detached_command_is_taken_up_by_cursor(void **state)
 	/* From byte 2 on, stderr from its end. */
 	io.output = tty_output;
 	io.ctx = &s;
-	if (agent_attach(sock, res.id, 2, 4, &io, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(res.id, 2, 4, &io);
 	assert_string_equal(s.seen, "e\nthree\n");
 	assert_int_equal(end.kind, AGENT_EXITED);
 	assert_int_equal(end.value, 4);
@@ -886,17 +946,14 @@ journal_that_ran_over_reports_the_gap(void **state)
 	struct agent_captured got = {0};
 	char file[128], *text = NULL;
 	size_t len;
-	struct err e = {0};
 
 	(void)state;
 	(void)got;
-	if (agent_exec(sock, &q, NULL, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, NULL);
 	wait_state(res.id, "exited");
 	snprintf(file, sizeof(file), "%s/tail", folder);
 	io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-	if (agent_attach(sock, res.id, 0, 0, &io, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(res.id, 0, 0, &io);
 	close(io.stdout_fd);
 	assert_int_equal(end.stdout_bytes, 1000000);
 	assert_true(end.stdout_lost > 0);
@@ -940,7 +997,6 @@ connection_that_breaks_leaves_the_command_running(void **state)
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result end;
 	struct script s = {.step = 1};
-	struct err e = {0};
 	int fd = dial(
 		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.4; cat; echo done; exit 6\"],\"stdin\":true}\n");
 
@@ -954,8 +1010,7 @@ connection_that_breaks_leaves_the_command_running(void **state)
 	io.output = tty_output;
 	io.ctx = &s;
 	io.stdin_fd = open("/etc/hostname", O_RDONLY);
-	if (agent_attach(sock, id, 0, 0, &io, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(id, 0, 0, &io);
 	assert_int_equal(end.value, 6);
 	assert_non_null(strstr(s.seen, "done\n"));
 	close(io.stdin_fd);
@@ -1006,7 +1061,6 @@ reader_that_died_in_the_middle_wedges_nothing(void **state)
 	int fd = dial(
 		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"head -c 5000000 /dev/zero; exit 3\"]}\n");
 	struct agent_exec_result end;
-	struct err e = {0};
 
 	(void)state;
 	read_line(fd, line, sizeof(line));
@@ -1014,8 +1068,7 @@ reader_that_died_in_the_middle_wedges_nothing(void **state)
 	usleep(100000);
 	close(fd);
 	wait_state(id, "exited");
-	if (agent_attach(sock, id, 0, 0, NULL, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(id, 0, 0, NULL);
 	assert_int_equal(end.value, 3);
 	assert_int_equal(end.stdout_bytes, 5000000);
 }
@@ -1028,13 +1081,11 @@ second_reader_puts_the_first_off(void **state)
 		"{\"op\":\"exec\",\"argv\":[\"sh\",\"-c\",\"sleep 0.3; echo late\"]}\n");
 	struct agent_exec_result end;
 	struct agent_frame_hdr h;
-	struct err e = {0};
 
 	(void)state;
 	read_line(fd, line, sizeof(line));
 	assert_int_equal(sscanf(line, "{\"ok\":true,\"id\":\"%20[e0-9]\"", id), 1);
-	if (agent_attach(sock, id, 0, 0, NULL, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(id, 0, 0, NULL);
 	assert_int_equal(end.stdout_bytes, 5);
 	assert_int_equal(io_read_full(fd, &h, sizeof(h)), 0);
 	assert_int_equal(h.type, AGENT_ERROR);
@@ -1079,7 +1130,6 @@ commands_go_on_while_the_agent_is_started_anew(void **state)
 	struct agent_exec_req q = {.argv = SH(script), .detach = true};
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res, end;
-	struct err e = {0};
 
 	(void)state;
 	snprintf(go, sizeof(go), "%s/go-on", folder);
@@ -1092,8 +1142,7 @@ commands_go_on_while_the_agent_is_started_anew(void **state)
 		char file[128];
 
 		unlink(go);
-		if (agent_exec(sock, &q, NULL, &res, &e))
-			fail_msg("%s", e.msg);
+		res = call(&q, NULL);
 		strcpy(id[i], res.id);
 		usleep(100000);
 		restart_agent(signals[i]);
@@ -1103,8 +1152,7 @@ commands_go_on_while_the_agent_is_started_anew(void **state)
 		assert_int_equal(close(open(go, O_WRONLY | O_CREAT, 0600)), 0);
 		snprintf(file, sizeof(file), "%s/all", folder);
 		io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-		if (agent_attach(sock, id[i], 0, 0, &io, &end, &e))
-			fail_msg("%s", e.msg);
+		end = take_up(id[i], 0, 0, &io);
 		close(io.stdout_fd);
 		assert_int_equal(end.kind, AGENT_EXITED);
 		assert_int_equal(end.value, 7);
@@ -1161,8 +1209,7 @@ input_is_whole_though_the_agent_is_started_anew(void **state)
 	io.stdin_fd = p[0];
 	snprintf(file, sizeof(file), "%s/taken", folder);
 	io.stdout_fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-	if (agent_attach(sock, id, 0, 0, &io, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(id, 0, 0, &io);
 	close(io.stdout_fd);
 	close(p[0]);
 	assert_int_equal(end.value, 0);
@@ -1195,12 +1242,10 @@ records_and_limits_outlive_the_agent(void **state)
 	restart_agent(SIGKILL);
 	io.output = tty_output;
 	io.ctx = &s;
-	if (agent_attach(sock, a.id, 0, 0, &io, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(a.id, 0, 0, &io);
 	assert_string_equal(s.seen, "kept\n");
 	assert_int_equal(end.value, 9);
-	if (agent_attach(sock, b.id, 0, 0, NULL, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(b.id, 0, 0, NULL);
 	assert_int_equal(end.kind, AGENT_TIMED_OUT);
 	for (int i = 0; i < 500 && processes_of(mark); i++)
 		usleep(10000);
@@ -1265,7 +1310,6 @@ output_that_stays_open_is_marked(void **state)
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res, end;
 	struct script s = {.step = 1};
-	struct err e = {0};
 
 	(void)state;
 	cleanup_agent_captured struct agent_captured c =
@@ -1276,14 +1320,12 @@ output_that_stays_open_is_marked(void **state)
 	assert_non_null(strstr(c.result.message, "(sleep)"));
 
 	/* Until somebody takes its end, what comes later is kept, too. */
-	if (agent_exec(sock, &q, NULL, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, NULL);
 	wait_state(res.id, "exited");
 	sleep(1);
 	io.output = tty_output;
 	io.ctx = &s;
-	if (agent_attach(sock, res.id, 0, 0, &io, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(res.id, 0, 0, &io);
 	assert_string_equal(s.seen, "now\nlate\n");
 	assert_int_equal(end.stdout_bytes, 9);
 }
@@ -1358,8 +1400,7 @@ signal_reaches_the_group_from_another_connection(void **state)
 	assert_int_equal(agent_exec(sock, &q, NULL, &res, &e), 0);
 	usleep(100000);
 	assert_int_equal(agent_signal(sock, res.id, SIGTERM, &e), 0);
-	if (agent_attach(sock, res.id, 0, 0, NULL, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(res.id, 0, 0, NULL);
 	assert_int_equal(end.kind, AGENT_SIGNALLED);
 	assert_int_equal(end.value, SIGTERM);
 	assert_int_equal(processes_of("sleep 7333"), 0);
@@ -1410,7 +1451,6 @@ caller_may_detach_and_come_back(void **state)
 	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
 	struct agent_exec_result res, end;
 	struct script s = {.step = 1};
-	struct err e = {0};
 	int p[2], in[2];
 
 	(void)state;
@@ -1420,8 +1460,7 @@ caller_may_detach_and_come_back(void **state)
 	io.wake_fd = p[0];
 	io.wake = detach_wake;
 	io.ctx = &p[0];
-	if (agent_exec(sock, &q, &io, &res, &e))
-		fail_msg("%s", e.msg);
+	res = call(&q, &io);
 	assert_int_equal(res.kind, 0);
 	wait_state(res.id, "running");
 
@@ -1431,8 +1470,7 @@ caller_may_detach_and_come_back(void **state)
 	io.wake = NULL;
 	io.output = tty_output;
 	io.ctx = &s;
-	if (agent_attach(sock, res.id, 0, 0, &io, &end, &e))
-		fail_msg("%s", e.msg);
+	end = take_up(res.id, 0, 0, &io);
 	assert_string_equal(s.seen, "later");
 	assert_int_equal(end.value, 8);
 	close(p[0]);
@@ -2082,6 +2120,7 @@ main(void)
 		cmocka_unit_test(environment_is_a_sane_default_with_ours_over_it),
 		cmocka_unit_test(path_of_the_given_environment_finds_the_program),
 		cmocka_unit_test(working_folder_is_taken),
+		cmocka_unit_test(command_that_hangs_before_it_runs_holds_nobody),
 		cmocka_unit_test(program_that_is_not_there_is_127),
 		cmocka_unit_test(limits_of_the_agent_are_not_the_commands),
 		cmocka_unit_test(user_is_switched_to),

@@ -122,7 +122,7 @@ static int
 setup(void **state)
 {
 	(void)state;
-	strcpy(root, "/tmp/pando-hello-test-XXXXXX");
+	strcpy(root, "/tmp/pando-handshake-test-XXXXXX");
 	assert_non_null(mkdtemp(root));
 	snprintf(sock, sizeof(sock), "%s/sock", root);
 	mkdir(at("/etc"), 0755);
@@ -222,7 +222,7 @@ a_handshake_makes_a_machine_somebody_of_its_own(void **state)
 	assert_non_null(strstr(text_of("/run/pando/identity"), "\"test \\\"1\\\"\""));
 	/* Nothing half-written is left. */
 	assert_int_equal(
-		system("find /tmp/pando-hello-test-* -name '.pando*' | grep ."), 256);
+		system("find /tmp/pando-handshake-test-* -name '.pando*' | grep ."), 256);
 
 	snprintf(machine_id, sizeof(machine_id), "%s", text_of("/etc/machine-id"));
 	snprintf(key, sizeof(key), "%s", ack.host_key);
@@ -366,7 +366,7 @@ end_kept(void)
 		kill(program, SIGKILL);
 }
 
-/* Once in each boot, and with the environment of the hello. */
+/* Once in each boot, and with the environment of the identity handshake. */
 static void
 kept_coding_agents_are_started_with_the_machine(void **state)
 {
@@ -609,7 +609,7 @@ a_hook_that_writes_megabytes_usage_nothing(void **state)
 #ifndef PANDO_SAN
 	assert_true(rss_kib() < 2048);
 #endif
-	/* One that leaves somebody behind with its output does not hold the hello. */
+	/* One that leaves somebody behind with its output does not hold the identity handshake. */
 	put("/etc/pando/fork.d/loud", "#!/bin/sh\nsleep 3 &\necho $! >${0%/etc/*}/pid\n",
 		0755);
 	uint64_t began = io_now_ns();
@@ -651,7 +651,7 @@ no_command_is_started_before_the_end(void **state)
 	assert_int_equal(handshake_as(A, 1, false, 0, 200), -ETIMEDOUT);
 	assert_int_equal(
 		agent_exec_capture(sock, &q, NULL, 0, 100, &c, &e), -EINPROGRESS);
-	assert_non_null(strstr(e.msg, "becoming another one"));
+	assert_non_null(strstr(e.msg, "an identity handshake is under way"));
 	assert_int_equal(agent_ping(sock, 1000, NULL, &e), 0);
 	put("/go", "", 0644);
 	assert_int_equal(handshake(A, 1), 0);
@@ -909,7 +909,7 @@ one_reaction_to_each_change_of_the_environment_by_others(void **state)
 	assert_int_equal(env_set(&env, "A=1", &e), 0);
 	assert_int_equal(handshake(A, 1), 0);
 	env_done(&env);
-	/* The hello's own, and no second one for its writing. */
+	/* The identity handshake's own, and no second one for its writing. */
 	settles_at(n);
 	assert_string_equal(text_of("/systemctl.log"),
 		"try-restart my-agent.service other@1.service\n");

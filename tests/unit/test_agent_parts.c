@@ -12,7 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <signal.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -21,6 +23,7 @@
 #include "common/wire/agent_frame.h"
 #include "common/wire/json_bytes.h"
 #include "guest-agent/server/exec_shim.h"
+#include "guest-agent/server/finish.h"
 #include "guest-agent/server/peer.h"
 #include "guest-agent/server/agent_request.h"
 #include "guest-agent/system/reap.h"
@@ -85,43 +88,6 @@ only_the_host_is_the_host(void **state)
 	a.svm_cid = VMADDR_CID_HOST;
 	a.svm_family = AF_UNIX;
 	assert_false(peer_is_host(&a));
-}
-
-static void
-environment_file_is_read_as_pam_does(void **state)
-{
-	cleanup_environment struct environment env = {0};
-
-	(void)state;
-	environment_set(&env, "GONE=1");
-	environment_set(&env, "KEPT=1");
-	environment_parse(&env, "# comment\n"
-				"A=plain\n"
-				"  export B=\"two words\"  # and why\n"
-				"C='single'\n"
-				"D=a=b=c\n"
-				"E=\n"
-				"NOT-A-NAME=x\n"
-				"=nothing\n"
-				"GONE\n"
-				"F=one\\\ntwo\n"
-				"A=again\n"
-				"G=\"it's\"\n"
-				"H=no newline at the end");
-	assert_string_equal(environment_get(&env, "A"), "again");
-	assert_string_equal(environment_get(&env, "B"), "two words");
-	assert_string_equal(environment_get(&env, "C"), "single");
-	assert_string_equal(environment_get(&env, "D"), "a=b=c");
-	assert_string_equal(environment_get(&env, "E"), "");
-	assert_null(environment_get(&env, "NOT-A-NAME"));
-	assert_null(environment_get(&env, "NOT"));
-	assert_null(environment_get(&env, "GONE"));
-	assert_string_equal(environment_get(&env, "KEPT"), "1");
-	assert_string_equal(environment_get(&env, "F"), "onetwo");
-	assert_string_equal(environment_get(&env, "G"), "it's");
-	assert_string_equal(environment_get(&env, "H"), "no newline at the end");
-	assert_int_equal(env.n, 9);
-	assert_null(env.v[env.n]);
 }
 
 static void
@@ -413,13 +379,85 @@ shims_that_another_user_made_are_not_taken_up(void **state)
 	assert_int_equal(adopted_of(make_look_alike(NOBODY, 0, false)), 0);
 }
 
+/* A process whose standard input is a pipe, and a file, and a pipe again. */
+static pid_t
+make_swapper(const char *file)
+{
+	int p[2], fd = open(file, O_RDONLY | O_CLOEXEC);
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	if (fd < 0 || pipe(p))
+		_exit(1);
+	for (;;) {
+		dup2(p[0], 0);
+		dup2(fd, 0);
+	}
+}
+
+static void
+a_file_that_takes_the_place_of_a_pipe_is_not_opened(void **state)
+{
+	char file[] = "/tmp/pando-finish-XXXXXX", event[4096];
+	int fd = mkstemp(file), in = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+	pid_t pid = make_swapper(file);
+	unsigned opened = 0;
+
+	(void)state;
+	assert_true(fd >= 0 && in >= 0 && pid > 0);
+	usleep(50000); /* its own open */
+	assert_true(inotify_add_watch(in, file, IN_OPEN) > 0);
+	for (int i = 0; i < 300; i++) {
+		(void)finish_look(getpid(), 0);
+		opened += read(in, event, sizeof(event)) > 0;
+	}
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	close(in);
+	close(fd);
+	unlink(file);
+	assert_int_equal(opened, 0);
+}
+
+static void
+a_pipe_without_a_writer_is_over_and_others_are_not(void **state)
+{
+	int p[2], ready[2];
+	struct stat st;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(pipe2(p, O_CLOEXEC) | pipe2(ready, O_CLOEXEC), 0);
+	assert_int_equal(fstat(p[0], &st), 0);
+	pid = fork();
+	if (!pid) {
+		dup2(p[0], 0);
+		close(p[0]);
+		close(p[1]);
+		(void)!write(ready[1], "1", 1);
+		for (;;)
+			pause();
+	}
+	close(p[0]);
+	assert_int_equal(read(ready[0], &st.st_size, 1), 1);
+	usleep(20000); /* until it sleeps */
+	assert_int_equal(finish_look(getpid(), 0), FINISH_NEVER);
+	close(p[1]);
+	assert_int_equal(finish_look(getpid(), 0), FINISH_SOON);
+	assert_int_equal(finish_look(getpid(), st.st_ino), FINISH_NEVER);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	close(ready[0]);
+	close(ready[1]);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(users_are_found_by_name_and_number),
 		cmocka_unit_test(only_the_host_is_the_host),
-		cmocka_unit_test(environment_file_is_read_as_pam_does),
 		cmocka_unit_test(journal_keeps_the_last_bytes_by_offset),
 		cmocka_unit_test(requests_keep_what_was_given),
 		cmocka_unit_test(byte_strings_survive_json),
@@ -427,6 +465,8 @@ main(void)
 		cmocka_unit_test(frames_are_taken_whole_or_refused_early),
 		cmocka_unit_test(descendants_are_killed_without_control_groups),
 		cmocka_unit_test(shims_that_another_user_made_are_not_taken_up),
+		cmocka_unit_test(a_pipe_without_a_writer_is_over_and_others_are_not),
+		cmocka_unit_test(a_file_that_takes_the_place_of_a_pipe_is_not_opened),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -27,6 +27,7 @@
 
 static char home[64], sock[96];
 static struct tree *tree;
+static struct commits *commits;
 static struct api *api;
 static int shutdowns;
 
@@ -59,13 +60,14 @@ setup(void **state)
 	config.kvm_path = "/dev/null";
 	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms =
 		1000;
-	if (tree_open(&config, &tree, &e) < 0)
+	if (tree_open(&config, &tree, &e) < 0 ||
+		commits_open(tree, &(struct commits_config){0}, &commits, &e) < 0)
 		fail_msg("%s", e.msg);
 	snprintf(sock, sizeof(sock), "%s/pandod.sock", home);
 	assert_int_equal(io_unix_listen(sock, SOCK_STREAM, 128, &fd, &e), 0);
 	assert_int_equal(io_set_nonblock(fd, 1), 0);
 	shutdowns = 0;
-	if (api_start(tree, fd, on_shutdown, &shutdowns, &api, &e) < 0)
+	if (api_start(tree, commits, fd, on_shutdown, &shutdowns, &api, &e) < 0)
 		fail_msg("%s", e.msg);
 	return 0;
 }
@@ -76,6 +78,7 @@ teardown(void **state)
 	(void)state;
 	tree_stop(tree);
 	api_stop(api);
+	commits_close(commits);
 	tree_close(tree);
 	return io_remove_tree(home, NULL);
 }
@@ -320,10 +323,52 @@ errors_have_the_contracts_statuses(void **state)
 	assert_int_equal(api_status(-ENOENT), 404);
 	assert_int_equal(api_status(-EEXIST), 409);
 	assert_int_equal(api_status(-EBUSY), 409);
+	assert_int_equal(api_status(-EAGAIN), 503);
 	assert_int_equal(api_status(-ENOTEMPTY), 409);
 	assert_int_equal(api_status(-ETIMEDOUT), 408);
 	assert_int_equal(api_status(-ECANCELED), 499);
 	assert_int_equal(api_status(-EIO), 500);
+}
+
+/* All of them could have taken every connection there is. */
+static void
+followers_of_reports_leave_connections_for_others(void **state)
+{
+	static const char ask[] = "GET /v1/reports?wait=1 HTTP/1.1\r\nHost: x\r\n\r\n";
+	enum { N = TREE_FOLLOWERS_MAX + 4 };
+	struct pollfd p[N];
+	int told = 0;
+
+	(void)state;
+	for (int i = 0; i < N; i++) {
+		p[i] = (struct pollfd){.fd = dial(), .events = POLLIN};
+		assert_int_equal(io_write_full(p[i].fd, ask, sizeof(ask) - 1), 0);
+	}
+	for (int tries = 0; tries < 100 && told < N - TREE_FOLLOWERS_MAX; tries++) {
+		assert_true(poll(p, N, 100) >= 0);
+		for (int i = 0; i < N; i++) {
+			char line[sizeof("HTTP/1.1 503")] = "";
+
+			if (!p[i].revents)
+				continue;
+			assert_int_equal(
+				io_read_full(p[i].fd, line, sizeof(line) - 1), 0);
+			assert_string_equal(line, "HTTP/1.1 503");
+			close(p[i].fd);
+			p[i].fd = -1;
+			told++;
+		}
+	}
+	assert_int_equal(told, N - TREE_FOLLOWERS_MAX);
+	assert_int_equal(call("GET", "/v1/reports?wait=1", "", ""), 503);
+	assert_answer("calls wait for reports");
+	assert_answer("EAGAIN");
+	assert_answer("Retry-After: 1");
+	assert_int_equal(call("GET", "/v1/vms", "", ""), 200);
+	tree_stop(tree);
+	for (int i = 0; i < N; i++)
+		if (p[i].fd >= 0)
+			close(p[i].fd);
 }
 
 int
@@ -336,6 +381,7 @@ main(void)
 		T(a_body_that_is_too_long_is_refused),
 		T(garbage_hurts_nobody),
 		T(more_connections_than_can_be_served_are_told_so),
+		T(followers_of_reports_leave_connections_for_others),
 		T(one_connection_takes_many_calls),
 		T(shutdown_is_told_to_the_daemon),
 		cmocka_unit_test(errors_have_the_contracts_statuses),

@@ -1,6 +1,7 @@
 /*
  * What a commit is read from (host/commit/commit_read.c), what a VMM may say of itself
- * (vmmctl_state), what a commit's configuration may be, and pandod's settings.
+ * (vmmctl_state), what a commit's configuration may be, and what commits find when they are
+ * opened over a tree.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +22,7 @@
 #include "common/wire/snapshot_format.h"
 #include "host/commit/commit_cpu.h"
 #include "host/commit/commit_read.h"
-#include "host/vm/tree_priv.h"
+#include "host/commit/commits_priv.h"
 #include "host/vmmproc/vmmctl.h"
 #include "vmm/kvm.h"
 
@@ -415,65 +416,107 @@ a_configuration_that_is_no_vms_is_refused(void **state)
 	free(text);
 }
 
+/* A stopped VM of a commit, as the database of a home has it. */
 static void
-settings_are_read_and_mistakes_named(void **state)
+enter_row_of(const char *home, const char *commit)
 {
-	static const struct {
-		const char *text, *says;
-	} wrong[] = {
-		{"[pool]\nsize = 65\n", "pandod.toml:2:8: pool.size must be 0 to 64"},
-		{"[pool]\nsize = -1\n", "pool.size"},
-		{"[pool]\nsize = \"two\"\n", "pool.size"},
-		{"[pool]\nsise = 2\n", "\"sise\""},
-		{"[pools]\nsize = 2\n", "\"pools\""},
-		{"pool = 3\n", "\"pool\""},
-		{"[pool\n", "pandod.toml:1:"},
+	struct vm_row row = {
+		.id = "0123456789ab",
+		.alias = "a",
+		.state = VM_STOPPED,
+		.mem_mib = 32,
+		.disk_mib = 16,
+		.vcpus = 1,
+		.made = true,
+		.next_segment = 1,
 	};
-	static const char right[] = "[pool]\nsize = 0\nflat_mib = 7\n";
+	char path[PATHS_MAX];
+	struct db *db;
+
+	snprintf(row.commit, sizeof(row.commit), "%s", commit);
+	snprintf(path, sizeof(path), "%s/state.db", home);
+	assert_int_equal(db_open(path, &db, &e), 0);
+	assert_int_equal(db_insert(db, &row, &e), 0);
+	db_close(db);
+}
+
+/* What tree_info() says of it. */
+static void
+info_says(struct tree *t, const char *text)
+{
+	struct json_out out = {0};
+
+	assert_int_equal(tree_info(t, "a", &out, &e), 0);
+	if (!memmem(out.buf, out.len, text, strlen(text)))
+		fail_msg("no %s in %.*s", text, (int)out.len, out.buf);
+	json_out_done(&out);
+}
+
+/* As pandod opens and closes them; with: what is said of the VM in between. */
+static void
+open_both(const char *home, const char *with)
+{
 	static struct tree_config config;
-	char path[128];
+	struct commits *commits;
+	struct tree *t;
+
+	config = (struct tree_config){.kvm_path = "/dev/null"};
+	snprintf(config.home, sizeof(config.home), "%s", home);
+	assert_int_equal(tree_open(&config, &t, &e), 0);
+	assert_int_equal(commits_open(t, &(struct commits_config){0}, &commits, &e), 0);
+	info_says(t, with);
+	commits_close(commits);
+	tree_close(t);
+}
+
+/* A pandod that was killed between deleting a commit and noting it. */
+static void
+a_commit_that_is_no_more_is_forgotten(void **state)
+{
+	static const char id[] =
+		"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+	char home[] = "/tmp/pando-test-commit.XXXXXX", path[PATHS_MAX];
+	struct store *s;
+	struct tree *t;
+	static struct tree_config config;
 
 	(void)state;
-	config = (struct tree_config){.pool_size = 2, .materialized_mib = 100};
-	snprintf(config.home, sizeof(config.home), "%s", folder);
-	assert_int_equal(tree_settings(&config, &e), 0);
-	assert_int_equal(config.pool_size, 2);
-	snprintf(path, sizeof(path), "%s/pandod.toml", folder);
-	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-		assert_int_equal(io_write_file_atomic(path, wrong[i].text,
-					 strlen(wrong[i].text), 0600, &e),
-			0);
-		assert_true(tree_settings(&config, &e) < 0);
-		if (!strstr(e.msg, wrong[i].says))
-			fail_msg("\"%s\" does not say \"%s\"", e.msg, wrong[i].says);
-	}
-	assert_int_equal(io_write_file_atomic(path, right, strlen(right), 0600, &e), 0);
-	assert_int_equal(tree_settings(&config, &e), 0);
-	assert_int_equal(config.pool_size, 0);
-	assert_int_equal(config.materialized_mib, 7);
+	assert_non_null(mkdtemp(home));
+	enter_row_of(home, id);
+	/* Without a store nobody knows, and none is made. */
+	open_both(home, id);
+	snprintf(path, sizeof(path), "%s/store", home);
+	assert_int_equal(access(path, F_OK), -1);
+	assert_int_equal(store_open(path, &s, &e), 0);
+	store_close(s);
+	open_both(home, "\"commit\":null");
+	/* Not only in memory. */
+	snprintf(config.home, sizeof(config.home), "%s", home);
+	assert_int_equal(tree_open(&config, &t, &e), 0);
+	info_says(t, "\"commit\":null");
+	tree_close(t);
+	assert_int_equal(io_remove_tree(home, &e), 0);
 }
 
 static void
 only_an_images_disk_is_one(void **state)
 {
-	static struct tree t;
 	char path[PATHS_MAX], id[STORE_ID_MAX], got[STORE_ID_MAX];
 
 	(void)state;
-	snprintf(t.config.home, sizeof(t.config.home), "/home/x");
 	memset(id, 'a', STORE_HEX);
 	id[STORE_HEX] = '\0';
 	snprintf(path, sizeof(path), "/home/x/flat/%s/disk", id);
-	assert_true(materialized_is_disk(&t, path, got));
+	assert_true(materialized_is_disk("/home/x", path, got));
 	assert_string_equal(got, id);
 	snprintf(path, sizeof(path), "/home/x/flat/%s/memory", id);
-	assert_false(materialized_is_disk(&t, path, got));
+	assert_false(materialized_is_disk("/home/x", path, got));
 	snprintf(path, sizeof(path), "/home/x/flat/%.63s/disk", id);
-	assert_false(materialized_is_disk(&t, path, got));
+	assert_false(materialized_is_disk("/home/x", path, got));
 	snprintf(path, sizeof(path), "/home/x/flat/%sb/disk", id);
-	assert_false(materialized_is_disk(&t, path, got));
-	assert_false(materialized_is_disk(&t, "", got));
-	assert_false(materialized_is_disk(&t, "/home/x/flat/", got));
+	assert_false(materialized_is_disk("/home/x", path, got));
+	assert_false(materialized_is_disk("/home/x", "", got));
+	assert_false(materialized_is_disk("/home/x", "/home/x/flat/", got));
 }
 
 /*
@@ -555,7 +598,7 @@ main(void)
 		cmocka_unit_test(a_disk_is_what_an_export_of_it_is),
 		cmocka_unit_test(a_vmm_that_lies_about_its_memory_is_not_believed),
 		cmocka_unit_test(a_configuration_that_is_no_vms_is_refused),
-		cmocka_unit_test(settings_are_read_and_mistakes_named),
+		cmocka_unit_test(a_commit_that_is_no_more_is_forgotten),
 		cmocka_unit_test(only_an_images_disk_is_one),
 		cmocka_unit_test(a_state_says_which_cpu_features_it_needs),
 		cmocka_unit_test(a_state_that_lies_about_its_cpu_is_refused),

@@ -145,7 +145,7 @@ full_disks_missing_programs_and_values_are_told(void **state)
 			"\"missing\":[\"tmux\",\"sshd\"],\"environment\":{\"why\":"
 			"\"/etc/environment:3: no name\",\"held_back\":[{\"name\":\"KEY\","
 			"\"why\":\"a line break\"}]},\"agents\":[{\"name\":\"pi\",\"why\":"
-			"\"it has no keeper\"}],\"time_ns\":1}"),
+			"\"it has no supervisor\"}],\"time_ns\":1}"),
 		0);
 	assert_int_equal(found("units", "no systemd")->verdict, DOCTOR_NOTE);
 	assert_int_equal(
@@ -450,7 +450,7 @@ the_agents_word_is_one(void **state)
 	found("not-active", "x.path");
 	found("environment", "B cannot be");
 	found("environment", "SECRET cannot be");
-	found("agents", "pi is to run and does not: it has no keeper");
+	found("agents", "pi is to run and does not: it has no supervisor");
 	found("programs", "no sshd");
 	found("programs", "no python3");
 	assert_null(strstr(text, "tmux"));

@@ -17,7 +17,6 @@
 #include "common/cleanup.h"
 #include "common/env.h"
 #include "common/io.h"
-#include "guest-agent/system/userdb.h"
 
 /* Values that all readers of /etc/environment take alike, and those that they do not. */
 static const char *const carried[] = {"PLAIN=plain", "EMPTY=", "BLANKS= two  blanks ",
@@ -122,18 +121,18 @@ static void
 what_pam_would_not_read_alike_is_not_in_its_file(void **state)
 {
 	cleanup_env struct env env = {0};
-	cleanup_environment struct environment read = {0};
+	cleanup_env struct env read = {0};
 	cleanup_free char *text = NULL;
 
 	(void)state;
 	all(&env);
 	assert_int_equal(env_write(&env, false, &text, &e), 0);
 	/* The agent's own reader does as pam_env does, its '#' included. */
-	environment_parse(&read, text);
+	env_read_pam(&read, text);
 	assert_int_equal(read.n, sizeof(carried) / sizeof(carried[0]));
 	for (size_t i = 0; i < read.n; i++)
 		assert_string_equal(read.v[i], carried[i]);
-	assert_null(environment_get(&read, "PATH"));
+	assert_null(env_get(&read, "PATH"));
 }
 
 static void
@@ -236,6 +235,107 @@ files_are_read_as_a_shell_would(void **state)
 }
 
 static void
+environment_file_is_read_as_pam_does(void **state)
+{
+	cleanup_env struct env env = {0};
+
+	(void)state;
+	env_put(&env, "GONE=1");
+	env_put(&env, "KEPT=1");
+	env_read_pam(&env, "# comment\n"
+			   "A=plain\n"
+			   "  export B=\"two words\"  # and why\n"
+			   "C='single'\n"
+			   "D=a=b=c\n"
+			   "E=\n"
+			   "NOT-A-NAME=x\n"
+			   "=nothing\n"
+			   "GONE\n"
+			   "F=one\\\ntwo\n"
+			   "A=again\n"
+			   "G=\"it's\"\n"
+			   "H=no newline at the end");
+	assert_string_equal(env_get(&env, "A"), "again");
+	assert_string_equal(env_get(&env, "B"), "two words");
+	assert_string_equal(env_get(&env, "C"), "single");
+	assert_string_equal(env_get(&env, "D"), "a=b=c");
+	assert_string_equal(env_get(&env, "E"), "");
+	assert_null(env_get(&env, "NOT-A-NAME"));
+	assert_null(env_get(&env, "NOT"));
+	assert_null(env_get(&env, "GONE"));
+	assert_string_equal(env_get(&env, "KEPT"), "1");
+	assert_string_equal(env_get(&env, "F"), "onetwo");
+	assert_string_equal(env_get(&env, "G"), "it's");
+	assert_string_equal(env_get(&env, "H"), "no newline at the end");
+	assert_int_equal(env.n, 9);
+	assert_null(env.v[env.n]);
+}
+
+/* What one reader takes for a line, a quote or a comment the other does not. */
+static void
+the_two_readers_differ_as_their_table_says(void **state)
+{
+	static const struct {
+		const char *text, *shell, *pam; /* of X; NULL: not set */
+	} cases[] = {
+		{"X=plain\n", "plain", "plain"},
+		{"X=a'b\"c'd\n", "ab\"cd", "a'b\"c'd"},
+		{"X='a'b\n", "ab", "a'b"},
+		{"X=\"one\ntwo\"\n", "one\ntwo", "one"},
+		{"X=\"one\\\ntwo\"\n", "onetwo", "onetwo"},
+		{"X='one\\\ntwo'\n", "one\\\ntwo", "onetwo"},
+		{"X=\"a\\$b\"\n", "a$b", "a\\$b"},
+		{"X=a#b\n", "a#b", "a"},
+		{"X='a #b'\n", "a #b", "a"},
+		{"X=a #b\n", "a", "a"},
+		{"X=1\nX\n", NULL, NULL},
+		{"X=1\nno sense\n", NULL, "1"},
+		{"  export X=1\n", "1", "1"},
+		{"X=\a\n", NULL, "\a"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		cleanup_env struct env shell = {0}, pam = {0};
+		const char *got;
+
+		got = env_read(&shell, "f", cases[i].text, &e) ? NULL
+							       : env_get(&shell, "X");
+		if (!got != !cases[i].shell || (got && strcmp(got, cases[i].shell) != 0))
+			fail_msg("case %zu, shell: %s", i, got ? got : "none");
+		env_read_pam(&pam, cases[i].text);
+		got = env_get(&pam, "X");
+		if (!got != !cases[i].pam || (got && strcmp(got, cases[i].pam) != 0))
+			fail_msg("case %zu, pam: %s", i, got ? got : "none");
+	}
+}
+
+/* A program's environment is its caller's business. */
+static void
+what_a_program_is_given_has_no_bounds(void **state)
+{
+	cleanup_env struct env env = {0};
+	cleanup_free char *big = malloc(ENV_BYTES_MAX + 8);
+	char entry[32];
+
+	(void)state;
+	for (int i = 0; i < 2 * ENV_VARS_MAX; i++) {
+		snprintf(entry, sizeof(entry), "%d.%d=\xff\a", i, i);
+		env_put(&env, entry);
+	}
+	memset(big, 'x', ENV_BYTES_MAX + 7);
+	memcpy(big, "BIG=", 4);
+	big[ENV_BYTES_MAX + 7] = 0;
+	env_put(&env, big);
+	env_put_value(&env, "7.7", "again");
+	assert_false(env.failed);
+	assert_int_equal(env.n, 2 * ENV_VARS_MAX + 1);
+	assert_null(env.v[env.n]);
+	assert_string_equal(env_get(&env, "7.7"), "again");
+	assert_string_equal(env.v[7], "7.7=again");
+}
+
+static void
 words_become_the_vm_s_own(void **state)
 {
 	static const struct {
@@ -269,6 +369,9 @@ main(void)
 		T(shells_read_both_files_exactly),
 		T(what_was_written_is_read_back),
 		T(files_are_read_as_a_shell_would),
+		T(environment_file_is_read_as_pam_does),
+		T(the_two_readers_differ_as_their_table_says),
+		T(what_a_program_is_given_has_no_bounds),
 		T(words_become_the_vm_s_own),
 	};
 

@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -34,13 +33,9 @@
 #include "host/agent/agent_handshake.h"
 #include "host/agent/agent_report.h"
 #include "host/vm/tree.h"
-#include "tests/unit/fake_vmm.h"
+#include "tests/unit/tree_help.h"
 
-static char home[64], kernel[96], disk[64]; /* disk: <inode> files, as synced last */
-static struct tree_config config;
-static struct tree *tree;
-static pthread_t loop_thread;
-static int loop_stop[2];
+static char disk[64]; /* <inode> files, as synced last */
 
 /*
  * The disk.
@@ -54,9 +49,10 @@ static struct {
 	ino_t inode;
 } names[NAMES_MAX]; /* that are on the disk */
 static unsigned n_names;
-static bool watching;	  /* removals are looked at */
-static unsigned removals; /* that were */
-static char wrong[512];	  /* the first thing that must not be */
+static bool watching;		/* removals are looked at */
+static unsigned segments_syncs; /* of the folder of segments */
+static unsigned removals;	/* that were */
+static char wrong[512];		/* the first thing that must not be */
 
 static void
 name_is_there(const char *path, ino_t inode)
@@ -115,6 +111,7 @@ was_synced(int fd)
 		name_is_there(path, st.st_ino);
 		return;
 	}
+	segments_syncs += strcmp(path + strlen(home), "/segments") == 0;
 	dir = opendir(path);
 	while (dir && (d = readdir(dir))) {
 		char entry[160];
@@ -383,68 +380,16 @@ agent_report_watch_free(struct agent_report_watch *w)
  * pandod.
  */
 
-static void *
-loop_main(void *arg)
-{
-	(void)arg;
-	for (;;) {
-		struct pollfd p[2] = {{.fd = tree_fd(tree), .events = POLLIN},
-			{.fd = loop_stop[0], .events = POLLIN}};
-
-		poll(p, 2, -1);
-		if (p[1].revents)
-			return NULL;
-		tree_dispatch(tree);
-	}
-}
-
-static void
-start(void)
-{
-	struct err e = {0};
-
-	if (tree_open(&config, &tree, &e) < 0)
-		fail_msg("%s", e.msg);
-	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
-	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
-}
-
-static void
-stop(void)
-{
-	assert_int_equal(write(loop_stop[1], "x", 1), 1);
-	pthread_join(loop_thread, NULL);
-	close(loop_stop[0]);
-	close(loop_stop[1]);
-	tree_close(tree); /* closing the database writes all of it */
-	tree = NULL;
-}
-
 static int
 setup(void **state)
 {
-	uint8_t head[0x400] = {0};
-
 	(void)state;
-	snprintf(home, sizeof(home), "/tmp/pando-test-XXXXXX");
 	snprintf(disk, sizeof(disk), "/tmp/pando-test-XXXXXX");
-	assert_non_null(mkdtemp(home));
 	assert_non_null(mkdtemp(disk));
 	n_names = removals = 0;
 	watching = false;
 	wrong[0] = '\0';
-	head[0x1fe] = 0x55;
-	head[0x1ff] = 0xaa;
-	memcpy(head + 0x202, "HdrS", 4);
-	snprintf(kernel, sizeof(kernel), "%s/kernel", home);
-	assert_int_equal(io_write_file_atomic(kernel, head, sizeof(head), 0600, NULL), 0);
-	memset(&config, 0, sizeof(config));
-	snprintf(config.home, sizeof(config.home), "%s", home);
-	snprintf(config.images, sizeof(config.images), "%s/images", home);
-	assert_true(readlink("/proc/self/exe", config.vmm_path,
-			    sizeof(config.vmm_path) - 1) > 0);
-	config.kvm_path = "/dev/null";
-	config.start_timeout_ms = config.answer_timeout_ms = 20000;
+	make_home(20000);
 	config.agent_timeout_ms = 1000;
 	start();
 	return 0;
@@ -688,6 +633,48 @@ a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut(void **state)
 		fail_msg("%s", wrong);
 }
 
+static unsigned
+count_segments_syncs(void)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&disk_lock);
+	n = segments_syncs;
+	pthread_mutex_unlock(&disk_lock);
+	return n;
+}
+
+static void
+the_folder_of_segments_is_synced_only_when_there_are_new_ones(void **state)
+{
+	unsigned before = count_segments_syncs();
+
+	(void)state;
+	must(create("a"));
+	assert_true(count_segments_syncs() > before);
+	must(branch("a", "b"));
+	for (int i = 0; i < 1000 && vms_on_disk() != 2; i++)
+		usleep(10000);
+	assert_int_equal(vms_on_disk(), 2);
+	/* A deletion syncs the database and removes segments. */
+	before = count_segments_syncs();
+	assert_int_equal(delete_vm("b"), 0);
+	assert_int_equal(count_segments_syncs(), before);
+	must(branch("a", "b"));
+	for (int i = 0; i < 1000 && vms_on_disk() != 2; i++)
+		usleep(10000);
+	assert_true(count_segments_syncs() > before);
+	/* Those of the last pandod may not be on the disk. */
+	before = count_segments_syncs();
+	stop();
+	start();
+	must(stop_vm("a"));
+	assert_int_equal(delete_vm("b"), 0);
+	assert_true(count_segments_syncs() > before);
+	if (wrong[0])
+		fail_msg("%s", wrong);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -697,16 +684,11 @@ main(int argc, char **argv)
 		T(a_power_cut_at_any_removal_of_a_delete_leaves_no_vm_without_its_disk),
 		T(what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk),
 		T(a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut),
+		T(the_folder_of_segments_is_synced_only_when_there_are_new_ones),
 #undef T
 	};
 
 	(void)argc;
-	if (strcmp(argv[0], "pando-vmm") == 0)
-		return fake_vmm_main();
-	while (open("/dev/null", O_RDWR) < 3)
-		;
-	fcntl(3, F_SETFD, FD_CLOEXEC);
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	log_init("test", getenv("PANDO_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERR);
+	tree_test_begin(argv);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

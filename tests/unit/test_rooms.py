@@ -25,7 +25,11 @@ ROOMS = {  # room: the rooms it may include from
     "swarm": {"common", "hygiene"},
     "host": {"common", "vmm", "hygiene", "golden", "swarm"},
 }
-LAYERED = ["vmm"]  # folders whose files do not call each other in circles
+LAYERED = [  # folders whose files do not call each other in circles
+    "common", "common/wire", "vmm", "swarm",
+    "guest-agent/server", "guest-agent/identity", "guest-agent/supervisor", "guest-agent/system", "guest-agent/tools",
+    "host/agent", "host/api", "host/cli", "host/client", "host/pandod", "host/scope", "host/store", "host/testvm",
+]
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
 
@@ -119,8 +123,8 @@ def test_no_circle_of_files_in_a_layered_folder(top, found, objects):
     wrong = []
     for folder in LAYERED:
         edges = calls(top, objects, folder)
-        if not edges:
-            print("# %s/: no objects in %s" % (folder, objects))
+        if not edges and os.path.isdir(objects):
+            wrong.append("%s/: no objects in %s" % (folder, objects))
         for group in circles(edges):
             wrong.append("%s/, a circle: %s" % (folder, ", ".join(group)))
             for (a, b), names in sorted(edges.items()):

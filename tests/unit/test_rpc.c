@@ -250,10 +250,10 @@ kill_supervisor(void)
 
 	rpc_root_set(root);
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	pid = rpc_lock_shim(&p, "keeper");
+	pid = rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR);
 	assert_true(pid > 0);
 	kill(pid, SIGKILL);
-	while (rpc_lock_shim(&p, "keeper") == pid)
+	while (rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR) == pid)
 		usleep(1000);
 	rpc_place_done(&p);
 }
@@ -264,7 +264,7 @@ kill_shim(void)
 	struct rpc_place p = RPC_PLACE_INIT;
 
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	kill(rpc_lock_shim(&p, "holder"), SIGKILL);
+	kill(rpc_lock_owner(&p, RPC_LOCK_SHIM), SIGKILL);
 	rpc_place_done(&p);
 }
 
@@ -699,7 +699,7 @@ a_supervisor_that_is_killed_again_and_again_loses_nothing(void **state)
 			struct rpc_place p = RPC_PLACE_INIT;
 
 			assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-			WAIT_FOR(rpc_lock_shim(&p, "keeper") > 0, 5);
+			WAIT_FOR(rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR) > 0, 5);
 			rpc_place_done(&p);
 		}
 	}
@@ -736,7 +736,7 @@ a_supervisor_that_is_killed_comes_back_by_itself(void **state)
 	started();
 	kill_supervisor();
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	WAIT_FOR(rpc_lock_shim(&p, "keeper") > 0, 15);
+	WAIT_FOR(rpc_lock_owner(&p, RPC_LOCK_SUPERVISOR) > 0, 15);
 	rpc_place_done(&p);
 	lines = status_number("out", "lines");
 	WAIT_FOR(status_number("out", "lines") > lines + 50, 20);
@@ -777,7 +777,7 @@ lock_of(const char *what)
 	pid_t pid;
 
 	assert_int_equal(rpc_place_open("a", false, &p, NULL), 0);
-	pid = rpc_lock_shim(&p, what);
+	pid = rpc_lock_owner(&p, what);
 	rpc_place_done(&p);
 	return pid;
 }
@@ -789,11 +789,12 @@ end_machine(bool in_order)
 	pid_t agent = (pid_t)status_number("keeper", "program"), pid;
 
 	if (in_order) {
-		kill(lock_of("keeper"), SIGTERM);
-		WAIT_FOR(!lock_of("keeper") && !lock_of("holder"), 20);
+		kill(lock_of(RPC_LOCK_SUPERVISOR), SIGTERM);
+		WAIT_FOR(!lock_of(RPC_LOCK_SUPERVISOR) && !lock_of(RPC_LOCK_SHIM), 20);
 		return;
 	}
-	while ((pid = lock_of("keeper")) > 0 || (pid = lock_of("holder")) > 0) {
+	while ((pid = lock_of(RPC_LOCK_SUPERVISOR)) > 0 ||
+		(pid = lock_of(RPC_LOCK_SHIM)) > 0) {
 		kill(pid, SIGKILL);
 		usleep(1000);
 	}
@@ -813,7 +814,7 @@ what_was_kept_is_kept_again_after_a_boot(void **state)
 		sent("{\"n\":1}");
 		WAIT_FOR(status_number("out", "lines") == 2 * in_order + 1, 10);
 		end_machine(in_order);
-		assert_false(state_is("running") && lock_of("keeper"));
+		assert_false(state_is("running") && lock_of(RPC_LOCK_SUPERVISOR));
 		said_nothing(RPC("boot"));
 		assert_true(state_is("running"));
 		supervisor = supervisor_pid();
@@ -828,7 +829,7 @@ what_was_kept_is_kept_again_after_a_boot(void **state)
 	/* Stopped, it stays so. */
 	said_nothing(RPC("boot"));
 	assert_true(state_is("stopped"));
-	assert_int_equal(lock_of("keeper"), 0);
+	assert_int_equal(lock_of(RPC_LOCK_SUPERVISOR), 0);
 }
 
 static void
@@ -868,7 +869,7 @@ one_that_is_not_to_boot_stays_stopped(void **state)
 			assert_int_not_equal(s.status, 0);
 			assert_non_null(strstr(s.err, "is stopped: pando rpc start"));
 		}
-		assert_int_equal(lock_of("keeper"), 0);
+		assert_int_equal(lock_of(RPC_LOCK_SUPERVISOR), 0);
 	}
 	/* Said so, it is, whatever the policy. */
 	configure(echo_script, "[restart]\npolicy = \"never\"\nboot = true\n");
@@ -1376,7 +1377,7 @@ a_second_supervisor_is_refused(void **state)
 			RUN_IN("", 0, "rpc-keeper", root_option, "a");
 
 		assert_int_equal(s.status, 4);
-		assert_non_null(strstr(s.err, "has a keeper already: process"));
+		assert_non_null(strstr(s.err, "has a supervisor already: process"));
 	}
 }
 

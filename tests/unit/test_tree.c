@@ -17,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <dirent.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -39,14 +38,7 @@
 #include "host/agent/agent_handshake.h"
 #include "host/agent/agent_report.h"
 #include "host/vm/tree.h"
-#include "tests/unit/fake_vmm.h"
-
-static char home[64];
-static char kernel[96];
-static struct tree_config config;
-static struct tree *tree;
-static pthread_t loop_thread;
-static int loop_stop[2];
+#include "tests/unit/tree_help.h"
 
 /* The fake guest says 'A' when its agent answers. */
 int
@@ -298,71 +290,14 @@ agent_reports_free(struct agent_report *v, size_t n)
 	free(v);
 }
 
-static void *
-loop_main(void *arg)
-{
-	(void)arg;
-	for (;;) {
-		struct pollfd p[2] = {{.fd = tree_fd(tree), .events = POLLIN},
-			{.fd = loop_stop[0], .events = POLLIN}};
-
-		poll(p, 2, -1);
-		if (p[1].revents)
-			return NULL;
-		tree_dispatch(tree);
-	}
-}
-
-static void
-start(void)
-{
-	struct err e = {0};
-
-	if (tree_open(&config, &tree, &e) < 0)
-		fail_msg("%s", e.msg);
-	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
-	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
-}
-
-/* As a kill -9 of pandod would leave it: no word to anybody. */
-static void
-stop(void)
-{
-	assert_int_equal(write(loop_stop[1], "x", 1), 1);
-	pthread_join(loop_thread, NULL);
-	close(loop_stop[0]);
-	close(loop_stop[1]);
-	tree_close(tree);
-	tree = NULL;
-}
-
-#define PATIENCE_MS 20000
-static unsigned patience_ms = PATIENCE_MS;
+#define PATIENCE_MS 20000 /* a busy host takes its time */
+static int patience_ms = PATIENCE_MS;
 
 static int
 setup(void **state)
 {
 	(void)state;
-	snprintf(home, sizeof(home), "/tmp/pando-test-XXXXXX");
-	assert_non_null(mkdtemp(home));
-	snprintf(kernel, sizeof(kernel), "%s/kernel", home);
-
-	/* As much of a bzImage as pandod looks at. */
-	uint8_t head[0x400] = {0};
-
-	head[0x1fe] = 0x55;
-	head[0x1ff] = 0xaa;
-	memcpy(head + 0x202, "HdrS", 4);
-	assert_int_equal(io_write_file_atomic(kernel, head, sizeof(head), 0600, NULL), 0);
-	memset(&config, 0, sizeof(config));
-	snprintf(config.home, sizeof(config.home), "%s", home);
-	snprintf(config.images, sizeof(config.images), "%s/images", home);
-	assert_true(readlink("/proc/self/exe", config.vmm_path,
-			    sizeof(config.vmm_path) - 1) > 0);
-	config.kvm_path = "/dev/null";
-	/* A busy host takes its time. */
-	config.start_timeout_ms = config.answer_timeout_ms = config.agent_timeout_ms =
-		patience_ms;
+	make_home(patience_ms);
 	start();
 	return 0;
 }
@@ -692,6 +627,50 @@ deaf_guests_hold_up_nobodys_reports(void **state)
 	assert_int_equal(n_reports(), 3);
 	n_deaf = 0;
 	memset(&fake_reports, 0, sizeof(fake_reports));
+}
+
+#define TOO_MANY 8
+static unsigned told_too_many, told_nothing;
+
+static void *
+crowd_main(void *arg)
+{
+	struct json_out out = {0};
+	struct err e2 = {0};
+	int r = tree_reports(tree, NULL, 0, true, &out, &e2);
+
+	(void)arg;
+	if (r == -EAGAIN && strstr(e2.msg, "64 calls wait for reports"))
+		__atomic_add_fetch(&told_too_many, 1, __ATOMIC_SEQ_CST);
+	else if (!r && memmem(out.buf, out.len, "\"reports\":[]", 12))
+		__atomic_add_fetch(&told_nothing, 1, __ATOMIC_SEQ_CST);
+	json_out_done(&out);
+	return NULL;
+}
+
+static void
+more_followers_than_may_wait_are_told_so(void **state)
+{
+	static pthread_t threads[TREE_FOLLOWERS_MAX + TOO_MANY];
+
+	(void)state;
+	told_too_many = told_nothing = 0;
+	for (unsigned i = 0; i < TREE_FOLLOWERS_MAX + TOO_MANY; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, crowd_main, NULL), 0);
+	for (int i = 0;
+		i < 2000 && __atomic_load_n(&told_too_many, __ATOMIC_SEQ_CST) < TOO_MANY;
+		i++)
+		poll(NULL, 0, 10);
+	assert_int_equal(__atomic_load_n(&told_nothing, __ATOMIC_SEQ_CST), 0);
+	/* Who does not wait is answered. */
+	assert_int_equal(reports(NULL, 0), 0);
+	tree_stop(tree);
+	for (unsigned i = 0; i < TREE_FOLLOWERS_MAX + TOO_MANY; i++)
+		pthread_join(threads[i], NULL);
+	assert_int_equal(told_too_many, TOO_MANY);
+	assert_int_equal(told_nothing, TREE_FOLLOWERS_MAX);
+	stop();
+	start();
 }
 
 static void
@@ -1527,9 +1506,11 @@ static void *
 slow_stop(void *arg)
 {
 	struct stop_request q = {.timeout_ms = 20000};
+	/* Who looks whether it has begun has the VM for moments. */
+	const struct progress p = {.busy_timeout_ms = 20000};
 	struct json_out out = {0};
 
-	*(int *)arg = tree_stop_vm(tree, "a", &q, NULL, &out, NULL);
+	*(int *)arg = tree_stop_vm(tree, "a", &q, &p, &out, NULL);
 	json_out_done(&out);
 	return NULL;
 }
@@ -1564,11 +1545,47 @@ static void *
 slow_branch(void *arg)
 {
 	struct branch_request q = {.count = 1};
+	const struct progress p = {.busy_timeout_ms = 20000}; /* as for slow_stop() */
 	struct json_out out = {0};
 
-	*(int *)arg = tree_branch(tree, "a", &q, NULL, &out, NULL);
+	*(int *)arg = tree_branch(tree, "a", &q, &p, &out, NULL);
 	json_out_done(&out);
 	return NULL;
+}
+
+static int looking; /* until it is 0 */
+
+static void *
+look_main(void *ret_looks)
+{
+	while (__atomic_load_n(&looking, __ATOMIC_SEQ_CST)) {
+		struct json_out out = {0};
+
+		if (tree_list(tree, NULL, true, &out, NULL) == 0)
+			++*(unsigned *)ret_looks;
+		json_out_done(&out);
+	}
+	return NULL;
+}
+
+/* With SAN=thread, a look at a branch that is written without the lock is an error. */
+static void
+branches_that_are_being_made_may_be_looked_at(void **state)
+{
+	unsigned looks = 0;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	looking = 1;
+	assert_int_equal(pthread_create(&thread, NULL, look_main, &looks), 0);
+	for (int i = 0; i < 10; i++)
+		assert_int_equal(branch("a", "", i % 3 + 1, false), 0);
+	__atomic_store_n(&looking, 0, __ATOMIC_SEQ_CST);
+	pthread_join(thread, NULL);
+	assert_true(looks > 0);
+	assert_int_equal(delete_vm("a", true), 0);
+	assert_nothing_left();
 }
 
 static void
@@ -2571,8 +2588,7 @@ vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed(void **state
 	assert_int_equal(create("more", "agent", false), -EMFILE);
 	says("may not open enough files for 1 more VM");
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
-	assert_int_equal(pipe2(loop_stop, O_CLOEXEC), 0);
-	assert_int_equal(pthread_create(&loop_thread, NULL, loop_main, NULL), 0);
+	start_loop();
 	for (unsigned i = 0; i < 12; i++) {
 		snprintf(name, sizeof(name), "v%u", i);
 		if (info(name) == -ENOENT)
@@ -2685,28 +2701,6 @@ a_vm_that_is_ending_is_not_branched(void **state)
 }
 
 static void
-a_commit_that_is_no_more_is_forgotten(void **state)
-{
-	struct json_out out = {0};
-
-	(void)state;
-	assert_int_equal(create("a", "agent", true), 0);
-	assert_int_equal(
-		take(tree_commits(tree, &out, &why), &out), 0); /* makes the store */
-	stop();
-	/* A pandod that was killed between deleting a commit and noting it. */
-	database("UPDATE vms SET commit_id = '0123456789abcdef0123456789abcdef"
-		 "0123456789abcdef0123456789abcdef'");
-	start();
-	assert_int_equal(info("a"), 0);
-	assert_string_equal(text("commit"), "");
-	stop();
-	start();
-	assert_int_equal(info("a"), 0);
-	assert_string_equal(text("commit"), "");
-}
-
-static void
 hundred_rounds_leave_nothing(void **state)
 {
 	(void)state;
@@ -2728,6 +2722,7 @@ main(int argc, char **argv)
 		T(reports_are_taken_once_and_outlive_pandod_and_their_vm),
 		T(a_follower_is_told_by_the_guest_and_asks_nobody),
 		T(deaf_guests_hold_up_nobodys_reports),
+		T(more_followers_than_may_wait_are_told_so),
 		T(a_follower_does_not_hold_up_the_end_of_pandod),
 		T(without_wait_it_is_starting_until_its_agent_answers),
 		IMPATIENT(a_vm_that_cannot_start_leaves_nothing),
@@ -2772,6 +2767,7 @@ main(int argc, char **argv)
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
 		T(force_cuts_a_stop_short_and_nothing_else_does),
+		T(branches_that_are_being_made_may_be_looked_at),
 		IMPATIENT(nothing_else_is_done_to_a_vm_that_is_being_branched),
 		T(a_stopped_vm_starts_again_on_a_base_of_its_own),
 		T(a_vm_that_cannot_start_is_what_it_was),
@@ -2784,21 +2780,12 @@ main(int argc, char **argv)
 		T(what_a_vm_takes_of_the_host_is_told),
 		T(a_beginning_of_two_ids_is_refused_with_both),
 		T(a_vm_that_is_ending_is_not_branched),
-		T(a_commit_that_is_no_more_is_forgotten),
 		T(hundred_rounds_leave_nothing),
 #undef T
 #undef IMPATIENT
 	};
 
 	(void)argc;
-	if (strcmp(argv[0], "pando-vmm") == 0)
-		return fake_vmm_main();
-	/* As pandod does: descriptors 0 to 3 occupied, forks of forks are ours to wait
-	 * for. */
-	while (open("/dev/null", O_RDWR) < 3)
-		;
-	fcntl(3, F_SETFD, FD_CLOEXEC);
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	log_init("test", getenv("PANDO_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERR);
+	tree_test_begin(argv);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

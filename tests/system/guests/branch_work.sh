@@ -30,7 +30,7 @@ tmux new-session -d -s counter /root/counter
 tmux new-session -d -s writer /root/writer
 echo base >/root/markers
 sync'
-	wait_until 30 "the writer of $1 writes" pando execute "$1" -- test -s /root/log
+	wait_until "the writer of $1 writes" pando execute "$1" -- test -s /root/log
 }
 
 count_of() { # vm
@@ -38,7 +38,7 @@ count_of() { # vm
 }
 
 count_goes_on() { # vm, count
-	wait_until 60 "the count of $1 goes on beyond $2" count_is_beyond "$1" "$2"
+	wait_until "the count of $1 goes on beyond $2" count_is_beyond "$1" "$2"
 }
 
 count_is_beyond() { # vm, count
@@ -65,7 +65,7 @@ check_log() { # file
 check_disk_after_a_power_cut() { # vm, marker, log at the branch
 	durable=$(pando execute "$1" --shell 'wc -l </root/log; sync')
 	kill -9 "$(vm_field "$1" pid)"
-	wait_until 20 "$1 is seen to have failed" state_is "$1" failed
+	wait_until "$1 is seen to have failed" state_is "$1" failed
 	pando disk export -f "$1" "$work/disk.img"
 	e2fsck -y -E journal_only "$work/disk.img" >"$work/fsck.log" 2>&1 || [ $? -le 1 ] || {
 		cat "$work/fsck.log"
@@ -163,8 +163,9 @@ generators_differ() {
 }
 
 clocks_do_not_jump() {
-	pando execute g -- cat /proc/uptime >"$work/up.before"
+	# The guest's first look lies after this, its last one before the end: no more than that has passed between them.
 	began=$(date +%s%N)
+	pando execute g -- cat /proc/uptime >"$work/up.before"
 	pando branch g -q -n clock
 	pando execute clock -- cat /proc/uptime >"$work/up.child"
 	pando execute g -- cat /proc/uptime >"$work/up.parent"
@@ -181,11 +182,15 @@ clocks_do_not_jump() {
 
 # A stream that is open goes on in the parent; the branch's processes go on without their reader.
 streams_at_a_branch() {
-	pando execute g -- sh -c 'for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done' >"$work/stream" &
+	pando execute g -- sh -c 'rm -f /run/go; for i in 1 2 3 4 5 6 7 8; do
+		echo $i
+		[ $i -ne 4 ] || until [ -e /run/go ]; do sleep 0.1; done
+	done' >"$work/stream" &
 	reader=$!
-	sleep 1
+	wait_until "the stream is in its middle" grep -q 4 "$work/stream"
 	pando branch g -q -n streams
 	pando execute streams -- true
+	pando execute g -- touch /run/go
 	wait $reader
 	equal "what the parent's stream said" "$(tr '\n' ' ' <"$work/stream")" "1 2 3 4 5 6 7 8 "
 	pando delete -y -q streams

@@ -13,7 +13,7 @@ committed_and_run_again() {
 	pando delete -y -q keep
 	pid=$(pandod_pid)
 	kill "$pid"
-	wait_until 20 "pandod ends" gone "$pid"
+	wait_until "pandod ends" gone "$pid"
 	status_is 0 pando verify kept
 	status_is 0 pando run-commit kept -N back
 	equal "its disk" "$(pando execute back -- cat /root/kept)" disk

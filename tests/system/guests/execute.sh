@@ -17,7 +17,7 @@ b][*]"
 
 hundred_megabytes_through_stdin() {
 	head -c 100000000 /dev/urandom >"$work/big"
-	there=$(timeout 900 pando execute -i g -- sha256sum <"$work/big" | cut -d ' ' -f 1)
+	there=$(pando execute -i g -- sha256sum <"$work/big" | cut -d ' ' -f 1)
 	here_sum=$(sha256sum <"$work/big" | cut -d ' ' -f 1)
 	rm "$work/big"
 	equal "the sum in the guest" "$there" "$here_sum"
@@ -32,12 +32,8 @@ binary_output_is_exact() {
 }
 
 timeout_kills_the_group() {
-	began=$(date +%s)
-	status_is 6 pando execute g --timeout 1 -- sleep 60
-	took=$(($(date +%s) - began))
-	echo "took $took s"
-	[ "$took" -lt 20 ] || fail "it took $took s"
-	status_is 6 pando execute g --timeout 1 -- sh -c 'sleep 61 & sleep 61'
+	status_is 6 pando execute g --timeout 1 -- sleep 1000000
+	status_is 6 pando execute g --timeout 1 -- sh -c 'sleep 1000001 & sleep 1000001'
 	status_is 1 pando execute g -- pgrep -x sleep
 }
 
@@ -51,10 +47,9 @@ signals_and_names() {
 }
 
 background_child_does_not_hang_the_call() {
-	began=$(date +%s)
-	status_is 0 pando execute g -- sh -c 'sleep 30 & echo done'
+	status_is 0 pando execute g -- sh -c 'sleep 1000000 & echo done'
 	equal stdout "$stdout" done
-	[ $(($(date +%s) - began)) -lt 25 ] || fail "it waited for the background child"
+	# It is there still.
 	pando execute g -- pkill -x sleep
 }
 
@@ -89,7 +84,7 @@ absurd_agent_frame() {
 	python3 - "$socket" <<'P'
 import socket, sys
 s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
+s.settimeout(1800)
 s.connect(sys.argv[1])
 s.sendall(b"CONNECT 1024\n")
 line = b""

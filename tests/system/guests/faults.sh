@@ -3,7 +3,7 @@
 one_vmm_is_killed() {
 	pando branch g -q --count 2 -n victim
 	kill -9 "$(vm_field victim-0 pid)"
-	wait_until 20 "victim-0 is seen to have failed" state_is victim-0 failed
+	wait_until "victim-0 is seen to have failed" state_is victim-0 failed
 	contains "the reason" "$(vm_field victim-0 reason)" kill
 	status_is 0 pando execute victim-1 -- true
 	status_is 0 pando execute g -- true
@@ -14,15 +14,16 @@ one_vmm_is_killed() {
 
 pandod_is_killed() {
 	pando branch g -q -n survivor
-	pando execute survivor -- sh -c 'sleep 5; echo still here' >"$work/survivor" &
+	pando execute survivor -- sh -c 'echo begun; until [ -e /root/go ]; do sleep 0.1; done; echo still here' >"$work/survivor" &
 	reader=$!
-	sleep 1
+	wait_until "the stream is open" grep -q begun "$work/survivor"
 	pando status -q >"$work/status.before"
 	kill -9 "$(pandod_pid)"
 	pando status -q >"$work/status.after"
 	diff "$work/status.before" "$work/status.after"
+	pando execute survivor -- touch /root/go
 	wait $reader
-	equal "the stream that was open" "$(cat "$work/survivor")" "still here"
+	equal "the stream that was open" "$(cat "$work/survivor")" "$(printf 'begun\nstill here')"
 	equal "state" "$(vm_field survivor state)" running
 	pando execute survivor -- true
 	pando branch survivor -q -n grandchild
@@ -59,11 +60,11 @@ garbage_on_the_socket() {
 	pid=$(pandod_pid)
 	i=0
 	while [ $i -lt 20 ]; do
-		head -c 5000 /dev/urandom | timeout 20 socat -t 1 - "UNIX-CONNECT:$PANDO_HOME/pandod.sock" >/dev/null 2>&1 || :
+		head -c 5000 /dev/urandom | timeout 300 socat -t 1 - "UNIX-CONNECT:$PANDO_HOME/pandod.sock" >/dev/null 2>&1 || :
 		i=$((i + 1))
 	done
 	printf 'POST /v1/vms HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n' |
-		timeout 20 socat -t 1 - "UNIX-CONNECT:$PANDO_HOME/pandod.sock" >/dev/null 2>&1 || :
+		timeout 300 socat -t 1 - "UNIX-CONNECT:$PANDO_HOME/pandod.sock" >/dev/null 2>&1 || :
 	equal "pandod" "$(pandod_pid)" "$pid"
 	status_is 0 pando status
 }
@@ -84,7 +85,7 @@ wrong_kernels_and_disks() {
 powers_off() {
 	pando branch g -q -n off
 	pando execute off -- systemctl poweroff >/dev/null 2>&1 || :
-	wait_until 120 "off has stopped" state_is off stopped
+	wait_until "off has stopped" state_is off stopped
 	pando delete -y -q off
 }
 

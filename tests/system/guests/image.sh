@@ -10,10 +10,10 @@ its_name_resolves() {
 
 tmux_shows_signs_of_utf8() {
 	pando branch g -q -n signs
-	pando execute signs -- tmux new-session -d -s u -x 80 -y 24 'echo "✻ ⎿ žluť"; exec sleep 600'
+	pando execute signs -- tmux new-session -d -s u -x 80 -y 24 'echo "✻ ⎿ žluť"; exec sleep 1000000'
 	pando execute signs -- tmux select-pane -t u -T '✻ busy'
 	screen() { [ "$(pando execute signs -- tmux capture-pane -p -t u | head -n 1)" = '✻ ⎿ žluť' ]; }
-	wait_until 60 "the screen shows what was written" screen
+	wait_until "the screen shows what was written" screen
 	equal "the title" "$(pando execute signs -- tmux list-panes -t u -F '#{pane_title}')" '✻ busy'
 	equal "a unit's LANG" "$(pando execute signs -- systemctl show-environment | grep ^LANG=)" LANG=C.UTF-8
 	pando delete -y -q signs
@@ -50,11 +50,11 @@ open("part", "w").write(ssl.RAND_bytes(16).hex() + "\n" + str(random.getrandbits
 os.rename("part", "drawn.py")
 P
 python3 -m venv --without-pip v && setsid v/bin/python draw.py >log 2>&1 </dev/null &'
-	wait_until 120 "Python has drawn" pando execute draws -- test -e /root/ready.py
+	wait_until "Python has drawn" pando execute draws -- test -e /root/ready.py
 	pando branch draws -q -n drawn --count 2
 	for i in 0 1; do
 		pando execute drawn-$i -- touch /root/go
-		wait_until 120 "drawn-$i draws" pando execute drawn-$i -- test -e /root/drawn.py
+		wait_until "drawn-$i draws" pando execute drawn-$i -- test -e /root/drawn.py
 		pando execute drawn-$i -- cat /root/drawn.py >"$work/drawn.$i"
 	done
 	for field in 1 2; do

@@ -66,14 +66,14 @@ problems() { # vm
 
 # The agent of that child runs, has that environment and answers.
 fired() { # vm, who
-	wait_until 60 "pi runs in $1" pando execute "$1" -- grep -q '"ready"' /tmp/pi-rpc/out
+	wait_until "pi runs in $1" pando execute "$1" -- grep -q '"ready"' /tmp/pi-rpc/out
 	out=$(pando execute "$1" -- cat /tmp/pi-rpc/out)
 	contains "pi of $1" "$out" "\"who\":\"$2\""
 	contains "pi of $1" "$out" "$(vm_field "$1" generation)"
 	pando execute "$1" -- tmux has-session -t pi-keeper
 	pando execute "$1" -- tmux has-session -t pi-rpc
 	pando execute "$1" --shell 'echo "{\"type\":\"prompt\"}" >/tmp/pi-rpc/in'
-	wait_until 30 "pi of $1 answers" pando execute "$1" -- grep -q '"agent_end"' /tmp/pi-rpc/out
+	wait_until "pi of $1 answers" pando execute "$1" -- grep -q '"agent_end"' /tmp/pi-rpc/out
 }
 
 doctor_says_what_will_not_fire() {
@@ -89,8 +89,8 @@ doctor_says_what_will_not_fire() {
 	status_is 0 pando doctor --vm image
 	# It has fired: its service stays active, and a commit made now would never fire again.
 	pando execute image -- touch /etc/environment
-	wait_until 30 "it fires" pando execute image -- test -s /root/pathunit.log
-	wait_until 30 "its service is active" pando execute image -- systemctl -q is-active pi-rpc.service
+	wait_until "it fires" pando execute image -- test -s /root/pathunit.log
+	wait_until "its service is active" pando execute image -- systemctl -q is-active pi-rpc.service
 	contains "problems" "$(problems image)" "path pi-rpc.path will not start pi-rpc.service again"
 	status_is 1 pando doctor --vm image
 	contains "the mend" "$stdout" "systemctl stop pi-rpc.service"
@@ -136,13 +136,13 @@ printf "command = \"echo boot >>/root/others; exec cat\"\nstop_s = 2\n" >/etc/pa
 	status_is 0 pando rpc start --name kept rebooted
 	status_is 0 pando rpc start --name other rebooted
 	status_is 0 pando rpc stop --name other rebooted
-	pando stop rebooted -q
+	pando stop rebooted -q --timeout 3600
 	pando start rebooted -q
-	wait_until 60 "it runs again" pando execute rebooted --shell '[ "$(wc -l </root/boots)" -eq 2 ]'
+	wait_until "it runs again" pando execute rebooted --shell '[ "$(wc -l </root/boots)" -eq 2 ]'
 	# Pulled off the mains.
 	pando stop rebooted -q --force
 	pando start rebooted -q
-	wait_until 60 "it runs again" pando execute rebooted --shell '[ "$(wc -l </root/boots)" -ge 2 ]'
+	wait_until "it runs again" pando execute rebooted --shell '[ "$(wc -l </root/boots)" -ge 2 ]'
 	status_is 0 pando rpc status --name kept --format json rebooted
 	contains "its state" "$stdout" '"running"'
 	# A branch has it running, and starts no second one.

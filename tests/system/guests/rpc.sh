@@ -1,8 +1,9 @@
 # Sourced by ../guests.sh: coding agents that a machine keeps, and reports. The coding agent is a shell script
 # that speaks a little of pi's protocol.
 
-# A prompt is answered by so many numbered lines, each written in two halves, and an agent_end. Fewer in the test machine,
-# where a line takes a second when other machines have much to do.
+# A prompt is answered by so many numbered lines, each written in two halves, and an agent_end. A prompt that says "hold" is
+# answered to the middle of the line in the middle, and further once there is /root/go. Fewer in the test machine, where a
+# line takes a second when other machines have much to do.
 rpc_lines=200
 [ ! -e /run/pando-machine ] || rpc_lines=60
 rpc_agent='#!/bin/sh
@@ -12,6 +13,11 @@ while IFS= read -r line; do
 	while [ $i -lt LINES ]; do
 		printf "{\"type\":\"x\",\"who\":\"%s\"," "$WHO"
 		sleep 0.02
+		case $i$line in HALF*hold*)
+			touch /root/held
+			until [ -e /root/go ]; do sleep 0.1; done
+			;;
+		esac
 		printf "\"n\":%d}\n" $i
 		i=$((i + 1))
 	done
@@ -21,12 +27,18 @@ done'
 
 rpc_set_up() {
 	pando branch g -q -n coder
-	printf '%s\n' "$rpc_agent" | sed "s/LINES/$rpc_lines/" >"$work/agent.sh"
+	printf '%s\n' "$rpc_agent" | sed "s/LINES/$rpc_lines/; s/HALF/$((rpc_lines / 2))/" >"$work/agent.sh"
 	printf 'command = ["sh", "/root/agent.sh"]\nprotocol = "pi"\nstop_s = 2\n%s\n' "$1" >"$work/pi.conf"
 	pando execute coder -- mkdir -p /etc/pando/rpc.d
 	pando copy "$work/agent.sh" coder:/root/agent.sh
 	pando copy "$work/pi.conf" coder:/etc/pando/rpc.d/pi.conf
 	status_is 0 pando rpc start coder
+}
+
+# Sends a prompt and waits until its answer is in the middle of a line; $from is where that begins.
+rpc_is_held() {
+	from=$(pando rpc send -q coder '{"type":"prompt","message":"hold"}')
+	wait_until "the answer is in the middle of a line" pando execute coder -- test -e /root/held
 }
 
 # Whole lines of JSON, numbers in order from 0, and an end.
@@ -54,10 +66,10 @@ a_prompt_is_done() {
 
 a_branch_in_the_middle_of_a_line() {
 	rpc_set_up 'on_fork = "keep"'
-	from=$(pando rpc send -q coder '{"type":"prompt","message":"x"}')
-	sleep 1
+	rpc_is_held
 	pando branch coder -q -n coder-2
 	for vm in coder coder-2; do
+		pando execute "$vm" -- touch /root/go
 		status_is 0 pando rpc follow --from "$from" --until-done "$vm"
 		printf '%s\n' "$stdout" >"$work/lines"
 		rpc_is_whole "$work/lines"
@@ -67,9 +79,9 @@ a_branch_in_the_middle_of_a_line() {
 
 a_branch_restarts_its_own() {
 	rpc_set_up 'on_fork = "restart"'
-	from=$(pando rpc send -q coder '{"type":"prompt","message":"x"}')
-	sleep 1
+	rpc_is_held
 	pando branch coder -q -n coder-2
+	pando execute coder -- touch /root/go
 	status_is 0 pando rpc follow --from "$from" --until-done coder
 	printf '%s\n' "$stdout" >"$work/lines"
 	rpc_is_whole "$work/lines"
@@ -84,12 +96,13 @@ a_branch_restarts_its_own() {
 
 a_keeper_and_the_agent_are_killed() {
 	rpc_set_up ''
-	from=$(pando rpc send -q coder '{"type":"prompt","message":"x"}')
+	rpc_is_held
 	pando rpc follow --from "$from" --until-done coder >"$work/lines" 2>"$work/notes" &
 	reader=$!
-	sleep 1
+	wait_until "its lines are followed" grep -q '"n":1}' "$work/lines"
 	pando execute coder -- pkill -KILL -x pi-keeper || :
 	pando execute coder -- systemctl restart pando-agent || :
+	wait_until "the agent answers again" pando execute coder -- touch /root/go
 	wait $reader
 	rpc_is_whole "$work/lines"
 	pando delete -y -q coder
