@@ -113,6 +113,12 @@ KVM_TESTS += test_kvm_cpu
 test_kvm_cpu_SRCS := tests/kvm/test_kvm_cpu.c
 test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk wire common
 test_kvm_cpu_PKGS := cmocka libseccomp
+# pandod's commits, on the shipped VMM.
+KVM_TESTS += test_kvm_commit
+test_kvm_commit_SRCS := tests/kvm/test_kvm_commit.c
+test_kvm_commit_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+test_kvm_commit_PKGS := cmocka sqlite3 libsodium libzstd libseccomp libsystemd
+$(B)/tests/test_kvm_commit: | $(TINY)
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
