@@ -9,7 +9,7 @@
  * TSC, the longest time between two looks in the two rounds around the change). rest=1:
  * where the last bit of the new id is set, it rings a doorbell instead and stops in HLT.
  * dirty=N pages written before "ready", with noise if noise=1 (not with disk=1; and once
- * more after each fork with redirty=1: again=N of them) cpus=2        the second CPU
+ * more after each fork with redirty=1: again=N of them, with noise every stride=N-th) cpus=2        the second CPU
  * counts too disk=1        also checks the disk at each change:
  * "disk=ok|BAD|TIMEOUT|none"; says "disk sectors=…" and tries the new end when the disk
  * grows timer=N says "timer <n> late=…" every N million cycles of its LAPIC's TSC
@@ -502,16 +502,17 @@ ledger_write(void)
 		pattern(ledger[i], history[n_history - 1] + i);
 }
 
-/* Fills pages with noise, by the random number generator; its queue is the disk's. */
+/* Fills n pages with noise, by the random number generator; its queue is the disk's. Every
+ * stride-th of `of`, which is prime to it: each another one, up to `of`. */
 static void
-make_noise(u64 pages)
+make_noise(u64 n, u64 stride, u64 of)
 {
 	struct queue *q = &queues[0];
 
-	for (u64 i = 0; i < pages; i++) {
+	for (u64 i = 0; i < n; i++) {
 		u16 before = *(volatile u16 *)&q->used.idx;
 
-		q->desc[0] = (struct desc){DIRTY_BASE + i * PAGE, PAGE, 2, 0};
+		q->desc[0] = (struct desc){DIRTY_BASE + i * stride % of * PAGE, PAGE, 2, 0};
 		q->avail.ring[q->avail.idx % 8] = 0;
 		barrier();
 		q->avail.idx++;
@@ -677,7 +678,7 @@ mode_work(void)
 {
 	u64 dirty_pages = option_u64("dirty", 0),
 	    again = option_u64("again", dirty_pages), tick = option_u64("tick", 0),
-	    ap_before = 0;
+	    stride = option_u64("stride", 1), ap_before = 0;
 	int disk = option_is("disk", "1"), cpus = option_is("cpus", "2"),
 	    redirty = option_is("redirty", "1"), rest = option_is("rest", "1"),
 	    noise = option_is("noise", "1"), button = option_is("button", "1");
@@ -693,7 +694,7 @@ mode_work(void)
 	if (noise && bring_up(RNG, 1, 8, 0))
 		say("random number generator refused\n");
 	if (noise)
-		make_noise(dirty_pages);
+		make_noise(dirty_pages, 1, dirty_pages);
 	else
 		dirty(dirty_pages, 1);
 	timer_cycles = option_u64("timer", 0) * 1000000;
@@ -745,7 +746,7 @@ mode_work(void)
 				history[n_history++] = generation[0];
 			ledger_write();
 			if (redirty && noise)
-				make_noise(again);
+				make_noise(again, stride, dirty_pages);
 			else if (redirty)
 				dirty(again, n_history);
 			say("fork n=");
