@@ -11,9 +11,9 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 
-/* Pages a system call reads, and pieces it reads them from. */
+/* Pages that are given to the store at once, and pieces that they are read from. */
 #define BATCH_PAGES 1024u
-#define BATCH_PIECES 1024u /* IOV_MAX */
+#define BATCH_PIECES 1024u
 /* Entries of pagemap at once: 16 MiB of memory. */
 #define MAP_ENTRIES 4096u
 
@@ -25,6 +25,10 @@
 struct memory_reader {
 	struct store_tree_writer *tree; /* borrowed */
 	pid_t pid;
+	/* Owned: /proc/<pid>/mem. process_vm_readv() pins pages, for which the kernel first
+	 * gives the frozen fork a copy of each that it shares: twice the time, and as much
+	 * memory again as is read. */
+	int mem;
 	bool on_image;
 	uint8_t *buf;  /* owned */
 	uint64_t *map; /* owned */
@@ -39,23 +43,26 @@ struct memory_reader {
 static int
 flush(struct memory_reader *m, struct err *e)
 {
-	struct iovec to = {m->buf, m->n_pages * STORE_PAGE};
 	uint8_t *at = m->buf;
-	ssize_t n;
 	int r = 0;
 
-	if (!m->n_pages)
-		return 0;
-	n = process_vm_readv(m->pid, &to, 1, m->from, m->n_pieces, 0);
-	if (n < 0 || (size_t)n != to.iov_len)
-		return err_sys(e, n < 0 ? -errno : -EIO,
-			"reading the memory of the frozen fork, process %d", (int)m->pid);
+	for (unsigned i = 0; i < m->n_pieces; i++) {
+		const struct iovec *from = &m->from[i];
+
+		r = io_pread_full(m->mem, at, from->iov_len, (uintptr_t)from->iov_base);
+		if (r < 0)
+			return err_sys(e, r == -ENODATA ? -ESRCH : r,
+				"reading the memory of the frozen fork, process %d",
+				(int)m->pid);
+		at += from->iov_len;
+	}
+	at = m->buf;
 	for (unsigned i = 0; i < m->n_pieces && r == 0; i++) {
 		r = store_tree_put(
 			m->tree, m->first[i], at, m->from[i].iov_len / STORE_PAGE, e);
 		at += m->from[i].iov_len;
 	}
-	m->read_bytes += to.iov_len;
+	m->read_bytes += m->n_pages * STORE_PAGE;
 	m->n_pieces = 0;
 	m->n_pages = 0;
 	return r;
@@ -127,6 +134,7 @@ memory_reader_free(struct memory_reader **m)
 {
 	if (!*m)
 		return;
+	cleanup_close_fn(&(*m)->mem);
 	free((*m)->buf);
 	free((*m)->map);
 	free(*m);
@@ -135,21 +143,33 @@ memory_reader_free(struct memory_reader **m)
 #define cleanup_memory_reader __attribute__((cleanup(memory_reader_free)))
 
 static int
+open_of(pid_t pid, const char *file, int *ret, struct err *e)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, file);
+	*ret = open(path, O_RDONLY | O_CLOEXEC);
+	return *ret < 0 ? err_sys(e, errno == ENOENT ? -ESRCH : -errno, "%s", path) : 0;
+}
+
+static int
 memory_reader_make(pid_t pid, const struct vmm_state_answer *a, struct memory_reader **ret,
 	int *ret_pagemap, struct err *e)
 {
 	cleanup_memory_reader struct memory_reader *m = calloc(1, sizeof(*m));
-	char path[40];
+	int r;
 
-	if (!m || !(m->buf = malloc(BATCH_PAGES * STORE_PAGE)) ||
+	if (!m)
+		return err_set(e, -ENOMEM, "out of memory");
+	m->mem = -1;
+	if (!(m->buf = malloc(BATCH_PAGES * STORE_PAGE)) ||
 		!(m->map = malloc(MAP_ENTRIES * sizeof(*m->map))))
 		return err_set(e, -ENOMEM, "out of memory");
 	m->pid = pid;
 	m->on_image = a->flags & VMM_STATE_ON_IMAGE;
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
-	*ret_pagemap = open(path, O_RDONLY | O_CLOEXEC);
-	if (*ret_pagemap < 0)
-		return err_sys(e, errno == ENOENT ? -ESRCH : -errno, "%s", path);
+	if ((r = open_of(pid, "mem", &m->mem, e)) < 0 ||
+		(r = open_of(pid, "pagemap", ret_pagemap, e)) < 0)
+		return r;
 	*ret = TAKE_PTR(m);
 	return 0;
 }

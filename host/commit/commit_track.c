@@ -72,6 +72,8 @@ commit_track_prepare(struct vm *vm)
 	struct err e;
 	pid_t pid;
 
+	if (vm->tracks)
+		return VMM_FORK_TRACK;
 	/* Of a VM that is ending the fork tells more. */
 	if (vmmctl_stats(vm->ctl, ANSWER_MS, false, &s, &pid, &e) < 0 ||
 		!(s.tracks & VMM_TRACKS))
@@ -79,6 +81,8 @@ commit_track_prepare(struct vm *vm)
 	if ((s.tracks & VMM_TRACKS_NEEDS_FDS) &&
 		hand_over(vm, pid, s.tracks >> VMM_TRACKS_MEANS_SHIFT & 0xff, &e) < 0)
 		log_warn("vm %s: its commits read all of its memory: %s", vm->row.id, e.msg);
+	else
+		vm->tracks = true;
 	return VMM_FORK_TRACK;
 }
 
@@ -180,8 +184,7 @@ commit_track_durable(struct vm *vm, const uint8_t fork[static 16], const char *i
 		m.commit[i] = (uint8_t)(unhex(id[2 * i]) << 4 | unhex(id[2 * i + 1]));
 	snprintf(n.segment, sizeof(n.segment), "%s", last->segment);
 	memcpy(m.note, &n, sizeof(n));
-	/* -ESTALE: another commit was begun meanwhile, and tells since an earlier one. */
-	if (vmmctl_committed(vm->ctl, &m, ANSWER_MS, &e) < 0)
+	if (vmmctl_committed(vm->ctl, &m, &e) < 0)
 		log_info("vm %s: its next commit does not begin from commit %.12s: %s",
 			vm->row.id, id, e.msg);
 }

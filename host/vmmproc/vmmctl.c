@@ -636,9 +636,14 @@ vmmctl_track(struct vmmctl *c, const int fds[static VMM_TRACK_FD_COUNT], int tim
 }
 
 int
-vmmctl_committed(struct vmmctl *c, struct vmm_committed *msg, int timeout_ms, struct err *e)
+vmmctl_committed(struct vmmctl *c, struct vmm_committed *msg, struct err *e)
 {
-	return ask(c, msg, VMM_COMMITTED, sizeof(*msg), timeout_ms, e);
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, msg, VMM_COMMITTED, sizeof(*msg), NULL, 0, e);
+	unlock(c);
+	return r;
 }
 
 int
