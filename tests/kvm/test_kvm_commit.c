@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -187,8 +188,13 @@ kill_children(pid_t parent)
 		pid_t pid = (pid_t)atoi(d->d_name), ppid;
 		uint64_t start;
 
-		if (pid > 0 && process_look(pid, &ppid, &start) == 0 && ppid == parent)
-			kill(pid, SIGKILL);
+		if (pid > 0 && process_look(pid, &ppid, &start) == 0 && ppid == parent) {
+			int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+
+			assert_true(pidfd >= 0);
+			process_end(pidfd); /* returns when it is gone */
+			close(pidfd);
+		}
 	}
 	closedir(proc);
 }
@@ -416,6 +422,48 @@ a_vm_whose_row_has_another_commit_is_read_whole(void **state)
 	delete(b);
 }
 
+/* The memory is read whole, the disk is not: what the VMM keeps of the last commit is not bound to
+ * its telling pages. */
+static void
+without_means_commits_are_whole_and_right(void **state)
+{
+	char vm[32];
+
+	NEEDS_KVM(state);
+	setenv("PANDO_TRACK", "none", 1);
+	boot(vm, 16);
+	unsetenv("PANDO_TRACK");
+	assert_false(is_tracked(vm));
+	for (unsigned i = 0; i < 4; i++) {
+		assert_false(commit(vm).is_incremental);
+		nap(below(20000));
+	}
+	delete(vm);
+}
+
+/* Where the kernel has soft-dirty bits; userfaultfd is passed over. */
+static void
+with_soft_dirty_bits_what_changed_is_the_whole(void **state)
+{
+	char vm[32];
+
+	NEEDS_KVM(state);
+	setenv("PANDO_TRACK", "soft-dirty", 1);
+	boot(vm, 16);
+	unsetenv("PANDO_TRACK");
+	if (!is_tracked(vm)) {
+		delete(vm);
+		skip();
+	}
+	for (unsigned i = 0; i < 20; i++) {
+		if (below(4) == 0)
+			commit_that_fails(vm);
+		assert_int_equal(commit(vm).is_incremental, i > 0);
+		nap(below(20000));
+	}
+	delete(vm);
+}
+
 static void
 a_disk_that_grew_is_read_from_the_last_commit_on(void **state)
 {
@@ -440,6 +488,8 @@ main(void)
 		cmocka_unit_test(a_commit_that_failed_is_in_the_next),
 		cmocka_unit_test(a_pandod_that_is_started_anew_goes_on_from_the_last_commit),
 		cmocka_unit_test(a_vm_whose_row_has_another_commit_is_read_whole),
+		cmocka_unit_test(without_means_commits_are_whole_and_right),
+		cmocka_unit_test(with_soft_dirty_bits_what_changed_is_the_whole),
 		cmocka_unit_test(a_disk_that_grew_is_read_from_the_last_commit_on),
 	};
 
