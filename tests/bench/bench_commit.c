@@ -11,8 +11,9 @@
  * durable_ms  of a commit; bare_ms: of the same number of pages with nothing around it, in
  *             turns: read from the guest's process, hashed, compressed, written, synced, by
  *             one thread
- * pause_us, branch_us  as pause and branch_pause below, in turns
- * ratio       the first of each pair by the second
+ * pause_us, branch_us  as vmm_pause below, of commits and branches in turns
+ * ratio       the first of each pair by the second; pauses also by the least of each, which a
+ *             busy host changes least
  *
  * pause       the longest gap that the guest itself sees around the commit; vmm_pause: as
  *             the VMM counts it; branch_pause: of a branch of the same guest, in turns
@@ -27,7 +28,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -67,16 +67,20 @@ commit(const struct bench_vm *vm)
 	return d;
 }
 
-static void
+/* Its pause, in us. */
+static uint64_t
 branch(const struct bench_vm *vm)
 {
 	const struct branch_request q = {.count = 1, .alias = "branch"};
 	struct json_out answer = {0};
+	uint64_t pause_us;
 	struct err e;
 
 	if (tree_branch(bench.tree, vm->id, &q, &(struct progress){0}, &answer, &e) < 0)
 		bench_die("branch", &e);
+	pause_us = bench_json_number(answer.buf, "pause_us");
 	json_out_done(&answer);
+	return pause_us;
 }
 
 static void
@@ -246,6 +250,14 @@ median_of(struct samples *s)
 	return (double)sample_percentile(s, 50) / 1e3;
 }
 
+/* The guest has noticed its new generation, and written its pages. */
+static void
+wait_dirty(struct bench_vm *vm)
+{
+	if (!bench_line(vm, "fork n=", NULL, 0))
+		bench_die("commit", &(struct err){.msg = "the guest does not answer"});
+}
+
 static void
 measure_dirty(uint64_t mem_mib, unsigned dirty)
 {
@@ -267,8 +279,7 @@ measure_dirty(uint64_t mem_mib, unsigned dirty)
 	snprintf(path, sizeof(path), "%.4000s/bare", bench.tree->config.home);
 	host = find_memory(vm.pid, mem_mib);
 	commit(&vm);
-	if (!bench_line(&vm, "fork n=", NULL, 0))
-		bench_die("commit", &(struct err){.msg = "the guest does not answer"});
+	wait_dirty(&vm);
 	for (unsigned i = 0; i < rounds; i++) {
 		struct done d;
 
@@ -277,19 +288,20 @@ measure_dirty(uint64_t mem_mib, unsigned dirty)
 		if (d.read_bytes > (dirty + 2000u) * (uint64_t)PAGE)
 			bench_die("commit", &(struct err){.msg = "all of the memory is read"});
 		sample_add(&durable, (uint64_t)(d.seconds * 1e9));
-		add_gap(&pause, &vm);
-		{struct timespec t0,t1; clock_gettime(CLOCK_THREAD_CPUTIME_ID,&t0);
+		sample_add(&pause, d.pause_us * 1000);
+		wait_dirty(&vm);
 		sample_add(&bare, (uint64_t)(bare_ms(&vm, host, dirty, path) * 1e6));
-		clock_gettime(CLOCK_THREAD_CPUTIME_ID,&t1); fprintf(stderr,"bare cpu %.2f\n",(double)(t1.tv_sec-t0.tv_sec)*1e3+(double)(t1.tv_nsec-t0.tv_nsec)/1e6);}
 		bench_settle();
-		branch(&vm);
-		add_gap(&branches, &vm);
+		sample_add(&branches, branch(&vm) * 1000);
+		wait_dirty(&vm);
 		delete_branch();
 	}
 	if (!bench.out)
-		printf("%5llu MiB, %6u dirty: pause %9.0f us, branch's %9.0f us (%.2f); durable %9.1f ms, bare %9.1f ms (%.2f)\n",
+		printf("%5llu MiB, %6u dirty: pause %7.0f us, branch's %7.0f us (%.2f; least %.2f); durable %9.1f ms, bare %9.1f ms (%.2f)\n",
 			(unsigned long long)mem_mib, dirty, median_of(&pause),
 			median_of(&branches), median_of(&pause) / median_of(&branches),
+			(double)sample_percentile(&pause, 0) /
+				(double)sample_percentile(&branches, 0),
 			median_of(&durable) / 1e3, median_of(&bare) / 1e3,
 			median_of(&durable) / median_of(&bare));
 	fflush(stdout);
@@ -323,7 +335,9 @@ int
 main(int argc, char **argv)
 {
 	bench_begin(argc, argv, "commit", 40, 512);
-	if (getenv("TT")) measure_dirty(512, (unsigned)atoi(getenv("TT")));
+	measure_pauses();
+	measure_writing();
+	measure_booted();
 	bench_end();
 	return 0;
 }
