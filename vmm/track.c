@@ -51,6 +51,9 @@ const size_t track_n_ioctl_numbers =
 #define PM_SWAPPED (1ull << 62)
 #define PM_SOFT_DIRTY (1ull << 55)
 
+/* Regions nearer to each other than a page table's worth are marked together. */
+#define NEAR ((uint64_t)2 << 20)
+
 /* What one call reports: a page's worth, since each fork has the next scan copy it. */
 #define REGIONS 170u
 #define MAP_ENTRIES 512u
@@ -261,23 +264,72 @@ set_bits(uint8_t *bitmap, uint64_t first, uint64_t n)
 		bitmap[first / 8] |= (uint8_t)(1u << first % 8);
 }
 
-/* bitmap NULL: whatever was written before does not count. */
+/* All that is written in [from, to) is marked as not. */
 static int
-scan_uffd(const struct track *t, const struct guest_mem *m, uint8_t *bitmap)
+protect_again(const struct track *t, uint64_t from, uint64_t to)
 {
-	const uint64_t from = (uintptr_t)m->host;
 	struct scan_arg a = {
 		.size = sizeof(a),
 		.flags = SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC,
 		.start = from,
-		.end = from + mem_len(m),
+		.end = to,
+		.category_mask = SCAN_IS_WRITTEN,
+		.return_mask = SCAN_IS_WRITTEN,
+	};
+	int r;
+
+	do
+		r = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
+/* One report, ascending. What lies near each other is marked by one call. */
+static int
+take_regions(const struct track *t, uint64_t base, const struct region *regions, int n,
+	uint8_t *bitmap)
+{
+	uint64_t from = n ? regions[0].start : 0;
+	int r = 0;
+
+	for (int i = 0; i < n && r == 0; i++) {
+		const struct region *g = &regions[i];
+
+		set_bits(bitmap, (g->start - base) / PAGE, (g->end - g->start) / PAGE);
+		if (i + 1 < n && regions[i + 1].start - g->end < NEAR)
+			continue;
+		r = protect_again(t, from, g->end);
+		if (i + 1 < n)
+			from = regions[i + 1].start;
+	}
+	return r;
+}
+
+/*
+ * bitmap NULL: whatever was written before does not count, and the guest may run. Else it is
+ * parked, and two steps are as good as one: a call that marks has KVM let go of the whole range
+ * that it is given, written or not, which for a KVM with shadow page tables is a look at every
+ * page of it. So only what was written is marked, and a VM that wrote nothing pays for nothing.
+ */
+static int
+scan_uffd(const struct track *t, const struct guest_mem *m, uint8_t *bitmap)
+{
+	const uint64_t base = (uintptr_t)m->host;
+	struct scan_arg a = {
+		.size = sizeof(a),
+		.flags = SCAN_CHECK_WPASYNC,
+		.start = base,
+		.end = base + mem_len(m),
 		.vec = (uintptr_t)room.regions,
 		.vec_len = REGIONS,
 		.category_mask = SCAN_IS_WRITTEN,
 		.return_mask = SCAN_IS_WRITTEN,
 	};
+	int r = 0;
 
-	while (a.start < a.end) {
+	if (!bitmap)
+		return protect_again(t, a.start, a.end);
+	while (a.start < a.end && r == 0) {
 		int n = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
 
 		if (n < 0 && errno == EINTR)
@@ -286,12 +338,10 @@ scan_uffd(const struct track *t, const struct guest_mem *m, uint8_t *bitmap)
 			return -errno;
 		if (a.walk_end <= a.start)
 			return -EIO;
-		for (int i = 0; i < n && bitmap; i++)
-			set_bits(bitmap, (room.regions[i].start - from) / PAGE,
-				(room.regions[i].end - room.regions[i].start) / PAGE);
+		r = take_regions(t, base, room.regions, n, bitmap);
 		a.start = a.walk_end;
 	}
-	return 0;
+	return r;
 }
 
 static int
