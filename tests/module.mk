@@ -100,18 +100,25 @@ kvmdriver_SRCS := \
 	tests/kvm/driver.c \
 	tests/kvm/driver_restore.c \
 	tests/kvm/console_line.c
-KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore
+KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_track
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
+test_kvm_track_SRCS := tests/kvm/test_kvm_track.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
 # The VMM's code in the test's own process.
 KVM_TESTS += test_kvm_cpu
 test_kvm_cpu_SRCS := tests/kvm/test_kvm_cpu.c
 test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk wire common
 test_kvm_cpu_PKGS := cmocka libseccomp
+# pandod's commits, on the shipped VMM.
+KVM_TESTS += test_kvm_commit
+test_kvm_commit_SRCS := tests/kvm/test_kvm_commit.c
+test_kvm_commit_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+test_kvm_commit_PKGS := cmocka sqlite3 libsodium libzstd libseccomp libsystemd
+$(B)/tests/test_kvm_commit: | $(TINY)
 # Their guest and the VMM are part of them.
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 

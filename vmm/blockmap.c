@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -83,7 +84,40 @@ blockmap_done(struct blockmap *map)
 {
 	if (map->entries)
 		munmap(map->entries, map->reserved_blocks * sizeof(uint64_t));
+	free(map->touched);
 	*map = (struct blockmap){0};
+}
+
+int
+blockmap_note_touched(struct blockmap *map, struct err *e)
+{
+	map->touched = calloc(map->n_blocks / BLOCKMAP_GROUP / 8 + 1, 1);
+	return map->touched ? 0 : err_set(e, -ENOMEM, "out of memory");
+}
+
+static void
+touch(struct blockmap *map, uint64_t block, uint64_t count)
+{
+	const uint64_t last = (block + count - 1) / BLOCKMAP_GROUP;
+
+	for (uint64_t i = block / BLOCKMAP_GROUP; map->touched && i <= last; i++)
+		map->touched[i / 8] |= (uint8_t)(1u << i % 8);
+}
+
+uint64_t
+blockmap_next(const struct blockmap *map, uint64_t block)
+{
+	while (block < map->n_blocks) {
+		const uint64_t group = block / BLOCKMAP_GROUP;
+
+		if (map->touched[group / 8] >> group % 8 & 1)
+			return block;
+		/* Eight of them, where none was. */
+		block = group % 8 == 0 && !map->touched[group / 8]
+				? (group + 8) * BLOCKMAP_GROUP
+				: (group + 1) * BLOCKMAP_GROUP;
+	}
+	return map->n_blocks;
 }
 
 uint64_t
@@ -148,6 +182,7 @@ apply_record(struct blockmap *map, unsigned segment, uint64_t data_blocks,
 	if (r->count == 0 || r->block >= map->n_blocks ||
 		r->count > map->n_blocks - r->block)
 		return "its blocks lie beyond the end of the disk";
+	touch(map, r->block, r->count);
 	switch (r->op) {
 	case SEGMENT_DATA:
 		if (r->at >= data_blocks || r->count > data_blocks - r->at)

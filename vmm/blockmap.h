@@ -48,7 +48,11 @@ struct blockmap {
 	uint64_t n_blocks;
 	uint64_t reserved_blocks; /* the mapping's length: what lies behind n_blocks has
 				     an address and nothing else */
+	/* Owned: a bit for each BLOCKMAP_GROUP blocks of which a replay wrote one; NULL: nobody
+	 * asked. */
+	uint8_t *touched;
 };
+#define BLOCKMAP_GROUP 512u
 
 /* Address space for the largest disk; no blocks yet. */
 int blockmap_reserve(struct blockmap *map, struct err *e);
@@ -57,6 +61,11 @@ int blockmap_grow(struct blockmap *map, uint64_t disk_mib, struct err *e);
 /* Both. */
 int blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e);
 void blockmap_done(struct blockmap *map);
+/* After blockmap_init(), before a replay: that blockmap_next() shall know. */
+int blockmap_note_touched(struct blockmap *map, struct err *e);
+/* The first block from `block` on that may not be the base's; n_blocks: there is none. A large
+ * disk's map is mostly pages that nobody touched, and looking at them would make them. */
+uint64_t blockmap_next(const struct blockmap *map, uint64_t block);
 
 /* How many blocks from `block` on, at most max, lie one after another in one place;
  * *ret_entry is the first's entry. */

@@ -13,13 +13,15 @@
 #include "vmm/fork.h"
 #include "vmm/mainloop.h"
 #include "vmm/restore.h"
+#include "vmm/seal.h"
 
 /* All that pandod sends to a VM. */
 union request {
 	struct vmm_hdr hdr;
 	struct vmm_fork fork;
 	struct vmm_resize resize;
-	uint8_t bytes[sizeof(struct vmm_fork) +
+	struct vmm_committed committed;
+	uint8_t bytes[sizeof(struct vmm_committed) +
 		      1]; /* one more: a longer message is seen as such */
 };
 
@@ -45,6 +47,9 @@ send_stats(struct vm *vm, uint64_t seq)
 			     atomic_load(&vm->vsock.dev.doorbells) +
 			     atomic_load(&vm->rng.dev.doorbells),
 		.paused = vm->is_parked ? 2 : vm->is_paused,
+		.tracks = VMM_TRACKS |
+			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
+			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};
 
 	note_first_doorbell(&vm->blk.dev, &m.first_doorbell_ns);
@@ -123,6 +128,48 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 	answer_done(vm, m->hdr.seq, r, e.msg);
 }
 
+/* A window in which pandod opens the page map of this process. */
+static void
+open_window(struct vm *vm, uint64_t seq)
+{
+	struct err e = {0};
+	int r = 0;
+
+	if (vm->is_parked || !track_needs_fds(&vm->track))
+		r = err_set(&e, -EINVAL, "this VM needs no page map");
+	if (r == 0)
+		r = seal_let_user_read(&e);
+	vm->is_open = r == 0;
+	answer_done(vm, seq, r, e.msg);
+}
+
+static void
+close_window(struct vm *vm)
+{
+	if (vm->is_open)
+		seal_let_nobody_read();
+	vm->is_open = false;
+}
+
+static void
+take_track_fds(struct vm *vm, uint64_t seq, const int fds[])
+{
+	struct err e = {0};
+	int r = track_take_fds(&vm->track, fds[VMM_TRACK_FD_PAGEMAP],
+		fds[VMM_TRACK_FD_CLEAR_REFS], &e);
+
+	answer_done(vm, seq, r, e.msg);
+}
+
+static void
+note_committed(struct vm *vm, const struct vmm_committed *m)
+{
+	struct err e = {0};
+	int r = track_committed(&vm->track, m, &e);
+
+	answer_done(vm, m->hdr.seq, r, e.msg);
+}
+
 /* Length and number of descriptors of a request, or 0: unknown. */
 static size_t
 request_len(uint16_t type, size_t *ret_fds)
@@ -137,6 +184,12 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_hdr);
 	case VMM_RESIZE:
 		return sizeof(struct vmm_resize);
+	case VMM_TRACK:
+		*ret_fds = VMM_TRACK_FD_COUNT;
+		return sizeof(struct vmm_hdr);
+	case VMM_COMMITTED:
+		return sizeof(struct vmm_committed);
+	case VMM_TRACK_OPEN:
 	case VMM_PAUSE:
 	case VMM_RESUME:
 	case VMM_POWER_BUTTON:
@@ -161,6 +214,7 @@ handle_control(struct vm *vm)
 	if (n == -EAGAIN)
 		return false;
 	if (n <= 0) {
+		close_window(vm);
 		mainloop_drop_peer(vm, n == 0 ? "its peer is gone" : strerror((int)-n));
 		return false;
 	}
@@ -169,9 +223,11 @@ handle_control(struct vm *vm)
 		req.hdr.version != VMM_WIRE_VERSION || n_fds != want_fds) {
 		for (size_t i = 0; i < n_fds; i++)
 			close(fds[i]);
+		close_window(vm);
 		mainloop_drop_peer(vm, "it sent what is no message");
 		return false;
 	}
+	close_window(vm);
 	switch (req.hdr.type) {
 	case VMM_FORK:
 		return fork_vm(vm, &req.fork, fds) == FORK_CHILD;
@@ -198,6 +254,15 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_RESIZE:
 		resize_disk(vm, &req.resize);
+		break;
+	case VMM_TRACK_OPEN:
+		open_window(vm, req.hdr.seq);
+		break;
+	case VMM_TRACK:
+		take_track_fds(vm, req.hdr.seq, fds);
+		break;
+	case VMM_COMMITTED:
+		note_committed(vm, &req.committed);
 		break;
 	case VMM_QUIT:
 		ending_tell(vm, VMM_EXIT_QUIT, "asked to quit");

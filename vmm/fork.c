@@ -97,7 +97,7 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->first_run_ns, 0);
 	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
-	vm->is_parked = vm->is_paused = vm->started_sent = false;
+	vm->is_parked = vm->is_paused = vm->started_sent = vm->is_open = false;
 	vm->devices_left = 0;
 }
 
@@ -203,6 +203,7 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 
 	if (park) {
 		vm_set_generation(vm, msg->child_generation);
+		track_wrote(&vm->track, &vm->mem, (gpa_t){LAYOUT_GENERATION});
 		vm->is_parked = true;
 		return console_open(&vm->console, fds[VMM_FORK_FD_CONSOLE], e);
 	}
@@ -220,6 +221,13 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 	r = vm_start_vcpus(vm, e);
 	steps_add(steps, "start");
 	return r;
+}
+
+/* Before the fork, in the parent: whether the frozen fork will say what changed. */
+static bool
+wants_tracking(const struct vm *vm, const struct vmm_fork *msg)
+{
+	return msg->flags & VMM_FORK_TRACK && msg->flags & VMM_FORK_PARK && !vm->is_parked;
 }
 
 /* The child's first faults on the program's text would be some twenty, a call each. */
@@ -257,6 +265,7 @@ static void
 become_child(struct vm *vm, struct job *job)
 {
 	const struct vmm_fork *msg = &job->msg;
+	const bool was_tracked = wants_tracking(vm, msg);
 	int *fds = job->fds;
 	struct err e = {0};
 	int r;
@@ -266,10 +275,12 @@ become_child(struct vm *vm, struct job *job)
 	steps_add(&job->steps, "fork");
 	vm->born_ns = job->saved_ns;
 	/* A frozen fork's memory may be read by its user; that of what runs may not. */
-	if (vm->is_readable)
+	if (vm->is_readable || vm->is_open)
 		seal_let_nobody_read();
 	vm->is_readable = false;
 	forget_parent(vm);
+	vm->is_tracked = was_tracked;
+	track_fork_child(&vm->track, msg->flags & VMM_FORK_PARK);
 	if (job->on_vcpu && !(msg->flags & VMM_FORK_PARK)) {
 		vm->vcpus[0].thread = pthread_self();
 		vm->vcpus[0].has_thread = true;
@@ -337,6 +348,10 @@ split(struct vm *vm, struct job *job)
 	if (job->r == 0 && !vm->is_parked)
 		job->r = vm_save(vm, &job->e);
 	steps_add(&job->steps, "save");
+	if (job->r == 0 && wants_tracking(vm, &job->msg)) {
+		track_scan(&vm->track, &vm->mem, job->msg.parent_generation);
+		steps_add(&job->steps, "scan");
+	}
 	job->saved_ns = io_now_ns();
 	if (job->r < 0)
 		return FORK_PARENT;
@@ -399,6 +414,8 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 	steps_begin(&job->steps, job->asked_ns);
 	memcpy(job->fds, fds, sizeof(job->fds));
 	job->r = check_segments(vm, job->fds, &job->e);
+	if (job->r == 0 && wants_tracking(vm, msg))
+		track_arm(&vm->track, &vm->mem); /* the first time; the guest runs on */
 	if (job->r == 0 && (vm->is_parked || vm->is_paused)) {
 		if (split(vm, job) == FORK_CHILD)
 			return FORK_CHILD;

@@ -4,7 +4,8 @@
  * Runs as: the user whose VM it is; from the first instruction of the guest on with no
  * privileges, in namespaces of its own, behind a system call filter (vmm/seal.c). Is
  * handed: one end of a SOCK_SEQPACKET pair as descriptor VMM_CONTROL_FD, and over it
- * every other descriptor (common/wire/vmm_wire.h). It opens nothing. Peers: pandod on the
+ * every other descriptor (common/wire/vmm_wire.h). It opens nothing but its own page map,
+ * before it is sealed (vmm/track.h). Peers: pandod on the
  * control socket (trusted with this one VM; a message that is none closes the
  * connection), clients on the vsock socket (bytes for the guest; bounded), and the guest,
  * which may be hostile: whatever it does, the worst outcome is the end of this process,
@@ -166,6 +167,7 @@ boot(const struct vmm_boot *m, int fds[], struct err *e)
 	vm.listen_fd = TAKE_FD(fds[VMM_BOOT_FD_LISTEN]);
 	vm.kvm_fd = TAKE_FD(fds[VMM_BOOT_FD_KVM]);
 
+	track_open(&vm.track);
 	r = seal_surroundings(e);
 	if (r == 0)
 		r = build(m, fds, e);

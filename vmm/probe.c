@@ -209,6 +209,7 @@ print(struct probe *p, const char *kind, const char *detail)
 		json_out_u64(&o, "max_vcpus", c->max_vcpus);
 		json_out_u64(&o, "xsave_bytes", c->xsave_size);
 	}
+	json_out_str(&o, "dirty_pages", track_means_name(p->vm.track.means));
 	if (p->set_up_ns) {
 		json_out_f64(&o, "create_vm_us", (double)p->create_vm_ns / 1000);
 		json_out_f64(&o, "set_up_us", (double)p->set_up_ns / 1000);
@@ -230,6 +231,7 @@ probe_main(int kvm_fd, uint32_t without)
 	char detail[512 + 128];
 
 	vm_init(&p.vm);
+	track_open(&p.vm.track);
 	if (kvm_fd < 0) {
 		snprintf(detail, sizeof(detail), "/dev/kvm cannot be opened: %s",
 			strerror(-kvm_fd));

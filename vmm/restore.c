@@ -411,6 +411,7 @@ restore_prepare(
 	int r;
 
 	vm->at_park = prewarmed ? become : NULL;
+	track_open(&vm->track);
 	if ((r = seal_surroundings(e)) < 0 ||
 		(r = restore_make(vm, mem_mib, vcpus, e)) < 0 ||
 		(prewarmed && (r = io_set_nonblock(vm->control_fd, 0)) < 0) ||
@@ -445,6 +446,23 @@ restore_wait(struct vm *vm, uint64_t seq, struct err *e)
 	return settle(vm, job, job->r, e);
 }
 
+/* Behind the blob: what changed since which commit. */
+static int
+write_track(const struct vm *vm, int fd, size_t blob_len)
+{
+	const uint64_t at = (blob_len + VMM_TRACK_ALIGN - 1) / VMM_TRACK_ALIGN * VMM_TRACK_ALIGN;
+	struct vmm_track head;
+	int r;
+
+	track_describe(&vm->track, &head);
+	r = io_pwrite_full(fd, &head, sizeof(head), at);
+	if (r < 0 || !(head.flags & VMM_TRACK_SINCE))
+		return r;
+	/* The second lies behind the first in memory, too. */
+	return io_pwrite_full(fd, vm->track.changed, 2 * vm->track.bitmap_bytes,
+		at + VMM_TRACK_ALIGN);
+}
+
 int
 restore_answer_state(struct vm *vm, int fd, struct vmm_state_answer *ret, struct err *e)
 {
@@ -465,12 +483,15 @@ restore_answer_state(struct vm *vm, int fd, struct vmm_state_answer *ret, struct
 		return err_set(e, -EOVERFLOW, "the state is larger than %u bytes",
 			VMM_STATE_BLOB_MAX);
 	r = io_pwrite_full(fd, blob, len, 0);
+	if (r == 0 && vm->is_tracked)
+		r = write_track(vm, fd, len);
 	if (r < 0)
 		return err_sys(e, r, "writing the state");
 	if ((r = seal_let_user_read(e)) < 0)
 		return r;
 	vm->is_readable = true;
-	ret->flags = vm->mem.on_image ? VMM_STATE_ON_IMAGE : 0;
+	ret->flags = (vm->mem.on_image ? VMM_STATE_ON_IMAGE : 0) |
+		     (vm->is_tracked ? VMM_STATE_TRACKED : 0);
 	ret->blob_bytes = len;
 	ret->mem_mib = (vm->mem.low_len + vm->mem.high_len) >> 20;
 	ret->disk_mib = blk_disk_mib(&vm->blk);

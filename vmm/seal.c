@@ -23,6 +23,7 @@
 #include "common/userns.h"
 #include "vmm/blk.h"
 #include "vmm/kvm.h"
+#include "vmm/track.h"
 #include "vmm/vsock.h"
 
 /* Two for each disk segment, one for each vsock connection, and the few of the VM itself.
@@ -171,9 +172,10 @@ struct rule {
 
 static const struct rule rules[] = {
 	{SCMP_SYS(read), "eventfds"},
-	{SCMP_SYS(write), "log lines, eventfds"},
+	{SCMP_SYS(write), "log lines, eventfds, clear_refs"},
 	{SCMP_SYS(readv), "vsock: host to guest"},
-	{SCMP_SYS(pread64), "disk: partial blocks; a restored VM's state; the log's end"},
+	{SCMP_SYS(pread64),
+		"disk: partial blocks; a restored VM's state; the log's end; the page map"},
 	{SCMP_SYS(preadv), "disk reads"},
 	{SCMP_SYS(pwrite64),
 		"disk: index records, partial blocks; a frozen fork's state"},
@@ -280,6 +282,8 @@ add_arg_rules(scmp_filter_ctx ctx)
 		/* A frozen fork's memory is read by its user's daemon. */
 		{SCMP_SYS(prctl), equals(0, PR_SET_DUMPABLE)},
 		{SCMP_SYS(prctl), equals(0, PR_SET_PTRACER)},
+		/* A forked VM's changed pages: one that no fault in the kernel waits for. */
+		{SCMP_SYS(userfaultfd), equals(0, TRACK_UFFD_FLAGS)},
 		/* Non-blocking sockets. */
 		{SCMP_SYS(fcntl), equals(1, F_GETFL)},
 		{SCMP_SYS(fcntl), equals(1, F_SETFL)},
@@ -310,6 +314,9 @@ add_arg_rules(scmp_filter_ctx ctx)
 	for (size_t i = 0; i < kvm_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
 			masked(1, 0xffffffffu, kvm_ioctl_numbers[i]));
+	for (size_t i = 0; i < track_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
+			masked(1, 0xffffffffu, track_ioctl_numbers[i]));
 	/* clone3's flags lie in memory, where a filter cannot look: glibc falls back to
 	 * clone. */
 	if (r == 0 && !UNDER_SANITIZER)

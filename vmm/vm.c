@@ -22,6 +22,7 @@ vm_init(struct vm *vm)
 	vm->kvm_fd = vm->vm_fd = -1;
 	vm->control_fd = vm->listen_fd = vm->epoll_fd = -1;
 	vm->event_fd = vm->vsock_kick_fd = -1;
+	track_init(&vm->track);
 }
 
 void

@@ -34,6 +34,7 @@
 #include "vmm/rng.h"
 #include "vmm/serial.h"
 #include "vmm/state.h"
+#include "vmm/track.h"
 #include "vmm/vsock.h"
 
 struct mainloop_above;
@@ -59,6 +60,7 @@ struct vm {
 	uint8_t generation[16];
 
 	struct guest_mem mem;
+	struct track track; /* its changed pages */
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
 	int vm_fd;  /* owned; -1: none (a frozen fork) */
 	struct kvm_caps caps;
@@ -98,7 +100,9 @@ struct vm {
 	int vsock_kick_fd; /* owned: doorbells of the vsock device */
 	unsigned forks;	   /* between the VM that was started and this */
 	bool is_parked;	   /* a frozen fork: no KVM VM, no threads */
+	bool is_tracked;   /* a frozen fork, of a VMM_FORK_TRACK */
 	bool is_readable;  /* by its user, since VMM_STATE */
+	bool is_open;	   /* likewise, from VMM_TRACK_OPEN to VMM_TRACK */
 	bool is_paused;	   /* by VMM_PAUSE */
 	/* What vm_resume_devices() did not come to: -EBUSY and 1 as virtio_dev_go_on()
 	 * says it. */

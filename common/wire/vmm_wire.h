@@ -46,6 +46,10 @@ enum vmm_msg_type {
 	VMM_RESTORE = 9, /* first message, or to a pre-warmed VMM; VMM_STARTED */
 	VMM_STATE = 10,	 /* to a frozen fork; VMM_STATE_ANSWER */
 	VMM_RESIZE = 11, /* VMM_DONE */
+	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_TRACKS. */
+	VMM_TRACK_OPEN = 12, /* header only; VMM_DONE */
+	VMM_TRACK = 13,	     /* VMM_DONE */
+	VMM_COMMITTED = 14,  /* VMM_DONE */
 
 	/* VMM -> pandod, 64.. */
 	VMM_DONE = 64,	  /* answers the request with the same seq */
@@ -131,10 +135,14 @@ enum vmm_fork_fd {
  * VMM does not use the PARENT_SEG descriptors (its own segment stays empty; /dev/null in
  * their place). */
 #define VMM_FORK_PARK 1u
+/* With VMM_FORK_PARK, of a VM that runs or is paused: the parent notes, in the pause, which
+ * pages changed, and the frozen fork's state says so. An older VMM does not know the flag, and
+ * forks. */
+#define VMM_FORK_TRACK 2u
 
 struct vmm_fork {
 	struct vmm_hdr hdr;
-	uint32_t flags;
+	uint32_t flags; /* VMM_FORK_* */
 	uint32_t pad;
 	uint8_t child_generation[16];
 	uint8_t parent_generation[16]; /* the running parent's new one too */
@@ -170,12 +178,14 @@ struct vmm_mem_range {
  * 61), is as in that image. Without the flag a page neither present nor swapped is zero.
  */
 #define VMM_STATE_ON_IMAGE 1u
+/* A struct vmm_track lies in the file behind the blob. Only after VMM_FORK_TRACK. */
+#define VMM_STATE_TRACKED 2u
 
 struct vmm_state_answer {
 	struct vmm_hdr hdr;
 	int32_t error;	/* 0 or negative errno: then msg says why, and nothing else counts
 			 */
-	uint32_t flags; /* VMM_STATE_ON_IMAGE */
+	uint32_t flags; /* VMM_STATE_* */
 	uint64_t blob_bytes;
 	uint64_t mem_mib;
 	uint64_t disk_mib;
@@ -186,6 +196,72 @@ struct vmm_state_answer {
 	char msg[512];
 };
 _Static_assert(sizeof(struct vmm_state_answer) == 16 + 8 + 32 + 48 + 512, "wire format");
+
+/*
+ * Dirty pages (vmm/track.h). For a commit pandod looks at VMM_STATS_ANSWER's `tracks`, hands the
+ * VMM what it needs, and parks a fork with VMM_FORK_TRACK. When the commit is durable it says
+ * so (VMM_COMMITTED), with the commit's id and a note of its own, which the VMM keeps: the next
+ * frozen fork says which pages changed since that commit, and a pandod that was started
+ * meanwhile needs to remember nothing. pandod believes it only where the VM's row has the same
+ * commit as its last: a VMM that lies spoils its own commits. The VMM knows the ids of no other
+ * commits.
+ */
+enum vmm_track_means {
+	VMM_TRACK_NONE = 0,
+	VMM_TRACK_USERFAULTFD = 1,
+	VMM_TRACK_SOFT_DIRTY = 2,
+};
+
+#define VMM_COMMIT_ID_BYTES 32
+#define VMM_COMMIT_NOTE_BYTES 128
+
+/* VMM_STATS_ANSWER's `tracks`: 0 from an older VMM. */
+#define VMM_TRACKS 1u	     /* it knows the three messages */
+#define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
+#define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
+
+/* A VMM that was forked has no page map: the seal keeps it from /proc. VMM_TRACK_OPEN makes its
+ * /proc/<pid> readable for processes of its user, until VMM_TRACK, any other message, or the end
+ * of the connection. */
+enum vmm_track_fd {
+	VMM_TRACK_FD_PAGEMAP,	 /* /proc/<pid of the VMM>/pagemap, read-only */
+	VMM_TRACK_FD_CLEAR_REFS, /* /proc/<pid>/clear_refs, write-only, for
+				    VMM_TRACK_SOFT_DIRTY; else /dev/null */
+	VMM_TRACK_FD_COUNT,
+};
+
+struct vmm_committed {
+	struct vmm_hdr hdr;
+	uint8_t fork[16]; /* the parent_generation of the VMM_FORK that it was made from */
+	uint8_t commit[VMM_COMMIT_ID_BYTES];
+	uint8_t note[VMM_COMMIT_NOTE_BYTES]; /* pandod's */
+};
+_Static_assert(sizeof(struct vmm_committed) == 16 + 16 + 32 + 128, "wire format");
+
+/*
+ * In the file of VMM_STATE, at the first multiple of VMM_TRACK_ALIGN behind the blob. With
+ * VMM_TRACK_SINCE two bitmaps follow at the next multiple, one behind the other, a bit for each
+ * page of the memory image, the lowest bit of a byte first, each VMM_TRACK_BITMAP_BYTES() long:
+ * pages that may have changed since the base (one that is not mapped in the frozen fork, or is a
+ * file's, has not), and pages that the VMM gave back to the host (these have, whatever is
+ * mapped).
+ */
+#define VMM_TRACK_ALIGN 4096u
+#define VMM_TRACK_BITMAP_BYTES(pages) (((pages) + 63) / 64 * 8)
+#define VMM_TRACK_VERSION 1u
+#define VMM_TRACK_BASE 1u  /* base and note are there */
+#define VMM_TRACK_SINCE 2u /* and what changed since it, too */
+
+struct vmm_track {
+	uint32_t version; /* VMM_TRACK_VERSION */
+	uint32_t flags;
+	uint32_t means; /* enum vmm_track_means */
+	uint32_t pad;
+	uint64_t pages; /* of the memory image */
+	uint8_t base[VMM_COMMIT_ID_BYTES];
+	uint8_t note[VMM_COMMIT_NOTE_BYTES];
+};
+_Static_assert(sizeof(struct vmm_track) == 24 + 32 + 128, "wire format");
 
 /*
  * A pre-warmed VMM: VMM_PREPARE as the first message makes all that can be made before it is
@@ -291,7 +367,7 @@ struct vmm_stats_answer {
 	uint64_t first_doorbell_ns;  /* when this VM rang its first: the host's
 					CLOCK_MONOTONIC; 0: not yet */
 	uint32_t paused;	     /* 1: paused, 2: parked */
-	uint32_t pad;
+	uint32_t tracks;	     /* VMM_TRACKS_* */
 };
 _Static_assert(sizeof(struct vmm_stats_answer) == 16 + 72, "wire format");
 

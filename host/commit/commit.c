@@ -10,6 +10,9 @@
  * in no table and never `made`: a pandod that is killed leaves what the next one removes
  * as half-made, and the frozen fork's folder leads it to the process. The base is held open.
  *
+ * Of memory and disk only what changed since the VM's last commit is read, where the VMM can
+ * tell (commit_track.h); else all of it.
+ *
  * The store makes the commit all at once or not at all.
  */
 #include <errno.h>
@@ -27,6 +30,7 @@
 #include "common/log.h"
 #include "host/commit/commit_cpu.h"
 #include "host/commit/commit_read.h"
+#include "host/commit/commit_track.h"
 #include "host/commit/commits_priv.h"
 #include "host/vm/frozen_fork.h"
 
@@ -46,6 +50,7 @@ struct commit {
 	struct frozen_fork frozen_fork;
 	char frozen_fork_id[VM_ID_LEN + 1];
 	struct vmm_state_answer state;
+	struct commit_track track;
 	void *blob;		  /* owned */
 	struct chain_link *links; /* owned: the chain at the cut */
 	size_t n_links;
@@ -63,6 +68,7 @@ static void
 commit_done(struct commit *c)
 {
 	fork_point_done(&c->cut);
+	commit_track_done(&c->track);
 	cleanup_close_fn(&c->base_fd);
 	free(c->blob);
 	free(c->links);
@@ -166,7 +172,8 @@ take_frozen_fork(struct commit *c, struct err *e)
 	int r;
 
 	memcpy(c->frozen_fork.id, c->frozen_fork_id, sizeof(c->frozen_fork.id));
-	r = frozen_fork_park(&c->cut, &c->frozen_fork, e);
+	r = frozen_fork_park(
+		&c->cut, &c->frozen_fork, commit_track_prepare(c->vm), e);
 	if (r == 0)
 		fault_point("commit.parked");
 	fork_point_end(&c->cut);
@@ -211,11 +218,13 @@ ask_state(struct commit *c, struct err *e)
 		return err_set(e, -ENOMEM, "out of memory");
 	/* Read, not mapped: the VMM has the file, too. */
 	r = io_pread_full(fd, c->blob, c->state.blob_bytes, 0);
-	return r < 0 ? err_sys(e, r, "reading the frozen fork's state") : 0;
+	if (r < 0)
+		return err_sys(e, r, "reading the frozen fork's state");
+	return commit_track_read(fd, &c->state, &c->row, c->store, &c->track, e);
 }
 
 static int
-read_memory(
+read_all_memory(
 	struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
 {
 	struct store_manifest *image = NULL;
@@ -226,10 +235,65 @@ read_memory(
 	if (r == 0)
 		r = commit_read_memory(w, c->frozen_fork.pid, &c->state,
 			image ? &image->f.memory : NULL, ret, &c->memory_read, e);
+	store_manifest_free(image);
+	return r;
+}
+
+/* For tests, PANDO_COMMIT_CHECK in the environment: what was read of changes is compared with
+ * the whole. Trees of one content have one root. */
+static int
+check_tree(const char *what, const struct store_tree *changes, const struct store_tree *all,
+	struct err *e)
+{
+	if (changes->length == all->length &&
+		memcmp(&changes->root, &all->root, sizeof(all->root)) == 0)
+		return 0;
+	return err_set(e, -EPROTO, "the %s changed in more places than were told", what);
+}
+
+/* The earlier commit is damaged in the store. That need not spoil this one. */
+static bool
+is_damage(int r)
+{
+	return r == -EBADMSG || r == -ENOENT;
+}
+
+static int
+check_memory(struct commit *c, struct store_writer *w, const struct store_tree *changes,
+	struct err *e)
+{
+	const uint64_t read = c->memory_read;
+	struct store_tree all;
+	int r = read_all_memory(c, w, &all, e);
+
+	c->memory_read = read;
+	return r < 0 ? r : check_tree("memory", changes, &all, e);
+}
+
+static int
+read_memory(
+	struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
+{
+	struct err why;
+	int r = 0;
+
+	if (c->track.has_memory) {
+		r = commit_read_changed(w, c->frozen_fork.pid, &c->state, &c->track.since, ret,
+			&c->memory_read, &why);
+		if (is_damage(r)) {
+			log_warn("vm %s: reading all of its memory: %s", c->row.id, why.msg);
+			c->track.has_memory = false;
+		} else if (r < 0) {
+			return err_set(e, r, "%s", why.msg);
+		}
+	}
+	if (!c->track.has_memory)
+		r = read_all_memory(c, w, ret, e);
+	else if (getenv("PANDO_COMMIT_CHECK"))
+		r = check_memory(c, w, ret, e);
 	/* Alive afterwards, so the number was that process's while it was read. */
 	if (r == 0 && !process_lives(c->frozen_fork.pidfd))
 		r = err_set(e, -ESRCH, "the frozen fork ended while it was read");
-	store_manifest_free(image);
 	return r;
 }
 
@@ -274,12 +338,48 @@ look_up_base(struct commit *c, struct err *e)
 }
 
 static int
+read_all_disk(
+	struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
+{
+	const struct disk_chain chain = {.segments = c->segments, .n_segments = c->n_links};
+	int r = look_up_base(c, e);
+
+	if (r == 0 && c->base_fd >= 0 && !c->base_known) {
+		say(c->p, "reading the disk image %s, once", c->row.base_path);
+		r = commit_read_base(
+			w, c->base_fd, c->row.base_path, c->base.size, &c->base.tree, e);
+	}
+	return r < 0 ? r
+		     : commit_read_disk(w, &chain, vm_disk_mib(&c->row), c->base_fd,
+			       c->row.base_path, c->base_known ? &c->base.tree : NULL,
+			       ret, e);
+}
+
+/* The last commit's disk, and the segments that came after it. */
+static int
+read_changed_disk(struct commit *c, size_t known, struct store_writer *w,
+	struct store_tree *ret, struct err *e)
+{
+	const struct disk_chain chain = {
+		.segments = c->segments + known, .n_segments = c->n_links - known};
+	const uint64_t disk_mib = vm_disk_mib(&c->row);
+	struct store_tree all;
+	int r = commit_read_disk(w, &chain, disk_mib, -1, NULL, &c->track.base->f.disk, ret, e);
+
+	if (r < 0 || !getenv("PANDO_COMMIT_CHECK"))
+		return r;
+	r = read_all_disk(c, w, &all, e);
+	return r < 0 ? r : check_tree("disk", ret, &all, e);
+}
+
+static int
 read_disk(struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
 {
-	struct disk_chain chain = {.n_segments = c->n_links};
+	const size_t known = commit_track_links(&c->track, c->links, c->n_links);
+	struct err why;
 	int r = 0;
 
-	chain.segments = c->segments = calloc(c->n_links + 1, sizeof(*c->segments));
+	c->segments = calloc(c->n_links + 1, sizeof(*c->segments));
 	c->paths = calloc(c->n_links + 1, sizeof(*c->paths));
 	if (!c->segments || !c->paths)
 		return err_set(e, -ENOMEM, "out of memory");
@@ -293,17 +393,15 @@ read_disk(struct commit *c, struct store_writer *w, struct store_tree *ret, stru
 		c->segments[i] = (struct disk_segment){
 			c->paths[i][0], c->paths[i][1], c->links[i].records};
 	}
-	if (r == 0)
-		r = look_up_base(c, e);
-	if (r == 0 && c->base_fd >= 0 && !c->base_known) {
-		say(c->p, "reading the disk image %s, once", c->row.base_path);
-		r = commit_read_base(
-			w, c->base_fd, c->row.base_path, c->base.size, &c->base.tree, e);
+	if (r < 0)
+		return r;
+	if (known && c->track.base->f.disk.length <= vm_disk_mib(&c->row) << 20) {
+		r = read_changed_disk(c, known, w, ret, &why);
+		if (!is_damage(r))
+			return r < 0 ? err_set(e, r, "%s", why.msg) : 0;
+		log_warn("vm %s: reading all of its disk: %s", c->row.id, why.msg);
 	}
-	return r < 0 ? r
-		     : commit_read_disk(w, &chain, vm_disk_mib(&c->row), c->base_fd,
-			       c->row.base_path, c->base_known ? &c->base.tree : NULL,
-			       ret, e);
+	return read_all_disk(c, w, ret, e);
 }
 
 static int
@@ -355,7 +453,8 @@ write_commit(struct commit *c, struct err *e)
 	r = read_memory(c, w, &f.memory, e);
 	if (r == 0) {
 		fault_point("commit.memory");
-		frozen_fork_end(c->t, &c->frozen_fork);
+		/* Its memory goes at once; leave() waits for its end, which takes its time. */
+		process_kill(c->frozen_fork.pidfd);
 		say(c->p, "reading the disk");
 		r = read_disk(c, w, &f.disk, e);
 	}
@@ -420,6 +519,7 @@ answer(struct commit *c, struct json_out *out, struct err *e)
 	pthread_mutex_unlock(&c->t->lock);
 	json_out_str(out, "vm", c->row.id);
 	json_out_u64(out, "pause_us", c->cut.said.pause_ns / 1000);
+	json_out_bool(out, "incremental", c->track.has_memory);
 	json_out_u64(out, "memory_read_bytes", c->memory_read);
 	json_out_u64(out, "new_pages", c->stats.new_pages);
 	json_out_u64(out, "written_bytes", c->stats.bytes_written);
@@ -460,6 +560,11 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 			note_commit(c);
 		pthread_rwlock_unlock(&c->commits->gc_lock);
 	}
+	if (r == 0) {
+		fault_point("commit.noted");
+		commit_track_durable(
+			c->vm, c->cut.generation, c->id, &c->links[c->n_links - 1]);
+	}
 	leave(c);
 	if (r == 0)
 		r = tag_commit(c, e);
@@ -470,11 +575,12 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 		return r;
 	}
 	log_info(
-		"vm %s (%s): committed as %.12s in %llu ms, paused for %llu us; %llu KiB of memory read, %llu KiB written",
+		"vm %s (%s): committed as %.12s in %llu ms, paused for %llu us; %llu KiB of memory read%s, %llu KiB written",
 		c->row.id, vm_name(c->vm), c->id,
 		(unsigned long long)((io_now_ns() - began_ns) / 1000000),
 		(unsigned long long)(c->cut.said.pause_ns / 1000),
 		(unsigned long long)(c->memory_read >> 10),
+		c->track.has_memory ? " of what changed" : "",
 		(unsigned long long)(c->stats.bytes_written >> 10));
 	return answer(c, out, e);
 }

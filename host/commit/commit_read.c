@@ -11,9 +11,9 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 
-/* Pages a system call reads, and pieces it reads them from. */
-#define BATCH_PAGES 512u
-#define BATCH_PIECES 512u
+/* Pages that are given to the store at once, and pieces that they are read from. */
+#define BATCH_PAGES 1024u
+#define BATCH_PIECES 1024u
 /* Entries of pagemap at once: 16 MiB of memory. */
 #define MAP_ENTRIES 4096u
 
@@ -25,6 +25,10 @@
 struct memory_reader {
 	struct store_tree_writer *tree; /* borrowed */
 	pid_t pid;
+	/* Owned: /proc/<pid>/mem. process_vm_readv() pins pages, for which the kernel first
+	 * gives the frozen fork a copy of each that it shares: twice the time, and as much
+	 * memory again as is read. */
+	int mem;
 	bool on_image;
 	uint8_t *buf;  /* owned */
 	uint64_t *map; /* owned */
@@ -39,23 +43,26 @@ struct memory_reader {
 static int
 flush(struct memory_reader *m, struct err *e)
 {
-	struct iovec to = {m->buf, m->n_pages * STORE_PAGE};
 	uint8_t *at = m->buf;
-	ssize_t n;
 	int r = 0;
 
-	if (!m->n_pages)
-		return 0;
-	n = process_vm_readv(m->pid, &to, 1, m->from, m->n_pieces, 0);
-	if (n < 0 || (size_t)n != to.iov_len)
-		return err_sys(e, n < 0 ? -errno : -EIO,
-			"reading the memory of the frozen fork, process %d", (int)m->pid);
+	for (unsigned i = 0; i < m->n_pieces; i++) {
+		const struct iovec *from = &m->from[i];
+
+		r = io_pread_full(m->mem, at, from->iov_len, (uintptr_t)from->iov_base);
+		if (r < 0)
+			return err_sys(e, r == -ENODATA ? -ESRCH : r,
+				"reading the memory of the frozen fork, process %d",
+				(int)m->pid);
+		at += from->iov_len;
+	}
+	at = m->buf;
 	for (unsigned i = 0; i < m->n_pieces && r == 0; i++) {
 		r = store_tree_put(
 			m->tree, m->first[i], at, m->from[i].iov_len / STORE_PAGE, e);
 		at += m->from[i].iov_len;
 	}
-	m->read_bytes += to.iov_len;
+	m->read_bytes += m->n_pages * STORE_PAGE;
 	m->n_pieces = 0;
 	m->n_pages = 0;
 	return r;
@@ -127,9 +134,44 @@ memory_reader_free(struct memory_reader **m)
 {
 	if (!*m)
 		return;
+	cleanup_close_fn(&(*m)->mem);
 	free((*m)->buf);
 	free((*m)->map);
 	free(*m);
+}
+
+#define cleanup_memory_reader __attribute__((cleanup(memory_reader_free)))
+
+static int
+open_of(pid_t pid, const char *file, int *ret, struct err *e)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, file);
+	*ret = open(path, O_RDONLY | O_CLOEXEC);
+	return *ret < 0 ? err_sys(e, errno == ENOENT ? -ESRCH : -errno, "%s", path) : 0;
+}
+
+static int
+memory_reader_make(pid_t pid, const struct vmm_state_answer *a, struct memory_reader **ret,
+	int *ret_pagemap, struct err *e)
+{
+	cleanup_memory_reader struct memory_reader *m = calloc(1, sizeof(*m));
+	int r;
+
+	if (!m)
+		return err_set(e, -ENOMEM, "out of memory");
+	m->mem = -1;
+	if (!(m->buf = malloc(BATCH_PAGES * STORE_PAGE)) ||
+		!(m->map = malloc(MAP_ENTRIES * sizeof(*m->map))))
+		return err_set(e, -ENOMEM, "out of memory");
+	m->pid = pid;
+	m->on_image = a->flags & VMM_STATE_ON_IMAGE;
+	if ((r = open_of(pid, "mem", &m->mem, e)) < 0 ||
+		(r = open_of(pid, "pagemap", ret_pagemap, e)) < 0)
+		return r;
+	*ret = TAKE_PTR(m);
+	return 0;
 }
 
 int
@@ -137,31 +179,124 @@ commit_read_memory(struct store_writer *w, pid_t pid, const struct vmm_state_ans
 	const struct store_tree *image, struct store_tree *ret, uint64_t *ret_read,
 	struct err *e)
 {
-	__attribute__((cleanup(memory_reader_free))) struct memory_reader *m =
-		calloc(1, sizeof(*m));
+	cleanup_memory_reader struct memory_reader *m = NULL;
 	cleanup_close int pagemap = -1;
 	uint64_t page = 0;
-	char path[40];
-	int r;
+	int r = memory_reader_make(pid, a, &m, &pagemap, e);
 
-	if (!m || !(m->buf = malloc(BATCH_PAGES * STORE_PAGE)) ||
-		!(m->map = malloc(MAP_ENTRIES * sizeof(*m->map))))
-		return err_set(e, -ENOMEM, "out of memory");
-	m->pid = pid;
-	m->on_image = a->flags & VMM_STATE_ON_IMAGE;
+	if (r < 0)
+		return r;
 	if (m->on_image && (!image || image->length != a->mem_mib << 20))
 		return err_set(e, -EPROTO,
 			"the VMM says that its memory lies on a commit's, and it does not");
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
-	pagemap = open(path, O_RDONLY | O_CLOEXEC);
-	if (pagemap < 0)
-		return err_sys(e, -errno, "%s", path);
 	r = store_tree_begin(
 		w, m->on_image ? image : NULL, a->mem_mib << 20, &m->tree, e);
 	for (uint32_t i = 0; r == 0 && i < a->n_ranges; i++) {
 		r = read_range(m, pagemap, &a->ranges[i], page, e);
 		page += a->ranges[i].len / STORE_PAGE;
 	}
+	if (r == 0)
+		r = store_tree_finish(m->tree, ret, e);
+	*ret_read = m->read_bytes;
+	return r;
+}
+
+/* What one look at the bitmaps is about: a page table's worth. */
+#define WINDOW 512u
+/* So few pages are read sooner than looked up. */
+#define FEW 16u
+
+struct changed_reader {
+	struct memory_reader *m;	  /* borrowed */
+	const struct commit_since *since; /* borrowed */
+	int pagemap;			  /* borrowed */
+};
+
+static bool
+has_bit(const uint8_t *bitmap, uint64_t page)
+{
+	return bitmap[page / 8] >> page % 8 & 1;
+}
+
+/* Pages [page, page + n) of the tree, the first of which lies at host. One that was not given
+ * back and is not private in the frozen fork is what it was in the earlier commit: reading it
+ * would do no harm. */
+static int
+read_window(const struct changed_reader *c, uint64_t page, uint64_t n, uint64_t host,
+	struct err *e)
+{
+	const struct commit_since *s = c->since;
+	struct memory_reader *m = c->m;
+	uint64_t from = n, to = 0, count = 0;
+	bool look;
+	int r;
+
+	for (uint64_t i = 0; i < n; i++) {
+		if (!has_bit(s->changed, page + i) && !has_bit(s->given_back, page + i))
+			continue;
+		from = from < i ? from : i;
+		to = i + 1;
+		count++;
+	}
+	if (!count)
+		return 0;
+	look = m->on_image || count > FEW;
+	r = !look ? 0
+		  : io_pread_full(c->pagemap, m->map, (to - from) * sizeof(*m->map),
+			    (host / STORE_PAGE + from) * sizeof(*m->map));
+	if (r < 0)
+		return err_sys(e, r == -ENODATA ? -ESRCH : r,
+			"the page map of the frozen fork, process %d", (int)m->pid);
+	for (uint64_t i = from; i < to && r == 0; i++)
+		if (has_bit(s->given_back, page + i) ||
+			(has_bit(s->changed, page + i) &&
+				(!look || is_wanted(m, m->map[i - from]))))
+			r = add_page(m, host + i * STORE_PAGE, page + i, e);
+	return r;
+}
+
+/* first: the page of the tree at which the range begins. */
+static int
+read_changed(const struct changed_reader *c, const struct vmm_mem_range *range,
+	uint64_t first, struct err *e)
+{
+	const uint64_t pages = range->len / STORE_PAGE;
+	int r = 0;
+
+	for (uint64_t done = 0; done < pages && r == 0;) {
+		uint64_t page = first + done;
+		/* Windows end where a word of the bitmaps does. */
+		uint64_t n = WINDOW - page % WINDOW;
+
+		n = n < pages - done ? n : pages - done;
+		r = read_window(c, page, n, range->host + done * STORE_PAGE, e);
+		done += n;
+	}
+	return r;
+}
+
+int
+commit_read_changed(struct store_writer *w, pid_t pid, const struct vmm_state_answer *a,
+	const struct commit_since *since, struct store_tree *ret, uint64_t *ret_read,
+	struct err *e)
+{
+	cleanup_memory_reader struct memory_reader *m = NULL;
+	cleanup_close int pagemap = -1;
+	struct changed_reader c = {.since = since};
+	uint64_t page = 0;
+	int r = memory_reader_make(pid, a, &m, &pagemap, e);
+
+	if (r < 0)
+		return r;
+	c.m = m;
+	c.pagemap = pagemap;
+	r = store_tree_begin(w, &since->memory, a->mem_mib << 20, &m->tree, e);
+	for (uint32_t i = 0; r == 0 && i < a->n_ranges; i++) {
+		r = read_changed(&c, &a->ranges[i], page, e);
+		page += a->ranges[i].len / STORE_PAGE;
+	}
+	if (r == 0)
+		r = flush(m, e);
 	if (r == 0)
 		r = store_tree_finish(m->tree, ret, e);
 	*ret_read = m->read_bytes;
@@ -296,11 +431,18 @@ commit_read_disk(struct store_writer *w, const struct disk_chain *chain,
 		d.base_size = (uint64_t)st.st_size;
 	}
 	r = blockmap_init(&map, disk_mib, e);
+	/* What is the base's is put only where the base is read. */
+	if (r == 0 && d.base_fd < 0)
+		r = blockmap_note_touched(&map, e);
 	if (r == 0)
 		r = blockmap_replay(&map, chain, NULL, e);
 	if (r == 0)
 		r = store_tree_begin(w, base, disk_mib << 20, &d.tree, e);
-	for (uint64_t block = 0; r == 0 && block < map.n_blocks; block += n) {
+	for (uint64_t block = 0; r == 0; block += n) {
+		if (map.touched)
+			block = blockmap_next(&map, block);
+		if (block >= map.n_blocks)
+			break;
 		n = blockmap_run(&map, block, BATCH_PAGES, &entry);
 		r = put_run(&d, block, n, entry, e);
 	}

@@ -3,6 +3,7 @@ pandocommit_SRCS += \
 	host/commit/commit.c \
 	host/commit/commit_cpu.c \
 	host/commit/commit_read.c \
+	host/commit/commit_track.c \
 	host/commit/commits.c \
 	host/commit/commits_open.c \
 	host/commit/diff_files.c \

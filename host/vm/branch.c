@@ -169,7 +169,7 @@ make(struct branch *b, struct err *e)
 	int r = 0;
 
 	if (b->q->count > 1)
-		r = frozen_fork_park(&b->cut, &k, e);
+		r = frozen_fork_park(&b->cut, &k, 0, e);
 	if (r == 0 && b->q->count > 1)
 		fault_point("branch.parked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++)

@@ -281,11 +281,12 @@ frozen_fork_end(struct tree *t, struct frozen_fork *k)
 }
 
 int
-frozen_fork_park(struct fork_point *c, struct frozen_fork *k, struct err *e)
+frozen_fork_park(
+	struct fork_point *c, struct frozen_fork *k, uint32_t flags, struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_vm_segment struct vm_segment own = VM_SEGMENT_INIT;
-	struct vmm_fork msg = {.flags = VMM_FORK_PARK};
+	struct vmm_fork msg = {.flags = VMM_FORK_PARK | flags};
 	char id[VM_ID_LEN + 1], segment[DB_SEGMENT_MAX];
 	struct vmm_started started;
 	int r = 0;

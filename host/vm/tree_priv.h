@@ -52,6 +52,7 @@ struct vm {
 		reboots; /* its guest's, since this pandod knows it; over all its lives */
 	unsigned reboots_in_window; /* reboot.c's */
 	uint64_t reboot_window_ns;
+	bool tracks;	/* its VMM tells changed pages; with the claim (commit_track.h) */
 	bool rebooting; /* this life has, or had, a thread of reboot.c */
 };
 

@@ -37,6 +37,12 @@ kvm_probe_read(const char *line, size_t len, struct kvm_probe *ret, struct err *
 	if (json_str(j, json_get(j, 0, "detail"), p.detail, sizeof(p.detail)) < 0)
 		snprintf(p.detail, sizeof(p.detail), "no more is known");
 	(void)json_f64(j, json_get(j, 0, "create_vm_us"), &p.create_vm_us);
+	if (json_str(j, json_get(j, 0, "dirty_pages"), p.dirty_pages,
+		    sizeof(p.dirty_pages)) < 0 ||
+		(strcmp(p.dirty_pages, "userfaultfd") != 0 &&
+			strcmp(p.dirty_pages, "soft-dirty") != 0 &&
+			strcmp(p.dirty_pages, "none") != 0))
+		p.dirty_pages[0] = '\0';
 	*ret = p;
 	return 0;
 }

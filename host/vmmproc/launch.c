@@ -205,24 +205,27 @@ launch_control_pair(int *ret_ours, int *ret_theirs, struct err *e)
 
 /*
  * The user's environment holds keys and tokens; a VMM that a guest has taken over must
- * not find them. Only what a sanitizer's runtime reads goes along, in a build that has
- * one.
+ * not find them. Only a test's choice of means (vmm/track.h) goes along, and what a
+ * sanitizer's runtime reads, in a build that has one.
  */
-static char **
-vmm_environment(char *env[4])
-{
-	size_t n = 0;
+#define ENVIRONMENT_MAX 4
 
-#ifdef PANDO_SAN
+static char **
+vmm_environment(char *env[ENVIRONMENT_MAX + 1])
+{
 	extern char **environ;
 	static const char *const names[] = {
-		"ASAN_OPTIONS=", "UBSAN_OPTIONS=", "LSAN_OPTIONS="};
-
-	for (char **v = environ; *v && n < 3; v++)
-		for (size_t i = 0; i < 3; i++)
-			if (n < 3 && strncmp(*v, names[i], strlen(names[i])) == 0)
-				env[n++] = *v;
+		"PANDO_TRACK=",
+#ifdef PANDO_SAN
+		"ASAN_OPTIONS=", "UBSAN_OPTIONS=", "LSAN_OPTIONS=",
 #endif
+	};
+	size_t n = 0;
+
+	for (char **v = environ; *v && n < ENVIRONMENT_MAX; v++)
+		for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+			if (n < ENVIRONMENT_MAX && strncmp(*v, names[i], strlen(names[i])) == 0)
+				env[n++] = *v;
 	env[n] = NULL;
 	return env;
 }
@@ -234,7 +237,7 @@ launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
 	cleanup_close int ours = -1, theirs = -1;
 	char name[] = "pando-vmm";
 	char *argv[] = {name, NULL};
-	char *env[4];
+	char *env[ENVIRONMENT_MAX + 1];
 	posix_spawn_file_actions_t actions;
 	posix_spawnattr_t attr;
 	sigset_t none, all;

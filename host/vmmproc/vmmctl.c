@@ -560,7 +560,8 @@ check_state(const struct vmm_state_answer *a, struct err *e)
 	bool ok = a->blob_bytes > 0 && a->blob_bytes <= VMM_STATE_BLOB_MAX &&
 		  a->mem_mib >= VMM_MEM_MIN_MIB && a->mem_mib <= VMM_MEM_MAX_MIB &&
 		  a->vcpus >= 1 && a->vcpus <= VMM_VCPUS_MAX && a->n_ranges >= 1 &&
-		  a->n_ranges <= VMM_MEM_RANGES_MAX && !(a->flags & ~VMM_STATE_ON_IMAGE);
+		  a->n_ranges <= VMM_MEM_RANGES_MAX &&
+		  !(a->flags & ~(VMM_STATE_ON_IMAGE | VMM_STATE_TRACKED));
 
 	for (uint32_t i = 0; ok && i < a->n_ranges; i++) {
 		const struct vmm_mem_range *m = &a->ranges[i];
@@ -623,6 +624,26 @@ vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e
 	struct vmm_resize msg = {.disk_mib = disk_mib};
 
 	return ask(c, &msg, VMM_RESIZE, sizeof(msg), timeout_ms, e);
+}
+
+int
+vmmctl_track(struct vmmctl *c, const int fds[static VMM_TRACK_FD_COUNT], int timeout_ms,
+	struct err *e)
+{
+	struct vmm_hdr h = {0};
+
+	return ask_with(c, &h, VMM_TRACK, sizeof(h), fds, VMM_TRACK_FD_COUNT, timeout_ms, e);
+}
+
+int
+vmmctl_committed(struct vmmctl *c, struct vmm_committed *msg, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, msg, VMM_COMMITTED, sizeof(*msg), NULL, 0, e);
+	unlock(c);
+	return r;
 }
 
 int

@@ -83,6 +83,12 @@ int vmmctl_prepare(struct vmmctl *c, struct vmm_prepare *msg,
 /* VMM_RESTORE, to a pre-warmed VMM or as the first message; vmmctl_wait_started() follows. */
 int vmmctl_restore(struct vmmctl *c, struct vmm_restore *msg,
 	const int fds[static VMM_RESTORE_FD_COUNT], struct err *e);
+/* VMM_TRACK, after vmmctl_command(VMM_TRACK_OPEN). fds are sent, not taken. */
+int vmmctl_track(struct vmmctl *c, const int fds[static VMM_TRACK_FD_COUNT], int timeout_ms,
+	struct err *e);
+/* VMM_COMMITTED. Its answer is not waited for: a VMM for which a later fork was tracked keeps the
+ * base it had. */
+int vmmctl_committed(struct vmmctl *c, struct vmm_committed *msg, struct err *e);
 /* VMM_QUIT; no answer comes. */
 int vmmctl_quit(struct vmmctl *c, struct err *e);
 

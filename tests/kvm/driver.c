@@ -399,7 +399,8 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 			.type = VMM_FORK,
 			.len = sizeof(f),
 			.seq = ++parent->seq},
-		.flags = flags & DRIVER_PARK ? VMM_FORK_PARK : 0,
+		.flags = (flags & DRIVER_PARK ? VMM_FORK_PARK : 0) |
+			 (flags & DRIVER_TRACK ? VMM_FORK_TRACK : 0),
 	};
 	int fds[VMM_FORK_FD_COUNT], pair[2] = {-1, -1}, r;
 	union driver_message m;

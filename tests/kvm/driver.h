@@ -84,6 +84,8 @@ int driver_wait_started(struct vm *vm, int timeout_ms, struct err *e);
 #define DRIVER_GIVEN_UP 4u
 /* The VMM is stopped while the message is sent, as a shell or a frozen cgroup does it. */
 #define DRIVER_STOPPED 8u
+/* With DRIVER_PARK: VMM_FORK_TRACK; what the VMM needs for it was handed over first. */
+#define DRIVER_TRACK 16u
 int driver_fork(struct vm *parent, const char *name, unsigned flags,
 	struct vm **ret_child, struct vmm_forked *ret, struct err *e);
 
@@ -92,6 +94,7 @@ int driver_fork(struct vm *parent, const char *name, unsigned flags,
 struct commit {
 	char state[256], memory[256], disk[256];
 	struct vmm_state_answer answer;
+	struct vmm_track track; /* all zeroes: it has none */
 };
 
 /* A frozen fork's state and memory into files of its folder, named after
@@ -100,6 +103,12 @@ int driver_take_state(
 	struct vm *parked, const char *tag, struct commit *ret, struct err *e);
 /* VMM_STATE alone, into fd. */
 int driver_ask_state(struct vm *vm, int fd, struct vmm_state_answer *ret, struct err *e);
+/* The two bitmaps of a commit whose track has VMM_TRACK_SINCE; malloc'd. */
+int driver_read_bitmaps(const struct commit *c, uint8_t **ret, struct err *e);
+/* VMM_TRACK_OPEN and VMM_TRACK, with the page map of process pid. */
+int driver_hand_page_map(struct vm *vm, pid_t pid, struct err *e);
+/* VMM_COMMITTED: the last fork of vm is durable as the commit of that id. */
+int driver_committed(struct vm *vm, const uint8_t fork[static 16], uint64_t id, struct err *e);
 /* The disk of a VM that wrote only its first segment, cut at `records`, over base (NULL:
  * none), into commit->disk. */
 int driver_take_disk(const struct vm *vm, const char *base, uint64_t records,

@@ -66,6 +66,12 @@ read_memory(const struct vm *vm, const struct vmm_state_answer *a, int fd, struc
 	return 0;
 }
 
+static uint64_t
+track_at(const struct vmm_state_answer *a)
+{
+	return (a->blob_bytes + VMM_TRACK_ALIGN - 1) / VMM_TRACK_ALIGN * VMM_TRACK_ALIGN;
+}
+
 int
 driver_take_state(struct vm *parked, const char *tag, struct commit *ret, struct err *e)
 {
@@ -85,7 +91,81 @@ driver_take_state(struct vm *parked, const char *tag, struct commit *ret, struct
 	if (r < 0)
 		return r;
 	r = driver_ask_state(parked, state, &ret->answer, e);
+	if (r == 0 && ret->answer.flags & VMM_STATE_TRACKED) {
+		r = io_pread_full(state, &ret->track, sizeof(ret->track),
+			track_at(&ret->answer));
+		if (r < 0)
+			err_sys(e, r, "what changed");
+	}
 	return r < 0 ? r : read_memory(parked, &ret->answer, memory, e);
+}
+
+int
+driver_read_bitmaps(const struct commit *c, uint8_t **ret, struct err *e)
+{
+	cleanup_close int fd = open(c->state, O_RDONLY | O_CLOEXEC);
+	const size_t len = 2 * VMM_TRACK_BITMAP_BYTES(c->track.pages);
+	uint8_t *p = malloc(len);
+	int r;
+
+	if (fd < 0 || !p) {
+		free(p);
+		return err_sys(e, fd < 0 ? -errno : -ENOMEM, "%s", c->state);
+	}
+	r = io_pread_full(fd, p, len, track_at(&c->answer) + VMM_TRACK_ALIGN);
+	if (r < 0) {
+		free(p);
+		return err_sys(e, r, "the bitmaps of %s", c->state);
+	}
+	*ret = p;
+	return 0;
+}
+
+static int
+done(struct vm *vm, uint64_t seq, struct err *e)
+{
+	union driver_message m;
+	int r = driver_answer(vm, &m, seq, VMM_DONE, DRIVER_ANSWER_MS, e);
+
+	if (r < 0)
+		return r;
+	m.done.msg[sizeof(m.done.msg) - 1] = '\0';
+	return m.done.error ? err_set(e, m.done.error, "%.400s", m.done.msg) : 0;
+}
+
+int
+driver_hand_page_map(struct vm *vm, pid_t pid, struct err *e)
+{
+	struct vmm_hdr h = {.version = VMM_WIRE_VERSION, .type = VMM_TRACK, .len = sizeof(h)};
+	cleanup_close int map = -1, null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	char path[64];
+	int r = driver_request(vm, VMM_TRACK_OPEN, NULL, 0, VMM_DONE, DRIVER_ANSWER_MS, e);
+
+	if (r < 0)
+		return r;
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
+	map = open(path, O_RDONLY | O_CLOEXEC);
+	if (map < 0)
+		return err_sys(e, -errno, "%s", path);
+	h.seq = ++vm->seq;
+	r = io_send_fds(vm->control, &h, sizeof(h), (int[]){map, null}, 2);
+	return r < 0 ? err_sys(e, r, "VMM_TRACK") : done(vm, h.seq, e);
+}
+
+int
+driver_committed(struct vm *vm, const uint8_t fork[static 16], uint64_t id, struct err *e)
+{
+	struct vmm_committed m = {.hdr = {.version = VMM_WIRE_VERSION,
+					  .type = VMM_COMMITTED,
+					  .len = sizeof(m),
+					  .seq = ++vm->seq}};
+	int r;
+
+	memcpy(m.fork, fork, sizeof(m.fork));
+	memcpy(m.commit, &id, sizeof(id));
+	memset(m.note, 0x5a, sizeof(m.note));
+	r = io_send_fds(vm->control, &m, sizeof(m), NULL, 0);
+	return r < 0 ? err_sys(e, r, "VMM_COMMITTED") : done(vm, m.hdr.seq, e);
 }
 
 int

@@ -103,6 +103,40 @@ the_last_record_for_a_block_wins(void **state)
 }
 
 static void
+blocks_that_a_replay_wrote_are_found(void **state)
+{
+	/* 64 MiB: 32 groups. */
+	const uint64_t groups[] = {0, 7, 8, 20, 31};
+	struct segment_record records[] = {
+		segment_record_make(SEGMENT_DATA, 0, 0, 1),
+		segment_record_make(SEGMENT_ZERO, 31 * BLOCKMAP_GROUP + 511, 0, 1),
+		segment_record_make(SEGMENT_DATA, 8 * BLOCKMAP_GROUP - 1, 0, 2),
+		segment_record_make(SEGMENT_ZERO, 20 * BLOCKMAP_GROUP + 5, 0, 3),
+	};
+	struct blockmap map;
+	struct err e;
+	unsigned n = 0;
+
+	(void)state;
+	write_file(index_path, records, sizeof(records));
+	assert_int_equal(blockmap_init(&map, 64, &e), 0);
+	assert_int_equal(blockmap_note_touched(&map, &e), 0);
+	assert_int_equal(blockmap_next(&map, 0), map.n_blocks);
+	assert_int_equal(blockmap_replay(&map, &chain, NULL, &e), 0);
+	for (uint64_t b = 0; (b = blockmap_next(&map, b)) < map.n_blocks;
+		b = (b / BLOCKMAP_GROUP + 1) * BLOCKMAP_GROUP) {
+		assert_true(n < 5);
+		assert_int_equal(b, groups[n++] * BLOCKMAP_GROUP);
+	}
+	assert_int_equal(n, 5);
+	/* Within a group it is the block itself. */
+	assert_int_equal(blockmap_next(&map, 20 * BLOCKMAP_GROUP + 7),
+		20 * BLOCKMAP_GROUP + 7);
+	assert_int_equal(blockmap_next(&map, 9 * BLOCKMAP_GROUP + 7), 20 * BLOCKMAP_GROUP);
+	blockmap_done(&map);
+}
+
+static void
 a_damaged_record_is_named(void **state)
 {
 	struct segment_record good[100], bad[100];
@@ -291,6 +325,7 @@ main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(the_last_record_for_a_block_wins),
+		T(blocks_that_a_replay_wrote_are_found),
 		T(a_damaged_record_is_named),
 		T(a_torn_last_record_is_ignored),
 		T(a_replay_after_a_power_loss_ends_at_the_first_record_that_is_bad_or_missing),

@@ -18,10 +18,12 @@
 
 #include <cmocka.h>
 
+#include "common/cleanup.h"
 #include "common/io.h"
 #include "common/wire/snapshot_format.h"
 #include "host/commit/commit_cpu.h"
 #include "host/commit/commit_read.h"
+#include "host/commit/commit_track.h"
 #include "host/commit/commits_priv.h"
 #include "host/vmmproc/vmmctl.h"
 #include "vmm/kvm.h"
@@ -203,6 +205,132 @@ memory_that_is_not_there_is_an_error(void **state)
 	munmap(memory, 16 * MIB);
 }
 
+static void
+set_bit(uint8_t *bitmap, uint64_t page)
+{
+	bitmap[page / 8] |= (uint8_t)(1u << page % 8);
+}
+
+/* Memory of 16 MiB in two ranges whose border is in the middle of a bitmap's word. */
+static void
+only_pages_that_changed_are_read(void **state)
+{
+	const size_t len = 16 * MIB, pages = len / STORE_PAGE;
+	uint8_t *memory = mmap(
+		NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *changed = calloc(pages / 8, 1), *given_back = calloc(pages / 8, 1);
+	struct commit_since since = {.changed = changed, .given_back = given_back};
+	struct vmm_state_answer a;
+	struct store_writer *w = begin();
+	struct store_tree tree;
+	uint64_t read;
+
+	(void)state;
+	assert_true(memory != MAP_FAILED && changed && given_back);
+	madvise(memory, len, MADV_NOHUGEPAGE);
+	for (size_t at = 0; at < len; at += STORE_PAGE)
+		if (at < 8 * MIB || at >= 12 * MIB)
+			memset(memory + at, (int)(at / STORE_PAGE % 255 + 1), STORE_PAGE);
+	a = answer_of(memory, len, 0);
+	a.ranges[0].len = 5 * MIB + 3 * STORE_PAGE;
+	a.ranges[1].host = a.ranges[0].host + a.ranges[0].len;
+	a.ranges[1].len = len - a.ranges[0].len;
+	assert_int_equal(
+		commit_read_memory(w, getpid(), &a, NULL, &since.memory, &read, &e), 0);
+	keep(w, &since.memory);
+
+	/* Nothing. */
+	w = begin();
+	assert_int_equal(commit_read_changed(w, getpid(), &a, &since, &tree, &read, &e), 0);
+	assert_int_equal(read, 0);
+	assert_true(hash_equal(&tree.root, &since.memory.root));
+	keep(w, &tree);
+
+	/* Few and many in a page table, at both ends, on both sides of the border, and some that
+	 * are told of but were never there: of many those are not read. */
+	memory[0] = memory[len - 1] = 99;
+	set_bit(changed, 0);
+	set_bit(changed, pages - 1);
+	for (size_t page = 5 * 256 - 2; page < 5 * 256 + 8; page++) {
+		memory[page * STORE_PAGE + 7] = 98;
+		set_bit(changed, page);
+	}
+	for (size_t page = 512; page < 1000; page += 2) {
+		memory[page * STORE_PAGE + 7] = 97;
+		set_bit(changed, page);
+	}
+	for (size_t page = 9 * 256; page < 10 * 256; page++)
+		set_bit(changed, page);
+	/* Given back: zeroes now, and one that was written anew. */
+	assert_int_equal(madvise(memory + 2 * MIB, 3 * STORE_PAGE, MADV_DONTNEED), 0);
+	memory[2 * MIB + STORE_PAGE] = 96;
+	for (size_t page = 512; page < 515; page++)
+		set_bit(given_back, page);
+	w = begin();
+	assert_int_equal(commit_read_changed(w, getpid(), &a, &since, &tree, &read, &e), 0);
+	keep(w, &tree);
+	assert_is_memory(&tree, memory, len);
+	assert_int_equal(read, (2 + 10 + 244 + 1) * STORE_PAGE);
+	free(changed);
+	free(given_back);
+	munmap(memory, len);
+}
+
+static void
+of_changes_on_an_image_the_files_pages_are_not_read(void **state)
+{
+	const size_t len = 16 * MIB, pages = len / STORE_PAGE;
+	uint8_t *changed = calloc(pages / 8, 1), *given_back = calloc(pages / 8, 1);
+	struct commit_since since = {.changed = changed, .given_back = given_back};
+	struct vmm_state_answer a;
+	struct store_tree tree;
+	struct store_writer *w;
+	uint8_t *memory;
+	uint64_t read;
+	char path[128];
+	int fd;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/image2", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(fd >= 0 && changed && given_back);
+	assert_int_equal(ftruncate(fd, (off_t)len), 0);
+	for (uint64_t at = 0; at < len; at += STORE_PAGE)
+		assert_int_equal(io_pwrite_full(fd, &at, sizeof(at), at), 0);
+	memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	assert_true(memory != MAP_FAILED);
+	memory[3 * STORE_PAGE] = memory[4 * STORE_PAGE] = 50;
+	w = begin();
+	assert_int_equal(commit_read_base(w, fd, path, len, &since.memory, &e), 0);
+	keep(w, &since.memory);
+	a = answer_of(memory, len, VMM_STATE_ON_IMAGE);
+	w = begin();
+	assert_int_equal(commit_read_memory(
+				 w, getpid(), &a, &since.memory, &tree, &read, &e),
+		0);
+	keep(w, &tree);
+	assert_int_equal(read, 2 * STORE_PAGE);
+	since.memory = tree;
+	/* All that is looked at is told, and one was written; one of the earlier is the file's
+	 * again. */
+	for (size_t page = 8; page < 200; page++) {
+		set_bit(changed, page);
+		assert_true(memory[page * STORE_PAGE + 100] == 0);
+	}
+	memory[9 * STORE_PAGE] = 51;
+	assert_int_equal(madvise(memory + 3 * STORE_PAGE, STORE_PAGE, MADV_DONTNEED), 0);
+	set_bit(given_back, 3);
+	w = begin();
+	assert_int_equal(commit_read_changed(w, getpid(), &a, &since, &tree, &read, &e), 0);
+	keep(w, &tree);
+	assert_int_equal(read, 2 * STORE_PAGE);
+	assert_is_memory(&tree, memory, len);
+	munmap(memory, len);
+	close(fd);
+	free(changed);
+	free(given_back);
+}
+
 /*
  * Disks.
  */
@@ -292,6 +420,31 @@ a_disk_is_what_an_export_of_it_is(void **state)
 		0);
 	keep(w, &with);
 	assert_true(hash_equal(&with.root, &without.root));
+	/* From the commit of the first segment on, the second alone. */
+	chain.n_segments = 1;
+	w = begin();
+	assert_int_equal(
+		commit_read_disk(w, &chain, DISK_MIB, -1, base_path, &base, &with, &e),
+		0);
+	keep(w, &with);
+	assert_false(hash_equal(&with.root, &without.root));
+	base = with;
+	chain.segments = segments + 1;
+	w = begin();
+	assert_int_equal(
+		commit_read_disk(w, &chain, DISK_MIB, -1, NULL, &base, &with, &e), 0);
+	keep(w, &with);
+	assert_true(hash_equal(&with.root, &without.root));
+	/* Nothing came after it, but that the disk grew. */
+	chain.n_segments = 0;
+	w = begin();
+	assert_int_equal(commit_read_disk(w, &chain, DISK_MIB, -1, NULL, &base, &with, &e), 0);
+	assert_true(hash_equal(&with.root, &base.root));
+	assert_int_equal(
+		commit_read_disk(w, &chain, 2 * DISK_MIB, -1, NULL, &base, &with, &e), 0);
+	assert_int_equal(with.length, 2 * DISK_MIB * MIB);
+	store_abort(w);
+	chain = (struct disk_chain){base_path, segments, 2};
 	/* A cut that is longer than the index. */
 	segments[0].records = 99;
 	w = begin();
@@ -355,7 +508,7 @@ a_vmm_that_lies_about_its_memory_is_not_believed(void **state)
 	LIE(a.blob_bytes = VMM_STATE_BLOB_MAX + 1ull);
 	LIE(a.vcpus = 0);
 	LIE(a.vcpus = 99);
-	LIE(a.flags = 2);
+	LIE(a.flags = 4);
 #undef LIE
 	a = good;
 	a.error = -ENOSPC;
@@ -364,6 +517,136 @@ a_vmm_that_lies_about_its_memory_is_not_believed(void **state)
 	a.error = INT32_MIN;
 	a.msg[0] = '\0';
 	assert_int_equal(ask(a, &ret), -EIO);
+}
+
+/* What a frozen fork wrote behind its state, 16 MiB of memory. */
+struct told {
+	struct vmm_track track;
+	uint64_t bitmap_bytes; /* that are in the file */
+	struct commit_track got;
+};
+
+static int
+tell(struct told *t, const struct vm_row *row)
+{
+	struct vmm_state_answer a = answer_of((uint8_t *)4096, 16 * MIB, VMM_STATE_TRACKED);
+	cleanup_close int fd = memfd_create("state", MFD_CLOEXEC);
+	uint8_t bits[2 * 512];
+
+	assert_true(fd >= 0);
+	memset(bits, 1, sizeof(bits));
+	memset(bits + 512, 2, 512);
+	commit_track_done(&t->got);
+	assert_int_equal(io_pwrite_full(fd, &t->track, sizeof(t->track), 4096), 0);
+	assert_int_equal(io_pwrite_full(fd, bits, t->bitmap_bytes, 8192), 0);
+	return commit_track_read(fd, &a, row, store, &t->got, &e);
+}
+
+static void
+changes_are_believed_only_since_the_vms_own_last_commit(void **state)
+{
+	const struct {
+		uint32_t version;
+		uint32_t pad;
+		char segment[DB_SEGMENT_MAX];
+	} note = {1, 0, "0123456789ab.4"};
+	const struct chain_link links[] = {{.segment = "0123456789ab.3"},
+		{.segment = "0123456789ab.4"}, {.segment = "0123456789ab.5"}};
+	struct store_writer *w = begin();
+	struct store_fields f = {.labels = "{}", .config = "{}", .cpu = "{}"};
+	struct vm_row row = {.id = "0123456789ab"};
+	struct told t = {.bitmap_bytes = 1024};
+	struct store_tree_writer *tree;
+
+	(void)state;
+	assert_int_equal(store_tree_begin(w, NULL, 16 * MIB, &tree, &e), 0);
+	assert_int_equal(store_tree_finish(tree, &f.memory, &e), 0);
+	assert_int_equal(store_commit(w, &f, row.commit, NULL, &e), 0);
+	for (size_t i = 0; i < sizeof(t.track.base); i++) {
+		unsigned byte;
+
+		assert_int_equal(sscanf(row.commit + 2 * i, "%2x", &byte), 1);
+		t.track.base[i] = (uint8_t)byte;
+	}
+	t.track.version = VMM_TRACK_VERSION;
+	t.track.flags = VMM_TRACK_BASE | VMM_TRACK_SINCE;
+	t.track.pages = 16 * 256;
+	memcpy(t.track.note, &note, sizeof(note));
+
+	assert_int_equal(tell(&t, &row), 0);
+	assert_true(t.got.base && t.got.has_memory);
+	assert_int_equal(t.got.since.memory.length, 16 * MIB);
+	assert_int_equal(t.got.since.changed[511], 1);
+	assert_int_equal(t.got.since.given_back[0], 2);
+	assert_int_equal(commit_track_links(&t.got, links, 3), 2);
+	assert_int_equal(commit_track_links(&t.got, links, 1), 0);
+
+	/* A later version, no base, no bitmaps (the disk's place is known all the same). */
+	t.track.version++;
+	assert_int_equal(tell(&t, &row), 0);
+	assert_null(t.got.base);
+	t.track.version--;
+	t.track.flags = VMM_TRACK_SINCE;
+	assert_int_equal(tell(&t, &row), 0);
+	assert_null(t.got.base);
+	t.track.flags = VMM_TRACK_BASE;
+	assert_int_equal(tell(&t, &row), 0);
+	assert_true(t.got.base && !t.got.has_memory);
+	assert_int_equal(commit_track_links(&t.got, links, 3), 2);
+	t.track.flags |= VMM_TRACK_SINCE;
+
+	/* Somebody else's commit, one that the store has not, and none. */
+	row.commit[0] = row.commit[0] == '0' ? '1' : '0';
+	assert_int_equal(tell(&t, &row), 0);
+	assert_true(!t.got.base && !t.got.has_memory);
+	t.track.base[0] = (uint8_t)(t.track.base[0] & 15) | (row.commit[0] == '1') << 4;
+	assert_int_equal(tell(&t, &row), 0);
+	assert_true(!t.got.base && !t.got.has_memory);
+	row.commit[0] = '\0';
+	assert_int_equal(tell(&t, &row), 0);
+	assert_true(!t.got.base && !t.got.has_memory);
+
+	commit_track_done(&t.got);
+}
+
+static void
+a_vmm_that_lies_about_its_changes_is_not_believed(void **state)
+{
+	struct store_writer *w = begin();
+	struct store_fields f = {.labels = "{}", .config = "{}", .cpu = "{}"};
+	struct vm_row row = {.id = "0123456789ab"};
+	struct told t = {.bitmap_bytes = 1024};
+	struct store_tree_writer *tree;
+
+	(void)state;
+	assert_int_equal(store_tree_begin(w, NULL, 16 * MIB, &tree, &e), 0);
+	assert_int_equal(store_tree_finish(tree, &f.memory, &e), 0);
+	f.message = "another";
+	assert_int_equal(store_commit(w, &f, row.commit, NULL, &e), 0);
+	for (size_t i = 0; i < sizeof(t.track.base); i++) {
+		unsigned byte;
+
+		assert_int_equal(sscanf(row.commit + 2 * i, "%2x", &byte), 1);
+		t.track.base[i] = (uint8_t)byte;
+	}
+	t.track.version = VMM_TRACK_VERSION;
+	t.track.flags = VMM_TRACK_BASE | VMM_TRACK_SINCE;
+	t.track.pages = 16 * 256 + 1;
+	assert_int_equal(tell(&t, &row), -EPROTO);
+	t.track.pages = UINT64_MAX;
+	assert_int_equal(tell(&t, &row), -EPROTO);
+	t.track.pages = 16 * 256;
+	t.bitmap_bytes = 1023;
+	assert_int_equal(tell(&t, &row), -EPROTO);
+	t.bitmap_bytes = 1024;
+	/* A note that is none, and one without an end. */
+	memset(t.track.note, 0xff, sizeof(t.track.note));
+	assert_int_equal(tell(&t, &row), 0);
+	assert_string_equal(t.got.segment, "");
+	memcpy(t.track.note, "\1\0\0\0", 4);
+	assert_int_equal(tell(&t, &row), 0);
+	assert_string_equal(t.got.segment, "");
+	commit_track_done(&t.got);
 }
 
 /*
@@ -595,8 +878,12 @@ main(void)
 		cmocka_unit_test(only_pages_that_are_there_are_read),
 		cmocka_unit_test(on_an_image_only_what_was_written_is_read),
 		cmocka_unit_test(memory_that_is_not_there_is_an_error),
+		cmocka_unit_test(only_pages_that_changed_are_read),
+		cmocka_unit_test(of_changes_on_an_image_the_files_pages_are_not_read),
 		cmocka_unit_test(a_disk_is_what_an_export_of_it_is),
 		cmocka_unit_test(a_vmm_that_lies_about_its_memory_is_not_believed),
+		cmocka_unit_test(changes_are_believed_only_since_the_vms_own_last_commit),
+		cmocka_unit_test(a_vmm_that_lies_about_its_changes_is_not_believed),
 		cmocka_unit_test(a_configuration_that_is_no_vms_is_refused),
 		cmocka_unit_test(a_commit_that_is_no_more_is_forgotten),
 		cmocka_unit_test(only_an_images_disk_is_one),

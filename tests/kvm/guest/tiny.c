@@ -9,7 +9,7 @@
  * TSC, the longest time between two looks in the two rounds around the change). rest=1:
  * where the last bit of the new id is set, it rings a doorbell instead and stops in HLT.
  * dirty=N pages written before "ready", with noise if noise=1 (not with disk=1; and once
- * more after each fork with redirty=1: again=N of them) cpus=2        the second CPU
+ * more after each fork with redirty=1: again=N of them, with noise every stride=N-th) cpus=2        the second CPU
  * counts too disk=1        also checks the disk at each change:
  * "disk=ok|BAD|TIMEOUT|none"; says "disk sectors=…" and tries the new end when the disk
  * grows timer=N says "timer <n> late=…" every N million cycles of its LAPIC's TSC
@@ -22,6 +22,8 @@
  * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
  * the first time it runs it writes on its disk and asks for a reset; then it says so and
  * works
+ * mode=scatter pages=N seed=N: says "scattering", then writes at random places of N pages from 4
+ * MiB on for ever, and has the disk read into some
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -500,16 +502,17 @@ ledger_write(void)
 		pattern(ledger[i], history[n_history - 1] + i);
 }
 
-/* Fills pages with noise, by the random number generator; its queue is the disk's. */
+/* Fills n pages with noise, by the random number generator; its queue is the disk's. Every
+ * stride-th of `of`, which is prime to it: each another one, up to `of`. */
 static void
-make_noise(u64 pages)
+make_noise(u64 n, u64 stride, u64 of)
 {
 	struct queue *q = &queues[0];
 
-	for (u64 i = 0; i < pages; i++) {
+	for (u64 i = 0; i < n; i++) {
 		u16 before = *(volatile u16 *)&q->used.idx;
 
-		q->desc[0] = (struct desc){DIRTY_BASE + i * PAGE, PAGE, 2, 0};
+		q->desc[0] = (struct desc){DIRTY_BASE + i * stride % of * PAGE, PAGE, 2, 0};
 		q->avail.ring[q->avail.idx % 8] = 0;
 		barrier();
 		q->avail.idx++;
@@ -675,7 +678,7 @@ mode_work(void)
 {
 	u64 dirty_pages = option_u64("dirty", 0),
 	    again = option_u64("again", dirty_pages), tick = option_u64("tick", 0),
-	    ap_before = 0;
+	    stride = option_u64("stride", 1), ap_before = 0;
 	int disk = option_is("disk", "1"), cpus = option_is("cpus", "2"),
 	    redirty = option_is("redirty", "1"), rest = option_is("rest", "1"),
 	    noise = option_is("noise", "1"), button = option_is("button", "1");
@@ -691,7 +694,7 @@ mode_work(void)
 	if (noise && bring_up(RNG, 1, 8, 0))
 		say("random number generator refused\n");
 	if (noise)
-		make_noise(dirty_pages);
+		make_noise(dirty_pages, 1, dirty_pages);
 	else
 		dirty(dirty_pages, 1);
 	timer_cycles = option_u64("timer", 0) * 1000000;
@@ -743,7 +746,7 @@ mode_work(void)
 				history[n_history++] = generation[0];
 			ledger_write();
 			if (redirty && noise)
-				make_noise(again);
+				make_noise(again, stride, dirty_pages);
 			else if (redirty)
 				dirty(again, n_history);
 			say("fork n=");
@@ -990,6 +993,33 @@ mode_fuzz(void)
 	halt();
 }
 
+/* Never at rest: writes at random places of its memory, and has the disk write some, too. */
+static void
+mode_scatter(void)
+{
+	u64 pages = option_u64("pages", 2048);
+	u32 r;
+
+	random_state = option_u64("seed", 1) * 2654435761u + 88172645463325252ul;
+	if (bring_up(BLK, 1, 8, 1u << 9 | 1u << 13 | 1u << 14)) {
+		say("scatter: no disk\n");
+		return;
+	}
+	pattern(block, 7);
+	r = blk(1, 0, block, PAGE);
+	say("scattering\n");
+	for (u64 n = 1; r == 0; n++) {
+		u64 page = DIRTY_BASE + below(pages) * PAGE;
+
+		*(volatile u64 *)(page + below(PAGE / 8) * 8) = chance();
+		if (n % 64 == 0)
+			r = blk(0, 0, (void *)(DIRTY_BASE + below(pages) * PAGE), PAGE);
+		if (n % 1024 == 0)
+			r = blk(1, below(64) * 8, (void *)page, PAGE);
+	}
+	say("scatter: the disk fails\n");
+}
+
 void
 guest_main(const u8 *zero_page)
 {
@@ -1002,6 +1032,8 @@ guest_main(const u8 *zero_page)
 		mode_fuzz();
 	} else if (option_is("mode", "flood")) {
 		mode_flood();
+	} else if (option_is("mode", "scatter")) {
+		mode_scatter();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));

@@ -117,7 +117,7 @@ crash_commit(void)
 	static const struct bounds points[] = {{NULL, -1}, {NULL, -1},
 		{"commit.entered", 0}, {"branch.park-files", 0}, {"commit.parked", 0},
 		{"commit.state", 0}, {"commit.memory", 0}, {"commit.disk", 0},
-		{"commit.written", 1}, {"store.pack-part", 0}, {"store.pack-synced", 0},
+		{"commit.written", 1}, {"commit.noted", 1}, {"store.pack-part", 0}, {"store.pack-synced", 0},
 		{"store.pack-renamed", 0}, {"store.pack-written", 0},
 		{"store.manifest-temp", 0}, {"store.manifest-renamed", 1},
 		{"store.manifest-written", 1}, {"store.tag-temp", 1},

@@ -31,6 +31,8 @@ pandod_open(const char *fault)
 
 	if (fault)
 		setenv("PANDO_FAULT", fault, 1);
+	/* Commits of what changed are compared with the whole (host/commit/commit.c). */
+	setenv("PANDO_COMMIT_CHECK", "1", 1);
 	if (client_open(m.home, CLIENT_START, &m.client, &e) < 0 ||
 		client_call(m.client, "GET", "/v1/version", NULL, &reply, &e) < 0)
 		differ("pandod does not come back: %s", e.msg);

@@ -1,0 +1,128 @@
+/*
+ * Dirty pages: which pages of guest memory changed since a commit that is durable.
+ *
+ * With VMM_FORK_TRACK a fork asks, in its pause and before fork(2), the kernel which
+ * pages were written since it was last asked, and has them watched again. The answer is
+ * added to a bitmap; the frozen fork has a copy of it by fork(2) and gives it to pandod
+ * with its state (struct vmm_track, common/wire/vmm_wire.h). The bitmap is emptied only
+ * when pandod says that the commit of the last such fork is durable (VMM_COMMITTED): a
+ * commit that failed loses nothing, its pages are in the next one's bitmap.
+ *
+ * Means, the first that this kernel has:
+ *
+ *   userfaultfd  Linux 6.7: UFFD_FEATURE_WP_ASYNC and the PAGEMAP_SCAN ioctl.
+ *                Documentation/admin-guide/mm/userfaultfd.rst, pagemap.rst. What the scan
+ *                reports is write-protected again; the first write clears the mark in
+ *                the fault that copies the page after a fork anyway.
+ *                Nobody reads the userfaultfd, and UFFD_USER_MODE_ONLY is enough: an
+ *                asynchronous fault never waits for user space, not even KVM's (those
+ *                are get_user_pages() in the kernel).
+ *   soft-dirty   CONFIG_MEM_SOFT_DIRTY: bit 55 of /proc/self/pagemap, and "4" written to
+ *                /proc/self/clear_refs. Documentation/admin-guide/mm/soft-dirty.rst.
+ *   none         each commit reads all pages that are mapped.
+ *
+ * To report and to mark are two steps, which are one because all vCPUs are parked and the
+ * main thread waits.
+ *
+ * The scan asks for PAGE_IS_WRITTEN alone, for which the kernel has a short way: 1.5 ns a
+ * page table entry, where any other category costs 40. (Measured on a virtual Linux 6.18:
+ * 131 072 entries 0.13 ms, 1 048 576 entries 1.8 ms, where fork(2) takes 11 and 43; of
+ * huge pages 6 and 49 us. A page that was written adds 20 to 40 ns to the scan, and its
+ * next write costs no fault more than after a fork without it. Registration: 6 us.) The
+ * price of the short way: an entry that maps nothing, in a page table that is there,
+ * counts as written once, and so does a page of a file that was only read. pandod leaves
+ * out what is not mapped, or is a file's, in the frozen fork: nothing ever wrote there,
+ * since a page that was written becomes such only if the VMM gives it back, and then it
+ * says so (track_given_back()) in a bitmap of its own. Where memory lies on a commit's
+ * image (MAP_PRIVATE of a file) the same holds: its first commit is what is private,
+ * later ones what changed since.
+ *
+ * What the VMM itself writes into guest memory (virtio) goes through the same mapping.
+ *
+ * fork(2) carries none of it over: the child's mappings are not registered, and the
+ * descriptors that it has copies of are its parent's memory, not its own. It closes them
+ * (track_fork_child()) and is untracked: its first commit reads all, later ones what
+ * changed. /proc is out of a sealed process's reach. So a process that was started opens
+ * its page map before the seal (track_open()), and one that was forked is handed its own
+ * by pandod (VMM_TRACK). Those who own a page map of this process learn which pages are
+ * there, not what is in them.
+ *
+ * Threads: the main thread, or vCPU 0's while all are parked; track_given_back() on any.
+ */
+#ifndef PANDO_VMM_TRACK_H
+#define PANDO_VMM_TRACK_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "common/wire/vmm_wire.h"
+#include "vmm/memory.h"
+
+struct track {
+	enum vmm_track_means means;
+	int pagemap_fd, clear_refs_fd, uffd_fd; /* owned; -1: none */
+	bool armed;  /* this process's memory is watched */
+	bool failed; /* it cannot be: not tried again in this process */
+	/* Whether `changed` is all that changed since the base, up to the last scan. */
+	bool is_whole;
+	bool has_base;
+	uint8_t base[VMM_COMMIT_ID_BYTES]; /* the durable commit */
+	uint8_t note[VMM_COMMIT_NOTE_BYTES];
+	uint8_t last_fork[16]; /* the parent_generation of the last fork that asked */
+	bool has_last_fork;
+	uint64_t pages;
+	size_t bitmap_bytes;
+	/* Owned, one mapping: three bitmaps, a bit a page in the image's order. */
+	uint8_t *changed;      /* since the base, up to the last scan */
+	uint8_t *given_back;   /* likewise; whatever is mapped there */
+	uint8_t *given_back_now; /* since the last scan */
+	atomic_bool gave_back;	 /* there is one */
+};
+
+/* The ioctls that the filter must let through (seal.c). */
+extern const unsigned long track_ioctl_numbers[];
+extern const size_t track_n_ioctl_numbers;
+/* The only flags with which the filter lets userfaultfd(2) through. */
+#define TRACK_UFFD_FLAGS (02000000 /* O_CLOEXEC */ | 1 /* UFFD_USER_MODE_ONLY */)
+
+/* Nothing is known or owned. */
+void track_init(struct track *t);
+/* Before the seal: finds the means (PANDO_TRACK=soft-dirty or =none in the environment, for
+ * tests, leaves out those before it) and opens what it needs. Nothing is watched yet. */
+void track_open(struct track *t);
+/* Which means track_open() would find, in words. For pando-vmm --probe. */
+const char *track_means_name(enum vmm_track_means means);
+
+/* Whether a commit needs VMM_TRACK first. */
+bool track_needs_fds(const struct track *t);
+/* The process's own page map and clear_refs (/dev/null where the means needs none),
+ * taken over. They are tried: -EBADF with a sentence when the page map is not of this
+ * process. */
+int track_take_fds(struct track *t, int pagemap_fd, int clear_refs_fd, struct err *e);
+/* Begins to watch, ahead of the pause; no-op when it does or cannot. */
+void track_arm(struct track *t, const struct guest_mem *m);
+
+/* All vCPUs are parked: what was written since the last scan, into `changed`. */
+void track_scan(struct track *t, const struct guest_mem *m, const uint8_t fork_id[static 16]);
+/* The commit of the fork fork_id is durable. -ESTALE: a later fork was scanned for, or
+ * another process: nothing changes. */
+int track_committed(struct track *t, const struct vmm_committed *m, struct err *e);
+
+/* Pages that the VMM gives back to the host (MADV_DONTNEED): they changed without being
+ * written. Just before or after it does. */
+void track_given_back(
+	struct track *t, const struct guest_mem *m, const void *host, size_t len);
+/* A frozen fork wrote this page itself, after the scan. */
+void track_wrote(struct track *t, const struct guest_mem *m, gpa_t gpa);
+
+/* In a forked child, before anything else uses it. is_frozen: its bitmaps are kept, for its
+ * state; else it is as untracked as a VM that was just started. */
+void track_fork_child(struct track *t, bool is_frozen);
+
+/* What a frozen fork says of itself; the bitmaps come behind it in the file. */
+void track_describe(const struct track *t, struct vmm_track *ret);
+
+#endif
