@@ -41,6 +41,26 @@ read_setting(const char *path, char *dst, size_t cap)
 
 /* KVM -------------------------------------------------------------------------------- */
 
+/* What a VM's second commit and those after it cost. */
+static void
+judge_dirty_pages(struct doctor *d, const struct kvm_probe *p)
+{
+	struct doctor_finding *f;
+
+	if (strcmp(p->dirty_pages, "userfaultfd") == 0) {
+		doctor_find(d, "commits", DOCTOR_OK,
+			"commits read the memory that changed since the last one (userfaultfd)");
+	} else if (strcmp(p->dirty_pages, "soft-dirty") == 0) {
+		doctor_find(d, "commits", DOCTOR_OK,
+			"commits read the memory that changed since the last one (soft-dirty pages; Linux 6.7 has a faster way)");
+	} else if (strcmp(p->dirty_pages, "none") == 0) {
+		f = doctor_find(d, "commits", DOCTOR_NOTE,
+			"each commit reads all of a VM's memory: this kernel cannot tell what changed");
+		doctor_mend(f,
+			"use Linux 6.7 or later, or a kernel with CONFIG_MEM_SOFT_DIRTY");
+	}
+}
+
 static void
 judge_probe(struct doctor *d, const struct kvm_probe *p)
 {
@@ -71,6 +91,8 @@ judge_probe(struct doctor *d, const struct kvm_probe *p)
 			"use a host with hardware virtualization, or the test machine: `pando machine start`");
 		break;
 	}
+	if (p->kind != KVM_PROBE_NONE)
+		judge_dirty_pages(d, p);
 }
 
 bool

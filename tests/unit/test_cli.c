@@ -725,7 +725,9 @@ the_probes_line_decides(void **state)
 		"{\"kvm\":\"small\",\"detail\":\"it died at \\u001bint3\",\"api\":12}",
 			  big[] = "{\"kvm\":\"linux\",\"detail\":\"\",\"create_vm_us\":"
 				  "150}",
-			  slow[] = "{\"kvm\":\"linux\",\"create_vm_us\":40000}";
+			  slow[] = "{\"kvm\":\"linux\",\"create_vm_us\":40000}",
+			  all[] = "{\"kvm\":\"linux\",\"dirty_pages\":\"none\"}",
+			  some[] = "{\"kvm\":\"linux\",\"dirty_pages\":\"userfaultfd\"}";
 
 	(void)state;
 	assert_true(doctor_read_probe(&d, small, strlen(small)));
@@ -741,6 +743,13 @@ the_probes_line_decides(void **state)
 	d = (struct doctor){.n = 0};
 	assert_true(doctor_read_probe(&d, slow, strlen(slow)));
 	assert_int_equal(d.n, 2);
+	d = (struct doctor){.n = 0};
+	assert_true(doctor_read_probe(&d, all, strlen(all)));
+	assert_int_equal(d.findings[1].verdict, DOCTOR_NOTE);
+	assert_non_null(strstr(d.findings[1].mend, "6.7"));
+	d = (struct doctor){.n = 0};
+	assert_true(doctor_read_probe(&d, some, strlen(some)));
+	assert_int_equal(d.findings[1].verdict, DOCTOR_OK);
 	d = (struct doctor){.n = 0};
 	assert_false(doctor_read_probe(&d, "", 0));
 	assert_false(doctor_read_probe(&d, "{}", 2));
