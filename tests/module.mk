@@ -143,7 +143,7 @@ $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
 BENCHES += bench_store bench_handshake
 bench_store_SRCS := tests/bench/bench_store.c tests/bench/must.c
 bench_store_LIBS := store wire common
-bench_store_PKGS := libsodium libzstd
+bench_store_PKGS := libsodium libzstd sqlite3
 bench_handshake_SRCS := \
 	tests/bench/bench_handshake.c \
 	tests/bench/must.c \

@@ -18,7 +18,7 @@ test_commit_PKGS := cmocka sqlite3 libsodium libzstd libsystemd
 UNIT_TESTS += test_diff_files
 test_diff_files_SRCS := tests/unit/test_diff_files.c
 test_diff_files_LIBS := pandocommit pandovm vmmdisk store wire common
-test_diff_files_PKGS := cmocka libsodium libzstd
+test_diff_files_PKGS := cmocka libsodium libzstd sqlite3
 $(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
 
 # What a VMM says of its CPUs. The corpus is that of the whole state.

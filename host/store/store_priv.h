@@ -10,6 +10,7 @@
 
 #define LEVELS_MAX 6u /* 64^6 pages are more than STORE_LENGTH_MAX */
 #define MANIFEST_SUFFIX ".json"
+#define PRUNED_SUFFIX ".pruned"
 #define STORE_FORMAT "pando store 1\n"
 
 struct bad_pack {
@@ -24,6 +25,9 @@ struct store {
 	/* Manifests and tags: whoever adds or removes one. Readers need no lock: files
 	   come and go whole. */
 	pthread_mutex_t names;
+
+	struct catalog *catalog; /* owned; store_catalog.c's */
+	int root_fd;		 /* owned: the folder that has it */
 
 	/* Holds (writers are some) against gc. */
 	pthread_mutex_t hold_lock;
@@ -65,11 +69,21 @@ int store_remove_temp_files(int folder_fd);
 #define MANIFEST_NAME_MAX (STORE_HEX + sizeof(MANIFEST_SUFFIX))
 void store_manifest_name(const char *id, char ret[static MANIFEST_NAME_MAX]);
 bool store_has_commit(struct store *s, const char *id);
+#define PRUNED_NAME_MAX (STORE_HEX + sizeof(PRUNED_SUFFIX))
+void store_pruned_name(const char *id, char ret[static PRUNED_NAME_MAX]);
+bool store_is_pruned(struct store *s, const char *id);
 
 /* ---- store.c ---- */
 
 int store_load_id(
 	struct store *s, const char *id, struct store_manifest **ret, struct err *e);
+/* A manifest from its file (<id>.json or <id>.pruned), checked; the catalogue is not told. */
+int store_read_manifest(struct store *s, const char *id, bool pruned,
+	struct store_manifest **ret, struct err *e);
+/* Parent there (or pruned), manifest written, in the catalogue: not while somebody
+ * deletes. */
+int store_put_manifest(struct store *s, const struct store_fields *f, const char *id,
+	const char *text, size_t len, struct err *e);
 /* As hold, but alone: waits until nobody holds, and nobody can until it is ended. */
 void store_alone_begin(struct store *s);
 void store_alone_end(struct store *s);

@@ -8,7 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/fault.h"
-#include "host/store/store_priv.h"
+#include "host/store/store_catalog.h"
 
 int
 store_tag_check(const char *tag, struct err *e)
@@ -80,6 +80,8 @@ store_tag_set(struct store *s, const char *tag, const char *id, bool move, struc
 		r = store_write_at(s->tags_fd, tag, "store.tag", text, strlen(text));
 		if (r < 0)
 			err_sys(e, r, "writing tag \"%s\"", tag);
+		else
+			catalog_tag(s, tag, NULL); /* else the next call compares */
 	}
 	pthread_mutex_unlock(&s->names);
 	return r;
@@ -96,8 +98,11 @@ store_tag_delete(struct store *s, const char *tag, struct err *e)
 	if (unlinkat(s->tags_fd, tag, 0) < 0)
 		r = errno == ENOENT ? err_set(e, -ENOENT, "there is no tag \"%s\"", tag)
 				    : err_sys(e, -errno, "deleting tag \"%s\"", tag);
-	else if (fsync(s->tags_fd) < 0)
-		r = err_sys(e, -errno, "deleting tag \"%s\"", tag);
+	else {
+		if (fsync(s->tags_fd) < 0)
+			r = err_sys(e, -errno, "deleting tag \"%s\"", tag);
+		catalog_tag(s, tag, NULL);
+	}
 	pthread_mutex_unlock(&s->names);
 	return r;
 }
@@ -153,4 +158,18 @@ store_tags(struct store *s, struct store_tag **ret, size_t *ret_n, struct err *e
 	*ret = t.v;
 	*ret_n = t.n;
 	return 0;
+}
+
+int
+store_tags_page(struct store *s, const char *after, size_t limit, struct store_tag **ret,
+	size_t *ret_n, struct err *e)
+{
+	return catalog_tags(s, after, NULL, limit, ret, ret_n, e);
+}
+
+int
+store_tags_of(struct store *s, const char *id, struct store_tag **ret, size_t *ret_n,
+	struct err *e)
+{
+	return catalog_tags(s, NULL, id, SIZE_MAX >> 1, ret, ret_n, e);
 }
