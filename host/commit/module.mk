@@ -4,11 +4,20 @@ pandocommit_SRCS += \
 	host/commit/commit_cpu.c \
 	host/commit/commit_read.c \
 	host/commit/commits.c \
+	host/commit/commits_delete.c \
+	host/commit/commits_list.c \
 	host/commit/commits_open.c \
+	host/commit/commits_prune.c \
+	host/commit/commits_use.c \
 	host/commit/diff_files.c \
 	host/commit/materialize.c \
 	host/commit/pool.c \
 	host/commit/run_commit.c
+
+UNIT_TESTS += test_commits
+test_commits_SRCS := tests/unit/test_commits.c
+test_commits_LIBS := pandocommit pandovm agentclient vmmdisk store systemdjobs kvmprobe wire common
+test_commits_PKGS := cmocka sqlite3 libsodium libzstd libsystemd
 
 UNIT_TESTS += test_commit
 test_commit_SRCS := tests/unit/test_commit.c

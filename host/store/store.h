@@ -217,6 +217,10 @@ enum store_delete_flags {
 int store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *ret,
 	struct err *e);
 
+/* Those that a dry run told of, and no others: children before their parents. */
+int store_delete_these(
+	struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct err *e);
+
 /*
  * Commits (full ids) whose contents are no longer wanted: STORE_PRUNE_MAX at most. One
  * that others descend from becomes <id>.pruned, a manifest whose contents are not held; one

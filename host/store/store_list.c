@@ -339,12 +339,23 @@ turn_round(struct store_ids *ids)
 }
 
 int
+store_delete_these(
+	struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct err *e)
+{
+	int r = 0;
+
+	for (size_t at = 0; r == 0 && at < n; at += STORE_PRUNE_MAX)
+		r = delete_some(s, ids + at,
+			n - at < STORE_PRUNE_MAX ? n - at : STORE_PRUNE_MAX, e);
+	return r == 0 ? sweep_all(s, ids, n, e) : r;
+}
+
+int
 store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *ret,
 	struct err *e)
 {
 	char children[NAMES_SHOWN + 1][STORE_ID_MAX];
 	cleanup_ids struct store_ids ids = {0};
-	const char (*all)[STORE_ID_MAX];
 	size_t n = 0;
 	int r;
 
@@ -360,15 +371,9 @@ store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *
 		return r;
 	turn_round(&ids);
 	keep_held(s, &ids);
-	all = (const char (*)[STORE_ID_MAX])ids.ids;
 	if (!(flags & STORE_DELETE_DRY_RUN)) {
-		for (size_t at = 0; r == 0 && at < ids.n; at += STORE_PRUNE_MAX)
-			r = delete_some(s, all + at,
-				ids.n - at < STORE_PRUNE_MAX ? ids.n - at
-							     : STORE_PRUNE_MAX,
-				e);
-		if (r == 0)
-			r = sweep_all(s, all, ids.n, e);
+		r = store_delete_these(
+			s, (const char (*)[STORE_ID_MAX])ids.ids, ids.n, e);
 		if (r < 0)
 			return r;
 	}
