@@ -9,6 +9,7 @@ store_SRCS := \
 	host/store/store_list.c \
 	host/store/store_page.c \
 	host/store/store_tag.c \
+	host/store/store_tag_file.c \
 	host/store/store_manifest.c \
 	host/store/store_hash.c \
 	host/store/store_zip.c \

@@ -77,9 +77,6 @@ bool store_is_pruned(struct store *s, const char *id);
 
 int store_load_id(
 	struct store *s, const char *id, struct store_manifest **ret, struct err *e);
-/* A manifest from its file (<id>.json or <id>.pruned), checked; the catalogue is not told. */
-int store_read_manifest(struct store *s, const char *id, bool pruned,
-	struct store_manifest **ret, struct err *e);
 /* Parent there (or pruned), manifest written, in the catalogue: not while somebody
  * deletes. */
 int store_put_manifest(struct store *s, const struct store_fields *f, const char *id,
@@ -168,5 +165,8 @@ int manifest_format(
 /* id is left empty. Only what manifest_format() would write is taken. */
 int manifest_parse(
 	const char *text, size_t len, struct store_manifest **ret, struct err *e);
+/* A manifest from its file (<id>.json or <id>.pruned), checked; the catalogue is not told. */
+int store_read_manifest(struct store *s, const char *id, bool pruned,
+	struct store_manifest **ret, struct err *e);
 
 #endif
