@@ -1044,7 +1044,7 @@ open_file(struct store *s, struct catalog *c, const char *path)
 	sqlite3_db_config(c->h, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
 	r = exec(c, "PRAGMA locking_mode = EXCLUSIVE; PRAGMA cell_size_check = ON;"
 		    "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-		    "PRAGMA cache_size = -8192; PRAGMA temp_store = MEMORY");
+		    "PRAGMA cache_size = -65536; PRAGMA temp_store = MEMORY");
 	if (r == 0 && !new)
 		r = check_schema(c);
 	if (r == 0 && !new)

@@ -359,13 +359,13 @@ store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *
 	size_t n = 0;
 	int r;
 
-	if (!store_has_commit(s, id))
-		return err_set(e, -ENOENT, "there is no commit %.64s", id);
 	r = catalog_children(s, id, NAMES_SHOWN + 1, children, &n, e);
 	if (r < 0)
 		return r;
 	if (n && !(flags & STORE_DELETE_RECURSIVE))
 		return refuse(id, children, n, e);
+	if (!store_has_commit(s, id))
+		return err_set(e, -ENOENT, "there is no commit %.64s", id);
 	r = descendants(s, id, &ids, e);
 	if (r < 0)
 		return r;
