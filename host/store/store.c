@@ -246,6 +246,7 @@ resolve_prefix(struct store *s, const char *name, bool any,
 		memcpy(ret_id, prefix, STORE_ID_MAX);
 		return 0;
 	}
+	catalog_look(s);
 	if (digits < STORE_HEX)
 		r = catalog_prefix(s, prefix, false, NAMES_SHOWN, ids, &n, e);
 	if (r == 0 && n == 0) {
@@ -329,7 +330,7 @@ store_put_manifest(struct store *s, const struct store_fields *f, const char *id
 	int r;
 
 	store_manifest_name(id, name);
-	pthread_mutex_lock(&s->names);
+	catalog_names_lock(s);
 	if (f->parent && !store_has_commit(s, f->parent) && !store_is_pruned(s, f->parent)) {
 		r = err_set(e, -ENOENT,
 			"the commit's parent %.12s is not in the store (any more)",
@@ -350,6 +351,6 @@ store_put_manifest(struct store *s, const struct store_fields *f, const char *id
 			log_warn("commit %.12s is not listed yet: %s", id, why.msg);
 		fault_point("store.commit-listed");
 	}
-	pthread_mutex_unlock(&s->names);
+	catalog_names_unlock(s);
 	return r;
 }

@@ -124,6 +124,7 @@ struct catalog {
 	uint64_t n[ROW_STATES]; /* rows */
 	uint64_t bytes;		/* of held and damaged manifests */
 	uint64_t newest_seq;
+	int64_t mtime_ns[2]; /* of commits/ and tags/, after what we did ourselves */
 };
 
 /*
@@ -800,10 +801,26 @@ add_tag_name(void *ctx, const char *name, struct err *e)
 	return r < 0 ? r : tag_put(a->c, name, has ? &id : NULL, &file);
 }
 
+static void
+folder_mtimes(struct store *s, int64_t ret[static 2])
+{
+	const int fds[2] = {s->commits_fd, s->tags_fd};
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct stat st;
+
+		ret[i] = fstat(fds[i], &st) < 0
+				 ? 0
+				 : (int64_t)st.st_mtim.tv_sec * 1000000000 +
+					   st.st_mtim.tv_nsec;
+	}
+}
+
 /* Tombstones that nothing descends from, and those above them that are so then. */
 static int
 remove_childless(struct store *s, struct catalog *c)
 {
+	bool changed = false;
 	int r = 0;
 
 	for (;;) {
@@ -818,8 +835,12 @@ remove_childless(struct store *s, struct catalog *c)
 			while (n < 1024 && (r = step(c, st)) > 0)
 				n += column_hash(st, 0, &ids[n]);
 		}
-		if (r < 0 || n == 0)
+		if (r < 0 || n == 0) {
+			if (r >= 0 && changed)
+				folder_mtimes(s, c->mtime_ns);
 			return r < 0 ? r : 0;
+		}
+		changed = true;
 		for (size_t i = 0; i < n; i++) {
 			char hex[STORE_ID_MAX], file[PRUNED_NAME_MAX];
 
@@ -838,7 +859,10 @@ compare_all(struct store *s, struct catalog *c, struct err *e)
 {
 	struct adding adding = {s, c};
 	struct names l = {0};
-	int r = names_read(s, &l, e);
+	int r;
+
+	folder_mtimes(s, c->mtime_ns);
+	r = names_read(s, &l, e);
 
 	memset(c->n, 0, sizeof(c->n));
 	c->bytes = 0;
@@ -1173,6 +1197,48 @@ call(struct store *s, op_fn *op, void *ctx, struct err *e)
 	if (r == BROKEN)
 		return err_set(e, -EIO, "store %.200s: its catalogue: %s", s->path, c->why);
 	return r == -ENOMEM ? err_sys(e, r, "store %.200s: its catalogue", s->path) : r;
+}
+
+/* names is held, so that nobody of us is at it. */
+static void
+look(struct store *s)
+{
+	struct catalog *c = s->catalog;
+	int64_t now[2];
+
+	folder_mtimes(s, now);
+	pthread_mutex_lock(&c->lock);
+	if (memcmp(now, c->mtime_ns, sizeof(now)) != 0)
+		c->stale = true;
+	pthread_mutex_unlock(&c->lock);
+}
+
+void
+catalog_names_lock(struct store *s)
+{
+	pthread_mutex_lock(&s->names);
+	look(s);
+}
+
+void
+catalog_names_unlock(struct store *s)
+{
+	int64_t now[2];
+
+	folder_mtimes(s, now);
+	pthread_mutex_lock(&s->catalog->lock);
+	memcpy(s->catalog->mtime_ns, now, sizeof(now));
+	pthread_mutex_unlock(&s->catalog->lock);
+	pthread_mutex_unlock(&s->names);
+}
+
+void
+catalog_look(struct store *s)
+{
+	if (pthread_mutex_trylock(&s->names) != 0)
+		return; /* it is being changed */
+	look(s);
+	pthread_mutex_unlock(&s->names);
 }
 
 static void

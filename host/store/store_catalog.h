@@ -38,7 +38,17 @@ struct row_file {
 	int64_t ctime_ns;
 };
 
-/* By names, which is held; opens and reconciles. */
+/*
+ * Files that others put into the folders, or take from them, while the store is open: the
+ * folders' mtimes tell. Whoever changes them himself does so between these two, which take
+ * and give back the store's names; whoever looks something up calls catalog_look() first.
+ * What comes within one tick of the clock of an own change is seen by the next opening.
+ */
+void catalog_names_lock(struct store *s);
+void catalog_names_unlock(struct store *s);
+void catalog_look(struct store *s);
+
+/* Opens and reconciles. */
 int catalog_open(struct store *s, struct err *e);
 void catalog_close(struct store *s);
 

@@ -241,7 +241,7 @@ sweep_up(struct store *s, const char *id, struct err *e)
 	while (more) {
 		int r = 0;
 
-		pthread_mutex_lock(&s->names);
+		catalog_names_lock(s);
 		for (unsigned i = 0; more && r == 0 && i < STORE_PRUNE_MAX; i++) {
 			r = catalog_parent(s, at[0], parent, &state, NULL);
 			if (r == -ENOENT || (r == 0 && state != ROW_PRUNED)) {
@@ -265,7 +265,7 @@ sweep_up(struct store *s, const char *id, struct err *e)
 			memcpy(at[0], parent, sizeof(at[0]));
 			more = parent[0] != '\0';
 		}
-		pthread_mutex_unlock(&s->names);
+		catalog_names_unlock(s);
 		if (r < 0)
 			return r;
 	}
@@ -294,7 +294,7 @@ delete_some(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct e
 	size_t done = 0;
 	int r = 0;
 
-	pthread_mutex_lock(&s->names);
+	catalog_names_lock(s);
 	for (; r == 0 && done < n; done += r == 0) {
 		r = remove_tags(s, ids[done], e);
 		fault_point("store.delete-tags");
@@ -310,7 +310,7 @@ delete_some(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct e
 
 		r = r < 0 ? r : row;
 	}
-	pthread_mutex_unlock(&s->names);
+	catalog_names_unlock(s);
 	return r;
 }
 
@@ -359,6 +359,7 @@ store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *
 	size_t n = 0;
 	int r;
 
+	catalog_look(s);
 	r = catalog_children(s, id, NAMES_SHOWN + 1, children, &n, e);
 	if (r < 0)
 		return r;
@@ -396,7 +397,7 @@ store_prune(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n,
 		return err_set(e, -EINVAL, "at most %u commits are pruned at once",
 			STORE_PRUNE_MAX);
 	/* With the lock no commit gets a tag in between. */
-	pthread_mutex_lock(&s->names);
+	catalog_names_lock(s);
 	for (size_t i = 0; r == 0 && i < n; i++) {
 		cleanup_free struct store_tag *tags = NULL;
 		size_t n_tags = 0;
@@ -422,7 +423,7 @@ store_prune(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n,
 
 		r = r < 0 ? r : row;
 	}
-	pthread_mutex_unlock(&s->names);
+	catalog_names_unlock(s);
 	if (r == 0)
 		r = sweep_all(s, all, done.n, e);
 	if (r < 0 || !ret)
@@ -475,6 +476,7 @@ store_usage(struct store *s, struct store_used *ret, struct err *e)
 	if ((r = count(s->packs_fd, PACK_SUFFIX, &u.packs, &u.bytes, e)) < 0 ||
 		(r = count(s->tags_fd, "", &u.tags, &u.bytes, e)) < 0)
 		return r;
+	catalog_look(s);
 	catalog_counts(s, &u.commits, &manifests);
 	u.bytes += manifests;
 	*ret = u;

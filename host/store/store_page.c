@@ -146,6 +146,7 @@ page_by_place(struct store *s, enum catalog_order order, const char *of,
 		r = read_place(after, &q.after_newest, id, e);
 		q.after_id = id;
 	} else {
+		catalog_look(s);
 		catalog_retry_damaged(s);
 	}
 	return r < 0 ? r : page(s, &q, ret, e);

@@ -19,7 +19,7 @@ store_tag_set(struct store *s, const char *tag, const char *id, bool move, struc
 	if (r < 0)
 		return r;
 	snprintf(text, sizeof(text), "%.64s\n", id);
-	pthread_mutex_lock(&s->names);
+	catalog_names_lock(s);
 	if (!store_has_commit(s, id))
 		r = err_set(e, -ENOENT, "there is no commit %.64s", id);
 	else if (!move && faccessat(s->tags_fd, tag, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
@@ -33,7 +33,7 @@ store_tag_set(struct store *s, const char *tag, const char *id, bool move, struc
 		else
 			catalog_tag(s, tag, NULL); /* else the next call compares */
 	}
-	pthread_mutex_unlock(&s->names);
+	catalog_names_unlock(s);
 	return r;
 }
 
@@ -44,7 +44,7 @@ store_tag_delete(struct store *s, const char *tag, struct err *e)
 
 	if (r < 0)
 		return r;
-	pthread_mutex_lock(&s->names);
+	catalog_names_lock(s);
 	if (unlinkat(s->tags_fd, tag, 0) < 0)
 		r = errno == ENOENT ? err_set(e, -ENOENT, "there is no tag \"%s\"", tag)
 				    : err_sys(e, -errno, "deleting tag \"%s\"", tag);
@@ -53,7 +53,7 @@ store_tag_delete(struct store *s, const char *tag, struct err *e)
 			r = err_sys(e, -errno, "deleting tag \"%s\"", tag);
 		catalog_tag(s, tag, NULL);
 	}
-	pthread_mutex_unlock(&s->names);
+	catalog_names_unlock(s);
 	return r;
 }
 
@@ -114,6 +114,8 @@ int
 store_tags_page(struct store *s, const char *after, size_t limit, struct store_tag **ret,
 	size_t *ret_n, struct err *e)
 {
+	if (!after || !after[0])
+		catalog_look(s);
 	return catalog_tags(s, after, NULL, limit, ret, ret_n, e);
 }
 

@@ -432,6 +432,34 @@ files_that_came_and_went_are_reconciled(void **state)
 }
 
 static void
+files_that_others_put_there_meanwhile_are_seen(void **state)
+{
+	char from[256], to[256], id[STORE_ID_MAX];
+	struct store_ids none = {0};
+
+	(void)state;
+	chain(6);
+	usleep(20000); /* a tick of the clock by which folders are stamped */
+	snprintf(from, sizeof(from), "%s/commits/%s.json", store_path, ids[5]);
+	snprintf(to, sizeof(to), "%s/elsewhere", folder);
+	assert_int_equal(rename(from, to), 0);
+	says_what_the_files_say();
+	ok(store_delete(store, ids[4], STORE_DELETE_DRY_RUN, &none, &e));
+	store_ids_done(&none);
+	usleep(20000);
+	assert_int_equal(rename(to, from), 0);
+	/* Seen before something of our own hides it. */
+	make(NULL, 9000, 900, "own", ids[6]);
+	snprintf(to, sizeof(to), "%.12s", ids[5]);
+	ok(store_resolve(store, to, id, &e));
+	says_what_the_files_say();
+	usleep(20000);
+	snprintf(from, sizeof(from), "%s/tags/others", store_path);
+	ok(io_write_file_atomic(from, "nothing", 7, 0600, &e));
+	says_what_the_files_say();
+}
+
+static void
 a_manifest_damaged_meanwhile_is_reported_and_one_mended_is_listed(void **state)
 {
 	char path[256];
@@ -881,6 +909,7 @@ main(void)
 		STORE_TEST(rows_that_lie_are_found_out),
 		STORE_TEST(a_catalogue_with_flipped_bytes_says_nothing_false),
 		STORE_TEST(files_that_came_and_went_are_reconciled),
+		STORE_TEST(files_that_others_put_there_meanwhile_are_seen),
 		STORE_TEST(a_manifest_damaged_meanwhile_is_reported_and_one_mended_is_listed),
 		STORE_TEST(a_catalogue_that_cannot_grow_is_kept_in_memory),
 		STORE_TEST(a_long_message_is_cut_between_characters),
