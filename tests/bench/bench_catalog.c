@@ -9,6 +9,7 @@
  * commits, so that most make no pack. A tree has a hundred children a commit.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,6 +206,73 @@ open_home(void)
 	must(commits_store(commits, &store, &e), "commits_store", &e);
 }
 
+/*
+ * What `pando status` waits while all is listed, and while all but the first is deleted.
+ */
+
+static struct samples status;
+static volatile bool ended;
+
+static void *
+ask_status(void *ctx)
+{
+	static const struct labels none;
+
+	(void)ctx;
+	while (!ended && status.n < SAMPLES_MAX) {
+		struct json_out o = {0};
+		uint64_t began_ns = io_now_ns();
+
+		must(tree_list(vms, &none, false, &o, &e), "tree_list", &e);
+		sample_add(&status, io_now_ns() - began_ns);
+		json_out_done(&o);
+		usleep(1000);
+	}
+	return NULL;
+}
+
+static double
+status_while(void (*work)(void), double *ret_s)
+{
+	uint64_t began_ns = io_now_ns();
+	pthread_t thread;
+
+	sample_clear(&status, "status", "");
+	ended = false;
+	if (pthread_create(&thread, NULL, ask_status, NULL) != 0)
+		must_not_go_on("a thread", NULL);
+	work();
+	ended = true;
+	pthread_join(thread, NULL);
+	*ret_s = (double)(io_now_ns() - began_ns) / 1e9;
+	return (double)sample_percentile(&status, 100) / 1e6;
+}
+
+static void
+list_all(void)
+{
+	char after[STORE_CURSOR_MAX] = "";
+
+	do {
+		struct json_out o = {0};
+		struct json *j;
+
+		must(commits_list(commits, after, STORE_PAGE_MAX, &o, &e), "commits_list", &e);
+		must(json_parse(o.buf, o.len, 1u << 20, &j, &e), "json_parse", &e);
+		if (json_str(j, json_get(j, 0, "next"), after, sizeof(after)) < 0)
+			after[0] = '\0';
+		json_free(j);
+		json_out_done(&o);
+	} while (after[0]);
+}
+
+static void
+delete_all(void)
+{
+	begin();
+	must(commits_delete(commits, ids[1], true, false, &answer, &e), "commits_delete", &e);
+}
+
 static void
 arguments(int argc, char **argv)
 {
@@ -240,7 +308,8 @@ usage:
 int
 main(int argc, char **argv)
 {
-	double small_us[CALLS], large_us[CALLS], made_s, open_ms;
+	double small_us[CALLS], large_us[CALLS], made_s, open_ms, list_ms, delete_ms, list_s,
+		delete_s;
 	uint64_t began_ns;
 
 	arguments(argc, argv);
@@ -268,12 +337,18 @@ main(int argc, char **argv)
 	began_ns = io_now_ns();
 	open_home();
 	open_ms = (double)(io_now_ns() - began_ns) / 1e6;
+	list_ms = status_while(list_all, &list_s);
+	delete_ms = status_while(delete_all, &delete_s);
 	if (as_json) {
 		json_out_object(&json, NULL);
 		json_out_u64(&json, "commits", n_commits);
 		json_out_str(&json, "shape", tree ? "tree" : "chain");
 		json_out_f64(&json, "make_s", made_s);
 		json_out_f64(&json, "open_ms", open_ms);
+		json_out_f64(&json, "list_all_s", list_s);
+		json_out_f64(&json, "status_most_ms_while_listing", list_ms);
+		json_out_f64(&json, "delete_s", delete_s);
+		json_out_f64(&json, "status_most_ms_while_deleting", delete_ms);
 		for (size_t i = 0; i < CALLS; i++) {
 			json_out_object(&json, calls[i].name);
 			json_out_f64(&json, "p50_us_100", small_us[i]);
@@ -292,6 +367,10 @@ main(int argc, char **argv)
 		for (size_t i = 0; i < CALLS; i++)
 			printf("  %-20s %12.2f %12.2f %8.2f\n", calls[i].name, small_us[i],
 				large_us[i], large_us[i] / small_us[i]);
+		printf("  all listed in %.1f s, a status then took %.2f ms at most\n", list_s,
+			list_ms);
+		printf("  the second and all below it deleted in %.1f s, a status then took %.2f ms at most\n",
+			delete_s, delete_ms);
 	}
 	begin();
 	free(ids);
