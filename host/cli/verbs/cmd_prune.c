@@ -136,6 +136,6 @@ const struct verb verb_prune = {
 	.usage = "[--dry-run] [--older-than TIME] [--keep-last N] [-l key=value]…",
 	.options = options,
 	.text = "Expired commits go (`pando commit --expire`). With --older-than or --keep-last, so do those that\n"
-		"all rules select. Tagged commits, those that a VM needs and those that are being run stay. A dropped\n"
-		"commit that others descend from keeps its place in the history; its contents are not held.",
+		"all rules select. Tagged commits, those that a VM needs and those that are being run stay. A\n"
+		"dropped commit that others descend from keeps its place in the history; its contents are not held.",
 };
