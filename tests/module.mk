@@ -147,10 +147,13 @@ $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store bench_handshake
+BENCHES += bench_store bench_catalog bench_handshake
 bench_store_SRCS := tests/bench/bench_store.c tests/bench/must.c
 bench_store_LIBS := store wire common
-bench_store_PKGS := libsodium libzstd
+bench_store_PKGS := libsodium libzstd sqlite3
+bench_catalog_SRCS := tests/bench/bench_catalog.c tests/bench/must.c tests/bench/sample.c
+bench_catalog_LIBS := pandocommit pandovm agentclient vmmdisk store systemdjobs kvmprobe wire common
+bench_catalog_PKGS := sqlite3 libsodium libzstd libsystemd
 bench_handshake_SRCS := \
 	tests/bench/bench_handshake.c \
 	tests/bench/must.c \

@@ -43,6 +43,7 @@ BODY(start, start_request, )
 BODY(resize, resize_request, )
 BODY(commit, commit_request, )
 BODY(tag, tag_request, )
+BODY(prune, prune_request, )
 BODY(environment, environment_request, environment_request_done(q))
 #undef BODY
 
@@ -141,12 +142,14 @@ HANDLER(DISK)
 
 HANDLER(COMMIT)
 {
-	return commits_make(c->commits, c->route->vm, c->body, c->progress, c->out, e);
+	return commits_make_by_rule(
+		c->commits, c->route->vm, c->body, c->progress, c->out, e);
 }
 
 HANDLER(COMMITS)
 {
-	return commits_list(c->commits, c->out, e);
+	return commits_list(
+		c->commits, c->route->cursor, c->route->limit, c->out, e);
 }
 
 HANDLER(COMMIT_INFO)
@@ -167,7 +170,8 @@ HANDLER(SPAWN)
 
 HANDLER(HISTORY)
 {
-	return commits_history(c->commits, c->route->name, c->out, e);
+	return commits_history(c->commits, c->route->name, c->route->cursor,
+		c->route->limit, c->out, e);
 }
 
 HANDLER(DIFF)
@@ -191,9 +195,15 @@ HANDLER(GC)
 	return commits_gc(c->commits, c->progress, c->out, e);
 }
 
+HANDLER(PRUNE)
+{
+	return commits_prune(c->commits, c->body, c->progress, c->out, e);
+}
+
 HANDLER(TAGS)
 {
-	return commits_tags(c->commits, c->out, e);
+	return commits_tags(
+		c->commits, c->route->cursor, c->route->limit, c->out, e);
 }
 
 HANDLER(TAG_PUT)

@@ -30,6 +30,7 @@ enum call_query {
 	QUERY_WAIT = 1 << 7,	  /* wait=0|1 */
 	QUERY_BUSY =
 		1 << 8, /* busy_timeout_ms=number: of calls that nobody else may be in */
+	QUERY_PAGE = 1 << 9, /* limit=number and after=cursor */
 };
 
 /* clang-format off */
@@ -48,16 +49,17 @@ enum call_query {
 	X(RESIZE,        "POST",   "/v1/vms/*/resize",      resize,      CALL_PROGRESS, QUERY_BUSY) \
 	X(DISK,          "GET",    "/v1/vms/*/disk",        empty,       0, 0) \
 	X(COMMIT,        "POST",   "/v1/vms/*/commit",      commit,      CALL_PROGRESS | CALL_CREATES, QUERY_BUSY) \
-	X(COMMITS,       "GET",    "/v1/commits",           empty,       0, 0) \
+	X(COMMITS,       "GET",    "/v1/commits",           empty,       0, QUERY_PAGE) \
 	X(COMMIT_INFO,   "GET",    "/v1/commits/*",         empty,       0, 0) \
 	X(COMMIT_DELETE, "DELETE", "/v1/commits/*",         empty,       0, QUERY_RECURSIVE | QUERY_DRY_RUN) \
 	X(SPAWN,         "POST",   "/v1/commits/*/run",     spawn,       CALL_PROGRESS | CALL_CREATES, 0) \
-	X(HISTORY,       "GET",    "/v1/commits/*/history", empty,       0, 0) \
+	X(HISTORY,       "GET",    "/v1/commits/*/history", empty,       0, QUERY_PAGE) \
 	X(DIFF,          "GET",    "/v1/commits/*/diff",    empty,       0, QUERY_WITH | QUERY_FILES) \
 	X(VERIFY,        "POST",   "/v1/commits/*/verify",  empty,       0, 0) \
 	X(VERIFY_ALL,    "POST",   "/v1/verify",            empty,       0, 0) \
 	X(GC,            "POST",   "/v1/gc",                empty,       CALL_PROGRESS, 0) \
-	X(TAGS,          "GET",    "/v1/tags",              empty,       0, 0) \
+	X(PRUNE,         "POST",   "/v1/prune",             prune,       CALL_PROGRESS, 0) \
+	X(TAGS,          "GET",    "/v1/tags",              empty,       0, QUERY_PAGE) \
 	X(TAG_PUT,       "PUT",    "/v1/tags/*",            tag,         0, 0) \
 	X(TAG_DELETE,    "DELETE", "/v1/tags/*",            empty,       0, 0) \
 	X(ENV,           "GET",    "/v1/environment",       empty,       0, 0) \

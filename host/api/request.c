@@ -38,8 +38,10 @@ struct member {
 #define OF_read_count uint32_t
 #define OF_read_disk uint64_t
 #define OF_read_env struct env
+#define OF_read_expire uint64_t
 #define OF_read_flag bool
 #define OF_read_image char[VM_IMAGE_MAX]
+#define OF_read_keep uint32_t
 #define OF_read_labels struct labels
 #define OF_read_mem uint64_t
 #define OF_read_message char[COMMIT_MESSAGE_MAX + 1]
@@ -391,10 +393,24 @@ read_tags(const struct json *j, int tok, const char *name, void *request, struct
 	return 0;
 }
 
+static int
+read_expire(const struct json *j, int tok, const char *name, void *ret, struct err *e)
+{
+	return read_number(j, tok, name, 1, COMMIT_EXPIRE_MAX_MS, " ms", ret, e);
+}
+
+static int
+read_keep(const struct json *j, int tok, const char *name, void *ret, struct err *e)
+{
+	return read_u32(j, tok, name, COMMIT_KEEP_MAX, "", ret, e);
+}
+
 static const struct member commit_members[] = {
 	MEMBER(commit_request, "message", read_message, message),
 	{"tags", read_tags, 0}, /* into several fields */
 	MEMBER(commit_request, "labels", read_labels, labels),
+	MEMBER(commit_request, "expire_ms", read_expire, expire_ms),
+	MEMBER(commit_request, "keep_last", read_keep, keep_last),
 	MEMBERS_END,
 };
 
@@ -403,6 +419,35 @@ request_commit(const char *body, size_t len, struct commit_request *ret, struct 
 {
 	struct commit_request q = {0};
 	int r = read_body("POST /v1/vms/{vm}/commit", commit_members, body, len, &q, e);
+
+	if (r == 0)
+		*ret = q;
+	return r;
+}
+
+static int
+read_older(const struct json *j, int tok, const char *name, void *request, struct err *e)
+{
+	struct prune_request *q = request;
+
+	q->has_older = true;
+	return read_number(
+		j, tok, name, 0, COMMIT_EXPIRE_MAX_MS, " ms", &q->older_than_ms, e);
+}
+
+static const struct member prune_members[] = {
+	MEMBER(prune_request, "dry_run", read_flag, dry_run),
+	{"older_than_ms", read_older, 0}, /* into two fields */
+	MEMBER(prune_request, "keep_last", read_keep, keep_last),
+	MEMBER(prune_request, "labels", read_labels, labels),
+	MEMBERS_END,
+};
+
+int
+request_prune(const char *body, size_t len, struct prune_request *ret, struct err *e)
+{
+	struct prune_request q = {0};
+	int r = read_body("POST /v1/prune", prune_members, body, len, &q, e);
 
 	if (r == 0)
 		*ret = q;

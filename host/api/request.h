@@ -16,6 +16,8 @@
 
 #define REQUEST_BODY_MAX (1024u * 1024u)
 #define REQUEST_TARGET_MAX 2048
+#define REQUEST_LIMIT_MAX 1000u /* entries of a page */
+#define REQUEST_CURSOR_MAX 128
 
 struct route {
 	enum call call;
@@ -28,6 +30,8 @@ struct route {
 	bool memory;		  /* ?memory=1 */
 	bool files;		  /* ?files=1 */
 	uint64_t after;		  /* ?after=, of reports */
+	char cursor[REQUEST_CURSOR_MAX]; /* ?after=, of lists by page; "" the first */
+	uint32_t limit;			 /* ?limit=; REQUEST_LIMIT_MAX if not said */
 	bool wait;		  /* ?wait=1, of reports: until there are some */
 	uint64_t busy_timeout_ms; /* ?busy_timeout_ms=; BUSY_TIMEOUT_MS if not said */
 	struct labels labels;	  /* ?label=k=v, which may be there several times */
@@ -55,6 +59,7 @@ int request_commit(
 int request_spawn(
 	const char *body, size_t len, struct branch_request *ret, struct err *e);
 int request_tag(const char *body, size_t len, struct tag_request *ret, struct err *e);
+int request_prune(const char *body, size_t len, struct prune_request *ret, struct err *e);
 int request_environment(
 	const char *body, size_t len, struct environment_request *ret, struct err *e);
 /* For calls that take no body: anything but nothing or {} is an error. */

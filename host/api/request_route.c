@@ -108,6 +108,20 @@ query_name(const char *name, const char *value, char *dst, size_t cap, struct er
 }
 
 static int
+query_limit(const char *name, const char *value, uint32_t *ret, struct err *e)
+{
+	uint64_t n;
+	int r = query_number(name, value, &n, e);
+
+	if (r == 0 && (n < 1 || n > REQUEST_LIMIT_MAX))
+		r = err_set(
+			e, -ERANGE, "\"%s\" is from 1 to %u", name, REQUEST_LIMIT_MAX);
+	if (r == 0)
+		*ret = (uint32_t)n;
+	return r;
+}
+
+static int
 query_busy(const char *name, const char *value, uint64_t *ret, struct err *e)
 {
 	int r = query_number(name, value, ret, e);
@@ -151,6 +165,11 @@ read_query(const char *query, unsigned taken, struct route *route, struct err *e
 			r = query_flag(item, value, &route->files, e);
 		else if (taken & QUERY_MEMORY && strcmp(item, "memory") == 0)
 			r = query_flag(item, value, &route->memory, e);
+		else if (taken & QUERY_PAGE && strcmp(item, "after") == 0)
+			r = query_name(
+				item, value, route->cursor, sizeof(route->cursor), e);
+		else if (taken & QUERY_PAGE && strcmp(item, "limit") == 0)
+			r = query_limit(item, value, &route->limit, e);
 		else if (taken & QUERY_AFTER && strcmp(item, "after") == 0)
 			r = query_number(item, value, &route->after, e);
 		else if (taken & QUERY_WAIT && strcmp(item, "wait") == 0)
@@ -214,7 +233,9 @@ request_route(const char *method, const char *target, struct route *ret, struct 
 			REQUEST_TARGET_MAX);
 	for (unsigned i = 0; i < CALL_COUNT; i++) {
 		struct route route = {
-			.call = (enum call)i, .busy_timeout_ms = BUSY_TIMEOUT_MS};
+			.call = (enum call)i,
+			.limit = REQUEST_LIMIT_MAX,
+			.busy_timeout_ms = BUSY_TIMEOUT_MS};
 		const char *vm;
 		size_t vm_len = 0;
 		int r;

@@ -55,6 +55,7 @@ pandocli_SRCS += \
 	host/cli/verbs/cmd_diff.c \
 	host/cli/verbs/cmd_verify.c \
 	host/cli/verbs/cmd_gc.c \
+	host/cli/verbs/cmd_prune.c \
 	host/cli/points.c \
 	host/cli/fan.c \
 	host/cli/tree_commit.c \

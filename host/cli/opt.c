@@ -283,7 +283,7 @@ opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e)
 	static const struct {
 		const char *unit;
 		double ms;
-	} units[] = {{"", 1e3}, {"s", 1e3}, {"ms", 1}, {"m", 60e3}, {"h", 3600e3}};
+	} units[] = {{"", 1e3}, {"s", 1e3}, {"ms", 1}, {"m", 60e3}, {"h", 3600e3}, {"d", 86400e3}};
 	double v;
 	char *end;
 

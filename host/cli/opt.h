@@ -76,7 +76,7 @@ int opt_u64(const char *text, const char *what, uint64_t min, uint64_t max, uint
 /* Whole MiB: "512", "512M", "512MiB", "2G", "2GiB", "1T"; a plain number is MiB. */
 int opt_mib(const char *text, const char *what, uint64_t min, uint64_t max, uint64_t *ret,
 	struct err *e);
-/* Seconds, possibly with a fraction and a unit (ms, s, m, h), as milliseconds; at
+/* Seconds, possibly with a fraction and a unit (ms, s, m, h, d), as milliseconds; at
  * least 1. */
 int opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e);
 /* "key=value": where the '=' stands. A key is [A-Za-z0-9_.-]{1,63}. */

@@ -251,6 +251,15 @@ out_table_print(struct out_table *t, FILE *f)
 }
 
 void
+out_table_flush(struct out_table *t, FILE *f)
+{
+	out_table_print(t, f);
+	for (size_t i = 0; i < t->n_cells; i++)
+		free(t->cells[i]);
+	t->n_cells = 0;
+}
+
+void
 out_progress_start(struct out_progress *p, bool quiet)
 {
 	const char *term = getenv("TERM");

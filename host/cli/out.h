@@ -47,6 +47,8 @@ struct out_table *out_table_new(
 	const char *const *heads, size_t n_columns); /* NULL: no memory */
 void out_table_cell(struct out_table *t, const char *text);
 void out_table_print(struct out_table *t, FILE *f);
+/* Prints what is there, and goes on without it; columns stay as wide as they are. */
+void out_table_flush(struct out_table *t, FILE *f);
 void out_table_free(struct out_table *t);
 static inline void
 out_table_free_fn(struct out_table **t)

@@ -23,6 +23,8 @@ struct drawing {
 	struct client_vms vms;
 	struct node *nodes, *stack; /* owned; room for all of both, and one */
 	size_t n, n_stack;
+	/* Owned: the commits by id, and by parent (of one parent, as they are listed). */
+	const struct client_point **by_id, **by_parent;
 	bool *drawn; /* owned: of points, then of VMs; nonsense is drawn once */
 };
 
@@ -33,18 +35,82 @@ drawing_done(struct drawing *d)
 	client_vms_done(&d->vms);
 	free(d->nodes);
 	free(d->stack);
+	free(d->by_id);
+	free(d->by_parent);
 	free(d->drawn);
 }
 #define cleanup_drawing __attribute__((cleanup(drawing_done)))
 
+static int
+order_by_id(const void *a, const void *b)
+{
+	return strcmp((*(const struct client_point *const *)a)->id,
+		(*(const struct client_point *const *)b)->id);
+}
+
+static int
+order_by_parent(const void *a, const void *b)
+{
+	const struct client_point *x = *(const struct client_point *const *)a;
+	const struct client_point *y = *(const struct client_point *const *)b;
+	int order = strcmp(x->parent, y->parent);
+
+	return order ? order : x < y ? -1 : x > y;
+}
+
+static bool
+index_points(struct drawing *d)
+{
+	size_t n = d->points.n;
+
+	d->by_id = calloc(n + 1, sizeof(*d->by_id));
+	d->by_parent = calloc(n + 1, sizeof(*d->by_parent));
+	if (!d->by_id || !d->by_parent)
+		return false;
+	for (size_t i = 0; i < n; i++)
+		d->by_id[i] = d->by_parent[i] = &d->points.v[i];
+	if (n) {
+		qsort(d->by_id, n, sizeof(*d->by_id), order_by_id);
+		qsort(d->by_parent, n, sizeof(*d->by_parent), order_by_parent);
+	}
+	return true;
+}
+
+/* points.n: there is none. */
 static size_t
 point_index(const struct drawing *d, const char *id)
 {
-	size_t i = 0;
+	size_t low = 0, high = d->points.n;
 
-	while (i < d->points.n && strcmp(d->points.v[i].id, id) != 0)
-		i++;
-	return i;
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		int order = strcmp(d->by_id[middle]->id, id);
+
+		if (order == 0)
+			return (size_t)(d->by_id[middle] - d->points.v);
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return d->points.n;
+}
+
+/* Where the children of a commit begin in by_parent. */
+static size_t
+first_child(const struct drawing *d, const char *id)
+{
+	size_t low = 0, high = d->points.n;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (strcmp(d->by_parent[middle]->parent, id) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
 }
 
 static const struct client_vm *
@@ -85,9 +151,10 @@ push_below(struct drawing *d, const struct node *node)
 	size_t depth = node->depth + 1;
 
 	/* Commits are listed newest first, and VMs oldest first. */
-	for (size_t i = 0; node->commit && i < d->points.n; i++)
-		if (strcmp(d->points.v[i].parent, node->commit->id) == 0)
-			push(d, &d->points.v[i], NULL, depth);
+	for (size_t i = node->commit ? first_child(d, node->commit->id) : d->points.n;
+		i < d->points.n && strcmp(d->by_parent[i]->parent, node->commit->id) == 0;
+		i++)
+		push(d, d->by_parent[i], NULL, depth);
 	for (size_t i = d->vms.n; i > 0; i--) {
 		const struct client_vm *vm = &d->vms.v[i - 1];
 
@@ -96,6 +163,24 @@ push_below(struct drawing *d, const struct node *node)
 				 : strcmp(vm->parent, node->vm->id) == 0 &&
 					   is_branch_within(d, vm))
 			push(d, NULL, vm, depth);
+	}
+}
+
+/* From below: a node is its parent's last child when no other of its depth comes before
+ * one that is less deep. The stack, which is empty by now, has the depths that came. */
+static void
+mark_last(struct drawing *d)
+{
+	size_t *open = (size_t *)(void *)d->stack, n = 0;
+
+	for (size_t i = d->n; i > 0; i--) {
+		size_t depth = d->nodes[i - 1].depth;
+
+		while (n && open[n - 1] > depth)
+			n--;
+		d->nodes[i - 1].last = !n || open[n - 1] < depth;
+		if (d->nodes[i - 1].last)
+			open[n++] = depth;
 	}
 }
 
@@ -108,9 +193,14 @@ lay_out(struct drawing *d, size_t at)
 	for (size_t up = point_index(d, d->points.v[at].parent);
 		up < d->points.n && n_above < d->points.n;
 		up = point_index(d, d->points.v[up].parent)) {
-		memmove(d->nodes + 1, d->nodes, n_above++ * sizeof(*d->nodes));
-		d->nodes[0] = (struct node){.commit = &d->points.v[up]};
+		d->nodes[n_above++] = (struct node){.commit = &d->points.v[up]};
 		d->drawn[up] = true;
+	}
+	for (size_t i = 0; i < n_above / 2; i++) {
+		struct node swap = d->nodes[i];
+
+		d->nodes[i] = d->nodes[n_above - 1 - i];
+		d->nodes[n_above - 1 - i] = swap;
 	}
 	for (d->n = 0; d->n < n_above; d->n++)
 		d->nodes[d->n].depth = d->n;
@@ -119,14 +209,7 @@ lay_out(struct drawing *d, size_t at)
 		d->nodes[d->n] = d->stack[--d->n_stack];
 		push_below(d, &d->nodes[d->n++]);
 	}
-	for (size_t i = 0; i < d->n; i++) {
-		size_t next = i + 1;
-
-		while (next < d->n && d->nodes[next].depth > d->nodes[i].depth)
-			next++;
-		d->nodes[i].last =
-			next == d->n || d->nodes[next].depth < d->nodes[i].depth;
-	}
+	mark_last(d);
 }
 
 static void
@@ -245,6 +328,10 @@ tree_commit_print(
 	if (r < 0 || client_points(c, &d.points, NULL, &why) < 0 ||
 		client_list(c, NULL, &d.vms, NULL, &why) < 0)
 		return out_fail(&why);
+	if (!index_points(&d)) {
+		out_complain("no memory for the tree");
+		return EXIT_FAILED;
+	}
 	at = point_index(&d, meant.id);
 	if (at == d.points.n) {
 		err_set(e, -ENOENT, "commit %.12s was deleted meanwhile", meant.id);

@@ -161,6 +161,8 @@ struct client_point {
 	char id[65];
 	char parent[65];			       /* "" if none */
 	uint64_t created_ms, mem_mib, vcpus, disk_mib; /* 0: not said */
+	uint64_t expires_ms;			       /* 0: does not */
+	bool pruned; /* its contents are no longer held */
 	char *message;				       /* owned */
 	char **tags;				       /* owned, NULL-terminated */
 	char **vms;				       /* owned: those that run on it */
@@ -173,6 +175,7 @@ struct client_points {
 	size_t n;
 	uint64_t damaged; /* that could not be read, and why the first could not: */
 	char *damage;	  /* owned; NULL: none */
+	char next[128];	  /* what the next page comes after; "" no more */
 };
 void client_points_done(struct client_points *p);
 #define cleanup_client_points __attribute__((cleanup(client_points_done)))
@@ -187,6 +190,8 @@ struct client_commit {
 	size_t n_tags;
 	const char *const *labels; /* "key=value" */
 	size_t n_labels;
+	uint64_t expire_ms; /* 0: does not */
+	uint64_t keep_last; /* 0: all */
 };
 struct client_committed {
 	struct client_point commit;
@@ -199,6 +204,12 @@ int client_spawn(struct client *c, const char *commit, const struct client_branc
 	struct client_vms *ret, struct client_reply *reply, struct err *e);
 int client_point(struct client *c, const char *commit, struct client_point *ret,
 	struct client_reply *reply, struct err *e);
+/* A page of all commits, or of a history (of: as in client_history(), else NULL). after:
+ * "" for the first. limit 0: as many as pandod gives. */
+int client_points_page(struct client *c, const char *of, const char *after,
+	uint64_t limit, struct client_points *ret, struct client_reply *reply,
+	struct err *e);
+/* All pages; reply: of the last one. */
 int client_points(struct client *c, struct client_points *ret, struct client_reply *reply,
 	struct err *e);
 /* Of a VM or a commit: itself (or what it comes from), then its parents. */

@@ -59,6 +59,7 @@ read_point(const struct json *j, int tok, struct client_point *ret, struct err *
 		(r = client_read_u64(j, tok, "mem_mib", &p.mem_mib)) < 0 ||
 		(r = client_read_u64(j, tok, "vcpus", &p.vcpus)) < 0 ||
 		(r = client_read_u64(j, tok, "disk_mib", &p.disk_mib)) < 0 ||
+		(r = client_read_u64(j, tok, "expires_ms", &p.expires_ms)) < 0 ||
 		(r = client_read_dup(j, tok, "message", &p.message)) < 0 ||
 		(r = client_read_ids(j, json_get(j, tok, "tags"), &p.tags)) < 0 ||
 		(r = client_read_ids(j, json_get(j, tok, "vms"), &p.vms)) < 0 ||
@@ -70,6 +71,7 @@ read_point(const struct json *j, int tok, struct client_point *ret, struct err *
 				? "no memory"
 				: "pandod described a commit in a way this pando does not understand; are both the same version?");
 	}
+	(void)json_bool(j, json_get(j, tok, "pruned"), &p.pruned);
 	*ret = p;
 	return 0;
 }
@@ -95,6 +97,10 @@ client_commit(struct client *c, const char *vm, const struct client_commit *spec
 		json_out_end_array(&o);
 	}
 	client_put_labels(&o, spec->labels, spec->n_labels);
+	if (spec->expire_ms)
+		json_out_u64(&o, "expire_ms", spec->expire_ms);
+	if (spec->keep_last)
+		json_out_u64(&o, "keep_last", spec->keep_last);
 	r = client_body_end(&o, e);
 	if (r == 0)
 		r = client_call(c, "POST", path, o.buf, &own, e);
@@ -166,6 +172,9 @@ read_points(struct client *c, const char *path, struct client_points *ret,
 	}
 	(void)client_read_u64(own.json, 0, "damaged", &points.damaged);
 	if (r == 0)
+		r = client_read_text(
+			own.json, 0, "next", false, points.next, sizeof(points.next));
+	if (r == 0)
 		r = client_read_dup(own.json, 0, "damage", &points.damage);
 	if (r < 0) {
 		client_points_done(&points);
@@ -177,20 +186,85 @@ read_points(struct client *c, const char *path, struct client_points *ret,
 }
 
 int
+client_points_page(struct client *c, const char *of, const char *after, uint64_t limit,
+	struct client_points *ret, struct client_reply *reply, struct err *e)
+{
+	char path[1024] = "/v1/commits", encoded[400], more[512] = "";
+	int r = of ? client_path(path, sizeof(path), "commits", of, "/history", e) : 0;
+	size_t n;
+
+	if (r < 0)
+		return r;
+	if (client_percent_encode(encoded, sizeof(encoded), after) < 0)
+		return err_set(e, -EPROTO, "pandod gave a cursor that is too long");
+	if (after[0])
+		snprintf(more, sizeof(more), "?after=%s", encoded);
+	if (limit) {
+		n = strlen(more);
+		snprintf(more + n, sizeof(more) - n, "%climit=%llu", n ? '&' : '?',
+			(unsigned long long)limit);
+	}
+	n = strlen(path);
+	if (n + strlen(more) >= sizeof(path))
+		return err_set(e, -ENAMETOOLONG, "path too long");
+	strcpy(path + n, more);
+	return read_points(c, path, ret, reply, e);
+}
+
+/* Page after page to one list. */
+static int
+all_points(struct client *c, const char *of, struct client_points *ret,
+	struct client_reply *reply, struct err *e)
+{
+	struct client_points all = {0};
+	char after[sizeof(all.next)] = "";
+	int r;
+
+	do {
+		cleanup_client_points struct client_points page = {0};
+		cleanup_client_reply struct client_reply own = {0};
+		struct client_point *bigger;
+
+		r = client_points_page(c, of, after, 0, &page, &own, e);
+		if (r < 0)
+			break;
+		bigger = reallocarray(all.v, all.n + page.n + 1, sizeof(*all.v));
+		if (!bigger) {
+			r = err_sys(e, -ENOMEM, "list of commits");
+			break;
+		}
+		all.v = bigger;
+		if (page.n)
+			memcpy(all.v + all.n, page.v, page.n * sizeof(*all.v));
+		all.n += page.n;
+		page.n = 0; /* they are the list's now */
+		all.damaged = page.damaged;
+		free(all.damage);
+		all.damage = TAKE_PTR(page.damage);
+		memcpy(after, page.next, sizeof(after));
+		if (!after[0])
+			client_hand_over(&own, reply);
+	} while (after[0]);
+	if (r < 0) {
+		client_points_done(&all);
+		return r;
+	}
+	*ret = all;
+	return 0;
+}
+
+int
 client_points(struct client *c, struct client_points *ret, struct client_reply *reply,
 	struct err *e)
 {
-	return read_points(c, "/v1/commits", ret, reply, e);
+	return all_points(c, NULL, ret, reply, e);
 }
 
 int
 client_history(struct client *c, const char *name, struct client_points *ret,
 	struct client_reply *reply, struct err *e)
 {
-	char path[1024];
-	int r = client_path(path, sizeof(path), "commits", name, "/history", e);
-
-	return r < 0 ? r : read_points(c, path, ret, reply, e);
+	return all_points(c, name, ret, reply, e);
 }
 
 int

@@ -552,13 +552,16 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 	say(c->p, "committing VM %s", vm_called(c->vm, called, sizeof(called)));
 	r = take_frozen_fork(c, e);
 	if (r == 0) {
-		pthread_rwlock_rdlock(&c->commits->gc_lock);
+		pthread_rwlock_rdlock(&c->commits->noted_lock);
+		/* Also until its base is noted: gc would not know it. */
+		store_hold(c->store);
 		r = write_commit(c, e);
 		if (r < 0)
 			err_wrap(e, r, "committing vm \"%s\"", vm_name(c->vm));
 		else
 			note_commit(c);
-		pthread_rwlock_unlock(&c->commits->gc_lock);
+		store_release(c->store);
+		pthread_rwlock_unlock(&c->commits->noted_lock);
 	}
 	if (r == 0) {
 		fault_point("commit.noted");

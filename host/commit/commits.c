@@ -1,7 +1,6 @@
 /*
- * The commits that are there, and their tags: what of the API is the store's business.
- * The store is pandod's alone (it holds its lock); VMs that run on a commit are the
- * table's business.
+ * What a commit's configuration says, how two commits differ, and the care of the store:
+ * what of the API is the store's business. The store is pandod's alone (it holds its lock).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -85,248 +84,6 @@ commit_config_read(const struct store_manifest *m, struct vm_row *ret, struct er
 	row.vcpus = (uint32_t)vcpus;
 	*ret = row;
 	return 0;
-}
-
-/*
- * Answers.
- */
-
-/* Whether the row needs the commit as long as its VM lives. */
-static bool
-row_uses(const struct tree *t, const struct vm_row *row, const char *id)
-{
-	char base[STORE_ID_MAX];
-
-	return strcmp(row->commit, id) == 0 || strcmp(row->image, id) == 0 ||
-	       (materialized_is_disk(t->config.home, row->base_path, base) &&
-		       strcmp(base, id) == 0);
-}
-
-static void
-put_commit(struct tree *t, const struct store_manifest *m, const struct store_tag *tags,
-	size_t n_tags, const char *key, struct json_out *out)
-{
-	struct vm_row row;
-
-	json_out_object(out, key);
-	json_out_str(out, "id", m->id);
-	json_out_str(out, "parent", m->f.parent);
-	json_out_u64(out, "created_ms", m->f.created_ms);
-	json_out_str(out, "message", m->f.message);
-	json_out_array(out, "tags");
-	for (size_t i = 0; i < n_tags; i++)
-		if (strcmp(tags[i].id, m->id) == 0)
-			json_out_str(out, NULL, tags[i].name);
-	json_out_end_array(out);
-	json_out_raw(out, "labels", m->f.labels, strlen(m->f.labels));
-	json_out_raw(out, "cpu", m->f.cpu, strlen(m->f.cpu));
-	if (commit_config_read(m, &row, NULL) == 0) {
-		json_out_u64(out, "mem_mib", row.mem_mib);
-		json_out_u64(out, "vcpus", row.vcpus);
-		json_out_u64(out, "disk_mib", row.disk_mib);
-		json_out_str(out, "alias", row.alias[0] ? row.alias : NULL);
-		json_out_str(out, "kernel", row.kernel);
-		json_out_str(out, "rootfs", row.rootfs);
-	}
-	json_out_array(out, "vms");
-	for (unsigned i = 0; i < t->n_vms; i++)
-		if (vm_state_lives(t->vms[i]->row.state) &&
-			row_uses(t, &t->vms[i]->row, m->id))
-			json_out_str(out, NULL, t->vms[i]->row.id);
-	json_out_end_array(out);
-	json_out_end_object(out);
-}
-
-void
-commit_json(struct commits *c, const struct store_manifest *m, const char *key,
-	struct json_out *out)
-{
-	struct tree *t = c->tree;
-	cleanup_free struct store_tag *tags = NULL;
-	size_t n = 0;
-
-	if (store_tags(c->store, &tags, &n, NULL) < 0)
-		n = 0;
-	put_commit(t, m, tags, n, key, out);
-}
-
-int
-commits_list(struct commits *c, struct json_out *out, struct err *e)
-{
-	struct tree *t = c->tree;
-	cleanup_free struct store_tag *tags = NULL;
-	struct store_list list = {0};
-	struct store *s;
-	size_t n_tags = 0;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0)
-		r = store_list(s, &list, e);
-	if (r < 0)
-		return r;
-	r = store_tags(s, &tags, &n_tags, e);
-	if (r == 0) {
-		json_out_object(out, NULL);
-		json_out_array(out, "commits");
-		pthread_mutex_lock(&t->lock);
-		for (size_t i = 0; i < list.n; i++)
-			put_commit(t, list.items[i], tags, n_tags, NULL, out);
-		pthread_mutex_unlock(&t->lock);
-		json_out_end_array(out);
-		json_out_u64(out, "damaged", list.damaged);
-		json_out_str(out, "damage", list.damaged ? list.first_damage.msg : NULL);
-		json_out_end_object(out);
-	}
-	store_list_done(&list);
-	return r;
-}
-
-int
-commits_info(struct commits *c, const char *name, struct json_out *out, struct err *e)
-{
-	struct tree *t = c->tree;
-	struct store_manifest *m;
-	struct store *s;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0)
-		r = store_load(s, name, &m, e);
-	if (r < 0)
-		return r;
-	pthread_mutex_lock(&t->lock);
-	commit_json(c, m, NULL, out);
-	pthread_mutex_unlock(&t->lock);
-	store_manifest_free(m);
-	return 0;
-}
-
-int
-commits_history(struct commits *c, const char *name, struct json_out *out, struct err *e)
-{
-	struct tree *t = c->tree;
-	char id[STORE_ID_MAX] = "";
-	struct store *s;
-	struct vm *vm;
-	int r;
-
-	pthread_mutex_lock(&t->lock);
-	r = tree_find(t, name, &vm, e);
-	if (r == 0) {
-		memcpy(id, vm->row.commit, sizeof(id));
-		if (!id[0])
-			r = err_set(e, -ENOENT,
-				"vm \"%s\" has no history: it was never committed, and comes from no commit",
-				vm_name(vm));
-		vm_unref(vm);
-	} else if (r == -ENOENT) {
-		r = 0;
-	}
-	pthread_mutex_unlock(&t->lock);
-	if (r == 0)
-		r = commits_store(c, &s, e);
-	if (r == 0)
-		r = store_resolve(s, id[0] ? id : name, id, e);
-	if (r < 0)
-		return r;
-	json_out_object(out, NULL);
-	json_out_array(out, "commits");
-	while (id[0]) {
-		struct store_manifest *m;
-
-		r = store_load(s, id, &m, e);
-		if (r < 0)
-			return r;
-		pthread_mutex_lock(&t->lock);
-		commit_json(c, m, NULL, out);
-		pthread_mutex_unlock(&t->lock);
-		/* An id is the hash of what names the parent: there is no circle. */
-		snprintf(id, sizeof(id), "%s", m->f.parent ? m->f.parent : "");
-		store_manifest_free(m);
-	}
-	json_out_end_array(out);
-	json_out_end_object(out);
-	return 0;
-}
-
-/*
- * Deletion.
- */
-
-/* Refuses when a living VM needs one of the commits. Called with the lock. */
-static int
-refuse_used(struct tree *t, const struct store_ids *ids, struct err *e)
-{
-	for (size_t i = 0; i < ids->n; i++)
-		for (unsigned j = 0; j < t->n_vms; j++) {
-			const struct vm *vm = t->vms[j];
-
-			if (vm_state_lives(vm->row.state) &&
-				row_uses(t, &vm->row, ids->ids[i]))
-				return err_set(e, -ENOTEMPTY,
-					"commit %.12s is in use: vm \"%s\" runs on it; stop or delete that VM first",
-					ids->ids[i], vm_name(vm));
-		}
-	return 0;
-}
-
-/* VMs that do not live forget the commits: their next one has no parent. */
-static void
-forget(struct tree *t, const struct store_ids *ids)
-{
-	struct err e;
-
-	for (size_t i = 0; i < ids->n; i++)
-		for (unsigned j = 0; j < t->n_vms; j++) {
-			struct vm *vm = t->vms[j];
-
-			if (strcmp(vm->row.commit, ids->ids[i]) != 0)
-				continue;
-			vm->row.commit[0] = '\0';
-			if (db_update(t->db, &vm->row, &e) < 0)
-				log_err("vm %s: %s", vm->row.id, e.msg);
-		}
-}
-
-int
-commits_delete(struct commits *c, const char *name, bool recursive, bool dry_run,
-	struct json_out *out, struct err *e)
-{
-	struct tree *t = c->tree;
-	unsigned flags = recursive ? STORE_DELETE_RECURSIVE : 0;
-	struct store_ids ids = {0}, gone = {0};
-	char id[STORE_ID_MAX];
-	struct store *s;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0)
-		r = store_resolve(s, name, id, e);
-	if (r < 0)
-		return r;
-	/* With the lock, so that no VM comes to be on it in between. */
-	pthread_mutex_lock(&t->lock);
-	r = store_delete(s, id, flags | STORE_DELETE_DRY_RUN, &ids, e);
-	if (r == 0)
-		r = refuse_used(t, &ids, e);
-	if (r == 0 && !dry_run) {
-		r = store_delete(s, id, flags, &gone, e);
-		forget(t, &gone);
-		for (size_t i = 0; i < gone.n; i++)
-			log_info("commit %.12s: deleted", gone.ids[i]);
-	}
-	pthread_mutex_unlock(&t->lock);
-	if (r == 0) {
-		json_out_object(out, NULL);
-		json_out_array(out, dry_run ? "would_delete" : "deleted");
-		for (size_t i = 0; i < ids.n; i++)
-			json_out_str(out, NULL, ids.ids[i]);
-		json_out_end_array(out);
-		json_out_end_object(out);
-		if (!dry_run)
-			materialized_trim(c);
-	}
-	store_ids_done(&ids);
-	store_ids_done(&gone);
-	return r;
 }
 
 /*
@@ -538,35 +295,42 @@ base_roots(struct tree *t, struct store *s, struct store_tree **ret, size_t *ret
 	return 0;
 }
 
+/* For store_gc_run(): when no commit is under way that began before it. */
+static int
+ask_base_roots(void *ctx, struct store_tree **ret, size_t *ret_n, struct err *e)
+{
+	struct commits *c = ctx;
+	struct tree *t = c->tree;
+	struct store *s;
+	int r = commits_store(c, &s, e);
+
+	if (r == 0)
+		r = base_roots(t, s, ret, ret_n, e);
+	if (r < 0)
+		return r;
+	/* What it no longer keeps for a base must not be believed to be there, either. */
+	pthread_mutex_lock(&t->lock);
+	r = tree_sync_locked(t, e);
+	pthread_mutex_unlock(&t->lock);
+	if (r < 0)
+		free(*ret);
+	return r;
+}
+
 int
 commits_gc(
 	struct commits *c, const struct progress *p, struct json_out *out, struct err *e)
 {
-	struct tree *t = c->tree;
-	cleanup_free struct store_tree *roots = NULL;
+	const struct store_gc_how how = {.ask_roots = ask_base_roots, .ctx = c};
 	struct store_freed freed = {0};
 	struct store_used used = {0};
 	struct store *s;
-	size_t n = 0;
 	int r = commits_store(c, &s, e);
 
 	if (r < 0)
 		return r;
-	/* A commit that was just made and has not noted its base yet would lose it. */
-	say(p, "waiting for the commits that are being made");
-	pthread_rwlock_wrlock(&c->gc_lock);
-	r = base_roots(t, s, &roots, &n, e);
-	/* What it no longer keeps for a base must not be believed to be there, either. */
-	if (r == 0) {
-		pthread_mutex_lock(&t->lock);
-		r = tree_sync_locked(t, e);
-		pthread_mutex_unlock(&t->lock);
-	}
-	if (r == 0) {
-		say(p, "looking for what no commit reaches");
-		r = store_gc(s, roots, n, &freed, e);
-	}
-	pthread_rwlock_unlock(&c->gc_lock);
+	say(p, "waiting for the commits that are being made; then looking for what none reaches");
+	r = store_gc_run(s, &how, &freed, e);
 	materialized_trim(c);
 	if (r == 0)
 		r = store_usage(s, &used, e);
@@ -581,83 +345,6 @@ commits_gc(
 	json_out_u64(out, "commits", used.commits);
 	json_out_u64(out, "packs", used.packs);
 	json_out_u64(out, "tags", used.tags);
-	json_out_end_object(out);
-	return 0;
-}
-
-/*
- * Tags.
- */
-
-static void
-put_tag(const char *name, const char *id, struct json_out *out)
-{
-	json_out_object(out, NULL);
-	json_out_str(out, "name", name);
-	json_out_str(out, "commit", id[0] ? id : NULL);
-	json_out_end_object(out);
-}
-
-int
-commits_tags(struct commits *c, struct json_out *out, struct err *e)
-{
-	cleanup_free struct store_tag *tags = NULL;
-	struct store *s;
-	size_t n = 0;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0)
-		r = store_tags(s, &tags, &n, e);
-	if (r < 0)
-		return r;
-	json_out_object(out, NULL);
-	json_out_array(out, "tags");
-	for (size_t i = 0; i < n; i++)
-		put_tag(tags[i].name, tags[i].id, out);
-	json_out_end_array(out);
-	json_out_end_object(out);
-	return 0;
-}
-
-int
-commits_tag_put(struct commits *c, const char *tag, const struct tag_request *q,
-	struct json_out *out, struct err *e)
-{
-	char id[STORE_ID_MAX], old[STORE_ID_MAX];
-	struct store *s;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0)
-		r = store_tag_check(tag, e);
-	/* Moving is for tags that are there: a mistyped name would make another. */
-	if (r == 0 && q->move && store_tag_get(s, tag, old, NULL) == -ENOENT)
-		r = err_set(
-			e, -ENOENT, "no tag \"%s\"; `pando tag list` lists them", tag);
-	if (r == 0)
-		r = store_resolve(s, q->commit, id, e);
-	if (r == 0)
-		r = store_tag_set(s, tag, id, q->move, e);
-	if (r < 0)
-		return r;
-	put_tag(tag, id, out);
-	return 0;
-}
-
-int
-commits_tag_delete(
-	struct commits *c, const char *tag, struct json_out *out, struct err *e)
-{
-	struct store *s;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0)
-		r = store_tag_check(tag, e);
-	if (r == 0)
-		r = store_tag_delete(s, tag, e);
-	if (r < 0)
-		return r;
-	json_out_object(out, NULL);
-	json_out_str(out, "deleted", tag);
 	json_out_end_object(out);
 	return 0;
 }

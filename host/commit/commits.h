@@ -38,22 +38,37 @@ void commits_close(struct commits *c);
  * written. */
 int commits_make(struct commits *c, const char *vm, const struct commit_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
+/* commits_prune.c: likewise, by the rules that the request has: when it may go, and how
+ * many of this VM's line stay. */
+int commits_make_by_rule(struct commits *c, const char *vm, const struct commit_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+/* What a rule selects goes: never what is tagged, what a VM needs, or what a call works
+ * with just now. */
+int commits_prune(struct commits *c, const struct prune_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
 /* run_commit.c: VMs of a commit; undone when nobody waits for the answer any more. name: an
  * id, a beginning of one, or a tag, here and below. */
 int commits_run(struct commits *c, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
 
-/* commits.c */
-int commits_list(struct commits *c, struct json_out *out, struct err *e);
+/* commits_list.c: a page each; after: "", or the `next` of the page before. */
+int commits_list(struct commits *c, const char *after, uint32_t limit,
+	struct json_out *out, struct err *e);
 int commits_info(
 	struct commits *c, const char *name, struct json_out *out, struct err *e);
-/* dry_run: says what would be deleted, or why not, and deletes nothing. */
+/* commits_delete.c. dry_run: says what would be deleted, or why not, and deletes nothing. */
 int commits_delete(struct commits *c, const char *name, bool recursive, bool dry_run,
 	struct json_out *out, struct err *e);
 /* Of a VM, or of a commit: its parents, the newest first. */
-int commits_history(
-	struct commits *c, const char *name, struct json_out *out, struct err *e);
-/* files: also which files differ. */
+int commits_history(struct commits *c, const char *name, const char *after,
+	uint32_t limit, struct json_out *out, struct err *e);
+int commits_tags(struct commits *c, const char *after, uint32_t limit,
+	struct json_out *out, struct err *e);
+int commits_tag_put(struct commits *c, const char *tag, const struct tag_request *q,
+	struct json_out *out, struct err *e);
+int commits_tag_delete(
+	struct commits *c, const char *tag, struct json_out *out, struct err *e);
+/* commits.c. files: also which files differ. */
 int commits_diff(struct commits *c, const char *a, const char *b, bool files,
 	struct json_out *out, struct err *e);
 /* name NULL: the whole store. */
@@ -61,10 +76,5 @@ int commits_verify(
 	struct commits *c, const char *name, struct json_out *out, struct err *e);
 int commits_gc(
 	struct commits *c, const struct progress *p, struct json_out *out, struct err *e);
-int commits_tags(struct commits *c, struct json_out *out, struct err *e);
-int commits_tag_put(struct commits *c, const char *tag, const struct tag_request *q,
-	struct json_out *out, struct err *e);
-int commits_tag_delete(
-	struct commits *c, const char *tag, struct json_out *out, struct err *e);
 
 #endif

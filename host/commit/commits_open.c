@@ -78,7 +78,7 @@ commits_open(struct tree *t, const struct commits_config *config, struct commits
 	c->tree = t;
 	c->config = *config;
 	pthread_mutex_init(&c->store_lock, NULL);
-	pthread_rwlock_init(&c->gc_lock, NULL);
+	pthread_rwlock_init(&c->noted_lock, NULL);
 	pthread_mutex_init(&c->materialized_lock, NULL);
 	pthread_cond_init(&c->materialized_changed, NULL);
 	open_store(c);
@@ -98,7 +98,7 @@ commits_close(struct commits *c)
 	store_close(c->store);
 	pthread_cond_destroy(&c->materialized_changed);
 	pthread_mutex_destroy(&c->materialized_lock);
-	pthread_rwlock_destroy(&c->gc_lock);
+	pthread_rwlock_destroy(&c->noted_lock);
 	pthread_mutex_destroy(&c->store_lock);
 	free(c);
 }

@@ -16,13 +16,29 @@
 struct materialized;
 struct pool;
 
+/* A commit that a call works with; on the caller's stack. */
+struct commit_use {
+	struct commit_use *next;
+	char id[STORE_ID_MAX];
+};
+
+/* Commits that are being deleted or pruned; on the caller's stack. */
+struct commits_going {
+	struct commits_going *next;
+	const struct store_hash *ids; /* sorted */
+	size_t n;
+};
+
 struct commits {
 	struct tree *tree; /* borrowed */
 	struct commits_config config;
 	pthread_mutex_t store_lock; /* the opening of the store, and nothing else */
 	struct store *store;	    /* owned; NULL: not opened yet */
-	/* Commits hold it for reading, gc for writing: see commits_gc(). */
-	pthread_rwlock_t gc_lock;
+	/* A commit holds it for reading from its writing on until its VM's row names it; prune
+	 * waits for those by holding it for writing, for a moment. */
+	pthread_rwlock_t noted_lock;
+	struct commit_use *uses;     /* with the tree's lock */
+	struct commits_going *going; /* likewise */
 	pthread_mutex_t materialized_lock; /* materialize.c's */
 	pthread_cond_t materialized_changed;
 	struct materialized *materialized_images; /* owned */
@@ -35,7 +51,8 @@ int commits_store(struct commits *c, struct store **ret, struct err *e);
 /*
  * commits.c
  */
-/* What a commit is, with the tags on it and the VMs that run on it. With the tree's lock. */
+/* What a commit is, with the tags on it and the VMs that run on it. With the tree's lock.
+ * commits_list.c. */
 void commit_json(struct commits *c, const struct store_manifest *m, const char *key,
 	struct json_out *out);
 /* What a commit's configuration says of its VM: all of the row that `start` and the next
@@ -43,6 +60,47 @@ void commit_json(struct commits *c, const struct store_manifest *m, const char *
 int commit_config_read(const struct store_manifest *m, struct vm_row *ret, struct err *e);
 /* The other way: JSON, owned by the caller. */
 int commit_config_write(const struct vm_row *row, char **ret, struct err *e);
+
+/*
+ * commits_use.c: which commits may not go, and which are going.
+ */
+/* A VM and a commit that it needs: runs on, was last committed as, or has its disk on. */
+struct vm_use {
+	char commit[STORE_ID_MAX];
+	char vm[VM_ID_LEN + 1];
+	unsigned order; /* of the VM in the table */
+};
+struct vm_uses {
+	struct vm_use *v; /* owned; by commit, then by order */
+	size_t n;
+};
+void vm_uses_done(struct vm_uses *u);
+#define cleanup_vm_uses __attribute__((cleanup(vm_uses_done)))
+/* A copy of what the table says, so that what is asked of it needs no lock. all: also VMs
+ * that do not live. The second is with the tree's lock. */
+int vm_uses_read(struct tree *t, bool all, struct vm_uses *ret, struct err *e);
+int vm_uses_read_locked(struct tree *t, bool all, struct vm_uses *ret, struct err *e);
+/* The first VM on the commit, and how many; NULL: none. */
+const struct vm_use *vm_uses_find(
+	const struct vm_uses *u, const char *commit, size_t *ret_n);
+
+/* Until commit_use_end() no rule prunes the commit. -ENOENT: it is going already. */
+int commit_use_begin(
+	struct commits *c, struct commit_use *u, const char *id, struct err *e);
+void commit_use_end(struct commits *c, struct commit_use *u);
+/* With the tree's lock. */
+bool commit_is_going(const struct commits *c, const char *id);
+bool commit_is_used(const struct commits *c, const char *id);
+
+/*
+ * commits_prune.c
+ */
+/* Labels of pando's own. */
+#define LABEL_OWN "pando."
+#define LABEL_EXPIRES LABEL_OWN "expires_ms" /* since the epoch */
+#define LABEL_LINE LABEL_OWN "line"	     /* the VM whose --keep-last it is of */
+/* Of a commit's labels; false: there is none of that name, or it is longer. */
+bool label_get(const char *labels, const char *name, char *dst, size_t cap);
 
 /*
  * materialize.c: <home>/flat/<commit>/{memory,disk,state}, what a commit is as files that can be

@@ -5,11 +5,20 @@ pandocommit_SRCS += \
 	host/commit/commit_read.c \
 	host/commit/commit_track.c \
 	host/commit/commits.c \
+	host/commit/commits_delete.c \
+	host/commit/commits_list.c \
 	host/commit/commits_open.c \
+	host/commit/commits_prune.c \
+	host/commit/commits_use.c \
 	host/commit/diff_files.c \
 	host/commit/materialize.c \
 	host/commit/pool.c \
 	host/commit/run_commit.c
+
+UNIT_TESTS += test_commits
+test_commits_SRCS := tests/unit/test_commits.c
+test_commits_LIBS := pandocommit pandovm agentclient vmmdisk store systemdjobs kvmprobe wire common
+test_commits_PKGS := cmocka sqlite3 libsodium libzstd libsystemd
 
 UNIT_TESTS += test_commit
 test_commit_SRCS := tests/unit/test_commit.c
@@ -19,7 +28,7 @@ test_commit_PKGS := cmocka sqlite3 libsodium libzstd libsystemd
 UNIT_TESTS += test_diff_files
 test_diff_files_SRCS := tests/unit/test_diff_files.c
 test_diff_files_LIBS := pandocommit pandovm vmmdisk store wire common
-test_diff_files_PKGS := cmocka libsodium libzstd
+test_diff_files_PKGS := cmocka libsodium libzstd sqlite3
 $(B)/tests/test_diff_files: | $(B)/libexec/pando/pando-fsdiff
 
 # What a VMM says of its CPUs. The corpus is that of the whole state.

@@ -27,6 +27,7 @@ struct spawn {
 	const struct branch_request *q;
 	const struct progress *p;
 	char id[STORE_ID_MAX];
+	struct commit_use use;
 	struct vm_row row; /* what all rows begin as */
 	struct materialized_image materialized;
 	struct vm **vms;      /* references, claimed; q->count of them */
@@ -76,6 +77,8 @@ enter(struct spawn *s, struct store *store, struct err *e)
 	if (t->stopping)
 		return err_set(e, -ECANCELED, "pandod is stopping");
 	/* Once the rows are there it cannot be deleted any more. */
+	if (commit_is_going(s->commits, s->id))
+		return err_set(e, -ENOENT, "commit %.12s is being deleted", s->id);
 	r = store_resolve(store, s->id, id, e);
 	if (r == 0)
 		r = host_has_room(t, s->id, s->row.mem_mib, s->q->count, e);
@@ -265,8 +268,10 @@ prepare(struct spawn *s, struct store *store, const char *name, struct err *e)
 	r = store_load(store, name, &m, e);
 	if (r == 0) {
 		memcpy(s->id, m->id, sizeof(s->id));
-		r = commit_config_read(m, &s->row, e);
+		r = commit_use_begin(s->commits, &s->use, s->id, e);
 	}
+	if (r == 0)
+		r = commit_config_read(m, &s->row, e);
 	if (r == 0)
 		r = host_can_hold(s->row.vcpus, s->row.mem_mib, e);
 	if (r == 0)
@@ -305,6 +310,7 @@ spawn(struct spawn *s, const char *name, struct json_out *out, struct err *e)
 		pthread_mutex_unlock(&t->lock);
 	}
 	store_release(store);
+	commit_use_end(s->commits, &s->use); /* its VMs' rows are there, or none comes */
 	if (r < 0)
 		return r;
 	fault_point("spawn.entered");

@@ -1,11 +1,15 @@
-# The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd only in store_zip.c.
+# The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd
+# only in store_zip.c, SQLite only in store_catalog.c.
 LIBRARIES += store
-store_PKGS := libsodium libzstd
+store_PKGS := libsodium libzstd sqlite3
 store_SRCS := \
 	host/store/store_base.c \
 	host/store/store.c \
+	host/store/store_catalog.c \
 	host/store/store_list.c \
+	host/store/store_page.c \
 	host/store/store_tag.c \
+	host/store/store_tag_file.c \
 	host/store/store_manifest.c \
 	host/store/store_hash.c \
 	host/store/store_zip.c \
@@ -24,10 +28,10 @@ store_SRCS := \
 	host/store/store_repair.c \
 	host/store/store_verify.c
 
-UNIT_TESTS += test_store test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc
-$(foreach t,test_store test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc,\
+UNIT_TESTS += test_store test_store_catalog test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc
+$(foreach t,test_store test_store_catalog test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc,\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
-	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd))
+	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd sqlite3))
 
 FUZZERS += fuzz_store_pack fuzz_store_manifest fuzz_store_repair
 fuzz_store_pack_SRCS := \
@@ -37,9 +41,10 @@ fuzz_store_pack_SRCS := \
 	common/utf8.c \
 	common/io.c \
 	common/json.c \
-	common/fault.c
+	common/fault.c \
+	common/log.c
 fuzz_store_pack_CORPUS := tests/fuzz/corpus/store_pack
-fuzz_store_pack_PKGS := libsodium libzstd
+fuzz_store_pack_PKGS := libsodium libzstd sqlite3
 fuzz_store_manifest_SRCS := \
 	tests/fuzz/fuzz_store_manifest.c \
 	$(store_SRCS) \
@@ -47,9 +52,10 @@ fuzz_store_manifest_SRCS := \
 	common/utf8.c \
 	common/io.c \
 	common/json.c \
-	common/fault.c
+	common/fault.c \
+	common/log.c
 fuzz_store_manifest_CORPUS := tests/fuzz/corpus/store_manifest
-fuzz_store_manifest_PKGS := libsodium libzstd
+fuzz_store_manifest_PKGS := libsodium libzstd sqlite3
 fuzz_store_repair_SRCS := \
 	tests/fuzz/fuzz_store_repair.c \
 	$(store_SRCS) \
@@ -57,6 +63,7 @@ fuzz_store_repair_SRCS := \
 	common/utf8.c \
 	common/io.c \
 	common/json.c \
-	common/fault.c
+	common/fault.c \
+	common/log.c
 fuzz_store_repair_CORPUS := tests/fuzz/corpus/store_repair
-fuzz_store_repair_PKGS := libsodium libzstd
+fuzz_store_repair_PKGS := libsodium libzstd sqlite3

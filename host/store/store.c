@@ -12,8 +12,10 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "common/io.h"
-#include "host/store/store_priv.h"
+#include "common/log.h"
+#include "host/store/store_catalog.h"
 
 #define NAMES_SHOWN 8u	   /* in a sentence */
 #define STORES_HELD_MAX 8u /* at once, by a thread */
@@ -73,12 +75,11 @@ open_folder(int root, const char *name, int *ret, const char *path, struct err *
 static int
 open_all(struct store *s, struct err *e)
 {
-	cleanup_close int root = -1;
-	int r = io_mkdir_p(s->path, 0700, e);
+	int r = io_mkdir_p(s->path, 0700, e), root;
 
 	if (r < 0)
 		return r;
-	root = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	root = s->root_fd = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (root < 0)
 		return err_sys(e, -errno, "store %.200s", s->path);
 	s->lock_fd =
@@ -103,7 +104,7 @@ open_all(struct store *s, struct err *e)
 		(r = store_remove_temp_files(s->tags_fd)) < 0 ||
 		(r = store_remove_temp_files(root)) < 0)
 		return err_sys(e, r, "store %.200s", s->path);
-	return 0;
+	return catalog_open(s, e);
 }
 
 int
@@ -116,7 +117,7 @@ store_open(const char *path, struct store **ret, struct err *e)
 
 	if (!s)
 		return err_sys(e, -ENOMEM, "store %.200s", path);
-	s->packs_fd = s->commits_fd = s->tags_fd = s->lock_fd = -1;
+	s->packs_fd = s->commits_fd = s->tags_fd = s->lock_fd = s->root_fd = -1;
 	pthread_mutex_init(&s->names, NULL);
 	pthread_mutex_init(&s->pool_lock, NULL);
 	pthread_mutex_init(&s->hold_lock, NULL);
@@ -130,6 +131,7 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_mutex_init(&s->set_lock, NULL);
 	pthread_mutex_init(&s->change_lock, NULL);
 	pthread_mutex_init(&s->care_lock, NULL);
+	s->packs_changed = tiers_poke;
 	pthread_mutex_init(&s->tiers_lock, NULL);
 	pthread_cond_init(&s->tiers_changed, NULL);
 	s->path = strdup(path);
@@ -153,10 +155,12 @@ store_close(struct store *s)
 		return;
 	tiers_stop(s);
 	pool_free(s->pool);
+	catalog_close(s);
 	packs_done(s);
 	cleanup_close_fn(&s->packs_fd);
 	cleanup_close_fn(&s->commits_fd);
 	cleanup_close_fn(&s->tags_fd);
+	cleanup_close_fn(&s->root_fd);
 	cleanup_close_fn(&s->lock_fd); /* last: it is the lock */
 	pthread_mutex_destroy(&s->names);
 	pthread_mutex_destroy(&s->pool_lock);
@@ -268,91 +272,81 @@ store_release(struct store *s)
 	hold_end(s, h->generation);
 }
 
+static int
+refuse_pruned(const char *id, struct err *e)
+{
+	return err_set(e, -ENOENT,
+		"commit %.12s was pruned: its place in the history is kept, its contents are not",
+		id);
+}
+
 int
 store_load_id(struct store *s, const char *id, struct store_manifest **ret, struct err *e)
 {
-	char file[MANIFEST_NAME_MAX], hex[STORE_ID_MAX];
-	cleanup_free char *text = NULL;
-	struct store_hash hash;
-	size_t len;
-	int r;
+	struct err why = {0};
+	int r = store_read_manifest(s, id, false, ret, &why);
 
-	store_manifest_name(id, file);
-	r = store_read_at(s->commits_fd, file, STORE_MANIFEST_MAX, &text, &len);
-	if (r == -ENOENT)
-		return err_set(e, r, "there is no commit %.64s", id);
-	if (r == -EFBIG || r == -EBADMSG)
-		return err_set(
-			e, -EBADMSG, "commit %.12s is damaged: its manifest is none", id);
-	if (r < 0)
-		return err_sys(e, r, "commit %.12s", id);
-	hash_of(HASH_PLAIN, text, len, &hash);
-	hash_to_hex(&hash, hex);
-	if (strcmp(hex, id) != 0)
-		return err_set(e, -EBADMSG,
-			"commit %.12s is damaged: its manifest was edited or cut", id);
-	r = manifest_parse(text, len, ret, e);
-	if (r < 0)
-		return err_wrap(e, r, "commit %.12s", id);
-	memcpy((*ret)->id, hex, sizeof(hex));
-	return 0;
+	if (r == -EBADMSG)
+		catalog_note_damage(s, id, why.msg);
+	if (r == -ENOENT && store_is_pruned(s, id))
+		return refuse_pruned(id, e);
+	return r < 0 ? err_set(e, r, "%s", why.msg) : 0;
 }
 
 /* ---- names ---- */
 
-struct candidates {
-	char prefix[STORE_ID_MAX];
-	size_t n;
-	char ids[NAMES_SHOWN][STORE_ID_MAX];
-};
+static int
+refuse_ambiguous(const char *name, char (*ids)[STORE_ID_MAX], size_t n, struct err *e)
+{
+	char shown[NAMES_SHOWN * (STORE_ID_MAX + 1)] = "";
+	size_t digits = strlen(name);
+
+	/* As many digits as tell them apart, mostly. */
+	for (size_t i = 0; i < n && i < NAMES_SHOWN; i++)
+		snprintf(shown + strlen(shown), sizeof(shown) - strlen(shown), "%s%.*s",
+			i ? ", " : "", (int)(digits < 12 ? 16 : digits + 4), ids[i]);
+	return err_set(e, -EEXIST, "\"%s\" may be any of %zu commits: %.360s%s", name, n,
+		shown, n > NAMES_SHOWN ? ", …" : "");
+}
 
 static int
-add_candidate(void *ctx, const char *name, struct err *e)
+resolve_prefix(struct store *s, const char *name, bool any,
+	char ret_id[static STORE_ID_MAX], struct err *e)
 {
-	struct candidates *c = ctx;
-	struct store_hash ignored;
+	char ids[NAMES_SHOWN][STORE_ID_MAX], prefix[STORE_ID_MAX];
+	size_t digits = strlen(name), n = 0;
+	bool pruned = false;
+	int r = 0;
 
-	(void)e;
-	if (strncmp(name, c->prefix, strlen(c->prefix)) == 0 &&
-		hash_from_hex(name, &ignored)) {
-		if (c->n < NAMES_SHOWN)
-			memcpy(c->ids[c->n], name, STORE_ID_MAX);
-		c->n++;
+	for (size_t i = 0; i < digits; i++)
+		prefix[i] = (char)(name[i] | 0x20); /* A-F or not: digits have that bit */
+	prefix[digits] = '\0';
+	/* A whole id: its file's name says as much. */
+	if (digits == STORE_HEX && store_has_commit(s, prefix)) {
+		memcpy(ret_id, prefix, STORE_ID_MAX);
+		return 0;
 	}
+	catalog_look(s);
+	if (digits < STORE_HEX)
+		r = catalog_prefix(s, prefix, false, NAMES_SHOWN, ids, &n, e);
+	if (r == 0 && n == 0) {
+		pruned = true;
+		r = catalog_prefix(s, prefix, true, NAMES_SHOWN, ids, &n, e);
+	}
+	if (r < 0)
+		return r;
+	if (n == 0)
+		return err_set(e, -ENOENT, "there is no commit or tag \"%s\"", name);
+	if (n > 1)
+		return refuse_ambiguous(name, ids, n, e);
+	if (pruned && !any)
+		return refuse_pruned(ids[0], e);
+	memcpy(ret_id, ids[0], STORE_ID_MAX);
 	return 0;
 }
 
 static int
-resolve_prefix(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
-	struct err *e)
-{
-	struct candidates c = {.n = 0};
-	char shown[NAMES_SHOWN * (STORE_ID_MAX + 1)] = "";
-	size_t digits = strlen(name);
-	int r;
-
-	for (size_t i = 0; i < digits; i++)
-		c.prefix[i] =
-			(char)(name[i] | 0x20); /* A-F or not: digits have that bit */
-	r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, add_candidate, &c, e);
-	if (r < 0)
-		return r;
-	if (c.n == 0)
-		return err_set(e, -ENOENT, "there is no commit or tag \"%s\"", name);
-	if (c.n == 1) {
-		memcpy(ret_id, c.ids[0], STORE_ID_MAX);
-		return 0;
-	}
-	/* As many digits as tell them apart, mostly. */
-	for (size_t i = 0; i < c.n && i < NAMES_SHOWN; i++)
-		snprintf(shown + strlen(shown), sizeof(shown) - strlen(shown), "%s%.*s",
-			i ? ", " : "", (int)(digits < 12 ? 16 : digits + 4), c.ids[i]);
-	return err_set(e, -EEXIST, "\"%s\" may be any of %zu commits: %.360s%s", name,
-		c.n, shown, c.n > NAMES_SHOWN ? ", …" : "");
-}
-
-int
-store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
+resolve(struct store *s, const char *name, bool any, char ret_id[static STORE_ID_MAX],
 	struct err *e)
 {
 	char id[STORE_ID_MAX];
@@ -379,7 +373,21 @@ store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX
 		return err_set(e, len ? -ENOENT : -EINVAL,
 			"there is no tag \"%s\" (of a commit's id at least %u digits are needed)",
 			name, STORE_PREFIX_MIN);
-	return resolve_prefix(s, name, ret_id, e);
+	return resolve_prefix(s, name, any, ret_id, e);
+}
+
+int
+store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
+	struct err *e)
+{
+	return resolve(s, name, false, ret_id, e);
+}
+
+int
+store_resolve_any(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
+	struct err *e)
+{
+	return resolve(s, name, true, ret_id, e);
 }
 
 int
@@ -389,4 +397,40 @@ store_load(struct store *s, const char *name, struct store_manifest **ret, struc
 	int r = store_resolve(s, name, id, e);
 
 	return r < 0 ? r : store_load_id(s, id, ret, e);
+}
+
+/* ---- manifests that come ---- */
+
+int
+store_put_manifest(struct store *s, const struct store_fields *f, const char *id,
+	const char *text, size_t len, struct err *e)
+{
+	char name[MANIFEST_NAME_MAX], pruned[PRUNED_NAME_MAX];
+	struct err why = {0};
+	int r;
+
+	store_manifest_name(id, name);
+	catalog_names_lock(s);
+	if (f->parent && !store_has_commit(s, f->parent) && !store_is_pruned(s, f->parent)) {
+		r = err_set(e, -ENOENT,
+			"the commit's parent %.12s is not in the store (any more)",
+			f->parent);
+	} else {
+		r = store_write_at(s->commits_fd, name, "store.manifest", text, len);
+		if (r < 0)
+			err_sys(e, r, "writing the commit to %.200s", s->path);
+	}
+	if (r == 0) {
+		/* The same commit, pruned before and made once more. */
+		if (store_is_pruned(s, id)) {
+			store_pruned_name(id, pruned);
+			unlinkat(s->commits_fd, pruned, 0);
+		}
+		/* It is made, whatever becomes of its row: the next call compares. */
+		if (catalog_renew(s, id, &why) < 0)
+			log_warn("commit %.12s is not listed yet: %s", id, why.msg);
+		fault_point("store.commit-listed");
+	}
+	catalog_names_unlock(s);
+	return r;
 }

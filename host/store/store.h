@@ -15,7 +15,9 @@
  *   packs/<hash>.pack      chunks (host/store/store_pack.h): what one commit added is one
  *                          pack, and small ones are merged in the background
  *   commits/<id>.json      manifests
+ *   commits/<id>.pruned    manifests of commits whose contents are no longer held
  *   tags/<name>            "<id>\n"
+ *   catalog.db             derived from commits/ and tags/ (host/store/store_catalog.h)
  *
  * Crashes and full disks: a commit is there with its manifest's rename, after everything
  * it needs was synced; whatever was unfinished is removed by the next store_open(). Files of unknown origin: nothing read is believed before it was checked;
@@ -139,9 +141,12 @@ void store_manifest_free(struct store_manifest *m); /* NULL is fine */
 
 /* Which commit is meant: an id, a tag, or a prefix of an id (STORE_PREFIX_MIN digits or
  * more; a tag of that name goes first). -EEXIST: several, the sentence has the
- * candidates. */
+ * candidates. A pruned commit is -ENOENT with a sentence that says so. */
 int store_resolve(struct store *s, const char *name, char ret_id[static STORE_ID_MAX],
 	struct err *e);
+/* Likewise, and a pruned one is found where no other is meant. */
+int store_resolve_any(struct store *s, const char *name,
+	char ret_id[static STORE_ID_MAX], struct err *e);
 /* name as in store_resolve(). The manifest's hash is checked. */
 int store_load(
 	struct store *s, const char *name, struct store_manifest **ret, struct err *e);
@@ -153,11 +158,55 @@ struct store_list {
 	struct err first_damage;
 };
 
+/* All manifests are read: for who must have the truth of all of them. */
 int store_list(struct store *s, struct store_list *ret, struct err *e);
 /* Those whose parent is the commit of this id. */
 int store_children(
 	struct store *s, const char *id, struct store_list *ret, struct err *e);
 void store_list_done(struct store_list *l);
+
+/*
+ * Lists by page. What the catalogue says of a commit is compared with its manifest's file
+ * (by one stat) before it is given.
+ */
+#define STORE_PAGE_MAX 1000u   /* entries of a page */
+#define STORE_CURSOR_MAX 128
+#define STORE_MESSAGE_MAX 4095u /* bytes of a message in a list */
+
+struct store_entry {
+	/* Owned. Of its trees the lengths only; a message that is longer than
+	   STORE_MESSAGE_MAX is cut. NULL in no entry that is given. */
+	struct store_manifest *m;
+	bool pruned;
+	uint64_t seq; /* rises with each commit that comes to be in this store */
+	char (*tags)[STORE_TAG_MAX]; /* owned */
+	size_t n_tags;
+};
+
+struct store_page {
+	struct store_entry *v; /* owned */
+	size_t n;
+	char next[STORE_CURSOR_MAX]; /* what the next page comes after; "" no more */
+	uint64_t damaged; /* manifests of the store that are known to be damaged, and one: */
+	struct err first_damage;
+};
+
+/* after: "" or NULL for the first page, else the `next` of the one before. limit: 1 to
+ * STORE_PAGE_MAX. -EINVAL: a cursor that is none. */
+int store_page_newest(struct store *s, const char *after, size_t limit,
+	struct store_page *ret, struct err *e);
+int store_page_children(struct store *s, const char *id, const char *after, size_t limit,
+	struct store_page *ret, struct err *e);
+/* The commit (a full id) and its ancestors; pruned ones are among them. -ENOENT: one is
+ * not there, -EBADMSG: one is damaged. */
+int store_page_history(struct store *s, const char *id, const char *after, size_t limit,
+	struct store_page *ret, struct err *e);
+/* All, pruned ones too, in the order of seq. */
+int store_page_all(struct store *s, const char *after, size_t limit,
+	struct store_page *ret, struct err *e);
+void store_page_done(struct store_page *p);
+/* The greatest seq until now. */
+uint64_t store_seq(struct store *s);
 
 struct store_ids {
 	char (*ids)[STORE_ID_MAX]; /* owned */
@@ -173,9 +222,25 @@ enum store_delete_flags {
 
 /* Deletes a commit (a full id) and the tags on it; descendants first, so that a crash
  * leaves a smaller tree. ret (may be NULL): which, in that order, also when dry. Chunks
- * stay until store_gc(). */
+ * stay until store_gc(). A commit that is made meanwhile below one of them stays, and
+ * what is above it remains as pruned. */
 int store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *ret,
 	struct err *e);
+
+/* Those that a dry run told of, and no others: children before their parents. */
+int store_delete_these(
+	struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct err *e);
+
+/*
+ * Commits (full ids) whose contents are no longer wanted: STORE_PRUNE_MAX at most. One
+ * that others descend from becomes <id>.pruned, a manifest whose contents are not held; one
+ * that nothing descends from goes, and with it those above it that were pruned for the
+ * sake of nothing else. Those that are tagged, pruned already or not there are left out.
+ * On disk when it returns. ret (may be NULL): which were pruned.
+ */
+#define STORE_PRUNE_MAX 256u
+int store_prune(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n,
+	struct store_ids *ret, struct err *e);
 
 /* 1 to 64 characters of A-Z a-z 0-9 . _ - that do not begin with a dot and are not an id.
  */
@@ -194,6 +259,12 @@ int store_tag_get(struct store *s, const char *tag, char ret_id[static STORE_ID_
 int store_tag_delete(struct store *s, const char *tag, struct err *e); /* -ENOENT */
 /* All tags by name; *ret is malloc'd and the caller's. Damaged ones have an empty id. */
 int store_tags(struct store *s, struct store_tag **ret, size_t *ret_n, struct err *e);
+/* Those whose name comes after `after` (NULL or "": from the first), limit at most. */
+int store_tags_page(struct store *s, const char *after, size_t limit,
+	struct store_tag **ret, size_t *ret_n, struct err *e);
+/* Those on a commit. */
+int store_tags_of(struct store *s, const char *id, struct store_tag **ret, size_t *ret_n,
+	struct err *e);
 
 /* ---- contents ---- */
 
@@ -310,7 +381,7 @@ bool store_gc_is_due(struct store *s);
 int store_settle(struct store *s, const bool *cancel, struct err *e);
 
 struct store_used {
-	uint64_t bytes; /* of all files */
+	uint64_t bytes; /* of packs, manifests and tags */
 	uint64_t commits, packs, tags;
 };
 

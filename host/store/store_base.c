@@ -163,6 +163,23 @@ store_manifest_name(const char *id, char ret[static MANIFEST_NAME_MAX])
 	snprintf(ret, MANIFEST_NAME_MAX, "%.64s" MANIFEST_SUFFIX, id);
 }
 
+void
+store_pruned_name(const char *id, char ret[static PRUNED_NAME_MAX])
+{
+	snprintf(ret, PRUNED_NAME_MAX, "%.64s" PRUNED_SUFFIX, id);
+}
+
+bool
+store_is_pruned(struct store *s, const char *id)
+{
+	char file[PRUNED_NAME_MAX];
+	struct store_hash ignored;
+
+	store_pruned_name(id, file);
+	return hash_from_hex(id, &ignored) &&
+	       faccessat(s->commits_fd, file, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
 bool
 store_has_commit(struct store *s, const char *id)
 {

@@ -442,6 +442,9 @@ sweep(struct gc *g, struct store_freed *freed, struct err *e)
 	size_t n_bad;
 	int r = 0;
 
+	/* A commit that was pruned must not be one again after a power cut: its chunks go. */
+	if (fsync(g->s->commits_fd) < 0)
+		return err_sys(e, -errno, "syncing the folder of commits");
 	for (size_t i = 0; r == 0 && i < g->set->n; i++) {
 		if (g->marks[i].n)
 			continue;

@@ -9,7 +9,7 @@
 
 #include "common/cleanup.h"
 #include "common/fault.h"
-#include "host/store/store_priv.h"
+#include "host/store/store_catalog.h"
 
 #define NAMES_SHOWN 8u /* in a sentence */
 
@@ -30,7 +30,6 @@ cleanup_ids_fn(struct store_ids *l)
 struct listing {
 	struct store *s;
 	struct store_list *list;
-	const char *parent; /* NULL: any */
 };
 
 static int
@@ -54,10 +53,6 @@ list_one(void *ctx, const char *name, struct err *e)
 	}
 	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
-	if (l->parent && (!m->f.parent || strcmp(m->f.parent, l->parent) != 0)) {
-		store_manifest_free(m);
-		return 0;
-	}
 	bigger = reallocarray(l->list->items, l->list->n + 1, sizeof(*bigger));
 	if (!bigger) {
 		store_manifest_free(m);
@@ -79,11 +74,11 @@ newest_first(const void *pa, const void *pb)
 	return strcmp(a->id, b->id);
 }
 
-static int
-list(struct store *s, const char *parent, struct store_list *ret, struct err *e)
+int
+store_list(struct store *s, struct store_list *ret, struct err *e)
 {
 	cleanup_list struct store_list l = {0};
-	struct listing ctx = {s, &l, parent};
+	struct listing ctx = {s, &l};
 	int r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, list_one, &ctx, e);
 
 	if (r < 0)
@@ -96,15 +91,27 @@ list(struct store *s, const char *parent, struct store_list *ret, struct err *e)
 }
 
 int
-store_list(struct store *s, struct store_list *ret, struct err *e)
-{
-	return list(s, NULL, ret, e);
-}
-
-int
 store_children(struct store *s, const char *id, struct store_list *ret, struct err *e)
 {
-	return list(s, id, ret, e);
+	cleanup_list struct store_list l = {0};
+	struct listing ctx = {s, &l};
+	char after[STORE_CURSOR_MAX] = "";
+	int r = 0;
+
+	do {
+		struct store_page p = {0};
+
+		r = store_page_children(s, id, after, STORE_PAGE_MAX, &p, e);
+		for (size_t i = 0; r == 0 && i < p.n; i++)
+			r = list_one(&ctx, p.v[i].m->id, e);
+		memcpy(after, p.next, sizeof(after));
+		store_page_done(&p);
+	} while (r == 0 && after[0]);
+	if (r < 0)
+		return r;
+	*ret = l;
+	l = (struct store_list){0};
+	return 0;
 }
 
 void
@@ -135,147 +142,312 @@ add_id(struct store_ids *l, const char *id, struct err *e)
 	return 0;
 }
 
+/* Adds the children of a commit, pruned and damaged ones too. */
+static int
+add_children(struct store *s, const char *id, struct store_ids *ret, struct err *e)
+{
+	size_t room = 64, n = 0;
+
+	for (;;) {
+		char (*ids)[STORE_ID_MAX] = calloc(room, sizeof(*ids));
+		int r;
+
+		if (!ids)
+			return err_sys(e, -ENOMEM, "commits");
+		r = catalog_children(s, id, room, ids, &n, e);
+		for (size_t i = 0; r == 0 && n < room && i < n; i++)
+			r = add_id(ret, ids[i], e);
+		free(ids);
+		if (r < 0 || n < room)
+			return r;
+		room *= 4;
+	}
+}
+
 /* The commit and all below it: each before its children. */
 static int
-descendants(const struct store_list *all, const char *id, struct store_ids *ret,
-	struct err *e)
+descendants(struct store *s, const char *id, struct store_ids *ret, struct err *e)
 {
 	int r = add_id(ret, id, e);
 
 	/* Ids are hashes of what has the parent's in it, so there are no rings. */
-	for (size_t next = 0; r == 0 && next < ret->n; next++)
-		for (size_t i = 0; r == 0 && i < all->n; i++)
-			if (all->items[i]->f.parent &&
-				strcmp(all->items[i]->f.parent, ret->ids[next]) == 0)
-				r = add_id(ret, all->items[i]->id, e);
+	for (size_t next = 0; r == 0 && next < ret->n; next++) {
+		char of[STORE_ID_MAX];
+
+		memcpy(of, ret->ids[next], sizeof(of));
+		r = add_children(s, of, ret, e);
+	}
 	return r;
 }
 
 static int
-refuse(const struct store_list *all, const char *id, struct err *e)
+refuse(const char *id, char (*children)[STORE_ID_MAX], size_t n, struct err *e)
 {
 	char shown[NAMES_SHOWN * 16] = "";
-	size_t n = 0;
 
-	for (size_t i = 0; i < all->n; i++) {
-		if (!all->items[i]->f.parent || strcmp(all->items[i]->f.parent, id) != 0)
-			continue;
-		if (n++ < NAMES_SHOWN)
-			snprintf(shown + strlen(shown), sizeof(shown) - strlen(shown),
-				"%s%.12s", n > 1 ? ", " : "", all->items[i]->id);
-	}
+	for (size_t i = 0; i < n && i < NAMES_SHOWN; i++)
+		snprintf(shown + strlen(shown), sizeof(shown) - strlen(shown), "%s%.12s",
+			i ? ", " : "", children[i]);
 	return err_set(e, -ENOTEMPTY,
 		"commit %.12s is the parent of %s%s: delete those first, or all of them at once",
 		id, shown, n > NAMES_SHOWN ? ", …" : "");
 }
 
 static int
-remove_commit(struct store *s, const char *id, const struct store_tag *tags,
-	size_t n_tags, struct err *e)
-{
-	char file[MANIFEST_NAME_MAX];
-	bool had_tags = false;
-
-	for (size_t i = 0; i < n_tags; i++) {
-		if (strcmp(tags[i].id, id) != 0)
-			continue;
-		if (unlinkat(s->tags_fd, tags[i].name, 0) < 0 && errno != ENOENT)
-			return err_sys(e, -errno, "deleting tag %s", tags[i].name);
-		had_tags = true;
-	}
-	if (had_tags && fsync(s->tags_fd) < 0)
-		return err_sys(e, -errno, "deleting the tags of commit %.12s", id);
-	fault_point("store.delete-tags");
-	store_manifest_name(id, file);
-	if (unlinkat(s->commits_fd, file, 0) < 0)
-		return err_sys(e, -errno, "deleting commit %.12s", id);
-	fault_point("store.delete-commit");
-	return 0;
-}
-
-static int
-delete_all(struct store *s, const struct store_ids *ids, struct err *e)
+remove_tags(struct store *s, const char *id, struct err *e)
 {
 	cleanup_free struct store_tag *tags = NULL;
-	size_t n_tags;
-	int r = store_tags(s, &tags, &n_tags, e);
+	size_t n = 0;
+	int r = store_tags_of(s, id, &tags, &n, e);
 
-	for (size_t i = ids->n; r == 0 && i > 0; i--) {
-		r = remove_commit(s, ids->ids[i - 1], tags, n_tags, e);
-		/* A child must not be there again after its parent has gone. */
-		if (r == 0 && fsync(s->commits_fd) < 0)
-			r = err_sys(e, -errno, "deleting commits");
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		if (unlinkat(s->tags_fd, tags[i].name, 0) < 0 && errno != ENOENT)
+			r = err_sys(e, -errno, "deleting tag %s", tags[i].name);
+		else
+			catalog_tag(s, tags[i].name, NULL);
 	}
+	if (r == 0 && n && fsync(s->tags_fd) < 0)
+		r = err_sys(e, -errno, "deleting the tags of commit %.12s", id);
 	return r;
 }
 
 /* A gc that runs must not take from readers what they have begun to read. */
 static int
-keep_for_gc(struct store *s, const struct store_ids *ids)
+keep_for_gc(struct store *s, const char *id)
 {
-	int r = 0;
+	struct store_manifest *m;
+	int r;
 
-	for (size_t i = 0; r == 0 && gc_is_running(s) && i < ids->n; i++) {
-		struct store_manifest *m;
-
-		if (store_load_id(s, ids->ids[i], &m, NULL))
-			continue; /* nor can anybody else read it */
-		r = gc_keep_deleted(s, &m->f);
-		store_manifest_free(m);
-	}
+	if (!gc_is_running(s) || store_load_id(s, id, &m, NULL) < 0)
+		return 0; /* nor can anybody else read it */
+	r = gc_keep_deleted(s, &m->f);
+	store_manifest_free(m);
 	return r;
 }
 
 static int
-delete_locked(struct store *s, const char *id, unsigned flags, struct store_ids *ret,
-	struct err *e)
+rename_pruned(struct store *s, const char *id, struct err *e)
 {
-	cleanup_list struct store_list all = {0};
-	cleanup_ids struct store_ids ids = {0};
-	int r;
+	char held[MANIFEST_NAME_MAX], pruned[PRUNED_NAME_MAX];
 
-	if (!store_has_commit(s, id))
-		return err_set(e, -ENOENT, "there is no commit %.64s", id);
-	r = store_list(s, &all, e);
-	if (r == 0)
-		r = descendants(&all, id, &ids, e);
-	if (r < 0)
-		return r;
-	if (ids.n > 1 && !(flags & STORE_DELETE_RECURSIVE))
-		return refuse(&all, id, e);
-	if (!(flags & STORE_DELETE_DRY_RUN)) {
-		r = keep_for_gc(s, &ids);
-		if (r < 0)
-			return err_sys(e, r, "deleting commits");
-		r = delete_all(s, &ids, e);
+	store_manifest_name(id, held);
+	store_pruned_name(id, pruned);
+	return renameat(s->commits_fd, held, s->commits_fd, pruned) < 0
+		       ? err_sys(e, -errno, "pruning commit %.12s", id)
+		       : 0;
+}
+
+/*
+ * A pruned commit that nothing descends from goes, and then those above it. Each holds the
+ * lock for a while, not for all of a long line; what a kill leaves goes at the next
+ * opening, so that their order is nothing that has to be on disk.
+ */
+static int
+sweep_up(struct store *s, const char *id, struct err *e)
+{
+	char at[1][STORE_ID_MAX], parent[STORE_ID_MAX], child[1][STORE_ID_MAX];
+	char file[PRUNED_NAME_MAX];
+	enum row_state state;
+	bool more = true;
+	size_t n;
+
+	snprintf(at[0], sizeof(at[0]), "%s", id);
+	while (more) {
+		int r = 0;
+
+		catalog_names_lock(s);
+		for (unsigned i = 0; more && r == 0 && i < STORE_PRUNE_MAX; i++) {
+			r = catalog_parent(s, at[0], parent, &state, NULL);
+			if (r == -ENOENT || (r == 0 && state != ROW_PRUNED)) {
+				more = false;
+				r = 0;
+				break;
+			}
+			if (r == 0)
+				r = catalog_children(s, at[0], 1, child, &n, e);
+			if (r < 0 || n) {
+				more = false;
+				break;
+			}
+			store_pruned_name(at[0], file);
+			if (unlinkat(s->commits_fd, file, 0) < 0 && errno != ENOENT)
+				r = err_sys(e, -errno, "pruning commit %.12s", at[0]);
+			if (r == 0)
+				r = catalog_remove(
+					s, (const char (*)[STORE_ID_MAX])at, 1, e);
+			fault_point("store.pruned-swept");
+			memcpy(at[0], parent, sizeof(at[0]));
+			more = parent[0] != '\0';
+		}
+		catalog_names_unlock(s);
 		if (r < 0)
 			return r;
-		gc_note_deleted(s, ids.n);
 	}
-	if (!ret)
-		return 0;
-	for (size_t i = 0; i < ids.n / 2; i++) {
+	return 0;
+}
+
+static int
+sweep_all(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct err *e)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < n; i++)
+		r = sweep_up(s, ids[i], e);
+	if (r == 0 && fsync(s->commits_fd) < 0)
+		r = err_sys(e, -errno, "deleting commits");
+	return r;
+}
+
+/*
+ * Each is pruned first, children before parents, and what nothing descends from goes then.
+ * So whatever a kill or a power cut leaves is a tree: no commit is without its parent.
+ */
+static int
+delete_some(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct err *e)
+{
+	size_t done = 0;
+	int r = 0;
+
+	catalog_names_lock(s);
+	for (; r == 0 && done < n; done += r == 0) {
+		r = remove_tags(s, ids[done], e);
+		fault_point("store.delete-tags");
+		if (r == 0 && store_has_commit(s, ids[done])) {
+			r = keep_for_gc(s, ids[done]);
+			r = r < 0 ? err_sys(e, r, "deleting commits")
+				  : rename_pruned(s, ids[done], e);
+			fault_point("store.delete-commit");
+		}
+	}
+	if (done && fsync(s->commits_fd) < 0 && r == 0)
+		r = err_sys(e, -errno, "deleting commits");
+	gc_note_deleted(s, done);
+	if (done) {
+		int row = catalog_pruned(s, ids, done, r == 0 ? e : NULL);
+
+		r = r < 0 ? r : row;
+	}
+	catalog_names_unlock(s);
+	return r;
+}
+
+/* Only what is held is told of; pruned ones between are nobody's business. */
+static void
+keep_held(struct store *s, struct store_ids *ids)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < ids->n; i++)
+		if (!store_is_pruned(s, ids->ids[i]))
+			memmove(ids->ids[kept++], ids->ids[i], STORE_ID_MAX);
+	ids->n = kept;
+}
+
+static void
+turn_round(struct store_ids *ids)
+{
+	for (size_t i = 0; i < ids->n / 2; i++) {
 		char swap[STORE_ID_MAX];
 
-		memcpy(swap, ids.ids[i], sizeof(swap));
-		memcpy(ids.ids[i], ids.ids[ids.n - 1 - i], sizeof(swap));
-		memcpy(ids.ids[ids.n - 1 - i], swap, sizeof(swap));
+		memcpy(swap, ids->ids[i], sizeof(swap));
+		memcpy(ids->ids[i], ids->ids[ids->n - 1 - i], sizeof(swap));
+		memcpy(ids->ids[ids->n - 1 - i], swap, sizeof(swap));
 	}
-	*ret = ids;
-	ids = (struct store_ids){0};
-	return 0;
+}
+
+int
+store_delete_these(
+	struct store *s, const char (*ids)[STORE_ID_MAX], size_t n, struct err *e)
+{
+	int r = 0;
+
+	for (size_t at = 0; r == 0 && at < n; at += STORE_PRUNE_MAX)
+		r = delete_some(s, ids + at,
+			n - at < STORE_PRUNE_MAX ? n - at : STORE_PRUNE_MAX, e);
+	return r == 0 ? sweep_all(s, ids, n, e) : r;
 }
 
 int
 store_delete(struct store *s, const char *id, unsigned flags, struct store_ids *ret,
 	struct err *e)
 {
+	char children[NAMES_SHOWN + 1][STORE_ID_MAX];
+	cleanup_ids struct store_ids ids = {0};
+	size_t n = 0;
 	int r;
 
-	pthread_mutex_lock(&s->names);
-	r = delete_locked(s, id, flags, ret, e);
-	pthread_mutex_unlock(&s->names);
-	return r;
+	catalog_look(s);
+	r = catalog_children(s, id, NAMES_SHOWN + 1, children, &n, e);
+	if (r < 0)
+		return r;
+	if (n && !(flags & STORE_DELETE_RECURSIVE))
+		return refuse(id, children, n, e);
+	if (!store_has_commit(s, id))
+		return err_set(e, -ENOENT, "there is no commit %.64s", id);
+	r = descendants(s, id, &ids, e);
+	if (r < 0)
+		return r;
+	turn_round(&ids);
+	keep_held(s, &ids);
+	if (!(flags & STORE_DELETE_DRY_RUN)) {
+		r = store_delete_these(
+			s, (const char (*)[STORE_ID_MAX])ids.ids, ids.n, e);
+		if (r < 0)
+			return r;
+	}
+	if (!ret)
+		return 0;
+	*ret = ids;
+	ids = (struct store_ids){0};
+	return 0;
+}
+
+int
+store_prune(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n,
+	struct store_ids *ret, struct err *e)
+{
+	cleanup_ids struct store_ids done = {0};
+	const char (*all)[STORE_ID_MAX];
+	int r = 0;
+
+	if (n > STORE_PRUNE_MAX)
+		return err_set(e, -EINVAL, "at most %u commits are pruned at once",
+			STORE_PRUNE_MAX);
+	/* With the lock no commit gets a tag in between. */
+	catalog_names_lock(s);
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		cleanup_free struct store_tag *tags = NULL;
+		size_t n_tags = 0;
+
+		if (!store_has_commit(s, ids[i]))
+			continue;
+		r = store_tags_of(s, ids[i], &tags, &n_tags, e);
+		if (r < 0 || n_tags)
+			continue;
+		r = add_id(&done, ids[i], e);
+		if (r == 0) {
+			r = rename_pruned(s, ids[i], e);
+			done.n -= r < 0;
+		}
+		fault_point("store.prune-renamed");
+	}
+	all = (const char (*)[STORE_ID_MAX])done.ids;
+	if (done.n && fsync(s->commits_fd) < 0 && r == 0)
+		r = err_sys(e, -errno, "pruning commits");
+	fault_point("store.prune-synced");
+	if (done.n) {
+		int row = catalog_pruned(s, all, done.n, r == 0 ? e : NULL);
+
+		r = r < 0 ? r : row;
+	}
+	catalog_names_unlock(s);
+	if (r == 0)
+		r = sweep_all(s, all, done.n, e);
+	if (r < 0 || !ret)
+		return r;
+	*ret = done;
+	done = (struct store_ids){0};
+	return 0;
 }
 
 struct counting {
@@ -315,13 +487,15 @@ int
 store_usage(struct store *s, struct store_used *ret, struct err *e)
 {
 	struct store_used u = {0};
+	uint64_t manifests = 0;
 	int r;
 
 	if ((r = count(s->packs_fd, PACK_SUFFIX, &u.packs, &u.bytes, e)) < 0 ||
-		(r = count(s->commits_fd, MANIFEST_SUFFIX, &u.commits, &u.bytes, e)) <
-			0 ||
 		(r = count(s->tags_fd, "", &u.tags, &u.bytes, e)) < 0)
 		return r;
+	catalog_look(s);
+	catalog_counts(s, &u.commits, &manifests);
+	u.bytes += manifests;
 	*ret = u;
 	return 0;
 }

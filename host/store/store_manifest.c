@@ -4,6 +4,7 @@
  * say the same thing.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -307,6 +308,40 @@ manifest_parse(const char *text, size_t len, struct store_manifest **ret, struct
 	if (r < 0 || again_len != len || memcmp(again, text, len) != 0)
 		return err_set(e, -EBADMSG, "its manifest is not as pando writes them");
 	*ret = TAKE_PTR(m);
+	return 0;
+}
+
+int
+store_read_manifest(struct store *s, const char *id, bool pruned,
+	struct store_manifest **ret, struct err *e)
+{
+	char file[PRUNED_NAME_MAX], hex[STORE_ID_MAX];
+	cleanup_free char *text = NULL;
+	struct store_hash hash;
+	size_t len;
+	int r;
+
+	if (pruned)
+		store_pruned_name(id, file);
+	else
+		store_manifest_name(id, file);
+	r = store_read_at(s->commits_fd, file, STORE_MANIFEST_MAX, &text, &len);
+	if (r == -ENOENT)
+		return err_set(e, r, "there is no commit %.64s", id);
+	if (r == -EFBIG || r == -EBADMSG)
+		return err_set(
+			e, -EBADMSG, "commit %.12s is damaged: its manifest is none", id);
+	if (r < 0)
+		return err_sys(e, r, "commit %.12s", id);
+	hash_of(HASH_PLAIN, text, len, &hash);
+	hash_to_hex(&hash, hex);
+	if (strcmp(hex, id) != 0)
+		return err_set(e, -EBADMSG,
+			"commit %.12s is damaged: its manifest was edited or cut", id);
+	r = manifest_parse(text, len, ret, e);
+	if (r < 0)
+		return err_wrap(e, r, "commit %.12s", id);
+	memcpy((*ret)->id, hex, sizeof(hex));
 	return 0;
 }
 

@@ -262,7 +262,7 @@ packs_get(struct store *s, struct pack_set **ret, struct err *e)
 		if (r < 0)
 			return r;
 		set = get_loaded(s);
-		tiers_poke(s, set);
+		s->packs_changed(s, set);
 	}
 	*ret = set;
 	return 0;
@@ -403,7 +403,7 @@ packs_add(
 		return r;
 	pack_fd_put(p); /* now its file can be opened by its name */
 	if ((r = packs_get(s, &set, e)) == 0) {
-		tiers_poke(s, set);
+		s->packs_changed(s, set);
 		packs_put(set);
 	}
 	return r;

@@ -11,6 +11,7 @@
 
 #define LEVELS_MAX 6u /* 64^6 pages are more than STORE_LENGTH_MAX */
 #define MANIFEST_SUFFIX ".json"
+#define PRUNED_SUFFIX ".pruned"
 #define STORE_FORMAT "pando store 1\n"
 
 struct bad_pack {
@@ -44,6 +45,9 @@ struct store {
 	   come and go whole. */
 	pthread_mutex_t names;
 
+	struct catalog *catalog; /* owned; store_catalog.c's */
+	int root_fd;		 /* owned: the folder that has it */
+
 	/* The threads that writers share; made by the first. */
 	pthread_mutex_t pool_lock;
 	struct pool *pool; /* owned */
@@ -67,6 +71,8 @@ struct store {
 	/* The packs; NULL until somebody needs them. The lock is for the pointer only. */
 	pthread_mutex_t set_lock;
 	struct pack_set *set; /* owned */
+	/* Called when there are new packs: tiers_poke(). */
+	void (*packs_changed)(struct store *s, const struct pack_set *set);
 	/* Whoever changes the set, or the names of packs' files. Held for moments, never
 	   while a file is read, written or synced (but when the packs are loaded). */
 	pthread_mutex_t change_lock;
@@ -110,11 +116,18 @@ int store_remove_temp_files(int folder_fd);
 #define MANIFEST_NAME_MAX (STORE_HEX + sizeof(MANIFEST_SUFFIX))
 void store_manifest_name(const char *id, char ret[static MANIFEST_NAME_MAX]);
 bool store_has_commit(struct store *s, const char *id);
+#define PRUNED_NAME_MAX (STORE_HEX + sizeof(PRUNED_SUFFIX))
+void store_pruned_name(const char *id, char ret[static PRUNED_NAME_MAX]);
+bool store_is_pruned(struct store *s, const char *id);
 
 /* ---- store.c ---- */
 
 int store_load_id(
 	struct store *s, const char *id, struct store_manifest **ret, struct err *e);
+/* Parent there (or pruned), manifest written, in the catalogue: not while somebody
+ * deletes. */
+int store_put_manifest(struct store *s, const struct store_fields *f, const char *id,
+	const char *text, size_t len, struct err *e);
 /* A hold that may be ended by any thread: with the generation it returns. */
 uint64_t hold_begin(struct store *s);
 void hold_end(struct store *s, uint64_t generation);
@@ -284,5 +297,8 @@ int manifest_format(
 /* id is left empty. Only what manifest_format() would write is taken. */
 int manifest_parse(
 	const char *text, size_t len, struct store_manifest **ret, struct err *e);
+/* A manifest from its file (<id>.json or <id>.pruned), checked; the catalogue is not told. */
+int store_read_manifest(struct store *s, const char *id, bool pruned,
+	struct store_manifest **ret, struct err *e);
 
 #endif

@@ -1,4 +1,4 @@
-/* Tags: a file each, which holds an id. */
+/* Tags: made, moved, deleted and listed. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -8,57 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/fault.h"
-#include "host/store/store_priv.h"
-
-int
-store_tag_check(const char *tag, struct err *e)
-{
-	size_t len = strlen(tag);
-	struct store_hash ignored;
-
-	if (len == 0 || len >= STORE_TAG_MAX)
-		return err_set(e, -EINVAL, "a tag has 1 to %u characters, this one %zu",
-			STORE_TAG_MAX - 1, len);
-	if (tag[0] == '.' ||
-		strspn(tag, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX"
-			    "YZ0123456789._-") != len)
-		return err_set(e, -EINVAL,
-			"a tag may have A-Z a-z 0-9 . _ - and not begin with a dot");
-	if (strncmp(tag, PACK_TEMP, strlen(PACK_TEMP)) == 0)
-		return err_set(e, -EINVAL,
-			"tags that begin with \"" PACK_TEMP "\" are the store's own");
-	if (hash_from_hex(tag, &ignored))
-		return err_set(e, -EINVAL, "a tag may not look like a commit's id");
-	return 0;
-}
-
-int
-store_tag_get(
-	struct store *s, const char *tag, char ret_id[static STORE_ID_MAX], struct err *e)
-{
-	cleanup_free char *text = NULL;
-	struct store_hash ignored;
-	size_t len;
-	int r = store_tag_check(tag, e);
-
-	if (r < 0)
-		return r;
-	r = store_read_at(s->tags_fd, tag, 256, &text, &len);
-	if (r == -ENOENT)
-		return err_set(e, r, "there is no commit or tag \"%s\"", tag);
-	if (r < 0 && r != -EFBIG && r != -EBADMSG)
-		return err_sys(e, r, "tag \"%s\"", tag);
-	if (r == 0) {
-		if (len && text[len - 1] == '\n')
-			text[len - 1] = '\0';
-		if (!hash_from_hex(text, &ignored))
-			r = -EBADMSG;
-	}
-	if (r < 0)
-		return err_set(e, -EBADMSG, "tag \"%s\" is damaged: set it again", tag);
-	memcpy(ret_id, text, STORE_ID_MAX);
-	return 0;
-}
+#include "host/store/store_catalog.h"
 
 int
 store_tag_set(struct store *s, const char *tag, const char *id, bool move, struct err *e)
@@ -69,7 +19,7 @@ store_tag_set(struct store *s, const char *tag, const char *id, bool move, struc
 	if (r < 0)
 		return r;
 	snprintf(text, sizeof(text), "%.64s\n", id);
-	pthread_mutex_lock(&s->names);
+	catalog_names_lock(s);
 	if (!store_has_commit(s, id))
 		r = err_set(e, -ENOENT, "there is no commit %.64s", id);
 	else if (!move && faccessat(s->tags_fd, tag, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
@@ -80,8 +30,10 @@ store_tag_set(struct store *s, const char *tag, const char *id, bool move, struc
 		r = store_write_at(s->tags_fd, tag, "store.tag", text, strlen(text));
 		if (r < 0)
 			err_sys(e, r, "writing tag \"%s\"", tag);
+		else
+			catalog_tag(s, tag, NULL); /* else the next call compares */
 	}
-	pthread_mutex_unlock(&s->names);
+	catalog_names_unlock(s);
 	return r;
 }
 
@@ -92,13 +44,16 @@ store_tag_delete(struct store *s, const char *tag, struct err *e)
 
 	if (r < 0)
 		return r;
-	pthread_mutex_lock(&s->names);
+	catalog_names_lock(s);
 	if (unlinkat(s->tags_fd, tag, 0) < 0)
 		r = errno == ENOENT ? err_set(e, -ENOENT, "there is no tag \"%s\"", tag)
 				    : err_sys(e, -errno, "deleting tag \"%s\"", tag);
-	else if (fsync(s->tags_fd) < 0)
-		r = err_sys(e, -errno, "deleting tag \"%s\"", tag);
-	pthread_mutex_unlock(&s->names);
+	else {
+		if (fsync(s->tags_fd) < 0)
+			r = err_sys(e, -errno, "deleting tag \"%s\"", tag);
+		catalog_tag(s, tag, NULL);
+	}
+	catalog_names_unlock(s);
 	return r;
 }
 
@@ -153,4 +108,20 @@ store_tags(struct store *s, struct store_tag **ret, size_t *ret_n, struct err *e
 	*ret = t.v;
 	*ret_n = t.n;
 	return 0;
+}
+
+int
+store_tags_page(struct store *s, const char *after, size_t limit, struct store_tag **ret,
+	size_t *ret_n, struct err *e)
+{
+	if (!after || !after[0])
+		catalog_look(s);
+	return catalog_tags(s, after, NULL, limit, ret, ret_n, e);
+}
+
+int
+store_tags_of(struct store *s, const char *id, struct store_tag **ret, size_t *ret_n,
+	struct err *e)
+{
+	return catalog_tags(s, NULL, id, SIZE_MAX >> 1, ret, ret_n, e);
 }

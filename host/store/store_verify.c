@@ -187,7 +187,8 @@ verify_held(struct verify *v, const char *id, struct err *e)
 	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
 	v->commit = id;
-	if (m->f.parent && !store_has_commit(v->s, m->f.parent))
+	if (m->f.parent && !store_has_commit(v->s, m->f.parent) &&
+		!store_is_pruned(v->s, m->f.parent))
 		report(v, STORE_DAMAGE_PARENT, id, "", "",
 			"commit %.12s: its parent %.12s is not in the store", id,
 			m->f.parent);
@@ -214,6 +215,25 @@ verify_commit(void *ctx, const char *id, struct err *e)
 	r = verify_held(v, id, e);
 	hold_end(v->s, hold);
 	return r;
+}
+
+/* Of a pruned one only the manifest is held. */
+static int
+verify_pruned(void *ctx, const char *id, struct err *e)
+{
+	struct verify *v = ctx;
+	struct store_manifest *m = NULL;
+	struct store_hash ignored;
+	struct err why = {0};
+	int r;
+
+	if (!hash_from_hex(id, &ignored))
+		return 0;
+	r = store_read_manifest(v->s, id, true, &m, &why);
+	store_manifest_free(m);
+	if (r == -EBADMSG)
+		report(v, STORE_DAMAGE_MANIFEST, id, "", "", "%.300s", why.msg);
+	return r == 0 || r == -EBADMSG || r == -ENOENT ? 0 : err_set(e, r, "%s", why.msg);
 }
 
 static int
@@ -278,6 +298,9 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 		r = verify_commit(&v, id, e);
 	else if (r == 0) {
 		r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, verify_commit, &v, e);
+		if (r == 0)
+			r = store_each_name(
+				s->commits_fd, PRUNED_SUFFIX, verify_pruned, &v, e);
 		if (r == 0)
 			r = verify_tags(&v, e);
 	}

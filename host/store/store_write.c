@@ -461,27 +461,6 @@ check_root(struct store_writer *w, const char *what, const struct store_tree *t,
 	return r;
 }
 
-/* Parent there, manifest written: not while somebody deletes. */
-static int
-write_manifest(struct store *s, const struct store_fields *f, const char *name,
-	const char *text, size_t len, struct err *e)
-{
-	int r;
-
-	pthread_mutex_lock(&s->names);
-	if (f->parent && !store_has_commit(s, f->parent))
-		r = err_set(e, -ENOENT,
-			"the commit's parent %.12s is not in the store (any more)",
-			f->parent);
-	else {
-		r = store_write_at(s->commits_fd, name, "store.manifest", text, len);
-		if (r < 0)
-			err_sys(e, r, "writing the commit to %.200s", s->path);
-	}
-	pthread_mutex_unlock(&s->names);
-	return r;
-}
-
 int
 store_commit(struct store_writer *writer, const struct store_fields *fields,
 	char ret_id[static STORE_ID_MAX], struct store_stats *stats, struct err *e)
@@ -492,7 +471,6 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	cleanup_free char *text = NULL;
 	struct pack *pack = NULL;
 	char id[STORE_ID_MAX];
-	char name[MANIFEST_NAME_MAX];
 	struct store_hash hash;
 	uint64_t bytes;
 	size_t len;
@@ -525,8 +503,7 @@ store_commit(struct store_writer *writer, const struct store_fields *fields,
 	}
 	if (r < 0)
 		return err_wrap(e, r, "writing the commit to %.200s", w->s->path);
-	store_manifest_name(id, name);
-	r = write_manifest(w->s, &f, name, text, len, e);
+	r = store_put_manifest(w->s, &f, id, text, len, e);
 	if (r < 0)
 		return r;
 	w->stats.bytes_written = bytes + len;

@@ -97,7 +97,20 @@ struct commit_request {
 	unsigned n_tags;
 	char tags[COMMIT_TAGS_MAX][COMMIT_NAME_MAX + 1];
 	struct labels labels;
+	uint64_t expire_ms; /* from now; 0: does not */
+	uint32_t keep_last; /* of this VM's line; 0: all */
 };
+
+/* POST /v1/prune */
+struct prune_request {
+	bool dry_run;
+	bool has_older;
+	uint64_t older_than_ms;
+	uint32_t keep_last; /* 0: no such rule */
+	struct labels labels;
+};
+#define COMMIT_EXPIRE_MAX_MS (100ull * 365 * 86400 * 1000)
+#define COMMIT_KEEP_MAX 1000000u
 
 /* PUT /v1/tags/{tag} */
 struct tag_request {

@@ -533,6 +533,55 @@ flat_images_are_bounded() {
 	equal "images of nobody" "$(find "$PANDO_HOME/flat" -name disk | wc -l)" 0
 }
 
+commits_go_by_rule() {
+	needs_kvm
+	run_small -N r -- mode=work tick=20000 disk=1 dirty=50 >/dev/null
+	wait_until "what r says" console_says r tick
+	base=$(pando commit r -q -m base)
+	for i in 1 2 3 4 5; do
+		pando commit r -q -m "step $i" --keep-last 2
+	done >"$work/line"
+	pando commit list -q >"$work/held"
+	equal "what is held of the line" "$(grep -Fxf "$work/held" "$work/line")" "$(tail -n 2 "$work/line")"
+	status_is 0 pando commit info "$base"
+	equal "the length of r's history" "$(pando history r -q | wc -l)" 6
+	equal "the first two of it" "$(pando history r -q --limit 2 | wc -l)" 2
+	contains "the history" "$(pando history r)" "(pruned)"
+	old=$(head -n 1 "$work/line")
+	for verb in "run-commit --no-wait $old" "diff $base $old" "commit info $old" "tag create old $old"; do
+		# shellcheck disable=SC2086 # words
+		status_is 3 pando $verb
+		contains stderr "$stderr" "was pruned"
+	done
+	equal "what expires" "$(pando commit r --format json -q --expire 1ms | json 'j["commit"]["expires_ms"] > 0')" True
+	expired=$(pando history r -q --limit 1)
+	# a VM's last commit stays, whatever it says
+	status_is 0 pando prune
+	equal "what went" "$stdout" ""
+	contains stderr "$stderr" "1 in use"
+	pando commit r -q --tag rule >/dev/null
+	status_is 0 pando prune --dry-run
+	equal "what would go" "$stdout" "$expired"
+	status_is 0 pando prune -q
+	equal "what went" "$stdout" "$expired"
+	status_is 0 pando gc
+	status_is 0 pando verify
+	status_is 0 pando run-commit rule -N rr --no-wait
+	wait_until "what rr says" console_says rr 'fork n=[0-9]* .*memory=ok disk=ok'
+	pando delete -y rr >/dev/null
+	status_is 0 pando prune --older-than 1ms --keep-last 1 -l kind=nosuch
+	equal "what has no such label" "$stdout" ""
+	equal "a list of three" "$(pando commit list -q --limit 3)" "$(pando commit list -q | head -n 3)"
+	equal "the list as JSON" "$(pando commit list --format json | json '[c["id"] for c in j["commits"]][:3]')" \
+		"$(pando commit list --format json --limit 3 | json '[c["id"] for c in j["commits"]]')"
+	for wrong in "prune x" "prune --keep-last 0" "prune --older-than never" "commit info --limit 3 x" \
+		"commit list --expire 7d" "commit list --limit 0" "history --limit x"; do
+		# shellcheck disable=SC2086 # words
+		status_is 2 pando $wrong
+	done
+	pando delete -y r >/dev/null
+}
+
 bad_usage() {
 	for wrong in "commit list x" "commit info" "commit delete" "commit a b" "commit -r a" "commit list -m x" \
 		"run-commit" "run-commit a b" "tag" "tag create x" "tag nosuch" "diff a" "gc x" "verify a b" \
@@ -563,6 +612,7 @@ t deletion_is_refused_by_name
 t another_home_has_it_from_the_files
 t a_cpu_feature_that_is_missing_is_named
 t a_commit_of_another_format_version_is_refused
+t commits_go_by_rule
 t damage_is_named
 t the_pool_is_filled_and_used
 t kill_nine_while_committing

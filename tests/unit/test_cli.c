@@ -237,7 +237,7 @@ static void
 times_have_units(void **state)
 {
 	static const char *const bad[] = {
-		"", "x", "-1", "0", "0.0001", "inf", "nan", "0x10", "1d", "1e300"};
+		"", "x", "-1", "0", "0.0001", "inf", "nan", "0x10", "1w", "1e300"};
 	uint64_t v = 0;
 	struct err e;
 
@@ -250,6 +250,8 @@ times_have_units(void **state)
 	assert_int_equal(v, 20);
 	assert_int_equal(opt_ms("2h", "-t", &v, NULL), 0);
 	assert_int_equal(v, 7200000);
+	assert_int_equal(opt_ms("7d", "-t", &v, NULL), 0);
+	assert_int_equal(v, 604800000);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
 		assert_true(opt_ms(bad[i], "-t", &v, &e) < 0);
 }

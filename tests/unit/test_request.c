@@ -452,6 +452,21 @@ routes_of_commits(void **state)
 	assert_int_equal(r.call, CALL_TAG_PUT);
 	assert_int_equal(request_route("POST", "/v1/tags/t", &r, &e), -EOPNOTSUPP);
 	assert_int_equal(request_route("POST", "/v1/gc", &r, &e), 0);
+	assert_int_equal(request_route("GET", "/v1/commits", &r, &e), 0);
+	assert_int_equal(r.limit, REQUEST_LIMIT_MAX);
+	assert_string_equal(r.cursor, "");
+	assert_int_equal(
+		request_route("GET", "/v1/commits?limit=7&after=-12.ab", &r, &e), 0);
+	assert_int_equal(r.limit, 7);
+	assert_string_equal(r.cursor, "-12.ab");
+	assert_int_equal(request_route("GET", "/v1/tags?after=t&limit=1", &r, &e), 0);
+	assert_int_equal(request_route("GET", "/v1/tags?limit=0", &r, &e), -ERANGE);
+	assert_int_equal(request_route("GET", "/v1/tags?limit=1001", &r, &e), -ERANGE);
+	assert_int_equal(request_route("GET", "/v1/tags?limit=x", &r, &e), -EINVAL);
+	assert_int_equal(request_route("GET", "/v1/tags?after=", &r, &e), -EINVAL);
+	assert_int_equal(request_route("GET", "/v1/commits/a?limit=3", &r, &e), -EINVAL);
+	assert_int_equal(request_route("POST", "/v1/prune", &r, &e), 0);
+	assert_int_equal(r.call, CALL_PRUNE);
 	/* One digit too many. */
 	assert_int_equal(
 		request_route("GET",
@@ -465,6 +480,44 @@ routes_of_commits(void **state)
 /*
  * API.md and the table of calls.
  */
+
+static int
+prune_body(const char *text, struct prune_request *q)
+{
+	return request_prune(text, strlen(text), q, &e);
+}
+
+static void
+rules_of_retention_are_read_and_bounded(void **state)
+{
+	struct prune_request q;
+	struct commit_request c;
+	const char *text;
+
+	(void)state;
+	assert_int_equal(prune_body("", &q), 0);
+	assert_false(q.has_older || q.dry_run);
+	assert_int_equal(q.keep_last, 0);
+	assert_int_equal(
+		prune_body("{\"older_than_ms\":0,\"keep_last\":3,\"dry_run\":true,"
+			   "\"labels\":{\"kind\":\"step\"}}",
+			&q),
+		0);
+	assert_true(q.has_older && q.dry_run);
+	assert_int_equal(q.older_than_ms, 0);
+	assert_int_equal(q.keep_last, 3);
+	assert_string_equal(q.labels.items[0].value, "step");
+	assert_int_equal(prune_body("{\"keep_last\":0}", &q), -EINVAL);
+	assert_int_equal(prune_body("{\"keep_last\":1000001}", &q), -EINVAL);
+	assert_int_equal(prune_body("{\"older_than_ms\":-1}", &q), -EINVAL);
+	assert_int_equal(prune_body("{\"tagged\":true}", &q), -EINVAL);
+	text = "{\"expire_ms\":604800000,\"keep_last\":5}";
+	assert_int_equal(request_commit(text, strlen(text), &c, &e), 0);
+	assert_int_equal(c.expire_ms, 604800000);
+	assert_int_equal(c.keep_last, 5);
+	text = "{\"expire_ms\":0}";
+	assert_int_equal(request_commit(text, strlen(text), &c, &e), -EINVAL);
+}
 
 struct described {
 	const char *method, *path;
@@ -482,7 +535,7 @@ find_row(const char *line, struct described *rows, size_t n)
 	} words[] = {{"recursive=", QUERY_RECURSIVE}, {"dry_run=", QUERY_DRY_RUN},
 		{"memory=", QUERY_MEMORY}, {"label=", QUERY_LABEL}, {"with=", QUERY_WITH},
 		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER}, {"wait=", QUERY_WAIT},
-		{"busy_timeout_ms=", QUERY_BUSY}};
+		{"busy_timeout_ms=", QUERY_BUSY}, {"limit=", QUERY_PAGE}};
 	char method[8], target[200], path[200];
 	size_t len = 0, path_len;
 	unsigned query = 0;
@@ -498,6 +551,8 @@ find_row(const char *line, struct described *rows, size_t n)
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
 		if (strstr(target + path_len, words[i].name))
 			query |= words[i].flag;
+	if (query & QUERY_PAGE)
+		query &= ~(unsigned)QUERY_AFTER; /* a cursor */
 	for (size_t i = 0; i < n; i++)
 		if (strcmp(rows[i].method, method) == 0 &&
 			strcmp(rows[i].path, path) == 0) {
@@ -554,6 +609,7 @@ main(void)
 		cmocka_unit_test(routes_of_commits),
 		cmocka_unit_test(calls_without_a_body_take_none),
 		cmocka_unit_test(the_manual_has_the_calls_that_there_are),
+		cmocka_unit_test(rules_of_retention_are_read_and_bounded),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,7 +15,7 @@ extern const struct verb verb_commit;
 #define LABELS_MAX 32
 #define WORDS_MAX 64
 
-enum { OPT_TAG = 256, OPT_DRY };
+enum { OPT_TAG = 256, OPT_DRY, OPT_EXPIRE, OPT_KEEP, OPT_LIMIT };
 
 static const struct opt options[] = {
 	{'m', "message", "TEXT", "what it is", COMPLETE_NOTHING},
@@ -25,6 +25,12 @@ static const struct opt options[] = {
 		COMPLETE_NOTHING},
 	{'r', "recursive", NULL, "delete: with all that descend from it",
 		COMPLETE_NOTHING},
+	{OPT_EXPIRE, "expire", "TIME", "`pando prune` may drop it after this time: 36h, 7d",
+		COMPLETE_NOTHING},
+	{OPT_KEEP, "keep-last", "N",
+		"keep the N newest that are made so of this VM, and drop older ones",
+		COMPLETE_NOTHING},
+	{OPT_LIMIT, "limit", "N", "list: at most N commits", COMPLETE_NOTHING},
 	{OPT_DRY, "dry-run", NULL, "delete: say what would go, and delete nothing",
 		COMPLETE_NOTHING},
 	OPT_BUSY,
@@ -38,6 +44,7 @@ struct asked {
 	const char *words[WORDS_MAX];
 	size_t n_words;
 	const char *sub; /* list, info, delete; NULL: a commit is to be made */
+	uint64_t limit; /* of the list */
 	bool recursive, dry;
 };
 
@@ -76,26 +83,6 @@ make(const struct asked *a, const struct opt_scan *s)
 			out_bytes(size, sizeof(size), made.written_bytes),
 			(double)made.pause_us / 1e3);
 	client_point_done(&made.commit);
-	return EXIT_OK;
-}
-
-static int
-list(struct client *c, const struct opt_scan *s, struct err *e)
-{
-	cleanup_client_reply struct client_reply reply = {0};
-	cleanup_client_points struct client_points points = {0};
-
-	if (client_points(c, &points, &reply, e) < 0)
-		return out_fail(e);
-	if (points.damaged)
-		out_complain(
-			"%llu commit%s cannot be read (`pando verify` names all): %s",
-			(unsigned long long)points.damaged,
-			points.damaged == 1 ? "" : "s",
-			points.damage ? points.damage : "");
-	if (!s->json)
-		return points_print(&points, s->quiet);
-	puts(reply.text);
 	return EXIT_OK;
 }
 
@@ -153,6 +140,11 @@ info(struct client *c, const char *name, const struct opt_scan *s, struct err *e
 	line("cpus", text);
 	line("disk", out_mib(text, sizeof(text), p.disk_mib));
 	lines("needs of CPU", p.cpu_features);
+	if (p.expires_ms)
+		line(p.expires_ms <= now ? "expired" : "expires in",
+			out_age(text, sizeof(text),
+				p.expires_ms > now ? p.expires_ms - now
+						   : now - p.expires_ms));
 	for (size_t i = 0; p.vms[i]; i++)
 		line(i ? "" : "runs in", p.vms[i]);
 	return EXIT_OK;
@@ -206,6 +198,11 @@ check(const struct asked *a, struct err *e)
 {
 	if (!a->sub && (a->recursive || a->dry))
 		return err_set(e, -EINVAL, "--recursive and --dry-run are for delete");
+	if (a->limit && (!a->sub || strcmp(a->sub, "list") != 0))
+		return err_set(e, -EINVAL, "--limit is for list");
+	if (a->sub && (a->spec.expire_ms || a->spec.keep_last))
+		return err_set(e, -EINVAL,
+			"commit %s takes no --expire or --keep-last", a->sub);
 	if (a->sub && (a->spec.message || a->spec.n_tags || a->spec.n_labels))
 		return err_set(e, -EINVAL,
 			"commit %s takes no --message, --tag or --label; a VM of that name is committed with `pando commit -- %s`",
@@ -257,6 +254,16 @@ run(int argc, char **argv)
 		case OPT_DRY:
 			a.dry = true;
 			break;
+		case OPT_EXPIRE:
+			r = opt_ms(s.arg, "--expire", &a.spec.expire_ms, &e);
+			break;
+		case OPT_KEEP:
+			r = opt_u64(s.arg, "--keep-last", 1, 1000000, &a.spec.keep_last,
+				&e);
+			break;
+		case OPT_LIMIT:
+			r = opt_u64(s.arg, "--limit", 1, POINTS_LIMIT_MAX, &a.limit, &e);
+			break;
 		case OPT_WORD:
 			if (!a.sub && !a.n_words && !s.ended && is_subverb(s.arg))
 				a.sub = s.arg;
@@ -278,7 +285,7 @@ run(int argc, char **argv)
 	if (pick_pandod(&c, &e) < 0)
 		return out_fail(&e);
 	if (strcmp(a.sub, "list") == 0)
-		return list(c, &s, &e);
+		return points_walk(c, NULL, a.limit, &s, &e);
 	if (strcmp(a.sub, "info") == 0)
 		return info(c, a.words[0], &s, &e);
 	return delete_commit(c, &a, &s, &e);
@@ -289,7 +296,7 @@ const struct verb verb_commit = {
 	.summary = "Keeps what a VM is now, and prints the commit's id",
 	.run = run,
 	.usage =
-		"[vm] [-m TEXT] [--tag NAME]…\nlist\ninfo <commit>\ndelete [-r] [--dry-run] <commit>…",
+		"[vm] [-m TEXT] [--tag NAME]… [--expire TIME] [--keep-last N]\nlist [--limit N]\ninfo <commit>\ndelete [-r] [--dry-run] <commit>…",
 	.options = options,
 	.text = "The VM stands still for one fork; memory, processes and disk are written while it goes on.\n"
 		"A commit is named by its id, at least 4 leading digits of it, or a tag. One that others descend\n"

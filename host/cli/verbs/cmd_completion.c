@@ -38,7 +38,9 @@ print_commits(void)
 	cleanup_client_points struct client_points all = {0};
 	cleanup_client struct client *c = NULL;
 
-	if (client_open(NULL, 0, &c, NULL) < 0 || client_points(c, &all, NULL, NULL) < 0)
+	/* The newest: nobody reads more of them. */
+	if (client_open(NULL, 0, &c, NULL) < 0 ||
+		client_points_page(c, NULL, "", 0, &all, NULL, NULL) < 0)
 		return EXIT_OK;
 	for (size_t i = 0; i < all.n; i++) {
 		for (char **tag = all.v[i].tags; *tag; tag++)

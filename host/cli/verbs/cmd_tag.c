@@ -9,44 +9,78 @@
 
 extern const struct verb verb_tag;
 
-static int
-list(struct client *c, const struct opt_scan *s, struct err *e)
+static void
+put_rows(const struct client_reply *reply, struct out_table *t, bool quiet)
 {
-	cleanup_client_reply struct client_reply reply = {0};
-	static const char *const heads[] = {"TAG", "COMMIT"};
-	cleanup_out_table struct out_table *t = NULL;
+	int tags = json_get(reply->json, 0, "tags");
+	int n = tags < 0 ? 0 : json_size(reply->json, tags);
 	char name[80], id[80];
-	int tags, n;
 
-	if (client_call(c, "GET", "/v1/tags", NULL, &reply, e) < 0)
-		return out_fail(e);
-	if (s->json) {
-		puts(reply.text);
-		return EXIT_OK;
-	}
-	tags = json_get(reply.json, 0, "tags");
-	n = tags < 0 ? 0 : json_size(reply.json, tags);
-	t = out_table_new(heads, 2);
-	for (int i = 0; t && i < n; i++) {
-		int tag = json_at(reply.json, tags, i);
+	for (int i = 0; i < n; i++) {
+		int tag = json_at(reply->json, tags, i);
 
-		if (json_str(reply.json, json_get(reply.json, tag, "name"), name,
+		if (json_str(reply->json, json_get(reply->json, tag, "name"), name,
 			    sizeof(name)) < 0)
 			continue;
 		/* One whose file is damaged leads nowhere. */
-		if (json_str(reply.json, json_get(reply.json, tag, "commit"), id,
+		if (json_str(reply->json, json_get(reply->json, tag, "commit"), id,
 			    sizeof(id)) < 0)
 			snprintf(id, sizeof(id), "(damaged)");
-		if (s->quiet) {
+		if (quiet) {
 			puts(name);
 			continue;
 		}
 		out_table_cell(t, name);
 		out_table_cell(t, id);
 	}
-	if (t && !s->quiet)
-		out_table_print(t, stdout);
-	return t ? EXIT_OK : EXIT_FAILED;
+	if (!quiet)
+		out_table_flush(t, stdout);
+}
+
+static void
+put_json(const struct client_reply *reply, bool first, bool more)
+{
+	size_t len = 0;
+	const char *raw = json_raw(reply->json, json_get(reply->json, 0, "tags"), &len);
+
+	if (first)
+		fputs("{\"tags\":[", stdout);
+	if (raw && len > 2) {
+		if (!first)
+			putchar(',');
+		fwrite(raw + 1, 1, len - 2, stdout);
+	}
+	if (!more)
+		puts("],\"next\":null}");
+}
+
+static int
+list(struct client *c, const struct opt_scan *s, struct err *e)
+{
+	static const char *const heads[] = {"TAG", "COMMIT"};
+	cleanup_out_table struct out_table *t = out_table_new(heads, 2);
+	char next[80] = "", path[400] = "/v1/tags";
+	bool first = true;
+
+	if (!t)
+		return EXIT_FAILED;
+	do {
+		cleanup_client_reply struct client_reply reply = {0};
+
+		if (client_call(c, "GET", path, NULL, &reply, e) < 0)
+			return out_fail(e);
+		if (json_str(reply.json, json_get(reply.json, 0, "next"), next,
+			    sizeof(next)) < 0)
+			next[0] = '\0';
+		if (s->json)
+			put_json(&reply, first, next[0] != '\0');
+		else
+			put_rows(&reply, t, s->quiet);
+		/* A tag's letters need no encoding. */
+		snprintf(path, sizeof(path), "/v1/tags?after=%s", next);
+		first = false;
+	} while (next[0] && fflush(stdout) == 0);
+	return EXIT_OK;
 }
 
 static int

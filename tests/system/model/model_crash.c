@@ -310,7 +310,7 @@ static void
 crash_gc(void)
 {
 	static const char *const points[] = {
-		NULL, "store.gc-rewritten", "store.gc-unlinked"};
+		NULL, "store.merge-added", "store.pack-removed"};
 	const char *fault = points[pick(3)];
 	struct crash crash = {0};
 	struct err e;
