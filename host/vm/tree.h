@@ -36,7 +36,8 @@ struct tree_config {
 	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
 	int answer_timeout_ms;	  /* other requests to a VMM */
 	int agent_timeout_ms;	  /* started -> the agent answers a ping */
-	int handshake_timeout_ms; /* that -> it acknowledges who it is; 0: the default */
+	int handshake_timeout_ms; /* that -> the first step of its identity handshake, and of
+				     each step; 0: the default */
 	struct scopes *scopes;	  /* borrowed; NULL: none */
 };
 #define TREE_START_TIMEOUT_MS 60000

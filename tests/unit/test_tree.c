@@ -84,6 +84,10 @@ agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), voi
  * name in handshake_refused; handshake_count counts. */
 static char handshake_refused[32], last_env[256], last_kind[16], last_host_name[64];
 static unsigned handshake_count;
+/* Guests of this name name a step each time they are told, the last of these for ever, and take
+ * the identity handshake at handshake_takes_at (0: never) times. */
+static char handshake_slow[32];
+static unsigned handshake_asked, handshake_n_steps, handshake_takes_at;
 static pthread_mutex_t handshake_lock = PTHREAD_MUTEX_INITIALIZER;
 /* Guests that take an identity handshake only when so many of them are told at once; handshake_most: how
  * many ever were. */
@@ -123,6 +127,18 @@ agent_handshake(const char *path, const struct agent_handshake *h, int timeout_m
 	if (handshake_together && !meet_others()) {
 		pthread_mutex_unlock(&handshake_lock);
 		return err_set(e, -ETIMEDOUT, "alone");
+	}
+	if (handshake_slow[0] && strcmp(h->name, handshake_slow) == 0) {
+		unsigned n = ++handshake_asked;
+		char step[16];
+
+		snprintf(step, sizeof(step), "step-%u",
+			n < handshake_n_steps ? n : handshake_n_steps);
+		if (n != handshake_takes_at) {
+			pthread_mutex_unlock(&handshake_lock);
+			h->on_step(h->step_ctx, step);
+			return err_set(e, -ETIMEDOUT, "it is in the step \"%s\"", step);
+		}
 	}
 	handshake_count++;
 	snprintf(last_kind, sizeof(last_kind), "%s", h->parent ? "parent" : "new");
@@ -967,6 +983,45 @@ a_branch_that_does_not_become_itself_is_no_branch(void **state)
 	assert_string_equal(text("state"), "failed");
 	assert_non_null(strstr(text("reason"), "environment: disk full"));
 	handshake_refused[0] = '\0';
+}
+
+/* The health monitor asks again after half a second, one, two, four and eight of them. */
+static void
+restart_with_handshake_limit(int limit_ms)
+{
+	config.handshake_timeout_ms = limit_ms;
+	stop();
+	start();
+	handshake_asked = 0;
+}
+
+static void
+a_handshake_nobody_waits_for_may_take_its_limit_in_each_step(void **state)
+{
+	(void)state;
+	restart_with_handshake_limit(1000);
+	strcpy(handshake_slow, "a");
+	handshake_n_steps = 9;
+	handshake_takes_at = 4; /* 3.5 s or more after the first time */
+	assert_int_equal(create("a", "agent", false), 0);
+	wait_state("a", "running");
+	assert_int_equal(handshake_asked, 4);
+	handshake_slow[0] = '\0';
+}
+
+static void
+a_handshake_nobody_waits_for_that_stays_in_a_step_is_ended(void **state)
+{
+	(void)state;
+	restart_with_handshake_limit(1000);
+	strcpy(handshake_slow, "a");
+	handshake_n_steps = 1;
+	handshake_takes_at = 0;
+	assert_int_equal(create("a", "agent", false), 0);
+	wait_state("a", "failed");
+	assert_non_null(strstr(text("reason"), "it is in the step \"step-1\""));
+	assert_in_range(handshake_asked, 2, 4);
+	handshake_slow[0] = '\0';
 }
 
 static void
@@ -2820,6 +2875,8 @@ main(int argc, char **argv)
 		T(a_parent_nobody_waited_for_is_told_by_the_health_monitor),
 		T(a_batch_nobody_waits_for_takes_its_identity_side_by_side),
 		T(a_branch_that_does_not_become_itself_is_no_branch),
+		T(a_handshake_nobody_waits_for_may_take_its_limit_in_each_step),
+		T(a_handshake_nobody_waits_for_that_stays_in_a_step_is_ended),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
 		IMPATIENT(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
 		T(the_same_alias_twice_is_refused),
