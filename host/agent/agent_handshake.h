@@ -46,8 +46,8 @@ struct agent_ack {
 #define AGENT_HANDSHAKE_CEILING 5
 
 /* timeout_ms: until the first step, and of each step; AGENT_HANDSHAKE_CEILING times that in all.
- * 0: acknowledged. -ETIMEDOUT names the step the guest is in; the identity handshake goes on there,
- * and may be said again. -EOPNOTSUPP: the agent is older than identity handshakes. What a step of the
+ * 0: acknowledged. -ETIMEDOUT names the step the guest is in; the identity handshake goes on
+ * there, and may be said again. -EOPNOTSUPP: the agent is older than identity handshakes. What a step of the
  * guest failed with comes with its errno and a sentence that begins with the step. cancel
  * (may be NULL) is asked at least every 100 ms; a negative return ends the wait with that
  * code. */

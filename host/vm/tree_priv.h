@@ -271,15 +271,10 @@ int tree_random(void *dst, size_t len, struct err *e);
 int vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX]);
 /* Kills a process that the loop does not watch (yet), and waits for it. */
 void process_end(int pidfd);
-/* For agent_wait_ready(): ends the wait when the VM dies or pandod stops. */
-struct agent_wait {
-	struct tree *t;
-	struct vm *vm;
-	const bool *give_up;	  /* under the tree's lock; may be NULL */
-	const struct progress *p; /* may be NULL: nobody can go */
-};
-int agent_wait_cancel(void *agent_wait);
-/* Waits for the agent of a watched VM, and notes that it answered. */
+/* agent_wait.c: waits for the agent of a watched VM and for its identity handshake, and notes
+ * that the agent answered. The limit is config.agent_timeout_ms without progress of the guest:
+ * its console grows, its vCPUs exit, its disk is read or written. Every 10 s the caller is told
+ * how far the guest is. */
 int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
 	const struct progress *p, struct err *e);
 /* How often one that waits asks whether its caller is still there. */

@@ -38,6 +38,7 @@
 #include "host/agent/agent_handshake.h"
 #include "host/agent/agent_report.h"
 #include "host/vm/tree.h"
+#include "tests/unit/fake_vmm.h"
 #include "tests/unit/tree_help.h"
 
 /* The fake guest says 'A' when its agent answers. */
@@ -1104,6 +1105,84 @@ a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log(void **state)
 	assert_non_null(strstr(text("reason"), "agent did not answer"));
 	assert_int_equal(entries("vms"), 1);
 	assert_false(children_left());
+}
+
+static void
+a_guest_that_makes_progress_is_waited_for_beyond_the_limit(void **state)
+{
+	static const char *const how[] = {"wakes works", "wakes prints"};
+
+	(void)state;
+	/* Less than such a guest needs, and more with the ceiling. */
+	config.agent_timeout_ms = 1500;
+	stop();
+	start();
+	for (size_t i = 0; i < 2; i++) {
+		uint64_t began = io_now_ns();
+
+		if (create("a", how[i], true) < 0)
+			fail_msg("%s: %s", how[i], why.msg);
+		assert_true(io_now_ns() - began >
+			    (uint64_t)config.agent_timeout_ms * 1000000u);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(delete_vm("a", false), 0);
+	}
+}
+
+static void
+a_guest_that_stands_still_is_not_waited_for_beyond_the_limit(void **state)
+{
+	uint64_t began = io_now_ns();
+
+	(void)state;
+	assert_int_equal(create("a", "", true), -ETIMEDOUT);
+	assert_true(io_now_ns() - began >= 700000000ull);
+	assert_non_null(strstr(why.msg, "no progress"));
+	assert_non_null(strstr(why.msg, "its console is empty"));
+}
+
+static void
+a_guest_that_makes_progress_for_ever_has_a_ceiling(void **state)
+{
+	uint64_t began = io_now_ns();
+
+	(void)state;
+	assert_int_equal(create("a", "works prints", true), -ETIMEDOUT);
+	assert_true(io_now_ns() - began >= TREE_AGENT_CEILING * 700000000ull);
+	if (!strstr(why.msg, "; its console: [    1.0] a\\x1b unit"))
+		fail_msg("%s", why.msg);
+}
+
+static char waits_said[2048];
+
+static void
+keep_said(void *ctx, const char *sentence)
+{
+	size_t n = strlen(waits_said);
+
+	(void)ctx;
+	snprintf(waits_said + n, sizeof(waits_said) - n, "%s\n", sentence);
+}
+
+static void
+who_waits_for_a_slow_guest_is_told_its_last_console_line(void **state)
+{
+	struct create_request q = {.mem_mib = 64,
+		.vcpus = 1,
+		.wait = true,
+		.rootfs = "none",
+		.alias = "a",
+		.cmdline = "works prints"};
+	struct progress p = {.say = keep_said};
+	struct json_out out = {0};
+
+	(void)state;
+	waits_said[0] = '\0';
+	snprintf(q.kernel, sizeof(q.kernel), "%s", kernel);
+	assert_int_equal(take(tree_create(tree, &q, &p, &out, &why), &out), -ETIMEDOUT);
+	if (!strstr(waits_said, "vm \"a\": its agent does not answer yet, after ") ||
+		!strstr(waits_said, " s; its console: [    1.0] a\\x1b unit\n"))
+		fail_msg("%s", waits_said);
 }
 
 static void
@@ -2879,6 +2958,10 @@ main(int argc, char **argv)
 		T(a_handshake_nobody_waits_for_that_stays_in_a_step_is_ended),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
 		IMPATIENT(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
+		IMPATIENT(a_guest_that_makes_progress_is_waited_for_beyond_the_limit),
+		IMPATIENT(a_guest_that_stands_still_is_not_waited_for_beyond_the_limit),
+		IMPATIENT(a_guest_that_makes_progress_for_ever_has_a_ceiling),
+		IMPATIENT(who_waits_for_a_slow_guest_is_told_its_last_console_line),
 		T(the_same_alias_twice_is_refused),
 		T(names_are_ids_aliases_and_unique_prefixes),
 		T(beyond_the_host_is_refused_before_anything_is_made),
