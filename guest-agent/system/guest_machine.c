@@ -321,8 +321,8 @@ machine_set_clock(uint64_t wall_ns, bool *ret_stepped, struct err *e)
 	*ret_stepped = false;
 	clock_gettime(CLOCK_REALTIME, &now);
 	if (!machine_is_real() ||
-		!machine_clock_is_wrong((uint64_t)now.tv_sec * 1000000000u +
-						(uint64_t)now.tv_nsec,
+		!machine_clock_is_wrong(
+			(uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec,
 			wall_ns))
 		return 0;
 	if (clock_settime(CLOCK_REALTIME, &to))

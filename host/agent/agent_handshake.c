@@ -235,8 +235,8 @@ int
 agent_handshake(const char *socket_path, const struct agent_handshake *h, int timeout_ms,
 	int (*cancel)(void *ctx), void *ctx, struct agent_ack *ret, struct err *e)
 {
-	struct pace pace = {.began_ns = io_now_ns(),
-		.limit_ns = (uint64_t)timeout_ms * NS_PER_MS};
+	struct pace pace = {
+		.began_ns = io_now_ns(), .limit_ns = (uint64_t)timeout_ms * NS_PER_MS};
 	struct timespec pause = {.tv_nsec = 2000000};
 	struct agent_handshake said = *h;
 	struct waiting w = {cancel, ctx};
@@ -270,9 +270,11 @@ agent_handshake(const char *socket_path, const struct agent_handshake *h, int ti
 			if (pace.n_steps)
 				return err_set(e, -ETIMEDOUT,
 					"the guest did not acknowledge its identity within %llu ms: it is in the step \"%s\", number %u, for %llu ms",
-					(unsigned long long)((now - pace.began_ns) / NS_PER_MS),
+					(unsigned long long)((now - pace.began_ns) /
+							     NS_PER_MS),
 					pace.step, pace.n_steps,
-					(unsigned long long)((now - pace.step_ns) / NS_PER_MS));
+					(unsigned long long)((now - pace.step_ns) /
+							     NS_PER_MS));
 			return err_set(e, -ETIMEDOUT,
 				"the guest did not acknowledge its identity within %d ms (last: %.300s)",
 				timeout_ms, why.msg);

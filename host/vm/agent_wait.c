@@ -37,8 +37,9 @@ struct agent_wait {
 	bool over;		  /* the limit is, or the ceiling */
 	struct guest_figures figures;
 	uint64_t limit_ns, ceiling_ns, look_every_ns, say_every_ns;
-	uint64_t began_ns, moved_ns; /* the guest's last progress; at first, the beginning */
-	uint64_t look_ns, say_ns;    /* the next ones */
+	uint64_t began_ns,
+		moved_ns;	  /* the guest's last progress; at first, the beginning */
+	uint64_t look_ns, say_ns; /* the next ones */
 };
 
 /* Opens the VM's console ring, if it has one with something in it. *ret_written: how much
@@ -50,8 +51,8 @@ open_console(const struct agent_wait *w, uint64_t *ret_written)
 	char path[PATHS_MAX];
 	cleanup_close int fd = -1;
 
-	if (paths_format(path, sizeof(path), NULL, "%s/vms/%s/console",
-		    w->t->config.home, w->vm->row.id) < 0)
+	if (paths_format(path, sizeof(path), NULL, "%s/vms/%s/console", w->t->config.home,
+		    w->vm->row.id) < 0)
 		return -1;
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (fd < 0 || pread(fd, &h, sizeof(h), 0) != (ssize_t)sizeof(h) ||
@@ -74,8 +75,8 @@ last_line(const struct agent_wait *w, char *dst, size_t cap)
 	dst[0] = '\0';
 	if (fd < 0)
 		return dst;
-	for (uint64_t at = written > sizeof(tail) ? written - sizeof(tail) : 0; at < written;
-		at++, n++)
+	for (uint64_t at = written > sizeof(tail) ? written - sizeof(tail) : 0;
+		at < written; at++, n++)
 		if (pread(fd, &tail[n], 1,
 			    (off_t)(CONSOLE_HDR_BYTES + at % CONSOLE_RING_BYTES)) != 1)
 			return dst;
@@ -120,7 +121,8 @@ say_waiting(const struct agent_wait *w, uint64_t now)
 		return;
 	if (!w->answers) {
 		last_line(w, line, sizeof(line));
-		say(w->p, "vm \"%s\": its agent does not answer yet, after %llu s%s%.300s",
+		say(w->p,
+			"vm \"%s\": its agent does not answer yet, after %llu s%s%.300s",
 			vm_name(w->vm), waited_s, line[0] ? "; its console: " : "", line);
 		return;
 	}
@@ -133,7 +135,8 @@ say_waiting(const struct agent_wait *w, uint64_t now)
 			"vm \"%s\": its identity handshake is in the step \"%s\", number %u, after %llu s",
 			vm_name(w->vm), step, steps, waited_s);
 	else
-		say(w->p, "vm \"%s\": its identity handshake has not begun yet, after %llu s",
+		say(w->p,
+			"vm \"%s\": its identity handshake has not begun yet, after %llu s",
 			vm_name(w->vm), waited_s);
 }
 
@@ -214,8 +217,9 @@ vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
 	int r = vm_socket_path(t, vm, path);
 
 	if (r == 0) /* ask_wait() has the shorter limit */
-		r = agent_wait_ready(path, t->config.agent_timeout_ms * TREE_AGENT_CEILING,
-			ask_wait, &w, &why);
+		r = agent_wait_ready(path,
+			t->config.agent_timeout_ms * TREE_AGENT_CEILING, ask_wait, &w,
+			&why);
 	w.answers = r == 0;
 	/* The health monitor may be telling it: then it is waited for. */
 	while (w.answers &&

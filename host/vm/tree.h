@@ -35,7 +35,7 @@ struct tree_config {
 	const char *meminfo_path; /* NULL: "/proc/meminfo"; borrowed */
 	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
 	int answer_timeout_ms;	  /* other requests to a VMM */
-	int agent_timeout_ms;	  /* started -> the agent answers a ping, without progress of
+	int agent_timeout_ms; /* started -> the agent answers a ping, without progress of
 				     the guest; TREE_AGENT_CEILING times that in all */
 	int handshake_timeout_ms; /* that -> the first step of its identity handshake, and of
 				     each step; 0: the default */

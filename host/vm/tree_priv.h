@@ -45,8 +45,8 @@ struct vm {
 	unsigned meets;		     /* tries to (adopt.c) */
 	uint64_t meet_at_ns;	     /* the next one */
 	uint64_t handshake_began_ns; /* by the health monitor; 0: none is under way */
-	uint64_t handshake_step_ns;  /* when its guest came to that step; 0: to none yet */
-	unsigned handshake_steps;    /* how many it has come to */
+	uint64_t handshake_step_ns; /* when its guest came to that step; 0: to none yet */
+	unsigned handshake_steps;   /* how many it has come to */
 	char handshake_step[AGENT_STEP_NAME_MAX + 1];
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */

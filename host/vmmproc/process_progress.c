@@ -42,8 +42,9 @@ process_progress_look(int pidfd, struct process_progress *p)
 	/* Behind the program's name, which may hold any byte: fields 3 state, 4 to 9, 10 minflt,
 	 * 11, 12 majflt, 13, 14 utime, 15 stime. */
 	at = strrchr(text, ')');
-	if (!at || sscanf(at + 1, " %*c %*s %*s %*s %*s %*s %*s %llu %*s %llu %*s %llu %llu",
-			   &minor, &major, &user, &kernel) != 4)
+	if (!at ||
+		sscanf(at + 1, " %*c %*s %*s %*s %*s %*s %*s %llu %*s %llu %*s %llu %llu",
+			&minor, &major, &user, &kernel) != 4)
 		return false;
 	now.cpu_ms = (user + kernel) * 1000 / (unsigned long long)per_second;
 	now.faults = minor + major;

@@ -89,7 +89,8 @@ on_boot(const struct vmm_boot *b, const int *fds)
 	vm.listen = fds[VMM_BOOT_FD_LISTEN];
 	vm.vsock = fds[VMM_BOOT_FD_VSOCK];
 	vm.index = fds[VMM_BOOT_FD_SEG + VMM_SEG_INDEX];
-	if (told("prints") && console_open(&vm.console, fds[VMM_BOOT_FD_CONSOLE], NULL) < 0)
+	if (told("prints") &&
+		console_open(&vm.console, fds[VMM_BOOT_FD_CONSOLE], NULL) < 0)
 		_exit(24);
 	write_record();
 	if (told("boot=exit"))
@@ -222,8 +223,7 @@ on_control(void)
 		break;
 	}
 	case VMM_STATS: {
-		struct vmm_stats_answer a = {
-			.uptime_ns = 7000000,
+		struct vmm_stats_answer a = {.uptime_ns = 7000000,
 			.vcpu_exits = told("works") ? ++vm.looks : 0,
 			.paused = vm.parked ? 2 : vm.paused};
 

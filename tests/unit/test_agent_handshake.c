@@ -646,8 +646,8 @@ the_host_learns_which_step_hangs_and_may_ask_again(void **state)
 
 struct paced {
 	const char *const *steps; /* ends with NULL */
-	unsigned pause_ms;	  /* before each of them, and before the acknowledgement */
-	unsigned rounds;	  /* so often all of them */
+	unsigned pause_ms; /* before each of them, and before the acknowledgement */
+	unsigned rounds;   /* so often all of them */
 	bool acknowledges;
 	int listener;
 	char path[128];
@@ -687,7 +687,8 @@ paced_serve(const struct paced *x, int fd)
 	usleep(x->pause_ms * 1000);
 	if (x->acknowledges)
 		paced_frame(fd, AGENT_ACK,
-			"{\"id\":\"" A "\",\"generation\":\"01010101010101010101010101010101\","
+			"{\"id\":\"" A
+			"\",\"generation\":\"01010101010101010101010101010101\","
 			"\"kind\":\"new\",\"host_key\":null,\"total_us\":1,\"steps\":[]}");
 	else
 		(void)!read(fd, &c, 1); /* until the host hangs up */
@@ -753,7 +754,8 @@ static const char *const three_steps[] = {"random", "clock", "hooks", NULL};
 static void
 a_handshake_that_is_slow_and_goes_on_is_waited_for(void **state)
 {
-	struct paced x = {three_steps, .pause_ms = 600, .rounds = 1, .acknowledges = true};
+	struct paced x = {
+		three_steps, .pause_ms = 600, .rounds = 1, .acknowledges = true};
 	uint64_t ms;
 
 	(void)state;

@@ -152,8 +152,7 @@ a_look_at_a_vmm_that_works_has_its_limit_only(void **state)
 
 	(void)state;
 	begin(true, 600000);
-	assert_int_equal(
-		vmmctl_stats(ctl, LIMIT_MS, false, &a, NULL, &e), -ETIMEDOUT);
+	assert_int_equal(vmmctl_stats(ctl, LIMIT_MS, false, &a, NULL, &e), -ETIMEDOUT);
 	assert_string_equal(e.msg, "the VMM did not answer within 1 s");
 }
 
