@@ -304,19 +304,26 @@ machine_random(void *dst, size_t len, struct err *e)
 	return n == (ssize_t)len ? 0 : err_sys(e, n < 0 ? -errno : -EIO, "getrandom");
 }
 
+bool
+machine_clock_is_wrong(uint64_t now_ns, uint64_t wall_ns)
+{
+	int64_t behind = (int64_t)(wall_ns - now_ns);
+
+	return behind > MACHINE_CLOCK_SLACK_NS || behind < -MACHINE_CLOCK_AHEAD_NS;
+}
+
 int
 machine_set_clock(uint64_t wall_ns, bool *ret_stepped, struct err *e)
 {
 	struct timespec now,
 		to = {(time_t)(wall_ns / 1000000000u), (long)(wall_ns % 1000000000u)};
-	int64_t off;
 
 	*ret_stepped = false;
 	clock_gettime(CLOCK_REALTIME, &now);
-	off = (int64_t)wall_ns -
-	      ((int64_t)now.tv_sec * 1000000000 + (int64_t)now.tv_nsec);
 	if (!machine_is_real() ||
-		(off < MACHINE_CLOCK_SLACK_NS && off > -MACHINE_CLOCK_SLACK_NS))
+		!machine_clock_is_wrong(
+			(uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec,
+			wall_ns))
 		return 0;
 	if (clock_settime(CLOCK_REALTIME, &to))
 		return err_sys(e, -errno, "setting the clock");

@@ -46,9 +46,19 @@ int machine_remove(const char *path, struct err *e);
 /* Into the kernel's generator, which then starts anew from it. */
 int machine_reseed(const void *entropy, size_t len, struct err *e);
 int machine_random(void *dst, size_t len, struct err *e);
-/* The real-time clock, when it is off by more than MACHINE_CLOCK_SLACK_NS: *ret_stepped.
- * What the host says is old by its way here; smaller corrections would step back. */
-#define MACHINE_CLOCK_SLACK_NS 10000000
+/*
+ * The real-time clock. What the host says is old by its way here, on a busy host by seconds, and
+ * the agent cannot know by how much: beside it a clock that is right is ahead. A branch's clock is
+ * right (kvm-clock goes on), that of a VM restored from a commit is behind.
+ * So a clock that is behind by more than MACHINE_CLOCK_SLACK_NS is stepped forward (a smaller step is
+ * worth nothing), and one that is ahead is stepped back only where no such delay explains it, by
+ * more than MACHINE_CLOCK_AHEAD_NS. A clock that is wrong and ahead by less stays.
+ */
+#define MACHINE_CLOCK_SLACK_NS 10000000ll
+#define MACHINE_CLOCK_AHEAD_NS 60000000000ll
+/* now_ns: this machine's. Both are since 1970. */
+bool machine_clock_is_wrong(uint64_t now_ns, uint64_t wall_ns);
+/* Steps a clock that is wrong: *ret_stepped. */
 int machine_set_clock(uint64_t wall_ns, bool *ret_stepped, struct err *e);
 int machine_set_name(const char *name, struct err *e);
 /* Lets everybody see `path` (of this machine) as the boot id from now on: mounts it over

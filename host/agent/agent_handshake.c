@@ -124,12 +124,45 @@ read_ack(const struct agent_frame *f, const struct agent_handshake *h,
 	return 0;
 }
 
-/* From the agent's yes to its acknowledgement. step: AGENT_STEP_NAME_MAX + 1 bytes, the
- * one that is under way. *failed: a step did, whatever the error's number says. */
+/* How far the agent is, and how long it may take. */
+struct pace {
+	uint64_t began_ns, limit_ns;
+	uint64_t step_ns; /* since when it is in that step; at first, began_ns */
+	unsigned n_steps;
+	char step[AGENT_STEP_NAME_MAX + 1]; /* empty: none was named */
+};
+
+/* Until when the step may take. */
+static uint64_t
+pace_deadline(const struct pace *p)
+{
+	uint64_t step = p->step_ns + p->limit_ns;
+	uint64_t all = p->began_ns + AGENT_HANDSHAKE_CEILING * p->limit_ns;
+
+	return step < all ? step : all;
+}
+
+static void
+pace_step(struct pace *p, const struct agent_handshake *h, const struct agent_frame *f)
+{
+	char step[sizeof(p->step)];
+
+	agent_text(step, sizeof(step), f->payload, f->len);
+	/* To who asks again the agent names the step that it is in. */
+	if (strcmp(step, p->step) == 0)
+		return;
+	memcpy(p->step, step, sizeof(step));
+	p->step_ns = io_now_ns();
+	p->n_steps++;
+	if (h->on_step)
+		h->on_step(h->step_ctx, step);
+}
+
+/* From the agent's yes to its acknowledgement. *failed: a step did, whatever the error's
+ * number says. */
 static int
-handshake_frames(struct agent_link *l, const struct agent_handshake *h,
-	uint64_t deadline_ns, char *step, bool *failed, struct agent_ack *ret,
-	struct err *e)
+handshake_frames(struct agent_link *l, const struct agent_handshake *h, struct pace *pace,
+	bool *failed, struct agent_ack *ret, struct err *e)
 {
 	while (1) {
 		struct agent_frame f;
@@ -148,13 +181,14 @@ handshake_frames(struct agent_link *l, const struct agent_handshake *h,
 				return err_set(e, -EPROTO,
 					"the guest's agent sent frame type %u in an identity handshake",
 					f.type);
-			agent_text(step, AGENT_STEP_NAME_MAX + 1, f.payload, f.len);
+			pace_step(pace, h, &f);
 			continue;
 		}
 		if (l->eof)
 			return err_set(e, -EPIPE,
-				"the guest's agent hung up in the step \"%s\"", step);
-		r = agent_link_wait(l, POLLIN, deadline_ns, e);
+				"the guest's agent hung up in the step \"%s\"",
+				pace->step);
+		r = agent_link_wait(l, POLLIN, pace_deadline(pace), e);
 		if (r == 0)
 			r = agent_link_fill(l, e);
 		if (r < 0)
@@ -171,12 +205,12 @@ ask_cancel(void *waiting)
 }
 
 static int
-attempt(const char *socket_path, const struct agent_handshake *h, uint64_t deadline_ns,
-	struct waiting *w, char *step, bool *failed, struct agent_ack *ret, struct err *e)
+attempt(const char *socket_path, const struct agent_handshake *h, struct pace *pace,
+	struct waiting *w, bool *failed, struct agent_ack *ret, struct err *e)
 {
 	cleanup_agent_link struct agent_link l = AGENT_LINK_INIT;
 	cleanup_json_out struct json_out o = {0};
-	uint64_t yes_by = io_now_ns() + ATTEMPT_NS;
+	uint64_t yes_by = io_now_ns() + ATTEMPT_NS, deadline_ns = pace_deadline(pace);
 	struct err why = {0};
 	int r;
 
@@ -194,24 +228,25 @@ attempt(const char *socket_path, const struct agent_handshake *h, uint64_t deadl
 			"the guest's agent is older than this pandod and knows no identity handshake: build its image again (`pando-golden image`), and its commits");
 	if (r < 0)
 		return err_set(e, r, "%s", why.msg);
-	return handshake_frames(&l, h, deadline_ns, step, failed, ret, e);
+	return handshake_frames(&l, h, pace, failed, ret, e);
 }
 
 int
 agent_handshake(const char *socket_path, const struct agent_handshake *h, int timeout_ms,
 	int (*cancel)(void *ctx), void *ctx, struct agent_ack *ret, struct err *e)
 {
-	uint64_t deadline = io_now_ns() + (uint64_t)timeout_ms * NS_PER_MS;
+	struct pace pace = {
+		.began_ns = io_now_ns(), .limit_ns = (uint64_t)timeout_ms * NS_PER_MS};
 	struct timespec pause = {.tv_nsec = 2000000};
-	char step[AGENT_STEP_NAME_MAX + 1] = "";
 	struct agent_handshake said = *h;
 	struct waiting w = {cancel, ctx};
 
+	pace.step_ns = pace.began_ns;
 	while (1) {
 		bool failed = false;
 		struct err why = {0};
-		int r = attempt(
-			socket_path, &said, deadline, &w, step, &failed, ret, &why);
+		uint64_t now;
+		int r = attempt(socket_path, &said, &pace, &w, &failed, ret, &why);
 
 		/* Images and commits keep the agent they were made with. */
 		if (r == -EINVAL && said.ssh_key && !failed &&
@@ -230,11 +265,16 @@ agent_handshake(const char *socket_path, const struct agent_handshake *h, int ti
 		if (cancel && (r = cancel(ctx)) < 0)
 			return err_set(e, r,
 				"cancelled before the guest acknowledged its identity");
-		if (io_now_ns() >= deadline) {
-			if (step[0])
+		now = io_now_ns();
+		if (now >= pace_deadline(&pace)) {
+			if (pace.n_steps)
 				return err_set(e, -ETIMEDOUT,
-					"the guest did not acknowledge its identity within %d ms: it is in the step \"%s\"",
-					timeout_ms, step);
+					"the guest did not acknowledge its identity within %llu ms: it is in the step \"%s\", number %u, for %llu ms",
+					(unsigned long long)((now - pace.began_ns) /
+							     NS_PER_MS),
+					pace.step, pace.n_steps,
+					(unsigned long long)((now - pace.step_ns) /
+							     NS_PER_MS));
 			return err_set(e, -ETIMEDOUT,
 				"the guest did not acknowledge its identity within %d ms (last: %.300s)",
 				timeout_ms, why.msg);

@@ -26,6 +26,10 @@ struct agent_handshake {
 	uint32_t hook_ms;	   /* 0: the agent's default */
 	const char *ssh_key; /* that may come in (public); NULL: none. An agent that is
 				older than SSH is told without. */
+	/* Called with each step that the agent names, but not twice for one that it names
+	 * again after a broken connection. NULL: nobody listens. */
+	void (*on_step)(void *ctx, const char *step);
+	void *step_ctx;
 };
 
 struct agent_ack {
@@ -38,8 +42,12 @@ struct agent_ack {
 	} steps[AGENT_STEPS_MAX];
 };
 
-/* 0: acknowledged. -ETIMEDOUT names the step the guest is in; the identity handshake goes on there,
- * and may be said again. -EOPNOTSUPP: the agent is older than identity handshakes. What a step of the
+/* Times timeout_ms: the longest identity handshake, however many steps its agent names. */
+#define AGENT_HANDSHAKE_CEILING 5
+
+/* timeout_ms: until the first step, and of each step; AGENT_HANDSHAKE_CEILING times that in all.
+ * 0: acknowledged. -ETIMEDOUT names the step the guest is in; the identity handshake goes on
+ * there, and may be said again. -EOPNOTSUPP: the agent is older than identity handshakes. What a step of the
  * guest failed with comes with its errno and a sentence that begins with the step. cancel
  * (may be NULL) is asked at least every 100 ms; a negative return ends the wait with that
  * code. */

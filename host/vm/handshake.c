@@ -16,9 +16,9 @@
 /* A line feed takes six bytes as JSON. */
 _Static_assert(6 * ENV_BYTES_MAX + REST_OF_HANDSHAKE <= AGENT_REQUEST_MAX,
 	"every environment can be told to a guest");
-/* One round of the health monitor: what takes longer goes on in the guest, and is asked for
- * again. */
-#define TEND_MS 2000
+/* One round of the health monitor, without a new step: the handshake goes on in the guest, and
+ * the next round asks again. */
+#define ROUND_MS 2000
 /* A parent that is told while somebody waits for its children. */
 #define PARENT_MS 5000
 
@@ -108,11 +108,54 @@ is_acknowledged(const struct vm *vm)
 					   sizeof(vm->row.acknowledged)) == 0;
 }
 
+struct stepping {
+	struct tree *t;
+	struct vm *vm;
+};
+
+/* The guest has come to that step; it may have been in it when another round asked. */
+static void
+note_step(void *stepping, const char *step)
+{
+	const struct stepping *s = stepping;
+	struct vm *vm = s->vm;
+
+	pthread_mutex_lock(&s->t->lock);
+	if (strcmp(vm->handshake_step, step) != 0) {
+		snprintf(vm->handshake_step, sizeof(vm->handshake_step), "%s", step);
+		vm->handshake_steps++;
+		vm->handshake_step_ns = io_now_ns();
+	}
+	pthread_mutex_unlock(&s->t->lock);
+}
+
+/* None is under way. Locked. */
+static void
+forget_steps(struct vm *vm)
+{
+	vm->handshake_began_ns = vm->handshake_step_ns = 0;
+	vm->handshake_steps = 0;
+	vm->handshake_step[0] = '\0';
+}
+
+/* Its guest is in one step for longer than one may take, or in all of them. Locked. */
+static bool
+is_late(const struct tree *t, const struct vm *vm)
+{
+	uint64_t limit = (uint64_t)t->config.handshake_timeout_ms * NS_PER_MS;
+	uint64_t began = vm->handshake_began_ns, moved = began, now = io_now_ns();
+
+	if (vm->handshake_step_ns > moved)
+		moved = vm->handshake_step_ns;
+	return now - moved > limit || now - began > AGENT_HANDSHAKE_CEILING * limit;
+}
+
 int
 vm_handshake(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *ctx),
 	void *ctx, struct err *e)
 {
 	__attribute__((cleanup(said_done))) struct said *s = calloc(1, sizeof(*s));
+	struct stepping stepping = {t, vm};
 	struct agent_ack ack = {0};
 	char path[PATHS_MAX];
 	int r = vm_socket_path(t, vm, path);
@@ -148,6 +191,8 @@ vm_handshake(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *
 		.env = &s->env,
 		.labels = s->labels,
 		.ssh_key = t->ssh_key[0] ? t->ssh_key : NULL,
+		.on_step = note_step,
+		.step_ctx = &stepping,
 	};
 
 	r = agent_handshake(path, &h, timeout_ms, cancel, ctx, &ack, e);
@@ -158,7 +203,7 @@ vm_handshake(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *
 		memcpy(vm->row.acknowledged, s->row.generation,
 			sizeof(vm->row.acknowledged));
 		vm->probes = 0;
-		vm->handshake_began_ns = 0;
+		forget_steps(vm);
 		if (!s->row.answered) {
 			memcpy(vm->row.host_key, ack.host_key, sizeof(ack.host_key));
 			vm->ack = ack;
@@ -194,7 +239,7 @@ not_there(int r)
 }
 
 void
-vm_handshake_tend(struct tree *t, struct vm *vm)
+vm_handshake_watch(struct tree *t, struct vm *vm)
 {
 	int ping_ms = 200 << (vm->probes > 3 ? 3 : vm->probes);
 	uint64_t pause_ms = 500u << (vm->probes > 5 ? 5 : vm->probes);
@@ -215,12 +260,11 @@ vm_handshake_tend(struct tree *t, struct vm *vm)
 		if (!vm->handshake_began_ns)
 			vm->handshake_began_ns = io_now_ns();
 		pthread_mutex_unlock(&t->lock);
-		r = vm_handshake(t, vm, TEND_MS, NULL, NULL, &e);
+		r = vm_handshake(t, vm, ROUND_MS, NULL, NULL, &e);
 	}
 	pthread_mutex_lock(&t->lock);
 	if (r < 0 && told && !vm->dead && vm->listed) {
-		bool late = io_now_ns() - vm->handshake_began_ns >
-			    (uint64_t)t->config.handshake_timeout_ms * NS_PER_MS;
+		bool late = is_late(t, vm);
 		bool refused = r != -ETIMEDOUT && !not_there(r);
 
 		if (!vm->row.answered && !vm->op && !vm->kill_reason[0] &&

@@ -18,9 +18,10 @@ int vm_handshake(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(vo
 	void *ctx, struct err *e);
 /* Runs and has acknowledged another generation than it has. With the lock. */
 bool vm_handshake_due(const struct vm *vm);
-/* The health monitor's: one round of it with a VM that nobody waits for. With the lock, which is
- * given up meanwhile. */
-void vm_handshake_tend(struct tree *t, struct vm *vm);
+/* The health monitor's: one round of it with a VM that nobody waits for. It kills a VM whose guest
+ * refuses, or spends more than config.handshake_timeout_ms in one step of the handshake, or
+ * AGENT_HANDSHAKE_CEILING times as much in all. With the lock, which is given up meanwhile. */
+void vm_handshake_watch(struct tree *t, struct vm *vm);
 
 /* A parent is told while its children are waited for. */
 struct handshake_parent {

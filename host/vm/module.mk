@@ -1,6 +1,7 @@
 # VMs, and what is known of them.
 pandovm_SRCS += \
 	host/vm/adopt.c \
+	host/vm/agent_wait.c \
 	host/vm/batch.c \
 	host/vm/branch.c \
 	host/vm/create.c \

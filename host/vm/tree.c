@@ -15,9 +15,8 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/text.h"
-#include "host/agent/agent_client.h"
 #include "host/ssh/ssh_key.h"
-#include "host/vm/handshake.h"
+#include "host/vm/tree_priv.h"
 
 #define NS_PER_MS UINT64_C(1000000)
 
@@ -397,25 +396,6 @@ tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm)
 	vm_unref(old);
 }
 
-/*
- * Waiting for an agent.
- */
-
-int
-agent_wait_cancel(void *agent_wait)
-{
-	struct agent_wait *w = agent_wait;
-	int r = 0;
-
-	pthread_mutex_lock(&w->t->lock);
-	if (w->vm->dead)
-		r = -ESRCH;
-	else if (w->t->stopping || (w->give_up && *w->give_up) || has_gone(w->p))
-		r = -ECANCELED;
-	pthread_mutex_unlock(&w->t->lock);
-	return r;
-}
-
 int
 check_not_gone(const struct progress *p, const char *what, struct err *e)
 {
@@ -431,57 +411,6 @@ tell_made(const struct progress *p, const struct vm *vm)
 {
 	if (p && p->made)
 		p->made(p->ctx, vm->row.id);
-}
-
-int
-vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
-	const struct progress *p, struct err *e)
-{
-	struct agent_wait w = {.t = t, .vm = vm, .give_up = give_up, .p = p};
-	char path[PATHS_MAX];
-	struct err why = {0};
-	bool answers = false;
-	int r = vm_socket_path(t, vm, path);
-
-	if (r == 0)
-		r = agent_wait_ready(
-			path, t->config.agent_timeout_ms, agent_wait_cancel, &w, &why);
-	answers = r == 0;
-	/* The health monitor may be telling it: then it is waited for. */
-	while (answers &&
-		(r = vm_handshake(t, vm, t->config.handshake_timeout_ms,
-			 agent_wait_cancel, &w, &why)) == -EBUSY &&
-		(r = agent_wait_cancel(&w)) == 0) {
-		struct timespec pause = {.tv_nsec = 5000000};
-
-		nanosleep(&pause, NULL);
-	}
-	/* A VMM that dies takes its socket along; the pidfd says so a moment later. */
-	pthread_mutex_lock(&t->lock);
-	if (r == -ENOTCONN || r == -ENOENT)
-		tree_wait_dead(t, vm, 2000);
-	if (vm->dead) {
-		r = err_set(e, -ESRCH,
-			"vm \"%s\" ended before its agent answered: %.350s", vm_name(vm),
-			vm->row.reason);
-	} else if (r < 0 && answers && r != -ECANCELED) {
-		r = err_set(e, r, "vm \"%s\": the identity handshake failed: %.400s",
-			vm_name(vm), why.msg);
-	} else if (r == -ETIMEDOUT) {
-		r = err_set(e, r, "vm \"%s\": its agent did not answer within %d s",
-			vm_name(vm), t->config.agent_timeout_ms / 1000);
-	} else if (r == -ECANCELED && !t->stopping && has_gone(p)) {
-		r = check_not_gone(p, vm_name(vm), e);
-	} else if (r == -ECANCELED) {
-		r = err_set(e, r,
-			"pandod stops; vm \"%s\" goes on, its agent has not answered yet",
-			vm_name(vm));
-	} else if (r < 0) {
-		r = err_set(e, r, "vm \"%s\": its agent does not answer: %.350s",
-			vm_name(vm), why.msg);
-	}
-	pthread_mutex_unlock(&t->lock);
-	return r;
 }
 
 /*

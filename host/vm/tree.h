@@ -35,13 +35,16 @@ struct tree_config {
 	const char *meminfo_path; /* NULL: "/proc/meminfo"; borrowed */
 	int start_timeout_ms;	  /* VMM_BOOT or VMM_FORK -> VMM_STARTED */
 	int answer_timeout_ms;	  /* other requests to a VMM */
-	int agent_timeout_ms;	  /* started -> the agent answers a ping */
-	int handshake_timeout_ms; /* that -> it acknowledges who it is; 0: the default */
+	int agent_timeout_ms; /* started -> the agent answers a ping, without progress of
+				     the guest; TREE_AGENT_CEILING times that in all */
+	int handshake_timeout_ms; /* that -> the first step of its identity handshake, and of
+				     each step; 0: the default */
 	struct scopes *scopes;	  /* borrowed; NULL: none */
 };
 #define TREE_START_TIMEOUT_MS 60000
 #define TREE_ANSWER_TIMEOUT_MS 20000
 #define TREE_AGENT_TIMEOUT_MS 600000
+#define TREE_AGENT_CEILING 3
 #define TREE_HANDSHAKE_TIMEOUT_MS 120000
 
 struct tree;

@@ -45,6 +45,9 @@ struct vm {
 	unsigned meets;		     /* tries to (adopt.c) */
 	uint64_t meet_at_ns;	     /* the next one */
 	uint64_t handshake_began_ns; /* by the health monitor; 0: none is under way */
+	uint64_t handshake_step_ns; /* when its guest came to that step; 0: to none yet */
+	unsigned handshake_steps;   /* how many it has come to */
+	char handshake_step[AGENT_STEP_NAME_MAX + 1];
 	struct agent_ack
 		ack; /* of its first identity handshake in this life; n_steps 0: none */
 	unsigned watched_at; /* reports_watch.c: 1 + its place there; 0: it has none */
@@ -268,15 +271,10 @@ int tree_random(void *dst, size_t len, struct err *e);
 int vm_socket_path(const struct tree *t, const struct vm *vm, char dst[static PATHS_MAX]);
 /* Kills a process that the loop does not watch (yet), and waits for it. */
 void process_end(int pidfd);
-/* For agent_wait_ready(): ends the wait when the VM dies or pandod stops. */
-struct agent_wait {
-	struct tree *t;
-	struct vm *vm;
-	const bool *give_up;	  /* under the tree's lock; may be NULL */
-	const struct progress *p; /* may be NULL: nobody can go */
-};
-int agent_wait_cancel(void *agent_wait);
-/* Waits for the agent of a watched VM, and notes that it answered. */
+/* agent_wait.c: waits for the agent of a watched VM and for its identity handshake, and notes
+ * that the agent answered. The limit is config.agent_timeout_ms without progress of the guest:
+ * its console grows, its vCPUs exit, its disk is read or written. Every 10 s the caller is told
+ * how far the guest is. */
 int vm_wait_agent(struct tree *t, struct vm *vm, const bool *give_up,
 	const struct progress *p, struct err *e);
 /* How often one that waits asks whether its caller is still there. */

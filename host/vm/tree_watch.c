@@ -337,7 +337,7 @@ help(struct tree *t, struct helper *h)
 		adopt_try(t, vm);
 		t->n_meeting--;
 	} else if (vm_handshake_due(vm)) {
-		vm_handshake_tend(t, vm);
+		vm_handshake_watch(t, vm);
 	}
 	if (vm) {
 		vm->tended = false;

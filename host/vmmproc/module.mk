@@ -1,7 +1,13 @@
 # Processes of VMMs.
 pandovm_SRCS += \
 	host/vmmproc/launch.c \
+	host/vmmproc/process_progress.c \
 	host/vmmproc/vmmctl.c
+
+UNIT_TESTS += test_vmmctl
+test_vmmctl_SRCS := tests/unit/test_vmmctl.c
+test_vmmctl_LIBS := pandovm wire common
+test_vmmctl_PKGS := cmocka
 
 # Whether this host's KVM boots Linux, asked by pandod and by `pando doctor`.
 LIBRARIES += kvmprobe

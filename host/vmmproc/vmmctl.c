@@ -14,6 +14,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/vmmproc/process_progress.h"
 
 /* Unasked messages taken while one answer is waited for; more is a flood. */
 #define UNASKED_MAX 64
@@ -351,29 +352,87 @@ ended(struct vmmctl *c, struct err *e)
 	return err_set(e, -ESRCH, "the VM's process ended");
 }
 
-/*
- * Receives until the answer of that type and number, or, type VMM_STARTED, until that has
- * come. Called with the lock.
- */
-static int
-wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int timeout_ms,
-	union message *ret, pid_t *ret_pid, struct err *e)
+/* What one waits for. */
+struct expected {
+	const char *what; /* completes "the VMM did not" */
+	uint16_t type;	  /* VMM_STARTED: until that has come, whatever seq is */
+	uint64_t seq;
+	int timeout_ms;
+	bool flat; /* the limit holds also while the process makes progress */
+};
+
+/* How long the VMM has worked for it, and how much longer it may. */
+struct patience {
+	struct process_progress progress;
+	uint64_t began_ns, moved_ns; /* its last progress; at first, when the wait began */
+	uint64_t cpu_ms;	     /* at the beginning */
+	uint64_t limit_ns, ceiling_ns;
+};
+
+static struct patience
+patience_begin(const struct vmmctl *c, const struct expected *x)
 {
-	uint64_t deadline = io_now_ns() + (uint64_t)timeout_ms * 1000000u;
+	struct patience w = {.began_ns = io_now_ns()};
+
+	w.moved_ns = w.began_ns;
+	w.limit_ns = (uint64_t)x->timeout_ms * 1000000u;
+	w.ceiling_ns = x->flat ? w.limit_ns : w.limit_ns * VMMCTL_CEILING;
+	if (!x->flat)
+		process_progress_look(c->pidfd, &w.progress);
+	w.cpu_ms = w.progress.cpu_ms;
+	return w;
+}
+
+/* How many ms until the next look; 0: it is over, and the error says how far the VMM came. */
+static int
+patience_left(struct patience *w, const struct vmmctl *c, const struct expected *x,
+	struct err *e)
+{
+	uint64_t now = io_now_ns(), look, left, end = w->began_ns + w->ceiling_ns;
+
+	if (!x->flat && process_progress_look(c->pidfd, &w->progress))
+		w->moved_ns = now;
+	if (w->moved_ns + w->limit_ns < end)
+		end = w->moved_ns + w->limit_ns;
+	if (now < end) {
+		/* Often enough that a process that stops is given its limit, and not twice. */
+		look = x->flat ? w->limit_ns : w->limit_ns / 20;
+		look = look < 10000000u ? 10000000u : look > 1000000000u ? 1000000000u : look;
+		left = end - now < look ? end - now : look;
+		return (int)(left / 1000000u) + 1;
+	}
+	if (w->moved_ns == w->began_ns)
+		err_set(e, -ETIMEDOUT, "the VMM did not %s within %d s%s", x->what,
+			(x->timeout_ms + 999) / 1000,
+			w->progress.known ? ", in which its process stood still" : "");
+	else
+		err_set(e, -ETIMEDOUT,
+			"the VMM did not %s within %llu s: its process used %llu ms of CPU, the last %llu s ago",
+			x->what, (unsigned long long)((now - w->began_ns) / 1000000000u),
+			(unsigned long long)(w->progress.cpu_ms - w->cpu_ms),
+			(unsigned long long)((now - w->moved_ns) / 1000000000u));
+	return 0;
+}
+
+/* Receives until that has come, or the VMM's time is over. Called with the lock. */
+static int
+wait_for(struct vmmctl *c, const struct expected *x, union message *ret, pid_t *ret_pid,
+	struct err *e)
+{
+	struct patience patience = patience_begin(c, x);
 	unsigned unasked = 0;
 	struct err bad;
 
 	for (;;) {
 		struct pollfd p[2] = {{.fd = c->fd, .events = POLLIN},
 			{.fd = c->pidfd, .events = POLLIN}};
-		uint64_t now;
-		int r = receive(c, ret, ret_pid, e);
+		int r = receive(c, ret, ret_pid, e), left_ms;
 
 		if (r < 0)
 			return r == -EPIPE ? ended(c, e) : r;
 		if (r > 0) {
 			if (keep_unasked(c, ret, *ret_pid)) {
-				if (type == VMM_STARTED && c->has_started)
+				if (x->type == VMM_STARTED && c->has_started)
 					return 0;
 				if (++unasked > UNASKED_MAX) {
 					broke(c, flood);
@@ -381,18 +440,17 @@ wait_for(struct vmmctl *c, const char *what, uint16_t type, uint64_t seq, int ti
 				}
 				continue;
 			}
-			if (ret->hdr.type == type && ret->hdr.seq == seq)
+			if (ret->hdr.type == x->type && ret->hdr.seq == x->seq)
 				return 0;
 			/* The late answer to a request that was given up. */
-			if (ret->hdr.seq < seq && ++unasked <= UNASKED_MAX)
+			if (ret->hdr.seq < x->seq && ++unasked <= UNASKED_MAX)
 				continue;
 			break;
 		}
-		now = io_now_ns();
-		if (now >= deadline)
-			return err_set(e, -ETIMEDOUT, "the VMM did not %s within %d s",
-				what, (timeout_ms + 999) / 1000);
-		r = poll(p, 2, (int)((deadline - now) / 1000000u) + 1);
+		left_ms = patience_left(&patience, c, x, e);
+		if (!left_ms)
+			return -ETIMEDOUT;
+		r = poll(p, 2, left_ms);
 		if (r < 0 && errno != EINTR)
 			return err_sys(e, -errno, "waiting for a VMM");
 		/* The socket first: last words may still lie in it. */
@@ -460,8 +518,10 @@ vmmctl_fork(struct vmmctl *c, struct vmm_fork *msg,
 	pthread_mutex_lock(&c->lock);
 	r = send_message(c, msg, VMM_FORK, sizeof(*msg), fds, VMM_FORK_FD_COUNT, e);
 	if (r == 0) {
-		r = wait_for(c, "answer to a fork", VMM_FORKED, c->seq, timeout_ms, &m,
-			&pid, e);
+		r = wait_for(c,
+			&(struct expected){"answer to a fork", VMM_FORKED, c->seq,
+				timeout_ms, false},
+			&m, &pid, e);
 		uncertain = r < 0;
 	}
 	unlock(c);
@@ -489,7 +549,9 @@ vmmctl_wait_started(struct vmmctl *c, int timeout_ms, struct vmm_started *ret,
 
 	pthread_mutex_lock(&c->lock);
 	if (!c->has_started)
-		r = wait_for(c, "start", VMM_STARTED, 0, timeout_ms, &m, &pid, e);
+		r = wait_for(c,
+			&(struct expected){"start", VMM_STARTED, 0, timeout_ms, false},
+			&m, &pid, e);
 	s = c->started;
 	pid = c->started_pid;
 	unlock(c);
@@ -515,7 +577,9 @@ ask_with(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, const 
 	pthread_mutex_lock(&c->lock);
 	r = send_message(c, msg, (uint16_t)type, len, fds, n_fds, e);
 	if (r == 0)
-		r = wait_for(c, "answer", VMM_DONE, c->seq, timeout_ms, &m, &pid, e);
+		r = wait_for(c,
+			&(struct expected){"answer", VMM_DONE, c->seq, timeout_ms, false},
+			&m, &pid, e);
 	unlock(c);
 	if (r < 0)
 		return r;
@@ -592,7 +656,9 @@ vmmctl_state(struct vmmctl *c, int blob_fd, int timeout_ms, struct vmm_state_ans
 	pthread_mutex_lock(&c->lock);
 	r = send_message(c, &h, VMM_STATE, sizeof(h), fds, VMM_STATE_FD_COUNT, e);
 	if (r == 0)
-		r = wait_for(c, "give its state", VMM_STATE_ANSWER, c->seq, timeout_ms,
+		r = wait_for(c,
+			&(struct expected){"give its state", VMM_STATE_ANSWER, c->seq,
+				timeout_ms, false},
 			&m, &pid, e);
 	unlock(c);
 	if (r < 0)
@@ -661,8 +727,10 @@ vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only,
 		return err_set(e, -EAGAIN, "another request is under way");
 	r = send_message(c, &h, VMM_STATS, sizeof(h), NULL, 0, e);
 	if (r == 0)
-		r = wait_for(
-			c, "answer", VMM_STATS_ANSWER, h.seq, timeout_ms, &m, &pid, e);
+		r = wait_for(c,
+			&(struct expected){"answer", VMM_STATS_ANSWER, h.seq, timeout_ms,
+				true},
+			&m, &pid, e);
 	unlock(c);
 	if (r < 0)
 		return r;

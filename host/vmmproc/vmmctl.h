@@ -14,6 +14,12 @@
  * Calls are serialised by a lock inside; the thread that waits for an answer also takes
  * unasked messages and keeps them (vmmctl_exiting). A process that ends wakes the waiter
  * through its pidfd.
+ *
+ * A timeout_ms is the time in which the VMM's process, where its pidfd is known, makes no
+ * progress: CPU time and page faults renew it (process_progress.h), up to VMMCTL_CEILING times
+ * timeout_ms in all. So a busy host delays an answer and does not lose it. A stopped process
+ * makes none. Only vmmctl_stats() has no more than its timeout_ms: it is a look that may be
+ * repeated.
  */
 #ifndef PANDO_HOST_VMMPROC_VMMCTL_H
 #define PANDO_HOST_VMMPROC_VMMCTL_H
@@ -27,6 +33,8 @@
 #include "common/wire/vmm_wire.h"
 
 #define VMMCTL_TEXT_MAX 512
+/* Times timeout_ms: the longest wait for a VMM that works and does not answer. */
+#define VMMCTL_CEILING 10
 
 struct vmmctl;
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "common/wire/console_ring.h"
 #include "common/wire/segment_wire.h"
 #include "common/wire/vmm_wire.h"
 #include "vmm/blockmap.h"
@@ -21,8 +22,12 @@ static struct {
 	int control; /* -1: closed */
 	int listen, vsock, index;
 	bool paused, parked;
+	uint64_t booted_ns, looks;
+	struct console console;
 	char cmdline[VMM_CMDLINE_MAX];
 } vm = {.control = VMM_CONTROL_FD, .listen = -1, .vsock = -1, .index = -1};
+
+static const char console_line[] = "[    1.0] a\x1b unit\r\n";
 
 static bool
 told(const char *word)
@@ -80,9 +85,13 @@ static void
 on_boot(const struct vmm_boot *b, const int *fds)
 {
 	snprintf(vm.cmdline, sizeof(vm.cmdline), "%s", b->cmdline);
+	vm.booted_ns = io_now_ns();
 	vm.listen = fds[VMM_BOOT_FD_LISTEN];
 	vm.vsock = fds[VMM_BOOT_FD_VSOCK];
 	vm.index = fds[VMM_BOOT_FD_SEG + VMM_SEG_INDEX];
+	if (told("prints") &&
+		console_open(&vm.console, fds[VMM_BOOT_FD_CONSOLE], NULL) < 0)
+		_exit(24);
 	write_record();
 	if (told("boot=exit"))
 		_exit(3);
@@ -214,8 +223,9 @@ on_control(void)
 		break;
 	}
 	case VMM_STATS: {
-		struct vmm_stats_answer a = {
-			.uptime_ns = 7000000, .paused = vm.parked ? 2 : vm.paused};
+		struct vmm_stats_answer a = {.uptime_ns = 7000000,
+			.vcpu_exits = told("works") ? ++vm.looks : 0,
+			.paused = vm.parked ? 2 : vm.paused};
 
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
 		break;
@@ -267,7 +277,8 @@ on_guest(void)
 
 	if (fd < 0)
 		return;
-	if (told("agent"))
+	if (told("agent") || (told("wakes") && io_now_ns() - vm.booted_ns >
+						       FAKE_VMM_WAKES_MS * 1000000ull))
 		io_write_full(fd, "A", 1);
 
 	struct pollfd p = {.fd = fd, .events = POLLIN};
@@ -319,8 +330,9 @@ fake_vmm_main(void)
 			{.fd = vm.vsock, .events = POLLIN},
 		};
 
-		if (poll(p, 2, -1) < 0 && errno != EINTR)
+		if (poll(p, 2, told("prints") ? 50 : -1) < 0 && errno != EINTR)
 			return 30;
+		console_write(&vm.console, console_line, sizeof(console_line) - 1);
 		if (p[0].revents && vm.control >= 0)
 			on_control();
 		else if (p[0].revents)

@@ -4,6 +4,8 @@
  *
  * Words in the kernel's command line (they hold for all its forks, too):
  *   agent          connections to agent.sock are answered with 'A'; else they are closed
+ *   wakes          connections to agent.sock are answered with 'A' from FAKE_VMM_WAKES_MS on
+ *   works, prints  its exits go up with each VMM_STATS; it writes to its console all the time
  *   boot=exit      ends before VMM_STARTED;       boot=refuse  VMM_STARTED with an error
  *   boot=silent    never answers;                 boot=nonsense  a message of an unknown
  * type boot=fd        VMM_STARTED with a descriptor attached fork=refuse fork=exit
@@ -18,6 +20,8 @@
  */
 #ifndef PANDO_TESTS_UNIT_FAKE_VMM_H
 #define PANDO_TESTS_UNIT_FAKE_VMM_H
+
+#define FAKE_VMM_WAKES_MS 2500
 
 /* main() of the process; descriptor 3 is the control socket. */
 int fake_vmm_main(void);

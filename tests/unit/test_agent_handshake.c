@@ -26,6 +26,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "common/wire/agent_frame.h"
 #include "guest-agent/identity/watch.h"
 #include "common/json.h"
 #include "host/agent/agent_client.h"
@@ -639,6 +640,169 @@ the_host_learns_which_step_hangs_and_may_ask_again(void **state)
 	assert_string_equal(text_of("/log"), "x\n");
 }
 
+/*
+ * An agent of this test's own: it names steps at a pace, and then acknowledges or not.
+ */
+
+struct paced {
+	const char *const *steps; /* ends with NULL */
+	unsigned pause_ms; /* before each of them, and before the acknowledgement */
+	unsigned rounds;   /* so often all of them */
+	bool acknowledges;
+	int listener;
+	char path[128];
+	pthread_t thread;
+};
+
+static bool
+paced_frame(int fd, uint8_t type, const char *text)
+{
+	const struct agent_frame_hdr h = agent_frame_hdr(type, 0, (uint32_t)strlen(text));
+	char whole[512];
+
+	memcpy(whole, &h, sizeof(h));
+	memcpy(whole + sizeof(h), text, h.len);
+	return send(fd, whole, sizeof(h) + h.len, MSG_NOSIGNAL) > 0;
+}
+
+static void
+paced_serve(const struct paced *x, int fd)
+{
+	static const char ok[] = "OK 1\n", yes[] = "{\"ok\":true,\"id\":\"e1\"}\n";
+	char c;
+
+	for (int lines = 0; lines < 2; lines += c == '\n') {
+		if (io_read(fd, &c, 1) != 1)
+			return;
+		if (c == '\n' && !lines)
+			(void)send(fd, ok, strlen(ok), MSG_NOSIGNAL);
+	}
+	(void)send(fd, yes, strlen(yes), MSG_NOSIGNAL);
+	for (unsigned i = 0; i < x->rounds; i++)
+		for (const char *const *step = x->steps; *step; step++) {
+			usleep(x->pause_ms * 1000);
+			if (!paced_frame(fd, AGENT_STEP, *step))
+				return;
+		}
+	usleep(x->pause_ms * 1000);
+	if (x->acknowledges)
+		paced_frame(fd, AGENT_ACK,
+			"{\"id\":\"" A
+			"\",\"generation\":\"01010101010101010101010101010101\","
+			"\"kind\":\"new\",\"host_key\":null,\"total_us\":1,\"steps\":[]}");
+	else
+		(void)!read(fd, &c, 1); /* until the host hangs up */
+}
+
+static void *
+paced_main(void *arg)
+{
+	const struct paced *x = arg;
+	int fd;
+
+	while ((fd = accept4(x->listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		paced_serve(x, fd);
+		close(fd);
+	}
+	return NULL;
+}
+
+static char steps_seen[256];
+
+static void
+note_step(void *ctx, const char *step)
+{
+	size_t n = strlen(steps_seen);
+
+	(void)ctx;
+	snprintf(steps_seen + n, sizeof(steps_seen) - n, "%s ", step);
+}
+
+/* A handshake with that agent: its result, and how long it took. */
+static int
+paced_handshake(struct paced *x, int timeout_ms, uint64_t *ret_ms)
+{
+	uint8_t generation[16], entropy[AGENT_ENTROPY_MAX] = {0};
+	struct agent_handshake h = {
+		.id = A,
+		.name = "a",
+		.host_name = "a",
+		.generation = generation,
+		.entropy = entropy,
+		.on_step = note_step,
+	};
+	uint64_t began = io_now_ns();
+	int r;
+
+	memset(generation, 1, sizeof(generation));
+	steps_seen[0] = '\0';
+	e = (struct err){0};
+	snprintf(x->path, sizeof(x->path), "%s/paced.sock", root);
+	assert_int_equal(io_unix_listen(x->path, SOCK_STREAM, 4, &x->listener, NULL), 0);
+	assert_int_equal(pthread_create(&x->thread, NULL, paced_main, x), 0);
+	r = agent_handshake(x->path, &h, timeout_ms, NULL, NULL, &ack, &e);
+	*ret_ms = (io_now_ns() - began) / 1000000;
+	shutdown(x->listener, SHUT_RDWR);
+	pthread_join(x->thread, NULL);
+	close(x->listener);
+	unlink(x->path);
+	return r;
+}
+
+static const char *const three_steps[] = {"random", "clock", "hooks", NULL};
+
+static void
+a_handshake_that_is_slow_and_goes_on_is_waited_for(void **state)
+{
+	struct paced x = {
+		three_steps, .pause_ms = 600, .rounds = 1, .acknowledges = true};
+	uint64_t ms;
+
+	(void)state;
+	/* Four times 600 ms, and never 1500 in one step. */
+	if (paced_handshake(&x, 1500, &ms) < 0)
+		fail_msg("%s", e.msg);
+	assert_true(ms >= 2400);
+	assert_string_equal(steps_seen, "random clock hooks ");
+}
+
+static void
+a_handshake_that_stands_still_in_a_step_is_not(void **state)
+{
+	struct paced x = {three_steps, .pause_ms = 10, .rounds = 1};
+	uint64_t ms;
+
+	(void)state;
+	assert_int_equal(paced_handshake(&x, 700, &ms), -ETIMEDOUT);
+	assert_in_range(ms, 700, 700 * (AGENT_HANDSHAKE_CEILING - 1));
+	assert_non_null(strstr(e.msg, "it is in the step \"hooks\", number 3, for "));
+}
+
+static void
+a_step_that_is_named_again_is_no_progress(void **state)
+{
+	static const char *const again[] = {"hooks", NULL};
+	struct paced x = {again, .pause_ms = 50, .rounds = 1000};
+	uint64_t ms;
+
+	(void)state;
+	assert_int_equal(paced_handshake(&x, 700, &ms), -ETIMEDOUT);
+	assert_in_range(ms, 700, 700 * (AGENT_HANDSHAKE_CEILING - 1));
+	assert_string_equal(steps_seen, "hooks ");
+}
+
+static void
+a_handshake_with_steps_without_end_has_a_ceiling(void **state)
+{
+	struct paced x = {three_steps, .pause_ms = 50, .rounds = 1000};
+	uint64_t ms;
+
+	(void)state;
+	assert_int_equal(paced_handshake(&x, 500, &ms), -ETIMEDOUT);
+	assert_in_range(
+		ms, 500 * AGENT_HANDSHAKE_CEILING, 500 * AGENT_HANDSHAKE_CEILING * 4);
+}
+
 static void
 no_command_is_started_before_the_end(void **state)
 {
@@ -1094,6 +1258,10 @@ main(void)
 		T(a_hook_that_hangs_is_ended_with_all_it_started),
 		T(a_hook_that_writes_megabytes_usage_nothing),
 		T(the_host_learns_which_step_hangs_and_may_ask_again),
+		T(a_handshake_that_is_slow_and_goes_on_is_waited_for),
+		T(a_handshake_that_stands_still_in_a_step_is_not),
+		T(a_step_that_is_named_again_is_no_progress),
+		T(a_handshake_with_steps_without_end_has_a_ceiling),
 		T(no_command_is_started_before_the_end),
 		T(a_command_asked_for_too_early_waits_for_the_end),
 		T(a_machine_forked_in_its_handshake_is_told_anew),

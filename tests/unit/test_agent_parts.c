@@ -26,6 +26,7 @@
 #include "guest-agent/server/finish.h"
 #include "guest-agent/server/peer.h"
 #include "guest-agent/server/agent_request.h"
+#include "guest-agent/system/guest_machine.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/ring.h"
 #include "guest-agent/system/userdb.h"
@@ -452,6 +453,34 @@ a_pipe_without_a_writer_is_over_and_others_are_not(void **state)
 	close(ready[1]);
 }
 
+#define NOW_NS 1700000000000000000ull
+#define MS_NS 1000000ull
+
+static void
+a_clock_that_is_right_is_not_stepped_back_by_a_late_handshake(void **state)
+{
+	(void)state;
+	/* The host's time is as old as the handshake was on its way. */
+	assert_false(machine_clock_is_wrong(NOW_NS, NOW_NS));
+	assert_false(machine_clock_is_wrong(NOW_NS, NOW_NS - 11 * MS_NS));
+	assert_false(machine_clock_is_wrong(NOW_NS, NOW_NS - 1060 * MS_NS));
+	assert_false(machine_clock_is_wrong(NOW_NS, NOW_NS - 60000 * MS_NS));
+	/* No handshake takes that long to arrive. */
+	assert_true(machine_clock_is_wrong(NOW_NS, NOW_NS - 60001 * MS_NS));
+	assert_true(machine_clock_is_wrong(NOW_NS, 1));
+}
+
+static void
+a_clock_that_is_behind_is_stepped_forward(void **state)
+{
+	(void)state;
+	assert_false(machine_clock_is_wrong(NOW_NS, NOW_NS + 10 * MS_NS));
+	assert_true(machine_clock_is_wrong(NOW_NS, NOW_NS + 11 * MS_NS));
+	assert_true(machine_clock_is_wrong(NOW_NS, NOW_NS + 86400000 * MS_NS));
+	assert_true(machine_clock_is_wrong(0, NOW_NS));
+	assert_true(machine_clock_is_wrong(0, INT64_MAX));
+}
+
 int
 main(void)
 {
@@ -467,6 +496,9 @@ main(void)
 		cmocka_unit_test(shims_that_another_user_made_are_not_taken_up),
 		cmocka_unit_test(a_pipe_without_a_writer_is_over_and_others_are_not),
 		cmocka_unit_test(a_file_that_takes_the_place_of_a_pipe_is_not_opened),
+		cmocka_unit_test(
+			a_clock_that_is_right_is_not_stepped_back_by_a_late_handshake),
+		cmocka_unit_test(a_clock_that_is_behind_is_stepped_forward),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

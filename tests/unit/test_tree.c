@@ -38,6 +38,7 @@
 #include "host/agent/agent_handshake.h"
 #include "host/agent/agent_report.h"
 #include "host/vm/tree.h"
+#include "tests/unit/fake_vmm.h"
 #include "tests/unit/tree_help.h"
 
 /* The fake guest says 'A' when its agent answers. */
@@ -84,6 +85,10 @@ agent_wait_ready(const char *path, int timeout_ms, int (*cancel)(void *ctx), voi
  * name in handshake_refused; handshake_count counts. */
 static char handshake_refused[32], last_env[256], last_kind[16], last_host_name[64];
 static unsigned handshake_count;
+/* Guests of this name name a step each time they are told, the last of these for ever, and take
+ * the identity handshake at handshake_takes_at (0: never) times. */
+static char handshake_slow[32];
+static unsigned handshake_asked, handshake_n_steps, handshake_takes_at;
 static pthread_mutex_t handshake_lock = PTHREAD_MUTEX_INITIALIZER;
 /* Guests that take an identity handshake only when so many of them are told at once; handshake_most: how
  * many ever were. */
@@ -123,6 +128,18 @@ agent_handshake(const char *path, const struct agent_handshake *h, int timeout_m
 	if (handshake_together && !meet_others()) {
 		pthread_mutex_unlock(&handshake_lock);
 		return err_set(e, -ETIMEDOUT, "alone");
+	}
+	if (handshake_slow[0] && strcmp(h->name, handshake_slow) == 0) {
+		unsigned n = ++handshake_asked;
+		char step[16];
+
+		snprintf(step, sizeof(step), "step-%u",
+			n < handshake_n_steps ? n : handshake_n_steps);
+		if (n != handshake_takes_at) {
+			pthread_mutex_unlock(&handshake_lock);
+			h->on_step(h->step_ctx, step);
+			return err_set(e, -ETIMEDOUT, "it is in the step \"%s\"", step);
+		}
 	}
 	handshake_count++;
 	snprintf(last_kind, sizeof(last_kind), "%s", h->parent ? "parent" : "new");
@@ -969,6 +986,45 @@ a_branch_that_does_not_become_itself_is_no_branch(void **state)
 	handshake_refused[0] = '\0';
 }
 
+/* The health monitor asks again after half a second, one, two, four and eight of them. */
+static void
+restart_with_handshake_limit(int limit_ms)
+{
+	config.handshake_timeout_ms = limit_ms;
+	stop();
+	start();
+	handshake_asked = 0;
+}
+
+static void
+a_handshake_nobody_waits_for_may_take_its_limit_in_each_step(void **state)
+{
+	(void)state;
+	restart_with_handshake_limit(1000);
+	strcpy(handshake_slow, "a");
+	handshake_n_steps = 9;
+	handshake_takes_at = 4; /* 3.5 s or more after the first time */
+	assert_int_equal(create("a", "agent", false), 0);
+	wait_state("a", "running");
+	assert_int_equal(handshake_asked, 4);
+	handshake_slow[0] = '\0';
+}
+
+static void
+a_handshake_nobody_waits_for_that_stays_in_a_step_is_ended(void **state)
+{
+	(void)state;
+	restart_with_handshake_limit(1000);
+	strcpy(handshake_slow, "a");
+	handshake_n_steps = 1;
+	handshake_takes_at = 0;
+	assert_int_equal(create("a", "agent", false), 0);
+	wait_state("a", "failed");
+	assert_non_null(strstr(text("reason"), "it is in the step \"step-1\""));
+	assert_in_range(handshake_asked, 2, 4);
+	handshake_slow[0] = '\0';
+}
+
 static void
 each_vm_gets_the_defaults_and_its_own_environment(void **state)
 {
@@ -1049,6 +1105,84 @@ a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log(void **state)
 	assert_non_null(strstr(text("reason"), "agent did not answer"));
 	assert_int_equal(entries("vms"), 1);
 	assert_false(children_left());
+}
+
+static void
+a_guest_that_makes_progress_is_waited_for_beyond_the_limit(void **state)
+{
+	static const char *const how[] = {"wakes works", "wakes prints"};
+
+	(void)state;
+	/* Less than such a guest needs, and more with the ceiling. */
+	config.agent_timeout_ms = 1500;
+	stop();
+	start();
+	for (size_t i = 0; i < 2; i++) {
+		uint64_t began = io_now_ns();
+
+		if (create("a", how[i], true) < 0)
+			fail_msg("%s: %s", how[i], why.msg);
+		assert_true(io_now_ns() - began >
+			    (uint64_t)config.agent_timeout_ms * 1000000u);
+		assert_string_equal(text("state"), "running");
+		assert_int_equal(delete_vm("a", false), 0);
+	}
+}
+
+static void
+a_guest_that_stands_still_is_not_waited_for_beyond_the_limit(void **state)
+{
+	uint64_t began = io_now_ns();
+
+	(void)state;
+	assert_int_equal(create("a", "", true), -ETIMEDOUT);
+	assert_true(io_now_ns() - began >= 700000000ull);
+	assert_non_null(strstr(why.msg, "no progress"));
+	assert_non_null(strstr(why.msg, "its console is empty"));
+}
+
+static void
+a_guest_that_makes_progress_for_ever_has_a_ceiling(void **state)
+{
+	uint64_t began = io_now_ns();
+
+	(void)state;
+	assert_int_equal(create("a", "works prints", true), -ETIMEDOUT);
+	assert_true(io_now_ns() - began >= TREE_AGENT_CEILING * 700000000ull);
+	if (!strstr(why.msg, "; its console: [    1.0] a\\x1b unit"))
+		fail_msg("%s", why.msg);
+}
+
+static char waits_said[2048];
+
+static void
+keep_said(void *ctx, const char *sentence)
+{
+	size_t n = strlen(waits_said);
+
+	(void)ctx;
+	snprintf(waits_said + n, sizeof(waits_said) - n, "%s\n", sentence);
+}
+
+static void
+who_waits_for_a_slow_guest_is_told_its_last_console_line(void **state)
+{
+	struct create_request q = {.mem_mib = 64,
+		.vcpus = 1,
+		.wait = true,
+		.rootfs = "none",
+		.alias = "a",
+		.cmdline = "works prints"};
+	struct progress p = {.say = keep_said};
+	struct json_out out = {0};
+
+	(void)state;
+	waits_said[0] = '\0';
+	snprintf(q.kernel, sizeof(q.kernel), "%s", kernel);
+	assert_int_equal(take(tree_create(tree, &q, &p, &out, &why), &out), -ETIMEDOUT);
+	if (!strstr(waits_said, "vm \"a\": its agent does not answer yet, after ") ||
+		!strstr(waits_said, " s; its console: [    1.0] a\\x1b unit\n"))
+		fail_msg("%s", waits_said);
 }
 
 static void
@@ -2820,8 +2954,14 @@ main(int argc, char **argv)
 		T(a_parent_nobody_waited_for_is_told_by_the_health_monitor),
 		T(a_batch_nobody_waits_for_takes_its_identity_side_by_side),
 		T(a_branch_that_does_not_become_itself_is_no_branch),
+		T(a_handshake_nobody_waits_for_may_take_its_limit_in_each_step),
+		T(a_handshake_nobody_waits_for_that_stays_in_a_step_is_ended),
 		T(each_vm_gets_the_defaults_and_its_own_environment),
 		IMPATIENT(a_vm_whose_agent_never_answers_is_failed_and_keeps_its_log),
+		IMPATIENT(a_guest_that_makes_progress_is_waited_for_beyond_the_limit),
+		IMPATIENT(a_guest_that_stands_still_is_not_waited_for_beyond_the_limit),
+		IMPATIENT(a_guest_that_makes_progress_for_ever_has_a_ceiling),
+		IMPATIENT(who_waits_for_a_slow_guest_is_told_its_last_console_line),
 		T(the_same_alias_twice_is_refused),
 		T(names_are_ids_aliases_and_unique_prefixes),
 		T(beyond_the_host_is_refused_before_anything_is_made),
