@@ -22,6 +22,7 @@ fuzz_http_body_SRCS := \
 	host/api/request_route.c \
 	host/vm/vm_spec.c \
 	host/vmmproc/vmmctl.c \
+	host/vmmproc/process_progress.c \
 	common/err.c \
 	common/utf8.c \
 	common/io.c \
