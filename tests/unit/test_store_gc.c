@@ -543,6 +543,46 @@ gc_is_due_when_commits_were_deleted_and_some_time_went_by(void **state)
 	assert_true(store_gc_is_due(store));
 }
 
+/* Lost chunks are known until they are stored again, or nobody needs them. */
+static void
+a_store_that_lost_chunks_knows_it(void **state)
+{
+	char id[STORE_ID_MAX], again[STORE_ID_MAX], path[256];
+	struct store_tree t;
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, id, NULL);
+	assert_false(store_is_damaged(store));
+	/* The bytes of a chunk: as soon as somebody reads them, until they are put again. */
+	pack_path(0, path, sizeof(path));
+	flip(path, 100);
+	assert_false(store_is_damaged(store));
+	assert_true(verify(NULL) > 0);
+	assert_true(store_is_damaged(store));
+	commit_values(NULL, NULL, NULL, values, PAGES, again, NULL);
+	assert_false(store_is_damaged(store));
+	t = memory_of(again);
+	has_values(&t, values, PAGES);
+	/* A pack: once the store is opened, or its commits verified. */
+	for (unsigned n = count_files("packs"); n-- > 0;) {
+		pack_path(n, path, sizeof(path));
+		flip(path, file_size(path) - 40);
+	}
+	reopen();
+	assert_true(store_is_damaged(store));
+	for (unsigned n = count_files("packs"); n-- > 0;) {
+		pack_path(n, path, sizeof(path));
+		assert_int_equal(unlink(path), 0);
+	}
+	reopen();
+	assert_true(verify(NULL) > 0);
+	assert_true(store_is_damaged(store));
+	commit_values(NULL, NULL, NULL, values, PAGES, again, NULL);
+	is_sound();
+	assert_false(store_is_damaged(store));
+}
+
 static void
 gc_is_due_when_commits_were_pruned(void **state)
 {
@@ -580,6 +620,7 @@ main(void)
 		STORE_TEST(what_is_stored_again_while_it_is_swept_stays),
 		STORE_TEST(gc_is_due_when_commits_were_deleted_and_some_time_went_by),
 		STORE_TEST(gc_is_due_when_commits_were_pruned),
+		STORE_TEST(a_store_that_lost_chunks_knows_it),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
