@@ -410,6 +410,7 @@ track_scan(struct track *t, const struct guest_mem *m, const uint8_t fork_id[sta
 
 	memcpy(t->last_fork, fork_id, sizeof(t->last_fork));
 	t->has_last_fork = true;
+	t->was_scanned = false;
 	if (!t->armed)
 		return;
 	for (size_t i = 0; i < t->bitmap_bytes && atomic_load(&t->gave_back); i++) {
@@ -422,6 +423,7 @@ track_scan(struct track *t, const struct guest_mem *m, const uint8_t fork_id[sta
 	r = scan(t, m, t->changed);
 	if (r < 0)
 		give_up(t, "the scan", r);
+	t->was_scanned = r == 0;
 }
 
 int
@@ -433,7 +435,8 @@ track_committed(struct track *t, const struct vmm_committed *m, struct err *e)
 	memcpy(t->base, m->commit, sizeof(t->base));
 	memcpy(t->note, m->note, sizeof(t->note));
 	t->has_base = true;
-	t->is_whole = t->armed;
+	/* Of a fork before the watch nobody knows what was written until it began. */
+	t->is_whole = t->armed && t->was_scanned;
 	/* Zeroes again; what was given back since the scan stays. */
 	if (t->changed && madvise(t->changed, 2 * t->bitmap_bytes / PAGE * PAGE,
 				  MADV_DONTNEED) == 0)

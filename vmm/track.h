@@ -73,6 +73,7 @@ struct track {
 	uint8_t note[VMM_COMMIT_NOTE_BYTES];
 	uint8_t last_fork[16]; /* the parent_generation of the last fork that asked */
 	bool has_last_fork;
+	bool was_scanned; /* for that fork: what is written since is in the next scan */
 	uint64_t pages;
 	size_t bitmap_bytes;
 	/* Owned, one mapping: three bitmaps, a bit a page in the image's order. */

@@ -425,7 +425,7 @@ write_commit(struct commit *c, struct err *e)
 {
 	cleanup_free char *config = NULL, *labels = NULL, *cpu = NULL;
 	struct store_fields f = {
-		.parent = c->row.commit[0] ? c->row.commit : NULL,
+		.parent = commit_parent_of(c->store, &c->row),
 		.message = c->q->message,
 	};
 	struct store_writer *w = NULL;

@@ -138,6 +138,13 @@ commit_track_read(int fd, const struct vmm_state_answer *a, const struct vm_row 
 			row->id, id);
 		return 0;
 	}
+	/* The VM may have what the store has lost of that commit; chunks that are missed are
+	 * stored again, where they are read. */
+	if (store_is_damaged(s)) {
+		log_info("vm %s: the store is damaged: its commit does not begin from commit %.12s",
+			row->id, id);
+		return 0;
+	}
 	r = store_load(s, id, &ret->base, NULL);
 	if (r < 0) /* deleted, or damaged: then this commit does without */
 		return 0;

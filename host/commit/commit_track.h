@@ -5,10 +5,10 @@
  * Nothing is remembered here. The VMM keeps the id of the commit that its bitmap is relative
  * to, and with it a note of ours: the last segment that this commit's disk has in it. Both come
  * back with the next frozen fork's state, to whichever pandod asks. They are used only when
- * the VM's row says that its last commit is that one, and the store has it: so a pandod that
- * died between a commit and the word of it to the VMM, a commit that was deleted, and a VMM
- * that lies lead to a commit that reads all, or, with a VMM that lies about its own pages, to
- * a wrong commit of that VM and of no other.
+ * the VM's row says that its last commit is that one, and the store has it and knows of no
+ * damage: so a pandod that died between a commit and the word of it to the VMM, a commit that
+ * was deleted, lost chunks, and a VMM that lies lead to a commit that reads all, or, with a VMM
+ * that lies about its own pages, to a wrong commit of that VM and of no other.
  */
 #ifndef PANDO_HOST_COMMIT_COMMIT_TRACK_H
 #define PANDO_HOST_COMMIT_COMMIT_TRACK_H

@@ -26,7 +26,8 @@ commits_store(struct commits *c, struct store **ret, struct err *e)
 }
 
 /* VMs of commits that were deleted by a pandod that was killed before it noted that are of
- * none. */
+ * none. A pruned commit has its place in the history yet: after a power cut a row may name
+ * one, and the VM's next commit comes after it. */
 static void
 forget_gone(struct tree *t, struct store *s)
 {
@@ -38,7 +39,7 @@ forget_gone(struct tree *t, struct store *s)
 		struct vm *vm = t->vms[i];
 
 		if (!vm->row.commit[0] ||
-			store_resolve(s, vm->row.commit, id, NULL) != -ENOENT)
+			store_resolve_any(s, vm->row.commit, id, NULL) != -ENOENT)
 			continue;
 		log_info("vm %s (%s): its commit %.12s is no more", vm->row.id,
 			vm_name(vm), vm->row.commit);

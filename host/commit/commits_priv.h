@@ -84,6 +84,10 @@ int vm_uses_read_locked(struct tree *t, bool all, struct vm_uses *ret, struct er
 const struct vm_use *vm_uses_find(
 	const struct vm_uses *u, const char *commit, size_t *ret_n);
 
+/* The parent of the VM's next commit: its last, held or pruned; NULL when there is none (any
+ * more). */
+const char *commit_parent_of(struct store *s, const struct vm_row *row);
+
 /* Until commit_use_end() no rule prunes the commit. -ENOENT: it is going already. */
 int commit_use_begin(
 	struct commits *c, struct commit_use *u, const char *id, struct err *e);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/log.h"
 #include "host/commit/commits_priv.h"
 
 void
@@ -102,6 +103,20 @@ static int
 by_hash(const void *a, const void *b)
 {
 	return memcmp(a, b, sizeof(struct store_hash));
+}
+
+const char *
+commit_parent_of(struct store *s, const struct vm_row *row)
+{
+	char id[STORE_ID_MAX];
+
+	if (!row->commit[0])
+		return NULL;
+	if (store_resolve_any(s, row->commit, id, NULL) != -ENOENT)
+		return row->commit;
+	log_info("vm %s: its commit %.12s is no more: its next one has no parent", row->id,
+		row->commit);
+	return NULL;
 }
 
 bool

@@ -326,6 +326,10 @@ struct store_verified {
 int store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 	struct store_verified *ret, struct err *e);
 
+/* Whether chunks that commits may have are known to be missing or damaged, and are nowhere
+ * else: packs that cannot be read, what readers met with, and what store_verify() found. */
+bool store_is_damaged(struct store *s);
+
 struct store_repaired {
 	uint64_t chunks_saved;	/* that were in packs that cannot be read, and nowhere else */
 	uint64_t packs_removed; /* such packs, when no commit needs them */

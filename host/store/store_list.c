@@ -426,7 +426,9 @@ store_prune(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n,
 			continue;
 		r = add_id(&done, ids[i], e);
 		if (r == 0) {
-			r = rename_pruned(s, ids[i], e);
+			r = keep_for_gc(s, ids[i]);
+			r = r < 0 ? err_sys(e, r, "pruning commits")
+				  : rename_pruned(s, ids[i], e);
 			done.n -= r < 0;
 		}
 		fault_point("store.prune-renamed");
@@ -436,6 +438,7 @@ store_prune(struct store *s, const char (*ids)[STORE_ID_MAX], size_t n,
 		r = err_sys(e, -errno, "pruning commits");
 	fault_point("store.prune-synced");
 	if (done.n) {
+		gc_note_deleted(s, done.n);
 		int row = catalog_pruned(s, all, done.n, r == 0 ? e : NULL);
 
 		r = r < 0 ? r : row;

@@ -638,3 +638,40 @@ chunk_find_next(const struct pack_set *set, enum chunk_kind kind,
 {
 	return find_from(set, at->number + 1, kind, hash, may_be_delta, at);
 }
+
+/* Whether a reader met with a damaged chunk of the pack that is nowhere else. */
+static bool
+has_lost(const struct pack_set *set, const struct pack *p)
+{
+	struct chunk_at ignored;
+
+	for (size_t i = 0; i < p->count; i++) {
+		uint64_t bad = __atomic_load_n(&p->bad[i / 64], __ATOMIC_RELAXED);
+
+		if (!bad) {
+			i |= 63;
+			continue;
+		}
+		if ((bad >> (i % 64) & 1) && !chunk_find(set, p->index[i].kind,
+						     &p->index[i].hash, true, &ignored))
+			return true;
+	}
+	return false;
+}
+
+bool
+store_is_damaged(struct store *s)
+{
+	cleanup_packs struct pack_set *set = NULL;
+	bool is;
+
+	if (packs_get(s, &set, NULL) < 0)
+		return true;
+	pthread_mutex_lock(&s->change_lock);
+	is = s->n_bad_packs != 0;
+	pthread_mutex_unlock(&s->change_lock);
+	is = is || __atomic_load_n(&s->has_missed, __ATOMIC_RELAXED);
+	for (size_t i = 0; !is && i < set->n; i++)
+		is = has_lost(set, set->packs[i]);
+	return is;
+}

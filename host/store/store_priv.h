@@ -78,6 +78,7 @@ struct store {
 	pthread_mutex_t change_lock;
 	char (*publishing)[STORE_ID_MAX]; /* owned */
 	size_t n_publishing;
+	bool has_missed;	    /* atomic: the last store_verify() missed chunks */
 	struct bad_pack *bad_packs; /* owned */
 	size_t n_bad_packs;
 

@@ -26,6 +26,7 @@ struct verify {
 	const char *tree_name;
 	const struct store_tree *tree;
 	struct store_damage pending; /* pages that may go on; pages 0: none */
+	bool has_missed;	     /* chunks that are in no pack */
 };
 
 static void
@@ -65,6 +66,7 @@ report_pages(struct verify *v, uint64_t first, uint64_t n, const char *what)
 		v->reader.pack[0] ? STORE_DAMAGE_CHUNK : STORE_DAMAGE_MISSING;
 	uint64_t pages = tree_pages(v->tree->length);
 
+	v->has_missed |= kind == STORE_DAMAGE_MISSING;
 	if (n > pages - first)
 		n = pages - first;
 	if (!d->pages || d->kind != kind || d->first_page + d->pages != first ||
@@ -309,6 +311,8 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 	free(v.packs);
 	packs_put(v.set);
 	chunk_reader_done(&v.reader);
+	if (v.has_missed || (r == 0 && !id))
+		__atomic_store_n(&s->has_missed, v.has_missed, __ATOMIC_RELAXED);
 	if (r == 0 && ret)
 		*ret = v.sum;
 	return r;

@@ -3,6 +3,7 @@
  * (vmmctl_state), what a commit's configuration may be, and what commits find when they are
  * opened over a tree.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -609,6 +610,70 @@ changes_are_believed_only_since_the_vms_own_last_commit(void **state)
 	commit_track_done(&t.got);
 }
 
+/* The first chunk of each pack. */
+static void
+spoil_packs(void)
+{
+	char path[PATHS_MAX], file[PATHS_MAX + 300];
+	struct dirent *d;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "%s/store/packs", folder);
+	dir = opendir(path);
+	assert_non_null(dir);
+	while ((d = readdir(dir))) {
+		int fd;
+
+		if (!strstr(d->d_name, ".pack"))
+			continue;
+		snprintf(file, sizeof(file), "%s/%s", path, d->d_name);
+		fd = open(file, O_WRONLY);
+		assert_true(fd >= 0);
+		assert_int_equal(io_pwrite_full(fd, "spoiled", 7, 16), 0);
+		close(fd);
+	}
+	closedir(dir);
+}
+
+/* What the store lost the VM may have: its next commit reads all of it. */
+static void
+a_commit_in_a_damaged_store_begins_from_none(void **state)
+{
+	struct store_writer *w = begin();
+	struct store_fields f = {.labels = "{}", .config = "{}", .cpu = "{}"};
+	struct vm_row row = {.id = "0123456789ab"};
+	struct told t = {.bitmap_bytes = 1024};
+	struct store_tree_writer *tree;
+	struct store_tree lost;
+	uint8_t page[STORE_PAGE];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(page); i++)
+		page[i] = (uint8_t)(i * i >> 3 ^ i * 57);
+	assert_int_equal(store_tree_begin(w, NULL, 16 * MIB, &tree, &e), 0);
+	assert_int_equal(store_tree_put(tree, 0, page, 1, &e), 0);
+	assert_int_equal(store_tree_finish(tree, &f.memory, &e), 0);
+	lost = f.memory;
+	f.message = "with a page";
+	assert_int_equal(store_commit(w, &f, row.commit, NULL, &e), 0);
+	for (size_t i = 0; i < sizeof(t.track.base); i++) {
+		unsigned byte;
+
+		assert_int_equal(sscanf(row.commit + 2 * i, "%2x", &byte), 1);
+		t.track.base[i] = (uint8_t)byte;
+	}
+	t.track.version = VMM_TRACK_VERSION;
+	t.track.flags = VMM_TRACK_BASE | VMM_TRACK_SINCE;
+	t.track.pages = 16 * 256;
+	assert_int_equal(tell(&t, &row), 0);
+	assert_true(t.got.base && t.got.has_memory);
+	spoil_packs();
+	assert_int_equal(store_tree_read(store, &lost, 0, 1, page, NULL), -EBADMSG);
+	assert_int_equal(tell(&t, &row), 0);
+	assert_true(!t.got.base && !t.got.has_memory);
+	commit_track_done(&t.got);
+}
+
 static void
 a_vmm_that_lies_about_its_changes_is_not_believed(void **state)
 {
@@ -889,6 +954,7 @@ main(void)
 		cmocka_unit_test(only_an_images_disk_is_one),
 		cmocka_unit_test(a_state_says_which_cpu_features_it_needs),
 		cmocka_unit_test(a_state_that_lies_about_its_cpu_is_refused),
+		cmocka_unit_test(a_commit_in_a_damaged_store_begins_from_none), /* last */
 	};
 
 	return cmocka_run_group_tests(tests, open_store, close_store);

@@ -441,6 +441,46 @@ a_prune_that_is_killed_is_done_by_the_next(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
+/* The row is older than the store, after a power cut: its commit was the VM's no more when
+ * it was pruned. */
+static void
+a_vm_of_a_pruned_commit_goes_on_from_its_place_in_the_history(void **state)
+{
+	char path[PATHS_MAX];
+	struct store *s;
+
+	(void)state;
+	close_all();
+	snprintf(path, sizeof(path), "%s/store", home);
+	assert_int_equal(store_open(path, &s, &e), 0);
+	assert_int_equal(store_prune(s, (const char (*)[STORE_ID_MAX])ids + 7, 1, NULL, &e), 0);
+	store_close(s);
+	open_all();
+	assert_int_equal(t->n_vms, 1);
+	assert_string_equal(t->vms[0]->row.commit, ids[7]);
+	assert_string_equal(commit_parent_of(c->store, &t->vms[0]->row), ids[7]);
+}
+
+/* With the last commit below it a pruned one goes, and no VM's row is asked. */
+static void
+a_vm_whose_commit_is_gone_is_committed_without_a_parent(void **state)
+{
+	char path[PATHS_MAX];
+	struct store *s;
+
+	(void)state;
+	close_all();
+	snprintf(path, sizeof(path), "%s/store", home);
+	assert_int_equal(store_open(path, &s, &e), 0);
+	assert_int_equal(store_prune(s, (const char (*)[STORE_ID_MAX])ids + 7, 1, NULL, &e), 0);
+	store_close(s);
+	open_all();
+	assert_int_equal(store_prune(c->store, (const char (*)[STORE_ID_MAX])ids, 7, NULL, &e), 0);
+	assert_int_equal(store_delete(c->store, ids[8], STORE_DELETE_RECURSIVE, NULL, &e), 0);
+	assert_string_equal(t->vms[0]->row.commit, ids[7]);
+	assert_null(commit_parent_of(c->store, &t->vms[0]->row));
+}
+
 int
 main(void)
 {
@@ -457,6 +497,8 @@ main(void)
 		TEST(labels_of_pandos_own_are_refused),
 		TEST(deletion_refuses_what_has_children_and_takes_pruned_ones_along),
 		TEST(a_prune_that_is_killed_is_done_by_the_next),
+		TEST(a_vm_of_a_pruned_commit_goes_on_from_its_place_in_the_history),
+		TEST(a_vm_whose_commit_is_gone_is_committed_without_a_parent),
 	};
 
 	log_init("test", LOG_LEVEL_ERR);

@@ -113,6 +113,47 @@ a_reader_that_began_during_gc_goes_on_when_the_commit_is_deleted(void **state)
 }
 
 static int
+hold_and_prune(void *ctx, struct store_tree **ret, size_t *ret_n, struct err *err)
+{
+	struct deleted *d = ctx;
+
+	(void)ret;
+	(void)ret_n;
+	(void)err;
+	store_hold(store);
+	d->tree = memory_of(d->id);
+	ok(store_prune(store, (const char (*)[STORE_ID_MAX]) & d->id, 1, NULL, &e));
+	return 0;
+}
+
+/* Some of its nodes stay anyway, those that nodes of its child are deltas of: what a commit
+ * begins with must be there below them, too. */
+static void
+what_a_commit_begins_with_stays_when_it_is_pruned_during_gc(void **state)
+{
+	char child[STORE_ID_MAX], id[STORE_ID_MAX];
+	struct store_freed freed;
+	struct store_tree t;
+	struct deleted d;
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, d.id, NULL);
+	t = memory_of(d.id);
+	for (unsigned i = 0; i < PAGES; i++)
+		other[i] += 700000;
+	commit_values(d.id, &t, values, other, PAGES, child, NULL);
+	ok(gc_with(hold_and_prune, &d, &freed));
+	commit_values(d.id, &d.tree, values, values, PAGES, id, NULL);
+	store_release(store);
+	is_sound();
+	ok(store_gc(store, NULL, 0, &freed, &e));
+	is_sound();
+	t = memory_of(id);
+	has_values(&t, values, PAGES);
+}
+
+static int
 commit_on_base(void *ctx, struct store_tree **ret, size_t *ret_n, struct err *err)
 {
 	struct deleted *d = ctx;
@@ -502,6 +543,61 @@ gc_is_due_when_commits_were_deleted_and_some_time_went_by(void **state)
 	assert_true(store_gc_is_due(store));
 }
 
+/* Lost chunks are known until they are stored again, or nobody needs them. */
+static void
+a_store_that_lost_chunks_knows_it(void **state)
+{
+	char id[STORE_ID_MAX], again[STORE_ID_MAX], path[256];
+	struct store_tree t;
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, id, NULL);
+	assert_false(store_is_damaged(store));
+	/* The bytes of a chunk: as soon as somebody reads them, until they are put again. */
+	pack_path(0, path, sizeof(path));
+	flip(path, 100);
+	assert_false(store_is_damaged(store));
+	assert_true(verify(NULL) > 0);
+	assert_true(store_is_damaged(store));
+	commit_values(NULL, NULL, NULL, values, PAGES, again, NULL);
+	assert_false(store_is_damaged(store));
+	t = memory_of(again);
+	has_values(&t, values, PAGES);
+	/* A pack: once the store is opened, or its commits verified. */
+	for (unsigned n = count_files("packs"); n-- > 0;) {
+		pack_path(n, path, sizeof(path));
+		flip(path, file_size(path) - 40);
+	}
+	reopen();
+	assert_true(store_is_damaged(store));
+	for (unsigned n = count_files("packs"); n-- > 0;) {
+		pack_path(n, path, sizeof(path));
+		assert_int_equal(unlink(path), 0);
+	}
+	reopen();
+	assert_true(verify(NULL) > 0);
+	assert_true(store_is_damaged(store));
+	commit_values(NULL, NULL, NULL, values, PAGES, again, NULL);
+	is_sound();
+	assert_false(store_is_damaged(store));
+}
+
+static void
+gc_is_due_when_commits_were_pruned(void **state)
+{
+	char id[1][STORE_ID_MAX];
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, id[0], NULL);
+	ok(store_prune(store, (const char (*)[STORE_ID_MAX])id, 1, NULL, &e));
+	store->deleted_ms -= STORE_GC_QUIET_MS;
+	assert_true(store_gc_is_due(store));
+	ok(store_gc(store, NULL, 0, NULL, &e));
+	assert_false(store_gc_is_due(store));
+}
+
 #define STORE_TEST(name) \
 	cmocka_unit_test_setup_teardown(name, setup_store, teardown_store)
 
@@ -513,6 +609,7 @@ main(void)
 		STORE_TEST(
 			a_reader_that_began_during_gc_goes_on_when_the_commit_is_deleted),
 		STORE_TEST(what_a_commit_during_gc_begins_with_stays),
+		STORE_TEST(what_a_commit_begins_with_stays_when_it_is_pruned_during_gc),
 		STORE_TEST(what_a_commit_during_gc_takes_as_a_whole_stays),
 		STORE_TEST(a_content_that_repeats_is_walked_once),
 		STORE_TEST(roots_are_asked_for_and_stay),
@@ -522,6 +619,8 @@ main(void)
 		STORE_TEST(gc_where_nothing_can_be_written_removes_what_is_dead),
 		STORE_TEST(what_is_stored_again_while_it_is_swept_stays),
 		STORE_TEST(gc_is_due_when_commits_were_deleted_and_some_time_went_by),
+		STORE_TEST(gc_is_due_when_commits_were_pruned),
+		STORE_TEST(a_store_that_lost_chunks_knows_it),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -360,6 +360,34 @@ what_is_given_back_after_the_scan_is_the_next_commits(void **state)
 	assert_int_equal(scan_and_compare(3), 0);
 }
 
+/* The page map comes late: with the second commit, whose fork then fails before its scan. */
+static void
+a_commit_from_before_the_watch_tells_no_changes(void **state)
+{
+	struct vmm_track told;
+
+	(void)state;
+	needs_means(VMM_TRACK_USERFAULTFD);
+	assert_int_equal(guest_mem_create(&mem, MEM_MIB, &e), 0);
+	memset(mem.host, 3, PAGES * PAGE);
+	assert_int_equal(scan_and_compare(1), PAGES);
+	memcpy(base, mem.host, PAGES * PAGE);
+	mem.host[7 * PAGE] = 1;
+	track_arm(&track, &mem);
+	assert_true(track.armed);
+	{
+		struct vmm_committed m = {.fork = {1}, .commit = {1}};
+
+		assert_int_equal(track_committed(&track, &m, &e), 0);
+	}
+	assert_int_equal(scan_and_compare(2), PAGES);
+	track_describe(&track, &told);
+	assert_int_equal(told.flags, VMM_TRACK_BASE);
+	committed(2);
+	mem.host[8 * PAGE] = 1;
+	assert_int_equal(scan_and_compare(3), 1);
+}
+
 /* A kernel that has soft-dirty shows it in bit 55 and clears it at "4". */
 static void
 soft_dirty_is_read_from_the_page_map(void **state)
@@ -428,6 +456,7 @@ main(void)
 		TEST(the_page_map_of_another_process_is_refused),
 		TEST(a_frozen_fork_keeps_what_changed),
 		TEST(what_is_given_back_after_the_scan_is_the_next_commits),
+		TEST(a_commit_from_before_the_watch_tells_no_changes),
 		TEST(soft_dirty_is_read_from_the_page_map),
 		TEST(soft_dirty_sees_writes_where_the_kernel_has_it),
 	};
