@@ -331,9 +331,9 @@ look_up_base(struct commit *c, struct err *e)
 	pthread_mutex_unlock(&t->lock);
 	if (r < 0)
 		return r;
-	/* Another store may lie there by now. */
-	c->base_known =
-		r && store_tree_read(c->store, &c->base.tree, 0, 1, page, NULL) == 0;
+	/* Another store may lie there by now, and one that lost chunks may have lost some of it. */
+	c->base_known = r && !store_is_damaged(c->store) &&
+			store_tree_read(c->store, &c->base.tree, 0, 1, page, NULL) == 0;
 	return 0;
 }
 
