@@ -41,8 +41,8 @@ static const char *const schema[] = {
 	" sum INTEGER NOT NULL)",
 	"CREATE INDEX commits_newest ON commits(state, newest, id)",
 	"CREATE INDEX commits_parent ON commits(parent, newest, id)",
-	"CREATE TABLE tags (name TEXT PRIMARY KEY, id BLOB, inode INTEGER NOT NULL,"
-	" ctime_ns INTEGER NOT NULL) WITHOUT ROWID",
+	("CREATE TABLE tags (name TEXT PRIMARY KEY, id BLOB, inode INTEGER NOT NULL,"
+	 " ctime_ns INTEGER NOT NULL) WITHOUT ROWID"),
 	"CREATE INDEX tags_id ON tags(id, name)",
 };
 #define SCHEMA_N (sizeof(schema) / sizeof(schema[0]))
@@ -100,8 +100,8 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_PREFIX] = "SELECT id FROM commits WHERE id BETWEEN ?1 AND ?2 AND (state = 2) = ?3",
 	[STMT_CHILD_IDS] = "SELECT id FROM commits WHERE parent = ?1 ORDER BY newest, id LIMIT ?2",
 	[STMT_CHILDLESS] =
-		"SELECT id FROM commits c WHERE state = 2 AND NOT EXISTS"
-		" (SELECT 1 FROM commits k WHERE k.parent = c.id)",
+		("SELECT id FROM commits c WHERE state = 2 AND NOT EXISTS"
+		 " (SELECT 1 FROM commits k WHERE k.parent = c.id)"),
 	[STMT_DAMAGED] = "SELECT id, damage FROM commits WHERE state = 1 LIMIT ?1",
 	[STMT_TAG_PUT] =
 		"INSERT OR REPLACE INTO tags (name, id, inode, ctime_ns) VALUES (?1, ?2, ?3, ?4)",

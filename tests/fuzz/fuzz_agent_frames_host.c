@@ -143,16 +143,17 @@ in_handshake(int fd)
 		0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11};
 	struct agent_handshake h = {.id = "0a1b2c3d4e5f", .generation = generation};
 	struct agent_link l = AGENT_LINK_INIT;
-	char step[AGENT_STEP_NAME_MAX + 1] = "";
+	struct pace pace = {.began_ns = io_now_ns(), .limit_ns = 1000000000u};
 	struct agent_ack ack = {0};
 	struct err e = {0};
 	bool failed = false;
 	int r;
 
 	l.fd = fd;
-	r = handshake_frames(&l, &h, io_now_ns() + 1000000000u, step, &failed, &ack, &e);
+	pace.step_ns = pace.began_ns;
+	r = handshake_frames(&l, &h, &pace, &failed, &ack, &e);
 	if (r > 0 || (r < 0 && (e.code != r || !*e.msg)) ||
-		strlen(step) > AGENT_STEP_NAME_MAX ||
+		strlen(pace.step) > AGENT_STEP_NAME_MAX ||
 		(r == 0 && ack.host_key[0] && !agent_is_host_key(ack.host_key)) ||
 		ack.n_steps > AGENT_STEPS_MAX)
 		abort();
