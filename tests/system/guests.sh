@@ -25,5 +25,11 @@ for subject in ${SUBJECTS:-execute connect copy branch identity image ssh lifecy
 	for vm in $(vms '" ".join(v["id"] for v in j if v["alias"] != "g")'); do
 		pando delete -r -y -q "$vm" >/dev/null 2>&1 || :
 	done
+	# The home is small: no subject needs the commits of another, nor the images that were made of them.
+	for commit in $(pando commit list -q 2>/dev/null); do
+		pando commit delete -r "$commit" >/dev/null 2>&1 || :
+	done
+	pando gc >/dev/null 2>&1 || :
+	echo "# the home after $subject: $(du -sk "$PANDO_HOME" | cut -f1) KiB"
 done
 finish
