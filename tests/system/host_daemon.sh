@@ -363,7 +363,11 @@ a_daemon_started_with_few_descriptors_takes_what_it_may_have() {
 	32)
 		contains pandod.log "$(cat "$PANDO_HOME/pandod.log")" "start pandod with a higher limit"
 		status_is 1 run_small -N more
-		contains stderr "$stderr" "may not open enough files for 1 more VM"
+		# Adoption tries again meanwhile, and may have the last descriptor: then the image cannot be opened.
+		case $stderr in
+		*"Too many open files"*) ;;
+		*) contains stderr "$stderr" "may not open enough files for 1 more VM" ;;
+		esac
 		;;
 	esac
 	pid=$(pandod_pid)
