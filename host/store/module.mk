@@ -28,14 +28,17 @@ store_SRCS := \
 	host/store/store_repair.c \
 	host/store/store_verify.c
 
-UNIT_TESTS += test_store test_store_catalog test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc
-$(foreach t,test_store test_store_catalog test_store_crash test_store_hostile test_store_model test_store_merge test_store_gc,\
+STORE_TESTS := test_store test_store_catalog test_store_crash test_store_hostile test_store_model \
+	test_store_merge test_store_gc
+UNIT_TESTS += $(STORE_TESTS)
+$(foreach t,$(STORE_TESTS),\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\
 	$(eval $(t)_LIBS := store wire common)$(eval $(t)_PKGS := cmocka libsodium libzstd sqlite3))
 
-FUZZERS += fuzz_store_pack fuzz_store_manifest fuzz_store_repair
-fuzz_store_pack_SRCS := \
-	tests/fuzz/fuzz_store_pack.c \
+# fuzz_store_<what> has its corpus in store_<what>.
+STORE_FUZZERS := fuzz_store_pack fuzz_store_manifest fuzz_store_repair
+FUZZERS += $(STORE_FUZZERS)
+fuzz_store_SRCS := \
 	$(store_SRCS) \
 	common/err.c \
 	common/utf8.c \
@@ -43,27 +46,7 @@ fuzz_store_pack_SRCS := \
 	common/json.c \
 	common/fault.c \
 	common/log.c
-fuzz_store_pack_CORPUS := tests/fuzz/corpus/store_pack
-fuzz_store_pack_PKGS := libsodium libzstd sqlite3
-fuzz_store_manifest_SRCS := \
-	tests/fuzz/fuzz_store_manifest.c \
-	$(store_SRCS) \
-	common/err.c \
-	common/utf8.c \
-	common/io.c \
-	common/json.c \
-	common/fault.c \
-	common/log.c
-fuzz_store_manifest_CORPUS := tests/fuzz/corpus/store_manifest
-fuzz_store_manifest_PKGS := libsodium libzstd sqlite3
-fuzz_store_repair_SRCS := \
-	tests/fuzz/fuzz_store_repair.c \
-	$(store_SRCS) \
-	common/err.c \
-	common/utf8.c \
-	common/io.c \
-	common/json.c \
-	common/fault.c \
-	common/log.c
-fuzz_store_repair_CORPUS := tests/fuzz/corpus/store_repair
-fuzz_store_repair_PKGS := libsodium libzstd sqlite3
+$(foreach f,$(STORE_FUZZERS),\
+	$(eval $(f)_SRCS := tests/fuzz/$(f).c $(fuzz_store_SRCS))\
+	$(eval $(f)_CORPUS := tests/fuzz/corpus/$(f:fuzz_%=%))\
+	$(eval $(f)_PKGS := libsodium libzstd sqlite3))

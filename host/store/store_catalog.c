@@ -1370,19 +1370,14 @@ struct id_query {
 	size_t n;
 };
 
+/* The ids that a statement gives: all are counted, the first q->max are given. */
 static int
-prefix_op(struct store *s, struct catalog *c, void *ctx)
+take_ids(struct catalog *c, sqlite3_stmt *st, struct id_query *q)
 {
-	struct id_query *q = ctx;
-	cleanup_reset sqlite3_stmt *st = c->stmt[STMT_PREFIX];
 	struct store_hash id;
 	int r;
 
-	(void)s;
 	q->n = 0;
-	bind_hash(st, 1, &q->low);
-	bind_hash(st, 2, &q->high);
-	sqlite3_bind_int(st, 3, q->pruned);
 	while ((r = step(c, st)) > 0) {
 		if (!column_hash(st, 0, &id))
 			return lies(c, "a row without an id");
@@ -1391,6 +1386,19 @@ prefix_op(struct store *s, struct catalog *c, void *ctx)
 		q->n++;
 	}
 	return r;
+}
+
+static int
+prefix_op(struct store *s, struct catalog *c, void *ctx)
+{
+	struct id_query *q = ctx;
+	cleanup_reset sqlite3_stmt *st = c->stmt[STMT_PREFIX];
+
+	(void)s;
+	bind_hash(st, 1, &q->low);
+	bind_hash(st, 2, &q->high);
+	sqlite3_bind_int(st, 3, q->pruned);
+	return take_ids(c, st, q);
 }
 
 int
@@ -1421,19 +1429,11 @@ children_op(struct store *s, struct catalog *c, void *ctx)
 {
 	struct id_query *q = ctx;
 	cleanup_reset sqlite3_stmt *st = c->stmt[STMT_CHILD_IDS];
-	struct store_hash id;
-	int r;
 
 	(void)s;
-	q->n = 0;
 	bind_hash(st, 1, &q->low);
 	sqlite3_bind_int64(st, 2, (int64_t)q->max);
-	while ((r = step(c, st)) > 0) {
-		if (!column_hash(st, 0, &id))
-			return lies(c, "a row without an id");
-		hash_to_hex(&id, q->ret[q->n++]);
-	}
-	return r;
+	return take_ids(c, st, q);
 }
 
 int

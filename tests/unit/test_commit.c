@@ -543,6 +543,21 @@ tell(struct told *t, const struct vm_row *row)
 	return commit_track_read(fd, &a, row, store, &t->got, &e);
 }
 
+/* The VMM tells what changed since this commit. */
+static void
+tells_since(struct told *t, const char *commit)
+{
+	for (size_t i = 0; i < sizeof(t->track.base); i++) {
+		unsigned byte;
+
+		assert_int_equal(sscanf(commit + 2 * i, "%2x", &byte), 1);
+		t->track.base[i] = (uint8_t)byte;
+	}
+	t->track.version = VMM_TRACK_VERSION;
+	t->track.flags = VMM_TRACK_BASE | VMM_TRACK_SINCE;
+	t->track.pages = 16 * 256;
+}
+
 static void
 changes_are_believed_only_since_the_vms_own_last_commit(void **state)
 {
@@ -563,15 +578,7 @@ changes_are_believed_only_since_the_vms_own_last_commit(void **state)
 	assert_int_equal(store_tree_begin(w, NULL, 16 * MIB, &tree, &e), 0);
 	assert_int_equal(store_tree_finish(tree, &f.memory, &e), 0);
 	assert_int_equal(store_commit(w, &f, row.commit, NULL, &e), 0);
-	for (size_t i = 0; i < sizeof(t.track.base); i++) {
-		unsigned byte;
-
-		assert_int_equal(sscanf(row.commit + 2 * i, "%2x", &byte), 1);
-		t.track.base[i] = (uint8_t)byte;
-	}
-	t.track.version = VMM_TRACK_VERSION;
-	t.track.flags = VMM_TRACK_BASE | VMM_TRACK_SINCE;
-	t.track.pages = 16 * 256;
+	tells_since(&t, row.commit);
 	memcpy(t.track.note, &note, sizeof(note));
 
 	assert_int_equal(tell(&t, &row), 0);
@@ -656,15 +663,7 @@ a_commit_in_a_damaged_store_begins_from_none(void **state)
 	lost = f.memory;
 	f.message = "with a page";
 	assert_int_equal(store_commit(w, &f, row.commit, NULL, &e), 0);
-	for (size_t i = 0; i < sizeof(t.track.base); i++) {
-		unsigned byte;
-
-		assert_int_equal(sscanf(row.commit + 2 * i, "%2x", &byte), 1);
-		t.track.base[i] = (uint8_t)byte;
-	}
-	t.track.version = VMM_TRACK_VERSION;
-	t.track.flags = VMM_TRACK_BASE | VMM_TRACK_SINCE;
-	t.track.pages = 16 * 256;
+	tells_since(&t, row.commit);
 	assert_int_equal(tell(&t, &row), 0);
 	assert_true(t.got.base && t.got.has_memory);
 	spoil_packs();
