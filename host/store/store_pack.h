@@ -139,7 +139,6 @@ bool pack_writer_has(
 /* The caller looked before that it is not there yet. */
 int pack_writer_add(struct pack_writer *w, enum chunk_kind kind, enum chunk_coding coding,
 	const struct store_hash *hash, const void *stored, uint32_t len, struct err *e);
-size_t pack_writer_count(const struct pack_writer *w);
 /* Gives the file a time: packs are in the order of theirs. 0: now. */
 void pack_writer_set_time(struct pack_writer *w, int64_t mtime_ns);
 /* Index and fsync, and the file as a pack, pinned, which has no name yet; *ret is NULL when

@@ -61,12 +61,6 @@ pack_writer_free(struct pack_writer *w)
 	free(w);
 }
 
-size_t
-pack_writer_count(const struct pack_writer *w)
-{
-	return w->count;
-}
-
 /* The slot where the entry is, or the free one where it belongs. */
 static size_t
 slot_of(const struct pack_writer *w, enum chunk_kind kind, const struct store_hash *hash)
