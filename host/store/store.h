@@ -151,20 +151,6 @@ int store_resolve_any(struct store *s, const char *name,
 int store_load(
 	struct store *s, const char *name, struct store_manifest **ret, struct err *e);
 
-struct store_list {
-	struct store_manifest **items; /* owned; newest first */
-	size_t n;
-	size_t damaged; /* manifests that could not be read, and the first of them: */
-	struct err first_damage;
-};
-
-/* All manifests are read: for who must have the truth of all of them. */
-int store_list(struct store *s, struct store_list *ret, struct err *e);
-/* Those whose parent is the commit of this id. */
-int store_children(
-	struct store *s, const char *id, struct store_list *ret, struct err *e);
-void store_list_done(struct store_list *l);
-
 /*
  * Lists by page. What the catalogue says of a commit is compared with its manifest's file
  * (by one stat) before it is given.
@@ -194,8 +180,6 @@ struct store_page {
 /* after: "" or NULL for the first page, else the `next` of the one before. limit: 1 to
  * STORE_PAGE_MAX. -EINVAL: a cursor that is none. */
 int store_page_newest(struct store *s, const char *after, size_t limit,
-	struct store_page *ret, struct err *e);
-int store_page_children(struct store *s, const char *id, const char *after, size_t limit,
 	struct store_page *ret, struct err *e);
 /* The commit (a full id) and its ancestors; pruned ones are among them. -ENOENT: one is
  * not there, -EBADMSG: one is damaged. */
@@ -271,17 +255,9 @@ int store_tags_of(struct store *s, const char *id, struct store_tag **ret, size_
 /* n pages from page `first` on to buf. Each is hashed before it is given. */
 int store_tree_read(struct store *s, const struct store_tree *t, uint64_t first,
 	uint64_t n, void *buf, struct err *e);
-/* A content of at most max bytes to malloc'd memory, owned by the caller. */
-int store_get_blob(struct store *s, const struct store_tree *t, uint64_t max, void **ret,
-	size_t *ret_len, struct err *e);
-
-/* What a walk calls; anything but 0 ends the walk, which returns it. data: STORE_PAGE
- * bytes, or NULL in a diff. */
+/* What a diff calls; anything but 0 ends it, and is returned. data: NULL. */
 typedef int store_page_fn(void *ctx, uint64_t page, const void *data, struct err *e);
 
-/* All pages that are not zero, ascending. */
-int store_tree_each(struct store *s, const struct store_tree *t, store_page_fn *fn,
-	void *ctx, struct err *e);
 /* All pages that differ, ascending; beyond the end of the shorter one its pages are
  * zero. Reads only what differs. */
 int store_tree_diff(struct store *s, const struct store_tree *a,

@@ -1,6 +1,6 @@
 /*
  * The catalogue: <store>/catalog.db, what the folders of commits and tags say, in an order
- * that can be looked up. SQLite is called only in store_catalog.c.
+ * that can be looked up. SQLite is called only in store_catalog*.c.
  *
  * The files are the truth. A row follows its file's rename, and store_open() compares the
  * rows with the folders' names: what a kill left between the two is mended there. A
@@ -77,7 +77,6 @@ int catalog_parent(struct store *s, const char *id, char ret_parent[static STORE
 
 enum catalog_order {
 	CATALOG_NEWEST,	  /* held ones by (created, id) */
-	CATALOG_CHILDREN, /* those of `of`, likewise; not pruned ones */
 	CATALOG_HISTORY,  /* `of` and its ancestors, pruned ones too */
 	CATALOG_ALL,	  /* held and pruned, as they were entered */
 };
