@@ -9,6 +9,7 @@ store_SRCS := \
 	host/store/store_catalog_query.c \
 	host/store/store_catalog_compare.c \
 	host/store/store_catalog_file.c \
+	host/store/store_catalog_stamp.c \
 	host/store/store_catalog_row.c \
 	host/store/store_catalog_sql.c \
 	host/store/store_delete.c \

@@ -100,7 +100,6 @@ open_all(struct store *s, struct err *e)
 	if (r < 0)
 		return r;
 	if ((r = store_remove_temp_files(s->packs_fd)) < 0 ||
-		(r = store_remove_temp_files(s->commits_fd)) < 0 ||
 		(r = store_remove_temp_files(s->tags_fd)) < 0 ||
 		(r = store_remove_temp_files(root)) < 0)
 		return err_sys(e, r, "store %.200s", s->path);

@@ -18,6 +18,7 @@
  *   commits/<id>.pruned    manifests of commits whose contents are no longer held
  *   tags/<name>            "<id>\n"
  *   catalog.db             derived from commits/ and tags/ (host/store/store_catalog.h)
+ *   catalog.stamp          while nobody has it open: that the catalogue says what they say
  *
  * Crashes and full disks: a commit is there with its manifest's rename, after everything
  * it needs was synced; whatever was unfinished is removed by the next store_open(). Files of unknown origin: nothing read is believed before it was checked;

@@ -17,7 +17,7 @@ open_and_compare(struct store *s, struct catalog *c, const char *path, struct er
 
 	catalog_file_close(c);
 	c->newest_seq = 0;
-	r = catalog_file_open(s, c, path);
+	r = catalog_file_open(s, c, path, false);
 	if (r == 0)
 		r = catalog_compare(s, c, e);
 	if (r < 0)
@@ -69,7 +69,16 @@ catalog_open(struct store *s, struct err *e)
 	s->catalog = c;
 	if ((size_t)snprintf(path, sizeof(path), "%s/" CATALOG_FILE, s->path) >= sizeof(path))
 		return err_sys(e, -ENAMETOOLONG, "store %.200s", s->path);
-	r = open_and_compare(s, c, path, e);
+	if (catalog_stamp_take(s, c)) {
+		r = catalog_file_open(s, c, path, true);
+		if (r == 0)
+			r = catalog_compare_tags(s, c, e);
+	} else {
+		r = store_remove_temp_files(s->commits_fd);
+		if (r < 0)
+			return err_sys(e, r, "store %.200s", s->path);
+		r = open_and_compare(s, c, path, e);
+	}
 	if (r == CATALOG_BROKEN)
 		r = recover(s, c, e);
 	return r == -ENOMEM ? err_sys(e, r, "store %.200s: its catalogue", s->path) : r;
@@ -79,10 +88,14 @@ void
 catalog_close(struct store *s)
 {
 	struct catalog *c = s->catalog;
+	bool keep;
 
 	if (!c)
 		return;
+	keep = c->h && !c->in_memory && !c->stale;
 	catalog_file_close(c);
+	if (keep)
+		catalog_stamp_leave(s, c);
 	pthread_mutex_destroy(&c->lock);
 	free(c);
 	s->catalog = NULL;
@@ -255,7 +268,7 @@ pruned_op(struct store *s, struct catalog *c, void *ctx)
 		cleanup_row struct catalog_row row = {0};
 		char file[PRUNED_NAME_MAX];
 
-		r = catalog_row_get(c, l->ids[i], &row);
+		r = catalog_row_get(c, l->ids[i], 0, &row);
 		if (r <= 0)
 			continue;
 		store_pruned_name(l->ids[i], file);

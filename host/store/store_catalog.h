@@ -12,6 +12,9 @@
  * power cut only the newest rows, which the next opening adds again. (OFF would save the
  * checkpoint's sync and could leave a torn file, which nothing need notice at once.)
  *
+ * A catalogue that was closed, and that nobody was at since, is believed without being
+ * compared (store_catalog_stamp.c).
+ *
  * A database that is damaged, of another schema, or not the file that this folder's store
  * made (a copied store is of unknown origin) is put aside as catalog.db.aside and made
  * anew from the files. Where that cannot be written (a full disk), it is made in memory:
@@ -42,7 +45,8 @@ struct row_file {
  * Files that others put into the folders, or take from them, while the store is open: the
  * folders' mtimes tell. Whoever changes them himself does so between these two, which take
  * and give back the store's names; whoever looks something up calls catalog_look() first.
- * What comes within one tick of the clock of an own change is seen by the next opening.
+ * What comes within one tick of the clock of an own change may not be seen before the
+ * next opening that compares.
  */
 void catalog_names_lock(struct store *s);
 void catalog_names_unlock(struct store *s);
@@ -93,6 +97,7 @@ struct catalog_query {
 struct catalog_row {
 	struct store_entry entry;
 	struct store_hash parent;
+	uint64_t parent_seq; /* 0: unknown; once it was there */
 	enum row_state state;
 	int64_t newest;
 	struct row_file file;

@@ -98,6 +98,7 @@ catalog_tag_of_file(struct store *s, const char *tag, struct row_file *file,
 
 struct name {
 	struct store_hash id;
+	int64_t ctime_ns; /* of one that has no row */
 	bool pruned, seen;
 };
 
@@ -213,16 +214,51 @@ scan_rows(struct catalog *c, struct names *l)
 }
 
 static int
-add_unseen(struct store *s, struct catalog *c, const struct names *l)
+by_age(const void *a, const void *b)
+{
+	const struct name *x = a, *y = b;
+
+	return x->ctime_ns != y->ctime_ns ? (x->ctime_ns < y->ctime_ns ? -1 : 1) : by_id(a, b);
+}
+
+/* As they were made, mostly: parents first. */
+static void
+sort_unseen(struct store *s, struct names *l)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < l->n; i++) {
+		char id[STORE_ID_MAX], file[PRUNED_NAME_MAX];
+		struct name *new = &l->v[n];
+		struct row_file is;
+
+		if (l->v[i].seen)
+			continue;
+		*new = l->v[i];
+		n++;
+		hash_to_hex(&new->id, id);
+		if (new->pruned)
+			store_pruned_name(id, file);
+		else
+			store_manifest_name(id, file);
+		if (catalog_file_stat(s->commits_fd, file, &is) == 0)
+			new->ctime_ns = is.ctime_ns;
+	}
+	l->n = n;
+	if (n)
+		qsort(l->v, n, sizeof(*l->v), by_age);
+}
+
+static int
+add_unseen(struct store *s, struct catalog *c, struct names *l)
 {
 	int r = 0;
 
+	sort_unseen(s, l);
 	for (size_t i = 0; r == 0 && i < l->n; i++) {
 		cleanup_row struct catalog_row row = {0};
 		char id[STORE_ID_MAX];
 
-		if (l->v[i].seen)
-			continue;
 		hash_to_hex(&l->v[i].id, id);
 		r = catalog_row_of_file(s, id, &row);
 		if (r < 0) {
@@ -360,10 +396,32 @@ remove_childless(struct store *s, struct catalog *c)
 	}
 }
 
+static int
+compare_tags(struct store *s, struct catalog *c, struct err *e)
+{
+	struct adding adding = {s, c};
+	int r = tags_scan(s, c);
+
+	return r == 0 ? store_each_name(s->tags_fd, "", add_tag_name, &adding, e) : r;
+}
+
+int
+catalog_compare_tags(struct store *s, struct catalog *c, struct err *e)
+{
+	int r = catalog_exec(c, "BEGIN IMMEDIATE");
+
+	if (r == 0)
+		r = compare_tags(s, c, e);
+	if (r == 0)
+		r = catalog_exec(c, "COMMIT");
+	if (r < 0)
+		catalog_rollback(c);
+	return r;
+}
+
 int
 catalog_compare(struct store *s, struct catalog *c, struct err *e)
 {
-	struct adding adding = {s, c};
 	struct names l = {0};
 	int r;
 
@@ -382,9 +440,7 @@ catalog_compare(struct store *s, struct catalog *c, struct err *e)
 	if (r == 0)
 		r = remove_childless(s, c);
 	if (r == 0)
-		r = tags_scan(s, c);
-	if (r == 0)
-		r = store_each_name(s->tags_fd, "", add_tag_name, &adding, e);
+		r = compare_tags(s, c, e);
 	if (r == 0)
 		r = catalog_exec(c, "COMMIT");
 	if (r < 0)

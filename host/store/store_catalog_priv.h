@@ -24,6 +24,7 @@ enum stmt {
 	STMT_REMOVE,
 	STMT_STATE,
 	STMT_BY_ID,
+	STMT_BY_SEQ,
 	STMT_SCAN,
 	STMT_NEWEST,
 	STMT_ALL,
@@ -97,8 +98,9 @@ struct store_manifest *catalog_empty_manifest(const char *id);
 /* What a statement stands at. CATALOG_BROKEN also when the row is not what it was when it
  * was written. */
 int catalog_row_read(struct catalog *c, sqlite3_stmt *s, struct catalog_row *ret);
-/* 1, or 0 when there is none. */
-int catalog_row_get(struct catalog *c, const char *id, struct catalog_row *ret);
+/* 1, or 0 when there is none. seq: where it may be, 0 unknown. */
+int catalog_row_get(struct catalog *c, const char *id, uint64_t seq,
+	struct catalog_row *ret);
 int catalog_row_put(struct catalog *c, const struct catalog_row *row);
 int catalog_row_remove(struct catalog *c, const struct store_hash *id);
 void catalog_count_in(struct catalog *c, enum row_state state, uint64_t bytes);
@@ -124,13 +126,26 @@ int catalog_tag_of_file(struct store *s, const char *tag, struct row_file *file,
 void catalog_mtimes(struct store *s, int64_t ret[static 2]);
 /* Rows become what the folders say. Also other errors, with a sentence. */
 int catalog_compare(struct store *s, struct catalog *c, struct err *e);
+/* Those of tags only, which somebody may have written to in their place. */
+int catalog_compare_tags(struct store *s, struct catalog *c, struct err *e);
+
+/*
+ * store_catalog_stamp.c
+ */
+
+/* Whether the catalogue is as it was closed, and the folders too; if so the counts are
+ * what they were. Once: the stamp goes. */
+bool catalog_stamp_take(struct store *s, struct catalog *c);
+/* The file is closed, and says what the folders say. */
+void catalog_stamp_leave(struct store *s, const struct catalog *c);
 
 /*
  * store_catalog_file.c
  */
 
-/* A file's path, or ":memory:". It is checked; new when there is no file. */
-int catalog_file_open(struct store *s, struct catalog *c, const char *path);
+/* A file's path, or ":memory:". New when there is no file. trusted: its pages are not
+ * checked. */
+int catalog_file_open(struct store *s, struct catalog *c, const char *path, bool trusted);
 void catalog_file_close(struct catalog *c);
 void catalog_file_put_aside(struct store *s);
 

@@ -173,16 +173,18 @@ static int
 rows_history(struct catalog *c, struct rows *l)
 {
 	char id[STORE_ID_MAX];
+	uint64_t seq = 0;
 	int r = 1;
 
 	snprintf(id, sizeof(id), "%s", l->q->of);
 	while (id[0] && l->n < l->q->limit) {
 		struct catalog_row *row = &l->v[l->n];
 
-		r = catalog_row_get(c, id, row);
+		r = catalog_row_get(c, id, seq, row);
 		if (r <= 0)
 			break;
 		l->n++;
+		seq = row->parent_seq;
 		snprintf(id, sizeof(id), "%s",
 			row->entry.m->f.parent ? row->entry.m->f.parent : "");
 		if (row->state == ROW_DAMAGED)

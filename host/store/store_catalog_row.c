@@ -91,24 +91,25 @@ catalog_row_read(struct catalog *c, sqlite3_stmt *s, struct catalog_row *ret)
 		hash_to_hex(&row.parent, parent);
 		m->f.parent = parent;
 	}
-	row.state = (enum row_state)sqlite3_column_int(s, 3);
-	row.newest = sqlite3_column_int64(s, 4);
+	row.parent_seq = (uint64_t)sqlite3_column_int64(s, 3);
+	row.state = (enum row_state)sqlite3_column_int(s, 4);
+	row.newest = sqlite3_column_int64(s, 5);
 	m->f.created_ms = row.newest > 0 ? 0 : 0 - (uint64_t)row.newest;
-	row.file.inode = (uint64_t)sqlite3_column_int64(s, 5);
-	row.file.bytes = (uint64_t)sqlite3_column_int64(s, 6);
-	row.file.ctime_ns = sqlite3_column_int64(s, 7);
-	m->f.message = catalog_column_dup(s, 8, "");
-	m->f.labels = catalog_column_dup(s, 9, "");
-	m->f.config = catalog_column_dup(s, 10, "");
-	m->f.cpu = catalog_column_dup(s, 11, "");
-	m->f.memory.length = (uint64_t)sqlite3_column_int64(s, 12);
-	m->f.disk.length = (uint64_t)sqlite3_column_int64(s, 13);
-	m->f.state.length = (uint64_t)sqlite3_column_int64(s, 14);
-	row.damage = catalog_column_dup(s, 15, NULL);
+	row.file.inode = (uint64_t)sqlite3_column_int64(s, 6);
+	row.file.bytes = (uint64_t)sqlite3_column_int64(s, 7);
+	row.file.ctime_ns = sqlite3_column_int64(s, 8);
+	m->f.message = catalog_column_dup(s, 9, "");
+	m->f.labels = catalog_column_dup(s, 10, "");
+	m->f.config = catalog_column_dup(s, 11, "");
+	m->f.cpu = catalog_column_dup(s, 12, "");
+	m->f.memory.length = (uint64_t)sqlite3_column_int64(s, 13);
+	m->f.disk.length = (uint64_t)sqlite3_column_int64(s, 14);
+	m->f.state.length = (uint64_t)sqlite3_column_int64(s, 15);
+	row.damage = catalog_column_dup(s, 16, NULL);
 	if (!m->f.message || !m->f.labels || !m->f.config || !m->f.cpu)
 		return -ENOMEM;
 	row.entry.pruned = row.state == ROW_PRUNED;
-	if (row_sum(&row) != sqlite3_column_int64(s, 16))
+	if (row_sum(&row) != sqlite3_column_int64(s, 17))
 		return catalog_lies(c, "a row is not as it was written");
 	*ret = row;
 	row = (struct catalog_row){0};
@@ -207,28 +208,48 @@ catalog_row_remove(struct catalog *c, const struct store_hash *id)
 	return catalog_finish(c, s);
 }
 
-int
-catalog_row_get(struct catalog *c, const char *id, struct catalog_row *ret)
+static int
+row_from(struct catalog *c, sqlite3_stmt *s, struct catalog_row *ret)
 {
-	cleanup_stmt sqlite3_stmt *s = c->stmt[STMT_BY_ID];
+	int r = catalog_step(c, s);
+
+	if (r > 0 && (r = catalog_row_read(c, s, ret)) == 0)
+		r = 1;
+	return r;
+}
+
+int
+catalog_row_get(struct catalog *c, const char *id, uint64_t seq, struct catalog_row *ret)
+{
 	struct store_hash hash;
-	int r;
 
 	if (!hash_from_hex(id, &hash))
 		return 0;
-	catalog_bind_hash(s, 1, &hash);
-	r = catalog_step(c, s);
-	if (r <= 0)
-		return r;
-	r = catalog_row_read(c, s, ret);
-	return r < 0 ? r : 1;
+	/* Those of a line lie side by side. */
+	if (seq) {
+		cleanup_stmt sqlite3_stmt *s = c->stmt[STMT_BY_SEQ];
+		int r;
+
+		sqlite3_bind_int64(s, 1, (int64_t)seq);
+		r = row_from(c, s, ret);
+		if (r < 0 || (r > 0 && strcmp(ret->entry.m->id, id) == 0))
+			return r;
+		if (r > 0)
+			catalog_row_done(ret);
+	}
+	{
+		cleanup_stmt sqlite3_stmt *s = c->stmt[STMT_BY_ID];
+
+		catalog_bind_hash(s, 1, &hash);
+		return row_from(c, s, ret);
+	}
 }
 
 int
 catalog_keep_known(struct catalog *c, struct catalog_row *row)
 {
 	cleanup_row struct catalog_row old = {0};
-	int r = catalog_row_get(c, row->entry.m->id, &old);
+	int r = catalog_row_get(c, row->entry.m->id, 0, &old);
 
 	if (r <= 0)
 		return r;

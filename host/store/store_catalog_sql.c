@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define COLUMNS \
-	"seq, id, parent, state, newest, inode, bytes, ctime_ns, message, labels, config," \
+	"seq, id, parent, parent_seq, state, newest, inode, bytes, ctime_ns, message, labels, config," \
 	" texts.text, memory, disk, device, damage, sum" \
 	" FROM commits LEFT JOIN texts ON texts.n = commits.cpu "
 
@@ -14,9 +14,11 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_TEXT_ADD] = "INSERT OR IGNORE INTO texts (text) VALUES (?1)",
 	[STMT_PUT] =
 		"INSERT INTO commits (id, parent, state, newest, inode, bytes, ctime_ns, message,"
-		" labels, config, cpu, memory, disk, device, damage, sum) VALUES (?1, ?2, ?3, ?4,"
-		" ?5, ?6, ?7, ?8, ?9, ?10, (SELECT n FROM texts WHERE text = ?11), ?12, ?13, ?14,"
-		" ?15, ?16) ON CONFLICT (id) DO UPDATE SET parent = excluded.parent,"
+		" labels, config, cpu, memory, disk, device, damage, sum, parent_seq) VALUES (?1,"
+		" ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, (SELECT n FROM texts WHERE text = ?11),"
+		" ?12, ?13, ?14, ?15, ?16, (SELECT seq FROM commits WHERE id = ?2))"
+		" ON CONFLICT (id) DO UPDATE SET parent = excluded.parent,"
+		" parent_seq = excluded.parent_seq,"
 		" state = excluded.state, newest = excluded.newest, inode = excluded.inode,"
 		" bytes = excluded.bytes, ctime_ns = excluded.ctime_ns, message = excluded.message,"
 		" labels = excluded.labels, config = excluded.config, cpu = excluded.cpu,"
@@ -25,6 +27,7 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_REMOVE] = "DELETE FROM commits WHERE id = ?1",
 	[STMT_STATE] = "SELECT state, bytes, parent FROM commits WHERE id = ?1",
 	[STMT_BY_ID] = "SELECT " COLUMNS "WHERE id = ?1",
+	[STMT_BY_SEQ] = "SELECT " COLUMNS "WHERE seq = ?1",
 	[STMT_SCAN] = "SELECT " COLUMNS "ORDER BY seq",
 	[STMT_NEWEST] = "SELECT " COLUMNS
 			"WHERE state = 0 AND (newest, id) > (?1, ?2) ORDER BY newest, id LIMIT ?3",
