@@ -18,6 +18,7 @@
  *   commits/<id>.pruned    manifests of commits whose contents are no longer held
  *   tags/<name>            "<id>\n"
  *   catalog.db             derived from commits/ and tags/ (host/store/store_catalog.h)
+ *   note.damaged, note.garbage  (store_note.c)
  *   catalog.stamp          while nobody has it open: that the catalogue says what they say
  *
  * Crashes and full disks: a commit is there with its manifest's rename, after everything
@@ -304,7 +305,8 @@ int store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx
 	struct store_verified *ret, struct err *e);
 
 /* Whether chunks that commits may have are known to be missing or damaged, and are nowhere
- * else: packs that cannot be read, what readers met with, and what store_verify() found. */
+ * else: packs that cannot be read, what readers met with, and what store_verify() found;
+ * of an earlier process, until a store_verify() of all finds nothing. */
 bool store_is_damaged(struct store *s);
 
 struct store_repaired {
@@ -314,8 +316,8 @@ struct store_repaired {
 };
 
 /* Saves what is sound of packs that cannot be read into new ones, then verifies all: what
- * is reported stays damaged or missing, and can only be committed again or deleted. What
- * is derived from the files is only in memory, and is made when the store is opened. */
+ * is reported stays damaged or missing, and can only be committed again or deleted. The
+ * catalogue is checked, and compared with the folders. */
 int store_repair(struct store *s, store_damage_fn *fn, void *ctx,
 	struct store_repaired *ret, struct err *e);
 
@@ -343,6 +345,8 @@ struct store_gc_how {
 	/* Becomes true (atomically) when it is to end: -ECANCELED, some is removed and
 	   nothing is lost. NULL: never. */
 	const bool *cancel;
+	/* Likewise, asked now and then (with ctx). */
+	bool (*gone)(void *ctx);
 };
 
 int store_gc_run(struct store *s, const struct store_gc_how *how, struct store_freed *ret,
@@ -350,8 +354,8 @@ int store_gc_run(struct store *s, const struct store_gc_how *how, struct store_f
 int store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 	struct store_freed *ret, struct err *e);
 
-/* Whether it is time for a gc that nobody asked for: commits were deleted since the last
- * (by this process), many, or some and none for a while. */
+/* Whether it is time for a gc that nobody asked for: commits were deleted since the last,
+ * many, or some and none for a while. */
 bool store_gc_is_due(struct store *s);
 #define STORE_GC_MANY 1000u	  /* commits */
 #define STORE_GC_QUIET_MS 60000u  /* since the last deletion */

@@ -184,6 +184,21 @@ must_compare(struct store *s)
 }
 
 static int
+recheck_op(struct store *s, struct catalog *c, void *ctx)
+{
+	(void)s;
+	(void)ctx;
+	return catalog_file_check(c);
+}
+
+int
+catalog_recheck(struct store *s, struct err *e)
+{
+	must_compare(s);
+	return catalog_call(s, recheck_op, NULL, e);
+}
+
+static int
 put_op(struct store *s, struct catalog *c, void *ctx)
 {
 	struct catalog_row *row = ctx;

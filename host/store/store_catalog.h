@@ -56,6 +56,9 @@ void catalog_look(struct store *s);
 int catalog_open(struct store *s, struct err *e);
 void catalog_close(struct store *s);
 
+/* Checks all of it, and compares it with the folders. */
+int catalog_recheck(struct store *s, struct err *e);
+
 /* The commit's row is made or replaced, from its manifest's file. -ENOENT: there is none,
  * and no row any more. */
 int catalog_renew(struct store *s, const char *id, struct err *e);

@@ -113,9 +113,8 @@ check_schema(struct catalog *c)
 	return r;
 }
 
-/* Pages, and that the indexes say what the tables do. */
-static int
-check_pages(struct catalog *c)
+int
+catalog_file_check(struct catalog *c)
 {
 	const char *said;
 	sqlite3_stmt *s;
@@ -210,7 +209,7 @@ catalog_file_open(struct store *s, struct catalog *c, const char *path, bool tru
 	if (r == 0 && !new)
 		r = check_origin(s, c);
 	if (r == 0 && !new && !trusted)
-		r = check_pages(c);
+		r = catalog_file_check(c);
 	if (r == 0 && new)
 		r = make_tables(s, c);
 	if (r == 0)

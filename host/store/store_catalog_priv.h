@@ -146,6 +146,8 @@ void catalog_stamp_leave(struct store *s, const struct catalog *c);
 /* A file's path, or ":memory:". New when there is no file. trusted: its pages are not
  * checked. */
 int catalog_file_open(struct store *s, struct catalog *c, const char *path, bool trusted);
+/* Pages, and that the indexes say what the tables do. */
+int catalog_file_check(struct catalog *c);
 void catalog_file_close(struct catalog *c);
 void catalog_file_put_aside(struct store *s);
 

@@ -86,7 +86,7 @@ read_all(struct store *s, struct pack *p)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct store s = {.packs_fd = -1};
+	struct store s = {.packs_fd = -1, .root_fd = -1};
 	struct err e = {0};
 	struct pack *p;
 	uint8_t *file;
