@@ -670,7 +670,8 @@ store_is_damaged(struct store *s)
 	pthread_mutex_lock(&s->change_lock);
 	is = s->n_bad_packs != 0;
 	pthread_mutex_unlock(&s->change_lock);
-	is = is || __atomic_load_n(&s->has_missed, __ATOMIC_RELAXED);
+	is = is || __atomic_load_n(&s->has_missed, __ATOMIC_RELAXED) ||
+	     __atomic_load_n(&s->was_damaged, __ATOMIC_RELAXED);
 	for (size_t i = 0; !is && i < set->n; i++)
 		is = has_lost(set, set->packs[i]);
 	return is;

@@ -79,8 +79,14 @@ struct store {
 	char (*publishing)[STORE_ID_MAX]; /* owned */
 	size_t n_publishing;
 	bool has_missed;	    /* atomic: the last store_verify() missed chunks */
+	bool was_damaged;	    /* atomic: noted by an earlier process */
 	struct bad_pack *bad_packs; /* owned */
 	size_t n_bad_packs;
+
+	/* store_note.c */
+	pthread_mutex_t note_lock;
+	unsigned notes; /* bits by enum note */
+	uint64_t damage_seen;
 
 	/* Who merges, collects or repairs: one at a time. care_wanted (atomic): somebody
 	   waits for the lock, so the merges end. */
@@ -202,7 +208,22 @@ int gc_keep_tree(
  * -ENOMEM. */
 int gc_keep_deleted(struct store *s, const struct store_fields *f);
 bool gc_is_running(struct store *s);
+
+/* ---- store_note.c ---- */
+
+enum note { NOTE_DAMAGED, NOTE_GARBAGE };
+
+/* What an earlier process noted. */
+void notes_open(struct store *s);
+/* A chunk that is nowhere, or nowhere sound. */
+void note_damage(struct store *s);
+/* How often, so far. */
+uint64_t note_damage_seen(struct store *s);
+/* All was read and nothing is damaged, unless somebody met with damage since so often. */
+void note_sound(struct store *s, uint64_t seen);
+/* Commits that were deleted, and those of which a gc has removed what was theirs. */
 void gc_note_deleted(struct store *s, uint64_t n);
+void gc_note_collected(struct store *s, uint64_t n);
 
 /* ---- store_merge.c ---- */
 
@@ -210,10 +231,14 @@ void gc_note_deleted(struct store *s, uint64_t n);
 struct slices {
 	struct store *s;
 	const bool *cancel; /* atomic; NULL: never */
+	bool (*gone)(void *ctx); /* likewise, and asked once a slice */
+	void *ctx;
 	bool yields;	    /* ends also when somebody waits for care_lock */
 	uint64_t done;	    /* bytes of work in this slice */
 };
 
+/* Whether it is to end, but for those who wait. */
+bool slices_cancelled(const struct slices *sl);
 /* Some bytes of work were done, or will be: now and then this pauses. -ECANCELED: it is to end. */
 int slices_pass(struct slices *sl, uint64_t bytes, struct err *e);
 
