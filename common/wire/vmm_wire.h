@@ -50,6 +50,8 @@ enum vmm_msg_type {
 	VMM_TRACK_OPEN = 12, /* header only; VMM_DONE */
 	VMM_TRACK = 13,	     /* VMM_DONE */
 	VMM_COMMITTED = 14,  /* VMM_DONE */
+	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_TAKES_MERGED. */
+	VMM_MERGED = 15, /* VMM_DONE */
 
 	/* VMM -> pandod, 64.. */
 	VMM_DONE = 64,	  /* answers the request with the same seq */
@@ -218,6 +220,7 @@ enum vmm_track_means {
 /* VMM_STATS_ANSWER's `tracks`: 0 from an older VMM. */
 #define VMM_TRACKS 1u	     /* it knows the three messages */
 #define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
+#define VMM_TAKES_MERGED 4u /* it knows VMM_MERGED */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
 
 /* A VMM that was forked has no page map: the seal keeps it from /proc. VMM_TRACK_OPEN makes its
@@ -320,6 +323,34 @@ struct vmm_resize {
 	uint64_t disk_mib;
 };
 _Static_assert(sizeof(struct vmm_resize) == 16 + 8, "wire format");
+
+/*
+ * Segments of the VM's disk that nobody writes any more were merged into one, which means the
+ * same (vmm/segment_merge.h) and is on the disk for good: the VMM reads that one from now on
+ * and closes the others. It knows them by their data files' device and inode numbers; those
+ * that it does not have it had no block in. Told again, it does what is left to do. To a VM
+ * that runs or is paused.
+ */
+#define VMM_MERGED_MAX 64
+
+enum vmm_merged_fd {
+	VMM_MERGED_FD_DATA,  /* read-only, whole */
+	VMM_MERGED_FD_INDEX, /* likewise */
+	VMM_MERGED_FD_COUNT,
+};
+
+struct vmm_merged_file {
+	uint64_t dev, ino;
+};
+
+struct vmm_merged {
+	struct vmm_hdr hdr;
+	uint32_t n; /* 1 to VMM_MERGED_MAX */
+	uint32_t pad;
+	uint64_t records; /* in the index */
+	struct vmm_merged_file files[VMM_MERGED_MAX];
+};
+_Static_assert(sizeof(struct vmm_merged) == 16 + 16 + 16 * VMM_MERGED_MAX, "wire format");
 
 struct vmm_done {
 	struct vmm_hdr hdr;
