@@ -202,9 +202,8 @@ _Static_assert(sizeof(struct vmm_state_answer) == 16 + 8 + 32 + 48 + 512, "wire 
 /*
  * Dirty pages (vmm/track.h). For a commit pandod looks at VMM_STATS_ANSWER's `tracks`, hands the
  * VMM what it needs, and parks a fork with VMM_FORK_TRACK. When the commit is durable it says
- * so (VMM_COMMITTED), with the commit's id and a note of its own, which the VMM keeps: the next
- * frozen fork says which pages changed since that commit, and a pandod that was started
- * meanwhile needs to remember nothing. pandod believes it only where the VM's row has the same
+ * so (VMM_COMMITTED), with the commit's id, which the VMM keeps: the next frozen fork says which
+ * pages changed since that commit, to a pandod that was started meanwhile, too. pandod believes it only where the VM's row has the same
  * commit as its last: a VMM that lies spoils its own commits. The VMM knows the ids of no other
  * commits.
  */
@@ -237,7 +236,7 @@ struct vmm_committed {
 	struct vmm_hdr hdr;
 	uint8_t fork[16]; /* the parent_generation of the VMM_FORK that it was made from */
 	uint8_t commit[VMM_COMMIT_ID_BYTES];
-	uint8_t note[VMM_COMMIT_NOTE_BYTES]; /* pandod's */
+	uint8_t note[VMM_COMMIT_NOTE_BYTES]; /* an older pandod's; zeroes */
 };
 _Static_assert(sizeof(struct vmm_committed) == 16 + 16 + 32 + 128, "wire format");
 
