@@ -2,7 +2,7 @@
 
 # The reader of disks at rest, for the host's tools.
 LIBRARIES += vmmdisk
-vmmdisk_SRCS := vmm/blockmap.c
+vmmdisk_SRCS := vmm/blockmap.c vmm/segment_merge.c
 
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
@@ -10,12 +10,13 @@ vmmdev_SRCS := \
 	vmm/virtqueue.c \
 	vmm/virtio_mmio.c \
 	vmm/blk.c \
+	vmm/blk_swap.c \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
 	vmm/rng.c
 
-DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_vsock
+DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_segment_merge test_blk_swap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
 define device_test
 $(1)_SRCS := tests/unit/$(1).c tests/unit/fake_driver.c vmm/memory.c
@@ -74,6 +75,7 @@ FUZZED_DEVICES := \
 	common/wire/blob.c \
 	vmm/memory.c \
 	common/err.c \
+	common/fault.c \
 	common/io.c \
 	common/log.c
 FUZZERS += fuzz_blk

@@ -33,6 +33,7 @@
 #include "host/commit/commit_track.h"
 #include "host/commit/commits_priv.h"
 #include "host/vm/frozen_fork.h"
+#include "host/vm/merge.h"
 
 #define STATE_TIMEOUT_MS 60000
 
@@ -44,6 +45,7 @@ struct commit {
 	const struct progress *p;
 	struct vm *vm;	   /* reference */
 	bool claimed;	   /* vm->op is ours */
+	bool reads;	   /* vm->n_commits has it */
 	struct vm_row row; /* the VM's, at the cut */
 	bool entered;	   /* the frozen fork's row is in the database */
 	struct fork_point cut;
@@ -183,11 +185,15 @@ take_frozen_fork(struct commit *c, struct err *e)
 		/* The cut of the last link as the copy of the chain has it: all, where
 		 * the count is not known. */
 		r = db_chain(t->db, c->vm->row.id, &c->links, &c->n_links, e);
-		if (r == 0 && c->n_links < 2)
+		if (r == 0 && c->n_links < 1)
 			r = err_set(e, -EINVAL, "state.db: vm \"%s\" has no disk chain",
 				vm_name(c->vm));
 		if (r == 0)
 			c->n_links--; /* the segment that it writes now */
+	}
+	if (r == 0) {
+		c->reads = true;
+		c->vm->n_commits++;
 	}
 	c->vm->op = NULL;
 	c->claimed = false;
@@ -375,7 +381,8 @@ read_changed_disk(struct commit *c, size_t known, struct store_writer *w,
 static int
 read_disk(struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
 {
-	const size_t known = commit_track_links(&c->track, c->links, c->n_links);
+	const size_t known =
+		commit_track_links(&c->track, &c->row, c->links, c->n_links);
 	struct err why;
 	int r = 0;
 
@@ -489,6 +496,10 @@ note_commit(struct commit *c)
 		if (strcmp(vm->row.id, c->row.id) != 0)
 			continue;
 		memcpy(vm->row.commit, c->id, sizeof(vm->row.commit));
+		vm->row.commit_segment[0] = '\0';
+		if (c->n_links)
+			memcpy(vm->row.commit_segment, c->links[c->n_links - 1].segment,
+				sizeof(vm->row.commit_segment));
 		if (db_update(t->db, &vm->row, &why) < 0)
 			log_err("vm %s: %s", vm->row.id, why.msg);
 	}
@@ -538,6 +549,8 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 
 	if (r == 0)
 		r = check_tags(c, e);
+	if (r == 0)
+		r = merge_wait_room(t, name, c->p, e);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&t->lock);
@@ -565,8 +578,7 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 	}
 	if (r == 0) {
 		fault_point("commit.noted");
-		commit_track_durable(
-			c->vm, c->cut.generation, c->id, &c->links[c->n_links - 1]);
+		commit_track_durable(c->vm, c->cut.generation, c->id);
 	}
 	leave(c);
 	if (r == 0)
@@ -610,6 +622,7 @@ commits_make(struct commits *commits, const char *vm, const struct commit_reques
 	if (c->vm) {
 		if (c->claimed)
 			c->vm->op = NULL;
+		c->vm->n_commits -= c->reads;
 		vm_unref(c->vm);
 	}
 	pthread_cond_broadcast(&t->changed);

@@ -1620,11 +1620,12 @@ a_branch_after_one_cut_short_has_a_chain_that_can_be_read(void **state)
 	assert_int_equal(branch("a", "b", 1, true), 0);
 	assert_int_equal(disk("b"), 0);
 	chain = json_get(parsed, 0, "chain");
-	assert_int_equal(json_size(parsed, chain), 3);
+	/* The one that was never written is gone; the one before it is counted. */
+	assert_int_equal(json_size(parsed, chain), 2);
 	for (int i = 0; i < 2; i++) {
 		link = json_at(parsed, chain, i);
-		assert_int_equal(
-			json_type(parsed, json_get(parsed, link, "records")), JSON_NULL);
+		assert_int_equal(json_type(parsed, json_get(parsed, link, "records")),
+			i ? JSON_NULL : JSON_NUMBER);
 	}
 }
 
