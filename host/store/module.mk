@@ -36,7 +36,7 @@ store_SRCS := \
 	host/store/store_verify.c
 
 STORE_TESTS := test_store test_store_catalog test_store_crash test_store_hostile test_store_model \
-	test_store_merge test_store_gc
+	test_store_merge test_store_gc test_store_kill
 UNIT_TESTS += $(STORE_TESTS)
 $(foreach t,$(STORE_TESTS),\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\

@@ -128,7 +128,6 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_rwlock_init(&s->gc_lock, &attr);
 	pthread_rwlockattr_destroy(&attr);
 	s->serial = __atomic_add_fetch(&serials, 1, __ATOMIC_RELAXED);
-	pthread_mutex_init(&s->set_lock, NULL);
 	pthread_mutex_init(&s->change_lock, NULL);
 	pthread_mutex_init(&s->care_lock, NULL);
 	pthread_mutex_init(&s->note_lock, NULL);
@@ -171,7 +170,6 @@ store_close(struct store *s)
 	pthread_mutex_destroy(&s->hold_lock);
 	pthread_cond_destroy(&s->hold_changed);
 	pthread_rwlock_destroy(&s->gc_lock);
-	pthread_mutex_destroy(&s->set_lock);
 	pthread_mutex_destroy(&s->change_lock);
 	pthread_mutex_destroy(&s->care_lock);
 	pthread_mutex_destroy(&s->note_lock);

@@ -30,7 +30,7 @@ struct filter {
 
 /* The packs there are at one time, newest first. */
 struct pack_set {
-	unsigned refs; /* atomic */
+	int64_t refs; /* atomic */
 	unsigned n_filters;
 	struct filter *filters[FILTERS_MAX]; /* a chunk is in one of them, or nowhere */
 	size_t n;
@@ -68,9 +68,8 @@ struct store {
 	uint64_t deleted; /* atomic: commits, since the last gc that was finished */
 	uint64_t deleted_ms, gc_ms; /* atomic: when the last was deleted; the last end */
 
-	/* The packs; NULL until somebody needs them. The lock is for the pointer only. */
-	pthread_mutex_t set_lock;
-	struct pack_set *set; /* owned */
+	/* The packs (store_packs.c); 0 until somebody needs them. Owned. */
+	uint64_t set_word; /* atomic */
 	/* Called when there are new packs: tiers_poke(). */
 	void (*packs_changed)(struct store *s, const struct pack_set *set);
 	/* Whoever changes the set, or the names of packs' files. Held for moments, never

@@ -106,7 +106,6 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		close(fd);
 		return 0;
 	}
-	pthread_mutex_init(&s.set_lock, NULL);
 	must(packs_set_all(&s, &p, 1) == 0);
 	read_all(&s, p);
 	packs_done(&s);
