@@ -573,7 +573,7 @@ merged_segments_are_on_the_disk_before_what_they_stand_for_goes(void **state)
 		must(branch("a", "c"));
 		assert_int_equal(delete_vm("c"), 0);
 	}
-	/* By then 32 of them are two. */
+	/* By then 32 of them are two, or one where nothing is read of the older. */
 	for (unsigned i = 0; chain_length("a") > 20; i++) {
 		assert_true(i < 6000);
 		poll(NULL, 0, 10);
@@ -595,7 +595,7 @@ merged_segments_are_on_the_disk_before_what_they_stand_for_goes(void **state)
 	}
 	pthread_mutex_unlock(&disk_lock);
 	closedir(dir);
-	assert_true(merged >= 2);
+	assert_true(merged >= 1);
 }
 
 static void

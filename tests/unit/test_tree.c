@@ -1765,11 +1765,11 @@ a_vmm_that_dies_at_a_merge_takes_nothing_with_it(void **state)
 	assert_nothing_left();
 }
 
-/* A chain of n more segments, each with a record, as from many forks. */
+/* A chain of n more segments, each with a record, as from many forks. big: the first has 2048
+ * blocks of data, and the others 75 each, one behind the other, over these. */
 static void
-lengthen(const char *id, unsigned n)
+lengthen(const char *id, unsigned n, bool big)
 {
-	const struct segment_record r = segment_record_make(SEGMENT_ZERO, 1, 0, 1);
 	char path[128], sql[300];
 	sqlite3 *db;
 
@@ -1783,16 +1783,105 @@ lengthen(const char *id, unsigned n)
 			"UPDATE vms SET next_segment = %u",
 			id, i, id, i, id, i, i + 1);
 		assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+		const uint32_t blocks = !big ? 0 : i == 1 ? 2048 : 75;
+		const struct segment_record r =
+			big ? segment_record_make(
+				      SEGMENT_DATA, i == 1 ? 0 : (i - 2) * 75, 0, blocks)
+			    : segment_record_make(SEGMENT_ZERO, 1, 0, 1);
+
 		snprintf(path, sizeof(path), "%s/segments/%s.%u.data", home, id, i);
 		close(open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+		assert_int_equal(truncate(path, (off_t)blocks * SEGMENT_BLOCK), 0);
 		snprintf(path, sizeof(path), "%s/segments/%s.%u.index", home, id, i);
 
 		cleanup_close int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 
 		assert_int_equal(io_pwrite_full(fd, &r, sizeof(r), 0), 0);
 	}
+	/* What the VM writes: as if it were one of them, and heavy. */
+	if (big)
+		assert_int_equal(sqlite3_exec(db,
+					 "UPDATE chain SET records = 1, weight = 1000000 WHERE pos = 0",
+					 NULL, NULL, NULL),
+			SQLITE_OK);
 	assert_int_equal(sqlite3_exec(db, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
 	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
+/* How many blocks of data the files of a chain have. */
+static uint64_t
+data_blocks(void)
+{
+	char folder[128], path[400];
+	cleanup_closedir DIR *dir = NULL;
+	uint64_t blocks = 0;
+	struct dirent *d;
+	struct stat st;
+
+	snprintf(folder, sizeof(folder), "%s/segments", home);
+	dir = opendir(folder);
+	while (dir && (d = readdir(dir))) {
+		snprintf(path, sizeof(path), "%s/%s", folder, d->d_name);
+		if (strstr(d->d_name, ".data") && stat(path, &st) == 0)
+			blocks += (uint64_t)st.st_size / SEGMENT_BLOCK;
+	}
+	return blocks;
+}
+
+static void
+what_nobody_reads_of_old_segments_is_given_back(void **state)
+{
+	char id[16];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	stop();
+	lengthen(id, 21, true);
+	assert_int_equal(data_blocks(), 2048 + 20 * 75);
+	start();
+	wait_state("a", "running");
+	/* Nineteen are sealed behind the large one, of which 623 blocks are left: it is written
+	 * again. The first of all, of which nothing is read, is dropped. */
+	for (int i = 0; data_blocks() != 623 + 20 * 75 || chain_length("a") != 6; i++) {
+		if (i == 6000)
+			fail_msg("there are %llu blocks of data",
+				(unsigned long long)data_blocks());
+		poll(NULL, 0, 10);
+	}
+	assert_int_equal(delete_vm("a", true), 0);
+	wait_segments(0);
+	assert_nothing_left();
+}
+
+/* SIGXFSZ is ignored, as pandod does. */
+static void
+a_full_disk_while_merging_is_tried_again(void **state)
+{
+	struct rlimit was, small;
+	char id[16];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	stop();
+	lengthen(id, 21, true);
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+	/* The database has room, a merged segment of 16 times 75 blocks has not. */
+	small = (struct rlimit){3u << 20, was.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	start();
+	wait_state("a", "running");
+	fork_points("a", 2);
+	poll(NULL, 0, 500);
+	assert_int_equal(chain_length("a"), 24);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+	wait_chain("a", 12);
+	assert_int_equal(delete_vm("a", true), 0);
+	wait_segments(0);
+	assert_nothing_left();
 }
 
 static void
@@ -1804,7 +1893,7 @@ a_branch_waits_until_a_chain_that_is_too_long_is_merged(void **state)
 	assert_int_equal(create("a", "agent", true), 0);
 	snprintf(id, sizeof(id), "%s", text("id"));
 	stop();
-	lengthen(id, 1200);
+	lengthen(id, 1200, false);
 	start();
 	wait_state("a", "running");
 	fork_points("a", 3);
@@ -1815,7 +1904,7 @@ a_branch_waits_until_a_chain_that_is_too_long_is_merged(void **state)
 	assert_int_equal(create("b", "agent merge=old", true), 0);
 	snprintf(id, sizeof(id), "%s", text("id"));
 	stop();
-	lengthen(id, 1200);
+	lengthen(id, 1200, false);
 	start();
 	wait_state("b", "running");
 	/* How long it is, the first one finds. */
@@ -3198,6 +3287,8 @@ main(int argc, char **argv)
 		T(relatives_take_a_run_that_all_have),
 		IMPATIENT(a_vmm_that_does_not_take_a_merge_keeps_its_chain),
 		T(a_vmm_that_dies_at_a_merge_takes_nothing_with_it),
+		T(what_nobody_reads_of_old_segments_is_given_back),
+		T(a_full_disk_while_merging_is_tried_again),
 		T(a_branch_waits_until_a_chain_that_is_too_long_is_merged),
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
