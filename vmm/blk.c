@@ -698,6 +698,7 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	blk->base_bytes = base_bytes;
 	blk->n_segments = 1;
 	blk->own = 0;
+	memset(blk->live, 0, sizeof(blk->live));
 	begin_segment(blk, seg);
 	apply_size(blk, disk_mib);
 	return 0;

@@ -78,6 +78,10 @@ FUZZED_DEVICES := \
 	common/fault.c \
 	common/io.c \
 	common/log.c
+FUZZERS += fuzz_segment_merge
+fuzz_segment_merge_SRCS := tests/fuzz/fuzz_segment_merge.c $(vmmdisk_SRCS) common/err.c common/fault.c common/io.c
+fuzz_segment_merge_CORPUS := tests/fuzz/corpus/segment_merge
+
 FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk

@@ -28,23 +28,43 @@ struct merger {
 	uint64_t read_blocks;
 };
 
+static int
+open_and_sync(const struct disk_segment *s, int *ret_data, struct err *e)
+{
+	cleanup_close int index = open(s->index_path, O_RDONLY | O_CLOEXEC);
+
+	if (index < 0)
+		return err_sys(e, -errno, "%.300s", s->index_path);
+	*ret_data = open(s->data_path, O_RDONLY | O_CLOEXEC);
+	if (*ret_data < 0)
+		return err_sys(e, -errno, "%.300s", s->data_path);
+	if (fdatasync(*ret_data) < 0 || fdatasync(index) < 0)
+		return err_sys(e, -errno, "%.300s: making it durable", s->data_path);
+	return 0;
+}
+
+int
+segments_sync(const struct disk_segment *segments, size_t n, struct err *e)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < n && r == 0; i++) {
+		cleanup_close int data = -1;
+
+		r = open_and_sync(&segments[i], &data, e);
+	}
+	return r;
+}
+
 /* All open, so that a source that is removed meanwhile stays readable; and durable. */
 static int
 open_sources(struct merger *g, struct err *e)
 {
-	for (size_t i = 0; i < g->m->n_run; i++) {
-		const struct disk_segment *s = &g->m->run[i];
-		cleanup_close int index = open(s->index_path, O_RDONLY | O_CLOEXEC);
+	int r = segments_sync(g->m->run + g->m->n_run, g->m->n_later, e);
 
-		if (index < 0)
-			return err_sys(e, -errno, "%.300s", s->index_path);
-		g->sources[i] = open(s->data_path, O_RDONLY | O_CLOEXEC);
-		if (g->sources[i] < 0)
-			return err_sys(e, -errno, "%.300s", s->data_path);
-		if (fdatasync(g->sources[i]) < 0 || fdatasync(index) < 0)
-			return err_sys(e, -errno, "%.300s: making it durable", s->data_path);
-	}
-	return 0;
+	for (size_t i = 0; i < g->m->n_run && r == 0; i++)
+		r = open_and_sync(&g->m->run[i], &g->sources[i], e);
+	return r;
 }
 
 static int
@@ -136,6 +156,18 @@ copy_blocks(struct merger *g, uint64_t block, uint64_t n, uint64_t entry, struct
 	return r;
 }
 
+/* blockmap_run(), but zeroes are of one segment, too. */
+static uint64_t
+decided_run(const struct blockmap *map, uint64_t block, uint64_t max, uint64_t *ret_entry)
+{
+	uint64_t n = blockmap_run(map, block, max, ret_entry), i;
+
+	for (i = 1; i < n && (*ret_entry & BLOCKMAP_ZERO); i++)
+		if (map->entries[block + i] != *ret_entry)
+			return i;
+	return n;
+}
+
 static int
 merge_blocks(struct merger *g, const struct blockmap *map, struct err *e)
 {
@@ -144,8 +176,10 @@ merge_blocks(struct merger *g, const struct blockmap *map, struct err *e)
 
 	for (; r == 0 && (block = blockmap_next(map, block)) < map->n_blocks; block += n) {
 		/* No run leaves its group: the next one may be untouched. */
-		n = blockmap_run(
+		n = decided_run(
 			map, block, BLOCKMAP_GROUP - block % BLOCKMAP_GROUP, &entry);
+		if (blockmap_segment(entry) >= (int)g->m->n_run)
+			continue; /* later segments decide it */
 		if (entry & BLOCKMAP_ZERO)
 			r = add_record(g, SEGMENT_ZERO, block, 0, n, e);
 		else if (entry)
@@ -165,7 +199,8 @@ static int
 merge(struct merger *g, struct segment_merged *ret, struct err *e)
 {
 	const struct segment_merge *m = g->m;
-	const struct disk_chain chain = {.segments = m->run, .n_segments = m->n_run};
+	const struct disk_chain chain = {
+		.segments = m->run, .n_segments = m->n_run + m->n_later};
 	struct blockmap map = {0};
 	int r = open_sources(g, e);
 

@@ -24,6 +24,9 @@
 struct segment_merge {
 	const struct disk_segment *run; /* oldest first; records >= 0: as many must be there */
 	size_t n_run;			/* 1 to SEGMENT_MERGE_MAX */
+	/* Segments right behind the run in its array, which come after it in the chain: what
+	 * they decide is left out. Such a merged segment is for a chain that has them. */
+	size_t n_later;
 	uint64_t disk_mib;
 	int data_fd, index_fd; /* borrowed: of the merged segment, empty, read-write */
 	/* Asked every MiB or so; true ends it with -ECANCELED. NULL: nobody asks. */
@@ -40,5 +43,8 @@ struct segment_merged {
  * -EBADMSG: it is damaged; -ENOSPC and the like as the files' system says. */
 int segment_merge(
 	const struct segment_merge *m, struct segment_merged *ret, struct err *e);
+
+/* Makes segments that nobody writes durable. */
+int segments_sync(const struct disk_segment *segments, size_t n, struct err *e);
 
 #endif

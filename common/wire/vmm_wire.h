@@ -51,7 +51,7 @@ enum vmm_msg_type {
 	VMM_TRACK = 13,	     /* VMM_DONE */
 	VMM_COMMITTED = 14,  /* VMM_DONE */
 	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_TAKES_MERGED. */
-	VMM_MERGED = 15, /* VMM_DONE */
+	VMM_MERGED = 24, /* VMM_DONE */
 
 	/* VMM -> pandod, 64.. */
 	VMM_DONE = 64,	  /* answers the request with the same seq */
@@ -219,7 +219,7 @@ enum vmm_track_means {
 /* VMM_STATS_ANSWER's `tracks`: 0 from an older VMM. */
 #define VMM_TRACKS 1u	     /* it knows the three messages */
 #define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
-#define VMM_TAKES_MERGED 4u /* it knows VMM_MERGED */
+#define VMM_TAKES_MERGED 128u /* it knows VMM_MERGED */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
 
 /* A VMM that was forked has no page map: the seal keeps it from /proc. VMM_TRACK_OPEN makes its

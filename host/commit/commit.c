@@ -32,6 +32,7 @@
 #include "host/commit/commit_read.h"
 #include "host/commit/commit_track.h"
 #include "host/commit/commits_priv.h"
+#include "host/vm/chain_files.h"
 #include "host/vm/frozen_fork.h"
 #include "host/vm/merge.h"
 
@@ -56,8 +57,7 @@ struct commit {
 	void *blob;		  /* owned */
 	struct chain_link *links; /* owned: the chain at the cut */
 	size_t n_links;
-	struct disk_segment *segments; /* owned: its files */
-	char (*paths)[2][PATHS_MAX];   /* owned */
+	struct chain_files files; /* owned: its files */
 	struct db_base base;	       /* what the row's base is */
 	int base_fd;		       /* owned; -1: none */
 	bool base_known;	       /* base.tree is in the store */
@@ -74,8 +74,7 @@ commit_done(struct commit *c)
 	cleanup_close_fn(&c->base_fd);
 	free(c->blob);
 	free(c->links);
-	free(c->segments);
-	free(c->paths);
+	chain_files_done(&c->files);
 }
 
 /* Tags are looked at before anything is made. */
@@ -347,7 +346,8 @@ static int
 read_all_disk(
 	struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
 {
-	const struct disk_chain chain = {.segments = c->segments, .n_segments = c->n_links};
+	const struct disk_chain chain = {
+		.segments = c->files.segments, .n_segments = c->n_links};
 	int r = look_up_base(c, e);
 
 	if (r == 0 && c->base_fd >= 0 && !c->base_known) {
@@ -367,7 +367,7 @@ read_changed_disk(struct commit *c, size_t known, struct store_writer *w,
 	struct store_tree *ret, struct err *e)
 {
 	const struct disk_chain chain = {
-		.segments = c->segments + known, .n_segments = c->n_links - known};
+		.segments = c->files.segments + known, .n_segments = c->n_links - known};
 	const uint64_t disk_mib = vm_disk_mib(&c->row);
 	struct store_tree all;
 	int r = commit_read_disk(w, &chain, disk_mib, -1, NULL, &c->track.base->f.disk, ret, e);
@@ -386,20 +386,7 @@ read_disk(struct commit *c, struct store_writer *w, struct store_tree *ret, stru
 	struct err why;
 	int r = 0;
 
-	c->segments = calloc(c->n_links + 1, sizeof(*c->segments));
-	c->paths = calloc(c->n_links + 1, sizeof(*c->paths));
-	if (!c->segments || !c->paths)
-		return err_set(e, -ENOMEM, "out of memory");
-	for (size_t i = 0; i < c->n_links && r == 0; i++) {
-		static const char *const suffixes[2] = {"data", "index"};
-
-		for (unsigned j = 0; j < 2 && r == 0; j++)
-			r = paths_format(c->paths[i][j], PATHS_MAX, e,
-				"%s/segments/%s.%s", c->t->config.home,
-				c->links[i].segment, suffixes[j]);
-		c->segments[i] = (struct disk_segment){
-			c->paths[i][0], c->paths[i][1], c->links[i].records};
-	}
+	r = chain_files_make(c->t->config.home, c->links, c->n_links, &c->files, e);
 	if (r < 0)
 		return r;
 	if (known && c->track.base->f.disk.length <= vm_disk_mib(&c->row) << 20) {

@@ -17,6 +17,8 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/text.h"
+#include "host/vm/chain_files.h"
+#include "host/vm/merge_dead.h"
 #include "host/vm/merge_plan.h"
 #include "host/vm/merge_swap.h"
 #include "vmm/segment_merge.h"
@@ -83,42 +85,30 @@ is_stopping(void *tree)
 	return stopping;
 }
 
-/* The run's files. */
-struct sources {
-	struct disk_segment run[SEGMENT_MERGE_MAX];
-	char paths[SEGMENT_MERGE_MAX][2][PATHS_MAX];
-};
-
 static int
-write_into(struct tree *t, const struct merge_run *m, uint64_t disk_mib,
-	const struct vm_segment *own, struct segment_merged *ret, struct err *e)
+write_into(struct tree *t, const struct chain_link *run, const struct merge_run *m,
+	size_t n_later, uint64_t disk_mib, const struct vm_segment *own,
+	struct segment_merged *ret, struct err *e)
 {
-	cleanup_free struct sources *s = malloc(sizeof(*s));
+	cleanup_chain_files struct chain_files f = {0};
 	struct segment_merge how = {.n_run = m->n,
+		.n_later = n_later,
 		.disk_mib = disk_mib,
 		.data_fd = own->fd[VMM_SEG_DATA],
 		.index_fd = own->fd[VMM_SEG_INDEX],
 		.stop = is_stopping,
 		.ctx = t};
-	int r = 0;
+	int r = chain_files_make(t->config.home, run, m->n + n_later, &f, e);
 
-	if (!s)
-		return err_set(e, -ENOMEM, "out of memory");
-	for (size_t i = 0; i < m->n && r == 0; i++) {
-		r = segment_path(t, m->links[i].segment, "data", s->paths[i][0], e);
-		if (r == 0)
-			r = segment_path(t, m->links[i].segment, "index", s->paths[i][1], e);
-		s->run[i] = (struct disk_segment){
-			s->paths[i][0], s->paths[i][1], m->links[i].records};
-	}
-	how.run = s->run;
+	how.run = f.segments;
 	return r < 0 ? r : segment_merge(&how, ret, e);
 }
 
-/* Without the lock. On failure no file is left. */
+/* Without the lock. run: the links, and n_later behind them (segment_merge.h). On failure no file
+ * is left. */
 static int
-write_merged(struct tree *t, struct merge_run *m, uint64_t disk_mib,
-	struct segment_merged *ret, struct err *e)
+write_merged(struct tree *t, struct merge_run *m, const struct chain_link *run,
+	size_t n_later, uint64_t disk_mib, struct segment_merged *ret, struct err *e)
 {
 	cleanup_vm_segment struct vm_segment own = VM_SEGMENT_INIT;
 	uint8_t random[8];
@@ -133,7 +123,7 @@ write_merged(struct tree *t, struct merge_run *m, uint64_t disk_mib,
 	r = tree_make_segment(t, m->merged.segment, &own, e);
 	if (r == 0) {
 		fault_point("merge.made");
-		r = write_into(t, m, disk_mib, &own, ret, e);
+		r = write_into(t, run, m, n_later, disk_mib, &own, ret, e);
 	}
 	/* A name in the folder that is not on the disk must be in no row. */
 	if (r == 0)
@@ -195,6 +185,41 @@ sweep(struct tree *t, const char *merged)
 	fault_point("merge.swept");
 }
 
+/* A planned merge of links, with n_later behind it (merge_dead.h). With the lock, which is given
+ * up meanwhile. */
+static int
+carry_out(struct tree *t, struct vm *vm, const struct chain_link *links,
+	const struct merge_plan *p, size_t n_later, struct err *e)
+{
+	const uint64_t disk_mib = vm_disk_mib(&vm->row), began_ns = io_now_ns();
+	struct merge_run m = {.n = p->n, .merged.weight = p->weight, .is_of_one = n_later};
+	struct segment_merged merged = {0};
+	unsigned taken = 0;
+	int r = 0;
+
+	m.links = calloc(p->n, sizeof(*m.links));
+	if (!m.links)
+		return err_set(e, -ENOMEM, "out of memory");
+	memcpy(m.links, links + p->from, p->n * sizeof(*m.links));
+	pthread_mutex_unlock(&t->lock);
+	r = write_merged(t, &m, links + p->from, n_later, disk_mib, &merged, e);
+	pthread_mutex_lock(&t->lock);
+	if (r == 0) {
+		r = merge_take(t, vm, &m, MERGE_PATIENCE_MS, e);
+		if ((r == 0 || r == -ENOENT) && !m.is_of_one)
+			taken = let_relatives_take(t, vm, &m);
+		log_debug(
+			"vm %s: %zu segments became one of %" PRIu64 " KiB and weight %" PRIu64
+			" in %" PRIu64 " ms; %u relatives",
+			vm->row.id, m.n, merged.data_bytes >> 10, m.merged.weight,
+			(io_now_ns() - began_ns) / NS_PER_MS, taken);
+		fault_point("merge.noted");
+		sweep(t, m.merged.segment);
+	}
+	merge_run_done(&m);
+	return r;
+}
+
 /* One merge. 1: done, there may be more; 0: nothing to do. With the lock, which is given up
  * meanwhile. */
 static int
@@ -202,11 +227,9 @@ merge_once(struct tree *t, struct vm *vm, struct err *e)
 {
 	cleanup_free struct chain_link *links = NULL;
 	cleanup_free struct vm_row *row = malloc(sizeof(*row));
-	struct segment_merged merged = {0};
-	struct merge_run m = {0};
 	struct merge_plan p;
-	uint64_t began_ns;
 	size_t n = 0;
+	bool is_due;
 	int r = row ? merge_finish(t, vm, e) : err_set(e, -ENOMEM, "out of memory");
 
 	if (r == 0 && vm->merge_unable)
@@ -217,36 +240,27 @@ merge_once(struct tree *t, struct vm *vm, struct err *e)
 		return r;
 	*row = vm->row;
 	pthread_mutex_unlock(&t->lock);
-	began_ns = io_now_ns();
-	if (plan(t, row, links, n - 1, &p)) {
-		m.links = calloc(p.n, sizeof(*m.links));
-		m.n = p.n;
-		m.merged.weight = p.weight;
-		if (!m.links)
-			r = err_set(e, -ENOMEM, "out of memory");
-		if (r == 0) {
-			memcpy(m.links, links + p.from, p.n * sizeof(*m.links));
-			r = write_merged(t, &m, vm_disk_mib(row), &merged, e);
-		}
-	}
+	is_due = plan(t, row, links, n - 1, &p);
 	pthread_mutex_lock(&t->lock);
-	if (r == 0 && m.n) {
-		unsigned taken = 0;
+	if (!is_due)
+		return 0;
+	r = carry_out(t, vm, links, &p, 0, e);
+	return r < 0 ? r : 1;
+}
 
-		r = merge_take(t, vm, &m, MERGE_PATIENCE_MS, e);
-		if (r == 0 || r == -ENOENT)
-			taken = let_relatives_take(t, vm, &m);
-		log_debug(
-			"vm %s: %zu segments became one of %" PRIu64 " KiB and weight %" PRIu64 " in %" PRIu64
-			" ms; %u relatives",
-			row->id, m.n, merged.data_bytes >> 10, m.merged.weight,
-			(io_now_ns() - began_ns) / NS_PER_MS, taken);
-		fault_point("merge.noted");
-		sweep(t, m.merged.segment);
-		r = r < 0 ? r : 1;
-	}
-	merge_run_done(&m);
-	return r;
+/* What the merges left that nobody reads. Likewise. */
+static int
+give_back_once(struct tree *t, struct vm *vm, struct err *e)
+{
+	cleanup_free struct chain_link *links = NULL;
+	struct merge_plan p;
+	size_t n = 0, later = 0;
+	int r = merge_dead(t, vm, &links, &n, &p, &later, e);
+
+	if (r <= 0)
+		return r;
+	r = carry_out(t, vm, links, &p, later, e);
+	return r < 0 ? r : 1;
 }
 
 /* Whose turn it is; else when to look again. With the lock. */
@@ -273,13 +287,21 @@ static void
 merge_vm(struct tree *t, struct vm *vm)
 {
 	static struct log_limit limit = {.burst = 10};
+	bool merged = false;
 	struct err e;
 	int r;
 
 	vm->merge_due = false;
 	while ((r = merge_once(t, vm, &e)) > 0 && !t->stopping) {
+		merged = true;
 		vm->merge_fails = 0;
 		pthread_cond_broadcast(&t->changed);
+	}
+	if (r == 0 && merged) {
+		while (!t->stopping && (r = give_back_once(t, vm, &e)) > 0)
+			;
+		if (r == 0)
+			r = tree_sweep(t, &e);
 	}
 	if (r < 0 && r != -ENOENT && !t->stopping) {
 		uint64_t pause_ms = AGAIN_MS;

@@ -53,9 +53,8 @@ find_run(const struct vm_row *row, const struct chain_link *links, size_t n,
 	return n;
 }
 
-/* Until the VM is ours. */
-static int
-claim(struct tree *t, struct vm *vm, uint32_t patience_ms, struct err *e)
+int
+merge_claim(struct tree *t, struct vm *vm, uint32_t patience_ms, struct err *e)
 {
 	const uint64_t until_ns = io_now_ns() + (uint64_t)patience_ms * 1000000;
 
@@ -77,8 +76,8 @@ claim(struct tree *t, struct vm *vm, uint32_t patience_ms, struct err *e)
 	}
 }
 
-static void
-release(struct tree *t, struct vm *vm)
+void
+merge_release(struct tree *t, struct vm *vm)
 {
 	vm->op = NULL;
 	pthread_cond_broadcast(&t->changed);
@@ -223,19 +222,36 @@ finish(struct tree *t, struct vm *vm, const struct merge_run *m, struct err *e)
 	return r;
 }
 
+/* The merged segment lacks what this VM's later segments decide. */
+static int
+check_unshared(struct tree *t, const struct vm *vm, const char *segment, struct err *e)
+{
+	char(*ids)[DB_SEGMENT_MAX] = NULL;
+	size_t n = 0;
+	int r = db_chain_sharers(t->db, segment, &ids, &n, e);
+
+	free(ids);
+	if (r == 0 && n != 1)
+		r = err_set(e, -ENOENT, "segment %s is not vm \"%s\"'s alone any more",
+			segment, vm_name(vm));
+	return r;
+}
+
 int
 merge_take(struct tree *t, struct vm *vm, const struct merge_run *m, uint32_t patience_ms,
 	struct err *e)
 {
 	cleanup_free struct chain_link *links = NULL;
 	size_t n = 0;
-	int r = claim(t, vm, patience_ms, e);
+	int r = merge_claim(t, vm, patience_ms, e);
 
 	if (r < 0)
 		return r;
 	r = db_chain(t->db, vm->row.id, &links, &n, e);
 	if (r == 0 && find_run(&vm->row, links, n, m) == n)
 		r = err_set(e, -ENOENT, "vm \"%s\" has another disk by now", vm_name(vm));
+	if (r == 0 && m->is_of_one)
+		r = check_unshared(t, vm, m->links[0].segment, e);
 	if (r == 0)
 		r = db_begin(t->db, e);
 	if (r == 0) {
@@ -250,7 +266,7 @@ merge_take(struct tree *t, struct vm *vm, const struct merge_run *m, uint32_t pa
 		fault_point("merge.entered");
 		r = finish(t, vm, m, e);
 	}
-	release(t, vm);
+	merge_release(t, vm);
 	return r;
 }
 
@@ -263,7 +279,7 @@ merge_finish(struct tree *t, struct vm *vm, struct err *e)
 	merge_run_done(&m);
 	if (r <= 0)
 		return r;
-	r = claim(t, vm, MERGE_PATIENCE_MS, e);
+	r = merge_claim(t, vm, MERGE_PATIENCE_MS, e);
 	if (r < 0)
 		return r;
 	/* It may be another one, or none, by now. */
@@ -271,6 +287,6 @@ merge_finish(struct tree *t, struct vm *vm, struct err *e)
 	if (r > 0)
 		r = finish(t, vm, &m, e);
 	merge_run_done(&m);
-	release(t, vm);
+	merge_release(t, vm);
 	return r;
 }

@@ -18,8 +18,13 @@ struct merge_run {
 	struct chain_link merged;
 	struct chain_link *links; /* owned: those it stands for */
 	size_t n;
+	bool is_of_one; /* it stands for them in the one chain that has them only */
 };
 void merge_run_done(struct merge_run *m);
+
+/* Waits until nobody has the VM and no commit reads it, and claims it. */
+int merge_claim(struct tree *t, struct vm *vm, uint32_t patience_ms, struct err *e);
+void merge_release(struct tree *t, struct vm *vm);
 
 /* What waits: a VM is claimed for milliseconds, a commit reads for seconds. */
 #define MERGE_PATIENCE_MS 60000u

@@ -4,6 +4,7 @@ pandovm_SRCS += \
 	host/vm/agent_wait.c \
 	host/vm/batch.c \
 	host/vm/branch.c \
+	host/vm/chain_files.c \
 	host/vm/create.c \
 	host/vm/db.c \
 	host/vm/delete.c \
@@ -13,6 +14,7 @@ pandovm_SRCS += \
 	host/vm/image.c \
 	host/vm/lifecycle.c \
 	host/vm/merge.c \
+	host/vm/merge_dead.c \
 	host/vm/merge_plan.c \
 	host/vm/merge_swap.c \
 	host/vm/reboot.c \

@@ -22,6 +22,7 @@
 #define BLOCKS (DISK_MIB * 256u)
 #define LINKS 12u
 
+static unsigned n_later;
 static char folder[64], names[LINKS + 1][2][96];
 static struct disk_segment links[LINKS + 1];
 static unsigned n_links;
@@ -40,7 +41,7 @@ setup(void **state)
 	(void)state;
 	strcpy(folder, "/tmp/test_segment_merge.XXXXXX");
 	assert_non_null(mkdtemp(folder));
-	n_links = 0;
+	n_links = n_later = 0;
 	seed = 1;
 	return 0;
 }
@@ -121,8 +122,11 @@ whole_disk(const struct disk_segment *segments, size_t n)
 static int
 merge_run(unsigned from, unsigned n, struct segment_merged *ret, struct err *e)
 {
-	struct segment_merge m = {
-		.run = &links[from], .n_run = n, .disk_mib = DISK_MIB, .data_fd = -1};
+	struct segment_merge m = {.run = &links[from],
+		.n_run = n,
+		.n_later = n_later,
+		.disk_mib = DISK_MIB,
+		.data_fd = -1};
 	int r;
 
 	for (unsigned i = 0; i < 2; i++)
@@ -221,6 +225,51 @@ a_block_is_copied_once_and_neighbours_share_a_record(void **state)
 	assert_int_equal(r[2].count, 80);
 	for (unsigned i = 0; i < 3; i++)
 		assert_true(segment_record_ok(&r[i]));
+}
+
+static void
+what_later_segments_decide_is_counted_and_left_out(void **state)
+{
+	uint64_t live[LINKS], sum = 0;
+	struct disk_segment with[LINKS];
+	struct segment_merged merged;
+	struct disk_chain all = {.segments = links};
+	uint8_t *was, *is;
+	struct err e;
+
+	(void)state;
+	for (unsigned i = 0; i < LINKS; i++)
+		add_link(20, 3);
+	all.n_segments = n_links;
+	assert_int_equal(disk_count_live(&all, DISK_MIB, live, &e), 0);
+	for (unsigned i = 0; i < LINKS; i++)
+		sum += live[i];
+	assert_true(sum <= BLOCKS && sum > BLOCKS / 2);
+	was = whole_disk(links, LINKS);
+	for (unsigned i = 0; i + 1 < LINKS; i++) {
+		uint64_t of_merged;
+
+		n_later = LINKS - 1 - i;
+		if (merge_run(i, 1, &merged, &e) < 0)
+			fail_msg("%s", e.msg);
+		memcpy(with, links, sizeof(with));
+		with[i] = links[LINKS];
+		is = whole_disk(with, LINKS);
+		assert_memory_equal(was, is, DISK_MIB << 20);
+		free(is);
+		/* All that is in it is live. */
+		all = (struct disk_chain){.segments = &links[LINKS], .n_segments = 1};
+		assert_int_equal(disk_count_live(&all, DISK_MIB, &of_merged, &e), 0);
+		assert_int_equal(of_merged, live[i]);
+		/* One that decides nothing may as well go. */
+		if (live[i])
+			continue;
+		memmove(&with[i], &with[i + 1], (LINKS - 1 - i) * sizeof(with[0]));
+		is = whole_disk(with, LINKS - 1);
+		assert_memory_equal(was, is, DISK_MIB << 20);
+		free(is);
+	}
+	free(was);
 }
 
 static void
@@ -333,6 +382,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		T(the_disk_is_the_same_with_any_run_merged),
 		T(a_block_is_copied_once_and_neighbours_share_a_record),
+		T(what_later_segments_decide_is_counted_and_left_out),
 		T(records_beyond_a_cut_do_not_count),
 		T(what_cannot_be_merged_is_refused_with_a_sentence),
 		T(a_full_disk_ends_a_merge_and_the_run_stays),
