@@ -131,6 +131,7 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_mutex_init(&s->change_lock, NULL);
 	pthread_mutex_init(&s->care_lock, NULL);
 	pthread_mutex_init(&s->note_lock, NULL);
+	pthread_mutex_init(&s->nodes_lock, NULL);
 	s->packs_changed = tiers_poke;
 	pthread_mutex_init(&s->tiers_lock, NULL);
 	pthread_cond_init(&s->tiers_changed, NULL);
@@ -173,6 +174,8 @@ store_close(struct store *s)
 	pthread_mutex_destroy(&s->change_lock);
 	pthread_mutex_destroy(&s->care_lock);
 	pthread_mutex_destroy(&s->note_lock);
+	pthread_mutex_destroy(&s->nodes_lock);
+	free(s->nodes);
 	pthread_mutex_destroy(&s->tiers_lock);
 	pthread_cond_destroy(&s->tiers_changed);
 	free(s->path);

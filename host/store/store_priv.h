@@ -82,6 +82,11 @@ struct store {
 	struct bad_pack *bad_packs; /* owned */
 	size_t n_bad_packs;
 
+	/* store_nodes.c */
+	pthread_mutex_t nodes_lock;
+	struct kept *nodes; /* owned; NULL: none yet */
+	uint64_t nodes_uses;
+
 	/* store_note.c */
 	pthread_mutex_t note_lock;
 	unsigned notes; /* bits by enum note */
@@ -208,6 +213,15 @@ int gc_keep_tree(
 int gc_keep_deleted(struct store *s, const struct store_fields *f);
 bool gc_is_running(struct store *s);
 
+/* ---- store_nodes.c ---- */
+
+/* reference: of a node that is stored as a delta; NULL: it is not. */
+void nodes_put(struct store *s, const struct store_hash *name, const void *node,
+	const struct store_hash *reference);
+/* ret: NODE_FANOUT names. *ret_reference is zero for one that is no delta. */
+bool nodes_get(struct store *s, const struct store_hash *name, void *ret,
+	struct store_hash *ret_reference);
+
 /* ---- store_note.c ---- */
 
 enum note { NOTE_DAMAGED, NOTE_GARBAGE };
@@ -262,6 +276,7 @@ void care_end(struct store *s);
 struct chunk_reader {
 	struct store *s;
 	struct zip *zip;
+	bool keeps_nodes; /* of a writer: nodes may come from store_nodes.c */
 	char pack[STORE_ID_MAX]; /* where the last chunk read was; "" nowhere */
 	/* Of the last node read: whether it is stored as a delta, and of which node. */
 	bool was_delta;

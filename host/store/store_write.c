@@ -58,6 +58,7 @@ store_begin(struct store *s, struct store_writer **ret, struct err *e)
 	w->s = s;
 	w->generation = hold_begin(s);
 	r = chunk_reader_init(&w->reader, s, e);
+	w->reader.keeps_nodes = true;
 	if (r == 0 && (pack_writer_new(s->packs_fd, &w->pack) ||
 			      put_line_new(s, w->generation, w->reader.zip, take_page, w,
 				      &w->pages)))
@@ -197,6 +198,7 @@ put_node(struct store_writer *w, const struct open_node *n, struct store_hash *r
 		r = is_stored(w, CHUNK_NODE, &n->reference, false, &has, e);
 	if (r < 0)
 		return r;
+	nodes_put(w->s, ret, n->child, has ? &n->reference : NULL);
 	if (has)
 		return add_node(w, CODING_DELTA, ret, delta, len, e);
 	return add_node(w, CODING_RAW, ret, n->child, sizeof(n->child), e);
