@@ -409,7 +409,7 @@ store_load(struct store *s, const char *name, struct store_manifest **ret, struc
 
 int
 store_put_manifest(struct store *s, const struct store_fields *f, const char *id,
-	const char *text, size_t len, struct err *e)
+	struct store_file *manifest, struct err *e)
 {
 	char name[MANIFEST_NAME_MAX], pruned[PRUNED_NAME_MAX];
 	struct err why = {0};
@@ -422,7 +422,7 @@ store_put_manifest(struct store *s, const struct store_fields *f, const char *id
 			"the commit's parent %.12s is not in the store (any more)",
 			f->parent);
 	} else {
-		r = store_write_at(s->commits_fd, name, "store.manifest", text, len);
+		r = store_file_name(manifest, s->commits_fd, name);
 		if (r < 0)
 			err_sys(e, r, "writing the commit to %.200s", s->path);
 	}
