@@ -31,6 +31,7 @@ store_SRCS := \
 	host/store/store_write.c \
 	host/store/store_gc.c \
 	host/store/store_note.c \
+	host/store/store_nodes.c \
 	host/store/store_names.c \
 	host/store/store_repair.c \
 	host/store/store_verify.c

@@ -131,6 +131,7 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_mutex_init(&s->change_lock, NULL);
 	pthread_mutex_init(&s->care_lock, NULL);
 	pthread_mutex_init(&s->note_lock, NULL);
+	pthread_mutex_init(&s->nodes_lock, NULL);
 	s->packs_changed = tiers_poke;
 	pthread_mutex_init(&s->tiers_lock, NULL);
 	pthread_cond_init(&s->tiers_changed, NULL);
@@ -173,6 +174,8 @@ store_close(struct store *s)
 	pthread_mutex_destroy(&s->change_lock);
 	pthread_mutex_destroy(&s->care_lock);
 	pthread_mutex_destroy(&s->note_lock);
+	pthread_mutex_destroy(&s->nodes_lock);
+	free(s->nodes);
 	pthread_mutex_destroy(&s->tiers_lock);
 	pthread_cond_destroy(&s->tiers_changed);
 	free(s->path);
@@ -406,7 +409,7 @@ store_load(struct store *s, const char *name, struct store_manifest **ret, struc
 
 int
 store_put_manifest(struct store *s, const struct store_fields *f, const char *id,
-	const char *text, size_t len, struct err *e)
+	struct store_file *manifest, struct err *e)
 {
 	char name[MANIFEST_NAME_MAX], pruned[PRUNED_NAME_MAX];
 	struct err why = {0};
@@ -419,7 +422,7 @@ store_put_manifest(struct store *s, const struct store_fields *f, const char *id
 			"the commit's parent %.12s is not in the store (any more)",
 			f->parent);
 	} else {
-		r = store_write_at(s->commits_fd, name, "store.manifest", text, len);
+		r = store_file_name(manifest, s->commits_fd, name);
 		if (r < 0)
 			err_sys(e, r, "writing the commit to %.200s", s->path);
 	}

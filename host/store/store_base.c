@@ -76,31 +76,66 @@ pass(const char *what, const char *point)
 }
 
 int
+store_file_begin(struct store_file *f, int folder_fd, const char *what, const void *data,
+	size_t len)
+{
+	int r;
+
+	*f = (struct store_file){.folder_fd = folder_fd, .what = what};
+	f->fd = store_temp_file(folder_fd, f->temp, sizeof(f->temp));
+	if (f->fd < 0) {
+		r = f->fd;
+		f->fd = -1;
+		f->temp[0] = '\0';
+		return r;
+	}
+	r = io_write_full(f->fd, data, len);
+	if (r < 0)
+		return r;
+	pass(what, "temp");
+	/* Its writing begins, so that the sync of something else may take it along. */
+	(void)sync_file_range(f->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+	return 0;
+}
+
+int
+store_file_sync(struct store_file *f)
+{
+	return fsync(f->fd) < 0 ? -errno : 0;
+}
+
+int
+store_file_name(struct store_file *f, int folder_fd, const char *name)
+{
+	if (renameat(f->folder_fd, f->temp, folder_fd, name) < 0)
+		return -errno;
+	f->temp[0] = '\0';
+	pass(f->what, "renamed");
+	if (fsync(folder_fd) < 0)
+		return -errno;
+	pass(f->what, "written");
+	return 0;
+}
+
+void
+store_file_done(struct store_file *f)
+{
+	if (f->temp[0])
+		unlinkat(f->folder_fd, f->temp, 0);
+	cleanup_close_fn(&f->fd);
+	f->temp[0] = '\0';
+}
+
+int
 store_write_at(
 	int folder_fd, const char *name, const char *what, const void *data, size_t len)
 {
-	char temp[64];
-	cleanup_close int fd = store_temp_file(folder_fd, temp, sizeof(temp));
-	int r;
+	cleanup_store_file struct store_file f;
+	int r = store_file_begin(&f, folder_fd, what, data, len);
 
-	if (fd < 0)
-		return fd;
-	r = io_write_full(fd, data, len);
 	if (r == 0)
-		pass(what, "temp");
-	if (r == 0 && fsync(fd) < 0)
-		r = -errno;
-	if (r == 0 && renameat(folder_fd, temp, folder_fd, name) < 0)
-		r = -errno;
-	if (r < 0) {
-		unlinkat(folder_fd, temp, 0);
-		return r;
-	}
-	pass(what, "renamed");
-	if (fsync(folder_fd) < 0)
-		return -errno;
-	pass(what, "written");
-	return 0;
+		r = store_file_sync(&f);
+	return r == 0 ? store_file_name(&f, folder_fd, name) : r;
 }
 
 static DIR *

@@ -14,6 +14,7 @@ chunk_reader_init(struct chunk_reader *c, struct store *s, struct err *e)
 	c->s = s;
 	c->pack[0] = '\0';
 	c->zip = NULL;
+	c->keeps_nodes = false;
 	return zip_new(&c->zip) ? err_sys(e, -ENOMEM, "reading the store") : 0;
 }
 
@@ -122,6 +123,18 @@ read_from(struct chunk_reader *c, const struct pack_set *set, enum chunk_kind ki
 	return err_set(e, -EBADMSG, "%s %.12s is damaged in pack %s", what, hex, where);
 }
 
+/* With what it is a delta of. */
+static bool
+get_kept(struct chunk_reader *c, const struct store_hash *hash, void *ret)
+{
+	struct store_hash ignored;
+
+	if (!nodes_get(c->s, hash, ret, &c->reference))
+		return false;
+	c->was_delta = !hash_is_zero(&c->reference);
+	return !c->was_delta || nodes_get(c->s, &c->reference, c->referenced, &ignored);
+}
+
 int
 chunk_read(struct chunk_reader *c, enum chunk_kind kind, const struct store_hash *hash,
 	void *ret, struct err *e)
@@ -133,8 +146,17 @@ chunk_read(struct chunk_reader *c, enum chunk_kind kind, const struct store_hash
 		memset(ret, 0, chunk_len(kind));
 		return 0;
 	}
+	if (kind == CHUNK_NODE && c->keeps_nodes && get_kept(c, hash, ret))
+		return 0;
 	r = packs_get(c->s, &set, e);
-	return r < 0 ? r : read_from(c, set, kind, hash, true, ret, e);
+	if (r == 0)
+		r = read_from(c, set, kind, hash, true, ret, e);
+	if (r == 0 && kind == CHUNK_NODE && c->keeps_nodes) {
+		if (c->was_delta)
+			nodes_put(c->s, &c->reference, c->referenced, NULL);
+		nodes_put(c->s, hash, ret, c->was_delta ? &c->reference : NULL);
+	}
+	return r;
 }
 
 int

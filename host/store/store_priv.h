@@ -82,6 +82,11 @@ struct store {
 	struct bad_pack *bad_packs; /* owned */
 	size_t n_bad_packs;
 
+	/* store_nodes.c */
+	pthread_mutex_t nodes_lock;
+	struct kept *nodes; /* owned; NULL: none yet */
+	uint64_t nodes_uses;
+
 	/* store_note.c */
 	pthread_mutex_t note_lock;
 	unsigned notes; /* bits by enum note */
@@ -109,8 +114,23 @@ int store_temp_file(int folder_fd, char *ret_name, size_t cap);
  */
 int store_read_at(
 	int folder_fd, const char *name, size_t max, char **ret, size_t *ret_len);
-/* Temp file, fsync, rename, fsync of the folder; passes fault points <what>-temp,
- * <what>-renamed and <what>-written. */
+/* A file that is written before it has its name: store_file_begin(), store_file_sync(),
+ * store_file_name(), which syncs the name's folder too; store_file_done() in any case. They
+ * pass the fault points <what>-temp, <what>-renamed and <what>-written. The unfinished file
+ * is in folder_fd, of the same file system as its name will be. */
+struct store_file {
+	int folder_fd; /* borrowed */
+	const char *what;
+	int fd;	       /* owned */
+	char temp[64]; /* "": it has its name, or there is none */
+};
+int store_file_begin(struct store_file *f, int folder_fd, const char *what,
+	const void *data, size_t len);
+int store_file_sync(struct store_file *f);
+int store_file_name(struct store_file *f, int folder_fd, const char *name);
+void store_file_done(struct store_file *f);
+#define cleanup_store_file __attribute__((cleanup(store_file_done)))
+/* All of that. */
 int store_write_at(
 	int folder_fd, const char *name, const char *what, const void *data, size_t len);
 /* Calls fn for each name of the folder that ends with suffix ("" for all), unfinished
@@ -130,10 +150,10 @@ bool store_is_pruned(struct store *s, const char *id);
 
 int store_load_id(
 	struct store *s, const char *id, struct store_manifest **ret, struct err *e);
-/* Parent there (or pruned), manifest written, in the catalogue: not while somebody
- * deletes. */
+/* Parent there (or pruned), the manifest, which is written and synced, gets its name, in the
+ * catalogue: not while somebody deletes. */
 int store_put_manifest(struct store *s, const struct store_fields *f, const char *id,
-	const char *text, size_t len, struct err *e);
+	struct store_file *manifest, struct err *e);
 /* A hold that may be ended by any thread: with the generation it returns. */
 uint64_t hold_begin(struct store *s);
 void hold_end(struct store *s, uint64_t generation);
@@ -208,6 +228,15 @@ int gc_keep_tree(
 int gc_keep_deleted(struct store *s, const struct store_fields *f);
 bool gc_is_running(struct store *s);
 
+/* ---- store_nodes.c ---- */
+
+/* reference: of a node that is stored as a delta; NULL: it is not. */
+void nodes_put(struct store *s, const struct store_hash *name, const void *node,
+	const struct store_hash *reference);
+/* ret: NODE_FANOUT names. *ret_reference is zero for one that is no delta. */
+bool nodes_get(struct store *s, const struct store_hash *name, void *ret,
+	struct store_hash *ret_reference);
+
 /* ---- store_note.c ---- */
 
 enum note { NOTE_DAMAGED, NOTE_GARBAGE };
@@ -262,6 +291,7 @@ void care_end(struct store *s);
 struct chunk_reader {
 	struct store *s;
 	struct zip *zip;
+	bool keeps_nodes; /* of a writer: nodes may come from store_nodes.c */
 	char pack[STORE_ID_MAX]; /* where the last chunk read was; "" nowhere */
 	/* Of the last node read: whether it is stored as a delta, and of which node. */
 	bool was_delta;
