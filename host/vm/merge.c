@@ -39,6 +39,13 @@ merge_wanted(struct tree *t, struct vm *vm)
 	pthread_cond_signal(&t->merge_asked);
 }
 
+void
+merge_sweep_soon(struct tree *t)
+{
+	t->sweep_due = true;
+	pthread_cond_signal(&t->merge_asked);
+}
+
 static int
 segment_path(const struct tree *t, const char *segment, const char *suffix,
 	char dst[static PATHS_MAX], struct err *e)
@@ -341,6 +348,11 @@ merger_main(void *tree)
 		uint64_t at_ns;
 		struct vm *vm = next_due(t, &at_ns);
 
+		if (t->sweep_due) {
+			t->sweep_due = false;
+			sweep(t, NULL);
+			continue;
+		}
 		if (vm) {
 			vm->refs++;
 			merge_vm(t, vm);
