@@ -759,8 +759,10 @@ db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 int
 db_chain_drop_empty(struct db *db, const char *segment, struct err *e)
 {
-	return run_texts(
+	int r = run_texts(
 		db, STMT_CHAIN_DROP_EMPTY, segment, NULL, "shortening a disk chain", e);
+
+	return r < 0 ? r : sqlite3_changes(db->h) > 0;
 }
 
 int

@@ -129,7 +129,8 @@ int db_chain_remove(struct db *db, const char *vm, const char *segment, struct e
 /* The segment was cut: wherever it is not the last link it has that many records. */
 int db_chain_fork_point(
 	struct db *db, const char *segment, uint64_t records, struct err *e);
-/* The segment was cut and is empty: no chain needs it where it is not the last link. */
+/* If the segment was cut and is empty: no chain needs it where it is not the last link. 1: it
+ * left some; 0: not. */
 int db_chain_drop_empty(struct db *db, const char *segment, struct err *e);
 /*
  * A merged segment that is to stand in the place of vm's links first to last. It is known from

@@ -139,14 +139,17 @@ seal_links(struct fork_point *c, bool fits, struct err *e)
 {
 	struct tree *t = c->t;
 	cleanup_free struct chain_link *links = NULL;
+	bool dropped = false;
 	size_t n = 0;
 	int r = 0;
 
 	if (fits)
 		r = db_chain_fork_point(t->db, c->old_segment, c->said.fork_point_records, e);
-	if (r == 0 && fits && c->said.fork_point_records == 0)
+	if (r == 0 && fits && c->said.fork_point_records == 0) {
 		r = db_chain_drop_empty(t->db, c->old_segment, e);
-	if (r == 0)
+		dropped = r > 0;
+	}
+	if (r >= 0)
 		r = db_chain(t->db, c->parent->row.id, &links, &n, e);
 	for (size_t i = 0; i + 1 < n && r == 0; i++) {
 		if (links[i].records >= 0)
@@ -154,7 +157,11 @@ seal_links(struct fork_point *c, bool fits, struct err *e)
 		r = count_records(c, links[i].segment, e);
 		if (r == 0)
 			r = db_chain_drop_empty(t->db, links[i].segment, e);
+		dropped = dropped || r > 0;
+		r = r < 0 ? r : 0;
 	}
+	if (dropped)
+		merge_sweep_soon(t);
 	if (r == 0 && n > MERGE_FAN)
 		merge_wanted(t, c->parent);
 	return r;

@@ -39,6 +39,13 @@ merge_wanted(struct tree *t, struct vm *vm)
 	pthread_cond_signal(&t->merge_asked);
 }
 
+void
+merge_sweep_soon(struct tree *t)
+{
+	t->sweep_due = true;
+	pthread_cond_signal(&t->merge_asked);
+}
+
 static int
 segment_path(const struct tree *t, const char *segment, const char *suffix,
 	char dst[static PATHS_MAX], struct err *e)
@@ -141,6 +148,7 @@ write_merged(struct tree *t, struct merge_run *m, const struct chain_link *run,
 static unsigned
 let_relatives_take(struct tree *t, const struct vm *but, const struct merge_run *m)
 {
+	const uint64_t until_ns = io_now_ns() + MERGE_PATIENCE_RELATIVES_MS * NS_PER_MS;
 	char(*ids)[DB_SEGMENT_MAX] = NULL;
 	unsigned taken = 0;
 	struct err e;
@@ -149,15 +157,15 @@ let_relatives_take(struct tree *t, const struct vm *but, const struct merge_run 
 	if (db_chain_sharers(t->db, m->links[m->n - 1].segment, &ids, &n, &e) < 0)
 		log_warn("%s", e.msg);
 	for (size_t i = 0; i < n && !t->stopping; i++) {
+		const uint64_t now = io_now_ns();
 		struct vm *vm = NULL;
 		int r;
 
 		/* Frozen forks have rows, and are in no table. */
 		if (strcmp(ids[i], but->row.id) == 0 || tree_find(t, ids[i], &vm, NULL) < 0)
 			continue;
-		r = merge_finish(t, vm, &e);
-		if (r == 0)
-			r = merge_take(t, vm, m, MERGE_PATIENCE_RELATIVE_MS, &e);
+		r = merge_take(t, vm, m,
+			now < until_ns ? (uint32_t)((until_ns - now) / NS_PER_MS) : 0, &e);
 		taken += r == 0;
 		if (r < 0 && r != -ENOENT)
 			log_info("vm %s (%s): its disk keeps its old segments for now: %s",
@@ -168,7 +176,7 @@ let_relatives_take(struct tree *t, const struct vm *but, const struct merge_run 
 	return taken;
 }
 
-/* What nobody names goes. With the lock, which is given up meanwhile. */
+/* What nobody names goes; merged (may be NULL): also where the database never knew it. With the lock, which is given up meanwhile. */
 static void
 sweep(struct tree *t, const char *merged)
 {
@@ -180,7 +188,7 @@ sweep(struct tree *t, const char *merged)
 	pthread_mutex_lock(&t->lock);
 	if (tree_sweep(t, &e) < 0)
 		log_err("merged segments: %s", e.msg);
-	if (db_segment_known(t->db, merged, NULL) == 0)
+	if (merged && db_segment_known(t->db, merged, NULL) == 0)
 		launch_remove_segment(t->config.home, merged);
 	fault_point("merge.swept");
 }
@@ -300,8 +308,7 @@ merge_vm(struct tree *t, struct vm *vm)
 	if (r == 0 && merged) {
 		while (!t->stopping && (r = give_back_once(t, vm, &e)) > 0)
 			;
-		if (r == 0)
-			r = tree_sweep(t, &e);
+		sweep(t, NULL);
 	}
 	if (r < 0 && r != -ENOENT && !t->stopping) {
 		uint64_t pause_ms = AGAIN_MS;
@@ -341,6 +348,11 @@ merger_main(void *tree)
 		uint64_t at_ns;
 		struct vm *vm = next_due(t, &at_ns);
 
+		if (t->sweep_due) {
+			t->sweep_due = false;
+			sweep(t, NULL);
+			continue;
+		}
 		if (vm) {
 			vm->refs++;
 			merge_vm(t, vm);

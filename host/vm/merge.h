@@ -29,6 +29,9 @@
 int merge_start(struct tree *t, struct err *e);
 /* vm's chain has grown, or may have something unfinished. With the lock. */
 void merge_wanted(struct tree *t, struct vm *vm);
+/* Some chain has lost a segment: its files go, too, without anybody waiting for that. With the
+ * lock. */
+void merge_sweep_soon(struct tree *t);
 /* Before a claim for a fork point: waits as long as the chain is too long and merges go on; p's
  * caller is told. -EMFILE with a sentence: a merge failed. Without the lock. */
 int merge_wait_room(

@@ -237,6 +237,19 @@ check_unshared(struct tree *t, const struct vm *vm, const char *segment, struct 
 	return r;
 }
 
+/* Of a claimed VM. */
+static int
+finish_left(struct tree *t, struct vm *vm, struct err *e)
+{
+	struct merge_run m = {0};
+	int r = db_merge_find(t->db, vm->row.id, &m.merged, &m.links, &m.n, e);
+
+	if (r > 0)
+		r = finish(t, vm, &m, e);
+	merge_run_done(&m);
+	return r;
+}
+
 int
 merge_take(struct tree *t, struct vm *vm, const struct merge_run *m, uint32_t patience_ms,
 	struct err *e)
@@ -247,7 +260,9 @@ merge_take(struct tree *t, struct vm *vm, const struct merge_run *m, uint32_t pa
 
 	if (r < 0)
 		return r;
-	r = db_chain(t->db, vm->row.id, &links, &n, e);
+	r = finish_left(t, vm, e);
+	if (r == 0)
+		r = db_chain(t->db, vm->row.id, &links, &n, e);
 	if (r == 0 && find_run(&vm->row, links, n, m) == n)
 		r = err_set(e, -ENOENT, "vm \"%s\" has another disk by now", vm_name(vm));
 	if (r == 0 && m->is_of_one)
@@ -283,10 +298,7 @@ merge_finish(struct tree *t, struct vm *vm, struct err *e)
 	if (r < 0)
 		return r;
 	/* It may be another one, or none, by now. */
-	r = db_merge_find(t->db, vm->row.id, &m.merged, &m.links, &m.n, e);
-	if (r > 0)
-		r = finish(t, vm, &m, e);
-	merge_run_done(&m);
+	r = finish_left(t, vm, e);
 	merge_release(t, vm);
 	return r;
 }

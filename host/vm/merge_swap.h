@@ -28,7 +28,7 @@ void merge_release(struct tree *t, struct vm *vm);
 
 /* What waits: a VM is claimed for milliseconds, a commit reads for seconds. */
 #define MERGE_PATIENCE_MS 60000u
-#define MERGE_PATIENCE_RELATIVE_MS 5000u
+#define MERGE_PATIENCE_RELATIVES_MS 5000u /* for all of them */
 
 /* 0; -ENOTSUP: its VMM is of an older version; -ENOENT: its chain has no such run (any more); -EBUSY: it is used by others all the time;
  * else why it could not be told. */

@@ -116,7 +116,8 @@ struct tree {
 	pthread_cond_t sync_asked; /* sync_wanted, or stopping */
 	pthread_t merger; /* merge.c's */
 	bool has_merger;
-	pthread_cond_t merge_asked; /* some VM's merge_due, or stopping */
+	pthread_cond_t merge_asked; /* some VM's merge_due, sweep_due, or stopping */
+	bool sweep_due;
 	/* Names in segments/: those that were made, and of these those on the disk. */
 	_Atomic uint64_t segments_made, segments_synced;
 	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */

@@ -58,9 +58,10 @@ disk_is_the_commits() { # vm
 # Commits are compared with what reading all would make of them.
 fork_points_have_no_end() {
 	needs_kvm
-	PANDO_COMMIT_CHECK=1
-	[ "$ROUNDS" -le 1000 ] || PANDO_COMMIT_CHECK=
-	[ -n "$PANDO_COMMIT_CHECK" ] && export PANDO_COMMIT_CHECK || unset PANDO_COMMIT_CHECK
+	if [ "$ROUNDS" -le 1000 ]; then
+		PANDO_COMMIT_CHECK=1
+		export PANDO_COMMIT_CHECK
+	fi
 	run_small -N a -- mode=endless every=100 >/dev/null
 	wait_until "a is ready" console_says a ready
 	done=0

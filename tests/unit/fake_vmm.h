@@ -13,6 +13,7 @@
  * alias): stillborn (VMM_STARTED with an error), vanish (ends before it), mute (never
  * sends it)
  *
+ * idle           its guest writes nothing, which else it does once in each segment
  * merge=refuse, merge=silent, merge=exit: what it does with VMM_MERGED; merge=old: it is of a version
  * that does not know it
  *

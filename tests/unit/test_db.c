@@ -222,7 +222,8 @@ a_merged_segment_is_known_before_it_takes_a_runs_place(void **state)
 	/* An empty one goes, but where it is the last. */
 	assert_int_equal(db_chain_copy(db, a.id, b.id, &e), 0);
 	assert_int_equal(db_chain_remove(db, b.id, "aaaaaaaaaaaa.4", &e), 0);
-	assert_int_equal(db_chain_drop_empty(db, "aaaaaaaaaaaa.3", &e), 0);
+	assert_int_equal(db_chain_drop_empty(db, "aaaaaaaaaaaa.2", &e), 0);
+	assert_int_equal(db_chain_drop_empty(db, "aaaaaaaaaaaa.3", &e), 1);
 	assert_string_equal(chain_text(a.id),
 		"aaaaaaaaaaaa.0 aaaaaaaaaaaa.1 aaaaaaaaaaaa.2 aaaaaaaaaaaa.4");
 	assert_string_equal(chain_text(b.id),

@@ -1704,6 +1704,20 @@ old_segments_are_merged_and_relatives_take_them(void **state)
 }
 
 static void
+fork_points_of_an_idle_vm_leave_nothing(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent idle", true), 0);
+	fork_points("a", 30);
+	assert_int_equal(chain_length("a"), 1);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(chain_length("b"), 1);
+	wait_segments(2);
+	assert_int_equal(delete_vm("a", true), 0);
+	assert_nothing_left();
+}
+
+static void
 relatives_take_a_run_that_all_have(void **state)
 {
 	(void)state;
@@ -3284,6 +3298,7 @@ main(int argc, char **argv)
 		T(what_was_half_made_is_removed_by_the_next_pandod),
 		T(a_branch_after_one_cut_short_has_a_chain_that_can_be_read),
 		T(old_segments_are_merged_and_relatives_take_them),
+		T(fork_points_of_an_idle_vm_leave_nothing),
 		T(relatives_take_a_run_that_all_have),
 		IMPATIENT(a_vmm_that_does_not_take_a_merge_keeps_its_chain),
 		T(a_vmm_that_dies_at_a_merge_takes_nothing_with_it),
