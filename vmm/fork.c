@@ -1,8 +1,9 @@
 /*
  * How a VM forks.
  *
- * Parent: vCPUs park, so no device lock is held and no I/O is under way; what KVM holds
- * is read into plain memory (vmm/state.c); fork(2). vCPU 0's own thread does all that
+ * Parent: vCPUs park, so no device lock is held and no I/O is under way but a flush, which
+ * nobody waits for: both sides make it durable, and answer it, for themselves
+ * (vmm/blk_flush.h); what KVM holds is read into plain memory (vmm/state.c); fork(2). vCPU 0's own thread does all that
  * while the main thread waits: it is on a CPU, its vCPU is at hand there, and nobody has
  * to be woken between the guest's last instruction and its next. In the child it is vCPU
  * 0's thread again, and starts the main thread. (Where vCPUs do not run anyway, in a
@@ -85,6 +86,7 @@ forget_parent(struct vm *vm)
 	close_one(&vm->event_fd);
 	close_one(&vm->vsock_kick_fd);
 	console_forget(&vm->console);
+	disk_thread_fork_child(&vm->disk_thread);
 	for (unsigned i = 0; i < vm->n_vcpus; i++) {
 		vm->vcpus[i].has_thread = vm->vcpus[i].synced = false;
 		atomic_store(&vm->vcpus[i].exits, 0);
@@ -355,11 +357,13 @@ split(struct vm *vm, struct job *job)
 	job->saved_ns = io_now_ns();
 	if (job->r < 0)
 		return FORK_PARENT;
+	blk_hold(&vm->blk);
 	pid = fork();
 	if (pid == 0) {
 		become_child(vm, job);
 		return FORK_CHILD;
 	}
+	blk_release(&vm->blk);
 	job->answer.fork_ns = io_now_ns() - job->saved_ns;
 	steps_add(&job->steps, "fork");
 	if (pid < 0) {

@@ -10,6 +10,7 @@ vmmdev_SRCS := \
 	vmm/virtqueue.c \
 	vmm/virtio_mmio.c \
 	vmm/blk.c \
+	vmm/blk_flush.c \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
@@ -44,6 +45,7 @@ vmmcore_SRCS := \
 	vmm/mappings.c \
 	vmm/track.c \
 	vmm/steps.c \
+	vmm/disk_thread.c \
 	vmm/mainloop.c \
 	vmm/answer.c \
 	vmm/fork.c \

@@ -230,6 +230,7 @@ vm_init_devices(
 		&vm->blk, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK), e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
+	disk_thread_init(&vm->disk_thread, &vm->blk);
 	r = vsock_init(&vm->vsock, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
 		guest_cid, -1, vm->vsock_kick_fd, loop, e);
 	if (r < 0)

@@ -1,11 +1,12 @@
 /*
  * One virtual machine: all of it, in one struct, in one process.
  *
- * Threads: the main thread (control socket, vsock) and one a vCPU. The main thread is the
- * only one that stops and starts. Saving, forking and loading are its business while all
+ * Threads: the main thread (control socket, vsock), one a vCPU, and the disk's
+ * (disk_thread.h). The main thread is the only one that stops and starts. Saving, forking and loading are its business while all
  * vCPUs are parked, or, with the main thread waiting, that of vCPU 0's. Devices have a
  * lock each; when all vCPUs are parked and the main thread is not inside a device, no
- * lock is held and no I/O is under way.
+ * lock is held and no I/O is under way, but for the disk's thread: it may be in fdatasync(2),
+ * and takes the lock to note that it was; it writes nothing into the guest's memory then.
  *
  * Stopping: the main thread makes `epoch` odd, sets immediate_exit in every vCPU's run
  * page and sends SIGUSR1; each vCPU thread finishes the exit it is in, lets KVM complete
@@ -26,6 +27,7 @@
 #include "common/wire/vmm_wire.h"
 #include "vmm/blk.h"
 #include "vmm/boot.h"
+#include "vmm/disk_thread.h"
 #include "vmm/ged.h"
 #include "vmm/ioapic.h"
 #include "vmm/kvm.h"
@@ -85,6 +87,7 @@ struct vm {
 	struct serial serial;
 	struct ged ged;
 	struct blk blk;
+	struct disk_thread disk_thread;
 	struct vsock vsock;
 	struct rng rng;
 
