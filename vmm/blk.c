@@ -21,6 +21,7 @@ _Static_assert(SIZE_MAX_BYTES *(QUEUE_SIZE - 2) <= BLK_REQUEST_MAX,
 	"no request of a driver that keeps to the limits is too large");
 #define IOVS 64		      /* in one system call */
 #define TURN_BYTES (4u << 20) /* after which a turn ends; one request may exceed it */
+#define ROOM_BYTES (1u << 20) /* that a full disk must have before the guest goes on */
 
 static unsigned
 own(const struct blk *blk)
@@ -410,6 +411,13 @@ handle_data(struct blk *blk, uint64_t sector, struct virtq_cursor *c, uint64_t l
 
 #define LATE 1 /* answered when all that was written is durable */
 
+/* The host has no room, and somebody is there to wait for it. */
+static bool
+waits_for_room(const struct blk *blk, int r)
+{
+	return (r == -ENOSPC || r == -EDQUOT) && blk->teller.tell;
+}
+
 /* 0, LATE, or a negative errno. */
 static int
 handle_request(struct blk *blk, const struct virtio_blk_req *req,
@@ -466,6 +474,12 @@ handle_chain(struct blk *blk, struct virtq *q, const struct virtq_chain *c)
 		blk_late_add(blk, c);
 		return NULL;
 	}
+	if (waits_for_room(blk, r)) {
+		virtq_unpop(q, 1);
+		atomic_store(&blk->full, r);
+		blk->teller.tell(blk->teller.ctx);
+		return NULL;
+	}
 	status = r == 0 ? VIRTIO_BLK_S_OK
 			: (r == -EOPNOTSUPP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR);
 	if (status == VIRTIO_BLK_S_IOERR) {
@@ -483,6 +497,23 @@ handle_chain(struct blk *blk, struct virtq *q, const struct virtq_chain *c)
 	return NULL;
 }
 
+/* Whether there is a request and it is too early; the main thread then gives the next turn. */
+static bool
+is_early(struct blk *blk, struct virtq *q)
+{
+	uint64_t due_ns;
+
+	if (!blk_limit_is_set(&blk->limit) || !blk->teller.tell ||
+		virtq_avail_index(q, blk->dev.mem) == q->next_avail)
+		return false;
+	due_ns = blk_limit_due_ns(&blk->limit, io_now_ns());
+	if (!due_ns)
+		return false;
+	atomic_store(&blk->due_ns, due_ns);
+	blk->teller.tell(blk->teller.ctx);
+	return true;
+}
+
 /* Takes chains until there is none or the turn ends (true). -EBADMSG with q->why. */
 static int
 take_chains(struct blk *blk, struct virtq *q, bool *ret_more)
@@ -494,8 +525,11 @@ take_chains(struct blk *blk, struct virtq *q, bool *ret_more)
 	int r;
 
 	*ret_more = false;
+	atomic_store(&blk->due_ns, 0);
 	do {
 		while (!virtio_dev_stopping(&blk->dev)) {
+			if (blk_is_full(blk) || is_early(blk, q))
+				return 0;
 			if (taken == q->size || bytes >= TURN_BYTES) {
 				*ret_more = true;
 				return 0;
@@ -512,6 +546,9 @@ take_chains(struct blk *blk, struct virtq *q, bool *ret_more)
 				break;
 			taken++;
 			bytes += c->in_bytes + c->out_bytes;
+			if (blk_limit_is_set(&blk->limit))
+				blk_limit_charge(&blk->limit, io_now_ns(),
+					c->in_bytes + c->out_bytes);
 			why = handle_chain(blk, q, c);
 			if (why) {
 				q->why = why;
@@ -547,7 +584,11 @@ blk_notify(struct virtio_dev *dev, unsigned queue)
 static void
 blk_reset(struct virtio_dev *dev)
 {
-	blk_late_forget((struct blk *)dev);
+	struct blk *blk = (struct blk *)dev;
+
+	blk_late_forget(blk);
+	atomic_store(&blk->full, 0);
+	atomic_store(&blk->due_ns, 0);
 }
 
 static const void *
@@ -806,6 +847,41 @@ blk_fork_child(struct blk *blk, struct irq_line irq)
 {
 	virtio_dev_fork_child(&blk->dev, irq);
 	blk_late_fork_child(blk);
+	atomic_store(&blk->full, 0);
+	atomic_store(&blk->due_ns, 0);
+}
+
+void
+blk_set_limit(struct blk *blk, uint64_t bytes_per_s, uint64_t ops_per_s)
+{
+	virtio_dev_lock(&blk->dev);
+	blk_limit_set(&blk->limit, bytes_per_s, ops_per_s);
+	virtio_dev_unlock(&blk->dev);
+}
+
+/* What is tried on is given back: a segment is as long as what was written. */
+bool
+blk_has_room(struct blk *blk)
+{
+	bool has = true;
+
+	virtio_dev_lock(&blk->dev);
+	if (blk->write_data_fd >= 0) {
+		const off_t at = (off_t)(blk->data_blocks * SEGMENT_BLOCK);
+
+		has = fallocate(blk->write_data_fd, FALLOC_FL_KEEP_SIZE, at, ROOM_BYTES) == 0 ||
+		      (errno != ENOSPC && errno != EDQUOT);
+		(void)fallocate(blk->write_data_fd,
+			FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, ROOM_BYTES);
+	}
+	virtio_dev_unlock(&blk->dev);
+	return has;
+}
+
+void
+blk_try_again(struct blk *blk)
+{
+	atomic_store(&blk->full, 0);
 }
 
 void

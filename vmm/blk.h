@@ -39,9 +39,14 @@
  * - Taking holes in the data file for lost writes at a replay mistakes zeroes that were flushed
  *   for them, on file systems that store zeroes as holes and in sparse copies.
  *
- * A host error (ENOSPC, EIO, RLIMIT_FSIZE: the process must ignore SIGXFSZ) is
- * VIRTIO_BLK_S_IOERR to the guest and one rate-limited line; the VM goes on, and what was
- * on the disk before stays.
+ * A host error (EIO, RLIMIT_FSIZE: the process must ignore SIGXFSZ) is VIRTIO_BLK_S_IOERR to
+ * the guest and one rate-limited line; the VM goes on, and what was on the disk before stays.
+ * Where the host has no room for a write (ENOSPC, EDQUOT), the request goes back into the queue,
+ * the device takes no more, and the main thread is told (blk->teller): vmm/full_disk.h. Without
+ * a teller, and in a flush, it is an error like others.
+ *
+ * Limits (vmm/blk_limit.h): a request that is too early stays in the queue, the device takes no
+ * more, and the main thread is told to give it a turn when it is due (blk->due_ns).
  *
  * Reads and writes run on the thread that rings the doorbell, under dev->lock. After blk_init
  * nothing is allocated. Fork: blk_hold() around it, blk_fork_child() first, then blk_cut() on
@@ -57,6 +62,7 @@
 
 #include "common/err.h"
 #include "common/wire/vmm_wire.h"
+#include "vmm/blk_limit.h"
 #include "vmm/blockmap.h"
 #include "vmm/virtio_mmio.h"
 
@@ -158,6 +164,12 @@ struct blk_waker {
 	void *ctx; /* borrowed */
 };
 
+/* Has the main thread look at full and due_ns soon. */
+struct blk_teller {
+	void (*tell)(void *ctx);
+	void *ctx; /* borrowed */
+};
+
 struct blk_stats { /* read without the lock */
 	_Atomic uint64_t read_bytes, write_bytes;
 	_Atomic uint64_t segment_bytes; /* data in the own segment */
@@ -178,6 +190,10 @@ struct blk {
 	uint64_t index_limit;		   /* BLK_INDEX_RECORDS_MAX */
 	struct blk_flush flush;
 	struct blk_waker waker; /* .wake NULL: there is no thread */
+	struct blk_teller teller;  /* .tell NULL: nobody looks */
+	atomic_int full;	   /* -errno of a write that waits for room; 0: none */
+	struct blk_limit limit;
+	_Atomic uint64_t due_ns; /* when the queue goes on; 0: it does not wait */
 	struct blk_stats stats;
 	struct virtq_chain chain;     /* scratch */
 	uint8_t block[SEGMENT_BLOCK]; /* scratch of partial writes */
@@ -205,6 +221,20 @@ int blk_load(struct blk *blk, uint64_t saved_mib, struct blob_in *in, struct err
 uint64_t blk_disk_mib(const struct blk *blk);
 /* Makes the disk larger, at once and while the guest runs. -EINVAL: it would shrink. */
 int blk_grow(struct blk *blk, uint64_t disk_mib, struct err *e);
+
+/* Bytes and requests in a second, for what comes from now on; 0: as many as there are. */
+void blk_set_limit(struct blk *blk, uint64_t bytes_per_s, uint64_t ops_per_s);
+
+/* The error of a write that waits for room on the host's disk; 0: none does. */
+static inline int
+blk_is_full(const struct blk *blk)
+{
+	return atomic_load(&blk->full);
+}
+/* Whether there is room for some more. The vCPUs are parked. */
+bool blk_has_room(struct blk *blk);
+/* The next turn tries that write again. */
+void blk_try_again(struct blk *blk);
 
 /* Around fork(), with the vCPUs parked: between the two nothing of the disk changes. Not in the
  * child, where blk_fork_child() gives it a fresh lock and the child's interrupt line. */

@@ -99,7 +99,8 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->first_run_ns, 0);
 	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
-	vm->is_parked = vm->is_paused = vm->started_sent = vm->is_open = false;
+	vm->is_parked = vm->is_paused = vm->is_full = vm->started_sent = vm->is_open = false;
+	vm->look_ns = 0;
 	vm->devices_left = 0;
 }
 
@@ -420,7 +421,7 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 	job->r = check_segments(vm, job->fds, &job->e);
 	if (job->r == 0 && wants_tracking(vm, msg))
 		track_arm(&vm->track, &vm->mem); /* the first time; the guest runs on */
-	if (job->r == 0 && (vm->is_parked || vm->is_paused)) {
+	if (job->r == 0 && (vm->is_parked || vm_stands(vm))) {
 		if (split(vm, job) == FORK_CHILD)
 			return FORK_CHILD;
 	} else if (job->r == 0) {

@@ -11,6 +11,7 @@ vmmdev_SRCS := \
 	vmm/virtio_mmio.c \
 	vmm/blk.c \
 	vmm/blk_flush.c \
+	vmm/blk_limit.c \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
@@ -51,6 +52,7 @@ vmmcore_SRCS := \
 	vmm/fork.c \
 	vmm/snapshot.c \
 	vmm/restore.c \
+	vmm/full_disk.c \
 	vmm/control.c \
 	vmm/seal.c \
 	vmm/probe.c

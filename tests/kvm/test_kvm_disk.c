@@ -6,9 +6,14 @@
  * do not, so that making them does not wait.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/io.h"
 #include "tests/kvm/kvm_test.h"
 #include "tests/kvm/slow_disk.h"
 
@@ -253,6 +258,241 @@ branches_under_a_load_of_flushes_go_on(void **state)
 	}
 }
 
+/* ---- a full disk ---- */
+
+static char small[160], ballast[200];
+
+static int
+small_setup(void **state)
+{
+	int r = kvm_setup(state);
+
+	if (r < 0 || !*state)
+		return r;
+	snprintf(small, sizeof(small), "%s/small", driver.folder);
+	snprintf(ballast, sizeof(ballast), "%s/ballast", small);
+	if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 ||
+		mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mkdir(small, 0700) < 0 ||
+		mount("none", small, "tmpfs", 0, "size=8m,mode=0700") < 0) {
+		print_message("# only root may mount a file system\n");
+		driver_done(&driver);
+		*state = NULL;
+	}
+	return 0;
+}
+
+static int
+small_teardown(void **state)
+{
+	if (*state)
+		umount2(small, MNT_DETACH);
+	return kvm_teardown(state);
+}
+
+#define SMALL_TEST(f) cmocka_unit_test_setup_teardown(f, small_setup, small_teardown)
+
+static void
+fill_small(void)
+{
+	static const char zeroes[4096];
+	int fd = open(ballast, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+
+	assert_true(fd >= 0);
+	while (write(fd, zeroes, sizeof(zeroes)) > 0)
+		;
+	close(fd);
+}
+
+/* A guest that writes more than there is room for, and stands still. */
+static struct vm *
+full(void)
+{
+	struct vmm_stats_answer s;
+	struct vm *vm;
+
+	fill_small();
+	assert_int_equal(truncate(ballast, 7 << 20), 0);
+	snprintf(driver.segment_folder, sizeof(driver.segment_folder), "%s", small);
+	vm = boot("full", "mode=flush pages=40", 1);
+	driver.segment_folder[0] = 0;
+	MUST(driver_wait_disk_full(vm, true, LINE_MS, e));
+	assert_int_equal(vm->disk_full.error, -ENOSPC);
+	assert_non_null(strstr(vm->disk_full.msg, "make room"));
+	MUST(driver_stats(vm, &s, e));
+	assert_int_equal(s.paused, VMM_PAUSED_DISK_FULL);
+	return vm;
+}
+
+static void
+assert_no_write_failed(struct vm *vm)
+{
+	static char all[1 << 16];
+
+	driver_console(vm, all, sizeof(all));
+	assert_null(strstr(all, "failed"));
+}
+
+static void
+make_room(void)
+{
+	assert_int_equal(truncate(ballast, 0), 0);
+}
+
+static void
+a_full_disk_pauses_the_vm_and_with_room_it_goes_on_by_itself(void **state)
+{
+	struct vmm_stats_answer s;
+	char log[16384];
+	uint64_t said;
+	struct vm *vm;
+
+	NEEDS_KVM(state);
+	vm = full();
+	said = driver_console_written(vm);
+	usleep(300000);
+	assert_true(driver_console_written(vm) == said);
+	assert_non_null(strstr(driver_log(vm, log, sizeof(log)), "no room"));
+	make_room();
+	MUST(driver_wait_disk_full(vm, false, LINE_MS, e));
+	for (unsigned i = 0; i < 20; i++)
+		expect(vm, "status=0", NULL, 0);
+	assert_no_write_failed(vm);
+	MUST(driver_stats(vm, &s, e));
+	assert_int_equal(s.paused, 0);
+}
+
+static void
+resuming_a_vm_with_a_full_disk_tries_at_once(void **state)
+{
+	struct vm *vm;
+
+	NEEDS_KVM(state);
+	vm = full();
+	for (unsigned i = 0; i < 3; i++) {
+		MUST(driver_request(vm, VMM_RESUME, NULL, 0, VMM_DONE, 10000, e));
+		MUST(driver_wait_disk_full(vm, true, LINE_MS, e));
+	}
+	make_room();
+	MUST(driver_request(vm, VMM_RESUME, NULL, 0, VMM_DONE, 10000, e));
+	expect(vm, "status=0", NULL, 0);
+	assert_no_write_failed(vm);
+}
+
+static void
+a_vm_with_a_full_disk_that_is_paused_waits_for_its_resume(void **state)
+{
+	struct vmm_stats_answer s;
+	uint64_t said;
+	struct vm *vm;
+
+	NEEDS_KVM(state);
+	vm = full();
+	MUST(driver_request(vm, VMM_PAUSE, NULL, 0, VMM_DONE, 10000, e));
+	said = driver_console_written(vm);
+	make_room();
+	usleep(1500000);
+	assert_true(driver_console_written(vm) == said);
+	MUST(driver_stats(vm, &s, e));
+	assert_int_equal(s.paused, 1);
+	MUST(driver_request(vm, VMM_RESUME, NULL, 0, VMM_DONE, 10000, e));
+	expect(vm, "status=0", NULL, 0);
+	assert_no_write_failed(vm);
+}
+
+static void
+branches_of_a_vm_with_a_full_disk_run_where_there_is_room(void **state)
+{
+	struct vm *vm, *roomy, *full_too, *frozen, *of_frozen;
+	uint64_t said;
+
+	NEEDS_KVM(state);
+	vm = full();
+	said = driver_console_written(vm);
+	roomy = fork_vm(vm, "roomy", 0);
+	expect(roomy, "status=0", NULL, 0);
+	snprintf(driver.segment_folder, sizeof(driver.segment_folder), "%s", small);
+	full_too = fork_vm(vm, "full too", 0);
+	MUST(driver_wait_disk_full(full_too, true, LINE_MS, e));
+	frozen = fork_vm(vm, "frozen", DRIVER_PARK);
+	driver.segment_folder[0] = 0;
+	of_frozen = fork_vm(frozen, "of frozen", 0);
+	expect(of_frozen, "status=0", NULL, 0);
+	assert_true(driver_console_written(vm) == said);
+	make_room();
+	expect(vm, "status=0", NULL, 0);
+	expect(full_too, "status=0", NULL, 0);
+	assert_no_write_failed(vm);
+	assert_no_write_failed(roomy);
+	assert_no_write_failed(full_too);
+	assert_no_write_failed(of_frozen);
+}
+
+static void
+a_vm_with_a_full_disk_says_so_again_to_who_adopts_it(void **state)
+{
+	struct vm *vm;
+
+	NEEDS_KVM(state);
+	vm = full();
+	driver_drop_control(vm);
+	MUST(driver_adopt(vm, 10000, e));
+	MUST(driver_wait_disk_full(vm, true, LINE_MS, e));
+	make_room();
+	MUST(driver_wait_disk_full(vm, false, LINE_MS, e));
+	expect(vm, "status=0", NULL, 0);
+}
+
+/* ---- limits ---- */
+
+/* Never more than what was earned since; how much less a busy host makes of it is its own
+ * affair. */
+static void
+assert_within_limit(struct vm *vm, uint64_t per_s, unsigned flushes)
+{
+	const uint64_t burst = per_s / 5, began_ns = io_now_ns();
+	struct vmm_stats_answer before, after;
+
+	MUST(driver_stats(vm, &before, e));
+	vm->console_read = driver_console_written(vm);
+	for (unsigned i = 0; i < flushes; i++)
+		expect(vm, "status=0", NULL, 0);
+	MUST(driver_stats(vm, &after, e));
+	assert_true(after.disk_write_bytes > before.disk_write_bytes);
+	assert_true(after.disk_write_bytes - before.disk_write_bytes <=
+		    burst + (io_now_ns() - began_ns) / 1000 * per_s / 1000000 + 65536);
+}
+
+static void
+a_limit_holds_in_the_vm_and_in_its_branches_and_changes_live(void **state)
+{
+	struct vm *vm, *child, *frozen;
+
+	NEEDS_KVM(state);
+	vm = boot("limited", "mode=flush pages=16 pause=0", 1);
+	expect(vm, "status=0", NULL, 0);
+	MUST(driver_limit_disk(vm, 256 << 10, 0, e));
+	assert_within_limit(vm, 256 << 10, 4);
+	child = fork_vm(vm, "child", 0);
+	assert_within_limit(child, 256 << 10, 4);
+	frozen = fork_vm(child, "frozen", DRIVER_PARK);
+	driver_kill(child);
+	child = fork_vm(frozen, "of frozen", 0);
+	assert_within_limit(child, 256 << 10, 3);
+	/* 16 blocks and a flush each time. */
+	MUST(driver_limit_disk(vm, 0, 40, e));
+	assert_within_limit(vm, 40 * 4096, 3);
+	MUST(driver_limit_disk(vm, 0, 0, e));
+	for (unsigned i = 0; i < 20; i++)
+		expect(vm, "status=0", NULL, 0);
+	assert_int_equal(driver_limit_disk(vm, 1000, 0, &(struct err){0}), -EINVAL);
+	/* Paused in the middle of a wait, and gone on. */
+	MUST(driver_limit_disk(vm, 0, 10, e));
+	expect(vm, " begins", NULL, 0);
+	MUST(driver_request(vm, VMM_PAUSE, NULL, 0, VMM_DONE, 10000, e));
+	MUST(driver_request(vm, VMM_RESUME, NULL, 0, VMM_DONE, 10000, e));
+	expect(vm, "status=0", NULL, 0);
+}
+
 int
 main(void)
 {
@@ -263,6 +503,12 @@ main(void)
 		SLOW_TEST(a_flush_that_ends_while_the_vm_is_paused_is_answered_when_it_goes_on),
 		SLOW_TEST(kill_nine_in_the_middle_of_a_flush_leaves_what_was_flushed),
 		KVM_TEST(branches_under_a_load_of_flushes_go_on),
+		SMALL_TEST(a_full_disk_pauses_the_vm_and_with_room_it_goes_on_by_itself),
+		SMALL_TEST(resuming_a_vm_with_a_full_disk_tries_at_once),
+		SMALL_TEST(a_vm_with_a_full_disk_that_is_paused_waits_for_its_resume),
+		SMALL_TEST(branches_of_a_vm_with_a_full_disk_run_where_there_is_room),
+		SMALL_TEST(a_vm_with_a_full_disk_says_so_again_to_who_adopts_it),
+		KVM_TEST(a_limit_holds_in_the_vm_and_in_its_branches_and_changes_live),
 	};
 
 	cmocka_set_test_filter(getenv("KVM_TEST_FILTER"));

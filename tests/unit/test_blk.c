@@ -882,6 +882,116 @@ a_cut_under_a_round_leaves_its_descriptors_to_it(void **state)
 	assert_int_equal(fcntl(data_fd, F_GETFD), -1);
 }
 
+static unsigned told;
+
+static void
+note_told(void *ctx)
+{
+	(void)ctx;
+	told++;
+}
+
+static void
+a_write_without_room_waits_in_the_queue(void **state)
+{
+	static uint8_t buf[65536], fresh[65536];
+	static char small[80], command[256];
+	int fds[VMM_SEG_FDS];
+
+	(void)state;
+	snprintf(small, sizeof(small), "%s/small", folder);
+	snprintf(command, sizeof(command), "mkdir %s && mount -t tmpfs -o size=128k none %s 2>/dev/null",
+		small, small);
+	if (geteuid() != 0 || system(command)) {
+		print_message("only root may mount a file system\n");
+		skip();
+	}
+	snprintf(data_path[n_segments], sizeof(data_path[0]), "%s/data", small);
+	snprintf(index_path[n_segments], sizeof(index_path[0]), "%s/index", small);
+	fds[0] = open(data_path[n_segments], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	fds[1] = open(index_path[n_segments], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	again_read_only(data_path[n_segments], index_path[n_segments], fds);
+	assert_int_equal(blk_cut(&blk, fds, NULL, NULL, NULL), 0);
+	told = 0;
+	blk.teller = (struct blk_teller){.tell = note_told};
+	fill(buf, sizeof(buf), 1);
+	fill(fresh, sizeof(fresh), 2);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 65536), VIRTIO_BLK_S_OK);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 512, fresh, 65536), -1);
+	assert_int_equal(told, 1);
+	assert_int_equal(blk_is_full(&blk), -ENOSPC);
+	assert_false(blk_has_room(&blk));
+	/* Nothing else is taken, and another try fails as the first. */
+	fake_kick(&d, 0);
+	assert_int_equal(told, 1);
+	blk_try_again(&blk);
+	fake_kick(&d, 0);
+	assert_int_equal(told, 2);
+	snprintf(command, sizeof(command), "mount -o remount,size=4m none %s", small);
+	assert_int_equal(system(command), 0);
+	assert_true(blk_has_room(&blk));
+	blk_try_again(&blk);
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	assert_disk(0, buf, 65536);
+	assert_disk(512, fresh, 65536);
+	assert_int_equal(blk.stats.io_errors, 0);
+	snprintf(command, sizeof(command), "umount -l %s", small);
+	assert_int_equal(system(command), 0);
+}
+
+static void
+a_bucket_earns_its_rate_and_is_overdrawn_once(void **state)
+{
+	struct blk_limit l;
+	uint64_t now_ns = 5000000000, due_ns;
+
+	(void)state;
+	blk_limit_set(&l, 1 << 20, 0);
+	assert_true(blk_limit_is_set(&l));
+	/* A tenth of a second's worth, then one more than that. */
+	for (unsigned i = 0; i < 25; i++) {
+		assert_int_equal(blk_limit_due_ns(&l, now_ns), 0);
+		blk_limit_charge(&l, now_ns, 4096);
+	}
+	assert_int_equal(blk_limit_due_ns(&l, now_ns), 0);
+	blk_limit_charge(&l, now_ns, 1 << 20);
+	due_ns = blk_limit_due_ns(&l, now_ns);
+	assert_true(due_ns > now_ns + 900000000 && due_ns < now_ns + 1100000000);
+	assert_int_equal(blk_limit_due_ns(&l, due_ns), 0);
+	/* It never holds more than its burst. */
+	now_ns += 3600ull * 1000000000;
+	for (unsigned i = 0; i < 26; i++)
+		blk_limit_charge(&l, now_ns, 4096);
+	assert_true(blk_limit_due_ns(&l, now_ns) > 0);
+	/* A request that claims to be as large as can be. */
+	blk_limit_set(&l, VMM_DISK_BYTES_MIN, 1);
+	blk_limit_charge(&l, now_ns, UINT64_MAX);
+	assert_true(blk_limit_due_ns(&l, now_ns) < now_ns + 300ull * 1000000000);
+}
+
+static void
+a_request_that_is_too_early_waits_in_the_queue(void **state)
+{
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	told = 0;
+	blk.teller = (struct blk_teller){.tell = note_told};
+	blk_set_limit(&blk, 0, 1);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	assert_int_equal(told, 0);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), -1);
+	assert_int_equal(told, 1);
+	assert_true(atomic_load(&blk.due_ns) > 0);
+	assert_int_equal(virtio_dev_go_on(&blk.dev), 0);
+	assert_false(fake_used(&d, 0, NULL, NULL));
+	blk_set_limit(&blk, 0, 0);
+	assert_int_equal(virtio_dev_go_on(&blk.dev), 0);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	assert_int_equal(atomic_load(&blk.due_ns), 0);
+}
+
 static void
 bad_files_are_refused_with_a_sentence(void **state)
 {
@@ -955,6 +1065,9 @@ main(void)
 		T(nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped),
 		T(a_flush_that_waits_goes_with_the_state),
 		T(a_cut_under_a_round_leaves_its_descriptors_to_it),
+		T(a_write_without_room_waits_in_the_queue),
+		T(a_bucket_earns_its_rate_and_is_overdrawn_once),
+		T(a_request_that_is_too_early_waits_in_the_queue),
 		T(bad_files_are_refused_with_a_sentence),
 	};
 
