@@ -26,7 +26,7 @@
 #include "host/vm/vm_spec.h"
 #include "host/store/store.h"
 
-#define DB_SCHEMA_VERSION 6
+#define DB_SCHEMA_VERSION 7
 #define DB_REASON_MAX 512
 
 enum vm_state {
@@ -55,6 +55,7 @@ struct vm_row {
 	uint64_t mem_mib;
 	uint32_t vcpus;
 	uint64_t disk_mib;
+	struct disk_limits limits;
 	char kernel[VM_IMAGE_MAX];
 	char rootfs[VM_IMAGE_MAX];
 	char kernel_path[PATHS_MAX];  /* what `kernel` was when it first booted */
@@ -105,6 +106,8 @@ int db_insert(struct db *db, const struct vm_row *row, struct err *e);
  * generation, pid, answered, made, next_segment, resize_mib, commit, image, acknowledged,
  * host_key. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
+/* Its limits. */
+int db_limits(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
 

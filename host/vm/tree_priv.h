@@ -123,6 +123,8 @@ struct tree {
 
 /* All of these with the lock held, but where they say otherwise. */
 
+/* Tells a VM that has just started its limits, if it has any. Without the lock. */
+int vm_apply_limits(struct tree *t, struct vm *vm, struct err *e);
 /* Takes over what its VMM says of a full disk: paused by itself with that reason, or not any
  * more. With the lock. */
 void vm_note_disk(struct tree *t, struct vm *vm);

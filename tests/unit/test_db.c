@@ -232,7 +232,7 @@ an_older_schema_becomes_this_one(void **state)
 	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
 	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
-	       "DROP TABLE reports; DROP TABLE reports_of;"
+	       "DROP TABLE reports; DROP TABLE reports_of; DROP TABLE disk_limits;"
 	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
@@ -419,7 +419,8 @@ reports_of_before_count_as_well(void **state)
 	db_close(db);
 	db = NULL;
 	change("DROP TRIGGER report_comes; DROP TRIGGER report_goes; DROP TABLE reports_of;"
-	       "ALTER TABLE reports DROP COLUMN bytes; PRAGMA user_version = 5");
+	       "ALTER TABLE reports DROP COLUMN bytes; DROP TABLE disk_limits;"
+	       "PRAGMA user_version = 5");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(
 		db_reports_trim(db, "aaaaaaaaaaaa", 50000, 1 << 20, &dropped, &e), 0);
@@ -585,7 +586,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 6)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 7)"));
 }
 
 static void
