@@ -22,6 +22,10 @@
  * inherited is over. A state blob has the requests that wait; a VM that starts from it syncs
  * what it has written itself. What was written before the commit is the commit's to keep.
  *
+ * What a failed fdatasync(2) lost is told once for each open file, to whoever asks first. Parent
+ * and child share those of older segments: where one of them was told, the other's flush may
+ * succeed. A guest that was told an I/O error of a flush must not believe a later success either.
+ *
  * Descriptors that a round uses are not closed under it: blk_retire() leaves them to the round.
  */
 #ifndef PANDO_VMM_BLK_FLUSH_H

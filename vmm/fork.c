@@ -347,6 +347,7 @@ split(struct vm *vm, struct job *job)
 	if (atomic_load(&vm->ending))
 		job->r = err_set(&job->e, -ESHUTDOWN, "the VM is ending");
 	else if (!vm->is_parked)
+		/* It takes the disk's lock: from here on the disk's thread has seen `stop`. */
 		job->r = blk_can_cut(&vm->blk, &job->e);
 	if (job->r == 0 && !vm->is_parked)
 		job->r = vm_save(vm, &job->e);

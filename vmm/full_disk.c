@@ -34,11 +34,15 @@ full_disk_tell(struct vm *vm)
 static void
 stand_still(struct vm *vm)
 {
+	static struct log_limit limit = {.burst = 4};
+
 	vm_stop(vm);
 	vm->is_full = true;
 	vm->look_ns = io_now_ns() + LOOK_NS;
-	log_warn("disk: the host has no room for what the guest writes: %s; the VM is paused until there is",
-		strerror(-blk_is_full(&vm->blk)));
+	if (log_allowed(&limit))
+		log_warn(
+			"disk: the host has no room for what the guest writes: %s; the VM is paused until there is",
+			strerror(-blk_is_full(&vm->blk)));
 	full_disk_tell(vm);
 }
 

@@ -386,12 +386,15 @@ vm_resume_devices(struct vm *vm)
 void
 vm_go_on_devices(struct vm *vm)
 {
-	const uint64_t due_ns = atomic_load(&vm->blk.due_ns);
+	uint64_t due_ns = atomic_load(&vm->blk.due_ns);
 
 	/* Stopped: vm_run() begins anew. */
 	if (atomic_load(&vm->epoch) & 1)
 		return;
-	if (due_ns && io_now_ns() >= due_ns)
+	/* The turn says anew when the next one is due; a device that was reset or is broken has
+	 * none. Another value is a vCPU's, of just now. */
+	if (due_ns && io_now_ns() >= due_ns &&
+		atomic_compare_exchange_strong(&vm->blk.due_ns, &due_ns, 0))
 		vm->devices_left = 1;
 	if (!vm->devices_left)
 		return;
