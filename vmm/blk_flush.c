@@ -66,7 +66,7 @@ blk_synced(struct blk *blk, unsigned i, uint64_t written)
 
 	if (seg->synced < written)
 		seg->synced = written;
-	if (i != blk->n_segments - 1 && seg->synced == seg->written)
+	if (i != blk->own && seg->synced == seg->written)
 		blk_retire(blk, &seg->index_fd);
 }
 

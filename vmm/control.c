@@ -9,6 +9,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/answer.h"
+#include "vmm/blk_swap.h"
 #include "vmm/ending.h"
 #include "vmm/fork.h"
 #include "vmm/full_disk.h"
@@ -23,7 +24,8 @@ union request {
 	struct vmm_resize resize;
 	struct vmm_committed committed;
 	struct vmm_disk_limits disk_limits;
-	uint8_t bytes[sizeof(struct vmm_committed) +
+	struct vmm_merged merged;
+	uint8_t bytes[sizeof(struct vmm_merged) +
 		      1]; /* one more: a longer message is seen as such */
 };
 
@@ -52,7 +54,7 @@ send_stats(struct vm *vm, uint64_t seq)
 			  : vm->is_paused ? 1
 			  : vm->is_full	  ? VMM_PAUSED_DISK_FULL
 					  : 0,
-		.tracks = VMM_TRACKS | VMM_LIMITS_DISK |
+		.tracks = VMM_TRACKS | VMM_TAKES_MERGED | VMM_LIMITS_DISK |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};
@@ -151,6 +153,32 @@ limit_disk(struct vm *vm, const struct vmm_disk_limits *m)
 	answer_done(vm, m->hdr.seq, 0, NULL);
 }
 
+/* The guest waits for a part of it at a time. */
+static void
+take_merged(struct vm *vm, const struct vmm_merged *m, const int fds[])
+{
+	struct blk_swap swap;
+	struct err e = {0};
+	int r = vm->is_parked
+			? err_set(&e, -EINVAL,
+				  "a frozen fork does not change; its disk stays as it is")
+			: 0;
+
+	if (r < 0) {
+		close(fds[VMM_MERGED_FD_DATA]);
+		close(fds[VMM_MERGED_FD_INDEX]);
+	} else {
+		r = blk_swap_begin(&vm->blk, m, fds, &swap, &e);
+		while (r > 0) {
+			vm_stop(vm);
+			r = blk_swap_step(&vm->blk, &swap, &e);
+			if (!vm_stands(vm))
+				vm_run(vm);
+		}
+	}
+	answer_done(vm, m->hdr.seq, r, e.msg);
+}
+
 /* A window in which pandod opens the page map of this process. */
 static void
 open_window(struct vm *vm, uint64_t seq)
@@ -214,6 +242,9 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_committed);
 	case VMM_DISK_LIMITS:
 		return sizeof(struct vmm_disk_limits);
+	case VMM_MERGED:
+		*ret_fds = VMM_MERGED_FD_COUNT;
+		return sizeof(struct vmm_merged);
 	case VMM_TRACK_OPEN:
 	case VMM_PAUSE:
 	case VMM_RESUME:
@@ -291,6 +322,9 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_DISK_LIMITS:
 		limit_disk(vm, &req.disk_limits);
+		break;
+	case VMM_MERGED:
+		take_merged(vm, &req.merged, fds);
 		break;
 	case VMM_QUIT:
 		ending_tell(vm, VMM_EXIT_QUIT, "asked to quit");

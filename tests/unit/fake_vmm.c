@@ -193,6 +193,7 @@ on_control(void)
 		struct vmm_fork fork;
 		struct vmm_resize resize;
 		struct vmm_disk_limits limits;
+		struct vmm_merged merged;
 	} m;
 	int fds[IO_FDS_MAX];
 	size_t n = IO_FDS_MAX;
@@ -231,7 +232,8 @@ on_control(void)
 			/* Told back where a test can see it. */
 			.disk_read_bytes = vm.limits.bytes_per_s,
 			.disk_write_bytes = vm.limits.ops_per_s,
-			.tracks = told("old") ? 0 : VMM_LIMITS_DISK};
+			.tracks = (told("merge=old") ? 0 : VMM_TAKES_MERGED) |
+				  (told("limits=old") ? 0 : VMM_LIMITS_DISK)};
 
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
 		break;
@@ -271,6 +273,25 @@ on_control(void)
 		if (told("resize=refuse")) {
 			d.error = -ENOSPC;
 			snprintf(d.msg, sizeof(d.msg), "no room for its map");
+		}
+		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
+		break;
+	}
+	case VMM_MERGED: {
+		struct vmm_done d = {0};
+
+		if ((size_t)len != sizeof(m.merged) || n != VMM_MERGED_FD_COUNT ||
+			m.merged.n < 1 || m.merged.n > VMM_MERGED_MAX)
+			_exit(25);
+		close(fds[VMM_MERGED_FD_DATA]);
+		close(fds[VMM_MERGED_FD_INDEX]);
+		if (told("merge=exit"))
+			_exit(7);
+		if (told("merge=silent"))
+			break;
+		if (told("merge=refuse")) {
+			d.error = -ESTALE;
+			snprintf(d.msg, sizeof(d.msg), "not of this disk");
 		}
 		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
 		break;
