@@ -99,14 +99,16 @@ LIBRARIES += kvmdriver
 kvmdriver_SRCS := \
 	tests/kvm/driver.c \
 	tests/kvm/driver_restore.c \
+	tests/kvm/slow_disk.c \
 	tests/kvm/console_line.c
-KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_track
+KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_track test_kvm_disk
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
 test_kvm_track_SRCS := tests/kvm/test_kvm_track.c
+test_kvm_disk_SRCS := tests/kvm/test_kvm_disk.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
 # The VMM's code in the test's own process.
 KVM_TESTS += test_kvm_cpu
@@ -152,7 +154,10 @@ $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store bench_catalog bench_handshake
+BENCHES += bench_store bench_catalog bench_handshake bench_disk
+bench_disk_SRCS := tests/bench/bench_disk.c tests/bench/must.c tests/bench/sample.c
+bench_disk_LIBS := kvmdriver vmmdisk wire common
+$(B)/bench/bench_disk: | $(TINY)
 bench_store_SRCS := tests/bench/bench_store.c tests/bench/must.c
 bench_store_LIBS := store wire common
 bench_store_PKGS := libsodium libzstd sqlite3

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "vmm/blk_flush.h"
 
 #define QUEUE_SIZE 128
 #define SIZE_MAX_BYTES \
@@ -20,6 +21,7 @@ _Static_assert(SIZE_MAX_BYTES *(QUEUE_SIZE - 2) <= BLK_REQUEST_MAX,
 	"no request of a driver that keeps to the limits is too large");
 #define IOVS 64		      /* in one system call */
 #define TURN_BYTES (4u << 20) /* after which a turn ends; one request may exceed it */
+#define ROOM_BYTES (1u << 20) /* that a full disk must have before the guest goes on */
 
 static unsigned
 own(const struct blk *blk)
@@ -128,7 +130,7 @@ append_record(
 	struct segment_record rec = segment_record_make(op, block, at, (uint32_t)count);
 	int r;
 
-	blk->segments[own(blk)].dirty = true;
+	blk_wrote(&blk->segments[own(blk)]);
 	r = io_pwrite_full(
 		blk->write_index_fd, &rec, sizeof(rec), blk->index_records * sizeof(rec));
 	if (r < 0)
@@ -173,7 +175,7 @@ write_blocks(struct blk *blk, uint64_t block, uint64_t n, struct virtq_cursor *c
 
 	for (; n > 0; n -= run, block += run) {
 		run = write_run(blk, block, n, &at, &record);
-		blk->segments[own(blk)].dirty = true;
+		blk_wrote(&blk->segments[own(blk)]);
 		r = transfer(blk->write_data_fd, at * SEGMENT_BLOCK, c,
 			run * SEGMENT_BLOCK, true);
 		if (r)
@@ -205,7 +207,7 @@ write_part(struct blk *blk, uint64_t offset, uint64_t n, struct virtq_cursor *c)
 	int r;
 
 	if (blockmap_segment(entry) == (int)own(blk) && !(entry & BLOCKMAP_ZERO)) {
-		blk->segments[own(blk)].dirty = true;
+		blk_wrote(&blk->segments[own(blk)]);
 		return transfer(blk->write_data_fd,
 			(entry & BLOCKMAP_AT_MASK) * SEGMENT_BLOCK + in, c, n, true);
 	}
@@ -407,28 +409,16 @@ handle_data(struct blk *blk, uint64_t sector, struct virtq_cursor *c, uint64_t l
 	return 0;
 }
 
-/* Data before index: a durable record never points at data that is not. */
-static int
-sync_segments(struct blk *blk)
-{
-	struct blk_segment *seg;
-	unsigned i;
+#define LATE 1 /* answered when all that was written is durable */
 
-	for (i = 0; i < blk->n_segments; i++) {
-		seg = &blk->segments[i];
-		if (seg->dirty) {
-			if (fdatasync(seg->data_fd) || fdatasync(seg->index_fd))
-				return -errno;
-			seg->dirty = false;
-		}
-		if (i != own(blk) && seg->index_fd >= 0) {
-			close(seg->index_fd);
-			seg->index_fd = -1;
-		}
-	}
-	return 0;
+/* The host has no room, and somebody is there to wait for it. */
+static bool
+waits_for_room(const struct blk *blk, int r)
+{
+	return (r == -ENOSPC || r == -EDQUOT) && blk->teller.tell;
 }
 
+/* 0, LATE, or a negative errno. */
 static int
 handle_request(struct blk *blk, const struct virtio_blk_req *req,
 	struct virtq_cursor *out, struct virtq_cursor *in)
@@ -444,7 +434,7 @@ handle_request(struct blk *blk, const struct virtio_blk_req *req,
 		r = handle_data(blk, req->sector, out, out->left, true);
 		break;
 	case VIRTIO_BLK_T_FLUSH:
-		return sync_segments(blk);
+		return blk_is_unsynced(blk) ? LATE : 0;
 	case VIRTIO_BLK_T_GET_ID:
 		virtq_copy_to(in, id, in_len < sizeof(id) ? (size_t)in_len : sizeof(id));
 		return 0;
@@ -458,14 +448,16 @@ handle_request(struct blk *blk, const struct virtio_blk_req *req,
 		return -EOPNOTSUPP;
 	}
 	/* A driver that cannot flush takes every finished write for durable (5.2.6.2). */
-	if (r == 0 && !(blk->dev.driver_features & VIRTIO_BLK_F_FLUSH))
-		r = sync_segments(blk);
+	if (r == 0 && !(blk->dev.driver_features & VIRTIO_BLK_F_FLUSH) &&
+		blk_is_unsynced(blk))
+		r = LATE;
 	return r;
 }
 
-/* One chain, to its status byte. NULL, or why it cannot even be answered. */
+/* One chain, to its status byte, and back to the driver, unless it is late. NULL, or why it
+ * cannot even be answered. */
 static const char *
-handle_chain(struct blk *blk, const struct virtq_chain *c)
+handle_chain(struct blk *blk, struct virtq *q, const struct virtq_chain *c)
 {
 	struct virtq_cursor out = virtq_readable(c), in = virtq_writable(c);
 	struct virtio_blk_req req;
@@ -478,6 +470,16 @@ handle_chain(struct blk *blk, const struct virtq_chain *c)
 	if (virtq_copy_from(&out, &req, sizeof(req)) != sizeof(req))
 		return "a request is shorter than its header";
 	r = handle_request(blk, &req, &out, &in);
+	if (r == LATE) {
+		blk_late_add(blk, c);
+		return NULL;
+	}
+	if (waits_for_room(blk, r)) {
+		virtq_unpop(q, 1);
+		atomic_store(&blk->full, r);
+		blk->teller.tell(blk->teller.ctx);
+		return NULL;
+	}
 	status = r == 0 ? VIRTIO_BLK_S_OK
 			: (r == -EOPNOTSUPP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR);
 	if (status == VIRTIO_BLK_S_IOERR) {
@@ -489,7 +491,75 @@ handle_chain(struct blk *blk, const struct virtq_chain *c)
 	}
 	last = &c->iov[c->n_out + c->n_in - 1];
 	memcpy((uint8_t *)last->iov_base + last->iov_len - 1, &status, 1);
+	if (virtq_push(q, blk->dev.mem, c->head,
+		    c->in_bytes < UINT32_MAX ? (uint32_t)c->in_bytes : UINT32_MAX))
+		return q->why;
 	return NULL;
+}
+
+/* Whether there is a request and it is too early; the main thread then gives the next turn. */
+static bool
+is_early(struct blk *blk, struct virtq *q)
+{
+	uint64_t due_ns;
+
+	if (!blk_limit_is_set(&blk->limit) || !blk->teller.tell ||
+		virtq_avail_index(q, blk->dev.mem) == q->next_avail)
+		return false;
+	due_ns = blk_limit_due_ns(&blk->limit, io_now_ns());
+	if (!due_ns)
+		return false;
+	atomic_store(&blk->due_ns, due_ns);
+	blk->teller.tell(blk->teller.ctx);
+	return true;
+}
+
+/* Takes chains until there is none or the turn ends (true). -EBADMSG with q->why. */
+static int
+take_chains(struct blk *blk, struct virtq *q, bool *ret_more)
+{
+	const struct virtq_chain *c = &blk->chain;
+	uint64_t bytes = 0;
+	unsigned taken = 0;
+	const char *why;
+	int r;
+
+	*ret_more = false;
+	atomic_store(&blk->due_ns, 0);
+	do {
+		while (!virtio_dev_stopping(&blk->dev)) {
+			if (blk_is_full(blk) || is_early(blk, q))
+				return 0;
+			if (taken == q->size || bytes >= TURN_BYTES) {
+				*ret_more = true;
+				return 0;
+			}
+			/* The round that makes room goes on with the queue. */
+			if (blk_late_is_full(blk)) {
+				blk->flush.is_held_up = true;
+				return 0;
+			}
+			r = virtq_pop(q, blk->dev.mem, &blk->chain);
+			if (r < 0)
+				return r;
+			if (r == 0)
+				break;
+			taken++;
+			bytes += c->in_bytes + c->out_bytes;
+			if (blk_limit_is_set(&blk->limit))
+				blk_limit_charge(&blk->limit, io_now_ns(),
+					c->in_bytes + c->out_bytes);
+			why = handle_chain(blk, q, c);
+			if (why) {
+				q->why = why;
+				return -EBADMSG;
+			}
+		}
+		r = virtq_arm_notify(q, blk->dev.mem);
+		if (r < 0)
+			return r;
+	} while (r && !virtio_dev_stopping(&blk->dev));
+	return 0;
 }
 
 static bool
@@ -497,42 +567,28 @@ blk_notify(struct virtio_dev *dev, unsigned queue)
 {
 	struct blk *blk = (struct blk *)dev;
 	struct virtq *q = &dev->queues[queue];
-	const struct virtq_chain *c = &blk->chain;
-	uint64_t bytes = 0;
-	unsigned taken = 0;
-	const char *why;
-	int r;
+	bool more = false;
 
-	do {
-		while (!virtio_dev_stopping(dev)) {
-			if (taken == q->size || bytes >= TURN_BYTES) {
-				virtio_dev_interrupt(dev);
-				return true;
-			}
-			r = virtq_pop(q, dev->mem, &blk->chain);
-			if (r == 0)
-				break;
-			taken++;
-			bytes += c->in_bytes + c->out_bytes;
-			why = r < 0 ? q->why : handle_chain(blk, c);
-			if (!why &&
-				virtq_push(q, dev->mem, c->head,
-					c->in_bytes < UINT32_MAX ? (uint32_t)c->in_bytes
-								 : UINT32_MAX))
-				why = q->why;
-			if (why) {
-				virtio_dev_break(dev, why);
-				return false;
-			}
-		}
-		r = virtq_arm_notify(q, dev->mem);
-		if (r < 0) {
-			virtio_dev_break(dev, q->why);
-			return false;
-		}
-	} while (r && !virtio_dev_stopping(dev));
+	blk_late_answer(blk);
+	if (!virtio_dev_running(dev))
+		return false;
+	if (take_chains(blk, q, &more) < 0) {
+		virtio_dev_break(dev, q->why);
+		return false;
+	}
+	blk_late_begin(blk);
 	virtio_dev_interrupt(dev);
-	return false;
+	return more;
+}
+
+static void
+blk_reset(struct virtio_dev *dev)
+{
+	struct blk *blk = (struct blk *)dev;
+
+	blk_late_forget(blk);
+	atomic_store(&blk->full, 0);
+	atomic_store(&blk->due_ns, 0);
 }
 
 static const void *
@@ -552,6 +608,7 @@ static const struct virtio_ops blk_ops = {
 	.queue_size = {QUEUE_SIZE},
 	.config = blk_config,
 	.notify = blk_notify,
+	.reset = blk_reset,
 };
 
 static int
@@ -640,6 +697,7 @@ blk_init_empty(
 
 	memset(blk, 0, sizeof(*blk));
 	blk->base_fd = blk->write_data_fd = blk->write_index_fd = -1;
+	blk->flush.in_use[0] = blk->flush.in_use[1] = -1;
 	r = blockmap_reserve(&blk->map, e);
 	if (r)
 		return r;
@@ -666,8 +724,8 @@ blk_init_empty(
 static void
 begin_segment(struct blk *blk, const int seg[static VMM_SEG_FDS])
 {
-	blk->segments[own(blk)] =
-		(struct blk_segment){seg[VMM_SEG_DATA_RO], seg[VMM_SEG_INDEX_RO], false};
+	blk->segments[own(blk)] = (struct blk_segment){
+		.data_fd = seg[VMM_SEG_DATA_RO], .index_fd = seg[VMM_SEG_INDEX_RO]};
 	blk->write_data_fd = seg[VMM_SEG_DATA];
 	blk->write_index_fd = seg[VMM_SEG_INDEX];
 }
@@ -743,6 +801,7 @@ void
 blk_save(struct blk *blk, struct blob_out *out)
 {
 	virtio_dev_save(&blk->dev, out);
+	blk_late_save(blk, out);
 }
 
 int
@@ -759,17 +818,15 @@ blk_load(struct blk *blk, uint64_t saved_mib, struct blob_in *in, struct err *e)
 			blk_disk_mib(blk), saved_mib);
 	if (saved_mib < blk_disk_mib(blk))
 		virtio_dev_config_changed(&blk->dev);
-	return 0;
+	return blk_late_load(blk, in, e);
 }
 
 void
-blk_close_segment(struct blk_segment *seg)
+blk_close_segment(struct blk *blk, struct blk_segment *seg)
 {
-	if (seg->data_fd >= 0)
-		close(seg->data_fd);
-	if (seg->index_fd >= 0)
-		close(seg->index_fd);
-	*seg = (struct blk_segment){-1, -1, false};
+	blk_retire(blk, &seg->data_fd);
+	blk_retire(blk, &seg->index_fd);
+	*seg = (struct blk_segment){.data_fd = -1, .index_fd = -1};
 }
 
 void
@@ -778,7 +835,7 @@ blk_destroy(struct blk *blk)
 	unsigned i;
 
 	for (i = 0; i < blk->n_segments; i++)
-		blk_close_segment(&blk->segments[i]);
+		blk_close_segment(blk, &blk->segments[i]);
 	end_segment(blk);
 	blk->n_segments = 0;
 	if (blk->base_fd >= 0)
@@ -791,6 +848,54 @@ void
 blk_fork_child(struct blk *blk, struct irq_line irq)
 {
 	virtio_dev_fork_child(&blk->dev, irq);
+	blk_late_fork_child(blk);
+	atomic_store(&blk->full, 0);
+	atomic_store(&blk->due_ns, 0);
+}
+
+void
+blk_set_limit(struct blk *blk, uint64_t bytes_per_s, uint64_t ops_per_s)
+{
+	virtio_dev_lock(&blk->dev);
+	blk_limit_set(&blk->limit, bytes_per_s, ops_per_s);
+	virtio_dev_unlock(&blk->dev);
+}
+
+/* What is tried on is given back: a segment is as long as what was written. */
+bool
+blk_has_room(struct blk *blk)
+{
+	bool has = true;
+
+	virtio_dev_lock(&blk->dev);
+	if (blk->write_data_fd >= 0) {
+		const off_t at = (off_t)(blk->data_blocks * SEGMENT_BLOCK);
+
+		has = fallocate(blk->write_data_fd, FALLOC_FL_KEEP_SIZE, at, ROOM_BYTES) == 0 ||
+		      (errno != ENOSPC && errno != EDQUOT);
+		(void)fallocate(blk->write_data_fd,
+			FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, ROOM_BYTES);
+	}
+	virtio_dev_unlock(&blk->dev);
+	return has;
+}
+
+void
+blk_try_again(struct blk *blk)
+{
+	atomic_store(&blk->full, 0);
+}
+
+void
+blk_hold(struct blk *blk)
+{
+	virtio_dev_lock(&blk->dev);
+}
+
+void
+blk_release(struct blk *blk)
+{
+	virtio_dev_unlock(&blk->dev);
 }
 
 /* Lock held. The last place is a merged segment's (blk_swap.h). */
@@ -830,9 +935,11 @@ int
 blk_cut(struct blk *blk, const int seg[static VMM_SEG_FDS], uint64_t *ret_index_records,
 	uint64_t *ret_data_bytes, struct err *e)
 {
+	unsigned cut;
 	int r;
 
 	virtio_dev_lock(&blk->dev);
+	cut = own(blk);
 	r = room_for_cut(blk, e);
 	if (r)
 		goto out;
@@ -844,12 +951,14 @@ blk_cut(struct blk *blk, const int seg[static VMM_SEG_FDS], uint64_t *ret_index_
 	end_segment(blk);
 	/* Without a record no block of the map lies in the segment: nothing to keep. */
 	if (blk->index_records == 0)
-		blk_close_segment(&blk->segments[own(blk)]);
+		blk_close_segment(blk, &blk->segments[own(blk)]);
 	else
 		blk->own = blk_free_slot(blk);
 	if (blk->own == blk->n_segments)
 		blk->n_segments++;
 	begin_segment(blk, seg);
+	if (cut != own(blk)) /* it may be durable already */
+		blk_synced(blk, cut, 0);
 	blk->data_blocks = 0;
 	blk->index_records = 0;
 	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);
@@ -864,7 +973,7 @@ blk_flush(struct blk *blk, struct err *e)
 	int r;
 
 	virtio_dev_lock(&blk->dev);
-	r = sync_segments(blk);
+	r = blk_sync(blk);
 	virtio_dev_unlock(&blk->dev);
 	return r ? err_sys(e, r, "disk: making the segments durable") : 0;
 }

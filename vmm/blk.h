@@ -19,8 +19,9 @@
  * hints) and carries out write-zeroes by writing zeroes.
  *
  * FLUSH: fdatasync of the data, then of the index, of every segment that has something
- * unsynced, also those a cut closed. A driver that did not negotiate FLUSH gets that
- * after every write.
+ * unsynced, also those a cut closed; by a thread of its own (vmm/blk_flush.h), while the guest
+ * runs on, and its reads and writes do. A driver that did not negotiate FLUSH gets that after
+ * every write, before its answer.
  *
  * When the host loses power, all that was flushed is there. A block written since is, sector
  * by sector, as it was flushed or as it was written, with one exception: the first write of a
@@ -38,15 +39,21 @@
  * - Taking holes in the data file for lost writes at a replay mistakes zeroes that were flushed
  *   for them, on file systems that store zeroes as holes and in sparse copies.
  *
- * A host error (ENOSPC, EIO, RLIMIT_FSIZE: the process must ignore SIGXFSZ) is
- * VIRTIO_BLK_S_IOERR to the guest and one rate-limited line; the VM goes on, and what was
- * on the disk before stays.
+ * A host error (EIO, RLIMIT_FSIZE: the process must ignore SIGXFSZ) is VIRTIO_BLK_S_IOERR to
+ * the guest and one rate-limited line; the VM goes on, and what was on the disk before stays.
+ * Where the host has no room for a write (ENOSPC, EDQUOT), the request goes back into the queue,
+ * the device takes no more, and the main thread is told (blk->teller): vmm/full_disk.h. Without
+ * a teller, and in a flush, it is an error like others.
+ *
+ * Limits (vmm/blk_limit.h): a request that is too early stays in the queue, the device takes no
+ * more, and the main thread is told to give it a turn when it is due (blk->due_ns).
  *
  * Segments that no guest writes any more are merged by pandod, and swapped for the merged one
  * while the guest runs (blk_swap.h).
  *
- * I/O runs on the thread that rings the doorbell, under dev->lock. After blk_init nothing
- * is allocated. Fork: blk_fork_child() first, then blk_cut() on both sides. A segment
+ * Reads and writes run on the thread that rings the doorbell, under dev->lock. After blk_init
+ * nothing is allocated. Fork: blk_hold() around it, blk_fork_child() first, then blk_cut() on
+ * both sides. A segment
  * that holds nothing at a cut is dropped from the chain, so that forking an idle VM uses
  * nothing up.
  *
@@ -58,6 +65,7 @@
 
 #include "common/err.h"
 #include "common/wire/vmm_wire.h"
+#include "vmm/blk_limit.h"
 #include "vmm/blockmap.h"
 #include "vmm/virtio_mmio.h"
 
@@ -129,7 +137,40 @@ _Static_assert(offsetof(struct virtio_blk_config, unused1) == 57, "virtio 1.2, 5
 
 struct blk_segment {
 	int data_fd, index_fd; /* owned, read-only; index_fd -1 once cut and synced */
-	bool dirty;	       /* written since its last fdatasync */
+	/* Counts of writes: now, and when the newest fdatasync that is over began. */
+	uint64_t written, synced;
+};
+
+/* Requests that wait for a flush (vmm/blk_flush.h). */
+#define BLK_LATE_MAX 128
+struct blk_late {
+	uint8_t *status; /* in guest memory */
+	uint32_t written;
+	uint16_t head;
+	uint8_t answer; /* once done */
+};
+
+struct blk_flush {
+	struct blk_late late[BLK_LATE_MAX]; /* the oldest first */
+	unsigned n;
+	unsigned n_done;     /* of them, from the first on: can be answered */
+	unsigned n_round;    /* of them: what the round that runs is for */
+	bool running;	     /* a round, without the lock */
+	bool is_held_up;     /* the queue waits for a place among `late` */
+	int in_use[2];	     /* borrowed by the round; -1 */
+	bool close_later[2]; /* owned: it closes them */
+};
+
+/* Has blk_round() be called soon, by a thread of its own; false: it cannot be. */
+struct blk_waker {
+	bool (*wake)(void *ctx);
+	void *ctx; /* borrowed */
+};
+
+/* Has the main thread look at full and due_ns soon. */
+struct blk_teller {
+	void (*tell)(void *ctx);
+	void *ctx; /* borrowed */
 };
 
 struct blk_stats { /* read without the lock */
@@ -153,6 +194,12 @@ struct blk {
 	uint64_t data_blocks;		   /* used in the own segment's data */
 	uint64_t index_records;		   /* in its index */
 	uint64_t index_limit;		   /* BLK_INDEX_RECORDS_MAX */
+	struct blk_flush flush;
+	struct blk_waker waker; /* .wake NULL: there is no thread */
+	struct blk_teller teller;  /* .tell NULL: nobody looks */
+	atomic_int full;	   /* -errno of a write that waits for room; 0: none */
+	struct blk_limit limit;
+	_Atomic uint64_t due_ns; /* when the queue goes on; 0: it does not wait */
 	struct blk_stats stats;
 	struct virtq_chain chain;     /* scratch */
 	uint8_t block[SEGMENT_BLOCK]; /* scratch of partial writes */
@@ -181,7 +228,24 @@ uint64_t blk_disk_mib(const struct blk *blk);
 /* Makes the disk larger, at once and while the guest runs. -EINVAL: it would shrink. */
 int blk_grow(struct blk *blk, uint64_t disk_mib, struct err *e);
 
-/* After fork(), in the child: fresh lock, the child's interrupt line. */
+/* Bytes and requests in a second, for what comes from now on; 0: as many as there are. */
+void blk_set_limit(struct blk *blk, uint64_t bytes_per_s, uint64_t ops_per_s);
+
+/* The error of a write that waits for room on the host's disk; 0: none does. */
+static inline int
+blk_is_full(const struct blk *blk)
+{
+	return atomic_load(&blk->full);
+}
+/* Whether there is room for some more. The vCPUs are parked. */
+bool blk_has_room(struct blk *blk);
+/* The next turn tries that write again. */
+void blk_try_again(struct blk *blk);
+
+/* Around fork(), with the vCPUs parked: between the two nothing of the disk changes. Not in the
+ * child, where blk_fork_child() gives it a fresh lock and the child's interrupt line. */
+void blk_hold(struct blk *blk);
+void blk_release(struct blk *blk);
 void blk_fork_child(struct blk *blk, struct irq_line irq);
 
 /* Whether two files can be a segment: regular, empty, not O_APPEND; and whether the other
@@ -190,7 +254,7 @@ int blk_check_segment(const int seg[static VMM_SEG_FDS], struct err *e);
 /* The lowest free place, BLK_SEGMENTS_MAX: none. */
 unsigned blk_free_slot(const struct blk *blk);
 /* Its place is free then. */
-void blk_close_segment(struct blk_segment *seg);
+void blk_close_segment(struct blk *blk, struct blk_segment *seg);
 
 /* The way to change the map. */
 static inline void

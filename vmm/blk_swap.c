@@ -87,7 +87,8 @@ blk_swap_begin(struct blk *blk, const struct vmm_merged *m,
 		if (s.slot == BLK_SEGMENTS_MAX)
 			return err_set(e, -EMFILE, "disk: no place for a merged segment");
 		virtio_dev_lock(&blk->dev);
-		blk->segments[s.slot] = (struct blk_segment){TAKE_FD(data_fd), -1, false};
+		blk->segments[s.slot] = (struct blk_segment){
+			.data_fd = TAKE_FD(data_fd), .index_fd = -1};
 		if (s.slot == blk->n_segments)
 			blk->n_segments++;
 		virtio_dev_unlock(&blk->dev);
@@ -139,8 +140,8 @@ close_dead(struct blk *blk, const struct blk_swap *s)
 			continue;
 		if (blk->live[i])
 			all = all && !is_old(s, (int)i);
-		else if (!seg->dirty || is_old(s, (int)i))
-			blk_close_segment(seg);
+		else if (seg->written == seg->synced || is_old(s, (int)i))
+			blk_close_segment(blk, seg);
 	}
 	return all;
 }

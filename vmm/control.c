@@ -12,6 +12,7 @@
 #include "vmm/blk_swap.h"
 #include "vmm/ending.h"
 #include "vmm/fork.h"
+#include "vmm/full_disk.h"
 #include "vmm/mainloop.h"
 #include "vmm/restore.h"
 #include "vmm/seal.h"
@@ -22,6 +23,7 @@ union request {
 	struct vmm_fork fork;
 	struct vmm_resize resize;
 	struct vmm_committed committed;
+	struct vmm_disk_limits disk_limits;
 	struct vmm_merged merged;
 	uint8_t bytes[sizeof(struct vmm_merged) +
 		      1]; /* one more: a longer message is seen as such */
@@ -48,8 +50,11 @@ send_stats(struct vm *vm, uint64_t seq)
 		.doorbells = atomic_load(&vm->blk.dev.doorbells) +
 			     atomic_load(&vm->vsock.dev.doorbells) +
 			     atomic_load(&vm->rng.dev.doorbells),
-		.paused = vm->is_parked ? 2 : vm->is_paused,
-		.tracks = VMM_TRACKS | VMM_TAKES_MERGED |
+		.paused = vm->is_parked	  ? 2
+			  : vm->is_paused ? 1
+			  : vm->is_full	  ? VMM_PAUSED_DISK_FULL
+					  : 0,
+		.tracks = VMM_TRACKS | VMM_TAKES_MERGED | VMM_LIMITS_DISK |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};
@@ -82,11 +87,10 @@ resume_vm(struct vm *vm, uint64_t seq)
 		answer_done(vm, seq, -EINVAL, "a frozen fork cannot run; branch it");
 		return;
 	}
-	if (vm->is_paused) {
-		/* A long pause would look like a lock-up to the guest's watchdog. */
-		for (unsigned i = 0; i < vm->n_vcpus && vm->caps.kvmclock_ctrl; i++)
-			kvm_kvmclock_ctrl(vm->vcpus[i].fd, NULL);
+	if (vm_stands(vm)) {
+		vm_ease_watchdog(vm);
 		vm->is_paused = false;
+		full_disk_forget(vm);
 		vm_run(vm);
 	}
 	answer_done(vm, seq, 0, NULL);
@@ -122,12 +126,31 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 	 * stop. */
 	vm_stop(vm);
 	r = blk_grow(&vm->blk, m->disk_mib, &e);
-	if (!vm->is_paused)
+	if (!vm_stands(vm))
 		vm_run(vm);
 	if (r == 0 && m->disk_mib != before)
 		log_info("the disk grew from %llu to %llu MiB",
 			(unsigned long long)before, (unsigned long long)m->disk_mib);
 	answer_done(vm, m->hdr.seq, r, e.msg);
+}
+
+/* As any request that changes the disk: the vCPUs leave it first. */
+static void
+limit_disk(struct vm *vm, const struct vmm_disk_limits *m)
+{
+	const bool runs = !vm_stands(vm) && !vm->is_parked;
+
+	if (m->bytes_per_s && m->bytes_per_s < VMM_DISK_BYTES_MIN) {
+		answer_done(vm, m->hdr.seq, -EINVAL,
+			"a disk's limit must be 65536 bytes in a second or more");
+		return;
+	}
+	if (runs)
+		vm_stop(vm);
+	blk_set_limit(&vm->blk, m->bytes_per_s, m->ops_per_s);
+	if (runs)
+		vm_run(vm);
+	answer_done(vm, m->hdr.seq, 0, NULL);
 }
 
 /* The guest waits for a part of it at a time. */
@@ -149,7 +172,7 @@ take_merged(struct vm *vm, const struct vmm_merged *m, const int fds[])
 		while (r > 0) {
 			vm_stop(vm);
 			r = blk_swap_step(&vm->blk, &swap, &e);
-			if (!vm->is_paused)
+			if (!vm_stands(vm))
 				vm_run(vm);
 		}
 	}
@@ -217,6 +240,8 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_hdr);
 	case VMM_COMMITTED:
 		return sizeof(struct vmm_committed);
+	case VMM_DISK_LIMITS:
+		return sizeof(struct vmm_disk_limits);
 	case VMM_MERGED:
 		*ret_fds = VMM_MERGED_FD_COUNT;
 		return sizeof(struct vmm_merged);
@@ -295,6 +320,9 @@ handle_control(struct vm *vm)
 	case VMM_COMMITTED:
 		note_committed(vm, &req.committed);
 		break;
+	case VMM_DISK_LIMITS:
+		limit_disk(vm, &req.disk_limits);
+		break;
 	case VMM_MERGED:
 		take_merged(vm, &req.merged, fds);
 		break;
@@ -351,13 +379,14 @@ look(struct vm *vm)
 		answer_started(vm, 0, NULL);
 	if (atomic_load(&vm->ending) == 2)
 		finish(vm);
+	full_disk_look(vm);
 }
 
 void
 control_init(struct vm *vm)
 {
 	static const struct mainloop_above above = {
-		.request = handle_control, .look = look};
+		.request = handle_control, .adopted = full_disk_tell, .look = look};
 
 	vm->above = &above;
 }

@@ -1,8 +1,9 @@
 /*
  * How a VM forks.
  *
- * Parent: vCPUs park, so no device lock is held and no I/O is under way; what KVM holds
- * is read into plain memory (vmm/state.c); fork(2). vCPU 0's own thread does all that
+ * Parent: vCPUs park, so no device lock is held and no I/O is under way but a flush, which
+ * nobody waits for: both sides make it durable, and answer it, for themselves
+ * (vmm/blk_flush.h); what KVM holds is read into plain memory (vmm/state.c); fork(2). vCPU 0's own thread does all that
  * while the main thread waits: it is on a CPU, its vCPU is at hand there, and nobody has
  * to be woken between the guest's last instruction and its next. In the child it is vCPU
  * 0's thread again, and starts the main thread. (Where vCPUs do not run anyway, in a
@@ -85,6 +86,7 @@ forget_parent(struct vm *vm)
 	close_one(&vm->event_fd);
 	close_one(&vm->vsock_kick_fd);
 	console_forget(&vm->console);
+	disk_thread_fork_child(&vm->disk_thread);
 	for (unsigned i = 0; i < vm->n_vcpus; i++) {
 		vm->vcpus[i].has_thread = vm->vcpus[i].synced = false;
 		atomic_store(&vm->vcpus[i].exits, 0);
@@ -97,7 +99,8 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->first_run_ns, 0);
 	atomic_store(&vm->main_is_awake, true);
 	atomic_store(&vm->ending, 0);
-	vm->is_parked = vm->is_paused = vm->started_sent = vm->is_open = false;
+	vm->is_parked = vm->is_paused = vm->is_full = vm->started_sent = vm->is_open = false;
+	vm->look_ns = 0;
 	vm->devices_left = 0;
 }
 
@@ -344,6 +347,7 @@ split(struct vm *vm, struct job *job)
 	if (atomic_load(&vm->ending))
 		job->r = err_set(&job->e, -ESHUTDOWN, "the VM is ending");
 	else if (!vm->is_parked)
+		/* It takes the disk's lock: from here on the disk's thread has seen `stop`. */
 		job->r = blk_can_cut(&vm->blk, &job->e);
 	if (job->r == 0 && !vm->is_parked)
 		job->r = vm_save(vm, &job->e);
@@ -355,11 +359,13 @@ split(struct vm *vm, struct job *job)
 	job->saved_ns = io_now_ns();
 	if (job->r < 0)
 		return FORK_PARENT;
+	blk_hold(&vm->blk);
 	pid = fork();
 	if (pid == 0) {
 		become_child(vm, job);
 		return FORK_CHILD;
 	}
+	blk_release(&vm->blk);
 	job->answer.fork_ns = io_now_ns() - job->saved_ns;
 	steps_add(&job->steps, "fork");
 	if (pid < 0) {
@@ -416,7 +422,7 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 	job->r = check_segments(vm, job->fds, &job->e);
 	if (job->r == 0 && wants_tracking(vm, msg))
 		track_arm(&vm->track, &vm->mem); /* the first time; the guest runs on */
-	if (job->r == 0 && (vm->is_parked || vm->is_paused)) {
+	if (job->r == 0 && (vm->is_parked || vm_stands(vm))) {
 		if (split(vm, job) == FORK_CHILD)
 			return FORK_CHILD;
 	} else if (job->r == 0) {

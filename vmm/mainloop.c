@@ -106,6 +106,8 @@ adopt(struct vm *vm)
 	loop_ctl(vm, EPOLL_CTL_DEL, vm->listen_fd, 0, 0);
 	vm->control_fd = TAKE_FD(fd);
 	log_info("adopted by process %d", (int)peer.pid);
+	if (vm->above->adopted)
+		vm->above->adopted(vm);
 }
 
 static void
@@ -152,8 +154,10 @@ mainloop_run(struct vm *vm)
 		if (atomic_exchange(&vm->main_is_awake, false))
 			vm->above->look(vm);
 		timeout = vm->is_parked ? -1 : vsock_timeout_ms(&vm->vsock);
-		if (vm->devices_left && !vm->is_paused)
+		if (vm->devices_left && !vm_stands(vm))
 			timeout = vm->devices_left > 0 ? 0 : 1;
+		if (!vm->is_parked)
+			timeout = vm_wait_ms(vm, timeout);
 		n = epoll_wait(vm->epoll_fd, events, EVENTS_MAX, timeout);
 		if (n < 0 && errno != EINTR)
 			ending_tell(vm, VMM_EXIT_HOST_FAULT, "epoll_wait: %s",

@@ -18,6 +18,8 @@ struct mainloop_above {
 	/* The control socket is readable. true: this process is now another VM, which knows
 	 * nothing of the other events of this turn. */
 	bool (*request)(struct vm *vm);
+	/* There is a new control connection; may be NULL. */
+	void (*adopted)(struct vm *vm);
 	/* Something happened; each turn, more often than needed. What vCPU threads told
 	 * (first_run_ns, ending) is looked at here. */
 	void (*look)(struct vm *vm);

@@ -19,7 +19,7 @@ static uintptr_t heap_from, first_stack_from, first_stack_to;
 static struct stack {
 	uint8_t *at; /* owned; NULL: not made yet */
 	bool taken;
-} stacks[VMM_VCPUS_MAX + 2]; /* the vCPUs', the main thread's, and one to fork from */
+} stacks[VMM_VCPUS_MAX + 3]; /* the vCPUs', the main thread's, the disk's, one to fork from */
 #define N_STACKS (sizeof(stacks) / sizeof(*stacks))
 
 static uintptr_t
@@ -66,8 +66,11 @@ make_stack(struct stack *s, struct err *e)
 	return 0;
 }
 
-int
-mappings_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct err *e)
+/* A vCPU and the main thread may start one at the same time. */
+static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
+
+static int
+start_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct err *e)
 {
 	struct stack *s = stacks;
 	pthread_attr_t attr;
@@ -89,9 +92,22 @@ mappings_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct err
 	return 0;
 }
 
+int
+mappings_thread(pthread_t *ret, void *(*start)(void *arg), void *arg, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&starting);
+	r = start_thread(ret, start, arg, e);
+	pthread_mutex_unlock(&starting);
+	return r;
+}
+
 void
 mappings_forked(void)
 {
+	/* Who started this thread may have been in there still. */
+	pthread_mutex_init(&starting, NULL);
 	for (size_t i = 0; i < N_STACKS; i++)
 		stacks[i].taken = holds((uintptr_t)stacks[i].at, MAPPINGS_STACK_BYTES,
 			__builtin_frame_address(0));

@@ -10,6 +10,8 @@ vmmdev_SRCS := \
 	vmm/virtqueue.c \
 	vmm/virtio_mmio.c \
 	vmm/blk.c \
+	vmm/blk_flush.c \
+	vmm/blk_limit.c \
 	vmm/blk_swap.c \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
@@ -45,11 +47,13 @@ vmmcore_SRCS := \
 	vmm/mappings.c \
 	vmm/track.c \
 	vmm/steps.c \
+	vmm/disk_thread.c \
 	vmm/mainloop.c \
 	vmm/answer.c \
 	vmm/fork.c \
 	vmm/snapshot.c \
 	vmm/restore.c \
+	vmm/full_disk.c \
 	vmm/control.c \
 	vmm/seal.c \
 	vmm/probe.c

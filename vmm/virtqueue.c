@@ -228,6 +228,18 @@ waiting(struct virtq *q, const struct guest_mem *m)
 }
 
 int
+virtq_chain_at(
+	struct virtq *q, const struct guest_mem *m, uint16_t head, struct virtq_chain *ret)
+{
+	if (head >= q->size)
+		return broken(q, "the available ring names no descriptor");
+	ret->head = head;
+	ret->n_out = ret->n_in = 0;
+	ret->out_bytes = ret->in_bytes = 0;
+	return walk_chain(q, m, ret);
+}
+
+int
 virtq_pop(struct virtq *q, const struct guest_mem *m, struct virtq_chain *ret)
 {
 	int n, head;
@@ -240,12 +252,7 @@ virtq_pop(struct virtq *q, const struct guest_mem *m, struct virtq_chain *ret)
 	head = load_word(q, m, q->avail, AVAIL_RING + 2u * (q->next_avail % q->size));
 	if (head < 0)
 		return head;
-	if (head >= q->size)
-		return broken(q, "the available ring names no descriptor");
-	ret->head = (uint16_t)head;
-	ret->n_out = ret->n_in = 0;
-	ret->out_bytes = ret->in_bytes = 0;
-	n = walk_chain(q, m, ret);
+	n = virtq_chain_at(q, m, (uint16_t)head, ret);
 	if (n)
 		return n;
 	q->next_avail++;

@@ -91,6 +91,9 @@ int virtq_load(struct virtq *q, const struct guest_mem *m, struct blob_in *in);
 
 /* The next chain: 1 taken, 0 none there, -EBADMSG. */
 int virtq_pop(struct virtq *q, const struct guest_mem *m, struct virtq_chain *ret);
+/* One that was taken before, by its head, as it lies there now: 0, -EBADMSG. */
+int virtq_chain_at(struct virtq *q, const struct guest_mem *m, uint16_t head,
+	struct virtq_chain *ret);
 /* Puts the chains taken last back, n of them (nothing of them was pushed). */
 void virtq_unpop(struct virtq *q, unsigned n);
 /* Gives a chain back; written: bytes at the start of its writable part that are new. */

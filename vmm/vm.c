@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/io.h"
 #include "common/log.h"
 #include "vmm/cpuid.h"
 #include "vmm/ending.h"
@@ -203,6 +204,16 @@ vm_irq(struct vm *vm, unsigned gsi)
 	return (struct irq_line){.raise = ioapic_raise, .ctx = &vm->ioapic, .gsi = gsi};
 }
 
+/* The disk's. */
+static void
+wake_main(void *ctx)
+{
+	const uint64_t one = 1;
+	struct vm *vm = ctx;
+
+	(void)!write(vm->event_fd, &one, sizeof(one));
+}
+
 static void
 guest_powers_off(void *ctx)
 {
@@ -230,6 +241,8 @@ vm_init_devices(
 		&vm->blk, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK), e);
 	if (r < 0)
 		return err_wrap(e, r, "disk");
+	disk_thread_init(&vm->disk_thread, &vm->blk);
+	vm->blk.teller = (struct blk_teller){.tell = wake_main, .ctx = vm};
 	r = vsock_init(&vm->vsock, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
 		guest_cid, -1, vm->vsock_kick_fd, loop, e);
 	if (r < 0)
@@ -336,6 +349,13 @@ vm_run(struct vm *vm)
 }
 
 void
+vm_ease_watchdog(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->n_vcpus && vm->caps.kvmclock_ctrl; i++)
+		kvm_kvmclock_ctrl(vm->vcpus[i].fd, NULL);
+}
+
+void
 vm_run_vcpus(struct vm *vm)
 {
 	atomic_store(&vm->stop, 0);
@@ -366,13 +386,37 @@ vm_resume_devices(struct vm *vm)
 void
 vm_go_on_devices(struct vm *vm)
 {
+	uint64_t due_ns = atomic_load(&vm->blk.due_ns);
+
 	/* Stopped: vm_run() begins anew. */
-	if (!vm->devices_left || (atomic_load(&vm->epoch) & 1))
+	if (atomic_load(&vm->epoch) & 1)
+		return;
+	/* The turn says anew when the next one is due; a device that was reset or is broken has
+	 * none. Another value is a vCPU's, of just now. */
+	if (due_ns && io_now_ns() >= due_ns &&
+		atomic_compare_exchange_strong(&vm->blk.due_ns, &due_ns, 0))
+		vm->devices_left = 1;
+	if (!vm->devices_left)
 		return;
 	vm->devices_left = 0;
 	note_left(vm, virtio_dev_go_on(&vm->blk.dev));
 	note_left(vm, virtio_dev_go_on(&vm->vsock.dev));
 	note_left(vm, virtio_dev_go_on(&vm->rng.dev));
+}
+
+int
+vm_wait_ms(const struct vm *vm, int timeout_ms)
+{
+	const uint64_t due_ns = vm_stands(vm) ? 0 : atomic_load(&vm->blk.due_ns);
+	uint64_t at_ns = vm->look_ns, now_ns, ms;
+
+	if (due_ns && (!at_ns || due_ns < at_ns))
+		at_ns = due_ns;
+	if (!at_ns)
+		return timeout_ms;
+	now_ns = io_now_ns();
+	ms = at_ns > now_ns ? (at_ns - now_ns + 999999) / 1000000 : 0;
+	return timeout_ms < 0 || ms < (uint64_t)timeout_ms ? (int)ms : timeout_ms;
 }
 
 int

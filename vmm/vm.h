@@ -1,11 +1,12 @@
 /*
  * One virtual machine: all of it, in one struct, in one process.
  *
- * Threads: the main thread (control socket, vsock) and one a vCPU. The main thread is the
- * only one that stops and starts. Saving, forking and loading are its business while all
+ * Threads: the main thread (control socket, vsock), one a vCPU, and the disk's
+ * (disk_thread.h). The main thread is the only one that stops and starts. Saving, forking and loading are its business while all
  * vCPUs are parked, or, with the main thread waiting, that of vCPU 0's. Devices have a
  * lock each; when all vCPUs are parked and the main thread is not inside a device, no
- * lock is held and no I/O is under way.
+ * lock is held and no I/O is under way, but for the disk's thread: it may be in fdatasync(2),
+ * and takes the lock to note that it was; it writes nothing into the guest's memory then.
  *
  * Stopping: the main thread makes `epoch` odd, sets immediate_exit in every vCPU's run
  * page and sends SIGUSR1; each vCPU thread finishes the exit it is in, lets KVM complete
@@ -26,6 +27,7 @@
 #include "common/wire/vmm_wire.h"
 #include "vmm/blk.h"
 #include "vmm/boot.h"
+#include "vmm/disk_thread.h"
 #include "vmm/ged.h"
 #include "vmm/ioapic.h"
 #include "vmm/kvm.h"
@@ -85,6 +87,7 @@ struct vm {
 	struct serial serial;
 	struct ged ged;
 	struct blk blk;
+	struct disk_thread disk_thread;
 	struct vsock vsock;
 	struct rng rng;
 
@@ -104,6 +107,8 @@ struct vm {
 	bool is_readable;  /* by its user, since VMM_STATE */
 	bool is_open;	   /* likewise, from VMM_TRACK_OPEN to VMM_TRACK */
 	bool is_paused;	   /* by VMM_PAUSE */
+	bool is_full;	   /* stands still, too: the host's disk is full (full_disk.h) */
+	uint64_t look_ns;  /* when that is looked at again; 0: never */
 	/* What vm_resume_devices() did not come to: -EBUSY and 1 as virtio_dev_go_on()
 	 * says it. */
 	int devices_left;
@@ -152,6 +157,15 @@ void vm_stop_and(struct vm *vm, void (*act)(struct vm *vm));
 void vm_let_others_first(pthread_t thread, bool on);
 /* Undoes vm_stop(); devices pick up what they left. Idempotent. */
 void vm_run(struct vm *vm);
+/* Paused, by whomever. */
+static inline bool
+vm_stands(const struct vm *vm)
+{
+	return vm->is_paused || vm->is_full;
+}
+/* Before a VM runs that stood still: a long pause would look like a lock-up to the guest's
+ * watchdog. */
+void vm_ease_watchdog(struct vm *vm);
 
 /* Its two halves, for who has something to do between them. */
 void vm_run_vcpus(struct vm *vm);
@@ -159,6 +173,9 @@ void vm_resume_devices(struct vm *vm);
 /* The next turn of devices that vm_resume_devices() gave one and that have more to do. It
  * is bounded, whatever the guest does: the main thread calls it between its other work. */
 void vm_go_on_devices(struct vm *vm);
+/* Of a wait of timeout_ms (-1: for ever) how much is left until the main thread has something
+ * to do that it knows of. */
+int vm_wait_ms(const struct vm *vm, int timeout_ms);
 
 /* Everything KVM holds, to vm->clock and vm->vcpus[].state. After vm_stop(). */
 int vm_save(struct vm *vm, struct err *e);

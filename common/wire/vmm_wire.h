@@ -50,6 +50,8 @@ enum vmm_msg_type {
 	VMM_TRACK_OPEN = 12, /* header only; VMM_DONE */
 	VMM_TRACK = 13,	     /* VMM_DONE */
 	VMM_COMMITTED = 14,  /* VMM_DONE */
+	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_LIMITS_DISK. */
+	VMM_DISK_LIMITS = 20, /* VMM_DONE */
 	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_TAKES_MERGED. */
 	VMM_MERGED = 24, /* VMM_DONE */
 
@@ -60,6 +62,7 @@ enum vmm_msg_type {
 	VMM_STATS_ANSWER = 67,
 	VMM_EXITING = 68, /* unasked, seq 0: last words */
 	VMM_STATE_ANSWER = 69,
+	VMM_DISK_FULL = 74, /* unasked, seq 0 */
 };
 
 struct vmm_hdr {
@@ -221,6 +224,10 @@ enum vmm_track_means {
 #define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
 #define VMM_TAKES_MERGED 128u /* it knows VMM_MERGED */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
+#define VMM_LIMITS_DISK 64u /* it knows VMM_DISK_LIMITS */
+
+/* VMM_STATS_ANSWER's `paused`: the VM stands still by itself (VMM_DISK_FULL). */
+#define VMM_PAUSED_DISK_FULL 3u
 
 /* A VMM that was forked has no page map: the seal keeps it from /proc. VMM_TRACK_OPEN makes its
  * /proc/<pid> readable for processes of its user, until VMM_TRACK, any other message, or the end
@@ -323,6 +330,25 @@ struct vmm_resize {
 };
 _Static_assert(sizeof(struct vmm_resize) == 16 + 8, "wire format");
 
+/* From now on; a branch has them from its parent. 0: as much as there is. */
+struct vmm_disk_limits {
+	struct vmm_hdr hdr;
+	uint64_t bytes_per_s; /* or VMM_DISK_BYTES_MIN and more */
+	uint64_t ops_per_s;
+};
+_Static_assert(sizeof(struct vmm_disk_limits) == 16 + 16, "wire format");
+#define VMM_DISK_BYTES_MIN 65536
+
+/* The VM stands still because the host has no room for what its guest writes, until there is or
+ * VMM_RESUME comes; or it runs again (error 0). Said again to a pandod that adopts it. */
+struct vmm_disk_full {
+	struct vmm_hdr hdr;
+	int32_t error; /* negative errno of the write; 0: over */
+	uint32_t pad;
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_disk_full) == 16 + 8 + 512, "wire format");
+
 /*
  * Segments of the VM's disk that nobody writes any more were merged into one, which means the
  * same (vmm/segment_merge.h) and is on the disk for good: the VMM reads that one from now on
@@ -396,7 +422,7 @@ struct vmm_stats_answer {
 	uint64_t doorbells;	     /* virtio queue notifications */
 	uint64_t first_doorbell_ns;  /* when this VM rang its first: the host's
 					CLOCK_MONOTONIC; 0: not yet */
-	uint32_t paused;	     /* 1: paused, 2: parked */
+	uint32_t paused;	     /* 1: paused, 2: parked, VMM_PAUSED_DISK_FULL */
 	uint32_t tracks;	     /* VMM_TRACKS_* */
 };
 _Static_assert(sizeof(struct vmm_stats_answer) == 16 + 72, "wire format");

@@ -36,10 +36,12 @@ struct member {
 #define OF_read_cmdline char[VM_CMDLINE_MAX]
 #define OF_read_commit_name char[COMMIT_NAME_MAX + 1]
 #define OF_read_count uint32_t
+#define OF_read_bps uint64_t
 #define OF_read_disk uint64_t
 #define OF_read_env struct env
 #define OF_read_expire uint64_t
 #define OF_read_flag bool
+#define OF_read_iops uint64_t
 #define OF_read_image char[VM_IMAGE_MAX]
 #define OF_read_keep uint32_t
 #define OF_read_labels struct labels
@@ -236,6 +238,28 @@ read_disk(const struct json *j, int tok, const char *name, void *ret, struct err
 }
 
 static int
+read_bps(const struct json *j, int tok, const char *name, void *ret, struct err *e)
+{
+	uint64_t v = 0;
+	int r = read_number(j, tok, name, 0, VM_DISK_BPS_MAX, " (bytes in a second)", &v, e);
+
+	if (r == 0 && v && v < VMM_DISK_BYTES_MIN)
+		return err_set(e, -EINVAL,
+			"\"%s\" is %llu; it must be 0 (no limit) or %d bytes in a second and more",
+			name, (unsigned long long)v, VMM_DISK_BYTES_MIN);
+	if (r == 0)
+		*(uint64_t *)ret = v;
+	return r;
+}
+
+static int
+read_iops(const struct json *j, int tok, const char *name, void *ret, struct err *e)
+{
+	return read_number(
+		j, tok, name, 0, VM_DISK_IOPS_MAX, " (requests in a second)", ret, e);
+}
+
+static int
 read_image(const struct json *j, int tok, const char *name, void *ret, struct err *e)
 {
 	int r = read_text(j, tok, name, ret, VM_IMAGE_MAX, e);
@@ -283,6 +307,8 @@ static const struct member create_members[] = {
 	MEMBER(create_request, "mem_mib", read_mem, mem_mib),
 	MEMBER(create_request, "vcpus", read_vcpus, vcpus),
 	MEMBER(create_request, "disk_mib", read_disk, disk_mib),
+	MEMBER(create_request, "disk_bps", read_bps, limits.bps),
+	MEMBER(create_request, "disk_iops", read_iops, limits.iops),
 	MEMBER(create_request, "kernel", read_image, kernel),
 	MEMBER(create_request, "rootfs", read_image, rootfs),
 	MEMBER(create_request, "cmdline", read_cmdline, cmdline),
@@ -572,6 +598,27 @@ request_resize(const char *body, size_t len, struct resize_request *ret, struct 
 	if (!q.disk_mib)
 		return err_set(
 			e, -EINVAL, "\"disk_mib\" is missing: the new size in MiB");
+	*ret = q;
+	return 0;
+}
+
+static const struct member limit_members[] = {
+	MEMBER(limit_request, "disk_bps", read_bps, limits.bps),
+	MEMBER(limit_request, "disk_iops", read_iops, limits.iops),
+	MEMBERS_END,
+};
+
+int
+request_limit(const char *body, size_t len, struct limit_request *ret, struct err *e)
+{
+	struct limit_request q = {{LIMIT_AS_IT_IS, LIMIT_AS_IT_IS}};
+	int r = read_body("PUT /v1/vms/{vm}/limits", limit_members, body, len, &q, e);
+
+	if (r < 0)
+		return r;
+	if (q.limits.bps == LIMIT_AS_IT_IS && q.limits.iops == LIMIT_AS_IT_IS)
+		return err_set(e, -EINVAL,
+			"\"disk_bps\" and \"disk_iops\" are missing: one of them at least");
 	*ret = q;
 	return 0;
 }

@@ -46,6 +46,7 @@ pandocli_SRCS += \
 	host/cli/verbs/cmd_machine.c \
 	host/cli/verbs/cmd_stop.c \
 	host/cli/verbs/cmd_resize.c \
+	host/cli/verbs/cmd_limit.c \
 	host/cli/verbs/cmd_checkout.c \
 	host/cli/head.c \
 	host/cli/verbs/cmd_commit.c \

@@ -278,6 +278,48 @@ not_a_size:
 }
 
 int
+opt_bytes_per_s(const char *text, const char *what, uint64_t min, uint64_t max,
+	uint64_t *ret, struct err *e)
+{
+	static const struct {
+		const char *unit;
+		uint64_t bytes;
+	} units[] = {
+		{"", 1},
+		{"k", 1ull << 10},
+		{"kb", 1ull << 10},
+		{"kib", 1ull << 10},
+		{"m", 1ull << 20},
+		{"mb", 1ull << 20},
+		{"mib", 1ull << 20},
+		{"g", 1ull << 30},
+		{"gb", 1ull << 30},
+		{"gib", 1ull << 30},
+	};
+	unsigned long long v;
+	char *end;
+
+	errno = 0;
+	v = strtoull(text, &end, 10);
+	for (size_t i = 0; isdigit((unsigned char)text[0]) &&
+			   i < sizeof(units) / sizeof(units[0]);
+		i++) {
+		if (strcasecmp(end, units[i].unit) != 0)
+			continue;
+		if (errno || __builtin_mul_overflow(v, units[i].bytes, &v) || v > max ||
+			(v && v < min))
+			return err_set(e, -ERANGE,
+				"%s must be 0 or %llu to %llu bytes in a second, not %s", what,
+				(unsigned long long)min, (unsigned long long)max, text);
+		*ret = v;
+		return 0;
+	}
+	return err_set(e, -EINVAL,
+		"%s must be a number of bytes in a second such as 10M, not \"%s\"", what,
+		text);
+}
+
+int
 opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e)
 {
 	static const struct {

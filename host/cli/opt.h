@@ -76,6 +76,9 @@ int opt_u64(const char *text, const char *what, uint64_t min, uint64_t max, uint
 /* Whole MiB: "512", "512M", "512MiB", "2G", "2GiB", "1T"; a plain number is MiB. */
 int opt_mib(const char *text, const char *what, uint64_t min, uint64_t max, uint64_t *ret,
 	struct err *e);
+/* Bytes in a second: 0, or from min on: "65536", "512K", "10M", "1G"; units are of 1024. */
+int opt_bytes_per_s(const char *text, const char *what, uint64_t min, uint64_t max,
+	uint64_t *ret, struct err *e);
 /* Seconds, possibly with a fraction and a unit (ms, s, m, h, d), as milliseconds; at
  * least 1. */
 int opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e);

@@ -184,8 +184,8 @@ pick_reachable(const struct client_vm *vm, struct err *e)
 	const char *name = client_vm_name(vm);
 
 	if (strcmp(vm->state, "paused") == 0)
-		return err_set(e, -EBUSY,
-			"\"%s\" is paused; `pando resume %s` lets it go on", name, name);
+		return err_set(e, -EBUSY, "\"%s\" is paused%s%s; `pando resume %s` lets it go on",
+			name, vm->reason ? ": " : "", vm->reason ? vm->reason : "", name);
 	/* Until it has acknowledged who it is it may believe to be the machine it comes
 	 * from. One that boots is nobody else, and somebody may want to know why it is
 	 * slow. */

@@ -88,6 +88,7 @@ struct client_vm {
 	char **children; /* owned */
 	size_t n_children;
 	uint64_t created_ms, mem_mib, vcpus, disk_mib;
+	uint64_t disk_bps, disk_iops; /* limits; 0: none */
 	uint64_t resize_mib; /* a resize that is not done; 0: none */
 	uint64_t reboots;    /* of its guest, since this pandod knows it */
 	uint64_t paused_ms;  /* how long it has been paused in all */
@@ -134,6 +135,7 @@ struct client_run {
 	uint64_t mem_mib;  /* 0: pandod's default; likewise below */
 	uint64_t vcpus;
 	uint64_t disk_mib;
+	uint64_t disk_bps, disk_iops;
 	const char *kernel;
 	const char *rootfs;
 	const char *cmdline;
@@ -237,6 +239,10 @@ int client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_m
 int client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 /* *ret_note: malloc'd, NULL: nothing to say. */
+/* What may stay as it is, is CLIENT_LIMIT_AS_IT_IS. */
+#define CLIENT_LIMIT_AS_IT_IS UINT64_MAX
+int client_limit(struct client *c, const char *vm, uint64_t disk_bps, uint64_t disk_iops,
+	struct client_vm *ret, struct client_reply *reply, struct err *e);
 int client_resize(struct client *c, const char *vm, uint64_t disk_mib,
 	struct client_vm *ret, char **ret_note, struct client_reply *reply,
 	struct err *e);

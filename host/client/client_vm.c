@@ -158,6 +158,8 @@ read_all(const struct json *j, int tok, struct client_vm *vm)
 		(r = client_read_u64(j, tok, "mem_mib", &vm->mem_mib)) < 0 ||
 		(r = client_read_u64(j, tok, "vcpus", &vm->vcpus)) < 0 ||
 		(r = client_read_u64(j, tok, "disk_mib", &vm->disk_mib)) < 0 ||
+		(r = client_read_u64(j, tok, "disk_bps", &vm->disk_bps)) < 0 ||
+		(r = client_read_u64(j, tok, "disk_iops", &vm->disk_iops)) < 0 ||
 		(r = client_read_u64(j, tok, "paused_ms", &vm->paused_ms)) < 0 ||
 		(r = client_read_u64(j, tok, "resize_mib", &vm->resize_mib)) < 0 ||
 		(r = client_read_u64(j, tok, "reboots", &vm->reboots)) < 0 ||
@@ -358,6 +360,10 @@ client_run(struct client *c, const struct client_run *spec, struct client_vm *re
 		json_out_u64(&o, "vcpus", spec->vcpus);
 	if (spec->disk_mib)
 		json_out_u64(&o, "disk_mib", spec->disk_mib);
+	if (spec->disk_bps)
+		json_out_u64(&o, "disk_bps", spec->disk_bps);
+	if (spec->disk_iops)
+		json_out_u64(&o, "disk_iops", spec->disk_iops);
 	if (spec->kernel)
 		json_out_str(&o, "kernel", spec->kernel);
 	if (spec->rootfs)
@@ -515,6 +521,25 @@ client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *r
 		     : call_vm(c, "POST", path,
 			       no_wait ? "{\"wait\":false}" : "{\"wait\":true}", ret,
 			       reply, e);
+}
+
+int
+client_limit(struct client *c, const char *vm, uint64_t disk_bps, uint64_t disk_iops,
+	struct client_vm *ret, struct client_reply *reply, struct err *e)
+{
+	cleanup_json_out struct json_out o = {0};
+	char path[1024];
+	int r = client_turn_path(c, path, sizeof(path), vm, "/limits", e);
+
+	if (r < 0)
+		return r;
+	json_out_object(&o, NULL);
+	if (disk_bps != CLIENT_LIMIT_AS_IT_IS)
+		json_out_u64(&o, "disk_bps", disk_bps);
+	if (disk_iops != CLIENT_LIMIT_AS_IT_IS)
+		json_out_u64(&o, "disk_iops", disk_iops);
+	r = client_body_end(&o, e);
+	return r < 0 ? r : call_vm(c, "PUT", path, o.buf, ret, reply, e);
 }
 
 int

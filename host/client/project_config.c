@@ -36,6 +36,10 @@ static const struct key keys[] = {
 		""},
 	{"machine", "fs_size_vm_mib", offsetof(struct config, disk_mib), 0,
 		CONFIG_DISK_MIN_MIB, CONFIG_DISK_MAX_MIB, " MiB"},
+	{"machine", "disk_bps", offsetof(struct config, disk_bps), 0, CONFIG_DISK_BPS_MIN,
+		CONFIG_DISK_BPS_MAX, " bytes in a second"},
+	{"machine", "disk_iops", offsetof(struct config, disk_iops), 0, 1,
+		CONFIG_DISK_IOPS_MAX, " requests in a second"},
 	{"rootfs", "name", 0, offsetof(struct config, rootfs), 0, 0, ""},
 	{"kernel", "name", 0, offsetof(struct config, kernel), 0, 0, ""},
 };

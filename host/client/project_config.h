@@ -29,12 +29,16 @@
 #define CONFIG_VCPUS_MAX VMM_VCPUS_MAX
 #define CONFIG_DISK_MIN_MIB 1u
 #define CONFIG_DISK_MAX_MIB VMM_DISK_MAX_MIB
+#define CONFIG_DISK_BPS_MIN VMM_DISK_BYTES_MIN
+#define CONFIG_DISK_BPS_MAX (1ull << 40)
+#define CONFIG_DISK_IOPS_MAX 1000000000ull
 
 struct config {
 	char *path;	  /* owned; the file that was read, NULL: none */
 	uint64_t mem_mib; /* 0: not said; likewise below */
 	uint64_t vcpus;
 	uint64_t disk_mib;
+	uint64_t disk_bps, disk_iops;
 	char *rootfs; /* owned; NULL: not said */
 	char *kernel; /* owned; NULL: not said */
 };

@@ -23,6 +23,11 @@ commit_config_write(const struct vm_row *row, char **ret, struct err *e)
 	json_out_object(&out, NULL);
 	json_out_str(&out, "alias", row->alias);
 	json_out_str(&out, "cmdline", row->cmdline);
+	/* Where there are none, the commit is what it was before there could be. */
+	if (row->limits.bps)
+		json_out_u64(&out, "disk_bps", row->limits.bps);
+	if (row->limits.iops)
+		json_out_u64(&out, "disk_iops", row->limits.iops);
 	json_out_u64(&out, "disk_mib", row->disk_mib);
 	json_out_str(&out, "kernel", row->kernel);
 	json_out_str(&out, "kernel_path", row->kernel_path);
@@ -45,6 +50,15 @@ config_text(const struct json *j, const char *key, char *dst, size_t cap)
 	return tok < 0 ? 0 : json_str(j, tok, dst, cap);
 }
 
+/* 0 where it is not there. */
+static int
+config_limit(const struct json *j, const char *key, uint64_t min, uint64_t max, uint64_t *ret)
+{
+	int tok = json_get(j, 0, key), r = tok < 0 ? 0 : json_u64(j, tok, ret);
+
+	return r < 0 || (*ret && (*ret < min || *ret > max)) ? -EBADMSG : 0;
+}
+
 int
 commit_config_read(const struct store_manifest *m, struct vm_row *ret, struct err *e)
 {
@@ -62,6 +76,9 @@ commit_config_read(const struct store_manifest *m, struct vm_row *ret, struct er
 		config_text(j, "kernel_path", row.kernel_path, sizeof(row.kernel_path)) <
 			0 ||
 		config_text(j, "rootfs", row.rootfs, sizeof(row.rootfs)) < 0 ||
+		config_limit(j, "disk_bps", VMM_DISK_BYTES_MIN, VM_DISK_BPS_MAX,
+			&row.limits.bps) < 0 ||
+		config_limit(j, "disk_iops", 1, VM_DISK_IOPS_MAX, &row.limits.iops) < 0 ||
 		json_u64(j, json_get(j, 0, "mem_mib"), &row.mem_mib) < 0 ||
 		json_u64(j, json_get(j, 0, "disk_mib"), &row.disk_mib) < 0 ||
 		json_u64(j, json_get(j, 0, "vcpus"), &vcpus) < 0 ||

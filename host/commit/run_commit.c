@@ -236,6 +236,8 @@ make(struct spawn *s, struct err *e)
 				(int)sender, (int)s->pids[i]);
 		if (r == 0 && started.setup_ns > slowest_ns)
 			slowest_ns = started.setup_ns;
+		if (r == 0)
+			r = vm_apply_limits(s->t, s->vms[i], e);
 	}
 	if (r == 0) {
 		fault_point("spawn.started");

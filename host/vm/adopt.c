@@ -322,10 +322,12 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 	finish_resize(t, vm);
 	if (vm->dead) /* meanwhile; its state says why */
 		return 0;
+	vm->row.reason[0] = '\0';
 	if (f->stats.paused == 1)
 		vm->row.state = VM_PAUSED;
 	else if (vm->row.state == VM_PAUSED)
 		vm->row.state = vm->row.answered ? VM_RUNNING : VM_STARTING;
+	vm_note_disk(t, vm); /* said before its statistics */
 	vm_count_pause(vm);
 	if (!held)
 		vm_enter_scope(t, vm, true);

@@ -227,6 +227,9 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	if (sender != pid)
 		return err_set(e, -EPROTO, "process %d answered in place of the VMM, %d",
 			(int)sender, (int)pid);
+	r = vm_apply_limits(t, vm, e);
+	if (r < 0)
+		return r;
 	pthread_mutex_lock(&t->lock);
 	vm->row.pid = pid;
 	pthread_mutex_unlock(&t->lock);
@@ -257,6 +260,7 @@ enter(struct tree *t, const struct create_request *q, const struct image *image,
 	vm->row.mem_mib = q->mem_mib;
 	vm->row.vcpus = q->vcpus;
 	vm->row.disk_mib = q->disk_mib;
+	vm->row.limits = q->limits;
 	if (!vm->row.disk_mib)
 		vm->row.disk_mib = image->base_mib > DISK_DEFAULT_MIB ? image->base_mib
 								      : DISK_DEFAULT_MIB;

@@ -102,6 +102,11 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"ALTER TABLE chain ADD COLUMN first INTEGER;"
 	"ALTER TABLE chain ADD COLUMN last INTEGER;"
 	"ALTER TABLE vms ADD COLUMN commit_segment TEXT;",
+	/* Of those that have some. */
+	"CREATE TABLE disk_limits ("
+	"  vm TEXT PRIMARY KEY REFERENCES vms(id) ON DELETE CASCADE,"
+	"  bps INTEGER NOT NULL,"
+	"  iops INTEGER NOT NULL) WITHOUT ROWID;",
 };
 _Static_assert(DB_REPORT_BYTES == 512, "stands in the schema, too");
 
@@ -110,6 +115,8 @@ enum stmt {
 	STMT_COMMIT,
 	STMT_LOAD,
 	STMT_LABELS,
+	STMT_LIMITS,
+	STMT_LIMITS_PUT,
 	STMT_INSERT,
 	STMT_INSERT_LABEL,
 	STMT_UPDATE,
@@ -161,6 +168,9 @@ static const char *const sql[STMT_COUNT] = {
 		" host_key, greeted, commit_segment"
 		" FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
+	[STMT_LIMITS] = "SELECT bps, iops FROM disk_limits WHERE vm = ?1",
+	[STMT_LIMITS_PUT] =
+		"INSERT OR REPLACE INTO disk_limits (vm, bps, iops) VALUES (?1, ?2, ?3)",
 	[STMT_INSERT] =
 		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, vcpus,"
 		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made,"
@@ -494,6 +504,25 @@ load_labels(struct db *db, struct vm_row *row, struct err *e)
 }
 
 static int
+load_limits(struct db *db, struct vm_row *row, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_LIMITS];
+	int step, r = 0;
+
+	sqlite3_bind_text(s, 1, row->id, -1, SQLITE_STATIC);
+	step = sqlite3_step(s);
+	if (step == SQLITE_ROW) {
+		row->limits.bps = (uint64_t)sqlite3_column_int64(s, 0);
+		row->limits.iops = (uint64_t)sqlite3_column_int64(s, 1);
+	} else if (step != SQLITE_DONE) {
+		r = failed(db, "reading limits", e);
+	}
+	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
+	return r;
+}
+
+static int
 load_row(sqlite3_stmt *s, struct vm_row *row)
 {
 	char state[16];
@@ -553,6 +582,8 @@ db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struct er
 		}
 		r = load_labels(db, v, e);
 		if (r == 0)
+			r = load_limits(db, v, e);
+		if (r == 0)
 			r = row(ctx, v, e);
 		if (r < 0)
 			break;
@@ -599,6 +630,17 @@ bind_row(sqlite3_stmt *s, const struct vm_row *row, bool all)
 }
 
 int
+db_limits(struct db *db, const struct vm_row *row, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_LIMITS_PUT];
+
+	sqlite3_bind_text(s, 1, row->id, -1, SQLITE_STATIC);
+	sqlite3_bind_int64(s, 2, (sqlite3_int64)row->limits.bps);
+	sqlite3_bind_int64(s, 3, (sqlite3_int64)row->limits.iops);
+	return run(db, STMT_LIMITS_PUT, "limiting a VM", e);
+}
+
+int
 db_insert(struct db *db, const struct vm_row *row, struct err *e)
 {
 	int r;
@@ -613,6 +655,8 @@ db_insert(struct db *db, const struct vm_row *row, struct err *e)
 		sqlite3_bind_text(s, 3, row->labels.items[i].value, -1, SQLITE_STATIC);
 		r = run(db, STMT_INSERT_LABEL, "adding a label", e);
 	}
+	if (r == 0 && (row->limits.bps || row->limits.iops))
+		r = db_limits(db, row, e);
 	return r;
 }
 

@@ -26,7 +26,7 @@
 #include "host/vm/vm_spec.h"
 #include "host/store/store.h"
 
-#define DB_SCHEMA_VERSION 7
+#define DB_SCHEMA_VERSION 8
 #define DB_REASON_MAX 512
 
 #define DB_SEGMENT_MAX 32 /* "<id>.<n>", merged ones "<id>.m<16 digits>" */
@@ -57,6 +57,7 @@ struct vm_row {
 	uint64_t mem_mib;
 	uint32_t vcpus;
 	uint64_t disk_mib;
+	struct disk_limits limits;
 	char kernel[VM_IMAGE_MAX];
 	char rootfs[VM_IMAGE_MAX];
 	char kernel_path[PATHS_MAX];  /* what `kernel` was when it first booted */
@@ -110,6 +111,8 @@ int db_insert(struct db *db, const struct vm_row *row, struct err *e);
  * generation, pid, answered, made, next_segment, resize_mib, commit, commit_segment, image,
  * acknowledged, host_key. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
+/* Its limits. */
+int db_limits(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
 

@@ -13,6 +13,7 @@ pandovm_SRCS += \
 	host/vm/handshake.c \
 	host/vm/image.c \
 	host/vm/lifecycle.c \
+	host/vm/limits.c \
 	host/vm/merge.c \
 	host/vm/merge_dead.c \
 	host/vm/merge_plan.c \

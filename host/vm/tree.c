@@ -614,6 +614,42 @@ vm_count_pause(struct vm *vm)
 	}
 }
 
+void
+vm_note_disk(struct tree *t, struct vm *vm)
+{
+	char msg[VMMCTL_TEXT_MAX];
+	struct err e;
+	const bool full = vm->ctl && vmmctl_disk_full(vm->ctl, msg, sizeof(msg));
+	bool logs;
+
+	if (vm->dead || full == vm->disk_full || !vm_state_lives(vm->row.state))
+		return;
+	/* Paused by a person: it stays so. */
+	if (full && vm->row.state == VM_PAUSED)
+		return;
+	vm->disk_full = full;
+	vm->disk_log.burst = 4;
+	logs = log_allowed(&vm->disk_log);
+	if (full) {
+		vm->row.state = VM_PAUSED;
+		snprintf(vm->row.reason, sizeof(vm->row.reason), "%s", msg);
+		if (logs)
+			log_warn("vm %s (%s): paused: %s", vm->row.id, vm_name(vm),
+				vm->row.reason);
+	} else {
+		vm->row.state = vm->row.answered ? VM_RUNNING : VM_STARTING;
+		vm->row.reason[0] = '\0';
+		if (logs)
+			log_info("vm %s (%s): its disk has room again; it goes on",
+				vm->row.id, vm_name(vm));
+	}
+	vm_count_pause(vm);
+	/* Where state.db has no room either, it is what a restart finds out anew. */
+	if (db_update(t->db, &vm->row, &e) < 0)
+		log_warn("vm %s: %s", vm->row.id, e.msg);
+	pthread_cond_broadcast(&t->changed);
+}
+
 static int
 pause_or_resume(struct tree *t, const char *name, bool pause, const struct progress *p,
 	struct json_out *out, struct err *e)
@@ -634,7 +670,7 @@ pause_or_resume(struct tree *t, const char *name, bool pause, const struct progr
 		r = err_set(e, -EBUSY, "vm \"%s\" is %s: there is nothing to %s",
 			vm_name(vm), vm_state_name(vm->row.state),
 			pause ? "pause" : "resume");
-	} else if ((vm->row.state == VM_PAUSED) != pause) {
+	} else if ((vm->row.state == VM_PAUSED) != pause || vm->disk_full) {
 		pthread_mutex_unlock(&t->lock);
 		r = vmmctl_command(vm->ctl, pause ? VMM_PAUSE : VMM_RESUME,
 			t->config.answer_timeout_ms, e);
@@ -645,10 +681,13 @@ pause_or_resume(struct tree *t, const char *name, bool pause, const struct progr
 			vm->row.state = pause		   ? VM_PAUSED
 					: vm->row.answered ? VM_RUNNING
 							   : VM_STARTING;
+			vm->disk_full = false;
+			vm->row.reason[0] = '\0';
 			vm_count_pause(vm);
 			r = db_update(t->db, &vm->row, e);
 			log_info("vm %s (%s): %s", vm->row.id, vm_name(vm),
 				pause ? "paused" : "resumed");
+			vm_note_disk(t, vm); /* it may be full still */
 		}
 	}
 	vm->op = NULL;

@@ -119,6 +119,8 @@ int tree_start_vm(struct tree *t, const char *name, const struct start_request *
 	const struct progress *p, struct json_out *out, struct err *e);
 int tree_resize(struct tree *t, const char *name, const struct resize_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
+int tree_limit(struct tree *t, const char *name, const struct limit_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
 /* reports.c: what guests have is taken first. name NULL: of all VMs; else of one, which
  * may be gone (then its id). Those with a seq above `after`. wait: where there is none yet, the
  * call ends when one comes, or without any after TREE_REPORTS_WAIT_MS, or when p's caller has gone.

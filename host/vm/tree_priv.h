@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/log.h"
 #include "host/agent/agent_handshake.h"
 #include "host/vm/db.h"
 #include "host/vm/tree.h"
@@ -35,6 +36,8 @@ struct vm {
 	const char *op;		/* static text: "being branched"; NULL: idle */
 	char kill_reason[DB_REASON_MAX]; /* why pandod ended it, if it did */
 	uint64_t closed_ns; /* when its control socket closed; 0: it is open */
+	bool disk_full; /* paused by itself: its host's disk is full (vmmctl_disk_full) */
+	struct log_limit disk_log;
 	uint64_t paused_at_ns,
 		paused_ns;    /* since when, 0: it is not; and before, in all */
 	uint64_t probe_at_ns; /* when the agent is asked next */
@@ -133,6 +136,11 @@ struct tree {
 
 /* All of these with the lock held, but where they say otherwise. */
 
+/* Tells a VM that has just started its limits, if it has any. Without the lock. */
+int vm_apply_limits(struct tree *t, struct vm *vm, struct err *e);
+/* Takes over what its VMM says of a full disk: paused by itself with that reason, or not any
+ * more. With the lock. */
+void vm_note_disk(struct tree *t, struct vm *vm);
 /* Its state is VM_PAUSED now, or is not: the time it stands still is counted. */
 void vm_count_pause(struct vm *vm);
 struct vm *vm_new(struct tree *t); /* one reference; NULL: out of memory */

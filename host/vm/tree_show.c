@@ -67,6 +67,8 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 	json_out_u64(out, "mem_mib", row->mem_mib);
 	json_out_u64(out, "vcpus", row->vcpus);
 	json_out_u64(out, "disk_mib", row->disk_mib);
+	json_out_u64(out, "disk_bps", row->limits.bps);
+	json_out_u64(out, "disk_iops", row->limits.iops);
 	if (row->resize_mib)
 		json_out_u64(out, "resize_mib", row->resize_mib);
 	else

@@ -53,6 +53,8 @@ arm_control(void *ctx, uint64_t handle)
 		if (vmmctl_broken(vm->ctl, why, sizeof(why)))
 			end_liar(vm, why);
 		else
+			vm_note_disk(t, vm);
+		if (!vm->kill_reason[0])
 			epoll_ctl(t->epoll_fd, EPOLL_CTL_MOD, vmmctl_fd(vm->ctl), &ev);
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -158,6 +160,7 @@ process_ended(struct tree *t, struct vm *vm)
 	cleanup_close_fn(&vm->pidfd);
 	vm->pidfd = -1;
 	vm->dead = true;
+	vm->disk_full = false;
 	scopes_leave(t->config.scopes, vm->row.id);
 	if (vm_state_lives(vm->row.state) && !vm->removing) {
 		vm->row.state =

@@ -37,12 +37,21 @@ struct labels {
 	struct label items[VM_LABELS_MAX];
 };
 
+/* Of a disk, in a second; 0: no limit. */
+#define VM_DISK_BPS_MAX (1ull << 40)
+#define VM_DISK_IOPS_MAX 1000000000ull
+struct disk_limits {
+	uint64_t bps; /* bytes, read and written: 0, or VMM_DISK_BYTES_MIN and more */
+	uint64_t iops;
+};
+
 /* POST /v1/vms. Empty strings and zeroes: not given. */
 struct create_request {
 	char alias[VM_ALIAS_MAX + 1];
 	uint64_t mem_mib;
 	uint32_t vcpus;
 	uint64_t disk_mib; /* 0: the default, or the image's size if that is more */
+	struct disk_limits limits;
 	char kernel[VM_IMAGE_MAX];
 	char rootfs[VM_IMAGE_MAX];
 	char cmdline[VM_CMDLINE_MAX];
@@ -89,6 +98,12 @@ struct start_request {
 /* POST /v1/vms/{vm}/resize */
 struct resize_request {
 	uint64_t disk_mib;
+};
+
+/* PUT /v1/vms/{vm}/limits */
+#define LIMIT_AS_IT_IS UINT64_MAX
+struct limit_request {
+	struct disk_limits limits; /* each may be LIMIT_AS_IT_IS */
 };
 
 /* POST /v1/vms/{vm}/commit */

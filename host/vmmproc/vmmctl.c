@@ -28,6 +28,7 @@ union message {
 	struct vmm_stats_answer stats;
 	struct vmm_exiting exiting;
 	struct vmm_state_answer state;
+	struct vmm_disk_full disk_full;
 };
 
 struct vmmctl {
@@ -44,7 +45,8 @@ struct vmmctl {
 	pthread_mutex_t
 		lock; /* one exchange at a time; covers all of the above but exiting */
 	/* What others ask while an exchange is under way. */
-	pthread_mutex_t exiting_lock; /* has_exiting, exiting, broken, broken_why */
+	pthread_mutex_t exiting_lock; /* has_exiting, exiting, disk_full, broken, broken_why */
+	struct vmm_disk_full disk_full; /* the newest; error 0: it is not */
 	bool broken;
 	char broken_why[VMMCTL_TEXT_MAX];
 };
@@ -185,6 +187,8 @@ length_of(uint16_t type)
 		return sizeof(struct vmm_exiting);
 	case VMM_STATE_ANSWER:
 		return sizeof(struct vmm_state_answer);
+	case VMM_DISK_FULL:
+		return sizeof(struct vmm_disk_full);
 	}
 	return 0;
 }
@@ -208,7 +212,8 @@ vmmctl_check(const void *msg, size_t len, struct err *e)
 		return err_set(e, -EPROTO,
 			"the VMM sent a message of type %u with %zu bytes, not %zu",
 			h.type, len, length_of(h.type));
-	if ((h.type == VMM_STARTED || h.type == VMM_EXITING) != (h.seq == 0))
+	if ((h.type == VMM_STARTED || h.type == VMM_EXITING || h.type == VMM_DISK_FULL) !=
+		(h.seq == 0))
 		return err_set(e, -EPROTO,
 			"the VMM sent a message of type %u with number %llu", h.type,
 			(unsigned long long)h.seq);
@@ -316,6 +321,9 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 	case VMM_STATE_ANSWER:
 		clean_text(m->state.msg);
 		break;
+	case VMM_DISK_FULL:
+		clean_text(m->disk_full.msg);
+		break;
 	}
 	*ret_pid = cred.pid;
 	return 1;
@@ -335,6 +343,12 @@ keep_unasked(struct vmmctl *c, const union message *m, pid_t pid)
 		pthread_mutex_lock(&c->exiting_lock);
 		c->exiting = m->exiting;
 		c->has_exiting = true;
+		pthread_mutex_unlock(&c->exiting_lock);
+		return 1;
+	}
+	if (m->hdr.type == VMM_DISK_FULL) {
+		pthread_mutex_lock(&c->exiting_lock);
+		c->disk_full = m->disk_full;
 		pthread_mutex_unlock(&c->exiting_lock);
 		return 1;
 	}
@@ -703,6 +717,15 @@ vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e
 }
 
 int
+vmmctl_limit_disk(struct vmmctl *c, uint64_t bytes_per_s, uint64_t ops_per_s, int timeout_ms,
+	struct err *e)
+{
+	struct vmm_disk_limits msg = {.bytes_per_s = bytes_per_s, .ops_per_s = ops_per_s};
+
+	return ask(c, &msg, VMM_DISK_LIMITS, sizeof(msg), timeout_ms, e);
+}
+
+int
 vmmctl_merged(struct vmmctl *c, struct vmm_merged *msg,
 	const int fds[static VMM_MERGED_FD_COUNT], int timeout_ms, bool *ret_refused,
 	struct err *e)
@@ -813,4 +836,17 @@ vmmctl_exiting(struct vmmctl *c, uint32_t *ret_reason, char *ret_msg, size_t cap
 	}
 	pthread_mutex_unlock(&c->exiting_lock);
 	return has;
+}
+
+bool
+vmmctl_disk_full(struct vmmctl *c, char *ret_msg, size_t cap)
+{
+	bool full;
+
+	pthread_mutex_lock(&c->exiting_lock);
+	full = c->disk_full.error != 0;
+	if (full)
+		snprintf(ret_msg, cap, "%s", c->disk_full.msg);
+	pthread_mutex_unlock(&c->exiting_lock);
+	return full;
 }

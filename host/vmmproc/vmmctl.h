@@ -12,7 +12,7 @@
  * connection whoever called listen(), and both were a pandod.
  *
  * Calls are serialised by a lock inside; the thread that waits for an answer also takes
- * unasked messages and keeps them (vmmctl_exiting). A process that ends wakes the waiter
+ * unasked messages and keeps them (vmmctl_exiting, vmmctl_disk_full). A process that ends wakes the waiter
  * through its pidfd.
  *
  * A timeout_ms is the time in which the VMM's process, where its pidfd is known, makes no
@@ -73,6 +73,9 @@ int vmmctl_wait_started(struct vmmctl *c, int timeout_ms, struct vmm_started *re
 /* VMM_PAUSE, VMM_RESUME, VMM_POWER_BUTTON: waits for VMM_DONE. */
 int vmmctl_command(
 	struct vmmctl *c, enum vmm_msg_type type, int timeout_ms, struct err *e);
+/* VMM_DISK_LIMITS, to a VMM that knows it (VMM_LIMITS_DISK). */
+int vmmctl_limit_disk(struct vmmctl *c, uint64_t bytes_per_s, uint64_t ops_per_s,
+	int timeout_ms, struct err *e);
 /* VMM_RESIZE: the guest sees a disk of that size once this returned. */
 int vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e);
 /* *ret_pid (may be NULL): the sender. try_only: -EAGAIN when another call is under way.
@@ -114,6 +117,10 @@ int vmmctl_drain(struct vmmctl *c, bool wait_lock, struct err *e);
 bool vmmctl_broken(struct vmmctl *c, char *ret_why, size_t cap);
 /* Last words, if any came. Never waits. */
 bool vmmctl_exiting(struct vmmctl *c, uint32_t *ret_reason, char *ret_msg, size_t cap);
+
+/* Whether the VM stands still because its host's disk is full, as far as it has said, and the
+ * sentence. Never waits. */
+bool vmmctl_disk_full(struct vmmctl *c, char *ret_msg, size_t cap);
 
 /* Exposed for its fuzzer and tests: checks one message of len bytes as it came. */
 int vmmctl_check(const void *msg, size_t len, struct err *e);

@@ -3,7 +3,7 @@
  * shadow model: what was written is what is read, by the guest and from the files at
  * rest, also of every state that was cut on the way. Between them come wild ones: bytes
  * into registers, rings, descriptors; after those the driver resets the device and takes
- * the disk as it is.
+ * the disk as it is. An input of odd length has flushes wait for rounds, as with a thread.
  */
 #include <stdint.h>
 #include <fcntl.h>
@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "tests/unit/fake_driver.h"
 #include "vmm/blk.h"
+#include "vmm/blk_flush.h"
 
 #define DISK_MIB 1u
 #define DISK_BYTES (DISK_MIB << 20)
@@ -37,6 +38,7 @@ struct input {
 
 static struct fake_driver d;
 static struct blk blk;
+static bool rounds; /* flushes wait for them */
 static int base_fd = -1;
 static uint8_t model[DISK_BYTES];
 static struct {
@@ -78,6 +80,13 @@ fill(uint8_t *p, size_t len, uint32_t seed)
 	}
 }
 
+static bool
+wakes(void *ctx)
+{
+	(void)ctx;
+	return rounds;
+}
+
 /* A sane request in two data pieces; its status. */
 static uint8_t
 request(uint32_t type, uint64_t sector, uint32_t len, uint32_t split)
@@ -98,6 +107,8 @@ request(uint32_t type, uint64_t sector, uint32_t len, uint32_t split)
 	bufs[n++] = (struct fake_buf){STATUS, 1, true};
 	fake_add(&d, 0, bufs, n);
 	fake_kick(&d, 0);
+	while (rounds && blk_round(&blk))
+		;
 	MUST(fake_used(&d, 0, NULL, NULL));
 	fake_peek(&d, STATUS, &status, 1);
 	return status;
@@ -324,6 +335,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	unsigned op, i;
 
 	start();
+	rounds = size & 1;
+	blk.waker = (struct blk_waker){.wake = wakes};
 	blk.index_limit = 40; /* within reach */
 	while (in.left) {
 		op = (unsigned)take(&in, 1) % 8;
@@ -333,6 +346,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			cut();
 		else if (op == 6)
 			wild(&in);
+		else if (rounds)
+			(void)blk_round(&blk);
 		else
 			MUST(blk_flush(&blk, NULL) == 0);
 		MUST(blk.data_blocks <= blk.map.n_blocks);

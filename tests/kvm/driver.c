@@ -309,6 +309,11 @@ receive(struct vm *vm, union driver_message *m, int timeout_ms)
 		vm->exiting = m->exiting;
 		vm->exiting.msg[sizeof(vm->exiting.msg) - 1] = 0;
 		m->hdr.type = 0;
+	} else if (m->hdr.type == VMM_DISK_FULL && n == sizeof(m->disk_full)) {
+		vm->disk_fulls++;
+		vm->disk_full = m->disk_full;
+		vm->disk_full.msg[sizeof(vm->disk_full.msg) - 1] = 0;
+		m->hdr.type = 0;
 	}
 	return 0;
 }
@@ -319,6 +324,23 @@ remaining(uint64_t deadline_ns)
 	uint64_t now = io_now_ns();
 
 	return now >= deadline_ns ? 0 : (int)((deadline_ns - now) / 1000000) + 1;
+}
+
+int
+driver_wait_disk_full(struct vm *vm, bool full, int timeout_ms, struct err *e)
+{
+	const uint64_t deadline = io_now_ns() + (uint64_t)timeout_ms * 1000000;
+	union driver_message m;
+	int r;
+
+	while (!vm->disk_fulls || (vm->disk_full.error != 0) != full) {
+		r = receive(vm, &m, remaining(deadline));
+		if (r < 0)
+			return err_sys(e, r, "%s: waiting until its disk %s", vm->name,
+				full ? "is full" : "has room");
+	}
+	vm->disk_fulls = 0;
+	return 0;
 }
 
 int

@@ -40,6 +40,8 @@ struct vm {
 	bool got_started, got_exiting, closed;
 	struct vmm_started started;
 	struct vmm_exiting exiting;
+	unsigned disk_fulls; /* VMM_DISK_FULL messages; the last of them */
+	struct vmm_disk_full disk_full;
 };
 
 struct driver {
@@ -127,6 +129,11 @@ struct restore {
 int driver_send_restore(struct vm *vm, const struct restore *restore, struct err *e);
 
 int driver_resize(struct vm *vm, uint64_t disk_mib, struct err *e);
+/* VMM_DISK_LIMITS. */
+int driver_limit_disk(
+	struct vm *vm, uint64_t bytes_per_s, uint64_t ops_per_s, struct err *e);
+/* Waits for the next VMM_DISK_FULL, which says that it is full, or that there is room. */
+int driver_wait_disk_full(struct vm *vm, bool full, int timeout_ms, struct err *e);
 
 /* A request of a header alone; waits for the answer of the type (VMM_DONE or
  * VMM_STATS_ANSWER). */

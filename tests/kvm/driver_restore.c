@@ -303,3 +303,19 @@ driver_resize(struct vm *vm, uint64_t disk_mib, struct err *e)
 	a.done.msg[sizeof(a.done.msg) - 1] = 0;
 	return err_set(e, a.done.error, "%s", a.done.msg);
 }
+
+int
+driver_limit_disk(struct vm *vm, uint64_t bytes_per_s, uint64_t ops_per_s, struct err *e)
+{
+	struct vmm_disk_limits m = {
+		.hdr = {.version = VMM_WIRE_VERSION,
+			.type = VMM_DISK_LIMITS,
+			.len = sizeof(m),
+			.seq = ++vm->seq},
+		.bytes_per_s = bytes_per_s,
+		.ops_per_s = ops_per_s,
+	};
+	int r = io_send_fds(vm->control, &m, sizeof(m), NULL, 0);
+
+	return r < 0 ? err_sys(e, r, "VMM_DISK_LIMITS") : done(vm, m.hdr.seq, e);
+}

@@ -163,10 +163,12 @@ bool
 fake_used(struct fake_driver *d, unsigned qi, uint32_t *ret_head, uint32_t *ret_len)
 {
 	struct fake_queue *q = &d->q[qi];
+	const uint16_t *shared = guest_range(&d->mem, (gpa_t){q->used + 2}, 2);
 	uint32_t elem[2];
 	uint16_t idx;
 
-	fake_peek(d, q->used + 2, &idx, sizeof(idx));
+	/* A thread of the device may be writing it. */
+	idx = __atomic_load_n(shared, __ATOMIC_ACQUIRE);
 	if (idx == q->used_seen)
 		return false;
 	fake_peek(d, q->used + 4 + 8ull * (q->used_seen % q->size), elem, sizeof(elem));

@@ -25,6 +25,7 @@ static struct {
 	uint64_t booted_ns, looks;
 	struct console console;
 	char cmdline[VMM_CMDLINE_MAX];
+	struct vmm_disk_limits limits;
 } vm = {.control = VMM_CONTROL_FD, .listen = -1, .vsock = -1, .index = -1};
 
 static const char console_line[] = "[    1.0] a\x1b unit\r\n";
@@ -191,6 +192,7 @@ on_control(void)
 		struct vmm_boot boot;
 		struct vmm_fork fork;
 		struct vmm_resize resize;
+		struct vmm_disk_limits limits;
 		struct vmm_merged merged;
 	} m;
 	int fds[IO_FDS_MAX];
@@ -226,8 +228,12 @@ on_control(void)
 	case VMM_STATS: {
 		struct vmm_stats_answer a = {.uptime_ns = 7000000,
 			.vcpu_exits = told("works") ? ++vm.looks : 0,
-			.tracks = told("merge=old") ? 0 : VMM_TAKES_MERGED,
-			.paused = vm.parked ? 2 : vm.paused};
+			.paused = vm.parked ? 2 : vm.paused,
+			/* Told back where a test can see it. */
+			.disk_read_bytes = vm.limits.bytes_per_s,
+			.disk_write_bytes = vm.limits.ops_per_s,
+			.tracks = (told("merge=old") ? 0 : VMM_TAKES_MERGED) |
+				  (told("limits=old") ? 0 : VMM_LIMITS_DISK)};
 
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
 		break;
@@ -244,6 +250,15 @@ on_control(void)
 			last_words(VMM_EXIT_RESET, "rebooted instead");
 			_exit(0);
 		}
+		break;
+	}
+	case VMM_DISK_LIMITS: {
+		struct vmm_done d = {0};
+
+		if ((size_t)len != sizeof(m.limits))
+			_exit(24);
+		vm.limits = m.limits;
+		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
 		break;
 	}
 	case VMM_RESIZE: {

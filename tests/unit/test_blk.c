@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "tests/unit/fake_driver.h"
+#include "vmm/blk_flush.h"
 
 #define ALL UINT64_MAX
 #define DISK_MIB 4u
@@ -672,10 +673,323 @@ a_driver_without_flush_gets_durable_writes(void **state)
 
 	(void)state;
 	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), 0);
-	assert_true(blk.segments[0].dirty);
+	assert_true(blk.segments[0].written != blk.segments[0].synced);
 	assert_true(fake_start(&d, &blk.dev, ALL & ~VIRTIO_BLK_F_FLUSH));
 	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), 0);
-	assert_false(blk.segments[0].dirty);
+	assert_false(blk.segments[0].written != blk.segments[0].synced);
+}
+
+/* A thread that the test is itself. */
+static unsigned woken;
+
+static bool
+note_wake(void *ctx)
+{
+	(void)ctx;
+	woken++;
+	return true;
+}
+
+static void
+use_thread(void)
+{
+	woken = 0;
+	blk.waker = (struct blk_waker){.wake = note_wake};
+	/* Each answer is worth an interrupt, then. */
+	assert_true(fake_start(&d, &blk.dev, ALL & ~VIRTIO_F_EVENT_IDX));
+}
+
+/* Asks for a flush whose status byte is number n; nothing waits for the answer. */
+static void
+begin_flush(unsigned n)
+{
+	struct virtio_blk_req req = {.type = VIRTIO_BLK_T_FLUSH};
+	const struct fake_buf bufs[] = {{HDR, sizeof(req), false}, {STATUS + n, 1, true}};
+	uint8_t status = 0xee;
+
+	fake_poke(&d, HDR, &req, sizeof(req));
+	fake_poke(&d, STATUS + n, &status, 1);
+	fake_add(&d, 0, bufs, 2);
+	fake_kick(&d, 0);
+}
+
+static int
+flush_status(unsigned n)
+{
+	uint8_t status;
+
+	fake_peek(&d, STATUS + n, &status, 1);
+	return status;
+}
+
+static void
+a_flush_waits_for_the_thread_and_reads_and_writes_do_not(void **state)
+{
+	uint8_t buf[4096];
+	unsigned irqs;
+
+	(void)state;
+	use_thread();
+	assert_int_equal(woken, 0);
+	fill(buf, sizeof(buf), 1);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 4096), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	assert_int_equal(woken, 1);
+	assert_false(fake_used(&d, 0, NULL, NULL));
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 8, buf, 4096), VIRTIO_BLK_S_OK);
+	assert_disk(0, buf, 4096);
+	begin_flush(2);
+	assert_int_equal(flush_status(1), 0xee);
+	/* One round for both, and one interrupt. */
+	irqs = d.irqs;
+	assert_true(blk_round(&blk));
+	assert_false(blk_round(&blk));
+	assert_int_equal(d.irqs, irqs + 1);
+	assert_true(fake_used(&d, 0, NULL, NULL) && fake_used(&d, 0, NULL, NULL));
+	assert_int_equal(flush_status(1), VIRTIO_BLK_S_OK);
+	assert_int_equal(flush_status(2), VIRTIO_BLK_S_OK);
+	assert_false(blk_is_unsynced(&blk));
+	/* With nothing to do it is answered at once. */
+	woken = 0;
+	assert_int_equal(request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0), VIRTIO_BLK_S_OK);
+	assert_int_equal(woken, 0);
+}
+
+static void
+a_flood_of_flushes_waits_in_the_queue(void **state)
+{
+	uint8_t buf[512] = {7};
+	uint16_t head;
+	unsigned answered = 0;
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	head = (uint16_t)(d.q[0].next_desc - 2);
+	/* The same chain again and again: a driver that keeps no count of what is its own. */
+	for (unsigned turn = 0; turn < 2; turn++) {
+		for (unsigned i = 0; i < 100; i++)
+			fake_offer(&d, 0, head);
+		fake_kick(&d, 0);
+	}
+	assert_true(blk_late_is_full(&blk));
+	while (blk_round(&blk))
+		;
+	while (fake_used(&d, 0, NULL, NULL))
+		answered++;
+	assert_int_equal(answered, 201);
+	assert_int_equal(fake_read(&d, VIRTIO_MMIO_STATUS), 15);
+}
+
+static void
+a_reset_forgets_flushes_that_wait(void **state)
+{
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	while (blk_round(&blk))
+		;
+	assert_false(fake_used(&d, 0, NULL, NULL));
+	assert_int_equal(flush_status(1), 0xee);
+	assert_true(blk_is_unsynced(&blk));
+	begin_flush(2);
+	while (blk_round(&blk))
+		;
+	assert_int_equal(flush_status(2), VIRTIO_BLK_S_OK);
+}
+
+static void
+nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped(void **state)
+{
+	static atomic_int stop;
+	uint8_t buf[512] = {7};
+	unsigned irqs;
+
+	(void)state;
+	use_thread();
+	blk.dev.stop = &stop;
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	atomic_store(&stop, 1);
+	irqs = d.irqs;
+	assert_false(blk_round(&blk));
+	assert_false(blk_is_unsynced(&blk));
+	assert_int_equal(flush_status(1), 0xee);
+	assert_int_equal(d.irqs, irqs);
+	atomic_store(&stop, 0);
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	assert_int_equal(flush_status(1), VIRTIO_BLK_S_OK);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	assert_true(d.irqs > irqs);
+}
+
+static void
+a_flush_that_waits_goes_with_the_state(void **state)
+{
+	static uint8_t blob[8192];
+	uint8_t buf[512] = {7};
+	struct blob_out out;
+	struct blob_in all, in;
+	struct err e = {0};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	begin_flush(2);
+	blob_start(&out, blob, sizeof(blob));
+	blob_begin(&out, 1);
+	blk_save(&blk, &out);
+	blob_end(&out);
+	assert_true(blob_finish(&out) > 0);
+	assert_int_equal(blob_open(blob, out.len, &all, &e), 0);
+	assert_int_equal(blob_next(&all, 1, "disk", &in, &e), 0);
+	/* As in a VM that starts from it: the same memory, a disk of its own. */
+	blk_late_forget(&blk);
+	if (blk_load(&blk, DISK_MIB, &in, &e))
+		fail_msg("%s", e.msg);
+	assert_int_equal(blob_end_in(&in, "disk", &e), 0);
+	assert_int_equal(flush_status(1), 0xee);
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	while (blk_round(&blk))
+		;
+	assert_int_equal(flush_status(1), VIRTIO_BLK_S_OK);
+	assert_int_equal(flush_status(2), VIRTIO_BLK_S_OK);
+}
+
+static void
+a_cut_under_a_round_leaves_its_descriptors_to_it(void **state)
+{
+	int fds[VMM_SEG_FDS], data_fd;
+
+	(void)state;
+	use_thread();
+	/* Written, but no record: the cut drops the segment. */
+	blk_wrote(&blk.segments[0]);
+	data_fd = blk.segments[0].data_fd;
+	blk.flush.in_use[0] = data_fd;
+	new_unnamed_segment(90, fds);
+	assert_int_equal(blk_cut(&blk, fds, NULL, NULL, NULL), 0);
+	assert_true(blk.segments[0].data_fd != data_fd);
+	assert_true(fcntl(data_fd, F_GETFD) >= 0);
+	/* A child has it closed, as the round would have. */
+	blk_fork_child(&blk, fake_irq(&d));
+	assert_int_equal(fcntl(data_fd, F_GETFD), -1);
+}
+
+static unsigned told;
+
+static void
+note_told(void *ctx)
+{
+	(void)ctx;
+	told++;
+}
+
+static void
+a_write_without_room_waits_in_the_queue(void **state)
+{
+	static uint8_t buf[65536], fresh[65536];
+	static char small[80], command[256];
+	int fds[VMM_SEG_FDS];
+
+	(void)state;
+	snprintf(small, sizeof(small), "%s/small", folder);
+	snprintf(command, sizeof(command), "mkdir %s && mount -t tmpfs -o size=128k none %s 2>/dev/null",
+		small, small);
+	if (geteuid() != 0 || system(command)) {
+		print_message("only root may mount a file system\n");
+		skip();
+	}
+	snprintf(data_path[n_segments], sizeof(data_path[0]), "%s/data", small);
+	snprintf(index_path[n_segments], sizeof(index_path[0]), "%s/index", small);
+	fds[0] = open(data_path[n_segments], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	fds[1] = open(index_path[n_segments], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	again_read_only(data_path[n_segments], index_path[n_segments], fds);
+	assert_int_equal(blk_cut(&blk, fds, NULL, NULL, NULL), 0);
+	told = 0;
+	blk.teller = (struct blk_teller){.tell = note_told};
+	fill(buf, sizeof(buf), 1);
+	fill(fresh, sizeof(fresh), 2);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 65536), VIRTIO_BLK_S_OK);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 512, fresh, 65536), -1);
+	assert_int_equal(told, 1);
+	assert_int_equal(blk_is_full(&blk), -ENOSPC);
+	assert_false(blk_has_room(&blk));
+	/* Nothing else is taken, and another try fails as the first. */
+	fake_kick(&d, 0);
+	assert_int_equal(told, 1);
+	blk_try_again(&blk);
+	fake_kick(&d, 0);
+	assert_int_equal(told, 2);
+	snprintf(command, sizeof(command), "mount -o remount,size=4m none %s", small);
+	assert_int_equal(system(command), 0);
+	assert_true(blk_has_room(&blk));
+	blk_try_again(&blk);
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	assert_disk(0, buf, 65536);
+	assert_disk(512, fresh, 65536);
+	assert_int_equal(blk.stats.io_errors, 0);
+	snprintf(command, sizeof(command), "umount -l %s", small);
+	assert_int_equal(system(command), 0);
+}
+
+static void
+a_bucket_earns_its_rate_and_is_overdrawn_once(void **state)
+{
+	struct blk_limit l;
+	uint64_t now_ns = 5000000000, due_ns;
+
+	(void)state;
+	blk_limit_set(&l, 1 << 20, 0);
+	assert_true(blk_limit_is_set(&l));
+	/* A tenth of a second's worth, then one more than that. */
+	for (unsigned i = 0; i < 25; i++) {
+		assert_int_equal(blk_limit_due_ns(&l, now_ns), 0);
+		blk_limit_charge(&l, now_ns, 4096);
+	}
+	assert_int_equal(blk_limit_due_ns(&l, now_ns), 0);
+	blk_limit_charge(&l, now_ns, 1 << 20);
+	due_ns = blk_limit_due_ns(&l, now_ns);
+	assert_true(due_ns > now_ns + 900000000 && due_ns < now_ns + 1100000000);
+	assert_int_equal(blk_limit_due_ns(&l, due_ns), 0);
+	/* It never holds more than its burst. */
+	now_ns += 3600ull * 1000000000;
+	for (unsigned i = 0; i < 26; i++)
+		blk_limit_charge(&l, now_ns, 4096);
+	assert_true(blk_limit_due_ns(&l, now_ns) > 0);
+	/* A request that claims to be as large as can be. */
+	blk_limit_set(&l, VMM_DISK_BYTES_MIN, 1);
+	blk_limit_charge(&l, now_ns, UINT64_MAX);
+	assert_true(blk_limit_due_ns(&l, now_ns) < now_ns + 300ull * 1000000000);
+}
+
+static void
+a_request_that_is_too_early_waits_in_the_queue(void **state)
+{
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	told = 0;
+	blk.teller = (struct blk_teller){.tell = note_told};
+	blk_set_limit(&blk, 0, 1);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	assert_int_equal(told, 0);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), -1);
+	assert_int_equal(told, 1);
+	assert_true(atomic_load(&blk.due_ns) > 0);
+	assert_int_equal(virtio_dev_go_on(&blk.dev), 0);
+	assert_false(fake_used(&d, 0, NULL, NULL));
+	blk_set_limit(&blk, 0, 0);
+	assert_int_equal(virtio_dev_go_on(&blk.dev), 0);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	assert_int_equal(atomic_load(&blk.due_ns), 0);
 }
 
 static void
@@ -745,6 +1059,15 @@ main(void)
 		T(a_cut_of_an_empty_segment_uses_nothing_up),
 		T(too_many_segments_are_refused_with_a_sentence),
 		T(a_driver_without_flush_gets_durable_writes),
+		T(a_flush_waits_for_the_thread_and_reads_and_writes_do_not),
+		T(a_flood_of_flushes_waits_in_the_queue),
+		T(a_reset_forgets_flushes_that_wait),
+		T(nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped),
+		T(a_flush_that_waits_goes_with_the_state),
+		T(a_cut_under_a_round_leaves_its_descriptors_to_it),
+		T(a_write_without_room_waits_in_the_queue),
+		T(a_bucket_earns_its_rate_and_is_overdrawn_once),
+		T(a_request_that_is_too_early_waits_in_the_queue),
 		T(bad_files_are_refused_with_a_sentence),
 	};
 

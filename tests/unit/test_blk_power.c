@@ -17,6 +17,9 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +28,7 @@
 
 #include "common/io.h"
 #include "tests/unit/fake_driver.h"
+#include "vmm/blk_flush.h"
 
 #define DISK_MIB 4u
 #define DISK_BYTES (DISK_MIB << 20)
@@ -145,6 +149,59 @@ close_disk(void)
 	fake_driver_done(&d);
 }
 
+/* A flush that a thread makes. */
+#define FLUSH_HDR (FAKE_HEAP + 0x1000)
+#define FLUSH_STATUS (FAKE_HEAP + 0x1100)
+static bool has_thread, flushing;
+static uint32_t flush_head;
+static atomic_bool thread_ends;
+
+static void *
+make_rounds(void *arg)
+{
+	while (!atomic_load(&thread_ends))
+		if (!blk_round(&blk))
+			sched_yield();
+	return arg;
+}
+
+static bool
+never_wakes(void *ctx)
+{
+	(void)ctx;
+	return true; /* it looks all the time */
+}
+
+static void
+begin_flush(void)
+{
+	const struct virtio_blk_req req = {.type = VIRTIO_BLK_T_FLUSH};
+	const struct fake_buf bufs[] = {
+		{FLUSH_HDR, sizeof(req), false}, {FLUSH_STATUS, 1, true}};
+
+	fake_poke(&d, FLUSH_HDR, &req, sizeof(req));
+	flushing = true;
+	flush_head = fake_add(&d, 0, bufs, 2);
+	fake_kick(&d, 0);
+}
+
+/* The next answer that is not the flush's. */
+static bool
+answered(void)
+{
+	uint8_t status;
+	uint32_t head;
+
+	while (fake_used(&d, 0, &head, NULL)) {
+		if (!flushing || head != flush_head)
+			return true;
+		flushing = false;
+		fake_peek(&d, FLUSH_STATUS, &status, 1);
+		assert_int_equal(status, VIRTIO_BLK_S_OK);
+	}
+	return false;
+}
+
 static void
 request(uint32_t type, uint64_t sector, const void *data, uint32_t len)
 {
@@ -160,7 +217,7 @@ request(uint32_t type, uint64_t sector, const void *data, uint32_t len)
 		bufs[1] = bufs[2];
 	fake_add(&d, 0, bufs, len ? 3 : 2);
 	fake_kick(&d, 0);
-	assert_true(fake_used(&d, 0, NULL, NULL));
+	assert_true(answered());
 	fake_peek(&d, STATUS, &status, 1);
 	assert_int_equal(status, VIRTIO_BLK_S_OK);
 }
@@ -530,12 +587,12 @@ copy_image(void)
 }
 
 static void
-what_was_flushed_is_on_a_real_device_without_a_sync(void **state)
+lose_power_on_a_real_device(void)
 {
 	static uint8_t got[DISK_BYTES];
 	unsigned early = 0;
+	pthread_t thread;
 
-	(void)state;
 	if (geteuid() != 0) {
 		print_message("only root may mount a file system\n");
 		skip();
@@ -551,14 +608,31 @@ what_was_flushed_is_on_a_real_device_without_a_sync(void **state)
 		skip();
 	}
 	open_disk();
+	if (has_thread) {
+		blk.waker = (struct blk_waker){.wake = never_wakes};
+		atomic_store(&thread_ends, false);
+		assert_int_equal(pthread_create(&thread, NULL, make_rounds, NULL), 0);
+	}
 	for (unsigned round = 0; round < ROUNDS; round++) {
 		unsigned n, before = 1 + roll(30), after = roll(60);
 		struct err lost = {0};
 
 		for (unsigned i = 0; i < before; i++)
 			write_something();
-		request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
-		note_flush();
+		if (has_thread) {
+			/* What is written while it runs may be durable or not. */
+			note_flush();
+			begin_flush();
+			for (unsigned i = 0; i < 3 || flushing; i++) {
+				if (i < 20)
+					write_something();
+				else if (!answered())
+					sched_yield();
+			}
+		} else {
+			request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
+			note_flush();
+		}
 		if (round % 6 == 5)
 			cut_disk();
 		/* Written back by the host in an order of its own: the data of some of
@@ -599,8 +673,28 @@ what_was_flushed_is_on_a_real_device_without_a_sync(void **state)
 	}
 	/* Else no copy was of the kind that this is about. */
 	assert_true(early > 0);
+	if (has_thread) {
+		atomic_store(&thread_ends, true);
+		pthread_join(thread, NULL);
+	}
 	close_disk();
 	assert_int_equal(command("umount %s", home), 0);
+}
+
+static void
+what_was_flushed_is_on_a_real_device_without_a_sync(void **state)
+{
+	(void)state;
+	has_thread = false;
+	lose_power_on_a_real_device();
+}
+
+static void
+what_a_thread_flushed_while_the_guest_wrote_on_is_on_a_real_device(void **state)
+{
+	(void)state;
+	has_thread = true;
+	lose_power_on_a_real_device();
 }
 
 static int
@@ -632,6 +726,7 @@ main(void)
 		T(what_was_flushed_is_there_and_the_rest_is_old_or_new_or_a_new_place_without_data),
 		T(flushed_zeroes_do_not_become_what_they_replaced),
 		T(what_was_flushed_is_on_a_real_device_without_a_sync),
+		T(what_a_thread_flushed_while_the_guest_wrote_on_is_on_a_real_device),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

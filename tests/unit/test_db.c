@@ -336,7 +336,7 @@ an_older_schema_becomes_this_one(void **state)
 	       "ALTER TABLE vms DROP COLUMN resize_mib; ALTER TABLE vms DROP COLUMN commit_id; ALTER TABLE vms DROP COLUMN image_id; DROP TABLE bases;"
 	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
-	       "DROP TABLE reports; DROP TABLE reports_of;"
+	       "DROP TABLE reports; DROP TABLE reports_of; DROP TABLE disk_limits;"
 	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
 	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
 	       "PRAGMA user_version = 1");
@@ -525,6 +525,7 @@ reports_of_before_count_as_well(void **state)
 	db_close(db);
 	db = NULL;
 	change("DROP TRIGGER report_comes; DROP TRIGGER report_goes; DROP TABLE reports_of;"
+	       "DROP TABLE disk_limits;"
 	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
 	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
 	       "ALTER TABLE reports DROP COLUMN bytes; PRAGMA user_version = 5");
@@ -693,7 +694,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 7)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 8)"));
 }
 
 static void

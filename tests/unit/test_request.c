@@ -267,6 +267,18 @@ ends_and_beginnings_are_read(void **state)
 		  {"{\"disk_mib\":\"2G\"}", "\"disk_mib\" is not a number"},
 		  {"{\"mem_mib\":64}", "unknown member \"mem_mib\""},
 	  };
+	static const struct {
+		const char *body, *says;
+	} wrong_limits[] = {
+		{"{}", "are missing"},
+		{"{\"disk_bps\":65535}", "65536 bytes"},
+		{"{\"disk_bps\":-1}", "\"disk_bps\" is -1"},
+		{"{\"disk_bps\":1099511627777}", "\"disk_bps\" is 1099511627777"},
+		{"{\"disk_iops\":1000000001}", "\"disk_iops\" is 1000000001"},
+		{"{\"disk_iops\":\"9\"}", "\"disk_iops\" is not a number"},
+		{"{\"iops\":9}", "unknown member \"iops\""},
+	};
+	struct limit_request limit;
 	struct resize_request resize;
 	struct start_request start;
 	struct stop_request stop;
@@ -286,6 +298,19 @@ ends_and_beginnings_are_read(void **state)
 	assert_int_equal(request_start("{\"wait\":null}", 13, &start, &e), -EINVAL);
 	assert_int_equal(request_resize("{\"disk_mib\":2048}", 17, &resize, &e), 0);
 	assert_int_equal(resize.disk_mib, 2048);
+	assert_int_equal(request_limit("{\"disk_bps\":65536}", 18, &limit, &e), 0);
+	assert_int_equal(limit.limits.bps, 65536);
+	assert_true(limit.limits.iops == LIMIT_AS_IT_IS);
+	assert_int_equal(request_limit("{\"disk_bps\":0,\"disk_iops\":9}", 28, &limit, &e), 0);
+	assert_int_equal(limit.limits.bps, 0);
+	assert_int_equal(limit.limits.iops, 9);
+	for (size_t i = 0; i < sizeof(wrong_limits) / sizeof(wrong_limits[0]); i++) {
+		const char *body = wrong_limits[i].body;
+
+		assert_int_equal(request_limit(body, strlen(body), &limit, &e), -EINVAL);
+		if (!strstr(e.msg, wrong_limits[i].says))
+			fail_msg("%s: %s", body, e.msg);
+	}
 	for (size_t i = 0; i < sizeof(wrong_stops) / sizeof(wrong_stops[0]); i++) {
 		const char *body = wrong_stops[i].body;
 

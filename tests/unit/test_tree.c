@@ -1962,6 +1962,35 @@ resize_vm(const char *vm, uint64_t disk_mib)
 }
 
 static int
+limit_vm(const char *vm, uint64_t bps, uint64_t iops)
+{
+	struct limit_request q = {{bps, iops}};
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_limit(tree, vm, &q, NULL, &out, &why), &out);
+}
+
+/* The VMM was told so: the stand-in says it where its disk's bytes stand. */
+static void
+assert_limits(const char *vm, uint64_t bps, uint64_t iops)
+{
+	uint64_t told_bps = 1, told_iops = 1, row_bps = 1, row_iops = 1;
+	int stats;
+
+	assert_int_equal(info(vm), 0);
+	stats = json_get(parsed, 0, "stats");
+	json_u64(parsed, json_get(parsed, 0, "disk_bps"), &row_bps);
+	json_u64(parsed, json_get(parsed, 0, "disk_iops"), &row_iops);
+	json_u64(parsed, json_get(parsed, stats, "disk_read_bytes"), &told_bps);
+	json_u64(parsed, json_get(parsed, stats, "disk_write_bytes"), &told_iops);
+	assert_int_equal(row_bps, bps);
+	assert_int_equal(row_iops, iops);
+	assert_int_equal(told_bps, bps);
+	assert_int_equal(told_iops, iops);
+}
+
+static int
 would_delete(const char *vm, bool recursive)
 {
 	struct json_out out = {0};
@@ -1975,6 +2004,37 @@ says(const char *part)
 {
 	if (!strstr(why.msg, part))
 		fail_msg("\"%s\" does not say \"%s\"", why.msg, part);
+}
+
+static void
+limits_of_a_disk_hold_at_once_in_branches_and_after_a_start(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent button=off", true), 0);
+	assert_limits("a", 0, 0);
+	assert_int_equal(limit_vm("a", 1 << 20, LIMIT_AS_IT_IS), 0);
+	assert_limits("a", 1 << 20, 0);
+	assert_int_equal(limit_vm("a", LIMIT_AS_IT_IS, 50), 0);
+	assert_limits("a", 1 << 20, 50);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_limits("b", 1 << 20, 50);
+	assert_int_equal(limit_vm("a", 0, LIMIT_AS_IT_IS), 0);
+	assert_limits("a", 0, 50);
+	assert_limits("b", 1 << 20, 50);
+	/* Another pandod, and another process. */
+	stop();
+	start();
+	assert_limits("a", 0, 50);
+	assert_limits("b", 1 << 20, 50);
+	assert_int_equal(stop_vm("a", false, 2000), 0);
+	assert_int_equal(limit_vm("a", 1 << 20, 60), 0);
+	assert_int_equal(start_vm("a", true), 0);
+	assert_limits("a", 1 << 20, 60);
+	/* A VMM that was started by an older pandod. */
+	assert_int_equal(create("old", "limits=old", false), 0);
+	assert_int_equal(limit_vm("old", 1 << 20, 0), -ENOTSUP);
+	says("vm \"old\"");
+	says("older");
 }
 
 static void
@@ -3297,6 +3357,7 @@ main(int argc, char **argv)
 		T(vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed),
 		T(what_was_half_made_is_removed_by_the_next_pandod),
 		T(a_branch_after_one_cut_short_has_a_chain_that_can_be_read),
+		T(limits_of_a_disk_hold_at_once_in_branches_and_after_a_start),
 		T(old_segments_are_merged_and_relatives_take_them),
 		T(fork_points_of_an_idle_vm_leave_nothing),
 		T(relatives_take_a_run_that_all_have),

@@ -97,6 +97,18 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 			out_mib(to, sizeof(to), vm->resize_mib));
 	}
 	line("disk", text);
+	if (vm->disk_bps || vm->disk_iops) {
+		text[0] = '\0';
+		if (vm->disk_bps)
+			snprintf(text, sizeof(text), "%llu bytes",
+				(unsigned long long)vm->disk_bps);
+		if (vm->disk_iops)
+			snprintf(text + strlen(text), sizeof(text) - strlen(text),
+				"%s%llu requests", vm->disk_bps ? " and " : "",
+				(unsigned long long)vm->disk_iops);
+		snprintf(text + strlen(text), sizeof(text) - strlen(text), " in a second");
+		line("limits", text);
+	}
 	print_usage(vm);
 	line("kernel", vm->kernel ? vm->kernel : "-");
 	line("rootfs", vm->rootfs ? vm->rootfs : "-");

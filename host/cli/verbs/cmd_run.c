@@ -27,6 +27,8 @@ enum {
 	OPT_VCPUS,
 	OPT_DISK,
 	OPT_ROOTFS,
+	OPT_BPS,
+	OPT_IOPS,
 	OPT_KERNEL,
 	OPT_CMDLINE,
 	OPT_NO_WAIT,
@@ -41,6 +43,10 @@ static const struct opt options[] = {
 	{OPT_VCPUS, "vcpu-count", "N", "CPUs, 1 to 8; 1 if not said", COMPLETE_NOTHING},
 	{OPT_DISK, "fs-size-vm", "MIB", "size of the disk; 1024 MiB if not said",
 		COMPLETE_NOTHING},
+	{OPT_BPS, "disk-bps", "BYTES",
+		"bytes of the disk in a second, read and written; 10M and the like are fine",
+		COMPLETE_NOTHING},
+	{OPT_IOPS, "disk-iops", "N", "requests to the disk in a second", COMPLETE_NOTHING},
 	{OPT_ROOTFS, "rootfs", "IMAGE",
 		"image, or path of a disk; \"default\" is built when it is missing",
 		COMPLETE_IMAGE},
@@ -227,6 +233,14 @@ parse(struct opt_scan *s, struct client_run *spec, struct env *env, const char *
 			r = opt_mib(s->arg, "--fs-size-vm", CONFIG_DISK_MIN_MIB,
 				CONFIG_DISK_MAX_MIB, &spec->disk_mib, e);
 			break;
+		case OPT_BPS:
+			r = opt_bytes_per_s(s->arg, "--disk-bps", CONFIG_DISK_BPS_MIN,
+				CONFIG_DISK_BPS_MAX, &spec->disk_bps, e);
+			break;
+		case OPT_IOPS:
+			r = opt_u64(s->arg, "--disk-iops", 0, CONFIG_DISK_IOPS_MAX,
+				&spec->disk_iops, e);
+			break;
 		case OPT_ROOTFS:
 			spec->rootfs = s->arg;
 			break;
@@ -302,6 +316,8 @@ run(int argc, char **argv)
 	spec.mem_mib = spec.mem_mib ? spec.mem_mib : config.mem_mib;
 	spec.vcpus = spec.vcpus ? spec.vcpus : config.vcpus;
 	spec.disk_mib = spec.disk_mib ? spec.disk_mib : config.disk_mib;
+	spec.disk_bps = spec.disk_bps ? spec.disk_bps : config.disk_bps;
+	spec.disk_iops = spec.disk_iops ? spec.disk_iops : config.disk_iops;
 	spec.kernel = spec.kernel ? spec.kernel : config.kernel;
 	spec.rootfs = spec.rootfs ? spec.rootfs : config.rootfs;
 	if (run_image_path(&spec.kernel, &kernel_path, &e) < 0 ||

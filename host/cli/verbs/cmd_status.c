@@ -55,6 +55,11 @@ print_table(const struct client_vms *vms)
 				now_ms > vm->created_ms ? now_ms - vm->created_ms : 0));
 	}
 	out_table_print(t, stdout);
+	/* One that stands still by itself. */
+	for (size_t i = 0; i < vms->n; i++)
+		if (strcmp(vms->v[i].state, "paused") == 0 && vms->v[i].reason)
+			printf("\"%s\" is paused: %s\n", client_vm_name(&vms->v[i]),
+				vms->v[i].reason);
 	return EXIT_OK;
 }
 

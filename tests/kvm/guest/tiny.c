@@ -22,6 +22,12 @@
  * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
  * the first time it runs it writes on its disk and asks for a reset; then it says so and
  * works
+ * mode=flush      for ever: a write, and a flush that it does not wait for but counts meanwhile; says
+ * "flush <n> begins" and "flush <n> status=0 took=… gap=…" (cycles; gap: the longest between two
+ * looks at the clock), and "flush <n> forked" when a fork comes between; pages=N are written
+ * before each flush
+ * mode=measure blocks=B rounds=N: each kind of request, N times, on the first B blocks of 4 KiB,
+ * beginning with two passes of writes; a line of cycles each: "measured <kind> …"
  * mode=endless every=N: at each change of the generation id, the n-th, it checks and writes memory
  * and writes some of its 256 blocks, zeroes into some; at each N-th it checks all of them and says
  * "endless n=… memory=ok|BAD disk=ok|BAD|ERROR"
@@ -290,22 +296,27 @@ bring_up(u32 dev, u32 n_queues, u32 size, u32 features_low)
 	return 0;
 }
 
-/* One block request; 0 good, 1 I/O error, 2 unsupported, 255 never answered. */
-static u32
-blk(u32 type, u64 sector, void *data, u32 len)
+#define PATIENCE 300000000000ul /* cycles: a minute or more of a host that is slow */
+
+static volatile u8 blk_status;
+static u16 blk_before; /* requests that were answered when this one was made */
+
+/* Makes a block request; blk_answered() says when it is over, blk_status then how: 0 good, 1
+ * I/O error, 2 unsupported. */
+static void
+blk_begin(u32 type, u64 sector, void *data, u32 len)
 {
 	static struct {
 		u32 type, reserved;
 		u64 sector;
 	} header;
-	static volatile u8 status;
 	struct queue *q = &queues[0];
-	u16 before = *(volatile u16 *)&q->used.idx;
 	u32 n = 0;
 
+	blk_before = *(volatile u16 *)&q->used.idx;
 	header.type = type;
 	header.sector = sector;
-	status = 255;
+	blk_status = 255;
 	q->desc[n] = (struct desc){(u64)&header, 16, 1, 1};
 	n++;
 	if (len) {
@@ -313,16 +324,31 @@ blk(u32 type, u64 sector, void *data, u32 len)
 			(u64)data, len, (u16)(1 | (type == 0 || type == 8 ? 2 : 0)), 2};
 		n++;
 	}
-	q->desc[n] = (struct desc){(u64)&status, 1, 2, 0};
+	q->desc[n] = (struct desc){(u64)&blk_status, 1, 2, 0};
 	q->avail.ring[q->avail.idx % 8] = 0;
 	barrier();
 	q->avail.idx++;
 	barrier();
 	write32(reg(BLK, 0x050), 0);
-	for (u64 patience = 0; patience < 20000000; patience++)
-		if (*(volatile u16 *)&q->used.idx != before)
-			return status;
-	return 255;
+}
+
+static int
+blk_answered(void)
+{
+	return *(volatile u16 *)&queues[0].used.idx != blk_before;
+}
+
+/* One block request and its status; 255: never answered. */
+static u32
+blk(u32 type, u64 sector, void *data, u32 len)
+{
+	u64 began = rdtsc();
+
+	blk_begin(type, sector, data, len);
+	while (!blk_answered())
+		if (rdtsc() - began > PATIENCE)
+			return 255;
+	return blk_status;
 }
 
 static _Alignas(PAGE) u8 block[PAGE], block2[PAGE];
@@ -1023,6 +1049,114 @@ mode_scatter(void)
 	say("scatter: the disk fails\n");
 }
 
+/* A flush that lasts is no reason for a clock to stand still. */
+static void
+mode_flush(void)
+{
+	u64 pages = option_u64("pages", 1), pause = option_u64("pause", 20) * 1000000, now, last;
+
+	if (bring_up(BLK, 1, 8, 1u << 9)) {
+		say("flush: no disk\n");
+		return;
+	}
+	generation_changed();
+	for (u64 n = 0;; n++) {
+		u64 began, gap = 0;
+
+		for (u64 i = 0; i < pages; i++) {
+			pattern(block, n);
+			if (blk(1, (n % 16 * pages + i) * 8, block, PAGE))
+				say("flush: a write failed\n");
+		}
+		say("flush ");
+		say_u64(n);
+		say(" begins\n");
+		last = began = rdtsc();
+		blk_begin(4, 0, 0, 0);
+		while (!blk_answered()) {
+			if (generation_changed()) {
+				say("flush ");
+				say_u64(n);
+				say(" forked\n");
+				last = rdtsc();
+			}
+			now = rdtsc();
+			if (now - last > gap)
+				gap = now - last;
+			last = now;
+		}
+		now = rdtsc();
+		if (now - last > gap)
+			gap = now - last;
+		say("flush ");
+		say_u64(n);
+		say(" status=");
+		say_u64(blk_status);
+		say(" took=");
+		say_u64(now - began);
+		say(" gap=");
+		say_u64(gap);
+		say("\n");
+		for (last = now; now - last < pause;)
+			now = rdtsc();
+	}
+}
+
+static void
+measure(const char *kind, u64 rounds, u64 blocks)
+{
+	u8 *data = (u8 *)DIRTY_BASE;
+	u64 at = 0, began;
+	u32 len, r;
+
+	say("measured ");
+	say(kind);
+	for (u64 i = 0; i < rounds; i++) {
+		len = kind[0] == 's' ? 128 << 10 : PAGE; /* sequential */
+		at = kind[0] == 's' ? (at + len / PAGE) % blocks : below(blocks);
+		if (at + len / PAGE > blocks)
+			at = 0;
+		pattern(data, i);
+		if (kind[0] == 'f' && blk(1, at * 8, data, len)) /* fsync */
+			say(" FAILED");
+		began = rdtsc();
+		if (kind[0] == 'f' || kind[0] == 'n')
+			r = blk(4, 0, 0, 0);
+		else
+			r = blk(kind[0] == 'w' || kind[1] == 'w', at * 8, data, len);
+		say(" ");
+		say_u64(rdtsc() - began);
+		if (r)
+			say(" FAILED");
+	}
+	say("\n");
+}
+
+static void
+mode_measure(void)
+{
+	u64 rounds = option_u64("rounds", 200), blocks = option_u64("blocks", 4096);
+	u8 *data = (u8 *)DIRTY_BASE;
+
+	random_state = 88172645463325252ul;
+	if (bring_up(BLK, 1, 8, 1u << 9)) {
+		say("measure: no disk\n");
+		return;
+	}
+	for (u64 i = 0; i < 2 * blocks; i += 32) {
+		pattern(data, i);
+		if (blk(1, i % blocks * 8, data, 128 << 10))
+			say("measure: FAILED\n");
+	}
+	measure("read", rounds, blocks);
+	measure("write", rounds, blocks);
+	measure("sread", rounds, blocks);
+	measure("swrite", rounds, blocks);
+	measure("fsync", rounds, blocks);
+	measure("nothing", rounds, blocks);
+	say("measured all\n");
+}
+
 #define ENDLESS_BLOCKS 256u
 #define ENDLESS_AT(i) ((i) * 37ul % 2048 * 8) /* sector: no two neighbours */
 #define ENDLESS_ZERO 0x80000000u
@@ -1126,6 +1260,10 @@ guest_main(const u8 *zero_page)
 		mode_flood();
 	} else if (option_is("mode", "scatter")) {
 		mode_scatter();
+	} else if (option_is("mode", "flush")) {
+		mode_flush();
+	} else if (option_is("mode", "measure")) {
+		mode_measure();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));
