@@ -100,12 +100,13 @@ kvmdriver_SRCS := \
 	tests/kvm/driver.c \
 	tests/kvm/driver_restore.c \
 	tests/kvm/console_line.c
-KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_track
+KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_reset test_kvm_track
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
+test_kvm_reset_SRCS := tests/kvm/test_kvm_reset.c common/wire/blob.c
 test_kvm_track_SRCS := tests/kvm/test_kvm_track.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
 # The VMM's code in the test's own process.

@@ -703,6 +703,20 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 }
 
 int
+blk_check_attach(uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS],
+	struct err *e)
+{
+	uint64_t base_bytes;
+	int r;
+
+	if (disk_mib == 0 || disk_mib > BLOCKMAP_DISK_MIB_MAX)
+		return err_set(e, -EINVAL, "disk of %" PRIu64 " MiB: must be 1 to %llu MiB",
+			disk_mib, BLOCKMAP_DISK_MIB_MAX);
+	r = check_base(base_fd, disk_mib, &base_bytes, e);
+	return r ? r : blk_check_segment(seg, e);
+}
+
+int
 blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
 	uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS], struct err *e)
 {
@@ -770,8 +784,9 @@ close_segment(struct blk_segment *seg)
 	*seg = (struct blk_segment){-1, -1, false};
 }
 
-void
-blk_destroy(struct blk *blk)
+/* All descriptors. */
+static void
+close_disk(struct blk *blk)
 {
 	unsigned i;
 
@@ -782,6 +797,24 @@ blk_destroy(struct blk *blk)
 	if (blk->base_fd >= 0)
 		close(blk->base_fd);
 	blk->base_fd = -1;
+}
+
+void
+blk_detach(struct blk *blk)
+{
+	virtio_dev_lock(&blk->dev);
+	close_disk(blk);
+	blockmap_clear(&blk->map);
+	blk->base_bytes = blk->data_blocks = blk->index_records = 0;
+	blk->config.capacity = 0;
+	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);
+	virtio_dev_unlock(&blk->dev);
+}
+
+void
+blk_destroy(struct blk *blk)
+{
+	close_disk(blk);
 	blockmap_done(&blk->map);
 }
 

@@ -163,6 +163,12 @@ int blk_init_empty(
 	struct blk *blk, const struct guest_mem *mem, struct irq_line irq, struct err *e);
 int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	const int seg[static VMM_SEG_FDS], struct err *e);
+/* Whether blk_attach() would take these. */
+int blk_check_attach(uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS],
+	struct err *e);
+/* No disk any more: base, segments and block map go, unsynced. blk_attach() comes next. The
+ * vCPUs are parked, no I/O is under way. */
+void blk_detach(struct blk *blk);
 /* Closes and unmaps everything. */
 void blk_destroy(struct blk *blk);
 

@@ -12,6 +12,7 @@
 #include "vmm/ending.h"
 #include "vmm/fork.h"
 #include "vmm/mainloop.h"
+#include "vmm/reset.h"
 #include "vmm/restore.h"
 #include "vmm/seal.h"
 
@@ -21,6 +22,7 @@ union request {
 	struct vmm_fork fork;
 	struct vmm_resize resize;
 	struct vmm_committed committed;
+	struct vmm_reset reset;
 	uint8_t bytes[sizeof(struct vmm_committed) +
 		      1]; /* one more: a longer message is seen as such */
 };
@@ -49,6 +51,7 @@ send_stats(struct vm *vm, uint64_t seq)
 		.paused = vm->is_parked ? 2 : vm->is_paused,
 		.tracks = VMM_TRACKS |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
+			  VMM_RESETS | (uint32_t)vm->resets << VMM_RESETS_SHIFT |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};
 
@@ -189,6 +192,9 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_hdr);
 	case VMM_COMMITTED:
 		return sizeof(struct vmm_committed);
+	case VMM_RESET:
+		*ret_fds = VMM_RESET_FD_COUNT;
+		return sizeof(struct vmm_reset);
 	case VMM_TRACK_OPEN:
 	case VMM_PAUSE:
 	case VMM_RESUME:
@@ -263,6 +269,9 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_COMMITTED:
 		note_committed(vm, &req.committed);
+		break;
+	case VMM_RESET:
+		reset_vm(vm, &req.reset, fds);
 		break;
 	case VMM_QUIT:
 		ending_tell(vm, VMM_EXIT_QUIT, "asked to quit");

@@ -99,6 +99,7 @@ forget_parent(struct vm *vm)
 	atomic_store(&vm->ending, 0);
 	vm->is_parked = vm->is_paused = vm->started_sent = vm->is_open = false;
 	vm->devices_left = 0;
+	vm->resets = 0;
 }
 
 /* One fork in a process at a time. Nothing of it lies on a stack: the child gives those

@@ -49,6 +49,7 @@ vmmcore_SRCS := \
 	vmm/fork.c \
 	vmm/snapshot.c \
 	vmm/restore.c \
+	vmm/reset.c \
 	vmm/control.c \
 	vmm/seal.c \
 	vmm/probe.c

@@ -14,6 +14,7 @@ union driver_message {
 	struct vmm_stats_answer stats;
 	struct vmm_state_answer state;
 	struct vmm_exiting exiting;
+	struct vmm_reset_answer reset;
 	char bytes[4096];
 };
 
