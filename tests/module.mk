@@ -136,9 +136,10 @@ tree_model_PKGS := libcurl
 $(B)/tests/tree_model: | $(TINY)
 
 # They drive VMs through pandod's own code.
-BENCHES_OF_VMS := bench_spawn bench_branch bench_commit
+BENCHES_OF_VMS := bench_spawn bench_branch bench_commit bench_reset
 BENCHES += $(BENCHES_OF_VMS)
 bench_spawn_SRCS := tests/bench/bench_spawn.c tests/bench/floor.c
+bench_reset_SRCS := tests/bench/bench_reset.c tests/bench/floor.c
 bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms

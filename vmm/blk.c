@@ -784,9 +784,39 @@ close_segment(struct blk_segment *seg)
 	*seg = (struct blk_segment){-1, -1, false};
 }
 
-/* All descriptors. */
 static void
-close_disk(struct blk *blk)
+give(int ret_fds[], unsigned *n, int *fd)
+{
+	if (*fd >= 0)
+		ret_fds[(*n)++] = *fd;
+	*fd = -1;
+}
+
+unsigned
+blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX])
+{
+	unsigned i, n = 0;
+
+	virtio_dev_lock(&blk->dev);
+	for (i = 0; i < blk->n_segments; i++) {
+		give(ret_fds, &n, &blk->segments[i].data_fd);
+		give(ret_fds, &n, &blk->segments[i].index_fd);
+		blk->segments[i].dirty = false;
+	}
+	give(ret_fds, &n, &blk->write_data_fd);
+	give(ret_fds, &n, &blk->write_index_fd);
+	give(ret_fds, &n, &blk->base_fd);
+	blk->n_segments = 0;
+	blockmap_clear(&blk->map);
+	blk->base_bytes = blk->data_blocks = blk->index_records = 0;
+	blk->config.capacity = 0;
+	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);
+	virtio_dev_unlock(&blk->dev);
+	return n;
+}
+
+void
+blk_destroy(struct blk *blk)
 {
 	unsigned i;
 
@@ -797,24 +827,6 @@ close_disk(struct blk *blk)
 	if (blk->base_fd >= 0)
 		close(blk->base_fd);
 	blk->base_fd = -1;
-}
-
-void
-blk_detach(struct blk *blk)
-{
-	virtio_dev_lock(&blk->dev);
-	close_disk(blk);
-	blockmap_clear(&blk->map);
-	blk->base_bytes = blk->data_blocks = blk->index_records = 0;
-	blk->config.capacity = 0;
-	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);
-	virtio_dev_unlock(&blk->dev);
-}
-
-void
-blk_destroy(struct blk *blk)
-{
-	close_disk(blk);
 	blockmap_done(&blk->map);
 }
 

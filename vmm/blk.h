@@ -167,8 +167,10 @@ int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 int blk_check_attach(uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS],
 	struct err *e);
 /* No disk any more: base, segments and block map go, unsynced. blk_attach() comes next. The
- * vCPUs are parked, no I/O is under way. */
-void blk_detach(struct blk *blk);
+ * vCPUs are parked, no I/O is under way. Closing takes a microsecond each: the descriptors are
+ * the caller's, who closes them when the guest runs. Returns how many. */
+#define BLK_FDS_MAX (2 * BLK_SEGMENTS_MAX + 3)
+unsigned blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX]);
 /* Closes and unmaps everything. */
 void blk_destroy(struct blk *blk);
 

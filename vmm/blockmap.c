@@ -98,7 +98,6 @@ blockmap_clear(struct blockmap *map)
 	/* The entries must not outlive this, whatever the kernel says. */
 	if (madvise(map->entries, bytes, MADV_DONTNEED))
 		memset(map->entries, 0, bytes);
-	(void)mprotect(map->entries, bytes, PROT_NONE);
 	map->n_blocks = 0;
 }
 

@@ -47,7 +47,7 @@
 
 #define PAGE ((uint64_t)4096)
 /* Own pages with no more than so many bytes between them are dropped by one call. */
-#define NEAR (16 * PAGE)
+#define NEAR (32 * PAGE)
 
 /* Slots 0 and 1 are memory. The address is a device's: no vCPU runs while the slot is there. */
 #define SHADOW_SLOT 2u
@@ -64,8 +64,10 @@ static struct job {
 	uint64_t asked_ns;
 	struct vmm_reset_answer answer;
 	struct steps steps;
+	unsigned n_past;
 	atomic_uint done; /* a futex; the main thread sleeps on it */
 } the_job;
+static int past_fds[BLK_FDS_MAX]; /* owned: the disk's that is no more, until the guest runs */
 
 static void
 close_all(int *fds)
@@ -155,14 +157,18 @@ drop_shadows(struct vm *vm, struct err *e)
 }
 
 /* What came for the vCPU and it has not taken yet (INIT, start-up, NMI, SMI) it takes now, into
- * what the load overwrites. */
+ * what the load overwrites. KVM_RUN's last words did that for the only vCPU of a VM, but for a
+ * start-up message, which nobody sends it. */
 static int
-take_pending(const struct vcpu *v, struct err *e)
+take_pending(const struct vm *vm, const struct vcpu *v, struct err *e)
 {
 	struct kvm_vcpu_events events;
 	struct kvm_mp_state mp;
-	int r = kvm_get_mp_state(v->fd, &mp, e);
+	int r;
 
+	if (vm->n_vcpus == 1 && v->synced)
+		return 0;
+	r = kvm_get_mp_state(v->fd, &mp, e);
 	return r < 0 ? r : kvm_get_vcpu_events(v->fd, &events, e);
 }
 
@@ -189,7 +195,7 @@ reset_vcpus(struct vm *vm, bool no_shadows, struct err *e)
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++) {
 		struct vcpu *v = &vm->vcpus[i];
 
-		r = take_pending(v, e);
+		r = take_pending(vm, v, e);
 		/* Valid, whatever a blob says: what is not there is cleared. */
 		v->state.events.flags |=
 			KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
@@ -281,7 +287,7 @@ begin_anew(struct vm *vm, struct job *job, struct err *e)
 	vsock_forget(&vm->vsock);
 	virtio_dev_forget(&vm->rng.dev);
 	virtio_dev_forget(&vm->blk.dev);
-	blk_detach(&vm->blk);
+	job->n_past = blk_detach(&vm->blk, past_fds);
 	r = blk_attach(&vm->blk, job->msg.disk_mib, has_base ? fds[VMM_RESET_FD_BASE] : -1,
 		fds + VMM_RESET_FD_SEG, e);
 	if (r < 0)
@@ -431,6 +437,8 @@ reset_vm(struct vm *vm, const struct vmm_reset *m, int fds[])
 		run(vm, job);
 	}
 	close_all(job->fds);
+	while (job->n_past)
+		close(past_fds[--job->n_past]);
 	steps_add(&job->steps, "run");
 	/* It ends instead, with a sentence. */
 	if (r == 0 && !job->answer.error && atomic_load(&vm->ending))

@@ -28,6 +28,7 @@ union message {
 	struct vmm_stats_answer stats;
 	struct vmm_exiting exiting;
 	struct vmm_state_answer state;
+	struct vmm_reset_answer reset;
 };
 
 struct vmmctl {
@@ -185,6 +186,8 @@ length_of(uint16_t type)
 		return sizeof(struct vmm_exiting);
 	case VMM_STATE_ANSWER:
 		return sizeof(struct vmm_state_answer);
+	case VMM_RESET_ANSWER:
+		return sizeof(struct vmm_reset_answer);
 	}
 	return 0;
 }
@@ -315,6 +318,9 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 		break;
 	case VMM_STATE_ANSWER:
 		clean_text(m->state.msg);
+		break;
+	case VMM_RESET_ANSWER:
+		clean_text(m->reset.msg);
 		break;
 	}
 	*ret_pid = cred.pid;
@@ -737,6 +743,36 @@ vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only,
 	*ret = m.stats;
 	if (ret_pid)
 		*ret_pid = pid;
+	return 0;
+}
+
+int
+vmmctl_reset(struct vmmctl *c, struct vmm_reset *msg,
+	const int fds[static VMM_RESET_FD_COUNT], int timeout_ms,
+	struct vmm_reset_answer *ret, bool *ret_uncertain, struct err *e)
+{
+	union message m;
+	pid_t pid;
+	int r;
+
+	*ret_uncertain = false;
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, msg, VMM_RESET, sizeof(*msg), fds, VMM_RESET_FD_COUNT, e);
+	if (r == 0) {
+		r = wait_for(c,
+			&(struct expected){"answer to a reset", VMM_RESET_ANSWER, c->seq,
+				timeout_ms, false},
+			&m, &pid, e);
+		*ret_uncertain = r < 0;
+	}
+	unlock(c);
+	if (r < 0)
+		return r;
+	if (m.reset.error)
+		return err_set(e,
+			m.reset.error < 0 && m.reset.error >= -4095 ? m.reset.error : -EIO,
+			"%s", m.reset.msg[0] ? m.reset.msg : "the VMM refused to reset");
+	*ret = m.reset;
 	return 0;
 }
 

@@ -641,8 +641,10 @@ a_disk_that_was_detached_begins_anew(void **state)
 {
 	uint8_t block[4096], model[4096];
 	struct err e = {0};
+	static int past[BLK_FDS_MAX];
 	int fds[VMM_SEG_FDS], base_fd;
 	struct stat st;
+	unsigned n;
 
 	(void)state;
 	memset(block, 0x77, sizeof(block));
@@ -655,7 +657,8 @@ a_disk_that_was_detached_begins_anew(void **state)
 		new_segment(fds);
 		base_fd = open(base_path, O_RDONLY | O_CLOEXEC);
 		assert_int_equal(blk_check_attach(mib, base_fd, fds, &e), 0);
-		blk_detach(&blk);
+		for (n = blk_detach(&blk, past); n > 0; n--)
+			close(past[n - 1]);
 		assert_int_equal(blk_attach(&blk, mib, base_fd, fds, &e), 0);
 		assert_int_equal(blk_disk_mib(&blk), mib);
 		for (unsigned i = 0; i < 3; i++) {

@@ -9,7 +9,7 @@
  * TSC, the longest time between two looks in the two rounds around the change). rest=1:
  * where the last bit of the new id is set, it rings a doorbell instead and stops in HLT.
  * dirty=N pages written before "ready", with noise if noise=1 (not with disk=1; and once
- * more after each fork with redirty=1: again=N of them, with noise every stride=N-th) cpus=2        the second CPU
+ * more after each fork with redirty=1: again=N of them, every stride=N-th) cpus=2        the second CPU
  * counts too disk=1        also checks the disk at each change:
  * "disk=ok|BAD|TIMEOUT|none"; says "disk sectors=…" and tries the new end when the disk
  * grows timer=N says "timer <n> late=…" every N million cycles of its LAPIC's TSC
@@ -525,11 +525,12 @@ make_noise(u64 n, u64 stride, u64 of)
 	}
 }
 
+/* Every stride-th of `of`, likewise. */
 static void
-dirty(u64 pages, u64 value)
+dirty(u64 pages, u64 value, u64 stride, u64 of)
 {
 	for (u64 i = 0; i < pages; i++)
-		*(volatile u64 *)(DIRTY_BASE + i * PAGE) = value;
+		*(volatile u64 *)(DIRTY_BASE + i * stride % of * PAGE) = value;
 }
 
 static void
@@ -767,7 +768,7 @@ mode_work(void)
 	if (noise)
 		make_noise(dirty_pages, 1, dirty_pages);
 	else
-		dirty(dirty_pages, 1);
+		dirty(dirty_pages, 1, 1, dirty_pages);
 	timer_cycles = option_u64("timer", 0) * 1000000;
 	if (disk) {
 		say("disk ");
@@ -819,7 +820,7 @@ mode_work(void)
 			if (redirty && noise)
 				make_noise(again, stride, dirty_pages);
 			else if (redirty)
-				dirty(again, n_history);
+				dirty(again, n_history, stride, dirty_pages);
 			say("fork n=");
 			say_u64(n_history);
 			say(" counter=");
