@@ -41,6 +41,7 @@ BODY(alias, alias_request, )
 BODY(stop, stop_request, )
 BODY(start, start_request, )
 BODY(resize, resize_request, )
+BODY(reset, reset_request, )
 BODY(commit, commit_request, )
 BODY(tag, tag_request, )
 BODY(prune, prune_request, )
@@ -133,6 +134,11 @@ HANDLER(START)
 HANDLER(RESIZE)
 {
 	return tree_resize(c->tree, c->route->vm, c->body, c->progress, c->out, e);
+}
+
+HANDLER(RESET)
+{
+	return commits_reset(c->commits, c->route->vm, c->body, c->progress, c->out, e);
 }
 
 HANDLER(DISK)

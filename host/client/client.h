@@ -239,6 +239,15 @@ int client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_m
 	struct client_vm *ret, struct client_reply *reply, struct err *e);
 int client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
+/* commit NULL: where it came from. */
+struct client_reset {
+	char commit[65];
+	uint64_t pause_us;
+	uint64_t pages; /* that the VM had written; UINT64_MAX: not counted */
+};
+int client_reset(struct client *c, const char *vm, const char *commit, bool no_wait,
+	struct client_vm *ret, struct client_reset *ret_reset, struct client_reply *reply,
+	struct err *e);
 /* *ret_note: malloc'd, NULL: nothing to say. */
 int client_resize(struct client *c, const char *vm, uint64_t disk_mib,
 	struct client_vm *ret, char **ret_note, struct client_reply *reply,

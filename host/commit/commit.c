@@ -45,6 +45,7 @@ struct commit {
 	struct vm *vm;	   /* reference */
 	bool claimed;	   /* vm->op is ours */
 	struct vm_row row; /* the VM's, at the cut */
+	unsigned resets;   /* likewise */
 	bool entered;	   /* the frozen fork's row is in the database */
 	struct fork_point cut;
 	struct frozen_fork frozen_fork;
@@ -179,6 +180,7 @@ take_frozen_fork(struct commit *c, struct err *e)
 	fork_point_end(&c->cut);
 	pthread_mutex_lock(&t->lock);
 	c->row = c->vm->row;
+	c->resets = c->vm->resets;
 	if (r == 0) {
 		/* The cut of the last link as the copy of the chain has it: all, where
 		 * the count is not known. */
@@ -486,7 +488,9 @@ note_commit(struct commit *c)
 	for (unsigned i = 0; i < t->n_vms; i++) {
 		struct vm *vm = t->vms[i];
 
-		if (strcmp(vm->row.id, c->row.id) != 0)
+		/* One that was reset meanwhile is not of this commit. */
+		if (strcmp(vm->row.id, c->row.id) != 0 ||
+			(vm == c->vm && vm->resets != c->resets))
 			continue;
 		memcpy(vm->row.commit, c->id, sizeof(vm->row.commit));
 		if (db_update(t->db, &vm->row, &why) < 0)
