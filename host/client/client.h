@@ -99,6 +99,7 @@ struct client_vm {
 	size_t n_labels;
 	int64_t pid; /* 0: none */
 	char generation[40];
+	uint64_t resets; /* 0 from an older pandod */
 	char host_key[96];	/* SSH, public; "" if none */
 	char agent_socket[128]; /* "" if none */
 	char *console;		/* owned; path of the console file, NULL if none */

@@ -161,6 +161,7 @@ read_all(const struct json *j, int tok, struct client_vm *vm)
 		(r = client_read_u64(j, tok, "paused_ms", &vm->paused_ms)) < 0 ||
 		(r = client_read_u64(j, tok, "resize_mib", &vm->resize_mib)) < 0 ||
 		(r = client_read_u64(j, tok, "reboots", &vm->reboots)) < 0 ||
+		(r = client_read_u64(j, tok, "resets", &vm->resets)) < 0 ||
 		(r = client_is_none(j, pid) ? 0 : json_i64(j, pid, &vm->pid)) < 0 ||
 		(r = client_read_ids(j, children, &vm->children)) < 0)
 		return r;

@@ -10,12 +10,15 @@
  * reset   the request (VMM_RESET) leaves until the guest's first doorbell in its new life
  * spawn   likewise of VMM_RESTORE, in a pre-warmed VMM; it is not made on the clock
  * stopped of the reset, as the VMM says it: vCPUs asked to stop ... running again
+ * call_reset, call_spawn  the whole of `pando reset` and `pando run-commit` inside pandod, with
+ *         files, database and a pool of pre-warmed VMMs, until the same doorbell
  * bare    madvise, the state's load, run until the doorbell: one thread, no message, told which
  *         pages (floor.h); bare_all: one madvise of all memory instead. The lesser counts.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -32,7 +35,8 @@ struct row {
 };
 
 static void
-make_commit(const struct row *row, struct materialized_image *ret)
+make_commit(const struct row *row, bool rests, char tag[static 64],
+	struct materialized_image *ret)
 {
 	cleanup_json_out struct json_out answer = {0};
 	struct bench_vm vm = BENCH_VM_INIT;
@@ -44,11 +48,13 @@ make_commit(const struct row *row, struct materialized_image *ret)
 	struct err e;
 	int r;
 
-	snprintf(q.tags[0], sizeof(q.tags[0]), "bench-%llu-%llu",
-		(unsigned long long)row->pages, (unsigned long long)row->spread);
+	snprintf(tag, 64, "bench-%llu-%llu-%d", (unsigned long long)row->pages,
+		(unsigned long long)row->spread, rests);
+	snprintf(q.tags[0], sizeof(q.tags[0]), "%s", tag);
 	snprintf(cmdline, sizeof(cmdline),
-		"mode=work rest=1 redirty=1 dirty=%u again=%llu stride=%llu", TOUCHED_PAGES,
-		(unsigned long long)row->pages, (unsigned long long)row->spread);
+		"mode=work rest=%d redirty=1 dirty=%u again=%llu stride=%llu", rests,
+		TOUCHED_PAGES, (unsigned long long)row->pages,
+		(unsigned long long)row->spread);
 	bench_boot(&vm, cmdline);
 	r = commits_make(bench.commits, vm.id, &q, &quiet, &answer, &e);
 	if (r == 0)
@@ -192,20 +198,117 @@ measure_bare(const struct materialized_image *image, const struct row *row, bool
 	free(ns);
 }
 
+/* Calls, as api/ makes them. */
+
+static struct vm *
+vm_called_by(const char *alias)
+{
+	struct vm *vm = NULL;
+	struct err e;
+
+	pthread_mutex_lock(&bench.tree->lock);
+	if (tree_find(bench.tree, alias, &vm, &e) < 0)
+		bench_die("call", &e);
+	vm_unref(vm); /* the table has one */
+	pthread_mutex_unlock(&bench.tree->lock);
+	return vm;
+}
+
+/* When its guest rang, of a VM of the tree. */
+static uint64_t
+rang_of(struct vm *vm)
+{
+	const struct bench_vm b = {.ctl = vm->ctl};
+
+	return bench_first_doorbell(&b);
+}
+
+static void
+call_spawn(const char *tag, const char *alias, struct samples *s)
+{
+	cleanup_json_out struct json_out answer = {0};
+	struct branch_request q = {.count = 1};
+	const struct progress quiet = {0};
+	uint64_t began_ns, rang_ns;
+	struct err e;
+
+	snprintf(q.alias, sizeof(q.alias), "%s", alias);
+	began_ns = io_now_ns();
+	if (commits_run(bench.commits, tag, &q, &quiet, &answer, &e) < 0)
+		bench_die("run-commit", &e);
+	rang_ns = rang_of(vm_called_by(alias));
+	if (!s)
+		return;
+	s->tried++;
+	if (rang_ns)
+		sample_add(s, rang_ns - began_ns);
+}
+
+static void
+call_delete(const char *alias)
+{
+	cleanup_json_out struct json_out answer = {0};
+	struct err e;
+
+	if (tree_delete(bench.tree, alias, false, false, &(struct progress){0}, &answer, &e) < 0)
+		bench_die("delete", &e);
+}
+
+static void
+call_reset(const char *alias, struct samples *s)
+{
+	cleanup_json_out struct json_out answer = {0};
+	const struct reset_request q = {.wait = false};
+	const struct progress quiet = {0};
+	uint64_t began_ns, rang_ns;
+	struct err e;
+
+	s->tried++;
+	began_ns = io_now_ns();
+	if (commits_reset(bench.commits, alias, &q, &quiet, &answer, &e) < 0)
+		bench_die("reset", &e);
+	rang_ns = rang_of(vm_called_by(alias));
+	if (rang_ns)
+		sample_add(s, rang_ns - began_ns);
+}
+
+static void
+measure_calls(const struct row *row, struct samples *reset, struct samples *spawned)
+{
+	struct materialized_image image = MATERIALIZED_IMAGE_INIT;
+	const struct timespec dirties = {.tv_nsec = 20000000};
+	char tag[64];
+
+	make_commit(row, false, tag, &image);
+	call_spawn(tag, "stays", NULL);
+	for (unsigned i = 0; i < bench.rounds; i++) {
+		nanosleep(&dirties, NULL); /* the guest writes, and the pool is filled again */
+		call_reset("stays", reset);
+		nanosleep(&dirties, NULL);
+		call_spawn(tag, "goes", spawned);
+		call_delete("goes");
+	}
+	call_delete("stays");
+	materialized_release(bench.commits, &image);
+}
+
 static void
 measure(const struct row *row)
 {
-	static struct samples reset, stopped, spawned, bare, bare_all;
+	static struct samples reset, stopped, spawned, bare, bare_all, calls, call_spawns;
 	struct materialized_image image = MATERIALIZED_IMAGE_INIT;
 	struct samples *floors = &bare;
 	struct bench_vm vm;
+	char tag[64];
 
 	sample_clear(&reset, "reset", "request leaves ... the guest's first doorbell");
 	sample_clear(&stopped, "stopped", "of that, its vCPU stands");
 	sample_clear(&spawned, "spawn", "likewise, of a pre-warmed VMM");
 	sample_clear(&bare, "bare", "madvise by ranges, state, run");
 	sample_clear(&bare_all, "bare_all", "madvise of all, state, run");
-	make_commit(row, &image);
+	sample_clear(&calls, "call_reset", "the whole call, until the same");
+	sample_clear(&call_spawns, "call_spawn", "likewise");
+	make_commit(row, true, tag, &image);
 	spawn(&image, &vm, false, NULL);
 	wait_dirty(&vm);
 	measure_bare(&image, row, true, &bare);
@@ -216,6 +319,7 @@ measure(const struct row *row)
 	}
 	measure_bare(&image, row, false, &bare_all);
 	bench_end_vm(&vm);
+	measure_calls(row, &calls, &call_spawns);
 	if (sample_percentile(&bare_all, 50) < sample_percentile(&bare, 50))
 		floors = &bare_all;
 	sample_row_begin(bench.out, "%llu pages, spread %llu", (unsigned long long)row->pages,
@@ -229,6 +333,8 @@ measure(const struct row *row)
 	sample_report(&spawned, bench.out);
 	sample_report(&bare, bench.out);
 	sample_report(&bare_all, bench.out);
+	sample_report(&calls, bench.out);
+	sample_report(&call_spawns, bench.out);
 	bench_number("to_bare",
 		(double)sample_percentile(&reset, 50) /
 			(double)sample_percentile(floors, 50),
@@ -237,6 +343,10 @@ measure(const struct row *row)
 		(double)sample_percentile(&reset, 50) /
 			(double)sample_percentile(&spawned, 50),
 		"reset / spawn");
+	bench_number("call_to_spawn",
+		(double)sample_percentile(&calls, 50) /
+			(double)sample_percentile(&call_spawns, 50),
+		"call_reset / call_spawn");
 	sample_row_end(bench.out);
 	materialized_release(bench.commits, &image);
 }
@@ -247,7 +357,15 @@ main(int argc, char **argv)
 	static const struct row rows[] = {
 		{0, 1}, {100, 1}, {1000, 1}, {10000, 1}, {100, 301}, {1000, 31}, {10000, 3}};
 
+	const struct commits_config pool = {
+		.pool_size = COMMITS_POOL_SIZE, .materialized_mib = COMMITS_MATERIALIZED_MIB};
+	struct err e;
+
 	bench_begin(argc, argv, "reset", 100, 512);
+	commits_close(bench.commits);
+	bench.commits = NULL;
+	if (commits_open(bench.tree, &pool, &bench.commits, &e) < 0)
+		bench_die("a pool", &e);
 	if (bench.out)
 		json_out_array(bench.out, "rows");
 	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++)

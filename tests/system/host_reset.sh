@@ -203,10 +203,10 @@ kill_nine_while_resetting() {
 	pando status -q >/dev/null
 	for point in reset.segment reset.entered reset.done reset.noted; do
 		lives=$(lives_of k)
-		pid=$(info k 'j["pid"]')
+		vmm=$(info k 'j["pid"]')
 		base=$(chain k '[s["data"] for s in j["chain"]]')
 		dies_at "$point" pando reset k --no-wait
-		equal "its process after $point" "$(info k 'j["pid"]')" "$pid"
+		equal "its process after $point" "$(info k 'j["pid"]')" "$vmm"
 		counts_on k
 		wait_until "no file is left ($point)" segments_are_chains
 		case $point in
@@ -232,14 +232,14 @@ both_killed_while_resetting() {
 	needs_kvm
 	for point in reset.segment reset.entered reset.done reset.noted; do
 		lives=$(lives_of k)
-		pid=$(info k 'j["pid"]')
+		vmm=$(info k 'j["pid"]')
 		pando disk export -f k "$work/before.raw" >/dev/null
 		dies_at "$point" pando reset k --no-wait
 		case $point in
 		reset.done | reset.noted) sleep 0.3 ;; # its guest writes
 		esac
-		kill -9 "$pid"
-		wait_until "its VMM is gone" gone "$pid"
+		kill -9 "$vmm"
+		wait_until "its VMM is gone" gone "$vmm"
 		wait_until "it failed ($point)" state_is k failed
 		wait_until "no file is left ($point)" segments_are_chains
 		case $point in
