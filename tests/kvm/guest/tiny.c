@@ -19,7 +19,8 @@
  * done" mode=flood      (two CPUs) one rings the disk's doorbell for ever, the other keeps
  * its ring full; says "flooding" before  mode=triple     a fault without any handler button=1        (mode=work) says
  * "power button" and powers off when it is pressed; mess=1 after each change registers, local
- * APIC, IOAPIC and serial port are left as nobody would have them; map=1 it has an address of
+ * APIC, IOAPIC and serial port are left as nobody would have them; stand=1 after the first change it
+ * stops in HLT; map=1 it has an address of
  * whose pages it says by which it is reached ("map=first|second"), and then changes mode=off        powers off; mode=reset
  * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
  * the first time it runs it writes on its disk and asks for a reset; then it says so and
@@ -751,7 +752,8 @@ mode_work(void)
 	int disk = option_is("disk", "1"), cpus = option_is("cpus", "2"),
 	    redirty = option_is("redirty", "1"), rest = option_is("rest", "1"),
 	    noise = option_is("noise", "1"), button = option_is("button", "1");
-	int mess = option_is("mess", "1"), map = option_is("map", "1");
+	int mess = option_is("mess", "1"), map = option_is("map", "1"),
+	    stand = option_is("stand", "1");
 	u64 last, gap = 0;
 
 	if (map)
@@ -855,6 +857,8 @@ mode_work(void)
 				say_hex(history[i]);
 			}
 			say("\n");
+			if (stand)
+				halt();
 			last = rdtsc();
 		}
 		gap = longest;
