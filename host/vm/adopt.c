@@ -26,6 +26,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/vm/merge.h"
 #include "host/vm/reset_row.h"
 #include "host/vm/tree_priv.h"
 
@@ -323,6 +324,7 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 	vm->unmet = false;
 	if (reset_row_settle(t, vm, &resets, e) < 0)
 		log_err("vm %s: %s", vm->row.id, e->msg);
+	merge_wanted(t, vm); /* the last pandod may have been at it */
 	finish_resize(t, vm);
 	if (vm->dead) /* meanwhile; its state says why */
 		return 0;

@@ -116,6 +116,7 @@ reset_row_apply(struct tree *t, struct vm *vm, struct err *e)
 	take_target(row, &vm->reset->row);
 	memcpy(row->image, row->commit, sizeof(row->image));
 	memcpy(row->origin, row->commit, sizeof(row->origin));
+	row->commit_segment[0] = '\0'; /* the base is all that the commit has */
 	row->resize_mib = 0;
 	row->reason[0] = row->host_key[0] = '\0';
 	row->answered = false;

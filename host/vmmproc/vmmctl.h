@@ -102,6 +102,11 @@ int vmmctl_committed(struct vmmctl *c, struct vmm_committed *msg, struct err *e)
 int vmmctl_reset(struct vmmctl *c, struct vmm_reset *msg,
 	const int fds[static VMM_RESET_FD_COUNT], int timeout_ms,
 	struct vmm_reset_answer *ret, bool *ret_uncertain, struct err *e);
+/* VMM_MERGED, to a VMM that knows it. fds are sent, not taken. *ret_refused: the VMM said that it
+ * did not take it all; on other failures it may have. */
+int vmmctl_merged(struct vmmctl *c, struct vmm_merged *msg,
+	const int fds[static VMM_MERGED_FD_COUNT], int timeout_ms, bool *ret_refused,
+	struct err *e);
 /* VMM_QUIT; no answer comes. */
 int vmmctl_quit(struct vmmctl *c, struct err *e);
 
