@@ -101,12 +101,14 @@ kvmdriver_SRCS := \
 	tests/kvm/driver_restore.c \
 	tests/kvm/slow_disk.c \
 	tests/kvm/console_line.c
-KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_track test_kvm_disk
+KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_reset test_kvm_track \
+	test_kvm_disk
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
+test_kvm_reset_SRCS := tests/kvm/test_kvm_reset.c common/wire/blob.c
 test_kvm_track_SRCS := tests/kvm/test_kvm_track.c
 test_kvm_disk_SRCS := tests/kvm/test_kvm_disk.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
@@ -142,9 +144,10 @@ tree_model_PKGS := libcurl
 $(B)/tests/tree_model: | $(TINY)
 
 # They drive VMs through pandod's own code.
-BENCHES_OF_VMS := bench_spawn bench_branch bench_commit
+BENCHES_OF_VMS := bench_spawn bench_branch bench_commit bench_reset
 BENCHES += $(BENCHES_OF_VMS)
 bench_spawn_SRCS := tests/bench/bench_spawn.c tests/bench/floor.c
+bench_reset_SRCS := tests/bench/bench_reset.c tests/bench/floor.c
 bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
 define bench_of_vms

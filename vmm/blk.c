@@ -763,6 +763,20 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 }
 
 int
+blk_check_attach(uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS],
+	struct err *e)
+{
+	uint64_t base_bytes;
+	int r;
+
+	if (disk_mib == 0 || disk_mib > BLOCKMAP_DISK_MIB_MAX)
+		return err_set(e, -EINVAL, "disk of %" PRIu64 " MiB: must be 1 to %llu MiB",
+			disk_mib, BLOCKMAP_DISK_MIB_MAX);
+	r = check_base(base_fd, disk_mib, &base_bytes, e);
+	return r ? r : blk_check_segment(seg, e);
+}
+
+int
 blk_init(struct blk *blk, const struct guest_mem *mem, struct irq_line irq,
 	uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS], struct err *e)
 {
@@ -827,6 +841,40 @@ blk_close_segment(struct blk *blk, struct blk_segment *seg)
 	blk_retire(blk, &seg->data_fd);
 	blk_retire(blk, &seg->index_fd);
 	*seg = (struct blk_segment){.data_fd = -1, .index_fd = -1};
+}
+
+static void
+give(struct blk *blk, int ret_fds[], unsigned *n, int *fd)
+{
+	if (*fd >= 0 && !blk_leave_to_round(blk, fd))
+		ret_fds[(*n)++] = *fd;
+	*fd = -1;
+}
+
+unsigned
+blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX])
+{
+	unsigned i, n = 0;
+
+	virtio_dev_lock(&blk->dev);
+	for (i = 0; i < blk->n_segments; i++) {
+		give(blk, ret_fds, &n, &blk->segments[i].data_fd);
+		give(blk, ret_fds, &n, &blk->segments[i].index_fd);
+		blk->segments[i].written = blk->segments[i].synced = 0;
+	}
+	give(blk, ret_fds, &n, &blk->write_data_fd);
+	give(blk, ret_fds, &n, &blk->write_index_fd);
+	give(blk, ret_fds, &n, &blk->base_fd);
+	blk_late_forget(blk);
+	blk_try_again(blk);
+	atomic_store(&blk->due_ns, 0);
+	blk->n_segments = 0;
+	blockmap_clear(&blk->map);
+	blk->base_bytes = blk->data_blocks = blk->index_records = 0;
+	blk->config.capacity = 0;
+	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);
+	virtio_dev_unlock(&blk->dev);
+	return n;
 }
 
 void

@@ -216,6 +216,14 @@ int blk_init_empty(
 	struct blk *blk, const struct guest_mem *mem, struct irq_line irq, struct err *e);
 int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	const int seg[static VMM_SEG_FDS], struct err *e);
+/* Whether blk_attach() would take these. */
+int blk_check_attach(uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS],
+	struct err *e);
+/* No disk any more: base, segments and block map go, unsynced. blk_attach() comes next. The
+ * vCPUs are parked, no I/O is under way but a flush, which keeps what it uses. Closing takes a microsecond each: the descriptors are
+ * the caller's, who closes them when the guest runs. Returns how many. */
+#define BLK_FDS_MAX (2 * BLK_SEGMENTS_MAX + 3)
+unsigned blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX]);
 /* Closes and unmaps everything. */
 void blk_destroy(struct blk *blk);
 

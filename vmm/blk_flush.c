@@ -21,20 +21,26 @@ blk_wrote(struct blk_segment *seg)
 	seg->written++;
 }
 
-void
-blk_retire(struct blk *blk, int *fd)
+bool
+blk_leave_to_round(struct blk *blk, int *fd)
 {
 	struct blk_flush *f = &blk->flush;
 
-	if (*fd < 0)
-		return;
-	for (unsigned i = 0; i < 2; i++) {
+	for (unsigned i = 0; i < 2 && *fd >= 0; i++) {
 		if (f->in_use[i] == *fd) {
 			f->close_later[i] = true;
 			*fd = -1;
-			return;
+			return true;
 		}
 	}
+	return false;
+}
+
+void
+blk_retire(struct blk *blk, int *fd)
+{
+	if (*fd < 0 || blk_leave_to_round(blk, fd))
+		return;
 	close(*fd);
 	*fd = -1;
 }

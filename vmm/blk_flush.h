@@ -46,6 +46,8 @@ void blk_wrote(struct blk_segment *seg);
 void blk_synced(struct blk *blk, unsigned i, uint64_t written);
 /* Closes a descriptor, at the latest when the round that uses it is over; it is -1 then. */
 void blk_retire(struct blk *blk, int *fd);
+/* Whether a round uses it: then it is the round's to close, and *fd is -1. */
+bool blk_leave_to_round(struct blk *blk, int *fd);
 
 bool blk_late_is_full(const struct blk *blk);
 /* Notes a chain that was taken; its status byte is the last of its buffers'. */

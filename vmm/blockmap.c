@@ -88,6 +88,19 @@ blockmap_done(struct blockmap *map)
 	*map = (struct blockmap){0};
 }
 
+void
+blockmap_clear(struct blockmap *map)
+{
+	const size_t bytes = map->n_blocks * sizeof(*map->entries);
+
+	if (!bytes)
+		return;
+	/* The entries must not outlive this, whatever the kernel says. */
+	if (madvise(map->entries, bytes, MADV_DONTNEED))
+		memset(map->entries, 0, bytes);
+	map->n_blocks = 0;
+}
+
 int
 blockmap_note_touched(struct blockmap *map, struct err *e)
 {

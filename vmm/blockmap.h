@@ -61,6 +61,8 @@ int blockmap_grow(struct blockmap *map, uint64_t disk_mib, struct err *e);
 /* Both. */
 int blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e);
 void blockmap_done(struct blockmap *map);
+/* No blocks, as blockmap_reserve() left it; what was usable of the mapping stays so. */
+void blockmap_clear(struct blockmap *map);
 /* After blockmap_init(), before a replay: that blockmap_next() shall know. */
 int blockmap_note_touched(struct blockmap *map, struct err *e);
 /* The first block from `block` on that may not be the base's; n_blocks: there is none. A large

@@ -14,6 +14,7 @@
 #include "vmm/fork.h"
 #include "vmm/full_disk.h"
 #include "vmm/mainloop.h"
+#include "vmm/reset.h"
 #include "vmm/restore.h"
 #include "vmm/seal.h"
 
@@ -24,6 +25,7 @@ union request {
 	struct vmm_resize resize;
 	struct vmm_committed committed;
 	struct vmm_disk_limits disk_limits;
+	struct vmm_reset reset;
 	struct vmm_merged merged;
 	uint8_t bytes[sizeof(struct vmm_merged) +
 		      1]; /* one more: a longer message is seen as such */
@@ -56,6 +58,7 @@ send_stats(struct vm *vm, uint64_t seq)
 					  : 0,
 		.tracks = VMM_TRACKS | VMM_TAKES_MERGED | VMM_LIMITS_DISK |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
+			  VMM_RESETS | (uint32_t)vm->resets << VMM_RESETS_SHIFT |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};
 
@@ -242,6 +245,9 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_committed);
 	case VMM_DISK_LIMITS:
 		return sizeof(struct vmm_disk_limits);
+	case VMM_RESET:
+		*ret_fds = VMM_RESET_FD_COUNT;
+		return sizeof(struct vmm_reset);
 	case VMM_MERGED:
 		*ret_fds = VMM_MERGED_FD_COUNT;
 		return sizeof(struct vmm_merged);
@@ -322,6 +328,9 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_DISK_LIMITS:
 		limit_disk(vm, &req.disk_limits);
+		break;
+	case VMM_RESET:
+		reset_vm(vm, &req.reset, fds);
 		break;
 	case VMM_MERGED:
 		take_merged(vm, &req.merged, fds);

@@ -102,6 +102,7 @@ forget_parent(struct vm *vm)
 	vm->is_parked = vm->is_paused = vm->is_full = vm->started_sent = vm->is_open = false;
 	vm->look_ns = 0;
 	vm->devices_left = 0;
+	vm->resets = 0;
 }
 
 /* One fork in a process at a time. Nothing of it lies on a stack: the child gives those

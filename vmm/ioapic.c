@@ -138,6 +138,23 @@ ioapic_load(struct ioapic *io, struct blob_in *in, struct err *e)
 }
 
 void
+ioapic_forget(struct ioapic *io)
+{
+	bool levels = false;
+
+	pthread_mutex_lock(&io->lock);
+	io->select = io->id = io->pending = 0;
+	for (unsigned i = 0; i < IOAPIC_PINS; i++) {
+		levels |= is_live_level(io->entry[i]);
+		io->entry[i] = ENTRY_MASKED;
+	}
+	/* Else KVM would go on reporting their EOIs. */
+	if (levels)
+		tell_levels(io);
+	pthread_mutex_unlock(&io->lock);
+}
+
+void
 ioapic_resume(struct ioapic *io)
 {
 	bool levels = false;

@@ -48,6 +48,8 @@ void ioapic_fork_child(struct ioapic *io, struct ioapic_sink sink);
 /* Into and out of an open section of a state blob; after ioapic_init(). */
 void ioapic_save(const struct ioapic *io, struct blob_out *out);
 int ioapic_load(struct ioapic *io, struct blob_in *in, struct err *e);
+/* As ioapic_init() left it; ioapic_load() comes next, in a VM that is reset. */
+void ioapic_forget(struct ioapic *io);
 /* The sink works (again): tells it the level pins and delivers what is pending. */
 void ioapic_resume(struct ioapic *io);
 

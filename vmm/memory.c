@@ -38,6 +38,7 @@ map_aligned(struct guest_mem *m, uint64_t mem_mib, int prot, struct err *e)
 	m->low_len = len < GUEST_LOW_MAX ? len : GUEST_LOW_MAX;
 	m->high_len = len - m->low_len;
 	m->on_image = false;
+	m->image_inode = 0;
 	return 0;
 }
 
@@ -79,19 +80,38 @@ guest_mem_open_hole(struct guest_mem *m)
 	munmap(m->host, m->low_len + m->high_len);
 }
 
+static int
+check_image(const struct guest_mem *m, int image_fd, struct stat *ret, struct err *e)
+{
+	const uint64_t len = m->low_len + m->high_len;
+
+	if (fstat(image_fd, ret) < 0)
+		return err_sys(e, -errno, "memory image");
+	if (!S_ISREG(ret->st_mode) || (uint64_t)ret->st_size != len)
+		return err_set(e, -EINVAL,
+			"the memory image must be a regular file of %llu MiB, not of %lld bytes",
+			(unsigned long long)(len / MIB), (long long)ret->st_size);
+	return 0;
+}
+
+static void
+note_image(struct guest_mem *m, const struct stat *st)
+{
+	m->on_image = true;
+	m->image_dev = st->st_dev;
+	m->image_inode = st->st_ino;
+}
+
 int
 guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e)
 {
-	uint64_t len = m->low_len + m->high_len;
+	const uint64_t len = m->low_len + m->high_len;
 	struct stat st;
 	void *p;
+	int r = check_image(m, image_fd, &st, e);
 
-	if (fstat(image_fd, &st) < 0)
-		return err_sys(e, -errno, "memory image");
-	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != len)
-		return err_set(e, -EINVAL,
-			"the memory image must be a regular file of %llu MiB, not of %lld bytes",
-			(unsigned long long)(len / MIB), (long long)st.st_size);
+	if (r < 0)
+		return r;
 	p = mmap(m->host, len, PROT_READ | PROT_WRITE,
 		MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE, image_fd, 0);
 	if (p == MAP_FAILED)
@@ -101,7 +121,36 @@ guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e)
 		return err_set(e, -EEXIST,
 			"mapping the memory image: something else lies there");
 	}
-	m->on_image = true;
+	note_image(m, &st);
+	return 0;
+}
+
+int
+guest_mem_check_image(
+	const struct guest_mem *m, int image_fd, bool *ret_same, struct err *e)
+{
+	struct stat st;
+	int r = check_image(m, image_fd, &st, e);
+
+	if (r < 0)
+		return r;
+	*ret_same = m->image_inode && m->image_dev == st.st_dev &&
+		    m->image_inode == st.st_ino;
+	return 0;
+}
+
+int
+guest_mem_replace(struct guest_mem *m, int image_fd, struct err *e)
+{
+	struct stat st;
+	int r = check_image(m, image_fd, &st, e);
+
+	if (r < 0)
+		return r;
+	if (mmap(m->host, m->low_len + m->high_len, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, image_fd, 0) == MAP_FAILED)
+		return err_sys(e, -errno, "mapping the memory image");
+	note_image(m, &st);
 	return 0;
 }
 

@@ -32,6 +32,9 @@ struct guest_mem {
 	uint64_t low_len;  /* guest [0, low_len) is host[0…] */
 	uint64_t high_len; /* guest [4 GiB, 4 GiB + high_len) is host[low_len…] */
 	bool on_image;	   /* pages nobody wrote are an image's, not zero */
+	/* The image that all of it is a private mapping of. inode 0: none, or something else
+	 * was mapped into it since. */
+	uint64_t image_dev, image_inode;
 };
 
 /* mem_mib: 1 and up. -ENOMEM with a sentence when the host refuses. */
@@ -46,6 +49,13 @@ int guest_mem_reserve(struct guest_mem *m, uint64_t mem_mib, struct err *e);
 int guest_mem_lend_page(struct guest_mem *m, gpa_t page, struct err *e);
 void guest_mem_open_hole(struct guest_mem *m);
 int guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e);
+/* Whether image_fd can be mapped: regular, exactly the memory's length. *ret_same: it is the one
+ * that all of the memory lies on. */
+int guest_mem_check_image(
+	const struct guest_mem *m, int image_fd, bool *ret_same, struct err *e);
+/* The image in the place of whatever the memory is, at the same addresses, so that KVM's slots
+ * stay. On failure nothing is certain. */
+int guest_mem_replace(struct guest_mem *m, int image_fd, struct err *e);
 void guest_mem_destroy(struct guest_mem *m);
 
 /* 0, or -EFAULT when any of the len bytes is not RAM (nothing is copied then). len 0 is

@@ -54,6 +54,7 @@ vmmcore_SRCS := \
 	vmm/snapshot.c \
 	vmm/restore.c \
 	vmm/full_disk.c \
+	vmm/reset.c \
 	vmm/control.c \
 	vmm/seal.c \
 	vmm/probe.c

@@ -153,6 +153,19 @@ state_has_other_features(const struct vcpu_state *s, const struct state_plan *pl
 	return false;
 }
 
+bool
+state_has_all_msrs(const struct vcpu_state *s, const struct state_plan *plan)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->msrs.n; i++)
+		n += s->msrs.entries[i].index != STATE_MSR_TSC;
+	/* A loaded state has none twice, and only planned ones. */
+	for (uint32_t i = 0; i < plan->msrs.n; i++)
+		n -= plan->msrs.indices[i] != STATE_MSR_TSC;
+	return n == 0;
+}
+
 int
 state_plan_make(int kvm_fd, const int fds[], unsigned n, const struct kvm_caps *caps,
 	struct state_plan *ret, struct err *e)

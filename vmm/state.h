@@ -72,6 +72,9 @@ bool state_is_left_out(uint32_t index);
 /* fds: all vCPUs of a VM, fresh and with their CPUID set. */
 int state_plan_make(int kvm_fd, const int fds[], unsigned n, const struct kvm_caps *caps,
 	struct state_plan *ret, struct err *e);
+/* Whether s has every MSR that this host saves, so that a vCPU which ran keeps nothing of its
+ * own. */
+bool state_has_all_msrs(const struct vcpu_state *s, const struct state_plan *plan);
 /* Whether s has a feature MSR (see the plan) that a fresh vCPU has not so: then only a
  * vCPU that never ran takes s. */
 bool state_has_other_features(const struct vcpu_state *s, const struct state_plan *plan);

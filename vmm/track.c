@@ -39,8 +39,13 @@ struct scan_arg {
 _Static_assert(sizeof(struct scan_arg) == 96, "the kernel's struct pm_scan_arg");
 #define SCAN_IOCTL _IOWR('f', 16, struct scan_arg)
 #define SCAN_IS_WRITTEN (1u << 1)
+#define SCAN_IS_FILE (1u << 2)
+#define SCAN_IS_PRESENT (1u << 3)
+#define SCAN_IS_SWAPPED (1u << 4)
 #define SCAN_WP_MATCHING (1u << 0)
 #define SCAN_CHECK_WPASYNC (1u << 1)
+
+_Static_assert(sizeof(struct track_range) == sizeof(struct region), "what the kernel writes");
 
 const unsigned long track_ioctl_numbers[] = {UFFDIO_API, UFFDIO_REGISTER, SCAN_IOCTL};
 const size_t track_n_ioctl_numbers =
@@ -473,6 +478,46 @@ track_wrote(struct track *t, const struct guest_mem *m, gpa_t gpa)
 
 	if (t->changed && host)
 		note(t->changed, (uint64_t)(host - m->host) / PAGE);
+}
+
+void
+track_reset(struct track *t, bool was_mapped)
+{
+	t->is_whole = t->has_base = t->has_last_fork = t->was_scanned = false;
+	if (!was_mapped)
+		return;
+	close_one(&t->uffd_fd);
+	t->armed = false;
+}
+
+int
+track_own_pages(const struct track *t, uint64_t *from, uint64_t to,
+	struct track_range ret[static TRACK_RANGES])
+{
+	struct scan_arg a = {
+		.size = sizeof(a),
+		.start = *from,
+		.end = to,
+		.vec = (uintptr_t)ret,
+		.vec_len = TRACK_RANGES,
+		.category_inverted = SCAN_IS_FILE,
+		.category_mask = SCAN_IS_FILE,
+		.category_anyof_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
+		.return_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
+	};
+	int n;
+
+	if (t->pagemap_fd < 0)
+		return -ENOSYS;
+	do
+		n = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == ENOTTY ? -ENOSYS : -errno;
+	if (a.walk_end <= *from)
+		return -EIO;
+	*from = a.walk_end;
+	return n;
 }
 
 void

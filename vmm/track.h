@@ -116,6 +116,20 @@ int track_committed(struct track *t, const struct vmm_committed *m, struct err *
  * written. Just before or after it does. */
 void track_given_back(
 	struct track *t, const struct guest_mem *m, const void *host, size_t len);
+/* The memory is a commit's again: which pages changed since which other commit counts no more,
+ * and no later VMM_COMMITTED of an earlier fork does. was_mapped: by a new mapping, which nobody
+ * watches. The next commit reads what is private then. */
+void track_reset(struct track *t, bool was_mapped);
+/* Ranges of the process's own pages in [*from, to): those of a private mapping that are not the
+ * file's any more. How many are in ret (at most TRACK_RANGES, ascending); *from is where the next
+ * call begins, `to` at the end. -ENOSYS: this kernel cannot say. */
+struct track_range {
+	uint64_t start, end;
+	uint64_t reserved;
+};
+#define TRACK_RANGES 170
+int track_own_pages(const struct track *t, uint64_t *from, uint64_t to,
+	struct track_range ret[static TRACK_RANGES]);
 /* A frozen fork wrote this page itself, after the scan. */
 void track_wrote(struct track *t, const struct guest_mem *m, gpa_t gpa);
 

@@ -181,6 +181,20 @@ reset(struct virtio_dev *dev)
 		dev->ops->reset(dev);
 }
 
+void
+virtio_dev_forget(struct virtio_dev *dev)
+{
+	virtio_dev_lock(dev);
+	dev->status = dev->interrupt_status = dev->config_generation = 0;
+	dev->driver_features = 0;
+	dev->device_features_sel = dev->driver_features_sel = dev->queue_sel = 0;
+	for (unsigned i = 0; i < dev->ops->n_queues; i++)
+		virtq_reset(&dev->queues[i]);
+	dev->resuming = false;
+	atomic_store(&dev->first_doorbell_ns, 0);
+	virtio_dev_unlock(dev);
+}
+
 /* The rings' form follows from the features. */
 static void
 apply_features(struct virtio_dev *dev)

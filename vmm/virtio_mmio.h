@@ -138,6 +138,9 @@ void virtio_dev_init(struct virtio_dev *dev, const struct virtio_ops *ops,
 	const struct guest_mem *mem, struct irq_line irq);
 /* After fork(), in the child: a fresh mutex and the child's own interrupt line. */
 void virtio_dev_fork_child(struct virtio_dev *dev, struct irq_line irq);
+/* As virtio_dev_init() left it, but for its lock, its interrupt line and its counters of
+ * doorbells; virtio_dev_load() comes next. The vCPUs are parked. */
+void virtio_dev_forget(struct virtio_dev *dev);
 /* vCPUs run again: raises a pending interrupt once more and gives every queue one turn. 1:
  * there is more to do, 0: there is not, -EBUSY: a vCPU is in the device, nothing was done.
  * Unless 0, virtio_dev_go_on() is due, which gives the next turn and answers likewise. One

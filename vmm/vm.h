@@ -102,6 +102,7 @@ struct vm {
 	int event_fd;	   /* owned: vCPU threads wake the main thread (end, first run) */
 	int vsock_kick_fd; /* owned: doorbells of the vsock device */
 	unsigned forks;	   /* between the VM that was started and this */
+	uint16_t resets;   /* of this process */
 	bool is_parked;	   /* a frozen fork: no KVM VM, no threads */
 	bool is_tracked;   /* a frozen fork, of a VMM_FORK_TRACK */
 	bool is_readable;  /* by its user, since VMM_STATE */

@@ -421,6 +421,17 @@ vsock_load(struct vsock *vs, struct blob_in *in, struct err *e)
 	return 0;
 }
 
+void
+vsock_forget(struct vsock *vs)
+{
+	virtio_dev_lock(&vs->dev);
+	vsock_conn_drop_all(vs);
+	vs->reset_state = VSOCK_RUNNING;
+	vs->reset_deadline_ns = 0;
+	virtio_dev_unlock(&vs->dev);
+	virtio_dev_forget(&vs->dev);
+}
+
 int
 vsock_reset_child(struct vsock *vs, struct irq_line irq, int listen_fd, int kick_fd,
 	const struct vsock_loop *loop, struct err *e)

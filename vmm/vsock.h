@@ -139,6 +139,10 @@ int vsock_listen(struct vsock *vs, int listen_fd, struct err *e);
 void vsock_save(struct vsock *vs, struct blob_out *out);
 int vsock_load(struct vsock *vs, struct blob_in *in, struct err *e);
 
+/* All connections end, for their clients at once; the device is as vsock_init() left it, but for
+ * its listener. vsock_load() comes next, in a VM that is reset. The vCPUs are parked. */
+void vsock_forget(struct vsock *vs);
+
 void vsock_kick(struct vsock *vs);
 void vsock_handle_event(struct vsock *vs, uint64_t token, uint32_t events);
 /* Milliseconds until vsock_tick has something to do; -1: never. */

@@ -52,6 +52,8 @@ enum vmm_msg_type {
 	VMM_COMMITTED = 14,  /* VMM_DONE */
 	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_LIMITS_DISK. */
 	VMM_DISK_LIMITS = 20, /* VMM_DONE */
+	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_RESETS. */
+	VMM_RESET = 15, /* VMM_RESET_ANSWER */
 	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_TAKES_MERGED. */
 	VMM_MERGED = 24, /* VMM_DONE */
 
@@ -63,6 +65,7 @@ enum vmm_msg_type {
 	VMM_EXITING = 68, /* unasked, seq 0: last words */
 	VMM_STATE_ANSWER = 69,
 	VMM_DISK_FULL = 74, /* unasked, seq 0 */
+	VMM_RESET_ANSWER = 70,
 };
 
 struct vmm_hdr {
@@ -222,12 +225,14 @@ enum vmm_track_means {
 /* VMM_STATS_ANSWER's `tracks`: 0 from an older VMM. */
 #define VMM_TRACKS 1u	     /* it knows the three messages */
 #define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
+#define VMM_RESETS 4u		/* it knows VMM_RESET */
 #define VMM_TAKES_MERGED 128u /* it knows VMM_MERGED */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
 #define VMM_LIMITS_DISK 64u /* it knows VMM_DISK_LIMITS */
 
 /* VMM_STATS_ANSWER's `paused`: the VM stands still by itself (VMM_DISK_FULL). */
 #define VMM_PAUSED_DISK_FULL 3u
+#define VMM_RESETS_SHIFT 16	 /* how often this process was reset, modulo 2^16 */
 
 /* A VMM that was forked has no page map: the seal keeps it from /proc. VMM_TRACK_OPEN makes its
  * /proc/<pid> readable for processes of its user, until VMM_TRACK, any other message, or the end
@@ -322,6 +327,51 @@ struct vmm_restore {
 };
 _Static_assert(
 	sizeof(struct vmm_restore) == 16 + 24 + 8 + 16 + VMM_NAME_MAX, "wire format");
+
+/*
+ * Reset: a VM that runs or is paused goes back to a commit of its own shape, in the same process
+ * and KVM VM. All that it wrote is dropped: memory, its disk's own segment and all older ones;
+ * the disk is the commit's base and a new, empty segment. It keeps its sockets, console and log;
+ * its vsock connections are closed. It runs afterwards, also where it was paused.
+ *
+ * Refused (error, and nothing has changed) is what can be seen before the VM is stopped. What
+ * fails later ends the VM. The answer comes when the vCPUs run. `resets` counts in
+ * VMM_STATS_ANSWER, too (VMM_RESETS_SHIFT): by it a new pandod finds out whether a reset that
+ * another one asked for has happened.
+ */
+enum vmm_reset_fd {
+	VMM_RESET_FD_STATE,  /* as of VMM_RESTORE, these three */
+	VMM_RESET_FD_MEMORY, /* where it is the image that the VM lies on, only what the VM wrote
+				is dropped; else it is mapped in the place of all */
+	VMM_RESET_FD_BASE,
+	VMM_RESET_FD_SEG, /* this VM's new segment */
+	VMM_RESET_FD_SEG_END = VMM_RESET_FD_SEG + VMM_SEG_FDS - 1,
+	VMM_RESET_FD_COUNT,
+};
+#define VMM_RESET_HAS_BASE 1u
+/* This host's CPU walks the guest's page tables itself (EPT, NPT). Without the flag KVM may have
+ * shadows of page tables as the guest wrote them since, and is told to drop them all. */
+#define VMM_RESET_NO_SHADOWS 2u
+
+struct vmm_reset {
+	struct vmm_hdr hdr;
+	uint64_t disk_mib; /* as the blob's */
+	uint64_t blob_bytes;
+	uint32_t flags; /* VMM_RESET_* */
+	uint32_t pad;
+	uint8_t generation[16];
+};
+_Static_assert(sizeof(struct vmm_reset) == 16 + 24 + 16, "wire format");
+
+struct vmm_reset_answer {
+	struct vmm_hdr hdr;
+	int32_t error; /* != 0: refused; the VM is as it was */
+	uint32_t resets;
+	uint64_t pause_ns; /* vCPUs asked to stop -> running again */
+	uint64_t pages;	   /* that were dropped; UINT64_MAX: all, uncounted */
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_reset_answer) == 16 + 24 + 512, "wire format");
 
 /* To a VM that runs or is paused. Disks only grow. */
 struct vmm_resize {
@@ -423,7 +473,7 @@ struct vmm_stats_answer {
 	uint64_t first_doorbell_ns;  /* when this VM rang its first: the host's
 					CLOCK_MONOTONIC; 0: not yet */
 	uint32_t paused;	     /* 1: paused, 2: parked, VMM_PAUSED_DISK_FULL */
-	uint32_t tracks;	     /* VMM_TRACKS_* */
+	uint32_t tracks;	     /* VMM_TRACKS_*, VMM_RESETS* */
 };
 _Static_assert(sizeof(struct vmm_stats_answer) == 16 + 72, "wire format");
 

@@ -42,6 +42,7 @@ BODY(stop, stop_request, )
 BODY(start, start_request, )
 BODY(resize, resize_request, )
 BODY(limit, limit_request, )
+BODY(reset, reset_request, )
 BODY(commit, commit_request, )
 BODY(tag, tag_request, )
 BODY(prune, prune_request, )
@@ -139,6 +140,11 @@ HANDLER(RESIZE)
 HANDLER(LIMITS)
 {
 	return tree_limit(c->tree, c->route->vm, c->body, c->progress, c->out, e);
+}
+
+HANDLER(RESET)
+{
+	return commits_reset(c->commits, c->route->vm, c->body, c->progress, c->out, e);
 }
 
 HANDLER(DISK)

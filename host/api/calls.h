@@ -49,6 +49,7 @@ enum call_query {
 	X(START,         "POST",   "/v1/vms/*/start",       start,       CALL_PROGRESS, QUERY_BUSY) \
 	X(RESIZE,        "POST",   "/v1/vms/*/resize",      resize,      CALL_PROGRESS, QUERY_BUSY) \
 	X(LIMITS,        "PUT",    "/v1/vms/*/limits",      limit,       0, QUERY_BUSY) \
+	X(RESET,         "POST",   "/v1/vms/*/reset",       reset,       CALL_PROGRESS, QUERY_BUSY) \
 	X(DISK,          "GET",    "/v1/vms/*/disk",        empty,       0, 0) \
 	X(COMMIT,        "POST",   "/v1/vms/*/commit",      commit,      CALL_PROGRESS | CALL_CREATES, QUERY_BUSY) \
 	X(COMMITS,       "GET",    "/v1/commits",           empty,       0, QUERY_PAGE) \

@@ -487,6 +487,23 @@ read_commit_name(
 	return read_text(j, tok, name, ret, COMMIT_NAME_MAX + 1, e);
 }
 
+static const struct member reset_members[] = {
+	MEMBER(reset_request, "commit", read_commit_name, commit),
+	MEMBER(reset_request, "wait", read_flag, wait),
+	MEMBERS_END,
+};
+
+int
+request_reset(const char *body, size_t len, struct reset_request *ret, struct err *e)
+{
+	struct reset_request q = {.wait = true};
+	int r = read_body("POST /v1/vms/{vm}/reset", reset_members, body, len, &q, e);
+
+	if (r == 0)
+		*ret = q;
+	return r;
+}
+
 static const struct member tag_members[] = {
 	MEMBER(tag_request, "commit", read_commit_name, commit),
 	MEMBER(tag_request, "move", read_flag, move),

@@ -55,6 +55,7 @@ int request_start(const char *body, size_t len, struct start_request *ret, struc
 int request_resize(
 	const char *body, size_t len, struct resize_request *ret, struct err *e);
 int request_limit(const char *body, size_t len, struct limit_request *ret, struct err *e);
+int request_reset(const char *body, size_t len, struct reset_request *ret, struct err *e);
 int request_commit(
 	const char *body, size_t len, struct commit_request *ret, struct err *e);
 /* POST /v1/commits/{commit}/run: what a branch takes. */

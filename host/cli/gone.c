@@ -23,6 +23,10 @@ gone_why(struct client *c, const struct client_vm *vm, struct err *e)
 				e, -ESHUTDOWN, "\"%s\" was deleted", client_vm_name(vm));
 		if (r < 0)
 			return 0; /* pandod is another matter */
+		if (now.resets != vm->resets)
+			return err_set(e, -ESHUTDOWN,
+				"\"%s\" was reset to a commit, and what ran in it is gone",
+				client_vm_name(vm));
 		r = pick_reachable(&now, e);
 		if (r == -ESHUTDOWN)
 			return r;

@@ -45,6 +45,7 @@ pandocli_SRCS += \
 	host/cli/verbs/cmd_swarm.c \
 	host/cli/verbs/cmd_machine.c \
 	host/cli/verbs/cmd_stop.c \
+	host/cli/verbs/cmd_reset.c \
 	host/cli/verbs/cmd_resize.c \
 	host/cli/verbs/cmd_limit.c \
 	host/cli/verbs/cmd_checkout.c \

@@ -9,7 +9,8 @@ extern const struct verb verb_run, verb_status, verb_info, verb_execute, verb_br
 	verb_disk, verb_doctor, verb_machine, verb_version, verb_completion, verb_help,
 	verb_swarm, verb_stop, verb_start, verb_resize, verb_checkout, verb_head,
 	verb_commit, verb_run_commit, verb_history, verb_tag, verb_diff, verb_verify,
-	verb_gc, verb_prune, verb_limit, verb_env, verb_rpc, verb_reports, verb_connect, verb_tunnel;
+	verb_gc, verb_prune, verb_limit, verb_reset, verb_env, verb_rpc, verb_reports,
+	verb_connect, verb_tunnel;
 
 const struct verb *const verbs[] = {
 	&verb_run,
@@ -34,6 +35,7 @@ const struct verb *const verbs[] = {
 	&verb_start,
 	&verb_resize,
 	&verb_limit,
+	&verb_reset,
 	&verb_env,
 	&verb_checkout,
 	&verb_head,

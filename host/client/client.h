@@ -100,6 +100,7 @@ struct client_vm {
 	size_t n_labels;
 	int64_t pid; /* 0: none */
 	char generation[40];
+	uint64_t resets; /* 0 from an older pandod */
 	char host_key[96];	/* SSH, public; "" if none */
 	char agent_socket[128]; /* "" if none */
 	char *console;		/* owned; path of the console file, NULL if none */
@@ -238,6 +239,15 @@ int client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_m
 	struct client_vm *ret, struct client_reply *reply, struct err *e);
 int client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
+/* commit NULL: where it came from. */
+struct client_reset {
+	char commit[65];
+	uint64_t pause_us;
+	uint64_t pages; /* that the VM had written; UINT64_MAX: not counted */
+};
+int client_reset(struct client *c, const char *vm, const char *commit, bool no_wait,
+	struct client_vm *ret, struct client_reset *ret_reset, struct client_reply *reply,
+	struct err *e);
 /* *ret_note: malloc'd, NULL: nothing to say. */
 /* What may stay as it is, is CLIENT_LIMIT_AS_IT_IS. */
 #define CLIENT_LIMIT_AS_IT_IS UINT64_MAX

@@ -163,6 +163,7 @@ read_all(const struct json *j, int tok, struct client_vm *vm)
 		(r = client_read_u64(j, tok, "paused_ms", &vm->paused_ms)) < 0 ||
 		(r = client_read_u64(j, tok, "resize_mib", &vm->resize_mib)) < 0 ||
 		(r = client_read_u64(j, tok, "reboots", &vm->reboots)) < 0 ||
+		(r = client_read_u64(j, tok, "resets", &vm->resets)) < 0 ||
 		(r = client_is_none(j, pid) ? 0 : json_i64(j, pid, &vm->pid)) < 0 ||
 		(r = client_read_ids(j, children, &vm->children)) < 0)
 		return r;
@@ -540,6 +541,44 @@ client_limit(struct client *c, const char *vm, uint64_t disk_bps, uint64_t disk_
 		json_out_u64(&o, "disk_iops", disk_iops);
 	r = client_body_end(&o, e);
 	return r < 0 ? r : call_vm(c, "PUT", path, o.buf, ret, reply, e);
+}
+
+int
+client_reset(struct client *c, const char *vm, const char *commit, bool no_wait,
+	struct client_vm *ret, struct client_reset *ret_reset, struct client_reply *reply,
+	struct err *e)
+{
+	cleanup_client_reply struct client_reply own = {0};
+	cleanup_json_out struct json_out o = {0};
+	struct client_reset reset = {.pages = UINT64_MAX};
+	char path[1024];
+	int r = client_turn_path(c, path, sizeof(path), vm, "/reset", e), tok;
+
+	if (r < 0)
+		return r;
+	json_out_object(&o, NULL);
+	if (commit)
+		json_out_str(&o, "commit", commit);
+	json_out_bool(&o, "wait", !no_wait);
+	r = client_body_end(&o, e);
+	if (r == 0)
+		r = client_call(c, "POST", path, o.buf, &own, e);
+	if (r < 0)
+		return r;
+	tok = json_get(own.json, 0, "vm");
+	if (tok < 0 || client_read_text(own.json, 0, "commit", true, reset.commit,
+			       sizeof(reset.commit)) < 0 ||
+		client_read_u64(own.json, 0, "pause_us", &reset.pause_us) < 0)
+		return err_set(
+			e, -EPROTO, "pandod's answer to a reset is not understood");
+	if (json_type(own.json, json_get(own.json, 0, "pages")) != JSON_NULL)
+		(void)client_read_u64(own.json, 0, "pages", &reset.pages);
+	r = client_vm_read(own.json, tok, ret, e);
+	if (r < 0)
+		return r;
+	*ret_reset = reset;
+	client_hand_over(&own, reply);
+	return 0;
 }
 
 int

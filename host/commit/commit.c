@@ -48,6 +48,7 @@ struct commit {
 	bool claimed;	   /* vm->op is ours */
 	bool reads;	   /* vm->n_commits has it */
 	struct vm_row row; /* the VM's, at the cut */
+	unsigned resets;   /* likewise */
 	bool entered;	   /* the frozen fork's row is in the database */
 	struct fork_point cut;
 	struct frozen_fork frozen_fork;
@@ -180,6 +181,7 @@ take_frozen_fork(struct commit *c, struct err *e)
 	fork_point_end(&c->cut);
 	pthread_mutex_lock(&t->lock);
 	c->row = c->vm->row;
+	c->resets = c->vm->resets;
 	if (r == 0) {
 		/* The cut of the last link as the copy of the chain has it: all, where
 		 * the count is not known. */
@@ -480,7 +482,9 @@ note_commit(struct commit *c)
 	for (unsigned i = 0; i < t->n_vms; i++) {
 		struct vm *vm = t->vms[i];
 
-		if (strcmp(vm->row.id, c->row.id) != 0)
+		/* One that was reset meanwhile is not of this commit. */
+		if (strcmp(vm->row.id, c->row.id) != 0 ||
+			(vm == c->vm && vm->resets != c->resets))
 			continue;
 		memcpy(vm->row.commit, c->id, sizeof(vm->row.commit));
 		vm->row.commit_segment[0] = '\0';

@@ -51,6 +51,10 @@ int commits_prune(struct commits *c, const struct prune_request *q,
 int commits_run(struct commits *c, const char *name, const struct branch_request *q,
 	const struct progress *p, struct json_out *out, struct err *e);
 
+/* reset_to.c: the VM goes back, in its own process, to q->commit or to where it came from. */
+int commits_reset(struct commits *c, const char *vm, const struct reset_request *q,
+	const struct progress *p, struct json_out *out, struct err *e);
+
 /* commits_list.c: a page each; after: "", or the `next` of the page before. */
 int commits_list(struct commits *c, const char *after, uint32_t limit,
 	struct json_out *out, struct err *e);

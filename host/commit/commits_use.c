@@ -47,7 +47,7 @@ add(struct vm_uses *u, size_t from, const struct vm_row *row, unsigned order,
 int
 vm_uses_read_locked(struct tree *t, bool all, struct vm_uses *ret, struct err *e)
 {
-	struct vm_uses u = {.v = calloc(3 * (size_t)t->n_vms + 1, sizeof(*u.v))};
+	struct vm_uses u = {.v = calloc(4 * (size_t)t->n_vms + 1, sizeof(*u.v))};
 
 	if (!u.v)
 		return err_set(e, -ENOMEM, "out of memory");
@@ -62,6 +62,8 @@ vm_uses_read_locked(struct tree *t, bool all, struct vm_uses *ret, struct err *e
 		add(&u, from, row, i, row->image);
 		if (materialized_is_disk(t->config.home, row->base_path, base))
 			add(&u, from, row, i, base);
+		if (t->vms[i]->reset)
+			add(&u, from, row, i, t->vms[i]->reset->row.commit);
 	}
 	*ret = u;
 	return 0;

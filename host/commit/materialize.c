@@ -303,7 +303,8 @@ is_in_use(struct commits *c, const char *id)
 
 		used = (materialized_is_disk(t->config.home, row->base_path, base) &&
 			       strcmp(base, id) == 0) ||
-		       (vm_state_lives(row->state) && strcmp(row->image, id) == 0);
+		       (vm_state_lives(row->state) && strcmp(row->image, id) == 0) ||
+		       (t->vms[i]->reset && strcmp(t->vms[i]->reset->row.commit, id) == 0);
 	}
 	pthread_mutex_unlock(&t->lock);
 	return used;

@@ -14,7 +14,8 @@ pandocommit_SRCS += \
 	host/commit/diff_files.c \
 	host/commit/materialize.c \
 	host/commit/pool.c \
-	host/commit/run_commit.c
+	host/commit/run_commit.c \
+	host/commit/reset_to.c
 
 UNIT_TESTS += test_commits
 test_commits_SRCS := tests/unit/test_commits.c

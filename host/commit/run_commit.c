@@ -287,6 +287,7 @@ prepare(struct spawn *s, struct store *store, const char *name, struct err *e)
 	s->row.labels = s->q->labels;
 	memcpy(s->row.commit, s->id, sizeof(s->row.commit));
 	memcpy(s->row.image, s->id, sizeof(s->row.image));
+	memcpy(s->row.origin, s->id, sizeof(s->row.origin));
 	memcpy(s->row.base_path, s->materialized.disk_path, sizeof(s->row.base_path));
 	/* Of another host, or gone: `start` then takes the image of that name. */
 	if (s->row.kernel_path[0] && access(s->row.kernel_path, F_OK) < 0)

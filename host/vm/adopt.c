@@ -27,6 +27,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "host/vm/merge.h"
+#include "host/vm/reset_row.h"
 #include "host/vm/tree_priv.h"
 
 #define NS_PER_MS UINT64_C(1000000)
@@ -276,6 +277,8 @@ bury(struct tree *t, struct vm *vm, int r, const struct err *why)
 	bool rebooting = vm_was_rebooting(vm);
 	struct err e;
 
+	if (reset_row_settle(t, vm, NULL, &e) < 0)
+		log_err("vm %s: %s", vm->row.id, e.msg);
 	vm->unmet = false;
 	vm->dead = true;
 	vm->row.state = VM_FAILED;
@@ -301,6 +304,7 @@ bury(struct tree *t, struct vm *vm, int r, const struct err *why)
 static int
 take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 {
+	const uint32_t resets = f->stats.tracks >> VMM_RESETS_SHIFT;
 	bool held = vm->pidfd >= 0;
 	int r;
 
@@ -318,6 +322,8 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 		return r;
 	}
 	vm->unmet = false;
+	if (reset_row_settle(t, vm, &resets, e) < 0)
+		log_err("vm %s: %s", vm->row.id, e->msg);
 	merge_wanted(t, vm); /* the last pandod may have been at it */
 	finish_resize(t, vm);
 	if (vm->dead) /* meanwhile; its state says why */
@@ -567,7 +573,9 @@ segment_file(const struct tree *t, const char *id, unsigned n, struct stat *ret)
  * leave the segment that it went on in: what its guest has flushed since lies there, and
  * only there. Segments of a VM have ascending numbers, and each follows the one before. So
  * those above all that the database knows, up to the last that was written, are the end of
- * its chain. (One that was made for a fork that never came is empty, and changes nothing.)
+ * its chain. (One that was made for a fork that never came is empty, and changes nothing.) But what
+ * follows a reset that the database does not know any more is of another disk: the VM is what it was
+ * before.
  */
 static int
 find_lost_segments(struct tree *t, struct vm *vm, unsigned last, struct err *e)
@@ -577,6 +585,8 @@ find_lost_segments(struct tree *t, struct vm *vm, unsigned last, struct err *e)
 	int r = 0;
 
 	for (; vm->row.next_segment <= last && r == 0; vm->row.next_segment++) {
+		if (reset_row_is_at(t, vm->row.id, vm->row.next_segment))
+			break;
 		if (!segment_file(t, vm->row.id, vm->row.next_segment, &st))
 			continue;
 		snprintf(name, sizeof(name), "%s.%u", vm->row.id, vm->row.next_segment);
@@ -673,6 +683,8 @@ tree_adopt(struct tree *t, struct err *e)
 		t->may_help = l.rlim_cur < 32 ? 2 : (unsigned)(l.rlim_cur / 16);
 	link_parents(t);
 	r = clean_vms(t, e);
+	if (r == 0)
+		r = reset_row_load(t, e);
 	if (r == 0)
 		r = clean_segments(t, e);
 	for (unsigned i = 0; r == 0 && i < t->n_vms; i++) {

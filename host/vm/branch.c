@@ -102,7 +102,7 @@ enter_child(struct branch *b, unsigned i, struct err *e)
 	vm->row.pid = 0;
 	vm->row.pid_start = 0;
 	vm->row.answered = false;
-	vm->row.host_key[0] = '\0';
+	vm->row.host_key[0] = vm->row.origin[0] = '\0';
 	vm->row.made = false;
 	vm->row.next_segment = 1;
 	vm->row.labels = b->q->labels;

@@ -107,6 +107,21 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"  vm TEXT PRIMARY KEY REFERENCES vms(id) ON DELETE CASCADE,"
 	"  bps INTEGER NOT NULL,"
 	"  iops INTEGER NOT NULL) WITHOUT ROWID;",
+	/* Where a VM goes back to, and resets under way. */
+	"ALTER TABLE vms ADD COLUMN origin_id TEXT;"
+	"UPDATE vms SET origin_id = image_id WHERE parent IS NULL;"
+	"CREATE TABLE resets ("
+	"  vm TEXT PRIMARY KEY REFERENCES vms(id) ON DELETE CASCADE,"
+	"  segment TEXT NOT NULL,"
+	"  before INTEGER NOT NULL,"
+	"  generation BLOB NOT NULL,"
+	"  commit_id TEXT NOT NULL,"
+	"  base_path TEXT NOT NULL,"
+	"  disk_mib INTEGER NOT NULL,"
+	"  kernel TEXT NOT NULL,"
+	"  rootfs TEXT NOT NULL,"
+	"  kernel_path TEXT,"
+	"  cmdline TEXT) WITHOUT ROWID;",
 };
 _Static_assert(DB_REPORT_BYTES == 512, "stands in the schema, too");
 
@@ -120,6 +135,7 @@ enum stmt {
 	STMT_INSERT,
 	STMT_INSERT_LABEL,
 	STMT_UPDATE,
+	STMT_UPDATE_KERNEL,
 	STMT_DELETE,
 	STMT_SEGMENT,
 	STMT_CHAIN_APPEND,
@@ -141,6 +157,9 @@ enum stmt {
 	STMT_UNUSED,
 	STMT_DROP_UNUSED,
 	STMT_KNOWN,
+	STMT_RESET_PUT,
+	STMT_RESET_GET,
+	STMT_RESET_DROP,
 	STMT_BASE_FIND,
 	STMT_BASE_PUT,
 	STMT_BASE_DROP,
@@ -165,7 +184,7 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_LOAD] =
 		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, vcpus, disk_mib, kernel,"
 		" rootfs, base_path, generation, pid, pid_start, answered, made, next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id,"
-		" host_key, greeted, commit_segment"
+		" host_key, greeted, commit_segment, origin_id"
 		" FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_LIMITS] = "SELECT bps, iops FROM disk_limits WHERE vm = ?1",
@@ -175,13 +194,15 @@ static const char *const sql[STMT_COUNT] = {
 		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, vcpus,"
 		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made,"
 		" next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id,"
-		" host_key, greeted, commit_segment) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
-		"?21,?22,?23,?24,?25,?26)",
+		" host_key, greeted, commit_segment, origin_id) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+		"?21,?22,?23,?24,?25,?26,?27)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
 		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, base_path=?12, generation=?13, pid=?14,"
-		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25, commit_segment=?26"
+		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25, commit_segment=?26, origin_id=?27"
 		" WHERE id=?1",
+	[STMT_UPDATE_KERNEL] =
+		"UPDATE vms SET kernel=?2, rootfs=?3, kernel_path=?4, cmdline=?5 WHERE id=?1",
 	[STMT_DELETE] = "DELETE FROM vms WHERE id = ?1",
 	[STMT_SEGMENT] = "INSERT INTO segments (name) VALUES (?1)",
 	[STMT_CHAIN_APPEND] =
@@ -225,7 +246,15 @@ static const char *const sql[STMT_COUNT] = {
 		"SELECT name FROM segments WHERE name NOT IN (SELECT segment FROM chain)",
 	[STMT_DROP_UNUSED] =
 		"DELETE FROM segments WHERE name NOT IN (SELECT segment FROM chain)",
-	[STMT_KNOWN] = "SELECT 1 FROM segments WHERE name = ?1",
+	[STMT_KNOWN] = "SELECT 1 FROM segments WHERE name = ?1"
+		       " UNION ALL SELECT 1 FROM resets WHERE segment = ?1",
+	[STMT_RESET_PUT] =
+		"INSERT OR REPLACE INTO resets (vm, segment, before, generation, commit_id, base_path, disk_mib,"
+		" kernel, rootfs, kernel_path, cmdline) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
+	[STMT_RESET_GET] =
+		"SELECT segment, before, generation, commit_id, base_path, disk_mib, kernel, rootfs,"
+		" kernel_path, cmdline FROM resets WHERE vm = ?1",
+	[STMT_RESET_DROP] = "DELETE FROM resets WHERE vm = ?1",
 	[STMT_BASE_FIND] =
 		"SELECT root FROM bases WHERE path = ?1 AND dev = ?2 AND inode = ?3 AND size = ?4 AND mtime_ns = ?5",
 	[STMT_BASE_PUT] =
@@ -543,6 +572,7 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 		column_text(s, 22, row->image, sizeof(row->image)) < 0 ||
 		column_text(s, 23, row->host_key, sizeof(row->host_key)) < 0 ||
 		column_text(s, 25, row->commit_segment, sizeof(row->commit_segment)) < 0 ||
+		column_text(s, 26, row->origin, sizeof(row->origin)) < 0 ||
 		sqlite3_column_bytes(s, 12) != (int)sizeof(row->generation))
 		return -EINVAL;
 	row->created_ms = (uint64_t)sqlite3_column_int64(s, 5);
@@ -618,6 +648,7 @@ bind_row(sqlite3_stmt *s, const struct vm_row *row, bool all)
 	sqlite3_bind_blob(
 		s, 25, row->acknowledged, sizeof(row->acknowledged), SQLITE_STATIC);
 	bind_text(s, 26, row->commit_segment);
+	bind_text(s, 27, row->origin);
 	if (!all)
 		return;
 	sqlite3_bind_int64(s, 6, (sqlite3_int64)row->created_ms);
@@ -670,6 +701,19 @@ db_update(struct db *db, const struct vm_row *row, struct err *e)
 	if (r == 0 && sqlite3_changes(db->h) != 1)
 		return err_set(e, -ENOENT, "state.db: VM %s has no row", row->id);
 	return r;
+}
+
+int
+db_update_kernel(struct db *db, const struct vm_row *row, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_UPDATE_KERNEL];
+
+	sqlite3_bind_text(s, 1, row->id, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 2, row->kernel, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 3, row->rootfs, -1, SQLITE_STATIC);
+	bind_text(s, 4, row->kernel_path);
+	bind_text(s, 5, row->cmdline);
+	return run(db, STMT_UPDATE_KERNEL, "changing a VM", e);
 }
 
 /* A statement whose parameters are all texts. */
@@ -933,6 +977,73 @@ db_sweep_segments(
 	*ret = names;
 	*ret_n = n;
 	return 0;
+}
+
+int
+db_reset_put(struct db *db, const struct db_reset *reset, struct err *e)
+{
+	const struct vm_row *row = &reset->row;
+	sqlite3_stmt *s = db->stmt[STMT_RESET_PUT];
+
+	sqlite3_bind_text(s, 1, row->id, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 2, reset->segment, -1, SQLITE_STATIC);
+	sqlite3_bind_int64(s, 3, reset->before);
+	sqlite3_bind_blob(s, 4, row->generation, sizeof(row->generation), SQLITE_STATIC);
+	sqlite3_bind_text(s, 5, row->commit, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 6, row->base_path, -1, SQLITE_STATIC);
+	sqlite3_bind_int64(s, 7, (sqlite3_int64)row->disk_mib);
+	sqlite3_bind_text(s, 8, row->kernel, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 9, row->rootfs, -1, SQLITE_STATIC);
+	bind_text(s, 10, row->kernel_path);
+	bind_text(s, 11, row->cmdline);
+	return run(db, STMT_RESET_PUT, "noting a reset", e);
+}
+
+static int
+load_reset(sqlite3_stmt *s, struct db_reset *ret)
+{
+	struct vm_row *row = &ret->row;
+
+	if (column_text(s, 0, ret->segment, sizeof(ret->segment)) < 0 ||
+		sqlite3_column_bytes(s, 2) != (int)sizeof(row->generation) ||
+		column_text(s, 3, row->commit, sizeof(row->commit)) < 0 ||
+		column_text(s, 4, row->base_path, sizeof(row->base_path)) < 0 ||
+		column_text(s, 6, row->kernel, sizeof(row->kernel)) < 0 ||
+		column_text(s, 7, row->rootfs, sizeof(row->rootfs)) < 0 ||
+		column_text(s, 8, row->kernel_path, sizeof(row->kernel_path)) < 0 ||
+		column_text(s, 9, row->cmdline, sizeof(row->cmdline)) < 0)
+		return -EINVAL;
+	ret->before = (uint32_t)sqlite3_column_int64(s, 1);
+	memcpy(row->generation, sqlite3_column_blob(s, 2), sizeof(row->generation));
+	row->disk_mib = (uint64_t)sqlite3_column_int64(s, 5);
+	return 0;
+}
+
+int
+db_reset_get(struct db *db, const char *vm, struct db_reset *ret, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_RESET_GET];
+	int step, r;
+
+	sqlite3_bind_text(s, 1, vm, -1, SQLITE_STATIC);
+	step = sqlite3_step(s);
+	memset(ret, 0, sizeof(*ret));
+	snprintf(ret->row.id, sizeof(ret->row.id), "%s", vm);
+	if (step == SQLITE_ROW)
+		r = load_reset(s, ret) < 0
+			    ? err_set(e, -EINVAL, "state.db: the reset of VM %s is damaged", vm)
+			    : 1;
+	else
+		r = step == SQLITE_DONE ? 0 : failed(db, "looking up a reset", e);
+	sqlite3_reset(s);
+	sqlite3_clear_bindings(s);
+	return r;
+}
+
+int
+db_reset_drop(struct db *db, const char *vm, struct err *e)
+{
+	return run_texts(db, STMT_RESET_DROP, vm, NULL, "forgetting a reset", e);
 }
 
 int

@@ -26,7 +26,7 @@
 #include "host/vm/vm_spec.h"
 #include "host/store/store.h"
 
-#define DB_SCHEMA_VERSION 8
+#define DB_SCHEMA_VERSION 9
 #define DB_REASON_MAX 512
 
 #define DB_SEGMENT_MAX 32 /* "<id>.<n>", merged ones "<id>.m<16 digits>" */
@@ -79,6 +79,9 @@ struct vm_row {
 	char commit_segment[DB_SEGMENT_MAX];
 	/* The commit on whose memory image its memory lies. */
 	char image[STORE_ID_MAX];
+	/* The commit that it was started from or last reset to; empty: it was booted, or is a
+	 * branch. */
+	char origin[STORE_ID_MAX];
 	char host_key[96]; /* SSH, public: as acknowledged; its guest's word */
 	struct labels labels;
 };
@@ -88,6 +91,14 @@ struct chain_link {
 	char segment[DB_SEGMENT_MAX];
 	int64_t records; /* -1: all of the index */
 	uint64_t weight; /* 0: a VM wrote it; else it was merged (merge_plan.h) */
+};
+
+/* A reset under way (reset_row.h). Of row the members count that a reset changes: generation, commit,
+ * base_path, disk_mib, and what it boots with. */
+struct db_reset {
+	char segment[DB_SEGMENT_MAX]; /* the disk's only one, once it has happened */
+	uint32_t before;	      /* how often its VMM had been reset then */
+	struct vm_row row;
 };
 
 struct db;
@@ -108,11 +119,13 @@ int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struc
 /* -EEXIST: the alias is taken. */
 int db_insert(struct db *db, const struct vm_row *row, struct err *e);
 /* All that can change but labels: alias, state, reason, parent, disk_mib, base_path,
- * generation, pid, answered, made, next_segment, resize_mib, commit, commit_segment, image,
+ * generation, pid, answered, made, next_segment, resize_mib, commit, commit_segment, image, origin,
  * acknowledged, host_key. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
 /* Its limits. */
 int db_limits(struct db *db, const struct vm_row *row, struct err *e);
+/* What the VM boots with: kernel, rootfs, kernel_path, cmdline. */
+int db_update_kernel(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
 
@@ -210,7 +223,12 @@ int db_reports(struct db *db, const char *vm, uint64_t after,
 	int (*row)(void *ctx, const struct db_report *row, struct err *e), void *ctx,
 	struct err *e);
 
-/* 1 known, 0 not. */
+int db_reset_put(struct db *db, const struct db_reset *reset, struct err *e);
+/* 1 there is one of that VM, 0 not. */
+int db_reset_get(struct db *db, const char *vm, struct db_reset *ret, struct err *e);
+int db_reset_drop(struct db *db, const char *vm, struct err *e);
+
+/* Also one that a reset under way is to begin. 1 known, 0 not. */
 int db_segment_known(struct db *db, const char *segment, struct err *e);
 
 #endif

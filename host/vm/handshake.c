@@ -43,6 +43,7 @@ host_name_of(const struct vm_row *row, char dst[static AGENT_HOST_NAME_MAX + 1])
 /* What is said; a copy, for the row may change meanwhile. */
 struct said {
 	struct vm_row row;
+	unsigned resets;
 	char host_name[AGENT_HOST_NAME_MAX + 1];
 	uint8_t entropy[AGENT_ENTROPY_MAX];
 	struct env env; /* owned */
@@ -67,6 +68,7 @@ prepare(struct tree *t, const struct vm *vm, struct said *s, struct err *e)
 	int r = 0;
 
 	s->row = vm->row;
+	s->resets = vm->resets;
 	host_name_of(&s->row, s->host_name);
 	for (unsigned i = 0; i < s->row.labels.n; i++) {
 		s->labels[2 * i] = s->row.labels.items[i].key;
@@ -198,6 +200,9 @@ vm_handshake(struct tree *t, struct vm *vm, int timeout_ms, int (*cancel)(void *
 	r = agent_handshake(path, &h, timeout_ms, cancel, ctx, &ack, e);
 	pthread_mutex_lock(&t->lock);
 	vm->in_handshake = false;
+	/* It went back to a commit meanwhile: who answered is no more. */
+	if (vm->resets != s->resets)
+		r = err_set(e, -EAGAIN, "the VM was reset meanwhile");
 	if (r == 0) {
 		log_ack(s, vm, &ack);
 		memcpy(vm->row.acknowledged, s->row.generation,

@@ -35,6 +35,7 @@
 #include "host/vm/chain_files.h"
 #include "host/vm/guest.h"
 #include "host/vm/image.h"
+#include "host/vm/reset_row.h"
 #include "host/vm/tree_priv.h"
 #include "vmm/blockmap.h"
 
@@ -438,7 +439,10 @@ start(struct start *s, bool wait, const struct progress *p, struct err *e)
 		old->row.kernel_path[0] ? old->row.kernel_path : old->row.kernel);
 	memcpy(base, old->row.base_path, sizeof(base));
 	disk_mib = vm_disk_mib(&old->row);
-	r = paths_format(s->base, sizeof(s->base), e, "%s/bases/%s.%u", t->config.home,
+	/* Only its disk is left to tell whether it was reset at last. */
+	r = reset_row_settle(t, old, NULL, e);
+	if (r == 0)
+		r = paths_format(s->base, sizeof(s->base), e, "%s/bases/%s.%u", t->config.home,
 		old->row.id, old->row.next_segment);
 	snprintf(s->part, sizeof(s->part), "%s.part", s->base);
 	if (r == 0)

@@ -18,6 +18,7 @@ pandovm_SRCS += \
 	host/vm/merge_dead.c \
 	host/vm/merge_plan.c \
 	host/vm/merge_swap.c \
+	host/vm/reset_row.c \
 	host/vm/reboot.c \
 	host/vm/reports.c \
 	host/vm/reports_watch.c \

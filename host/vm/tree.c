@@ -62,6 +62,7 @@ vm_unref(struct vm *vm)
 		return;
 	vmmctl_free(vm->ctl);
 	cleanup_close_fn(&vm->pidfd);
+	free(vm->reset);
 	free(vm);
 }
 

@@ -59,6 +59,10 @@ struct vm {
 	unsigned reboots_in_window; /* reboot.c's */
 	uint64_t reboot_window_ns;
 	bool tracks;	/* its VMM tells changed pages; with the claim (commit_track.h) */
+	unsigned resets; /* in this struct's life: what began before one is of another state */
+	struct db_reset *reset; /* owned: under way, or not resolved yet (reset_row.h); or NULL */
+	bool resets_known;	/* by its VMM's word, with the claim: */
+	uint32_t vmm_resets;
 	bool rebooting; /* this life has, or had, a thread of reboot.c */
 	unsigned n_commits; /* that read its chain: it is not merged meanwhile */
 	/* merge.c's. */
@@ -116,6 +120,7 @@ struct tree {
 	pthread_t syncer; /* tree_sync.c's */
 	bool has_syncer;
 	bool sync_wanted;
+	bool sweep_wanted;	   /* likewise its: segments that no chain names any more */
 	pthread_cond_t sync_asked; /* sync_wanted, or stopping */
 	pthread_t merger; /* merge.c's */
 	bool has_merger;
@@ -227,6 +232,8 @@ void reports_watch_close(struct tree *t); /* without the lock, when the tree sto
 int tree_sync(struct tree *t, struct err *e);
 /* The same by a thread beside everything else, for calls that are to be fast. */
 void tree_sync_soon(struct tree *t);
+/* And tree_sweep() after it. */
+void tree_sweep_soon(struct tree *t);
 int tree_sync_start(struct tree *t, struct err *e);
 /* The same with the lock, before what older rows name is removed or changed. Either way the
  * names of all segments are on the disk before rows that name them: a chain with a segment

@@ -56,6 +56,7 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 		vm_state_name(vm_is_rebooting(vm) ? VM_STARTING : row->state));
 	json_out_str(out, "reason", row->reason[0] ? row->reason : NULL);
 	json_out_u64(out, "reboots", vm->reboots);
+	json_out_u64(out, "resets", vm->resets);
 	json_out_str(out, "parent", row->parent[0] ? row->parent : NULL);
 	json_out_str(out, "commit", row->commit[0] ? row->commit : NULL);
 	json_out_array(out, "children");

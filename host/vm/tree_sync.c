@@ -84,6 +84,15 @@ tree_sync_soon(struct tree *t)
 	pthread_mutex_unlock(&t->lock);
 }
 
+void
+tree_sweep_soon(struct tree *t)
+{
+	pthread_mutex_lock(&t->lock);
+	t->sync_wanted = t->sweep_wanted = true;
+	pthread_cond_signal(&t->sync_asked);
+	pthread_mutex_unlock(&t->lock);
+}
+
 static void *
 syncer_main(void *tree)
 {
@@ -102,6 +111,13 @@ syncer_main(void *tree)
 		if (tree_sync(t, &e) < 0 && log_allowed(&limit))
 			log_warn("a power cut may lose the newest VMs: %s", e.msg);
 		pthread_mutex_lock(&t->lock);
+		/* What was synced is little to sync again. */
+		if (t->sweep_wanted && !t->sync_wanted) {
+			t->sweep_wanted = false;
+			if (tree_sweep(t, &e) < 0 && log_allowed(&limit))
+				log_warn("what VMs wrote before a reset stays for now: %s",
+					e.msg);
+		}
 	}
 	pthread_mutex_unlock(&t->lock);
 	return NULL;

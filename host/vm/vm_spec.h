@@ -116,6 +116,12 @@ struct commit_request {
 	uint32_t keep_last; /* of this VM's line; 0: all */
 };
 
+/* POST /v1/vms/{vm}/reset */
+struct reset_request {
+	char commit[COMMIT_NAME_MAX + 1]; /* empty: where it came from */
+	bool wait;
+};
+
 /* POST /v1/prune */
 struct prune_request {
 	bool dry_run;

@@ -29,6 +29,7 @@ union message {
 	struct vmm_exiting exiting;
 	struct vmm_state_answer state;
 	struct vmm_disk_full disk_full;
+	struct vmm_reset_answer reset;
 };
 
 struct vmmctl {
@@ -189,6 +190,8 @@ length_of(uint16_t type)
 		return sizeof(struct vmm_state_answer);
 	case VMM_DISK_FULL:
 		return sizeof(struct vmm_disk_full);
+	case VMM_RESET_ANSWER:
+		return sizeof(struct vmm_reset_answer);
 	}
 	return 0;
 }
@@ -323,6 +326,9 @@ receive(struct vmmctl *c, union message *m, pid_t *ret_pid, struct err *e)
 		break;
 	case VMM_DISK_FULL:
 		clean_text(m->disk_full.msg);
+		break;
+	case VMM_RESET_ANSWER:
+		clean_text(m->reset.msg);
 		break;
 	}
 	*ret_pid = cred.pid;
@@ -779,6 +785,36 @@ vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only,
 	*ret = m.stats;
 	if (ret_pid)
 		*ret_pid = pid;
+	return 0;
+}
+
+int
+vmmctl_reset(struct vmmctl *c, struct vmm_reset *msg,
+	const int fds[static VMM_RESET_FD_COUNT], int timeout_ms,
+	struct vmm_reset_answer *ret, bool *ret_uncertain, struct err *e)
+{
+	union message m;
+	pid_t pid;
+	int r;
+
+	*ret_uncertain = false;
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, msg, VMM_RESET, sizeof(*msg), fds, VMM_RESET_FD_COUNT, e);
+	if (r == 0) {
+		r = wait_for(c,
+			&(struct expected){"answer to a reset", VMM_RESET_ANSWER, c->seq,
+				timeout_ms, false},
+			&m, &pid, e);
+		*ret_uncertain = r < 0;
+	}
+	unlock(c);
+	if (r < 0)
+		return r;
+	if (m.reset.error)
+		return err_set(e,
+			m.reset.error < 0 && m.reset.error >= -4095 ? m.reset.error : -EIO,
+			"%s", m.reset.msg[0] ? m.reset.msg : "the VMM refused to reset");
+	*ret = m.reset;
 	return 0;
 }
 

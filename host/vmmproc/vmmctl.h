@@ -100,6 +100,11 @@ int vmmctl_track(struct vmmctl *c, const int fds[static VMM_TRACK_FD_COUNT], int
 /* VMM_COMMITTED. Its answer is not waited for: a VMM for which a later fork was tracked keeps the
  * base it had. */
 int vmmctl_committed(struct vmmctl *c, struct vmm_committed *msg, struct err *e);
+/* VMM_RESET, to a VMM whose stats have VMM_RESETS. A refusal by the VMM is an error with its sentence.
+ * *ret_uncertain: the request left but no answer came. fds are sent, not taken. */
+int vmmctl_reset(struct vmmctl *c, struct vmm_reset *msg,
+	const int fds[static VMM_RESET_FD_COUNT], int timeout_ms,
+	struct vmm_reset_answer *ret, bool *ret_uncertain, struct err *e);
 /* VMM_MERGED, to a VMM that knows it. fds are sent, not taken. *ret_refused: the VMM said that it
  * did not take it all; on other failures it may have. */
 int vmmctl_merged(struct vmmctl *c, struct vmm_merged *msg,

@@ -358,6 +358,15 @@ next_segment(struct bench_vm *vm, struct err *e)
 	return launch_segment(home, name, &vm->segment, e);
 }
 
+void
+bench_next_segment(struct bench_vm *vm)
+{
+	struct err e;
+
+	if (next_segment(vm, &e) < 0)
+		bench_die("segment", &e);
+}
+
 static void
 close_segment(struct bench_vm *vm)
 {

@@ -69,6 +69,8 @@ void bench_boot(struct bench_vm *vm, const char *cmdline);
 /* The folder, sockets, console, log and first segment of a VM that is yet to be. rests:
  * its generation tells the guest (rest=1) to stand still once it has answered. */
 void bench_files(struct bench_vm *vm, bool rests);
+/* Its next one, in its place. */
+void bench_next_segment(struct bench_vm *vm);
 /* Gives it a process: that of a pre-warmed VMM, made as the pool makes it; or one that waits
  * for its first message. */
 void bench_prewarmed(struct bench_vm *vm);

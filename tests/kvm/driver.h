@@ -128,6 +128,18 @@ struct restore {
 };
 int driver_send_restore(struct vm *vm, const struct restore *restore, struct err *e);
 
+/* VMM_RESET to a commit, with a new segment and a new generation. rests: that tells the guest
+ * (rest=1) to stand still. The VMM is not told that this host's KVM has no shadows of page tables,
+ * which is right on any. */
+struct reset {
+	const struct commit *commit;
+	uint64_t disk_mib, blob_bytes; /* 0: the commit's */
+	bool rests;
+	bool used_segment; /* its files are not empty */
+};
+int driver_reset(struct vm *vm, const struct reset *reset, struct vmm_reset_answer *ret,
+	struct err *e);
+
 int driver_resize(struct vm *vm, uint64_t disk_mib, struct err *e);
 /* VMM_DISK_LIMITS. */
 int driver_limit_disk(

@@ -15,6 +15,7 @@ union driver_message {
 	struct vmm_state_answer state;
 	struct vmm_exiting exiting;
 	struct vmm_disk_full disk_full;
+	struct vmm_reset_answer reset;
 	char bytes[4096];
 };
 

@@ -283,6 +283,55 @@ driver_send_restore(struct vm *vm, const struct restore *restore, struct err *e)
 }
 
 int
+driver_reset(struct vm *vm, const struct reset *reset, struct vmm_reset_answer *ret,
+	struct err *e)
+{
+	const struct commit *c = reset->commit;
+	struct vmm_reset m = {
+		.hdr = {.version = VMM_WIRE_VERSION,
+			.type = VMM_RESET,
+			.len = sizeof(m),
+			.seq = ++vm->seq},
+		.disk_mib = reset->disk_mib ? reset->disk_mib : c->answer.disk_mib,
+		.blob_bytes = reset->blob_bytes ? reset->blob_bytes : c->answer.blob_bytes,
+		.flags = c->disk[0] ? VMM_RESET_HAS_BASE : 0,
+	};
+	int fds[VMM_RESET_FD_COUNT] = {[VMM_RESET_FD_SEG] = -1, -1, -1, -1};
+	union driver_message a;
+	int r;
+
+	memset(vm->generation, 0, sizeof(vm->generation));
+	memcpy(vm->generation, &vm->driver->next_generation, 8);
+	vm->driver->next_generation++;
+	vm->generation[15] = reset->rests ? 0x80 : 0;
+	memcpy(m.generation, vm->generation, sizeof(m.generation));
+	fds[VMM_RESET_FD_STATE] = open(c->state, O_RDONLY | O_CLOEXEC);
+	fds[VMM_RESET_FD_MEMORY] = open(c->memory, O_RDONLY | O_CLOEXEC);
+	fds[VMM_RESET_FD_BASE] = open(c->disk[0] ? c->disk : "/dev/null", O_RDONLY | O_CLOEXEC);
+	r = driver_new_segment(vm, fds + VMM_RESET_FD_SEG, e);
+	if (r == 0 && reset->used_segment && write(fds[VMM_RESET_FD_SEG], "used", 4) != 4)
+		r = err_sys(e, -errno, "writing a segment");
+	if (r == 0) {
+		r = io_send_fds(vm->control, &m, sizeof(m), fds, VMM_RESET_FD_COUNT);
+		if (r < 0)
+			err_sys(e, r, "%s: sending the reset message", vm->name);
+	}
+	for (int i = 0; i < VMM_RESET_FD_COUNT; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	if (r == 0)
+		r = driver_answer(vm, &a, m.hdr.seq, VMM_RESET_ANSWER, DRIVER_ANSWER_MS, e);
+	if (r < 0)
+		return r;
+	if (a.hdr.type != VMM_RESET_ANSWER)
+		return err_set(e, -EBADMSG, "%s: answered by message %u", vm->name, a.hdr.type);
+	a.reset.msg[sizeof(a.reset.msg) - 1] = '\0';
+	if (ret)
+		*ret = a.reset;
+	return a.reset.error ? err_set(e, a.reset.error, "%s", a.reset.msg) : 0;
+}
+
+int
 driver_resize(struct vm *vm, uint64_t disk_mib, struct err *e)
 {
 	struct vmm_resize m = {

@@ -388,7 +388,7 @@ without_means_each_commit_is_whole(void **state)
 	vm = scatter("scatter", 64);
 	unsetenv("PANDO_TRACK");
 	MUST(driver_stats(vm, &s, e));
-	assert_int_equal(s.tracks, VMM_TRACKS | VMM_TAKES_MERGED);
+	assert_int_equal(s.tracks, VMM_TRACKS | VMM_TAKES_MERGED | VMM_RESETS);
 	for (uint64_t id = 1; id < 4; id++) {
 		set_durable(&base, 0, NULL);
 		commit_once(vm, &base, id, false, &c);

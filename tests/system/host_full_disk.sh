@@ -82,6 +82,45 @@ a_vm_whose_disk_is_full_says_so_and_can_be_resumed() {
 	status_is 0 pando delete -r -y writer
 }
 
+# A reset with no room for its note, or for a new segment: said, and the VM is what it was; or done, and it is the commit's.
+a_full_disk_and_a_reset() {
+	needs_kvm
+	umount "$PANDO_HOME" 2>/dev/null || umount -l "$PANDO_HOME"
+	mount -t tmpfs -o size=64m,mode=700 small "$PANDO_HOME"
+	run_small -N one -- mode=work tick=20000 disk=1
+	wait_until "what one says" console_says one tick
+	pando commit one --tag c >/dev/null
+	pando run-commit c -N v --no-wait >/dev/null
+	wait_until "what v says" console_says v 'fork n=2 .*memory=ok .*disk=ok'
+	vmm=$(info v 'j["pid"]')
+	dd if=/dev/zero of="$PANDO_HOME/filler" bs=4k 2>/dev/null || true
+	for i in 1 2 3 4; do
+		got=0
+		was=$(info v 'j["generation"]')
+		pando reset v --no-wait >"$work/stdout" 2>"$work/stderr" || got=$?
+		now=$(info v 'j["generation"]')
+		if [ "$got" -eq 0 ]; then
+			[ "$now" != "$was" ] || fail "it says that it was reset"
+		else
+			[ -s "$work/stderr" ] || fail "no sentence"
+			equal "its generation" "$now" "$was"
+		fi
+		kill -0 "$vmm"
+	done
+	rm "$PANDO_HOME/filler"
+	end_daemon
+	lives=$(pando logs v | grep -c 'fork n=2 ')
+	status_is 0 pando reset v --no-wait
+	more() { [ "$(pando logs v | grep -c 'fork n=2 ')" -gt "$lives" ]; }
+	wait_until "v begins again" more
+	equal "its process" "$(info v 'j["pid"]')" "$vmm"
+	status_is 0 pando commit v
+	status_is 0 pando verify
+	status_is 0 pando delete --all -y
+	equal "the segments left" "$(find "$PANDO_HOME/segments" -name '*.data')" ""
+}
+
 t a_full_disk_pauses_the_vm_and_room_lets_it_go_on
 t a_vm_whose_disk_is_full_says_so_and_can_be_resumed
+t a_full_disk_and_a_reset
 finish

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Random sequences of run, branch, commit, run-commit, kill, delete, gc, pause, stop, start and crash (kill -9 of pandod, at fault
+# Random sequences of run, branch, commit, run-commit, reset, kill, delete, gc, pause, stop, start and crash (kill -9 of pandod, at fault
 # points and at random times), against a model of the tree: tests/system/model/model.h. SEQUENCES (60) is how many, SEED where to
 # begin; the seed of a difference is told, and one sequence is repeated by SEED=that SEQUENCES=1. LOUD=1 tells each step.
 # shellcheck disable=SC2329,SC2317

@@ -636,6 +636,55 @@ a_cut_of_an_empty_segment_uses_nothing_up(void **state)
 	assert_disk(0, base, 4096);
 }
 
+/* As of a VM that is reset: what was written before is in files that nobody reads any more. */
+static void
+a_disk_that_was_detached_begins_anew(void **state)
+{
+	uint8_t block[4096], model[4096];
+	struct err e = {0};
+	static int past[BLK_FDS_MAX];
+	int fds[VMM_SEG_FDS], base_fd;
+	struct stat st;
+	unsigned n;
+
+	(void)state;
+	memset(block, 0x77, sizeof(block));
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 8, block, sizeof(block)), 0);
+	new_segment(fds);
+	assert_int_equal(blk_cut(&blk, fds, NULL, NULL, &e), 0);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 16, block, sizeof(block)), 0);
+	assert_int_equal(request(VIRTIO_BLK_T_DISCARD, 0, block, 0), VIRTIO_BLK_S_IOERR);
+	for (unsigned mib = DISK_MIB; mib >= 2; mib -= 2) { /* the second is smaller */
+		new_segment(fds);
+		base_fd = open(base_path, O_RDONLY | O_CLOEXEC);
+		assert_int_equal(blk_check_attach(mib, base_fd, fds, &e), 0);
+		for (n = blk_detach(&blk, past); n > 0; n--)
+			close(past[n - 1]);
+		assert_int_equal(blk_attach(&blk, mib, base_fd, fds, &e), 0);
+		assert_int_equal(blk_disk_mib(&blk), mib);
+		for (unsigned i = 0; i < 3; i++) {
+			memcpy(model, base + i * 4096, 4096);
+			assert_int_equal(
+				request(VIRTIO_BLK_T_IN, i * 8, block, sizeof(block)), 0);
+			assert_memory_equal(block, model, sizeof(block));
+		}
+		memset(block, 0x66, sizeof(block));
+		assert_int_equal(request(VIRTIO_BLK_T_OUT, 8, block, sizeof(block)), 0);
+		assert_int_equal(stat(data_path[n_segments - 1], &st), 0);
+		assert_int_equal(st.st_size, 4096);
+		assert_int_equal(
+			request(VIRTIO_BLK_T_IN, mib * 2048, block, 512), VIRTIO_BLK_S_IOERR);
+	}
+	/* Nothing more came into the first two. */
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(stat(data_path[i], &st), 0);
+		assert_int_equal(st.st_size, 4096);
+	}
+	/* A segment that was used, and no disk at all. */
+	assert_int_equal(blk_check_attach(DISK_MIB, -1, fds, &e), -EINVAL);
+	assert_int_equal(blk_check_attach(0, -1, fds, &e), -EINVAL);
+}
+
 static void
 too_many_segments_are_refused_with_a_sentence(void **state)
 {
@@ -1057,6 +1106,7 @@ main(void)
 		T(the_files_hold_what_the_guest_wrote),
 		T(parent_and_child_go_their_own_ways),
 		T(a_cut_of_an_empty_segment_uses_nothing_up),
+		T(a_disk_that_was_detached_begins_anew),
 		T(too_many_segments_are_refused_with_a_sentence),
 		T(a_driver_without_flush_gets_durable_writes),
 		T(a_flush_waits_for_the_thread_and_reads_and_writes_do_not),

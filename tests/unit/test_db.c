@@ -337,6 +337,7 @@ an_older_schema_becomes_this_one(void **state)
 	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
 	       "DROP TABLE reports; DROP TABLE reports_of; DROP TABLE disk_limits;"
+	       "ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets;"
 	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
 	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
 	       "PRAGMA user_version = 1");
@@ -528,7 +529,8 @@ reports_of_before_count_as_well(void **state)
 	       "DROP TABLE disk_limits;"
 	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
 	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
-	       "ALTER TABLE reports DROP COLUMN bytes; PRAGMA user_version = 5");
+	       "ALTER TABLE reports DROP COLUMN bytes;"
+	       "ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets; PRAGMA user_version = 5");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(
 		db_reports_trim(db, "aaaaaaaaaaaa", 50000, 1 << 20, &dropped, &e), 0);
@@ -685,6 +687,60 @@ a_chains_own_segments_are_those_of_no_other(void **state)
 	free(names);
 }
 
+/* What came from a commit before there were resets goes back to it; a branch does not. */
+static void
+vms_of_before_know_their_origin(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", ""), b = row("bbbbbbbbbbbb", "b", a.id);
+
+	(void)state;
+	memset(a.image, 'c', STORE_HEX);
+	memset(b.image, 'c', STORE_HEX);
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	db_close(db);
+	change("ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets; PRAGMA user_version = 7");
+	assert_int_equal(db_open(path, &db, &e), 0);
+	reload();
+	assert_string_equal(loaded[0].origin, a.image);
+	assert_string_equal(loaded[1].origin, "");
+}
+
+static void
+a_reset_under_way_is_kept_until_it_is_over(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "a", "");
+	struct db_reset r = {.segment = "aaaaaaaaaaaa.r3", .before = 65535}, got;
+
+	(void)state;
+	r.row = row("aaaaaaaaaaaa", "", "");
+	memset(r.row.commit, 'd', STORE_HEX);
+	snprintf(r.row.base_path, sizeof(r.row.base_path), "/x/flat/d/disk");
+	snprintf(r.row.cmdline, sizeof(r.row.cmdline), "mode=work");
+	r.row.disk_mib = 77;
+	memset(r.row.generation, 9, sizeof(r.row.generation));
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_reset_get(db, a.id, &got, &e), 0);
+	assert_int_equal(db_reset_put(db, &r, &e), 0);
+	/* Nobody takes its segment for one that is no VM's. */
+	assert_int_equal(db_segment_known(db, r.segment, &e), 1);
+	assert_int_equal(db_reset_get(db, a.id, &got, &e), 1);
+	assert_string_equal(got.segment, r.segment);
+	assert_int_equal(got.before, 65535);
+	assert_string_equal(got.row.commit, r.row.commit);
+	assert_string_equal(got.row.base_path, r.row.base_path);
+	assert_string_equal(got.row.kernel, r.row.kernel);
+	assert_string_equal(got.row.cmdline, "mode=work");
+	assert_int_equal(got.row.disk_mib, 77);
+	assert_memory_equal(got.row.generation, r.row.generation, sizeof(r.row.generation));
+	assert_int_equal(db_reset_drop(db, a.id, &e), 0);
+	assert_int_equal(db_reset_get(db, a.id, &got, &e), 0);
+	assert_int_equal(db_segment_known(db, r.segment, &e), 0);
+	assert_int_equal(db_reset_put(db, &r, &e), 0);
+	assert_int_equal(db_delete(db, a.id, &e), 0);
+	assert_int_equal(db_reset_get(db, a.id, &got, &e), 0);
+}
+
 static void
 a_newer_schema_is_refused_with_a_sentence(void **state)
 {
@@ -744,6 +800,8 @@ main(void)
 		T(a_chains_own_segments_are_those_of_no_other),
 		T(where_a_vm_comes_from_is_kept),
 		T(a_base_is_known_as_long_as_it_is_the_same_file),
+		T(vms_of_before_know_their_origin),
+		T(a_reset_under_way_is_kept_until_it_is_over),
 		T(a_newer_schema_is_refused_with_a_sentence),
 		T(a_file_that_is_no_database_is_refused),
 		T(a_damaged_row_is_named),

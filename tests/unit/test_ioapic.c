@@ -189,6 +189,23 @@ odd_sizes_and_pins_do_nothing(void **state)
 	assert_int_equal(io.pending, 0);
 }
 
+/* Of a VM that is reset. */
+static void
+what_is_forgotten_is_as_it_began(void **state)
+{
+	(void)state;
+	route(9, 0x61 | LEVEL, 0);
+	route(4, 0x33 | MASKED, 0);
+	ioapic_raise(&io, 4);
+	assert_int_equal(bus.n_levels, 1);
+	ioapic_forget(&io);
+	assert_int_equal(bus.n_levels, 0);
+	it_has_24_pins_all_masked(state);
+	assert_int_equal(io.pending, 0);
+	ioapic_raise(&io, 9);
+	assert_int_equal(bus.n, 0);
+}
+
 int
 main(void)
 {
@@ -200,6 +217,7 @@ main(void)
 		cmocka_unit_test_setup(a_level_pin_waits_for_its_eoi, setup),
 		cmocka_unit_test_setup(read_only_bits_and_reserved_registers_stay, setup),
 		cmocka_unit_test_setup(odd_sizes_and_pins_do_nothing, setup),
+		cmocka_unit_test_setup(what_is_forgotten_is_as_it_began, setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

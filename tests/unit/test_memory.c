@@ -5,7 +5,9 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "vmm/memory.h"
 
@@ -96,6 +98,57 @@ no_memory_and_absurd_memory_are_refused(void **state)
 	assert_non_null(strstr(e.msg, "MiB of guest memory"));
 }
 
+static int
+image_of(uint64_t mib, char fill)
+{
+	char name[] = "/tmp/test_memory.XXXXXX", block[4096];
+	int fd = mkstemp(name);
+
+	assert_true(fd >= 0);
+	unlink(name);
+	memset(block, fill, sizeof(block));
+	assert_int_equal(ftruncate(fd, (off_t)(mib << 20)), 0);
+	assert_int_equal(pwrite(fd, block, sizeof(block), 0x3000), sizeof(block));
+	return fd;
+}
+
+/* As of a VM that is reset: to its own image, to another one, from memory without one. */
+static void
+an_image_takes_the_place_of_memory_at_the_same_addresses(void **state)
+{
+	const int one = image_of(16, 'a'), two = image_of(16, 'b'), small = image_of(15, 'c');
+	struct guest_mem m = {0};
+	struct err e = {0};
+	uint8_t *at;
+	char c = 0;
+	bool same = true;
+
+	(void)state;
+	assert_int_equal(guest_mem_create(&m, 16, NULL), 0);
+	at = m.host;
+	assert_int_equal(guest_write(&m, (gpa_t){0x3000}, "z", 1), 0);
+	assert_int_equal(guest_mem_check_image(&m, one, &same, &e), 0);
+	assert_false(same);
+	assert_int_equal(guest_mem_replace(&m, one, &e), 0);
+	assert_int_equal(guest_mem_check_image(&m, one, &same, &e), 0);
+	assert_true(same && m.on_image && m.host == at);
+	assert_int_equal(guest_read(&m, (gpa_t){0x3000}, &c, 1), 0);
+	assert_int_equal(c, 'a');
+	assert_int_equal(guest_write(&m, (gpa_t){0x3000}, "z", 1), 0);
+	assert_int_equal(guest_mem_check_image(&m, two, &same, &e), 0);
+	assert_false(same);
+	assert_int_equal(guest_mem_replace(&m, two, &e), 0);
+	assert_int_equal(guest_read(&m, (gpa_t){0x3000}, &c, 1), 0);
+	assert_int_equal(c, 'b');
+	assert_int_equal(guest_mem_replace(&m, small, &e), -EINVAL);
+	assert_int_equal(guest_mem_check_image(&m, small, &same, &e), -EINVAL);
+	assert_non_null(strstr(e.msg, "16 MiB"));
+	guest_mem_destroy(&m);
+	close(one);
+	close(two);
+	close(small);
+}
+
 int
 main(void)
 {
@@ -105,6 +158,7 @@ main(void)
 		cmocka_unit_test(addresses_that_wrap_are_efault),
 		cmocka_unit_test(the_device_hole_is_no_memory),
 		cmocka_unit_test(no_memory_and_absurd_memory_are_refused),
+		cmocka_unit_test(an_image_takes_the_place_of_memory_at_the_same_addresses),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -442,6 +442,71 @@ soft_dirty_sees_writes_where_the_kernel_has_it(void **state)
 	model(100);
 }
 
+/* The own pages of a private mapping of a file, by the kernel's word, against what was written. */
+static void
+own_pages_of_an_image_are_named_and_no_others(void **state)
+{
+	uint64_t at = (uintptr_t)mem.host, end;
+	struct track_range r[TRACK_RANGES];
+	char name[] = "/tmp/test_track.XXXXXX";
+	bool own[PAGES] = {false}, said[PAGES] = {false};
+	volatile uint8_t sum = 0;
+	int fd = mkstemp(name), n;
+
+	(void)state;
+	assert_true(fd >= 0);
+	unlink(name);
+	assert_int_equal(ftruncate(fd, MEM_MIB << 20), 0);
+	if (track.pagemap_fd < 0)
+		skip();
+	assert_int_equal(guest_mem_create(&mem, MEM_MIB, &e), 0);
+	assert_int_equal(guest_mem_replace(&mem, fd, &e), 0);
+	close(fd);
+	for (unsigned i = 0; i < PAGES; i++) {
+		if (i % 3 == 0)
+			sum = (uint8_t)(sum + mem.host[i * PAGE]);
+		own[i] = i % 5 == 1 || (i > 3000 && i < 3100);
+		if (own[i])
+			mem.host[i * PAGE] = (uint8_t)i;
+	}
+	at = (uintptr_t)mem.host;
+	end = at + (MEM_MIB << 20);
+	while (at < end) {
+		n = track_own_pages(&track, &at, end, r);
+		if (n == -ENOSYS)
+			skip();
+		assert_true(n >= 0);
+		for (int i = 0; i < n; i++)
+			for (uint64_t p = r[i].start; p < r[i].end; p += PAGE)
+				said[(p - (uintptr_t)mem.host) / PAGE] = true;
+	}
+	assert_memory_equal(own, said, sizeof(own));
+}
+
+/* A commit of before a reset has nothing to say of what is after it. */
+static void
+after_a_reset_nothing_is_known_and_earlier_forks_count_no_more(void **state)
+{
+	struct vmm_committed m = {.fork = {1}, .commit = {1}};
+	const uint8_t one[16] = {1};
+	struct vmm_track told;
+
+	(void)state;
+	assert_int_equal(guest_mem_create(&mem, MEM_MIB, &e), 0);
+	for (int mapped = 0; mapped < 2; mapped++) {
+		track_arm(&track, &mem);
+		track_scan(&track, &mem, one);
+		assert_int_equal(track_committed(&track, &m, &e), 0);
+		track_describe(&track, &told);
+		assert_true(told.flags & VMM_TRACK_BASE);
+		track_scan(&track, &mem, one);
+		track_reset(&track, mapped);
+		track_describe(&track, &told);
+		assert_int_equal(told.flags, 0);
+		assert_int_equal(track_committed(&track, &m, &e), -ESTALE);
+	}
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 
 int
@@ -457,6 +522,8 @@ main(void)
 		TEST(a_frozen_fork_keeps_what_changed),
 		TEST(what_is_given_back_after_the_scan_is_the_next_commits),
 		TEST(a_commit_from_before_the_watch_tells_no_changes),
+		TEST(own_pages_of_an_image_are_named_and_no_others),
+		TEST(after_a_reset_nothing_is_known_and_earlier_forks_count_no_more),
 		TEST(soft_dirty_is_read_from_the_page_map),
 		TEST(soft_dirty_sees_writes_where_the_kernel_has_it),
 	};

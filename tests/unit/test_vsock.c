@@ -1065,6 +1065,49 @@ a_driver_that_keeps_the_event_does_not_block_for_ever(void **state)
 	close(fd);
 }
 
+/* As of a VM that is reset: clients hear the end, the guest of the next state a transport reset. */
+static void
+a_device_that_forgets_cuts_its_clients_and_takes_new_ones(void **state)
+{
+	uint8_t room[4096];
+	struct blob_out out;
+	struct blob_in in, one;
+	struct guest_sock s;
+	struct err e = {0};
+	size_t len;
+	int fd, waits;
+
+	(void)state;
+	fd = connected(&s);
+	waits = dial(); /* its line has not come */
+	run_loop();
+	assert_int_equal(vs.connections, 2);
+	blob_start(&out, room, sizeof(room));
+	blob_begin(&out, BLOB_TAG('V', 'S', 'C', 'K'));
+	vsock_save(&vs, &out);
+	blob_end(&out);
+	len = blob_finish(&out);
+	assert_int_equal(blob_open(room, len, &in, &e), 0);
+	vsock_forget(&vs);
+	assert_int_equal(vs.connections, 0);
+	assert_string_equal(heard(fd), "");
+	assert_string_equal(heard(waits), "");
+	assert_false(virtio_dev_running(&vs.dev));
+	assert_int_equal(blob_next(&in, BLOB_TAG('V', 'S', 'C', 'K'), "vsock", &one, &e), 0);
+	assert_int_equal(vsock_load(&vs, &one, &e), 0);
+	d.irqs = 0;
+	virtio_dev_resume(&vs.dev);
+	assert_true(fake_used(&d, VSOCK_EVENT, NULL, NULL) && d.irqs);
+	close(fd);
+	close(waits);
+	give_event_buffers(1);
+	fd = dial();
+	say(fd, "CONNECT 7\n");
+	run_loop();
+	expect(NULL, VSOCK_OP_REQUEST);
+	close(fd);
+}
+
 static void
 a_reserved_context_id_is_refused(void **state)
 {
@@ -1107,6 +1150,7 @@ main(void)
 		cmocka_unit_test(a_doorbell_wakes_the_main_thread_once),
 		T(after_a_fork_the_child_starts_anew_and_the_parent_goes_on),
 		T(a_driver_that_keeps_the_event_does_not_block_for_ever),
+		T(a_device_that_forgets_cuts_its_clients_and_takes_new_ones),
 		T(a_reserved_context_id_is_refused),
 	};
 

@@ -82,6 +82,9 @@ kind(enum complete what, const char *arg)
 	case COMPLETE_COMMIT:
 		printf("v=$(pando completion --commits 2>/dev/null)");
 		break;
+	case COMPLETE_VM_OR_COMMIT:
+		printf("v=$(pando completion --vms 2>/dev/null; pando completion --commits 2>/dev/null)");
+		break;
 	case COMPLETE_FILE:
 		printf("f=1");
 		break;

@@ -13,6 +13,7 @@
 #include "common/io.h"
 #include "host/agent/agent_client.h"
 #include "host/cli/execute.h"
+#include "host/cli/gone.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
 #include "host/cli/vmssh.h"
@@ -400,7 +401,7 @@ run_in(struct client *client, const struct client_vm *vm, const struct execute_w
 		.detach = w->detach,
 		.term = getenv("TERM"),
 	};
-	struct err e = {0};
+	struct err e = {0}, why;
 	int r;
 
 	if (w->list)
@@ -439,6 +440,8 @@ run_in(struct client *client, const struct client_vm *vm, const struct execute_w
 		if (status)
 			return status;
 	}
+	if (r == -EPIPE && gone_why(client, vm, &why) < 0)
+		err_set(&e, r, "the command's connection ended: %s", why.msg);
 	return r < 0 ? host_side(&e) : conclude(&run, &result, s->json);
 }
 

@@ -9,7 +9,7 @@
  * TSC, the longest time between two looks in the two rounds around the change). rest=1:
  * where the last bit of the new id is set, it rings a doorbell instead and stops in HLT.
  * dirty=N pages written before "ready", with noise if noise=1 (not with disk=1; and once
- * more after each fork with redirty=1: again=N of them, with noise every stride=N-th) cpus=2        the second CPU
+ * more after each fork with redirty=1: again=N of them, every stride=N-th) cpus=2        the second CPU
  * counts too disk=1        also checks the disk at each change:
  * "disk=ok|BAD|TIMEOUT|none"; says "disk sectors=…" and tries the new end when the disk
  * grows timer=N says "timer <n> late=…" every N million cycles of its LAPIC's TSC
@@ -18,7 +18,10 @@
  * seed=N rounds=N: random bytes into every register, ring and descriptor, then "fuzz
  * done" mode=flood      (two CPUs) one rings the disk's doorbell for ever, the other keeps
  * its ring full; says "flooding" before  mode=triple     a fault without any handler button=1        (mode=work) says
- * "power button" and powers off when it is pressed mode=off        powers off; mode=reset
+ * "power button" and powers off when it is pressed; mess=1 after each change registers, local
+ * APIC, IOAPIC and serial port are left as nobody would have them; stand=1 after the first change it
+ * stops in HLT; map=1 it has an address of
+ * whose pages it says by which it is reached ("map=first|second"), and then changes mode=off        powers off; mode=reset
  * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
  * the first time it runs it writes on its disk and asks for a reset; then it says so and
  * works
@@ -552,11 +555,12 @@ make_noise(u64 n, u64 stride, u64 of)
 	}
 }
 
+/* Every stride-th of `of`, likewise. */
 static void
-dirty(u64 pages, u64 value)
+dirty(u64 pages, u64 value, u64 stride, u64 of)
 {
 	for (u64 i = 0; i < pages; i++)
-		*(volatile u64 *)(DIRTY_BASE + i * PAGE) = value;
+		*(volatile u64 *)(DIRTY_BASE + i * stride % of * PAGE) = value;
 }
 
 static void
@@ -700,6 +704,72 @@ mode_flood(void)
 		write32(reg(BLK, 0x050), 0);
 }
 
+/* ---- what a reset must undo ---- */
+
+#define MAPPED 0x8000000000ul /* of the second entry of the highest table */
+
+static _Alignas(PAGE) u64 tables[3][512];
+static _Alignas(PAGE) u8 mapped[2][PAGE];
+
+static void
+map_to(u32 which)
+{
+	tables[2][0] = (u64)mapped[which] | 3;
+	__asm__ volatile("invlpg (%0)" : : "r"(MAPPED) : "memory");
+}
+
+static void
+map_begin(void)
+{
+	u64 top;
+
+	__asm__ volatile("mov %%cr3, %0" : "=r"(top));
+	mapped[0][0] = 1;
+	mapped[1][0] = 2;
+	tables[0][0] = (u64)tables[1] | 3;
+	tables[1][0] = (u64)tables[2] | 3;
+	((volatile u64 *)(top & ~0xffful))[1] = (u64)tables[0] | 3;
+	map_to(0);
+	(void)*(volatile u8 *)MAPPED;
+}
+
+static void
+map_round(void)
+{
+	say(" map=");
+	say(*(volatile u8 *)MAPPED == 1 ? "first" : "second");
+	map_to(*(volatile u8 *)MAPPED == 1);
+	/* All is looked up anew, so that shadows of it are made, and made right. */
+	__asm__ volatile("mov %%cr3, %%rax; mov %%rax, %%cr3" : : : "rax", "memory");
+	(void)*(volatile u8 *)MAPPED;
+}
+
+static void
+write_msr(u32 index, u64 v)
+{
+	__asm__ volatile("wrmsr" : : "c"(index), "a"((u32)v), "d"((u32)(v >> 32)) : "memory");
+}
+
+static void
+make_mess(void)
+{
+	static const u32 msrs[] = {0xc0000102, 0xc0000082, 0xc0000083, 0xc0000084, 0x174, 0x175,
+		0x176};
+
+	for (u32 i = 0; i < sizeof(msrs) / sizeof(*msrs); i++)
+		write_msr(msrs[i], 0x1230 + i);
+	__asm__ volatile("mov %0, %%dr0" : : "r"(0xdead000ul));
+	__asm__ volatile("mov %0, %%dr3" : : "r"(0xbeef000ul));
+	write32(LAPIC + 0x0f0, read32(LAPIC + 0x0f0) | 0x100);
+	write32(LAPIC + 0x080, 0x20);		 /* task priority */
+	write32(LAPIC + 0x300, 0x44000 | 0x93); /* to itself, and never taken */
+	write32(LAPIC + 0x350, 0x10000 | 0x71);
+	write32(IOAPIC, 0x10 + 2 * 7);
+	write32(IOAPIC + 0x10, 0x8000 | 0x77); /* pin 7: a level, not masked */
+	outb(COM1 + 7, 0x5a);
+	outb(COM1 + 1, 0x0f);
+}
+
 #define LOOKS 8 /* in a row; what happens every N rounds has an N of these */
 
 static void
@@ -711,8 +781,12 @@ mode_work(void)
 	int disk = option_is("disk", "1"), cpus = option_is("cpus", "2"),
 	    redirty = option_is("redirty", "1"), rest = option_is("rest", "1"),
 	    noise = option_is("noise", "1"), button = option_is("button", "1");
+	int mess = option_is("mess", "1"), map = option_is("map", "1"),
+	    stand = option_is("stand", "1");
 	u64 last, gap = 0;
 
+	if (map)
+		map_begin();
 	if (cpus)
 		start_second_cpu();
 	if (disk && bring_up(BLK, 1, 8, 1u << 9))
@@ -725,7 +799,7 @@ mode_work(void)
 	if (noise)
 		make_noise(dirty_pages, 1, dirty_pages);
 	else
-		dirty(dirty_pages, 1);
+		dirty(dirty_pages, 1, 1, dirty_pages);
 	timer_cycles = option_u64("timer", 0) * 1000000;
 	if (disk) {
 		say("disk ");
@@ -777,7 +851,7 @@ mode_work(void)
 			if (redirty && noise)
 				make_noise(again, stride, dirty_pages);
 			else if (redirty)
-				dirty(again, n_history);
+				dirty(again, n_history, stride, dirty_pages);
 			say("fork n=");
 			say_u64(n_history);
 			say(" counter=");
@@ -799,6 +873,10 @@ mode_work(void)
 								      : "STOPPED");
 				ap_before = c;
 			}
+			if (map)
+				map_round();
+			if (mess)
+				make_mess();
 			say(" disk=");
 			say(disk ? disk_round() : "none");
 			say(" history=");
@@ -808,6 +886,8 @@ mode_work(void)
 				say_hex(history[i]);
 			}
 			say("\n");
+			if (stand)
+				halt();
 			last = rdtsc();
 		}
 		gap = longest;

@@ -139,10 +139,12 @@ int call_spawn(const char *commit, unsigned count, const char *alias,
 	struct client_vms *ret, struct err *e);
 int call_commit(struct client *c, struct vm *v, const char *tag,
 	struct client_committed *ret, struct err *e);
+int call_reset(struct vm *v, const char *commit, struct err *e);
 int call_run(const char *alias, struct client_vm *ret, struct err *e);
 int call_gc(struct client *c, struct err *e);
 void model_branched(struct vm *v, const struct client_vms *told);
 void model_spawned(const struct commit *c, const struct client_vms *told);
+void model_reset(struct vm *v, const struct commit *c);
 void model_ran(const struct client_vm *told);
 void model_committed(struct vm *v, const char *id, const char *tag);
 void model_deleted(struct vm *v, bool recursive);

@@ -206,6 +206,40 @@ crash_spawn(void)
 }
 
 static void
+crash_reset(void)
+{
+	static const struct bounds points[] = {{NULL, -1}, {NULL, -1}, {"reset.segment", 0},
+		{"reset.entered", 0}, {"reset.done", 1}, {"reset.noted", 1}};
+	const struct bounds *b = &points[pick(sizeof(points) / sizeof(points[0]))];
+	int at = vm_any(vm_lives), to = commit_any(), r;
+	struct client_vm now = {0};
+	struct crash crash = {0};
+	struct commit *c;
+	bool happened;
+	struct vm *v;
+	struct err e;
+
+	if (at < 0 || to < 0 || m.commits[to].past.n + 8 > PAST_MAX)
+		return;
+	v = &m.vms[at];
+	c = &m.commits[to];
+	guest_sync(v);
+	step("reset %s %.12s, pandod dies at %s", v->alias, c->id,
+		b->fault ? b->fault : "some time");
+	crash_begin(&crash, b->fault);
+	r = call_reset(v, c->id, &e);
+	crash_end(&crash, r, &e);
+	if (client_get(m.client, v->id, &now, NULL, &e) < 0)
+		differ("%s", e.msg);
+	happened = generation_of(&now) != v->generation;
+	client_vm_done(&now);
+	if ((r == 0 && !happened) || (r < 0 && out_of_bounds(b, happened, 1)))
+		differ("%s was %sreset", v->alias, happened ? "" : "not ");
+	if (happened)
+		model_reset(v, c);
+}
+
+static void
 crash_run(void)
 {
 	static const struct bounds points[] = {{NULL, -1}, {"create.entered", 0},
@@ -345,6 +379,7 @@ step_crash(void)
 {
 	static void (*const all[])(void) = {crash_branch, crash_branch, crash_branch,
 		crash_commit, crash_commit, crash_commit, crash_spawn, crash_spawn,
+		crash_reset, crash_reset,
 		crash_run, crash_delete, crash_delete, crash_commit_delete, crash_gc,
 		crash_alone, crash_alone};
 

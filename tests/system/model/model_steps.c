@@ -52,6 +52,18 @@ call_spawn(const char *commit, unsigned count, const char *alias, struct client_
 }
 
 int
+call_reset(struct vm *v, const char *commit, struct err *e)
+{
+	struct client_reset reset = {0};
+	struct client_vm told = {0};
+	int r = client_reset(m.client, v->id, commit, true, &told, &reset, NULL, e);
+
+	if (r == 0)
+		client_vm_done(&told);
+	return r;
+}
+
+int
 call_commit(struct client *c, struct vm *v, const char *tag, struct client_committed *ret,
 	struct err *e)
 {
@@ -122,6 +134,21 @@ model_spawned(const struct commit *c, const struct client_vms *told)
 {
 	for (size_t i = 0; i < told->n; i++)
 		vm_adopt(&told->v[i], -1, c->id, c->id, c->id, &c->past);
+}
+
+/* pandod is asked for its new generation. */
+void
+model_reset(struct vm *v, const struct commit *c)
+{
+	memcpy(v->commit, c->id, sizeof(v->commit));
+	memcpy(v->image, c->id, sizeof(v->image));
+	memcpy(v->base, c->id, sizeof(v->base));
+	v->past = c->past;
+	v->life = LIFE_RUNS;
+	v->pending = v->booted = false;
+	vm_regenerated(v, false);
+	if (!v->pending)
+		differ("%s has the generation that it had", v->alias);
 }
 
 void
@@ -356,6 +383,23 @@ step_spawn(void)
 }
 
 static void
+step_reset(void)
+{
+	int at = vm_any(vm_lives), to = commit_any();
+	struct commit *c;
+	struct vm *v;
+	struct err e;
+
+	if (at < 0 || to < 0 || m.commits[to].past.n + 8 > PAST_MAX)
+		return;
+	v = &m.vms[at];
+	c = &m.commits[to];
+	step("reset %s %.12s", v->alias, c->id);
+	must(call_reset(v, c->id, &e), 0, &e);
+	model_reset(v, c);
+}
+
+static void
 step_kill(void)
 {
 	int at = vm_any(vm_lives);
@@ -563,6 +607,7 @@ step_once(void)
 		{step_branch, 20},
 		{step_commit, 12},
 		{step_spawn, 9},
+		{step_reset, 10},
 		{step_kill, 8},
 		{step_delete, 12},
 		{step_commit_delete, 6},
