@@ -38,6 +38,8 @@ map_aligned(struct guest_mem *m, uint64_t mem_mib, int prot, struct err *e)
 	m->low_len = len < GUEST_LOW_MAX ? len : GUEST_LOW_MAX;
 	m->high_len = len - m->low_len;
 	m->on_image = false;
+	m->anonymous = NULL;
+	m->anonymous_maps = 0;
 	return 0;
 }
 
@@ -110,7 +112,15 @@ guest_mem_destroy(struct guest_mem *m)
 {
 	if (m->host)
 		munmap(m->host, m->low_len + m->high_len);
+	if (m->anonymous)
+		munmap(m->anonymous, guest_mem_unit_bytes(m));
 	*m = (struct guest_mem){0};
+}
+
+size_t
+guest_mem_unit_bytes(const struct guest_mem *m)
+{
+	return ((m->low_len + m->high_len) / GUEST_UNIT + 7) / 8;
 }
 
 void *

@@ -26,12 +26,17 @@ typedef struct {
 
 #define GUEST_LOW_MAX (3ull << 30)   /* RAM below the device hole ends here at most */
 #define GUEST_HIGH_BASE (4ull << 30) /* and goes on here */
+#define GUEST_UNIT (64u << 10)
 
 struct guest_mem {
 	uint8_t *host;	   /* owned: low_len + high_len bytes, 2 MiB aligned */
 	uint64_t low_len;  /* guest [0, low_len) is host[0…] */
 	uint64_t high_len; /* guest [4 GiB, 4 GiB + high_len) is host[low_len…] */
 	bool on_image;	   /* pages nobody wrote are an image's, not zero */
+	/* There, what went back to the host is anonymous (vmm/giveback.h): a bit for each
+	 * GUEST_UNIT, the lowest of a byte first. Owned; NULL: nothing is. */
+	uint8_t *anonymous;
+	unsigned anonymous_maps; /* mappings that were made for it */
 };
 
 /* mem_mib: 1 and up. -ENOMEM with a sentence when the host refuses. */
@@ -47,6 +52,8 @@ int guest_mem_lend_page(struct guest_mem *m, gpa_t page, struct err *e);
 void guest_mem_open_hole(struct guest_mem *m);
 int guest_mem_map_image(struct guest_mem *m, int image_fd, struct err *e);
 void guest_mem_destroy(struct guest_mem *m);
+/* Bytes of a bitmap with a bit for each GUEST_UNIT. */
+size_t guest_mem_unit_bytes(const struct guest_mem *m);
 
 /* 0, or -EFAULT when any of the len bytes is not RAM (nothing is copied then). len 0 is
  * fine at any address. */

@@ -24,6 +24,7 @@
 #include "common/log.h"
 #include "common/wire/console_ring.h"
 #include "common/wire/vmm_wire.h"
+#include "vmm/balloon.h"
 #include "vmm/blk.h"
 #include "vmm/boot.h"
 #include "vmm/ged.h"
@@ -87,6 +88,7 @@ struct vm {
 	struct blk blk;
 	struct vsock vsock;
 	struct rng rng;
+	struct balloon balloon;
 
 	/* How it ends: ending.h's note. */
 	atomic_int ending; /* 0 no, 1 being written, 2 written */

@@ -50,6 +50,8 @@ enum vmm_msg_type {
 	VMM_TRACK_OPEN = 12, /* header only; VMM_DONE */
 	VMM_TRACK = 13,	     /* VMM_DONE */
 	VMM_COMMITTED = 14,  /* VMM_DONE */
+	/* Only to a VM whose VMM_STATS_ANSWER has VMM_HAS_BALLOON. */
+	VMM_BALLOON = 15, /* VMM_BALLOON_ANSWER */
 
 	/* VMM -> pandod, 64.. */
 	VMM_DONE = 64,	  /* answers the request with the same seq */
@@ -58,6 +60,7 @@ enum vmm_msg_type {
 	VMM_STATS_ANSWER = 67,
 	VMM_EXITING = 68, /* unasked, seq 0: last words */
 	VMM_STATE_ANSWER = 69,
+	VMM_BALLOON_ANSWER = 70,
 };
 
 struct vmm_hdr {
@@ -218,6 +221,7 @@ enum vmm_track_means {
 /* VMM_STATS_ANSWER's `tracks`: 0 from an older VMM. */
 #define VMM_TRACKS 1u	     /* it knows the three messages */
 #define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
+#define VMM_HAS_BALLOON 4u /* the machine was booted with one; it knows VMM_BALLOON */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
 
 /* A VMM that was forked has no page map: the seal keeps it from /proc. VMM_TRACK_OPEN makes its
@@ -320,6 +324,31 @@ struct vmm_resize {
 	uint64_t disk_mib;
 };
 _Static_assert(sizeof(struct vmm_resize) == 16 + 8, "wire format");
+
+/* The guest's balloon (vmm/balloon.h). mem_target_mib: the memory that the guest shall keep, at most
+ * what the VM has; it gives up the rest as far as it can, and takes it back when it would run out of
+ * memory otherwise. 0: only asks. The statistics are the guest's claims, those of the question
+ * before this one. */
+struct vmm_balloon {
+	struct vmm_hdr hdr;
+	uint64_t mem_target_mib;
+};
+_Static_assert(sizeof(struct vmm_balloon) == 16 + 8, "wire format");
+
+#define VMM_BALLOON_DRIVER 1u /* the guest's driver works with it */
+#define VMM_BALLOON_UNKNOWN (~0ull)
+
+struct vmm_balloon_answer {
+	struct vmm_hdr hdr;
+	int32_t error; /* 0 or negative errno: then msg says why, and nothing else counts */
+	uint32_t flags;
+	uint64_t mem_target_mib;
+	uint64_t balloon_bytes; /* in the balloon now */
+	uint64_t given_back_bytes; /* to the host since this VM started, again and again */
+	uint64_t guest_free_bytes, guest_available_bytes; /* or VMM_BALLOON_UNKNOWN */
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_balloon_answer) == 16 + 8 + 40 + 512, "wire format");
 
 struct vmm_done {
 	struct vmm_hdr hdr;
