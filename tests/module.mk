@@ -87,11 +87,12 @@ install: all
 GUEST_CFLAGS := -std=gnu11 -O1 -ffreestanding -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mcmodel=small $(WARNINGS)
 TINY := $(B)/tests/guest/tiny
-$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/tiny.ld
+$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/balloon.c tests/kvm/guest/tiny.h tests/kvm/guest/tiny.ld
 	@mkdir -p $(@D)
 	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.start.o tests/kvm/guest/start.S
-	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.c.o tests/kvm/guest/tiny.c
-	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o
+	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.c.o tests/kvm/guest/tiny.c
+	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.balloon.o tests/kvm/guest/balloon.c
+	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o $@.balloon.o
 	$(OBJCOPY) -O binary $@.elf $@
 OBJCOPY ?= objcopy
 
@@ -100,13 +101,14 @@ kvmdriver_SRCS := \
 	tests/kvm/driver.c \
 	tests/kvm/driver_restore.c \
 	tests/kvm/console_line.c
-KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_track
+KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_track test_kvm_balloon
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
 test_kvm_track_SRCS := tests/kvm/test_kvm_track.c
+test_kvm_balloon_SRCS := tests/kvm/test_kvm_balloon.c common/wire/blob.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
 # The VMM's code in the test's own process.
 KVM_TESTS += test_kvm_cpu

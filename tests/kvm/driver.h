@@ -127,6 +127,9 @@ struct restore {
 int driver_send_restore(struct vm *vm, const struct restore *restore, struct err *e);
 
 int driver_resize(struct vm *vm, uint64_t disk_mib, struct err *e);
+/* VMM_BALLOON; target_mib 0: only asks. */
+int driver_balloon(
+	struct vm *vm, uint64_t target_mib, struct vmm_balloon_answer *ret, struct err *e);
 
 /* A request of a header alone; waits for the answer of the type (VMM_DONE or
  * VMM_STATS_ANSWER). */

@@ -303,3 +303,27 @@ driver_resize(struct vm *vm, uint64_t disk_mib, struct err *e)
 	a.done.msg[sizeof(a.done.msg) - 1] = 0;
 	return err_set(e, a.done.error, "%s", a.done.msg);
 }
+
+int
+driver_balloon(
+	struct vm *vm, uint64_t target_mib, struct vmm_balloon_answer *ret, struct err *e)
+{
+	struct vmm_balloon m = {
+		.hdr = {.version = VMM_WIRE_VERSION,
+			.type = VMM_BALLOON,
+			.len = sizeof(m),
+			.seq = ++vm->seq},
+		.mem_target_mib = target_mib,
+	};
+	union driver_message a;
+	int r = io_send_fds(vm->control, &m, sizeof(m), NULL, 0);
+
+	if (r < 0)
+		return err_sys(e, r, "%s: sending the balloon's message", vm->name);
+	r = driver_answer(vm, &a, m.hdr.seq, VMM_BALLOON_ANSWER, DRIVER_ANSWER_MS, e);
+	if (r < 0)
+		return r;
+	*ret = a.balloon;
+	ret->msg[sizeof(ret->msg) - 1] = 0;
+	return ret->error ? err_set(e, ret->error, "%s", ret->msg) : 0;
+}

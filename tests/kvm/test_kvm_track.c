@@ -30,6 +30,7 @@ struct durable {
 };
 
 static unsigned seed;
+static uint8_t *image; /* that the VM lies on, since it was restored; owned */
 
 static unsigned
 below(unsigned n)
@@ -108,6 +109,22 @@ assert_all_changes_are_told(const struct vm *frozen, const struct commit *c,
 	return told;
 }
 
+/* What the page map says is the image's must be so. */
+static void
+assert_the_rest_is_the_image_s(const struct vm *frozen, const struct commit *c, const uint8_t *now)
+{
+	cleanup_free uint64_t *map = page_map(frozen, c);
+
+	for (unsigned i = 0; i < PAGES; i++) {
+		bool is_private =
+			map[i] & (PM_PRESENT | PM_SWAPPED) && !(map[i] & PM_FILE);
+
+		if (!is_private && memcmp(now + i * PAGE, image + i * PAGE, PAGE) != 0)
+			fail_msg("page %u is not the image's, and not private (map %llx)", i,
+				(unsigned long long)map[i]);
+	}
+}
+
 static void
 set_durable(struct durable *d, uint64_t id, uint8_t *memory)
 {
@@ -132,6 +149,8 @@ commit_once(struct vm *vm, struct durable *base, uint64_t id, bool fails, struct
 	assert_true(ret->answer.flags & VMM_STATE_TRACKED);
 	assert_int_equal(ret->track.version, VMM_TRACK_VERSION);
 	now = load(ret->memory);
+	if (ret->answer.flags & VMM_STATE_ON_IMAGE)
+		assert_the_rest_is_the_image_s(frozen, ret, now);
 	if (base->id) {
 		assert_true(ret->track.flags & VMM_TRACK_BASE);
 		assert_true(ret->track.flags & VMM_TRACK_SINCE);
@@ -165,12 +184,13 @@ needs_userfaultfd(void **state, struct vm *vm)
 }
 
 static struct vm *
-scatter(const char *name, unsigned pages)
+scatter(const char *name, unsigned pages, bool reports)
 {
 	char cmdline[96];
 	struct vm *vm;
 
-	snprintf(cmdline, sizeof(cmdline), "mode=scatter pages=%u seed=%u", pages, below(1000));
+	snprintf(cmdline, sizeof(cmdline), "mode=scatter pages=%u seed=%u reports=%d", pages,
+		below(1000), reports);
 	vm = boot(name, cmdline, 1);
 	expect(vm, "scattering", NULL, 0);
 	return vm;
@@ -182,6 +202,8 @@ restored(const struct commit *c, const char *name)
 	struct restore r = {.commit = c};
 	struct vm *vm = NULL;
 
+	free(image);
+	image = load(c->memory);
 	MUST(driver_start(&driver, name, &vm, e));
 	MUST(driver_send_restore(vm, &r, e));
 	MUST(driver_wait_started(vm, 30000, e));
@@ -189,13 +211,14 @@ restored(const struct commit *c, const char *name)
 }
 
 static void
-no_change_is_missed(void **state)
+go_on_and_commit(void **state, bool reports)
 {
 	struct durable base = {0};
 	struct commit last = {0};
 	struct vm *vm, *old;
 	uint64_t id = 0, last_id = 0;
 	unsigned rounds = 60, told = 0, n_told = 0;
+	char console[512];
 	const char *set = getenv("KVM_TRACK_ROUNDS"), *from = getenv("KVM_TRACK_SEED");
 
 	NEEDS_KVM(state);
@@ -203,7 +226,7 @@ no_change_is_missed(void **state)
 		rounds = (unsigned)atoi(set);
 	seed = from ? (unsigned)atoi(from) : (unsigned)getpid();
 	print_message("# KVM_TRACK_SEED=%u\n", seed);
-	vm = scatter("scatter", 1024);
+	vm = scatter("scatter", 1024, reports);
 	needs_userfaultfd(state, vm);
 	for (unsigned round = 0; round < rounds; round++) {
 		struct commit c;
@@ -211,7 +234,7 @@ no_change_is_missed(void **state)
 		bool fails = below(4) == 0;
 		unsigned n;
 
-		nap(below(20000));
+		nap(below(reports ? 100000 : 20000)); /* whose memory costs faults again */
 		if (below(4) == 0) { /* a branch between two commits changes nothing */
 			snprintf(name, sizeof(name), "aside-%u", round);
 			driver_kill(fork_vm(vm, name, below(2) ? DRIVER_PARK : 0));
@@ -254,12 +277,28 @@ no_change_is_missed(void **state)
 					driver_kill(&driver.vms[i]);
 			}
 	}
+	driver_console(vm, console, sizeof(console));
+	if (strstr(console, "scatter:"))
+		fail_msg("the guest stopped: %s", console);
 	assert_true(n_told > rounds / 4);
 	print_message("# %u commits were told %u pages each, of %u\n", n_told, told / n_told,
 		PAGES);
 	/* Tracking that tells everything would miss nothing, too. */
 	assert_true(told / n_told < PAGES / 2);
 	set_durable(&base, 0, NULL);
+}
+
+static void
+no_change_is_missed(void **state)
+{
+	go_on_and_commit(state, false);
+}
+
+/* In branches, and over commits' images, too. */
+static void
+no_change_is_missed_of_guests_that_give_memory_back(void **state)
+{
+	go_on_and_commit(state, true);
 }
 
 static void
@@ -295,7 +334,7 @@ a_commit_of_another_fork_is_not_the_base(void **state)
 	struct vm *vm;
 
 	NEEDS_KVM(state);
-	vm = scatter("scatter", 64);
+	vm = scatter("scatter", 64, false);
 	needs_userfaultfd(state, vm);
 	assert_int_equal(driver_committed(vm, nobody, 9, &why), -ESTALE);
 	commit_once(vm, &base, 1, false, &c);
@@ -316,7 +355,7 @@ a_child_is_not_given_its_parents_page_map(void **state)
 	struct err why;
 
 	NEEDS_KVM(state);
-	vm = scatter("scatter", 64);
+	vm = scatter("scatter", 64, false);
 	needs_userfaultfd(state, vm);
 	commit_once(vm, &base, 1, false, &c);
 	child = fork_vm(vm, "child", 0);
@@ -343,7 +382,7 @@ a_vmm_that_was_opened_closes_with_the_next_message(void **state)
 	struct stat st;
 
 	NEEDS_KVM(state);
-	vm = scatter("scatter", 64);
+	vm = scatter("scatter", 64, false);
 	needs_userfaultfd(state, vm);
 	child = fork_vm(vm, "child", 0);
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)child->pid);
@@ -369,7 +408,7 @@ a_fork_that_does_not_ask_is_told_nothing(void **state)
 	struct commit c;
 
 	NEEDS_KVM(state);
-	vm = scatter("scatter", 64);
+	vm = scatter("scatter", 64, false);
 	MUST(driver_fork(vm, "plain", DRIVER_PARK, &frozen, NULL, e));
 	MUST(driver_take_state(frozen, "plain", &c, e));
 	assert_int_equal(c.answer.flags & VMM_STATE_TRACKED, 0);
@@ -385,10 +424,10 @@ without_means_each_commit_is_whole(void **state)
 
 	NEEDS_KVM(state);
 	setenv("PANDO_TRACK", "none", 1);
-	vm = scatter("scatter", 64);
+	vm = scatter("scatter", 64, false);
 	unsetenv("PANDO_TRACK");
 	MUST(driver_stats(vm, &s, e));
-	assert_int_equal(s.tracks, VMM_TRACKS);
+	assert_int_equal(s.tracks, VMM_TRACKS | VMM_HAS_BALLOON);
 	for (uint64_t id = 1; id < 4; id++) {
 		set_durable(&base, 0, NULL);
 		commit_once(vm, &base, id, false, &c);
@@ -404,6 +443,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		KVM_TEST(no_change_is_missed),
+		KVM_TEST(no_change_is_missed_of_guests_that_give_memory_back),
 		KVM_TEST(a_vm_at_rest_tells_next_to_nothing),
 		KVM_TEST(a_commit_of_another_fork_is_not_the_base),
 		KVM_TEST(a_child_is_not_given_its_parents_page_map),
