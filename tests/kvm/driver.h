@@ -93,6 +93,7 @@ int driver_fork(struct vm *parent, const char *name, unsigned flags,
  * that driver_take_state() makes: the state, the memory (flat), the disk (flat). */
 struct commit {
 	char state[256], memory[256], disk[256];
+	char page_map[256]; /* of memory, an entry a page, as it was before anybody read it */
 	struct vmm_state_answer answer;
 	struct vmm_track track; /* all zeroes: it has none */
 };

@@ -44,7 +44,7 @@ fill(u64 first, u64 pages)
 static int
 give(u32 which, u64 addr, u32 len, u16 flags)
 {
-	struct queue *q = &queues[which];
+	struct queue *q = queue_of(BALLOON, which);
 	u16 before = *(volatile u16 *)&q->used.idx;
 
 	q->desc[0] = (struct desc){addr, len, flags, 0};
@@ -68,7 +68,7 @@ balloon_start(void)
 
 	if (read32(reg(BALLOON, 0x008)) != 5)
 		return -1;
-	if (bring_up(BALLOON, QUEUES_MAX, SIZE, features | (poison >> 32 ? 0 : F_POISON)))
+	if (bring_up(BALLOON, BALLOON_QUEUES, SIZE, features | (poison >> 32 ? 0 : F_POISON)))
 		return -1;
 	if (!(poison >> 32))
 		write32(reg(BALLOON, 0x10c), (u32)poison);
@@ -76,7 +76,7 @@ balloon_start(void)
 }
 
 u64
-balloon_report(u64 first, u64 pages, u64 *bad)
+balloon_report(u64 first, u64 pages, u64 look, u64 *bad)
 {
 	static u64 was[PER_REPORT];
 	u64 zero = 0;
@@ -89,7 +89,7 @@ balloon_report(u64 first, u64 pages, u64 *bad)
 		say("report not answered\n");
 		++*bad;
 	}
-	for (u64 i = 0; i < pages; i++) {
+	for (u64 i = 0; i < pages; i += look) {
 		u64 a = *word(first + i, 0), b = *word(first + i, 511);
 
 		if (a == 0 && b == 0)
@@ -107,7 +107,7 @@ report_all(u64 first, u64 pages)
 
 	for (u64 done = 0; done < pages; done += PER_REPORT)
 		zero += balloon_report(first + done,
-			pages - done < PER_REPORT ? pages - done : PER_REPORT, &bad);
+			pages - done < PER_REPORT ? pages - done : PER_REPORT, 1, &bad);
 	say("given back zero=");
 	say_u64(zero);
 	say(" kept=");
@@ -153,7 +153,7 @@ hostile(void)
 {
 	static u32 wild[64];
 	const u64 end = option_u64("mem", 16) << 20;
-	struct queue *q = &queues[REPORTING];
+	struct queue *q = queue_of(BALLOON, REPORTING);
 
 	say("hostile\n");
 	for (u32 i = 0; i < 2000; i++) {
@@ -169,7 +169,7 @@ hostile(void)
 				0xffffffff, 2);
 			break;
 		case 1: /* a ring of another queue, and this one's */
-			give(REPORTING, (u64)&queues[below(2) ? DEFLATE : REPORTING].used, PAGE, 2);
+			give(REPORTING, (u64)&queue_of(BALLOON, below(2) ? DEFLATE : REPORTING)->used, PAGE, 2);
 			break;
 		case 2:
 			give(REPORTING, (u64)q->desc, PAGE, 2);

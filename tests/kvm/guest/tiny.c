@@ -228,6 +228,12 @@ reg(u32 dev, u32 offset)
 	return VIRTIO + dev * VIRTIO_STRIDE + offset;
 }
 
+struct queue *
+queue_of(u32 dev, u32 i)
+{
+	return &queues[dev == BALLOON ? 1 + i : i];
+}
+
 int
 bring_up(u32 dev, u32 n_queues, u32 size, u32 features_low)
 {
@@ -241,7 +247,7 @@ bring_up(u32 dev, u32 n_queues, u32 size, u32 features_low)
 	if (!(read32(reg(dev, 0x070)) & 8))
 		return -1;
 	for (u32 i = 0; i < n_queues; i++) {
-		struct queue *q = &queues[i];
+		struct queue *q = queue_of(dev, i);
 
 		memset(q, 0, sizeof(*q));
 		write32(reg(dev, 0x030), i);
@@ -853,7 +859,7 @@ fuzz_queue(void)
 {
 	static const u8 n_queues[3] = {1, 3, 1};
 	u32 dev = (u32)below(3), size = 1u << below(9), which = (u32)below(n_queues[dev]);
-	struct queue *q = &queues[which];
+	struct queue *q = queue_of(dev, which);
 
 	if (below(4) == 0 && bring_up(dev, n_queues[dev], size,
 				     (u32)(chance() & (1u << 28 | 1u << 29))))
@@ -990,11 +996,11 @@ mode_scatter(void)
 			r = blk(0, 0, (void *)(DIRTY_BASE + below(pages) * PAGE), PAGE);
 		if (n % 1024 == 0)
 			r = blk(1, below(64) * 8, (void *)page, PAGE);
-		if (reports && n % 512 == 0) {
+		if (reports && n % 128 == 0) {
 			u64 first = below(pages), len = 1 + below(48);
 
 			balloon_report(DIRTY_BASE / PAGE + first,
-				len < pages - first ? len : pages - first, &bad);
+				len < pages - first ? len : pages - first, 5, &bad);
 			if (bad)
 				break;
 		}

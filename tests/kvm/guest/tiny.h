@@ -16,7 +16,7 @@ typedef unsigned long u64;
 #define BLK 0
 #define RNG 2
 #define BALLOON 3
-#define QUEUES_MAX 5
+#define BALLOON_QUEUES 5
 
 struct desc {
 	u64 addr;
@@ -38,7 +38,10 @@ struct queue {
 	} used;
 };
 
+/* The balloon has its own beside another device's. */
+#define QUEUES_MAX (1 + BALLOON_QUEUES)
 extern struct queue queues[QUEUES_MAX];
+struct queue *queue_of(u32 dev, u32 i);
 
 void *memset(void *p, int c, u64 n);
 void *memcpy(void *d, const void *s, u64 n);
@@ -61,10 +64,9 @@ int generation_changed(void);
 
 /* guest/balloon.c */
 void mode_balloon(void);
-/* Of the balloon alone: another device that is brought up takes its first queues. */
 int balloon_start(void);
-/* Reports pages of memory from page `first` on: pages that read as zero afterwards; bad: those
- * that are neither zero nor as they were. */
-u64 balloon_report(u64 first, u64 pages, u64 *bad);
+/* Reports pages of memory from page `first` on, and looks at every `look`-th (a look brings a page
+ * back): pages that read as zero afterwards; bad: those that are neither zero nor as they were. */
+u64 balloon_report(u64 first, u64 pages, u64 look, u64 *bad);
 
 #endif
