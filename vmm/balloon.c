@@ -122,11 +122,15 @@ inflate(struct balloon *b, uint64_t *turn)
 				"a page of the balloon lies outside the guest's memory";
 			return -EBADMSG;
 		}
-		for (run = 1; i + run < n && b->pfns[i + run] - b->pfns[i] <= run; run++) {
-			if (!guest_range(b->dev.mem, gpa, len + BALLOON_PAGE))
-				break; /* the next piece of RAM, or none */
-			/* One that is named twice adds nothing. */
-			len = (size_t)(b->pfns[i + run] - b->pfns[i] + 1) * BALLOON_PAGE;
+		/* One that is named twice adds nothing. What does not lie in this piece of RAM
+		 * begins a run of its own. */
+		for (run = 1; i + run < n; run++) {
+			const uint32_t step = b->pfns[i + run] - b->pfns[i + run - 1];
+
+			if (step > 1 ||
+				!guest_range(b->dev.mem, gpa, len + step * BALLOON_PAGE))
+				break;
+			len += step * BALLOON_PAGE;
 		}
 		give_back(b, at, len, true);
 		*turn += len;

@@ -240,8 +240,7 @@ int client_stop(struct client *c, const char *vm, bool force, uint64_t timeout_m
 int client_start(struct client *c, const char *vm, bool no_wait, struct client_vm *ret,
 	struct client_reply *reply, struct err *e);
 /* *ret_note: malloc'd, NULL: nothing to say. */
-int client_resize(struct client *c, const char *vm, uint64_t disk_mib,
-	struct client_vm *ret, char **ret_note, struct client_reply *reply,
-	struct err *e);
+int client_resize(struct client *c, const char *vm, uint64_t disk_mib, uint64_t mem_target_mib,
+	struct client_vm *ret, char **ret_note, struct client_reply *reply, struct err *e);
 
 #endif

@@ -12,6 +12,7 @@ pandovm_SRCS += \
 	host/vm/handshake.c \
 	host/vm/image.c \
 	host/vm/lifecycle.c \
+	host/vm/mem_target.c \
 	host/vm/reboot.c \
 	host/vm/reports.c \
 	host/vm/reports_watch.c \

@@ -88,7 +88,8 @@ struct start_request {
 
 /* POST /v1/vms/{vm}/resize */
 struct resize_request {
-	uint64_t disk_mib;
+	uint64_t disk_mib;	 /* 0: stays */
+	uint64_t mem_target_mib; /* likewise */
 };
 
 /* POST /v1/vms/{vm}/commit */

@@ -28,6 +28,7 @@ union message {
 	struct vmm_stats_answer stats;
 	struct vmm_exiting exiting;
 	struct vmm_state_answer state;
+	struct vmm_balloon_answer balloon;
 };
 
 struct vmmctl {
@@ -185,6 +186,8 @@ length_of(uint16_t type)
 		return sizeof(struct vmm_exiting);
 	case VMM_STATE_ANSWER:
 		return sizeof(struct vmm_state_answer);
+	case VMM_BALLOON_ANSWER:
+		return sizeof(struct vmm_balloon_answer);
 	}
 	return 0;
 }
@@ -690,6 +693,34 @@ vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e
 	struct vmm_resize msg = {.disk_mib = disk_mib};
 
 	return ask(c, &msg, VMM_RESIZE, sizeof(msg), timeout_ms, e);
+}
+
+int
+vmmctl_balloon(struct vmmctl *c, uint64_t mem_target_mib, int timeout_ms,
+	struct vmm_balloon_answer *ret, struct err *e)
+{
+	struct vmm_balloon msg = {.mem_target_mib = mem_target_mib};
+	union message m;
+	pid_t pid;
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, &msg, VMM_BALLOON, sizeof(msg), NULL, 0, e);
+	if (r == 0)
+		r = wait_for(c,
+			&(struct expected){"answer", VMM_BALLOON_ANSWER, msg.hdr.seq, timeout_ms,
+				true},
+			&m, &pid, e);
+	unlock(c);
+	if (r < 0)
+		return r;
+	m.balloon.msg[sizeof(m.balloon.msg) - 1] = '\0';
+	if (m.balloon.error)
+		return err_set(e,
+			m.balloon.error < 0 && m.balloon.error >= -4095 ? m.balloon.error : -EIO,
+			"%s", m.balloon.msg[0] ? m.balloon.msg : "the VMM refused");
+	*ret = m.balloon;
+	return 0;
 }
 
 int

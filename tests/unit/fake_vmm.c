@@ -22,7 +22,7 @@ static struct {
 	int control; /* -1: closed */
 	int listen, vsock, index;
 	bool paused, parked;
-	uint64_t booted_ns, looks;
+	uint64_t booted_ns, looks, mem_target_mib;
 	struct console console;
 	char cmdline[VMM_CMDLINE_MAX];
 } vm = {.control = VMM_CONTROL_FD, .listen = -1, .vsock = -1, .index = -1};
@@ -191,6 +191,7 @@ on_control(void)
 		struct vmm_boot boot;
 		struct vmm_fork fork;
 		struct vmm_resize resize;
+		struct vmm_balloon balloon;
 	} m;
 	int fds[IO_FDS_MAX];
 	size_t n = IO_FDS_MAX;
@@ -225,7 +226,8 @@ on_control(void)
 	case VMM_STATS: {
 		struct vmm_stats_answer a = {.uptime_ns = 7000000,
 			.vcpu_exits = told("works") ? ++vm.looks : 0,
-			.paused = vm.parked ? 2 : vm.paused};
+			.paused = vm.parked ? 2 : vm.paused,
+			.tracks = told("balloon") ? VMM_HAS_BALLOON : 0};
 
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
 		break;
@@ -258,6 +260,23 @@ on_control(void)
 			snprintf(d.msg, sizeof(d.msg), "no room for its map");
 		}
 		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
+		break;
+	}
+	case VMM_BALLOON: {
+		struct vmm_balloon_answer a = {.flags = told("balloon=idle") ? 0 : VMM_BALLOON_DRIVER,
+			.guest_free_bytes = 5,
+			.guest_available_bytes = VMM_BALLOON_UNKNOWN};
+
+		if ((size_t)len != sizeof(m.balloon))
+			_exit(24);
+		if (m.balloon.mem_target_mib)
+			vm.mem_target_mib = m.balloon.mem_target_mib;
+		a.mem_target_mib = vm.mem_target_mib;
+		if (told("balloon=refuse")) {
+			a.error = -EINVAL;
+			snprintf(a.msg, sizeof(a.msg), "no");
+		}
+		send_msg(&a, VMM_BALLOON_ANSWER, sizeof(a), m.hdr.seq);
 		break;
 	}
 	case VMM_QUIT:

@@ -241,6 +241,7 @@ pages_of_the_balloon_go_back_in_runs_whatever_their_order(void **state)
 {
 	const uint32_t first = A / PAGE;
 	const uint32_t pfns[] = {first + 3, first + 1, first + 2, first + 9, first + 2, first + 8};
+	const uint32_t twice[] = {first + 20, first + 20, first + 20, first + 23};
 
 	(void)state;
 	assert_true(fake_start(&d, &balloon.dev, ALL));
@@ -252,9 +253,14 @@ pages_of_the_balloon_go_back_in_runs_whatever_their_order(void **state)
 	for (unsigned i = 0; i < 12; i++)
 		assert_int_equal(at(A + i * PAGE),
 			(i >= 1 && i <= 3) || i == 8 || i == 9 ? 0 : 0x5a);
+	put_pfns(INFLATE, twice, 4);
+	assert_true(fake_used(&d, INFLATE, NULL, NULL));
+	assert_int_equal(given.bytes, 7 * PAGE);
+	assert_int_equal(at(A + 21 * PAGE), 0x5a);
+	assert_int_equal(at(A + 22 * PAGE), 0x5a);
 	put_pfns(DEFLATE, pfns, 6);
 	assert_true(fake_used(&d, DEFLATE, NULL, NULL));
-	assert_int_equal(given.calls, 2);
+	assert_int_equal(given.calls, 4);
 }
 
 static void
