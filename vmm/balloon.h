@@ -20,6 +20,11 @@
  * it was worked off), so a fork or a pause waits for one piece. BALLOON_PFNS_MAX pages of a chain
  * of the inflate queue are given back, further ones are only lost to the guest.
  *
+ * Cost: a report of 32 ranges is one exit, one madvise(2) each and a fault for each page, or huge
+ * page, that is used again. Linux reports blocks of 2 MiB and more (page_reporting_order) 2 s after
+ * something was freed, a sixteenth of a list at a time. Such a block is a whole huge page of the
+ * host's; smaller ones split it.
+ *
  * Queues: inflate, deflate, statistics, reporting. Linux and the hosts it grew up with leave out
  * the number of a queue whose feature is not there, the specification does not: the hint
  * queue's feature is not offered, so reporting is queue 3 or 4.
