@@ -149,6 +149,10 @@ $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
+BENCHES += bench_giveback
+bench_giveback_SRCS := tests/bench/bench_giveback.c tests/bench/must.c
+bench_giveback_LIBS := kvmdriver vmmdisk wire common
+$(B)/bench/bench_giveback: | $(TINY)
 BENCHES += bench_store bench_catalog bench_handshake
 bench_store_SRCS := tests/bench/bench_store.c tests/bench/must.c
 bench_store_LIBS := store wire common
