@@ -9,6 +9,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/answer.h"
+#include "vmm/blk_swap.h"
 #include "vmm/ending.h"
 #include "vmm/fork.h"
 #include "vmm/giveback.h"
@@ -23,7 +24,8 @@ union request {
 	struct vmm_resize resize;
 	struct vmm_balloon balloon;
 	struct vmm_committed committed;
-	uint8_t bytes[sizeof(struct vmm_committed) +
+	struct vmm_merged merged;
+	uint8_t bytes[sizeof(struct vmm_merged) +
 		      1]; /* one more: a longer message is seen as such */
 };
 
@@ -50,7 +52,8 @@ send_stats(struct vm *vm, uint64_t seq)
 			     atomic_load(&vm->rng.dev.doorbells) +
 			     atomic_load(&vm->balloon.dev.doorbells),
 		.paused = vm->is_parked ? 2 : vm->is_paused,
-		.tracks = VMM_TRACKS | (vm->balloon.present ? VMM_HAS_BALLOON : 0) |
+		.tracks = VMM_TRACKS | VMM_TAKES_MERGED |
+			  (vm->balloon.present ? VMM_HAS_BALLOON : 0) |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};
@@ -183,6 +186,32 @@ answer_balloon(struct vm *vm, const struct vmm_balloon *m)
 	answer_send(vm, &a.hdr, VMM_BALLOON_ANSWER, sizeof(a), m->hdr.seq);
 }
 
+/* The guest waits for a part of it at a time. */
+static void
+take_merged(struct vm *vm, const struct vmm_merged *m, const int fds[])
+{
+	struct blk_swap swap;
+	struct err e = {0};
+	int r = vm->is_parked
+			? err_set(&e, -EINVAL,
+				  "a frozen fork does not change; its disk stays as it is")
+			: 0;
+
+	if (r < 0) {
+		close(fds[VMM_MERGED_FD_DATA]);
+		close(fds[VMM_MERGED_FD_INDEX]);
+	} else {
+		r = blk_swap_begin(&vm->blk, m, fds, &swap, &e);
+		while (r > 0) {
+			vm_stop(vm);
+			r = blk_swap_step(&vm->blk, &swap, &e);
+			if (!vm->is_paused)
+				vm_run(vm);
+		}
+	}
+	answer_done(vm, m->hdr.seq, r, e.msg);
+}
+
 /* A window in which pandod opens the page map of this process. */
 static void
 open_window(struct vm *vm, uint64_t seq)
@@ -246,6 +275,9 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_hdr);
 	case VMM_COMMITTED:
 		return sizeof(struct vmm_committed);
+	case VMM_MERGED:
+		*ret_fds = VMM_MERGED_FD_COUNT;
+		return sizeof(struct vmm_merged);
 	case VMM_TRACK_OPEN:
 	case VMM_PAUSE:
 	case VMM_RESUME:
@@ -323,6 +355,9 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_COMMITTED:
 		note_committed(vm, &req.committed);
+		break;
+	case VMM_MERGED:
+		take_merged(vm, &req.merged, fds);
 		break;
 	case VMM_QUIT:
 		ending_tell(vm, VMM_EXIT_QUIT, "asked to quit");

@@ -192,6 +192,7 @@ on_control(void)
 		struct vmm_fork fork;
 		struct vmm_resize resize;
 		struct vmm_balloon balloon;
+		struct vmm_merged merged;
 	} m;
 	int fds[IO_FDS_MAX];
 	size_t n = IO_FDS_MAX;
@@ -226,8 +227,9 @@ on_control(void)
 	case VMM_STATS: {
 		struct vmm_stats_answer a = {.uptime_ns = 7000000,
 			.vcpu_exits = told("works") ? ++vm.looks : 0,
-			.paused = vm.parked ? 2 : vm.paused,
-			.tracks = told("balloon") ? VMM_HAS_BALLOON : 0};
+			.tracks = (told("balloon") ? VMM_HAS_BALLOON : 0) |
+				  (told("merge=old") ? 0 : VMM_TAKES_MERGED),
+			.paused = vm.parked ? 2 : vm.paused};
 
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
 		break;
@@ -277,6 +279,25 @@ on_control(void)
 			snprintf(a.msg, sizeof(a.msg), "no");
 		}
 		send_msg(&a, VMM_BALLOON_ANSWER, sizeof(a), m.hdr.seq);
+		break;
+	}
+	case VMM_MERGED: {
+		struct vmm_done d = {0};
+
+		if ((size_t)len != sizeof(m.merged) || n != VMM_MERGED_FD_COUNT ||
+			m.merged.n < 1 || m.merged.n > VMM_MERGED_MAX)
+			_exit(25);
+		close(fds[VMM_MERGED_FD_DATA]);
+		close(fds[VMM_MERGED_FD_INDEX]);
+		if (told("merge=exit"))
+			_exit(7);
+		if (told("merge=silent"))
+			break;
+		if (told("merge=refuse")) {
+			d.error = -ESTALE;
+			snprintf(d.msg, sizeof(d.msg), "not of this disk");
+		}
+		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
 		break;
 	}
 	case VMM_QUIT:
