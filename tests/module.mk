@@ -87,11 +87,12 @@ install: all
 GUEST_CFLAGS := -std=gnu11 -O1 -ffreestanding -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mcmodel=small $(WARNINGS)
 TINY := $(B)/tests/guest/tiny
-$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/tiny.ld
+$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/balloon.c tests/kvm/guest/tiny.h tests/kvm/guest/tiny.ld
 	@mkdir -p $(@D)
 	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.start.o tests/kvm/guest/start.S
-	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.c.o tests/kvm/guest/tiny.c
-	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o
+	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.c.o tests/kvm/guest/tiny.c
+	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.balloon.o tests/kvm/guest/balloon.c
+	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o $@.balloon.o
 	$(OBJCOPY) -O binary $@.elf $@
 OBJCOPY ?= objcopy
 
@@ -102,7 +103,7 @@ kvmdriver_SRCS := \
 	tests/kvm/slow_disk.c \
 	tests/kvm/console_line.c
 KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_reset test_kvm_track \
-	test_kvm_disk
+	test_kvm_disk test_kvm_balloon
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
 test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
@@ -111,6 +112,7 @@ test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
 test_kvm_reset_SRCS := tests/kvm/test_kvm_reset.c common/wire/blob.c
 test_kvm_track_SRCS := tests/kvm/test_kvm_track.c
 test_kvm_disk_SRCS := tests/kvm/test_kvm_disk.c
+test_kvm_balloon_SRCS := tests/kvm/test_kvm_balloon.c common/wire/blob.c
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire common)$(eval $(t)_PKGS := cmocka))
 # The VMM's code in the test's own process.
 KVM_TESTS += test_kvm_cpu
@@ -157,10 +159,13 @@ $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store bench_catalog bench_handshake bench_disk
+BENCHES += bench_store bench_catalog bench_handshake bench_disk bench_giveback
 bench_disk_SRCS := tests/bench/bench_disk.c tests/bench/must.c tests/bench/sample.c
 bench_disk_LIBS := kvmdriver vmmdisk wire common
 $(B)/bench/bench_disk: | $(TINY)
+bench_giveback_SRCS := tests/bench/bench_giveback.c tests/bench/must.c
+bench_giveback_LIBS := kvmdriver vmmdisk wire common
+$(B)/bench/bench_giveback: | $(TINY)
 bench_store_SRCS := tests/bench/bench_store.c tests/bench/must.c
 bench_store_LIBS := store wire common
 bench_store_PKGS := libsodium libzstd sqlite3

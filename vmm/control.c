@@ -13,6 +13,7 @@
 #include "vmm/ending.h"
 #include "vmm/fork.h"
 #include "vmm/full_disk.h"
+#include "vmm/giveback.h"
 #include "vmm/mainloop.h"
 #include "vmm/reset.h"
 #include "vmm/restore.h"
@@ -23,6 +24,7 @@ union request {
 	struct vmm_hdr hdr;
 	struct vmm_fork fork;
 	struct vmm_resize resize;
+	struct vmm_balloon balloon;
 	struct vmm_committed committed;
 	struct vmm_disk_limits disk_limits;
 	struct vmm_reset reset;
@@ -51,12 +53,14 @@ send_stats(struct vm *vm, uint64_t seq)
 		.vsock_connections = atomic_load(&vm->vsock.connections),
 		.doorbells = atomic_load(&vm->blk.dev.doorbells) +
 			     atomic_load(&vm->vsock.dev.doorbells) +
-			     atomic_load(&vm->rng.dev.doorbells),
+			     atomic_load(&vm->rng.dev.doorbells) +
+			     atomic_load(&vm->balloon.dev.doorbells),
 		.paused = vm->is_parked	  ? 2
 			  : vm->is_paused ? 1
 			  : vm->is_full	  ? VMM_PAUSED_DISK_FULL
 					  : 0,
 		.tracks = VMM_TRACKS | VMM_TAKES_MERGED | VMM_LIMITS_DISK |
+			  (vm->balloon.present ? VMM_HAS_BALLOON : 0) |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
 			  VMM_RESETS | (uint32_t)vm->resets << VMM_RESETS_SHIFT |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
@@ -65,6 +69,7 @@ send_stats(struct vm *vm, uint64_t seq)
 	note_first_doorbell(&vm->blk.dev, &m.first_doorbell_ns);
 	note_first_doorbell(&vm->vsock.dev, &m.first_doorbell_ns);
 	note_first_doorbell(&vm->rng.dev, &m.first_doorbell_ns);
+	note_first_doorbell(&vm->balloon.dev, &m.first_doorbell_ns);
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		m.vcpu_exits += atomic_load(&vm->vcpus[i].exits);
 	answer_send(vm, &m.hdr, VMM_STATS_ANSWER, sizeof(m), seq);
@@ -104,8 +109,11 @@ send_state(struct vm *vm, uint64_t seq, int fd)
 {
 	struct vmm_state_answer m = {0};
 	struct err e = {0};
-	int r = restore_answer_state(vm, fd, &m, &e);
+	int r;
 
+	if (vm->is_parked)
+		giveback_show(&vm->mem);
+	r = restore_answer_state(vm, fd, &m, &e);
 	close(fd);
 	m.error = r;
 	if (r < 0)
@@ -154,6 +162,54 @@ limit_disk(struct vm *vm, const struct vmm_disk_limits *m)
 	if (runs)
 		vm_run(vm);
 	answer_done(vm, m->hdr.seq, 0, NULL);
+}
+
+static int
+set_balloon(struct vm *vm, uint64_t target_mib, struct err *e)
+{
+	const uint64_t mem_mib = (vm->mem.low_len + vm->mem.high_len) >> 20;
+
+	if (target_mib < VMM_MEM_MIN_MIB || target_mib > mem_mib)
+		return err_set(e, -EINVAL,
+			"a memory target of %llu MiB: it must be %d to %llu, the memory that the VM was started with",
+			(unsigned long long)target_mib, VMM_MEM_MIN_MIB,
+			(unsigned long long)mem_mib);
+	/* As for the disk. */
+	vm_stop(vm);
+	balloon_set_target(&vm->balloon, (mem_mib - target_mib) << 20);
+	if (!vm_stands(vm))
+		vm_run(vm);
+	return 0;
+}
+
+static void
+answer_balloon(struct vm *vm, const struct vmm_balloon *m)
+{
+	const uint64_t mem_mib = (vm->mem.low_len + vm->mem.high_len) >> 20;
+	struct vmm_balloon_answer a = {0};
+	struct balloon_view v;
+	struct err e = {0};
+	int r = 0;
+
+	if (vm->is_parked)
+		r = err_set(&e, -EINVAL, "a frozen fork does not change; resize a branch of it");
+	else if (!vm->balloon.present)
+		r = err_set(&e, -ENOTSUP,
+			"its machine was started without a balloon by an older pando; start it again");
+	if (r == 0 && m->mem_target_mib)
+		r = set_balloon(vm, m->mem_target_mib, &e);
+	if (r == 0) {
+		balloon_look(&vm->balloon, &v);
+		a.flags = v.driver_ok ? VMM_BALLOON_DRIVER : 0;
+		a.mem_target_mib = mem_mib - (v.wanted >> 20);
+		a.balloon_bytes = v.inflated;
+		a.given_back_bytes = v.given_back;
+		a.guest_free_bytes = v.free;
+		a.guest_available_bytes = v.available;
+	}
+	a.error = r;
+	snprintf(a.msg, sizeof(a.msg), "%s", r < 0 ? e.msg : "");
+	answer_send(vm, &a.hdr, VMM_BALLOON_ANSWER, sizeof(a), m->hdr.seq);
 }
 
 /* The guest waits for a part of it at a time. */
@@ -238,6 +294,8 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_hdr);
 	case VMM_RESIZE:
 		return sizeof(struct vmm_resize);
+	case VMM_BALLOON:
+		return sizeof(struct vmm_balloon);
 	case VMM_TRACK:
 		*ret_fds = VMM_TRACK_FD_COUNT;
 		return sizeof(struct vmm_hdr);
@@ -316,6 +374,9 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_RESIZE:
 		resize_disk(vm, &req.resize);
+		break;
+	case VMM_BALLOON:
+		answer_balloon(vm, &req.balloon);
 		break;
 	case VMM_TRACK_OPEN:
 		open_window(vm, req.hdr.seq);

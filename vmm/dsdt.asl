@@ -1,5 +1,5 @@
 /*
- * What Linux finds by ACPI: the serial port, three virtio-mmio devices, the VM generation id and the
+ * What Linux finds by ACPI: the serial port, four virtio-mmio devices, the VM generation id and the
  * power button. The numbers are those of vmm/layout.h. Hardware-reduced: events come through the
  * Generic Event Device (ACPI 6.5, 5.6.9), there is no fixed hardware.
  */
@@ -50,6 +50,17 @@ DefinitionBlock ("", "DSDT", 2, "PANDO", "PANDO", 1)
 			Name (_CRS, ResourceTemplate () {
 				Memory32Fixed (ReadWrite, 0xd0002000, 0x1000)
 				Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { 7 }
+			})
+		}
+
+		Device (VIO3)
+		{
+			Name (_HID, "LNRO0005")
+			Name (_UID, 3)
+			Name (_CCA, 1)
+			Name (_CRS, ResourceTemplate () {
+				Memory32Fixed (ReadWrite, 0xd0003000, 0x1000)
+				Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { 8 }
 			})
 		}
 

@@ -189,6 +189,7 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 	serial_fork_child(&vm->serial, vm_irq(vm, SERIAL_GSI));
 	ged_fork_child(&vm->ged, vm_irq(vm, LAYOUT_GED_GSI), vm);
 	virtio_dev_fork_child(&vm->rng.dev, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_RNG));
+	balloon_fork_child(&vm->balloon, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BALLOON));
 	blk_fork_child(&vm->blk, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BLK));
 	r = blk_cut(&vm->blk, fds + VMM_FORK_FD_SEG, NULL, NULL, e);
 	if (r < 0)

@@ -27,7 +27,13 @@
 #define LAYOUT_VIRTIO 0xd0000000ull
 #define LAYOUT_VIRTIO_STRIDE 0x1000ull
 #define LAYOUT_VIRTIO_GSI 5u
-enum layout_virtio_slot { LAYOUT_BLK, LAYOUT_VSOCK, LAYOUT_RNG, LAYOUT_VIRTIO_COUNT };
+enum layout_virtio_slot {
+	LAYOUT_BLK,
+	LAYOUT_VSOCK,
+	LAYOUT_RNG,
+	LAYOUT_BALLOON,
+	LAYOUT_VIRTIO_COUNT
+};
 
 #define LAYOUT_LAPIC 0xfee00000ull
 /* Three pages and one that old Intel CPUs want for real mode. */

@@ -39,6 +39,8 @@ map_aligned(struct guest_mem *m, uint64_t mem_mib, int prot, struct err *e)
 	m->high_len = len - m->low_len;
 	m->on_image = false;
 	m->image_inode = 0;
+	m->anonymous = NULL;
+	m->anonymous_maps = 0;
 	return 0;
 }
 
@@ -151,6 +153,9 @@ guest_mem_replace(struct guest_mem *m, int image_fd, struct err *e)
 		    MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, image_fd, 0) == MAP_FAILED)
 		return err_sys(e, -errno, "mapping the memory image");
 	note_image(m, &st);
+	m->anonymous_maps = 0;
+	if (m->anonymous && madvise(m->anonymous, guest_mem_unit_bytes(m), MADV_DONTNEED) < 0)
+		return err_sys(e, -errno, "forgetting what was given back");
 	return 0;
 }
 
@@ -159,7 +164,15 @@ guest_mem_destroy(struct guest_mem *m)
 {
 	if (m->host)
 		munmap(m->host, m->low_len + m->high_len);
+	if (m->anonymous)
+		munmap(m->anonymous, guest_mem_unit_bytes(m));
 	*m = (struct guest_mem){0};
+}
+
+size_t
+guest_mem_unit_bytes(const struct guest_mem *m)
+{
+	return ((m->low_len + m->high_len) / GUEST_UNIT + 7) / 8;
 }
 
 void *

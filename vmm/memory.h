@@ -26,6 +26,7 @@ typedef struct {
 
 #define GUEST_LOW_MAX (3ull << 30)   /* RAM below the device hole ends here at most */
 #define GUEST_HIGH_BASE (4ull << 30) /* and goes on here */
+#define GUEST_UNIT (64u << 10)
 
 struct guest_mem {
 	uint8_t *host;	   /* owned: low_len + high_len bytes, 2 MiB aligned */
@@ -35,6 +36,10 @@ struct guest_mem {
 	/* The image that all of it is a private mapping of. inode 0: none, or something else
 	 * was mapped into it since. */
 	uint64_t image_dev, image_inode;
+	/* There, what went back to the host is anonymous (vmm/giveback.h): a bit for each
+	 * GUEST_UNIT, the lowest of a byte first. Owned; NULL: nothing is. */
+	uint8_t *anonymous;
+	unsigned anonymous_maps; /* mappings that were made for it */
 };
 
 /* mem_mib: 1 and up. -ENOMEM with a sentence when the host refuses. */
@@ -57,6 +62,8 @@ int guest_mem_check_image(
  * stay. On failure nothing is certain. */
 int guest_mem_replace(struct guest_mem *m, int image_fd, struct err *e);
 void guest_mem_destroy(struct guest_mem *m);
+/* Bytes of a bitmap with a bit for each GUEST_UNIT. */
+size_t guest_mem_unit_bytes(const struct guest_mem *m);
 
 /* 0, or -EFAULT when any of the len bytes is not RAM (nothing is copied then). len 0 is
  * fine at any address. */

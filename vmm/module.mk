@@ -16,9 +16,10 @@ vmmdev_SRCS := \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
-	vmm/rng.c
+	vmm/rng.c \
+	vmm/balloon.c
 
-DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_segment_merge test_blk_swap test_vsock
+DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_segment_merge test_blk_swap test_vsock test_balloon
 UNIT_TESTS += $(DEVICE_TESTS)
 define device_test
 $(1)_SRCS := tests/unit/$(1).c tests/unit/fake_driver.c vmm/memory.c
@@ -46,6 +47,7 @@ vmmcore_SRCS := \
 	vmm/vcpu.c \
 	vmm/mappings.c \
 	vmm/track.c \
+	vmm/giveback.c \
 	vmm/steps.c \
 	vmm/disk_thread.c \
 	vmm/mainloop.c \
@@ -91,7 +93,7 @@ FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk
 
-MACHINE_TESTS := test_memory test_mappings test_track test_ioapic test_console test_boot test_cpuid
+MACHINE_TESTS := test_memory test_giveback test_mappings test_track test_ioapic test_console test_boot test_cpuid
 UNIT_TESTS += $(MACHINE_TESTS)
 define machine_test
 $(1)_SRCS := tests/unit/$(1).c
@@ -99,6 +101,10 @@ $(1)_LIBS := vmmcore vmmdev vmmdisk wire common
 $(1)_PKGS := cmocka libseccomp
 endef
 $(foreach t,$(MACHINE_TESTS),$(eval $(call machine_test,$(t))))
+
+FUZZERS += fuzz_balloon
+fuzz_balloon_SRCS := tests/fuzz/fuzz_balloon.c $(FUZZED_DEVICES)
+fuzz_balloon_CORPUS := tests/fuzz/corpus/balloon
 
 FUZZERS += fuzz_vsock
 fuzz_vsock_SRCS := tests/fuzz/fuzz_vsock.c $(FUZZED_DEVICES)

@@ -287,6 +287,7 @@ begin_anew(struct vm *vm, struct job *job, struct err *e)
 	ioapic_forget(&vm->ioapic);
 	vsock_forget(&vm->vsock);
 	virtio_dev_forget(&vm->rng.dev);
+	virtio_dev_forget(&vm->balloon.dev);
 	virtio_dev_forget(&vm->blk.dev);
 	job->n_past = blk_detach(&vm->blk, past_fds);
 	r = blk_attach(&vm->blk, job->msg.disk_mib, has_base ? fds[VMM_RESET_FD_BASE] : -1,

@@ -300,6 +300,8 @@ add_arg_rules(scmp_filter_ctx ctx)
 		{SCMP_SYS(madvise), equals(2, MADV_DONTFORK)},
 		{SCMP_SYS(madvise), equals(2, MADV_DONTNEED)},
 		{SCMP_SYS(madvise), equals(2, MADV_FREE)},
+		/* What went back to the host over a commit's image takes no huge pages. */
+		{SCMP_SYS(madvise), equals(2, MADV_NOHUGEPAGE)},
 		/* A branch moves its own memory into mappings without ancestors. */
 		{SCMP_SYS(mremap), equals(3, MREMAP_MAYMOVE | MREMAP_FIXED)},
 		/* A branch maps its program at once. */

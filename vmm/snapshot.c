@@ -16,6 +16,7 @@
 #define TAG_DISK BLOB_TAG('D', 'I', 'S', 'K')
 #define TAG_VSOCK BLOB_TAG('V', 'S', 'C', 'K')
 #define TAG_RNG BLOB_TAG('R', 'N', 'G', 'D')
+#define TAG_BALLOON BLOB_TAG('B', 'A', 'L', 'N')
 
 #define MIB (1ull << 20)
 
@@ -73,7 +74,8 @@ snapshot_save(struct vm *vm, void *buf, size_t cap)
 		.disk_mib = blk_disk_mib(&vm->blk),
 		.vcpus = vm->n_vcpus,
 		.flags = (vm->caps.tsc_deadline_timer ? SNAPSHOT_TSC_DEADLINE : 0) |
-			 (vm->clock.valid ? SNAPSHOT_CLOCK : 0),
+			 (vm->clock.valid ? SNAPSHOT_CLOCK : 0) |
+			 (vm->balloon.present ? SNAPSHOT_BALLOON : 0),
 	};
 	struct blob_out out;
 
@@ -106,6 +108,11 @@ snapshot_save(struct vm *vm, void *buf, size_t cap)
 	blob_begin(&out, TAG_RNG);
 	virtio_dev_save(&vm->rng.dev, &out);
 	blob_end(&out);
+	if (vm->balloon.present) {
+		blob_begin(&out, TAG_BALLOON);
+		balloon_save(&vm->balloon, &out);
+		blob_end(&out);
+	}
 	return blob_finish(&out);
 }
 
@@ -131,7 +138,7 @@ snapshot_open(const void *buf, size_t len, struct snapshot *ret, struct err *e)
 			"the state is of a VM that cannot be: %llu MiB, %u vCPUs, %llu MiB of disk",
 			(unsigned long long)s.config.mem_mib, s.config.vcpus,
 			(unsigned long long)s.config.disk_mib);
-	if (s.config.flags & ~(SNAPSHOT_TSC_DEADLINE | SNAPSHOT_CLOCK))
+	if (s.config.flags & ~(SNAPSHOT_TSC_DEADLINE | SNAPSHOT_CLOCK | SNAPSHOT_BALLOON))
 		return err_set(
 			e, -EBADMSG, "the state has unknown flags 0x%x", s.config.flags);
 	*ret = s;
@@ -320,6 +327,9 @@ snapshot_load(struct snapshot *s, struct vm *vm, struct err *e)
 	LOAD(TAG_DISK, "disk", blk_load(&vm->blk, s->config.disk_mib, &in, e));
 	LOAD(TAG_VSOCK, "vsock", vsock_load(&vm->vsock, &in, e));
 	LOAD(TAG_RNG, "random numbers", virtio_dev_load(&vm->rng.dev, &in, e));
+	vm->balloon.present = s->config.flags & SNAPSHOT_BALLOON;
+	if (vm->balloon.present)
+		LOAD(TAG_BALLOON, "balloon", balloon_load(&vm->balloon, &in, e));
 	if (s->rest.left)
 		return err_set(e, -EBADMSG, "the state has %zu bytes behind its end",
 			s->rest.left);

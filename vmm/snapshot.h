@@ -6,7 +6,8 @@
  *   CONF  shape and what it relies on     IOAP  interrupt controller
  *   CPID  CPUID, one a vCPU               SERI  serial port
  *   CLCK  kvm-clock                       GEDV  event device
- *   VCPU  KVM's state, one a vCPU         DISK  VSCK  RNGD  virtio devices
+ *   VCPU  KVM's state, one a vCPU         DISK  VSCK  RNGD  virtio devices; BALN, where the
+ *                                         machine was booted with one (SNAPSHOT_BALLOON)
  *
  * A blob may come from a hostile VMM or file: every count, length, range and reserved bit
  * is checked here and in the devices' own *_load(), queue addresses by the gate of

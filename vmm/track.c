@@ -71,7 +71,10 @@ _Static_assert(sizeof(room) == 4096, "one page");
 void
 track_init(struct track *t)
 {
-	*t = (struct track){.pagemap_fd = -1, .clear_refs_fd = -1, .uffd_fd = -1};
+	*t = (struct track){.pagemap_fd = -1,
+		.clear_refs_fd = -1,
+		.uffd_fd = -1,
+		.lock = PTHREAD_MUTEX_INITIALIZER};
 }
 
 const char *
@@ -376,17 +379,23 @@ scan(const struct track *t, const struct guest_mem *m, uint8_t *bitmap)
 }
 
 static int
-register_memory(struct track *t, const struct guest_mem *m)
+register_range(const struct track *t, const void *host, size_t len)
 {
 	struct uffdio_register reg = {
-		.range = {.start = (uintptr_t)m->host, .len = mem_len(m)},
+		.range = {.start = (uintptr_t)host, .len = len},
 		.mode = UFFDIO_REGISTER_MODE_WP,
 	};
 
+	return ioctl(t->uffd_fd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+}
+
+static int
+register_memory(struct track *t, const struct guest_mem *m)
+{
 	t->uffd_fd = open_uffd();
 	if (t->uffd_fd < 0)
 		return t->uffd_fd;
-	return ioctl(t->uffd_fd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+	return register_range(t, m->host, mem_len(m));
 }
 
 void
@@ -396,6 +405,7 @@ track_arm(struct track *t, const struct guest_mem *m)
 
 	if (t->armed || t->failed || t->pagemap_fd < 0)
 		return;
+	track_lock(t);
 	r = map_bitmaps(t, m);
 	if (r == 0 && t->means == VMM_TRACK_USERFAULTFD)
 		r = register_memory(t, m);
@@ -406,6 +416,7 @@ track_arm(struct track *t, const struct guest_mem *m)
 	if (r < 0)
 		give_up(t, track_means_name(t->means), r);
 	t->armed = r == 0;
+	track_unlock(t);
 }
 
 void
@@ -459,8 +470,19 @@ note(uint8_t *bitmap, uint64_t page)
 }
 
 void
-track_given_back(
-	struct track *t, const struct guest_mem *m, const void *host, size_t len)
+track_lock(struct track *t)
+{
+	pthread_mutex_lock(&t->lock);
+}
+
+void
+track_unlock(struct track *t)
+{
+	pthread_mutex_unlock(&t->lock);
+}
+
+static void
+note_given_back(struct track *t, const struct guest_mem *m, const void *host, size_t len)
 {
 	const uint64_t off = (uint64_t)((const uint8_t *)host - m->host);
 
@@ -469,6 +491,29 @@ track_given_back(
 	for (uint64_t page = off / PAGE; page <= (off + len - 1) / PAGE; page++)
 		note(t->given_back_now, page);
 	atomic_store(&t->gave_back, true);
+}
+
+void
+track_given_back(
+	struct track *t, const struct guest_mem *m, const void *host, size_t len)
+{
+	track_lock(t);
+	note_given_back(t, m, host, len);
+	track_unlock(t);
+}
+
+/* The kernel forgets its marks with a mapping: what is not there counts as written. */
+void
+track_remapped(struct track *t, const struct guest_mem *m, const void *host, size_t len)
+{
+	int r;
+
+	note_given_back(t, m, host, len);
+	if (!t->armed || t->means != VMM_TRACK_USERFAULTFD)
+		return;
+	r = register_range(t, host, len);
+	if (r < 0)
+		give_up(t, "a mapping of its own", r);
 }
 
 void

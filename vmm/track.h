@@ -52,6 +52,7 @@
 #ifndef PANDO_VMM_TRACK_H
 #define PANDO_VMM_TRACK_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -81,6 +82,7 @@ struct track {
 	uint8_t *given_back;   /* likewise; whatever is mapped there */
 	uint8_t *given_back_now; /* since the last scan */
 	atomic_bool gave_back;	 /* there is one */
+	pthread_mutex_t lock;	 /* of arming and giving back, which run beside each other */
 };
 
 /* The ioctls that the filter must let through (seal.c). */
@@ -130,6 +132,11 @@ struct track_range {
 #define TRACK_RANGES 170
 int track_own_pages(const struct track *t, uint64_t *from, uint64_t to,
 	struct track_range ret[static TRACK_RANGES]);
+/* Pages that the VMM maps anew: the watch goes on there. The lock is held from before the
+ * mapping until then, so that the watch does not begin meanwhile. */
+void track_lock(struct track *t);
+void track_unlock(struct track *t);
+void track_remapped(struct track *t, const struct guest_mem *m, const void *host, size_t len);
 /* A frozen fork wrote this page itself, after the scan. */
 void track_wrote(struct track *t, const struct guest_mem *m, gpa_t gpa);
 

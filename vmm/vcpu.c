@@ -109,6 +109,7 @@ virtio_at(struct vm *vm, uint64_t gpa, uint64_t *ret_offset)
 		[LAYOUT_BLK] = &vm->blk.dev,
 		[LAYOUT_VSOCK] = &vm->vsock.dev,
 		[LAYOUT_RNG] = &vm->rng.dev,
+		[LAYOUT_BALLOON] = vm->balloon.present ? &vm->balloon.dev : NULL,
 	};
 	uint64_t offset = gpa - LAYOUT_VIRTIO;
 

@@ -393,8 +393,8 @@ virtio_mmio_write(struct virtio_dev *dev, uint64_t offset, const void *data, uns
 {
 	uint32_t value;
 
-	/* No device of ours has a writable configuration field. */
-	if (len != 4 || offset % 4 || offset >= VIRTIO_MMIO_CONFIG)
+	/* No device of ours has a writable field of another size. */
+	if (len != 4 || offset % 4 || offset >= VIRTIO_MMIO_SIZE)
 		return;
 	memcpy(&value, data, sizeof(value));
 	if (offset == VIRTIO_MMIO_QUEUE_NOTIFY) {
@@ -402,7 +402,10 @@ virtio_mmio_write(struct virtio_dev *dev, uint64_t offset, const void *data, uns
 		return;
 	}
 	virtio_dev_lock(dev);
-	write_register(dev, offset, value);
+	if (offset < VIRTIO_MMIO_CONFIG)
+		write_register(dev, offset, value);
+	else if (dev->ops->config_write)
+		dev->ops->config_write(dev, (uint32_t)(offset - VIRTIO_MMIO_CONFIG), value);
 	virtio_dev_unlock(dev);
 }
 

@@ -40,7 +40,7 @@
 #include "vmm/virtqueue.h"
 
 #define VIRTIO_MMIO_SIZE 0x200u /* registers 0x000-0x0ff, configuration from 0x100 */
-#define VIRTIO_QUEUES_MAX 3
+#define VIRTIO_QUEUES_MAX 5
 
 /* Registers (4.2.2). */
 enum virtio_mmio_reg {
@@ -91,6 +91,7 @@ enum virtio_status {
 enum virtio_device_id {
 	VIRTIO_ID_BLK = 2,
 	VIRTIO_ID_RNG = 4,
+	VIRTIO_ID_BALLOON = 5,
 	VIRTIO_ID_VSOCK = 19,
 };
 
@@ -106,6 +107,8 @@ struct virtio_ops {
 	uint16_t queue_size[VIRTIO_QUEUES_MAX]; /* powers of two, <= VIRTQ_SIZE_MAX */
 	const void *(*config)(struct virtio_dev *dev,
 		uint32_t *ret_len); /* the device's configuration */
+	/* The driver writes a 32-bit field of it. NULL: there is none to write. */
+	void (*config_write)(struct virtio_dev *dev, uint32_t offset, uint32_t value);
 	/* Chains may be there. One turn; true: it ended before the queue was empty. */
 	bool (*notify)(struct virtio_dev *dev, unsigned queue);
 	void (*start)(struct virtio_dev *dev); /* DRIVER_OK was set */

@@ -14,6 +14,7 @@
 #include "vmm/cpuid.h"
 #include "vmm/ending.h"
 #include "vmm/futex.h"
+#include "vmm/giveback.h"
 #include "vmm/mappings.h"
 #include "vmm/vcpu.h"
 
@@ -226,10 +227,26 @@ guest_resets(void *ctx)
 	ending_tell(ctx, VMM_EXIT_RESET, "the guest asked for a reset");
 }
 
+static uint64_t
+balloon_gives_back(void *ctx, void *host, size_t len, bool any)
+{
+	struct vm *vm = ctx;
+	uint64_t given = 0;
+	int r = giveback_range(&vm->mem, &vm->track, host, len,
+		any ? GIVEBACK_REST_ANY : GIVEBACK_REST_KEEPS, &given);
+
+	if (r < 0)
+		ending_tell(vm, VMM_EXIT_HOST_FAULT,
+			"memory that the guest reported could not be mapped again: %s",
+			strerror(-r));
+	return given;
+}
+
 int
 vm_init_devices(
 	struct vm *vm, uint32_t guest_cid, const struct vsock_loop *loop, struct err *e)
 {
+	const struct balloon_host host = {.give_back = balloon_gives_back, .ctx = vm};
 	int r;
 
 	ioapic_init(&vm->ioapic, vm_ioapic_sink(vm));
@@ -247,7 +264,9 @@ vm_init_devices(
 		guest_cid, -1, vm->vsock_kick_fd, loop, e);
 	if (r < 0)
 		return err_wrap(e, r, "vsock");
-	vm->blk.dev.stop = vm->vsock.dev.stop = vm->rng.dev.stop = &vm->stop;
+	balloon_init(&vm->balloon, &vm->mem, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_BALLOON), &host);
+	vm->blk.dev.stop = vm->vsock.dev.stop = vm->rng.dev.stop = vm->balloon.dev.stop =
+		&vm->stop;
 	return 0;
 }
 
@@ -381,6 +400,7 @@ vm_resume_devices(struct vm *vm)
 	note_left(vm, virtio_dev_resume(&vm->blk.dev));
 	note_left(vm, virtio_dev_resume(&vm->vsock.dev));
 	note_left(vm, virtio_dev_resume(&vm->rng.dev));
+	note_left(vm, virtio_dev_resume(&vm->balloon.dev));
 }
 
 void
@@ -402,6 +422,7 @@ vm_go_on_devices(struct vm *vm)
 	note_left(vm, virtio_dev_go_on(&vm->blk.dev));
 	note_left(vm, virtio_dev_go_on(&vm->vsock.dev));
 	note_left(vm, virtio_dev_go_on(&vm->rng.dev));
+	note_left(vm, virtio_dev_go_on(&vm->balloon.dev));
 }
 
 int

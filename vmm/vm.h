@@ -25,6 +25,7 @@
 #include "common/log.h"
 #include "common/wire/console_ring.h"
 #include "common/wire/vmm_wire.h"
+#include "vmm/balloon.h"
 #include "vmm/blk.h"
 #include "vmm/boot.h"
 #include "vmm/disk_thread.h"
@@ -90,6 +91,7 @@ struct vm {
 	struct disk_thread disk_thread;
 	struct vsock vsock;
 	struct rng rng;
+	struct balloon balloon;
 
 	/* How it ends: ending.h's note. */
 	atomic_int ending; /* 0 no, 1 being written, 2 written */

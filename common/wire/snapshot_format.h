@@ -19,5 +19,6 @@ struct snapshot_config {
 _Static_assert(sizeof(struct snapshot_config) == 24, "disk format");
 #define SNAPSHOT_TSC_DEADLINE 1u /* the guest was offered that timer */
 #define SNAPSHOT_CLOCK 2u	 /* kvm-clock's value was saved */
+#define SNAPSHOT_BALLOON 4u	 /* the machine was booted with a balloon */
 
 #endif

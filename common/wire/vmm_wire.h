@@ -54,6 +54,8 @@ enum vmm_msg_type {
 	VMM_DISK_LIMITS = 20, /* VMM_DONE */
 	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_RESETS. */
 	VMM_RESET = 15, /* VMM_RESET_ANSWER */
+	/* Only to a VM whose VMM_STATS_ANSWER has VMM_HAS_BALLOON. */
+	VMM_BALLOON = 28, /* VMM_BALLOON_ANSWER */
 	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_TAKES_MERGED. */
 	VMM_MERGED = 24, /* VMM_DONE */
 
@@ -66,6 +68,7 @@ enum vmm_msg_type {
 	VMM_STATE_ANSWER = 69,
 	VMM_DISK_FULL = 74, /* unasked, seq 0 */
 	VMM_RESET_ANSWER = 70,
+	VMM_BALLOON_ANSWER = 78,
 };
 
 struct vmm_hdr {
@@ -226,6 +229,7 @@ enum vmm_track_means {
 #define VMM_TRACKS 1u	     /* it knows the three messages */
 #define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
 #define VMM_RESETS 4u		/* it knows VMM_RESET */
+#define VMM_HAS_BALLOON 32u /* the machine was booted with one; it knows VMM_BALLOON */
 #define VMM_TAKES_MERGED 128u /* it knows VMM_MERGED */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
 #define VMM_LIMITS_DISK 64u /* it knows VMM_DISK_LIMITS */
@@ -398,6 +402,30 @@ struct vmm_disk_full {
 	char msg[512];
 };
 _Static_assert(sizeof(struct vmm_disk_full) == 16 + 8 + 512, "wire format");
+/* The guest's balloon (vmm/balloon.h). mem_target_mib: the memory that the guest shall keep, at most
+ * what the VM has; it gives up the rest as far as it can, and takes it back when it would run out of
+ * memory otherwise. 0: only asks. The statistics are the guest's claims, those of the question
+ * before this one. */
+struct vmm_balloon {
+	struct vmm_hdr hdr;
+	uint64_t mem_target_mib;
+};
+_Static_assert(sizeof(struct vmm_balloon) == 16 + 8, "wire format");
+
+#define VMM_BALLOON_DRIVER 1u /* the guest's driver works with it */
+#define VMM_BALLOON_UNKNOWN (~0ull)
+
+struct vmm_balloon_answer {
+	struct vmm_hdr hdr;
+	int32_t error; /* 0 or negative errno: then msg says why, and nothing else counts */
+	uint32_t flags;
+	uint64_t mem_target_mib;
+	uint64_t balloon_bytes; /* in the balloon now */
+	uint64_t given_back_bytes; /* to the host since this VM started, again and again */
+	uint64_t guest_free_bytes, guest_available_bytes; /* or VMM_BALLOON_UNKNOWN */
+	char msg[512];
+};
+_Static_assert(sizeof(struct vmm_balloon_answer) == 16 + 8 + 40 + 512, "wire format");
 
 /*
  * Segments of the VM's disk that nobody writes any more were merged into one, which means the

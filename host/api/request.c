@@ -601,6 +601,7 @@ request_start(const char *body, size_t len, struct start_request *ret, struct er
 
 static const struct member resize_members[] = {
 	MEMBER(resize_request, "disk_mib", read_disk, disk_mib),
+	MEMBER(resize_request, "mem_target_mib", read_mem, mem_target_mib),
 	MEMBERS_END,
 };
 
@@ -612,9 +613,9 @@ request_resize(const char *body, size_t len, struct resize_request *ret, struct 
 
 	if (r < 0)
 		return r;
-	if (!q.disk_mib)
-		return err_set(
-			e, -EINVAL, "\"disk_mib\" is missing: the new size in MiB");
+	if (!q.disk_mib && !q.mem_target_mib)
+		return err_set(e, -EINVAL,
+			"\"disk_mib\" is missing: the new size in MiB, or \"mem_target_mib\": the memory that the guest shall keep");
 	*ret = q;
 	return 0;
 }

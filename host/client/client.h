@@ -248,13 +248,12 @@ struct client_reset {
 int client_reset(struct client *c, const char *vm, const char *commit, bool no_wait,
 	struct client_vm *ret, struct client_reset *ret_reset, struct client_reply *reply,
 	struct err *e);
-/* *ret_note: malloc'd, NULL: nothing to say. */
 /* What may stay as it is, is CLIENT_LIMIT_AS_IT_IS. */
 #define CLIENT_LIMIT_AS_IT_IS UINT64_MAX
 int client_limit(struct client *c, const char *vm, uint64_t disk_bps, uint64_t disk_iops,
 	struct client_vm *ret, struct client_reply *reply, struct err *e);
-int client_resize(struct client *c, const char *vm, uint64_t disk_mib,
-	struct client_vm *ret, char **ret_note, struct client_reply *reply,
-	struct err *e);
+/* *ret_note: malloc'd, NULL: nothing to say. */
+int client_resize(struct client *c, const char *vm, uint64_t disk_mib, uint64_t mem_target_mib,
+	struct client_vm *ret, char **ret_note, struct client_reply *reply, struct err *e);
 
 #endif

@@ -582,16 +582,24 @@ client_reset(struct client *c, const char *vm, const char *commit, bool no_wait,
 }
 
 int
-client_resize(struct client *c, const char *vm, uint64_t disk_mib, struct client_vm *ret,
-	char **ret_note, struct client_reply *reply, struct err *e)
+client_resize(struct client *c, const char *vm, uint64_t disk_mib, uint64_t mem_target_mib,
+	struct client_vm *ret, char **ret_note, struct client_reply *reply, struct err *e)
 {
 	cleanup_client_reply struct client_reply own = {0};
-	char path[1024], body[64], *note = NULL;
+	char path[1024], body[96], *note = NULL;
 	int r = client_turn_path(c, path, sizeof(path), vm, "/resize", e), tok;
+	size_t len = 0;
 
 	if (r < 0)
 		return r;
-	snprintf(body, sizeof(body), "{\"disk_mib\":%llu}", (unsigned long long)disk_mib);
+	if (disk_mib)
+		len = (size_t)snprintf(body, sizeof(body), "{\"disk_mib\":%llu",
+			(unsigned long long)disk_mib);
+	if (mem_target_mib)
+		len += (size_t)snprintf(body + len, sizeof(body) - len,
+			"%s\"mem_target_mib\":%llu", disk_mib ? "," : "{",
+			(unsigned long long)mem_target_mib);
+	snprintf(body + len, sizeof(body) - len, "%s", len ? "}" : "{}");
 	r = client_call(c, "POST", path, body, &own, e);
 	if (r < 0)
 		return r;

@@ -636,12 +636,18 @@ tree_resize(struct tree *t, const char *name, const struct resize_request *q,
 	pthread_mutex_lock(&t->lock);
 	r = tree_claim(t, name, "being resized", p, &vm, e);
 	if (r == 0) {
-		r = resize(t, vm, q->disk_mib, p, note, sizeof(note), e);
+		note[0] = '\0';
+		if (q->disk_mib)
+			r = resize(t, vm, q->disk_mib, p, note, sizeof(note), e);
+		if (r == 0 && q->mem_target_mib)
+			r = vm_set_mem_target(t, vm, q->mem_target_mib, note, sizeof(note), e);
 		if (r == 0) {
 			json_out_object(out, NULL);
 			vm_json(t, vm, "vm", out, NULL, NULL);
 			json_out_str(out, "note", note[0] ? note : NULL);
 			json_out_end_object(out);
+		}
+		if (r == 0 && q->disk_mib) {
 			log_info("vm %s (%s): its disk has %llu MiB%s%s", vm->row.id,
 				vm_name(vm), (unsigned long long)vm_disk_mib(&vm->row),
 				note[0] ? ": " : "", note);

@@ -14,6 +14,7 @@ pandovm_SRCS += \
 	host/vm/image.c \
 	host/vm/lifecycle.c \
 	host/vm/limits.c \
+	host/vm/mem_target.c \
 	host/vm/merge.c \
 	host/vm/merge_dead.c \
 	host/vm/merge_plan.c \

@@ -146,6 +146,13 @@ int vm_apply_limits(struct tree *t, struct vm *vm, struct err *e);
 /* Takes over what its VMM says of a full disk: paused by itself with that reason, or not any
  * more. With the lock. */
 void vm_note_disk(struct tree *t, struct vm *vm);
+/* What a VMM says of itself, for people. */
+struct vm_answers {
+	struct vmm_stats_answer stats;
+	struct vmm_balloon_answer balloon;
+	bool has_balloon;
+};
+
 /* Its state is VM_PAUSED now, or is not: the time it stands still is counted. */
 void vm_count_pause(struct vm *vm);
 struct vm *vm_new(struct tree *t); /* one reference; NULL: out of memory */
@@ -256,10 +263,15 @@ int tree_sweep_bases(struct tree *t, bool unfinished, struct err *e);
 /* vm takes old's place in the table and towards its children; a struct vm is one life of
  * a VM, so a VM that is started again gets a new one. */
 void tree_replace_vm(struct tree *t, struct vm *old, struct vm *vm);
-/* stats, costs: may be NULL. */
+/* answers, usage: may be NULL. */
 struct vm_usage;
 void vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
-	const struct vmm_stats_answer *stats, const struct vm_usage *usage);
+	const struct vm_answers *answers, const struct vm_usage *usage);
+/* mem_target.c. With the lock, which is given up meanwhile; the VM is claimed. ret_note is left as it
+ * is unless there is something to say. */
+int vm_set_mem_target(struct tree *t, struct vm *vm, uint64_t mib, char *ret_note, size_t cap,
+	struct err *e);
+void vm_balloon_json(const struct vmm_balloon_answer *a, struct json_out *out);
 /* -EBUSY with a sentence: it lives, and this pandod has not spoken to its VMM yet. */
 int vm_check_met(const struct vm *vm, struct err *e);
 /* How people call it: its alias, else its id. */

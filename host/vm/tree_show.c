@@ -44,7 +44,7 @@ handshake_json(const struct agent_ack *ack, struct json_out *out)
 
 void
 vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *out,
-	const struct vmm_stats_answer *stats, const struct vm_usage *usage)
+	const struct vm_answers *answers, const struct vm_usage *usage)
 {
 	const struct vm_row *row = &vm->row;
 	char text[PATHS_MAX];
@@ -96,9 +96,11 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 	json_out_str(out, "agent_socket", text);
 	snprintf(text, sizeof(text), "%.4000s/vms/%s/console", t->config.home, row->id);
 	json_out_str(out, "console", text);
-	if (stats)
-		stats_json(stats, out);
-	if ((stats || usage) && vm->ack.n_steps)
+	if (answers)
+		stats_json(&answers->stats, out);
+	if (answers && answers->has_balloon)
+		vm_balloon_json(&answers->balloon, out);
+	if ((answers || usage) && vm->ack.n_steps)
 		handshake_json(&vm->ack, out);
 	if (usage)
 		vm_usage_json(usage, out);
@@ -124,7 +126,7 @@ has_labels(const struct vm_row *row, const struct labels *wanted)
 /* A VM's answer with what it takes of the host; the counting is done without the lock. */
 static void
 costly_json(struct tree *t, struct vm *vm, struct json_out *out,
-	const struct vmm_stats_answer *stats)
+	const struct vm_answers *answers)
 {
 	struct vm_usage usage;
 	bool locked = vm_usage_begin(t, vm, &usage);
@@ -133,7 +135,7 @@ costly_json(struct tree *t, struct vm *vm, struct json_out *out,
 	if (locked)
 		vm_usage_count(t, &usage);
 	pthread_mutex_lock(&t->lock);
-	vm_json(t, vm, NULL, out, stats, locked ? &usage : NULL);
+	vm_json(t, vm, NULL, out, answers, locked ? &usage : NULL);
 	vm_usage_done(&usage);
 }
 
@@ -173,7 +175,7 @@ tree_list(struct tree *t, const struct labels *filter, bool memory, struct json_
 int
 tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e)
 {
-	struct vmm_stats_answer stats;
+	struct vm_answers a = {0};
 	bool has_stats = false;
 	struct vm *vm;
 	int r;
@@ -183,11 +185,14 @@ tree_info(struct tree *t, const char *name, struct json_out *out, struct err *e)
 	if (r == 0) {
 		if (vm->ctl && !vm->dead && vm_state_lives(vm->row.state) && !vm->op) {
 			pthread_mutex_unlock(&t->lock);
-			has_stats = vmmctl_stats(vm->ctl, STATS_TIMEOUT_MS, true, &stats,
+			has_stats = vmmctl_stats(vm->ctl, STATS_TIMEOUT_MS, true, &a.stats,
 					    NULL, NULL) == 0;
+			a.has_balloon = has_stats && (a.stats.tracks & VMM_HAS_BALLOON) &&
+					vmmctl_balloon(vm->ctl, 0, STATS_TIMEOUT_MS,
+						&a.balloon, NULL) == 0;
 			pthread_mutex_lock(&t->lock);
 		}
-		costly_json(t, vm, out, has_stats ? &stats : NULL);
+		costly_json(t, vm, out, has_stats ? &a : NULL);
 		vm_unref(vm);
 	}
 	pthread_mutex_unlock(&t->lock);

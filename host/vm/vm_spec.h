@@ -97,7 +97,8 @@ struct start_request {
 
 /* POST /v1/vms/{vm}/resize */
 struct resize_request {
-	uint64_t disk_mib;
+	uint64_t disk_mib;	 /* 0: stays */
+	uint64_t mem_target_mib; /* likewise */
 };
 
 /* PUT /v1/vms/{vm}/limits */

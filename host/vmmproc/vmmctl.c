@@ -30,6 +30,7 @@ union message {
 	struct vmm_state_answer state;
 	struct vmm_disk_full disk_full;
 	struct vmm_reset_answer reset;
+	struct vmm_balloon_answer balloon;
 };
 
 struct vmmctl {
@@ -192,6 +193,8 @@ length_of(uint16_t type)
 		return sizeof(struct vmm_disk_full);
 	case VMM_RESET_ANSWER:
 		return sizeof(struct vmm_reset_answer);
+	case VMM_BALLOON_ANSWER:
+		return sizeof(struct vmm_balloon_answer);
 	}
 	return 0;
 }
@@ -729,6 +732,34 @@ vmmctl_limit_disk(struct vmmctl *c, uint64_t bytes_per_s, uint64_t ops_per_s, in
 	struct vmm_disk_limits msg = {.bytes_per_s = bytes_per_s, .ops_per_s = ops_per_s};
 
 	return ask(c, &msg, VMM_DISK_LIMITS, sizeof(msg), timeout_ms, e);
+}
+
+int
+vmmctl_balloon(struct vmmctl *c, uint64_t mem_target_mib, int timeout_ms,
+	struct vmm_balloon_answer *ret, struct err *e)
+{
+	struct vmm_balloon msg = {.mem_target_mib = mem_target_mib};
+	union message m;
+	pid_t pid;
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	r = send_message(c, &msg, VMM_BALLOON, sizeof(msg), NULL, 0, e);
+	if (r == 0)
+		r = wait_for(c,
+			&(struct expected){"answer", VMM_BALLOON_ANSWER, msg.hdr.seq, timeout_ms,
+				true},
+			&m, &pid, e);
+	unlock(c);
+	if (r < 0)
+		return r;
+	m.balloon.msg[sizeof(m.balloon.msg) - 1] = '\0';
+	if (m.balloon.error)
+		return err_set(e,
+			m.balloon.error < 0 && m.balloon.error >= -4095 ? m.balloon.error : -EIO,
+			"%s", m.balloon.msg[0] ? m.balloon.msg : "the VMM refused");
+	*ret = m.balloon;
+	return 0;
 }
 
 int

@@ -78,6 +78,9 @@ int vmmctl_limit_disk(struct vmmctl *c, uint64_t bytes_per_s, uint64_t ops_per_s
 	int timeout_ms, struct err *e);
 /* VMM_RESIZE: the guest sees a disk of that size once this returned. */
 int vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e);
+/* VMM_BALLOON, of a VM whose statistics have VMM_HAS_BALLOON. mem_target_mib 0: only asks. */
+int vmmctl_balloon(struct vmmctl *c, uint64_t mem_target_mib, int timeout_ms,
+	struct vmm_balloon_answer *ret, struct err *e);
 /* *ret_pid (may be NULL): the sender. try_only: -EAGAIN when another call is under way.
  */
 int vmmctl_stats(struct vmmctl *c, int timeout_ms, bool try_only,

@@ -61,7 +61,7 @@ use(struct virtio_dev *dev)
 	uint32_t v = 0;
 
 	virtio_dev_resume(dev);
-	for (uint32_t queue = 0; queue < 4; queue++)
+	for (uint32_t queue = 0; queue <= VIRTIO_QUEUES_MAX; queue++)
 		virtio_mmio_write(dev, VIRTIO_MMIO_QUEUE_NOTIFY, &queue, 4);
 	for (uint64_t reg = 0; reg < VIRTIO_MMIO_SIZE; reg += 4)
 		virtio_mmio_read(dev, reg, &v, 4);
@@ -100,6 +100,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	use(&vm.blk.dev);
 	use(&vm.vsock.dev);
 	use(&vm.rng.dev);
+	use(&vm.balloon.dev);
 	vsock_tick(&vm.vsock);
 	ioapic_resume(&vm.ioapic);
 	for (reg = 0; reg < 0x40; reg++)

@@ -95,6 +95,7 @@ int driver_fork(struct vm *parent, const char *name, unsigned flags,
  * that driver_take_state() makes: the state, the memory (flat), the disk (flat). */
 struct commit {
 	char state[256], memory[256], disk[256];
+	char page_map[256]; /* of memory, an entry a page, as it was before anybody read it */
 	struct vmm_state_answer answer;
 	struct vmm_track track; /* all zeroes: it has none */
 };
@@ -146,6 +147,9 @@ int driver_limit_disk(
 	struct vm *vm, uint64_t bytes_per_s, uint64_t ops_per_s, struct err *e);
 /* Waits for the next VMM_DISK_FULL, which says that it is full, or that there is room. */
 int driver_wait_disk_full(struct vm *vm, bool full, int timeout_ms, struct err *e);
+/* VMM_BALLOON; target_mib 0: only asks. */
+int driver_balloon(
+	struct vm *vm, uint64_t target_mib, struct vmm_balloon_answer *ret, struct err *e);
 
 /* A request of a header alone; waits for the answer of the type (VMM_DONE or
  * VMM_STATS_ANSWER). */

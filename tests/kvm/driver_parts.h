@@ -13,6 +13,7 @@ union driver_message {
 	struct vmm_forked forked;
 	struct vmm_stats_answer stats;
 	struct vmm_state_answer state;
+	struct vmm_balloon_answer balloon;
 	struct vmm_exiting exiting;
 	struct vmm_disk_full disk_full;
 	struct vmm_reset_answer reset;

@@ -66,6 +66,34 @@ read_memory(const struct vm *vm, const struct vmm_state_answer *a, int fd, struc
 	return 0;
 }
 
+static int
+read_page_map(const struct vm *vm, const struct vmm_state_answer *a, int fd, struct err *e)
+{
+	const uint64_t page = 4096, entry = sizeof(uint64_t);
+	cleanup_free char *buf = malloc(CHUNK / page * entry);
+	cleanup_close int map = -1;
+	char path[64];
+	uint64_t at = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)vm->pid);
+	map = open(path, O_RDONLY | O_CLOEXEC);
+	if (map < 0 || !buf)
+		return err_sys(e, map < 0 ? -errno : -ENOMEM, "%s", path);
+	for (uint32_t i = 0; i < a->n_ranges; i++)
+		for (uint64_t off = 0; off < a->ranges[i].len; off += CHUNK) {
+			const size_t len = CHUNK / page * entry;
+			int r = io_pread_full(
+				map, buf, len, (a->ranges[i].host + off) / page * entry);
+
+			if (r == 0)
+				r = io_pwrite_full(fd, buf, len, at);
+			if (r < 0)
+				return err_sys(e, r, "%s", path);
+			at += len;
+		}
+	return 0;
+}
+
 static uint64_t
 track_at(const struct vmm_state_answer *a)
 {
@@ -75,7 +103,7 @@ track_at(const struct vmm_state_answer *a)
 int
 driver_take_state(struct vm *parked, const char *tag, struct commit *ret, struct err *e)
 {
-	cleanup_close int state = -1, memory = -1;
+	cleanup_close int state = -1, memory = -1, map = -1;
 	char name[64];
 	int r;
 
@@ -90,7 +118,13 @@ driver_take_state(struct vm *parked, const char *tag, struct commit *ret, struct
 	r = driver_create(parked, name, O_EXCL, &memory, e);
 	if (r < 0)
 		return r;
-	r = driver_ask_state(parked, state, &ret->answer, e);
+	snprintf(name, sizeof(name), "%s.map", tag);
+	driver_path(parked, name, ret->page_map);
+	r = driver_create(parked, name, O_EXCL, &map, e);
+	if (r == 0)
+		r = driver_ask_state(parked, state, &ret->answer, e);
+	if (r == 0)
+		r = read_page_map(parked, &ret->answer, map, e);
 	if (r == 0 && ret->answer.flags & VMM_STATE_TRACKED) {
 		r = io_pread_full(state, &ret->track, sizeof(ret->track),
 			track_at(&ret->answer));
@@ -367,4 +401,28 @@ driver_limit_disk(struct vm *vm, uint64_t bytes_per_s, uint64_t ops_per_s, struc
 	int r = io_send_fds(vm->control, &m, sizeof(m), NULL, 0);
 
 	return r < 0 ? err_sys(e, r, "VMM_DISK_LIMITS") : done(vm, m.hdr.seq, e);
+}
+
+int
+driver_balloon(
+	struct vm *vm, uint64_t target_mib, struct vmm_balloon_answer *ret, struct err *e)
+{
+	struct vmm_balloon m = {
+		.hdr = {.version = VMM_WIRE_VERSION,
+			.type = VMM_BALLOON,
+			.len = sizeof(m),
+			.seq = ++vm->seq},
+		.mem_target_mib = target_mib,
+	};
+	union driver_message a;
+	int r = io_send_fds(vm->control, &m, sizeof(m), NULL, 0);
+
+	if (r < 0)
+		return err_sys(e, r, "%s: sending the balloon's message", vm->name);
+	r = driver_answer(vm, &a, m.hdr.seq, VMM_BALLOON_ANSWER, DRIVER_ANSWER_MS, e);
+	if (r < 0)
+		return r;
+	*ret = a.balloon;
+	ret->msg[sizeof(ret->msg) - 1] = 0;
+	return ret->error ? err_set(e, ret->error, "%s", ret->msg) : 0;
 }

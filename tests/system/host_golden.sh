@@ -165,6 +165,7 @@ its_initramfs_loads_modules_after_what_they_need() {
 	done <"$work/initramfs/modules/load"
 	grep -qx ext4 "$work/loaded"
 	grep -qx virtio_blk "$work/loaded"
+	grep -qx virtio_balloon "$work/loaded"
 	grep -q '"cmdline":"[^"]* init_on_free=1 ' "$image/image.json"
 }
 

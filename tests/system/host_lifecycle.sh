@@ -385,6 +385,38 @@ a_disk_grows_under_a_running_guest() {
 	status_is 0 pando delete -y -r live
 }
 
+a_guest_gives_up_memory_when_it_is_asked() {
+	needs_kvm
+	run_small -N soft -- mode=balloon pages=4096 >/dev/null
+	wait_until "what soft says" console_says soft full
+	status_is 2 pando resize soft --mem-target 15
+	status_is 2 pando resize soft --mem-target 33
+	contains stderr "$stderr" 'vm "soft": a target of 33 MiB is more than the 32 MiB'
+	status_is 0 pando resize soft --mem-target 26 --format json
+	equal "the note" "$(printf '%s' "$stdout" | json 'j["note"]')" None
+	wait_until "what soft says of its balloon" console_says soft 'balloon 1536'
+	status_is 0 pando branch soft -n softer --no-wait
+	for vm in soft softer; do
+		equal "the target of $vm" "$(info "$vm" 'j["balloon"]["mem_target_mib"]')" 26
+		equal "the balloon of $vm" "$(info "$vm" 'j["balloon"]["balloon_bytes"]')" 6291456
+	done
+	# The branch has given back what it reported at its fork, too.
+	wait_until "what softer says" console_says softer 'given back zero=4096 kept=0 bad=0'
+	equal "what softer gave back" "$(info softer 'j["balloon"]["given_back_bytes"]')" 16777216
+	status_is 0 pando info soft
+	contains stdout "$stdout" "to keep 26 MiB"
+	status_is 0 pando resize soft --mem-target 32M
+	wait_until "what soft says of its empty balloon" console_says soft 'balloon 0'
+	# A guest without a driver.
+	run_small -N hard -- mode=work >/dev/null
+	status_is 0 pando resize hard --mem-target 16
+	contains stderr "$stderr" "no driver of its guest"
+	status_is 0 pando stop --force hard
+	status_is 4 pando resize hard --mem-target 16
+	contains stderr "$stderr" "start it first"
+	status_is 0 pando delete -y -r soft hard
+}
+
 counts_that_cannot_be_are_refused() {
 	needs_kvm
 	before=$(holdings | grep -v '^sockets')
@@ -460,6 +492,7 @@ t a_subtree_is_deleted_by_name_only
 t status_shows_those_with_all_labels
 t a_disk_only_grows
 t a_disk_grows_under_a_running_guest
+t a_guest_gives_up_memory_when_it_is_asked
 t counts_that_cannot_be_are_refused
 t names_that_are_no_vm_are_errors_of_the_new_verbs
 t two_at_once_end_with_a_sentence

@@ -25,7 +25,8 @@ if [ -e "$before" ]; then
 fi
 
 "$B/bin/pando" machine exec -- env B="$B" ${SUBJECTS:+SUBJECTS="$SUBJECTS"} ${ROUNDS:+ROUNDS="$ROUNDS"} \
-	${DEPTH:+DEPTH="$DEPTH"} ${WIDTH:+WIDTH="$WIDTH"} ${CHILDREN:+CHILDREN="$CHILDREN"} ${BOOTS:+BOOTS="$BOOTS"} sh -c 'cd "$1" && shift && exec sh "$@"' sh "$folder" "$@"
+	${DEPTH:+DEPTH="$DEPTH"} ${WIDTH:+WIDTH="$WIDTH"} ${CHILDREN:+CHILDREN="$CHILDREN"} ${BOOTS:+BOOTS="$BOOTS"} \
+	${MIB:+MIB="$MIB"} ${MEM:+MEM="$MEM"} ${ORDERS:+ORDERS="$ORDERS"} ${SETTINGS:+SETTINGS="$SETTINGS"} sh -c 'cd "$1" && shift && exec sh "$@"' sh "$folder" "$@"
 status=$?
 if [ $status = 125 ] && [ "$("$B/bin/pando" machine status -q)" != running ]; then
 	echo "# the test machine itself died; what it said last:"

@@ -22,7 +22,7 @@ static struct {
 	int control; /* -1: closed */
 	int listen, vsock, index;
 	bool paused, parked;
-	uint64_t booted_ns, looks;
+	uint64_t booted_ns, looks, mem_target_mib;
 	struct console console;
 	char cmdline[VMM_CMDLINE_MAX];
 	struct vmm_disk_limits limits;
@@ -193,6 +193,7 @@ on_control(void)
 		struct vmm_fork fork;
 		struct vmm_resize resize;
 		struct vmm_disk_limits limits;
+		struct vmm_balloon balloon;
 		struct vmm_merged merged;
 	} m;
 	int fds[IO_FDS_MAX];
@@ -233,7 +234,8 @@ on_control(void)
 			.disk_read_bytes = vm.limits.bytes_per_s,
 			.disk_write_bytes = vm.limits.ops_per_s,
 			.tracks = (told("merge=old") ? 0 : VMM_TAKES_MERGED) |
-				  (told("limits=old") ? 0 : VMM_LIMITS_DISK)};
+				  (told("limits=old") ? 0 : VMM_LIMITS_DISK) |
+				  (told("balloon") ? VMM_HAS_BALLOON : 0)};
 
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
 		break;
@@ -275,6 +277,23 @@ on_control(void)
 			snprintf(d.msg, sizeof(d.msg), "no room for its map");
 		}
 		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
+		break;
+	}
+	case VMM_BALLOON: {
+		struct vmm_balloon_answer a = {.flags = told("balloon=idle") ? 0 : VMM_BALLOON_DRIVER,
+			.guest_free_bytes = 5,
+			.guest_available_bytes = VMM_BALLOON_UNKNOWN};
+
+		if ((size_t)len != sizeof(m.balloon))
+			_exit(24);
+		if (m.balloon.mem_target_mib)
+			vm.mem_target_mib = m.balloon.mem_target_mib;
+		a.mem_target_mib = vm.mem_target_mib;
+		if (told("balloon=refuse")) {
+			a.error = -EINVAL;
+			snprintf(a.msg, sizeof(a.msg), "no");
+		}
+		send_msg(&a, VMM_BALLOON_ANSWER, sizeof(a), m.hdr.seq);
 		break;
 	}
 	case VMM_MERGED: {

@@ -21,6 +21,14 @@ must(int ok)
 		abort();
 }
 
+static uint64_t
+drop(void *ctx, void *host, size_t len, bool any)
+{
+	(void)ctx;
+	(void)any;
+	return madvise(host, len, MADV_DONTNEED) == 0 ? len : 0;
+}
+
 void
 snapshot_vm_init(struct vm *vm, unsigned n_vcpus)
 {
@@ -54,6 +62,7 @@ snapshot_vm_init(struct vm *vm, unsigned n_vcpus)
 	serial_init(&vm->serial, &vm->console, irq);
 	ged_init(&vm->ged, irq, NULL, NULL, NULL);
 	rng_init(&vm->rng, &vm->mem, irq);
+	balloon_init(&vm->balloon, &vm->mem, irq, &(struct balloon_host){.give_back = drop});
 	for (int i = 0; i < 2; i++) {
 		char path[32];
 
@@ -84,7 +93,7 @@ start_driver(struct virtio_dev *dev, uint64_t rings)
 	for (unsigned i = 0; i < dev->ops->n_queues; i++, rings += 0x10000) {
 		struct virtq *q = &dev->queues[i];
 
-		q->size = 16;
+		q->size = q->size_max < 16 ? q->size_max : 16;
 		q->desc = rings;
 		q->avail = rings + 0x4000;
 		q->used = rings + 0x8000;
@@ -127,4 +136,8 @@ snapshot_vm_fill(struct vm *vm)
 	start_driver(&vm->blk.dev, 0x100000);
 	start_driver(&vm->vsock.dev, 0x200000);
 	start_driver(&vm->rng.dev, 0x300000);
+	start_driver(&vm->balloon.dev, 0x400000);
+	vm->balloon.config = (struct balloon_config){.num_pages = 512, .actual = 256};
+	vm->balloon.has_stats_chain = true;
+	vm->balloon.stats_head = 3;
 }

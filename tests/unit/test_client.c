@@ -191,11 +191,16 @@ usage_labels_and_the_new_calls_are_spoken(void **state)
 	assert_non_null(strstr(peer.request, "{\"wait\":false}"));
 	client_vm_done(&now);
 	/* An answer to a resize that is no answer to a resize. */
-	assert_int_equal(client_resize(c, "a", 4096, &now, &note, NULL, &e), -EPROTO);
+	assert_int_equal(client_resize(c, "a", 4096, 0, &now, &note, NULL, &e), -EPROTO);
 	snprintf(body, sizeof(body), "{\"vm\":%s,\"note\":\"later\"}", vm);
 	will_answer("200 OK", "application/json", body);
-	assert_int_equal(client_resize(c, "a", 4096, &now, &note, NULL, &e), 0);
-	assert_non_null(strstr(peer.request, "{\"disk_mib\":4096}"));
+	assert_int_equal(client_resize(c, "a", 0, 64, &now, &note, NULL, &e), 0);
+	assert_non_null(strstr(peer.request, "{\"mem_target_mib\":64}"));
+	free(note);
+	client_vm_done(&now);
+	assert_int_equal(client_resize(c, "a", 4096, 64, &now, &note, NULL, &e), 0);
+	assert_non_null(
+		strstr(peer.request, "{\"disk_mib\":4096,\"mem_target_mib\":64}"));
 	assert_string_equal(note, "later");
 	free(note);
 	client_vm_done(&now);

@@ -266,6 +266,8 @@ ends_and_beginnings_are_read(void **state)
 		  {"{\"disk_mib\":1048577}", "\"disk_mib\" is 1048577"},
 		  {"{\"disk_mib\":\"2G\"}", "\"disk_mib\" is not a number"},
 		  {"{\"mem_mib\":64}", "unknown member \"mem_mib\""},
+		  {"{\"mem_target_mib\":15}", "\"mem_target_mib\" is 15"},
+		  {"{\"mem_target_mib\":0}", "\"mem_target_mib\" is 0"},
 	  };
 	static const struct {
 		const char *body, *says;
@@ -311,6 +313,10 @@ ends_and_beginnings_are_read(void **state)
 		if (!strstr(e.msg, wrong_limits[i].says))
 			fail_msg("%s: %s", body, e.msg);
 	}
+	assert_int_equal(resize.mem_target_mib, 0);
+	assert_int_equal(request_resize("{\"mem_target_mib\":64}", 21, &resize, &e), 0);
+	assert_int_equal(resize.disk_mib, 0);
+	assert_int_equal(resize.mem_target_mib, 64);
 	for (size_t i = 0; i < sizeof(wrong_stops) / sizeof(wrong_stops[0]); i++) {
 		const char *body = wrong_stops[i].body;
 

@@ -2498,6 +2498,54 @@ a_disk_grows_live_and_never_shrinks(void **state)
 	assert_int_equal(json_type(parsed, json_get(parsed, 0, "resize_mib")), JSON_NULL);
 }
 
+static int
+set_mem_target(const char *vm, uint64_t mib)
+{
+	struct resize_request q = {.mem_target_mib = mib};
+	struct json_out out = {0};
+
+	why = (struct err){0};
+	return take(tree_resize(tree, vm, &q, NULL, &out, &why), &out);
+}
+
+static void
+a_memory_target_is_the_vmm_s_and_info_shows_it(void **state)
+{
+	int balloon;
+	uint64_t v;
+
+	(void)state;
+	assert_int_equal(create("a", "balloon", false), 0);
+	assert_int_equal(set_mem_target("a", 32), 0);
+	assert_int_equal(json_type(parsed, json_get(parsed, 0, "note")), JSON_NULL);
+	assert_int_equal(info("a"), 0);
+	balloon = json_get(parsed, 0, "balloon");
+	assert_int_equal(json_u64(parsed, json_get(parsed, balloon, "mem_target_mib"), &v), 0);
+	assert_int_equal(v, 32);
+	assert_int_equal(json_u64(parsed, json_get(parsed, balloon, "guest_free_bytes"), &v), 0);
+	assert_int_equal(v, 5);
+	assert_int_equal(
+		json_type(parsed, json_get(parsed, balloon, "guest_available_bytes")), JSON_NULL);
+	assert_int_equal(number("disk_mib"), 1024);
+	assert_int_equal(set_mem_target("a", 4096), -EINVAL);
+	says("more than the 64 MiB");
+	assert_int_equal(stop_vm("a", true, 0), 0);
+	assert_int_equal(set_mem_target("a", 32), -EBUSY);
+	says("start it first");
+	assert_int_equal(create("b", "balloon=idle", false), 0);
+	assert_int_equal(set_mem_target("b", 64), 0);
+	assert_non_null(strstr(text("note"), "no driver"));
+	assert_int_equal(create("c", "balloon=refuse", false), 0);
+	assert_int_equal(set_mem_target("c", 64), -EINVAL);
+	assert_string_equal(why.msg, "vm \"c\": no");
+	/* A VMM that knows no balloon is not asked. */
+	assert_int_equal(create("d", "", false), 0);
+	assert_int_equal(set_mem_target("d", 64), -EINVAL);
+	says("start it again");
+	assert_int_equal(info("d"), 0);
+	assert_true(json_get(parsed, 0, "balloon") < 0);
+}
+
 static void
 a_resize_the_vmm_refuses_changes_nothing(void **state)
 {
@@ -3374,6 +3422,7 @@ main(int argc, char **argv)
 		T(a_stopped_vm_starts_again_on_a_base_of_its_own),
 		T(a_vm_that_cannot_start_is_what_it_was),
 		T(a_disk_grows_live_and_never_shrinks),
+		T(a_memory_target_is_the_vmm_s_and_info_shows_it),
 		T(a_resize_the_vmm_refuses_changes_nothing),
 		T(a_resize_cut_short_is_finished_by_the_next_pandod),
 		T(a_grandchild_stands_in_the_way_too_and_a_dry_run_deletes_nothing),

@@ -53,6 +53,31 @@ print_stats(const struct client_reply *reply)
 	}
 }
 
+/* What the VMM and the guest say of memory that is not the guest's now. */
+static void
+print_balloon(const struct client_vm *vm, const struct client_reply *reply)
+{
+	const int balloon = json_get(reply->json, 0, "balloon");
+	char text[64], both[160];
+	uint64_t target, v;
+
+	if (balloon < 0)
+		return;
+	if (json_u64(reply->json, json_get(reply->json, balloon, "mem_target_mib"), &target) == 0 &&
+		json_u64(reply->json, json_get(reply->json, balloon, "balloon_bytes"), &v) == 0 &&
+		(target != vm->mem_mib || v)) {
+		snprintf(both, sizeof(both), "%s of it given up",
+			out_bytes(text, sizeof(text), v));
+		snprintf(both + strlen(both), sizeof(both) - strlen(both), ", to keep %s",
+			out_mib(text, sizeof(text), target));
+		line("balloon", both);
+	}
+	if (json_u64(reply->json, json_get(reply->json, balloon, "guest_free_bytes"), &v) == 0)
+		line("guest free", out_bytes(text, sizeof(text), v));
+	if (json_u64(reply->json, json_get(reply->json, balloon, "given_back_bytes"), &v) == 0)
+		line("given back", out_bytes(text, sizeof(text), v));
+}
+
 static void
 print_usage(const struct client_vm *vm)
 {
@@ -86,6 +111,7 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	line("age", out_age(text, sizeof(text),
 			    now_ms > vm->created_ms ? now_ms - vm->created_ms : 0));
 	line("memory", out_mib(text, sizeof(text), vm->mem_mib));
+	print_balloon(vm, reply);
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)vm->vcpus);
 	line("cpus", text);
 	out_mib(text, sizeof(text), vm->disk_mib);

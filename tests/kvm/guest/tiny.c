@@ -35,17 +35,13 @@
  * and writes some of its 256 blocks, zeroes into some; at each N-th it checks all of them and says
  * "endless n=… memory=ok|BAD disk=ok|BAD|ERROR"
  * mode=scatter pages=N seed=N: says "scattering", then writes at random places of N pages from 4
- * MiB on for ever, and has the disk read into some
+ * MiB on for ever, and has the disk read into some; reports=1: reports some of them, too
+ * mode=balloon: see balloon.c
  */
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "tests/kvm/guest/tiny.h"
 
 #define VIRTIO 0xd0000000ul
 #define VIRTIO_STRIDE 0x1000ul
-#define BLK 0
-#define RNG 2
 #define GENERATION 0xff000ul
 #define COM1 0x3f8
 #define GED_EVENTS 0x600
@@ -53,8 +49,6 @@ typedef unsigned long u64;
 #define RESET 0x606
 #define LAPIC 0xfee00000ul
 #define IOAPIC 0xfec00000ul
-#define PAGE 4096
-#define DIRTY_BASE 0x400000ul /* 4 MiB and up: nobody else's */
 #define FUZZ_BASE \
 	0x800000ul /* 8 MiB … 12 MiB: what a fuzzed device may hit without ending the \
 		      guest */
@@ -62,8 +56,6 @@ typedef unsigned long u64;
 
 void guest_main(const u8 *zero_page);
 void ap_main(void);
-void *memset(void *p, int c, u64 n);
-void *memcpy(void *d, const void *s, u64 n);
 extern const u8 trampoline[], trampoline_end[];
 
 void *
@@ -117,25 +109,25 @@ rdtsc(void)
 	return (u64)high << 32 | low;
 }
 
-static void
+void
 barrier(void)
 {
 	__asm__ volatile("" : : : "memory");
 }
 
-static u32
+u32
 read32(u64 at)
 {
 	return *(volatile u32 *)at;
 }
 
-static void
+void
 write32(u64 at, u32 v)
 {
 	*(volatile u32 *)at = v;
 }
 
-static void
+void
 halt(void)
 {
 	for (;;)
@@ -144,14 +136,14 @@ halt(void)
 
 /* ---- saying ---- */
 
-static void
+void
 say(const char *s)
 {
 	for (; *s; s++)
 		outb(COM1, (u8)*s);
 }
 
-static void
+void
 say_u64(u64 v)
 {
 	char buf[24];
@@ -195,7 +187,7 @@ option(const char *key)
 	return "";
 }
 
-static u64
+u64
 option_u64(const char *key, u64 otherwise)
 {
 	const char *p = option(key);
@@ -208,7 +200,7 @@ option_u64(const char *key, u64 otherwise)
 	return v;
 }
 
-static int
+int
 option_is(const char *key, const char *value)
 {
 	const char *p = option(key);
@@ -232,7 +224,7 @@ chance(void)
 	return random_state * 0x2545f4914f6cdd1dul >> 8;
 }
 
-static u64
+u64
 below(u64 n)
 {
 	return chance() % n;
@@ -240,36 +232,21 @@ below(u64 n)
 
 /* ---- virtio: registers by the offsets of virtio 1.2, 4.2.2 ---- */
 
-struct desc {
-	u64 addr;
-	u32 len;
-	u16 flags, next;
-};
+struct queue queues[QUEUES_MAX];
 
-struct queue {
-	_Alignas(PAGE) struct desc desc[256];
-	_Alignas(PAGE) struct {
-		u16 flags, idx, ring[256], event;
-	} avail;
-	_Alignas(PAGE) struct {
-		u16 flags, idx;
-		struct {
-			u32 id, len;
-		} ring[256];
-		u16 event;
-	} used;
-};
-
-static struct queue queues[3];
-
-static u64
+u64
 reg(u32 dev, u32 offset)
 {
 	return VIRTIO + dev * VIRTIO_STRIDE + offset;
 }
 
-/* Brings a device up with its queues of `size`; 0 when it takes our features. */
-static int
+struct queue *
+queue_of(u32 dev, u32 i)
+{
+	return &queues[dev == BALLOON ? 1 + i : i];
+}
+
+int
 bring_up(u32 dev, u32 n_queues, u32 size, u32 features_low)
 {
 	write32(reg(dev, 0x070), 0);
@@ -282,7 +259,7 @@ bring_up(u32 dev, u32 n_queues, u32 size, u32 features_low)
 	if (!(read32(reg(dev, 0x070)) & 8))
 		return -1;
 	for (u32 i = 0; i < n_queues; i++) {
-		struct queue *q = &queues[i];
+		struct queue *q = queue_of(dev, i);
 
 		memset(q, 0, sizeof(*q));
 		write32(reg(dev, 0x030), i);
@@ -473,7 +450,7 @@ static volatile u32 ap_up, ap_floods;
 static _Alignas(PAGE) u8
 	ledger[LEDGER_PAGES][PAGE]; /* filled with a pattern of the newest generation */
 
-static int
+int
 generation_changed(void)
 {
 	u64 a, b;
@@ -991,7 +968,7 @@ fuzz_queue(void)
 {
 	static const u8 n_queues[3] = {1, 3, 1};
 	u32 dev = (u32)below(3), size = 1u << below(9), which = (u32)below(n_queues[dev]);
-	struct queue *q = &queues[which];
+	struct queue *q = queue_of(dev, which);
 
 	if (below(4) == 0 && bring_up(dev, n_queues[dev], size,
 				     (u32)(chance() & (1u << 28 | 1u << 29))))
@@ -1106,10 +1083,13 @@ mode_fuzz(void)
 static void
 mode_scatter(void)
 {
-	u64 pages = option_u64("pages", 2048);
+	u64 pages = option_u64("pages", 2048), bad = 0;
+	int reports = option_is("reports", "1");
 	u32 r;
 
 	random_state = option_u64("seed", 1) * 2654435761u + 88172645463325252ul;
+	if (reports && balloon_start())
+		say("scatter: no balloon\n");
 	if (bring_up(BLK, 1, 8, 1u << 9 | 1u << 13 | 1u << 14)) {
 		say("scatter: no disk\n");
 		return;
@@ -1125,8 +1105,16 @@ mode_scatter(void)
 			r = blk(0, 0, (void *)(DIRTY_BASE + below(pages) * PAGE), PAGE);
 		if (n % 1024 == 0)
 			r = blk(1, below(64) * 8, (void *)page, PAGE);
+		if (reports && n % 128 == 0) {
+			u64 first = below(pages), len = 1 + below(48);
+
+			balloon_report(DIRTY_BASE / PAGE + first,
+				len < pages - first ? len : pages - first, 5, &bad);
+			if (bad)
+				break;
+		}
 	}
-	say("scatter: the disk fails\n");
+	say(bad ? "scatter: what was reported is BAD\n" : "scatter: the disk fails\n");
 }
 
 /* A flush that lasts is no reason for a clock to stand still. */
@@ -1344,6 +1332,8 @@ guest_main(const u8 *zero_page)
 		mode_flush();
 	} else if (option_is("mode", "measure")) {
 		mode_measure();
+	} else if (option_is("mode", "balloon")) {
+		mode_balloon();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));
