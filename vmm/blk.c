@@ -106,6 +106,8 @@ read_disk(struct blk *blk, uint64_t offset, struct virtq_cursor *c, uint64_t len
 		if (entry & BLOCKMAP_ZERO) {
 			virtq_zero(c, (size_t)n);
 			r = 0;
+		} else if (segment >= (int)blk->n_segments) {
+			r = -EIO; /* of a map that was handed in */
 		} else if (segment < 0) {
 			r = read_base(blk, offset, c, n);
 		} else {
@@ -699,6 +701,19 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	blk->n_segments = 1;
 	begin_segment(blk, seg);
 	apply_size(blk, disk_mib);
+	return 0;
+}
+
+int
+blk_attach_below(struct blk *blk, int data_fd, int map_fd, struct err *e)
+{
+	int r = blockmap_map(&blk->map, map_fd, e);
+
+	if (r)
+		return r;
+	blk->segments[1] = blk->segments[0];
+	blk->segments[0] = (struct blk_segment){.data_fd = data_fd, .index_fd = -1};
+	blk->n_segments = 2;
 	return 0;
 }
 

@@ -163,6 +163,11 @@ int blk_init_empty(
 	struct blk *blk, const struct guest_mem *mem, struct irq_line irq, struct err *e);
 int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	const int seg[static VMM_SEG_FDS], struct err *e);
+/* Right after blk_attach(): a segment that others wrote comes to lie between the base and
+ * the own one. data_fd is taken over on success; map_fd is only mapped: a block map whose
+ * entries are the base's, of the chain's first segment, or zeroes, as long as the disk or
+ * shorter. It is believed, but an entry of any other segment fails the read of that block. */
+int blk_attach_below(struct blk *blk, int data_fd, int map_fd, struct err *e);
 /* Closes and unmaps everything. */
 void blk_destroy(struct blk *blk);
 

@@ -79,6 +79,23 @@ blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e)
 	return r;
 }
 
+int
+blockmap_map(struct blockmap *map, int fd, struct err *e)
+{
+	struct stat st;
+
+	if (fstat(fd, &st))
+		return err_sys(e, -errno, "a block map's file");
+	if (!S_ISREG(st.st_mode) || st.st_size <= 0 || st.st_size % 4096 ||
+		(uint64_t)st.st_size > map->n_blocks * sizeof(uint64_t))
+		return err_set(e, -EINVAL, "a block map of %lld bytes for %" PRIu64 " blocks",
+			(long long)st.st_size, map->n_blocks);
+	if (mmap(map->entries, (size_t)st.st_size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_FIXED, fd, 0) == MAP_FAILED)
+		return err_sys(e, -errno, "mapping a block map");
+	return 0;
+}
+
 void
 blockmap_done(struct blockmap *map)
 {

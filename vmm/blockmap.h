@@ -61,6 +61,9 @@ int blockmap_grow(struct blockmap *map, uint64_t disk_mib, struct err *e);
 /* Both. */
 int blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e);
 void blockmap_done(struct blockmap *map);
+/* The entries of a file lie in the place of the first ones, copied when they are written: as
+ * many as the file has, whole pages of them, and no more than the disk's. */
+int blockmap_map(struct blockmap *map, int fd, struct err *e);
 /* After blockmap_init(), before a replay: that blockmap_next() shall know. */
 int blockmap_note_touched(struct blockmap *map, struct err *e);
 /* The first block from `block` on that may not be the base's; n_blocks: there is none. A large

@@ -208,6 +208,7 @@ handle_control(struct vm *vm)
 	int fds[VMM_FORK_FD_COUNT];
 	size_t n_fds = VMM_FORK_FD_COUNT, want_fds, want_len;
 	union request req;
+	struct err e;
 	ssize_t n;
 
 	n = io_recv_fds(vm->control_fd, &req, sizeof(req), fds, &n_fds, MSG_DONTWAIT);
@@ -230,6 +231,13 @@ handle_control(struct vm *vm)
 	close_window(vm);
 	switch (req.hdr.type) {
 	case VMM_FORK:
+		/* A fork has no userfaultfd, and so would take what is missing for zeroes. */
+		if (vm->fill.is_on && fill_wait(&vm->fill, &vm->mem, &e) < 0) {
+			for (size_t i = 0; i < n_fds; i++)
+				close(fds[i]);
+			ending_tell(vm, VMM_EXIT_HOST_FAULT, "%s", e.msg);
+			return false;
+		}
 		return fork_vm(vm, &req.fork, fds) == FORK_CHILD;
 	case VMM_PAUSE:
 		pause_vm(vm, req.hdr.seq);
@@ -294,14 +302,15 @@ finish(struct vm *vm)
 	bool is_fault;
 	struct err e;
 
-	if (!vm->is_parked)
+	/* A vCPU may wait for memory that never comes, in the midst of a disk's request. */
+	if (!vm->is_parked && !vm->fill.has_failed)
 		vm_stop(vm);
 	tell_panic(vm);
 	m.reason = vm->end_reason;
 	is_fault = vm->end_reason == VMM_EXIT_GUEST_FAULT ||
 		   vm->end_reason == VMM_EXIT_HOST_FAULT ||
 		   vm->end_reason == VMM_EXIT_PANIC;
-	if (blk_flush(&vm->blk, &e) < 0)
+	if (!vm->fill.has_failed && blk_flush(&vm->blk, &e) < 0)
 		log_err("the disk may have lost its last writes: %s", e.msg);
 	log_line(is_fault ? LOG_LEVEL_ERR : LOG_LEVEL_INFO, "ends: %s", vm->end_msg);
 	memcpy(m.msg, vm->end_msg, sizeof(m.msg));

@@ -43,6 +43,7 @@ vmmcore_SRCS := \
 	vmm/vcpu.c \
 	vmm/mappings.c \
 	vmm/track.c \
+	vmm/fill.c \
 	vmm/steps.c \
 	vmm/mainloop.c \
 	vmm/answer.c \

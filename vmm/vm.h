@@ -26,6 +26,7 @@
 #include "common/wire/vmm_wire.h"
 #include "vmm/blk.h"
 #include "vmm/boot.h"
+#include "vmm/fill.h"
 #include "vmm/ged.h"
 #include "vmm/ioapic.h"
 #include "vmm/kvm.h"
@@ -60,6 +61,7 @@ struct vm {
 	uint8_t generation[16];
 
 	struct guest_mem mem;
+	struct fill fill;   /* its pages that are not there yet */
 	struct track track; /* its changed pages */
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
 	int vm_fd;  /* owned; -1: none (a frozen fork) */

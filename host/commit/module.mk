@@ -11,6 +11,8 @@ pandocommit_SRCS += \
 	host/commit/commits_prune.c \
 	host/commit/commits_use.c \
 	host/commit/diff_files.c \
+	host/commit/disk_changes.c \
+	host/commit/fill.c \
 	host/commit/materialize.c \
 	host/commit/pool.c \
 	host/commit/run_commit.c

@@ -176,7 +176,7 @@ store_tree_to_file(struct store *s, const struct store_tree *t,
 	f.n_given_max = 4 * pool_threads(f.pool);
 	if (ftruncate(fd, (off_t)t->length) < 0)
 		return err_sys(e, -errno, "setting a file's length");
-	r = tree_each_name(s, t, was, add_name, &f, e);
+	r = store_tree_names(s, t, was, add_name, &f, e);
 	if (r == 0 && f.filling)
 		r = give(&f, e);
 	while (r == 0 && f.first)

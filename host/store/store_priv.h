@@ -283,12 +283,6 @@ int tree_check(const struct store_tree *t, struct err *e);
 int tree_node(struct chunk_reader *c, const struct store_tree *t, unsigned level,
 	uint64_t first_page, const struct store_hash *name,
 	struct store_hash ret[static NODE_FANOUT], struct err *e);
-typedef int tree_name_fn(
-	void *ctx, uint64_t page, const struct store_hash *name, struct err *e);
-/* The names of all pages in which a tree differs from another one (NULL: from zeroes),
- * ascending. Anything but 0 ends the walk, which returns it. */
-int tree_each_name(struct store *s, const struct store_tree *t, const struct store_tree *was,
-	tree_name_fn *fn, void *ctx, struct err *e);
 /* The page at a place; -EBADMSG also when it is not zero beyond the end. */
 int tree_page(struct chunk_reader *c, const struct store_tree *t, uint64_t page,
 	const struct store_hash *name, void *ret, struct err *e);

@@ -81,7 +81,7 @@ struct walk {
 	uint64_t first, end;
 	bool data;
 	store_page_fn *fn;
-	tree_name_fn *name_fn; /* not NULL: called in the place of fn */
+	store_name_fn *name_fn; /* not NULL: called in the place of fn */
 	void *ctx;
 };
 
@@ -170,8 +170,8 @@ store_tree_diff(struct store *s, const struct store_tree *a, const struct store_
 }
 
 int
-tree_each_name(struct store *s, const struct store_tree *t, const struct store_tree *was,
-	tree_name_fn *fn, void *ctx, struct err *e)
+store_tree_names(struct store *s, const struct store_tree *t, const struct store_tree *was,
+	store_name_fn *fn, void *ctx, struct err *e)
 {
 	cleanup_walk struct walk w = {
 		.a = t, .b = was, .end = tree_pages(t->length), .name_fn = fn, .ctx = ctx};
