@@ -93,8 +93,6 @@ hear_fill(struct vm *vm)
 
 	if (fill_event(&vm->fill, &vm->mem, &e) < 0)
 		ending_tell(vm, VMM_EXIT_HOST_FAULT, "%s", e.msg);
-	else if (!vm->fill.is_on)
-		log_info("all of the memory is there");
 }
 
 void

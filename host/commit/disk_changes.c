@@ -25,6 +25,7 @@ disk_changes_done(struct disk_changes *d)
 	cleanup_close_fn(&d->base_fd);
 	cleanup_close_fn(&d->data_fd);
 	cleanup_close_fn(&d->map_fd);
+	d->base_fd = d->data_fd = d->map_fd = -1;
 }
 
 /* Blocks one after the other, alike. */

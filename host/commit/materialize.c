@@ -41,7 +41,7 @@ struct materialized {
 	unsigned users; /* the fill is one */
 	bool building;
 	struct fill *fill; /* owned, a reference: VMs run while memory is made; NULL: none */
-	bool fill_failed;  /* the last: the next who comes makes it all first */
+	bool fill_failed;  /* the last: whoever comes next makes it all first */
 };
 
 bool
@@ -354,7 +354,8 @@ entry_of(struct commits *c, const char *id)
 static void
 unref_entry(struct commits *c, struct materialized *f)
 {
-	if (--f->users)
+	/* One whose fill failed is remembered. */
+	if (--f->users || f->fill_failed)
 		return;
 	for (struct materialized **at = &c->materialized_images; *at; at = &(*at)->next)
 		if (*at == f) {
@@ -470,7 +471,7 @@ is_in_use(struct commits *c, const char *id)
 	bool used = false;
 
 	for (struct materialized *f = c->materialized_images; f && !used; f = f->next)
-		used = strcmp(f->id, id) == 0;
+		used = f->users && strcmp(f->id, id) == 0;
 	pthread_mutex_lock(&t->lock);
 	for (unsigned i = 0; i < t->n_vms && !used; i++) {
 		const struct vm_row *row = &t->vms[i]->row;
@@ -504,6 +505,22 @@ measure(struct commits *c, struct store *s, const char *id, struct image_on_disk
 	ret->orphan = s && store_resolve(s, id, full, NULL) == -ENOENT;
 }
 
+/* <commit>.touched stays when the image goes, but not longer than the commit. */
+static void
+trim_touched(const struct commits *c, struct store *s, const char *name)
+{
+	char path[PATHS_MAX], id[STORE_ID_MAX], full[STORE_ID_MAX];
+
+	if (strspn(name, "0123456789abcdef") != STORE_HEX ||
+		strcmp(name + STORE_HEX, ".touched") != 0)
+		return;
+	memcpy(id, name, STORE_HEX);
+	id[STORE_HEX] = '\0';
+	if (s && store_resolve(s, id, full, NULL) == -ENOENT &&
+		materialized_path(c, name, "", path, NULL) == 0)
+		unlink(path);
+}
+
 void
 materialized_trim(struct commits *c)
 {
@@ -525,6 +542,7 @@ materialized_trim(struct commits *c)
 	while ((d = readdir(dir))) {
 		struct image_on_disk *more;
 
+		trim_touched(c, s, d->d_name);
 		if (strlen(d->d_name) != STORE_HEX ||
 			strspn(d->d_name, "0123456789abcdef") != STORE_HEX ||
 			is_in_use(c, d->d_name))

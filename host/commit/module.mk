@@ -27,6 +27,11 @@ test_commit_SRCS := tests/unit/test_commit.c
 test_commit_LIBS := pandocommit pandovm agentclient vmmdisk store systemdjobs kvmprobe wire common
 test_commit_PKGS := cmocka sqlite3 libsodium libzstd libsystemd
 
+UNIT_TESTS += test_disk_changes
+test_disk_changes_SRCS := tests/unit/test_disk_changes.c tests/unit/store_help.c
+test_disk_changes_LIBS := pandocommit pandovm vmmdisk store wire common
+test_disk_changes_PKGS := cmocka libsodium libzstd sqlite3
+
 UNIT_TESTS += test_diff_files
 test_diff_files_SRCS := tests/unit/test_diff_files.c
 test_diff_files_LIBS := pandocommit pandovm vmmdisk store wire common

@@ -58,6 +58,23 @@ fill_pages_new(uint64_t pages, int memory_fd, int image_fd, int plan_fd,
 						     : err_set(e, -ENOMEM, "out of memory");
 }
 
+void
+fill_pages_free(struct fill_pages *p)
+{
+	if (!p)
+		return;
+	for (size_t i = 0; i < p->n_packs; i++)
+		close(p->packs[i]);
+	free(p->packs);
+	free(p->state);
+	free(p->place_of);
+	free(p->places);
+	pthread_rwlock_destroy(&p->packs_lock);
+	pthread_mutex_destroy(&p->lock);
+	pthread_cond_destroy(&p->grew);
+	free(p);
+}
+
 int
 fill_pages_pack(struct fill_pages *p, int fd, struct err *e)
 {
@@ -175,53 +192,70 @@ read_page(struct fill_pages *p, const struct fill_place *place, struct zip *zip,
 	return 0;
 }
 
-/* Of one that the caller has taken. */
+/* Pages one after the other, the first of them with this place, all taken by the caller. */
 static int
-fill(struct fill_pages *p, const struct fill_place *place, struct zip *zip, struct err *e)
+fill(struct fill_pages *p, const struct fill_place *first, uint64_t n, struct zip *zip,
+	struct err *e)
 {
-	const uint64_t at = place->page * FILL_PAGE;
-	uint8_t data[FILL_PAGE];
-	int r = read_page(p, place, zip, data, e);
+	uint8_t data[FILL_RUN_MAX][FILL_PAGE];
+	const uint64_t at = first->page * FILL_PAGE;
+	int r = 0;
 
+	for (uint64_t i = 0; i < n && r == 0; i++)
+		r = read_page(p, first + i, zip, data[i], e);
 	if (r < 0)
 		return r;
-	/* By write(2): whoever has the memory mapped sees the whole page or none. */
-	r = io_pwrite_full(p->memory_fd, data, sizeof(data), at);
+	/* By write(2): whoever has the memory mapped sees a whole page or none. */
+	r = io_pwrite_full(p->memory_fd, data, n * FILL_PAGE, at);
 	if (r < 0)
 		return err_sys(e, r, "filling its memory");
-	atomic_store(&p->state[place->page], PAGE_THERE);
+	for (uint64_t i = 0; i < n; i++)
+		atomic_store(&p->state[first->page + i], PAGE_THERE);
 	if (!atomic_load(&p->image_error)) {
-		r = io_pwrite_full(p->image_fd, data, sizeof(data), at);
+		r = io_pwrite_full(p->image_fd, data, n * FILL_PAGE, at);
 		if (r < 0)
 			atomic_store(&p->image_error, r);
 	}
-	atomic_fetch_add(&p->n_filled, 1);
+	atomic_fetch_add(&p->n_filled, n);
 	return 0;
 }
 
+static bool
+take(struct fill_pages *p, const struct fill_place *place)
+{
+	unsigned char planned = PAGE_PLANNED;
+
+	return place->coding != FILL_LEAF &&
+	       atomic_compare_exchange_strong(&p->state[place->page], &planned, PAGE_TAKEN);
+}
+
 int
-fill_pages_fill(struct fill_pages *p, uint64_t number, struct zip *zip, uint64_t *ret_page,
-	struct err *e)
+fill_pages_fill(struct fill_pages *p, uint64_t number, uint64_t max, struct zip *zip,
+	uint64_t *ret_page, uint64_t *ret_n, uint64_t *ret_places, struct err *e)
 {
 	const struct fill_place *place = &p->places[number];
-	unsigned char planned = PAGE_PLANNED;
-	int r;
+	uint64_t n = 0;
 
+	*ret_places = 1;
+	*ret_n = 0;
 	*ret_page = place->page;
-	if (place->coding == FILL_LEAF || !atomic_compare_exchange_strong(
-						 &p->state[place->page], &planned, PAGE_TAKEN))
+	if (!take(p, place))
 		return 0;
-	r = fill(p, place, zip, e);
-	return r < 0 ? r : 1;
+	for (n = 1; n < max && n < FILL_RUN_MAX && place[n].page == place->page + n &&
+		take(p, &place[n]);)
+		n++;
+	*ret_places = *ret_n = n;
+	return fill(p, place, n, zip, e);
 }
 
 int
 fill_pages_fill_page(
-	struct fill_pages *p, uint64_t page, struct zip *zip, struct err *e)
+	struct fill_pages *p, uint64_t page, struct zip *zip, bool *ret_filled, struct err *e)
 {
-	uint64_t ignored;
+	const struct fill_place *place = &p->places[p->place_of[page]];
 
-	return fill_pages_fill(p, p->place_of[page], zip, &ignored, e);
+	*ret_filled = take(p, place);
+	return *ret_filled ? fill(p, place, 1, zip, e) : 0;
 }
 
 bool

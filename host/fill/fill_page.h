@@ -28,19 +28,23 @@ struct fill_pages;
 /* The descriptors (enum fill_begin_fd) are borrowed. */
 int fill_pages_new(uint64_t pages, int memory_fd, int image_fd, int plan_fd,
 	struct fill_pages **ret, struct err *e);
+/* Nobody uses it any more. NULL is fine. */
+void fill_pages_free(struct fill_pages *p);
 /* fd is taken over. */
 int fill_pages_pack(struct fill_pages *p, int fd, struct err *e);
 /* The plan has that many places by now. */
 int fill_pages_plan(struct fill_pages *p, uint64_t places, bool is_all, struct err *e);
 enum page_state fill_pages_state(const struct fill_pages *p, uint64_t page);
 
-/* The place with this number in the plan. 1: it was filled just now, 0: it was taken
- * before; -EBADMSG: what the pack has is damaged. */
-int fill_pages_fill(struct fill_pages *p, uint64_t place, struct zip *zip,
-	uint64_t *ret_page, struct err *e);
-/* The same of a page that is PAGE_PLANNED. */
-int fill_pages_fill_page(
-	struct fill_pages *p, uint64_t page, struct zip *zip, struct err *e);
+/* The place with this number in the plan, and those after it (max with it) whose pages are
+ * next to it. *ret_places of them were dealt with, and *ret_n pages from *ret_page on filled:
+ * 0, if others took it before. -EBADMSG: what the pack has is damaged. */
+#define FILL_RUN_MAX 16u
+int fill_pages_fill(struct fill_pages *p, uint64_t place, uint64_t max, struct zip *zip,
+	uint64_t *ret_page, uint64_t *ret_n, uint64_t *ret_places, struct err *e);
+/* The same of one page that was PAGE_PLANNED. */
+int fill_pages_fill_page(struct fill_pages *p, uint64_t page, struct zip *zip,
+	bool *ret_filled, struct err *e);
 
 /* The next n places for a thread of the background; waits for the plan. false: there are no
  * more. */
