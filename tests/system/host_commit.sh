@@ -426,12 +426,13 @@ damage_is_named() {
 	broken=$work/broken
 	mkdir -m 700 "$broken"
 	cp -r "$PANDO_HOME/store" "$broken/store"
-	# Each of them: what some hold, no commit reaches any more.
+	# Often in each of them: no commit reaches some of what they hold any more.
 	find "$broken/store/packs" -name '*.pack' -size +4k -exec python3 -c '
-import sys
+import os, sys
 for pack in sys.argv[1:]:
     with open(pack, "r+b") as f:
-        f.seek(200); b = f.read(1); f.seek(200); f.write(bytes([b[0] ^ 1]))
+        for at in range(200, os.fstat(f.fileno()).st_size // 2, 100):
+            f.seek(at); b = f.read(1); f.seek(at); f.write(bytes([b[0] ^ 1]))
 ' {} +
 	(
 		PANDO_HOME=$broken
