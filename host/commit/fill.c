@@ -448,9 +448,14 @@ fill_unref(struct fill *f)
 }
 
 int
-fill_memory_fd(const struct fill *f)
+fill_open_memory(const struct fill *f, int *ret_fd, struct err *e)
 {
-	return f->memory_fd;
+	char path[40];
+
+	/* All VMs of the commit have it mapped: none of them may write it. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", f->memory_fd);
+	*ret_fd = open(path, O_RDONLY | O_CLOEXEC);
+	return *ret_fd < 0 ? err_sys(e, -errno, "%s", path) : 0;
 }
 
 int

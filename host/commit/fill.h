@@ -39,8 +39,8 @@ struct fill *fill_ref(struct fill *f);
 /* The last one lets pando-fill end when its VMs are whole. NULL is fine. */
 void fill_unref(struct fill *f);
 
-/* The image to map; borrowed. */
-int fill_memory_fd(const struct fill *f);
+/* The image to map: a descriptor of the caller's, which cannot write it. */
+int fill_open_memory(const struct fill *f, int *ret_fd, struct err *e);
 /* /dev/userfaultfd; borrowed. */
 int fill_device_fd(const struct fill *f);
 /* A VM's socket, the caller's. */

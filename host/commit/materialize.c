@@ -248,6 +248,7 @@ fill_ended(void *ctx, int r, const struct err *e)
 	unref_entry(c, f);
 	pthread_cond_broadcast(&c->materialized_changed);
 	pthread_mutex_unlock(&c->materialized_lock);
+	materialized_trim(c); /* its VMs may be gone already */
 }
 
 /* VMs may run on the memory at once, while it is made. < 0: not so. */
@@ -421,13 +422,10 @@ materialized_get(struct commits *c, struct store *s, const struct store_manifest
 		memcpy(ret->disk_path, ret->changes.base_path, sizeof(ret->disk_path));
 	else if (r == 0 && (r = materialized_path(c, m->id, "disk", ret->disk_path, e)) == 0)
 		r = open_file(c, m->id, "disk", m->f.disk.length, &ret->disk_fd, e);
-	if (r == 0 && ret->fill) {
-		ret->memory_fd = fcntl(fill_memory_fd(ret->fill), F_DUPFD_CLOEXEC, 0);
-		if (ret->memory_fd < 0)
-			r = err_sys(e, -errno, "its memory");
-	} else if (r == 0) {
-		r = open_file(c, m->id, "memory", m->f.memory.length, &ret->memory_fd, e);
-	}
+	if (r == 0)
+		r = ret->fill ? fill_open_memory(ret->fill, &ret->memory_fd, e)
+			      : open_file(c, m->id, "memory", m->f.memory.length,
+					&ret->memory_fd, e);
 	if (r == 0)
 		r = open_file(c, m->id, "state", m->f.state.length, &ret->state_fd, e);
 	ret->state_bytes = m->f.state.length;

@@ -262,6 +262,10 @@ make(struct spawn *s, struct err *e)
 		r = launch(s, i, e);
 	if (r == 0)
 		fault_point("spawn.sent");
+	/* While they start. When the plan is told no pandod is needed any more; when it cannot
+	 * be, they may wait for ever. */
+	if (r == 0 && s->materialized.fill)
+		r = fill_wait_planned(s->materialized.fill, e);
 	for (unsigned i = 0; i < s->n_vms && r == 0; i++) {
 		pid_t sender;
 
@@ -276,11 +280,6 @@ make(struct spawn *s, struct err *e)
 	}
 	if (r == 0) {
 		fault_point("spawn.started");
-		/* From here on no pandod is needed any more. */
-		if (s->materialized.fill)
-			r = fill_wait_planned(s->materialized.fill, e);
-	}
-	if (r == 0) {
 		r = made(s, e);
 	}
 	if (r < 0)
