@@ -22,6 +22,15 @@ base_of() { # folder of a materialized image
 	sed -n 's/^[0-9]* [0-9]* [0-9]* -*[0-9]* //p' "$1/disk.base"
 }
 
+known_bases() { # images whose content is in the store, and that are there
+	python3 -c '
+import os, sqlite3, sys
+for path, in sqlite3.connect("file:" + sys.argv[1] + "?mode=ro", uri=True).execute("select path from bases"):
+    if os.path.exists(path):
+        print(path)
+' "$PANDO_HOME/state.db"
+}
+
 changed_disk() { # folder of a materialized image: the whole disk
 	python3 - "$1" "$(base_of "$1")" <<-'END'
 		import struct, sys
@@ -558,18 +567,22 @@ flat_images_are_bounded() {
 	[ ! -e "$PANDO_HOME/flat/$(commit_field one 'j["id"]')/memory" ] || fail "a stopped VM's image was kept"
 	status_is 0 pando disk export -f f "$work/f.raw"
 	# not so one that is its disk
-	base=$(base_of "$PANDO_HOME/flat/$(commit_field fresh 'j["id"]')")
 	pando delete -y g >/dev/null
-	mv "$base" "$base.away"
+	known_bases >"$work/bases"
+	while read -r base; do
+		mv "$base" "$base.away"
+	done <"$work/bases"
 	pando run-commit fresh -N h --no-wait >/dev/null
-	mv "$base.away" "$base"
+	while read -r base; do
+		mv "$base.away" "$base"
+	done <"$work/bases"
 	pando stop h --force >/dev/null
 	pando run-commit one -N i --no-wait >/dev/null
 	[ -e "$PANDO_HOME/flat/$(commit_field fresh 'j["id"]')/disk" ] || fail "a stopped VM's disk was removed"
 	status_is 0 pando disk export -f h "$work/h.raw"
 	pando delete --all -y -q >/dev/null
 	pando gc >/dev/null
-	equal "images of nobody" "$(find "$PANDO_HOME/flat" -mindepth 1 | wc -l)" 0
+	equal "images of nobody" "$(find "$PANDO_HOME/flat" -mindepth 1 -type d | wc -l)" 0
 }
 
 commits_go_by_rule() {
