@@ -244,8 +244,8 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 	r = blk_attach(&vm->blk, m->disk_mib, has_base ? fds[VMM_RESTORE_FD_BASE] : -1,
 		fds + VMM_RESTORE_FD_SEG, e);
 	if (r == 0 && (m->flags & VMM_RESTORE_HAS_CHANGES)) {
-		r = blk_attach_below(
-			&vm->blk, fds[VMM_RESTORE_FD_CHANGES], fds[VMM_RESTORE_FD_MAP], e);
+		r = blk_attach_below(&vm->blk, fds[VMM_RESTORE_FD_CHANGES],
+			fds[VMM_RESTORE_FD_MAP], m->changed_blocks, e);
 		if (r == 0)
 			fds[VMM_RESTORE_FD_CHANGES] = -1;
 	}

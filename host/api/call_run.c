@@ -187,12 +187,20 @@ HANDLER(VERIFY)
 
 HANDLER(VERIFY_ALL)
 {
-	return commits_verify(c->commits, NULL, c->out, e);
+	return c->route->repair ? commits_repair(c->commits, c->progress, c->out, e)
+				: commits_verify(c->commits, NULL, c->out, e);
 }
 
 HANDLER(GC)
 {
 	return commits_gc(c->commits, c->progress, c->out, e);
+}
+
+HANDLER(GC_CANCEL)
+{
+	(void)e;
+	commits_gc_cancel(c->commits, c->out);
+	return 0;
 }
 
 HANDLER(PRUNE)

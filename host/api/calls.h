@@ -31,6 +31,7 @@ enum call_query {
 	QUERY_BUSY =
 		1 << 8, /* busy_timeout_ms=number: of calls that nobody else may be in */
 	QUERY_PAGE = 1 << 9, /* limit=number and after=cursor */
+	QUERY_REPAIR = 1 << 10, /* repair=0|1 */
 };
 
 /* clang-format off */
@@ -56,8 +57,9 @@ enum call_query {
 	X(HISTORY,       "GET",    "/v1/commits/*/history", empty,       0, QUERY_PAGE) \
 	X(DIFF,          "GET",    "/v1/commits/*/diff",    empty,       0, QUERY_WITH | QUERY_FILES) \
 	X(VERIFY,        "POST",   "/v1/commits/*/verify",  empty,       0, 0) \
-	X(VERIFY_ALL,    "POST",   "/v1/verify",            empty,       0, 0) \
+	X(VERIFY_ALL,    "POST",   "/v1/verify",            empty,       CALL_PROGRESS, QUERY_REPAIR) \
 	X(GC,            "POST",   "/v1/gc",                empty,       CALL_PROGRESS, 0) \
+	X(GC_CANCEL,     "DELETE", "/v1/gc",                empty,       0, 0) \
 	X(PRUNE,         "POST",   "/v1/prune",             prune,       CALL_PROGRESS, 0) \
 	X(TAGS,          "GET",    "/v1/tags",              empty,       0, QUERY_PAGE) \
 	X(TAG_PUT,       "PUT",    "/v1/tags/*",            tag,         0, 0) \

@@ -28,6 +28,7 @@ struct route {
 	bool recursive;
 	bool dry_run;
 	bool memory;		  /* ?memory=1 */
+	bool repair;		  /* ?repair=1 */
 	bool files;		  /* ?files=1 */
 	uint64_t after;		  /* ?after=, of reports */
 	char cursor[REQUEST_CURSOR_MAX]; /* ?after=, of lists by page; "" the first */

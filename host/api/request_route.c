@@ -163,6 +163,8 @@ read_query(const char *query, unsigned taken, struct route *route, struct err *e
 				item, value, route->other, sizeof(route->other), e);
 		else if (taken & QUERY_FILES && strcmp(item, "files") == 0)
 			r = query_flag(item, value, &route->files, e);
+		else if (taken & QUERY_REPAIR && strcmp(item, "repair") == 0)
+			r = query_flag(item, value, &route->repair, e);
 		else if (taken & QUERY_MEMORY && strcmp(item, "memory") == 0)
 			r = query_flag(item, value, &route->memory, e);
 		else if (taken & QUERY_PAGE && strcmp(item, "after") == 0)

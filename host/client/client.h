@@ -205,17 +205,14 @@ int client_spawn(struct client *c, const char *commit, const struct client_branc
 	struct client_vms *ret, struct client_reply *reply, struct err *e);
 int client_point(struct client *c, const char *commit, struct client_point *ret,
 	struct client_reply *reply, struct err *e);
-/* A page of all commits, or of a history (of: as in client_history(), else NULL). after:
- * "" for the first. limit 0: as many as pandod gives. */
+/* A page of all commits (of NULL), or of the history of a VM or a commit: itself (or what it
+ * comes from), then its parents. after: "" for the first. limit 0: as many as pandod gives. */
 int client_points_page(struct client *c, const char *of, const char *after,
 	uint64_t limit, struct client_points *ret, struct client_reply *reply,
 	struct err *e);
 /* All pages; reply: of the last one. */
 int client_points(struct client *c, struct client_points *ret, struct client_reply *reply,
 	struct err *e);
-/* Of a VM or a commit: itself (or what it comes from), then its parents. */
-int client_history(struct client *c, const char *name, struct client_points *ret,
-	struct client_reply *reply, struct err *e);
 /* As client_delete(). */
 int client_commit_delete(struct client *c, const char *commit, bool recursive, bool dry,
 	char ***ret_ids, struct err *e);

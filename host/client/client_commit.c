@@ -211,10 +211,9 @@ client_points_page(struct client *c, const char *of, const char *after, uint64_t
 	return read_points(c, path, ret, reply, e);
 }
 
-/* Page after page to one list. */
-static int
-all_points(struct client *c, const char *of, struct client_points *ret,
-	struct client_reply *reply, struct err *e)
+int
+client_points(struct client *c, struct client_points *ret, struct client_reply *reply,
+	struct err *e)
 {
 	struct client_points all = {0};
 	char after[sizeof(all.next)] = "";
@@ -225,7 +224,7 @@ all_points(struct client *c, const char *of, struct client_points *ret,
 		cleanup_client_reply struct client_reply own = {0};
 		struct client_point *bigger;
 
-		r = client_points_page(c, of, after, 0, &page, &own, e);
+		r = client_points_page(c, NULL, after, 0, &page, &own, e);
 		if (r < 0)
 			break;
 		bigger = reallocarray(all.v, all.n + page.n + 1, sizeof(*all.v));
@@ -251,20 +250,6 @@ all_points(struct client *c, const char *of, struct client_points *ret,
 	}
 	*ret = all;
 	return 0;
-}
-
-int
-client_points(struct client *c, struct client_points *ret, struct client_reply *reply,
-	struct err *e)
-{
-	return all_points(c, NULL, ret, reply, e);
-}
-
-int
-client_history(struct client *c, const char *name, struct client_points *ret,
-	struct client_reply *reply, struct err *e)
-{
-	return all_points(c, name, ret, reply, e);
 }
 
 int

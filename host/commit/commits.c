@@ -1,23 +1,15 @@
-/*
- * What a commit's configuration says, how two commits differ, and the care of the store:
- * what of the API is the store's business. The store is pandod's alone (it holds its lock).
- */
+/* What a commit's configuration says, and how two commits differ. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "common/cleanup.h"
-#include "common/io.h"
-#include "common/log.h"
 #include "host/commit/commits_priv.h"
 #include "host/commit/diff_files.h"
 
 #define CONFIG_TOKENS 64
-/* Of a diff and of a verification: what is listed at most; all is counted. */
-#define RANGES_MAX 4096u
-#define DAMAGES_MAX 1000u
+#define RANGES_MAX 4096u /* of a diff: what is listed at most; all is counted */
 
 /*
  * A commit's configuration.
@@ -192,159 +184,4 @@ commits_diff(struct commits *c, const char *a, const char *b, bool files,
 	store_manifest_free(ma);
 	store_manifest_free(mb);
 	return r;
-}
-
-/*
- * Care.
- */
-
-struct damages {
-	struct json_out *out;
-	uint64_t listed;
-};
-
-static void
-put_damage(void *ctx, const struct store_damage *d)
-{
-	static const char *const kinds[] = {
-		[STORE_DAMAGE_PACK] = "pack",
-		[STORE_DAMAGE_MANIFEST] = "manifest",
-		[STORE_DAMAGE_PARENT] = "parent",
-		[STORE_DAMAGE_TAG] = "tag",
-		[STORE_DAMAGE_MISSING] = "missing",
-		[STORE_DAMAGE_CHUNK] = "chunk",
-	};
-	struct damages *l = ctx;
-
-	if (l->listed++ >= DAMAGES_MAX)
-		return;
-	json_out_object(l->out, NULL);
-	json_out_str(l->out, "kind", kinds[d->kind]);
-	json_out_str(l->out, "commit", d->commit[0] ? d->commit : NULL);
-	json_out_str(l->out, "tree", d->tree && d->tree[0] ? d->tree : NULL);
-	json_out_u64(l->out, "first_page", d->first_page);
-	json_out_u64(l->out, "pages", d->pages);
-	json_out_str(l->out, "pack", d->pack[0] ? d->pack : NULL);
-	json_out_str(l->out, "text", d->text);
-	json_out_end_object(l->out);
-}
-
-int
-commits_verify(struct commits *c, const char *name, struct json_out *out, struct err *e)
-{
-	struct damages l = {.out = out};
-	struct store_verified v = {0};
-	char id[STORE_ID_MAX];
-	struct store *s;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0 && name)
-		r = store_resolve(s, name, id, e);
-	if (r < 0)
-		return r;
-	json_out_object(out, NULL);
-	json_out_array(out, "damages");
-	r = store_verify(s, name ? id : NULL, put_damage, &l, &v, e);
-	json_out_end_array(out);
-	json_out_bool(out, "sound", v.damages == 0);
-	json_out_u64(out, "damaged", v.damages);
-	json_out_u64(out, "commits", v.commits);
-	json_out_u64(out, "pages", v.pages);
-	json_out_u64(out, "nodes", v.nodes);
-	json_out_end_object(out);
-	return r;
-}
-
-/* The bases that are as they were read, and in this store: their content stays. */
-static int
-base_roots(struct tree *t, struct store *s, struct store_tree **ret, size_t *ret_n,
-	struct err *e)
-{
-	cleanup_free struct db_base *bases = NULL;
-	struct store_tree *roots;
-	size_t n = 0, kept = 0;
-	char page[STORE_PAGE];
-	int r;
-
-	pthread_mutex_lock(&t->lock);
-	r = db_bases(t->db, &bases, &n, e);
-	pthread_mutex_unlock(&t->lock);
-	if (r < 0)
-		return r;
-	roots = calloc(n + 1, sizeof(*roots));
-	if (!roots)
-		return err_set(e, -ENOMEM, "out of memory");
-	for (size_t i = 0; i < n; i++) {
-		const struct db_base *b = &bases[i];
-		struct stat st;
-
-		if (stat(b->path, &st) == 0 && st.st_dev == b->dev &&
-			st.st_ino == b->inode && (uint64_t)st.st_size == b->size &&
-			(int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec ==
-				b->mtime_ns &&
-			store_tree_read(s, &b->tree, 0, 1, page, NULL) == 0) {
-			roots[kept++] = b->tree;
-			continue;
-		}
-		pthread_mutex_lock(&t->lock);
-		db_base_drop(t->db, b->path, NULL);
-		pthread_mutex_unlock(&t->lock);
-	}
-	*ret = roots;
-	*ret_n = kept;
-	return 0;
-}
-
-/* For store_gc_run(): when no commit is under way that began before it. */
-static int
-ask_base_roots(void *ctx, struct store_tree **ret, size_t *ret_n, struct err *e)
-{
-	struct commits *c = ctx;
-	struct tree *t = c->tree;
-	struct store *s;
-	int r = commits_store(c, &s, e);
-
-	if (r == 0)
-		r = base_roots(t, s, ret, ret_n, e);
-	if (r < 0)
-		return r;
-	/* What it no longer keeps for a base must not be believed to be there, either. */
-	pthread_mutex_lock(&t->lock);
-	r = tree_sync_locked(t, e);
-	pthread_mutex_unlock(&t->lock);
-	if (r < 0)
-		free(*ret);
-	return r;
-}
-
-int
-commits_gc(
-	struct commits *c, const struct progress *p, struct json_out *out, struct err *e)
-{
-	const struct store_gc_how how = {.ask_roots = ask_base_roots, .ctx = c};
-	struct store_freed freed = {0};
-	struct store_used used = {0};
-	struct store *s;
-	int r = commits_store(c, &s, e);
-
-	if (r < 0)
-		return r;
-	say(p, "waiting for the commits that are being made; then looking for what none reaches");
-	r = store_gc_run(s, &how, &freed, e);
-	materialized_trim(c);
-	if (r == 0)
-		r = store_usage(s, &used, e);
-	if (r < 0)
-		return r;
-	log_info("gc: %llu KiB freed", (unsigned long long)(freed.bytes >> 10));
-	json_out_object(out, NULL);
-	json_out_u64(out, "freed_bytes", freed.bytes);
-	json_out_u64(out, "packs_removed", freed.packs_removed);
-	json_out_u64(out, "packs_rewritten", freed.packs_rewritten);
-	json_out_u64(out, "bytes", used.bytes);
-	json_out_u64(out, "commits", used.commits);
-	json_out_u64(out, "packs", used.packs);
-	json_out_u64(out, "tags", used.tags);
-	json_out_end_object(out);
-	return 0;
 }

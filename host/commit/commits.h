@@ -71,10 +71,16 @@ int commits_tag_delete(
 /* commits.c. files: also which files differ. */
 int commits_diff(struct commits *c, const char *a, const char *b, bool files,
 	struct json_out *out, struct err *e);
-/* name NULL: the whole store. */
+/* commits_care.c; name NULL: the whole store. */
 int commits_verify(
 	struct commits *c, const char *name, struct json_out *out, struct err *e);
+/* Of the whole store, and first saves what can be saved. */
+int commits_repair(
+	struct commits *c, const struct progress *p, struct json_out *out, struct err *e);
+/* -ECANCELED: p's caller has gone, or commits_gc_cancel(). */
 int commits_gc(
 	struct commits *c, const struct progress *p, struct json_out *out, struct err *e);
+/* Ends those that run, whoever began them. The answer says how many there are. */
+void commits_gc_cancel(struct commits *c, struct json_out *out);
 
 #endif

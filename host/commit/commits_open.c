@@ -85,6 +85,7 @@ commits_open(struct tree *t, const struct commits_config *config, struct commits
 	open_store(c);
 	materialized_trim(c);
 	pool_open(c);
+	care_open(c);
 	*ret = c;
 	return 0;
 }
@@ -94,6 +95,7 @@ commits_close(struct commits *c)
 {
 	if (!c)
 		return;
+	care_close(c);
 	pool_close(c);
 	materialized_close(c);
 	store_close(c->store);

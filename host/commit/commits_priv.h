@@ -45,6 +45,12 @@ struct commits {
 	pthread_cond_t materialized_changed;
 	struct materialized *materialized_images; /* owned */
 	struct pool *pool;			  /* owned; NULL: none */
+	/* commits_care.c's. Atomic: cancels so far, gcs that run, closing. */
+	unsigned gc_cancels, gcs;
+	bool closing, care_made;
+	pthread_mutex_t care_lock;
+	pthread_cond_t care_changed;
+	pthread_t care_thread;
 };
 
 /* commits_open.c. The store, opened by the first who asks. */
@@ -138,6 +144,10 @@ void materialized_trim(struct commits *c);
 bool materialized_is_disk(
 	const char *home, const char *path, char ret_id[static STORE_ID_MAX]);
 void materialized_close(struct commits *c);
+
+/* commits_care.c: the thread that begins a gc when one is due. */
+void care_open(struct commits *c);
+void care_close(struct commits *c);
 
 /*
  * pool.c: pre-warmed VMMs, made ahead of time.

@@ -209,14 +209,19 @@ write_map(const struct runs *l, uint64_t blocks, const char *folder, struct err 
 }
 
 static int
-write_base(const struct db_base *b, const char *folder, struct err *e)
+write_base(const struct db_base *b, const struct runs *l, const char *folder, struct err *e)
 {
+	uint64_t blocks = 0;
+
 	char path[PATHS_MAX], text[BASE_TEXT_MAX];
 	int r = path_of(folder, "disk.base", path, e);
 
 	if (r < 0)
 		return r;
-	snprintf(text, sizeof(text), "%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %s\n",
+	for (size_t i = 0; i < l->n; i++)
+		blocks += l->v[i].zero ? 0 : l->v[i].n;
+	snprintf(text, sizeof(text),
+		"%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %s\n", blocks,
 		b->dev, b->inode, b->size, b->mtime_ns, b->path);
 	return io_write_file_atomic(path, text, strlen(text), 0400, e);
 }
@@ -240,14 +245,14 @@ disk_changes_make(struct store *s, const struct store_tree *disk,
 		if (r == 0)
 			r = write_map(&l, disk->length / STORE_PAGE, folder, e);
 		if (r == 0)
-			r = write_base(base, folder, e);
+			r = write_base(base, &l, folder, e);
 	}
 	free(l.v);
 	return r < 0 ? r : base != NULL;
 }
 
 static int
-read_base(const char *folder, struct db_base *ret, struct err *e)
+read_base(const char *folder, struct db_base *ret, uint64_t *ret_blocks, struct err *e)
 {
 	char path[PATHS_MAX], text[BASE_TEXT_MAX];
 	cleanup_close int fd = -1;
@@ -262,8 +267,8 @@ read_base(const char *folder, struct db_base *ret, struct err *e)
 		return 0;
 	text[n - 1] = '\0';
 	*ret = (struct db_base){0};
-	if (sscanf(text, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNd64 " %n", &ret->dev,
-		    &ret->inode, &ret->size, &ret->mtime_ns, &at) != 4 ||
+	if (sscanf(text, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNd64 " %n",
+		    ret_blocks, &ret->dev, &ret->inode, &ret->size, &ret->mtime_ns, &at) != 5 ||
 		!at || strlen(text + at) >= sizeof(ret->path))
 		return 0;
 	memcpy(ret->path, text + at, strlen(text + at) + 1);
@@ -294,7 +299,7 @@ disk_changes_open(
 				   ENTRIES_IN_PAGE * 4096;
 	struct db_base base;
 	struct stat st;
-	int r = read_base(folder, &base, e);
+	int r = read_base(folder, &base, &ret->blocks, e);
 
 	if (r == 1)
 		r = open_part(folder, "disk.data", disk_bytes, &ret->data_fd, e);

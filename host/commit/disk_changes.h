@@ -28,6 +28,7 @@
 struct disk_changes {
 	char base_path[PATHS_MAX];
 	int base_fd, data_fd, map_fd; /* owned; read-only */
+	uint64_t blocks;	      /* that are in the data */
 };
 #define DISK_CHANGES_INIT {.base_fd = -1, .data_fd = -1, .map_fd = -1}
 void disk_changes_done(struct disk_changes *d);

@@ -5,6 +5,7 @@ pandocommit_SRCS += \
 	host/commit/commit_read.c \
 	host/commit/commit_track.c \
 	host/commit/commits.c \
+	host/commit/commits_care.c \
 	host/commit/commits_delete.c \
 	host/commit/commits_list.c \
 	host/commit/commits_open.c \

@@ -156,6 +156,7 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		.vcpus = vm->row.vcpus,
 		.flags = VMM_RESTORE_HAS_BASE |
 			 (has_changes(s) ? VMM_RESTORE_HAS_CHANGES : 0),
+		.changed_blocks = s->materialized.changes.blocks,
 	};
 	struct vmmctl *ctl = NULL;
 	int pidfd = -1;

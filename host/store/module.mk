@@ -1,12 +1,18 @@
 # The commit store, which knows nothing of VMs; libsodium is called only in store_hash.c, zstd
-# only in store_zip.c, SQLite only in store_catalog.c.
+# only in store_zip.c, SQLite only in store_catalog*.c.
 LIBRARIES += store
 store_PKGS := libsodium libzstd sqlite3
 store_SRCS := \
 	host/store/store_base.c \
 	host/store/store.c \
 	host/store/store_catalog.c \
-	host/store/store_list.c \
+	host/store/store_catalog_query.c \
+	host/store/store_catalog_compare.c \
+	host/store/store_catalog_file.c \
+	host/store/store_catalog_stamp.c \
+	host/store/store_catalog_row.c \
+	host/store/store_catalog_sql.c \
+	host/store/store_delete.c \
 	host/store/store_page.c \
 	host/store/store_tag.c \
 	host/store/store_tag_file.c \
@@ -26,12 +32,13 @@ store_SRCS := \
 	host/store/store_put.c \
 	host/store/store_write.c \
 	host/store/store_gc.c \
+	host/store/store_note.c \
 	host/store/store_names.c \
 	host/store/store_repair.c \
 	host/store/store_verify.c
 
 STORE_TESTS := test_store test_store_catalog test_store_crash test_store_hostile test_store_model \
-	test_store_merge test_store_gc
+	test_store_merge test_store_gc test_store_kill
 UNIT_TESTS += $(STORE_TESTS)
 $(foreach t,$(STORE_TESTS),\
 	$(eval $(t)_SRCS := tests/unit/$(t).c tests/unit/store_help.c)\

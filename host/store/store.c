@@ -100,10 +100,10 @@ open_all(struct store *s, struct err *e)
 	if (r < 0)
 		return r;
 	if ((r = store_remove_temp_files(s->packs_fd)) < 0 ||
-		(r = store_remove_temp_files(s->commits_fd)) < 0 ||
 		(r = store_remove_temp_files(s->tags_fd)) < 0 ||
 		(r = store_remove_temp_files(root)) < 0)
 		return err_sys(e, r, "store %.200s", s->path);
+	notes_open(s);
 	return catalog_open(s, e);
 }
 
@@ -128,9 +128,9 @@ store_open(const char *path, struct store **ret, struct err *e)
 	pthread_rwlock_init(&s->gc_lock, &attr);
 	pthread_rwlockattr_destroy(&attr);
 	s->serial = __atomic_add_fetch(&serials, 1, __ATOMIC_RELAXED);
-	pthread_mutex_init(&s->set_lock, NULL);
 	pthread_mutex_init(&s->change_lock, NULL);
 	pthread_mutex_init(&s->care_lock, NULL);
+	pthread_mutex_init(&s->note_lock, NULL);
 	s->packs_changed = tiers_poke;
 	pthread_mutex_init(&s->tiers_lock, NULL);
 	pthread_cond_init(&s->tiers_changed, NULL);
@@ -155,6 +155,9 @@ store_close(struct store *s)
 		return;
 	tiers_stop(s);
 	pool_free(s->pool);
+	/* Stored again since, or nobody's any more. */
+	if (s->notes & 1u << NOTE_DAMAGED && !store_is_damaged(s))
+		note_sound(s, s->damage_seen);
 	catalog_close(s);
 	packs_done(s);
 	cleanup_close_fn(&s->packs_fd);
@@ -167,9 +170,9 @@ store_close(struct store *s)
 	pthread_mutex_destroy(&s->hold_lock);
 	pthread_cond_destroy(&s->hold_changed);
 	pthread_rwlock_destroy(&s->gc_lock);
-	pthread_mutex_destroy(&s->set_lock);
 	pthread_mutex_destroy(&s->change_lock);
 	pthread_mutex_destroy(&s->care_lock);
+	pthread_mutex_destroy(&s->note_lock);
 	pthread_mutex_destroy(&s->tiers_lock);
 	pthread_cond_destroy(&s->tiers_changed);
 	free(s->path);

@@ -18,6 +18,8 @@
  *   commits/<id>.pruned    manifests of commits whose contents are no longer held
  *   tags/<name>            "<id>\n"
  *   catalog.db             derived from commits/ and tags/ (host/store/store_catalog.h)
+ *   note.damaged, note.garbage  (store_note.c)
+ *   catalog.stamp          while nobody has it open: that the catalogue says what they say
  *
  * Crashes and full disks: a commit is there with its manifest's rename, after everything
  * it needs was synced; whatever was unfinished is removed by the next store_open(). Files of unknown origin: nothing read is believed before it was checked;
@@ -151,20 +153,6 @@ int store_resolve_any(struct store *s, const char *name,
 int store_load(
 	struct store *s, const char *name, struct store_manifest **ret, struct err *e);
 
-struct store_list {
-	struct store_manifest **items; /* owned; newest first */
-	size_t n;
-	size_t damaged; /* manifests that could not be read, and the first of them: */
-	struct err first_damage;
-};
-
-/* All manifests are read: for who must have the truth of all of them. */
-int store_list(struct store *s, struct store_list *ret, struct err *e);
-/* Those whose parent is the commit of this id. */
-int store_children(
-	struct store *s, const char *id, struct store_list *ret, struct err *e);
-void store_list_done(struct store_list *l);
-
 /*
  * Lists by page. What the catalogue says of a commit is compared with its manifest's file
  * (by one stat) before it is given.
@@ -194,8 +182,6 @@ struct store_page {
 /* after: "" or NULL for the first page, else the `next` of the one before. limit: 1 to
  * STORE_PAGE_MAX. -EINVAL: a cursor that is none. */
 int store_page_newest(struct store *s, const char *after, size_t limit,
-	struct store_page *ret, struct err *e);
-int store_page_children(struct store *s, const char *id, const char *after, size_t limit,
 	struct store_page *ret, struct err *e);
 /* The commit (a full id) and its ancestors; pruned ones are among them. -ENOENT: one is
  * not there, -EBADMSG: one is damaged. */
@@ -271,17 +257,9 @@ int store_tags_of(struct store *s, const char *id, struct store_tag **ret, size_
 /* n pages from page `first` on to buf. Each is hashed before it is given. */
 int store_tree_read(struct store *s, const struct store_tree *t, uint64_t first,
 	uint64_t n, void *buf, struct err *e);
-/* A content of at most max bytes to malloc'd memory, owned by the caller. */
-int store_get_blob(struct store *s, const struct store_tree *t, uint64_t max, void **ret,
-	size_t *ret_len, struct err *e);
-
-/* What a walk calls; anything but 0 ends the walk, which returns it. data: STORE_PAGE
- * bytes, or NULL in a diff. */
+/* What a diff calls; anything but 0 ends it, and is returned. data: NULL. */
 typedef int store_page_fn(void *ctx, uint64_t page, const void *data, struct err *e);
 
-/* All pages that are not zero, ascending. */
-int store_tree_each(struct store *s, const struct store_tree *t, store_page_fn *fn,
-	void *ctx, struct err *e);
 /* All pages that differ, ascending; beyond the end of the shorter one its pages are
  * zero. Reads only what differs. */
 int store_tree_diff(struct store *s, const struct store_tree *a,
@@ -357,7 +335,8 @@ int store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx
 	struct store_verified *ret, struct err *e);
 
 /* Whether chunks that commits may have are known to be missing or damaged, and are nowhere
- * else: packs that cannot be read, what readers met with, and what store_verify() found. */
+ * else: packs that cannot be read, what readers met with, and what store_verify() found;
+ * of an earlier process, until a store_verify() of all finds nothing. */
 bool store_is_damaged(struct store *s);
 
 struct store_repaired {
@@ -367,8 +346,8 @@ struct store_repaired {
 };
 
 /* Saves what is sound of packs that cannot be read into new ones, then verifies all: what
- * is reported stays damaged or missing, and can only be committed again or deleted. What
- * is derived from the files is only in memory, and is made when the store is opened. */
+ * is reported stays damaged or missing, and can only be committed again or deleted. The
+ * catalogue is checked, and compared with the folders. */
 int store_repair(struct store *s, store_damage_fn *fn, void *ctx,
 	struct store_repaired *ret, struct err *e);
 
@@ -396,6 +375,8 @@ struct store_gc_how {
 	/* Becomes true (atomically) when it is to end: -ECANCELED, some is removed and
 	   nothing is lost. NULL: never. */
 	const bool *cancel;
+	/* Likewise, asked now and then (with ctx). */
+	bool (*gone)(void *ctx);
 };
 
 int store_gc_run(struct store *s, const struct store_gc_how *how, struct store_freed *ret,
@@ -403,8 +384,8 @@ int store_gc_run(struct store *s, const struct store_gc_how *how, struct store_f
 int store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 	struct store_freed *ret, struct err *e);
 
-/* Whether it is time for a gc that nobody asked for: commits were deleted since the last
- * (by this process), many, or some and none for a while. */
+/* Whether it is time for a gc that nobody asked for: commits were deleted since the last,
+ * many, or some and none for a while. */
 bool store_gc_is_due(struct store *s);
 #define STORE_GC_MANY 1000u	  /* commits */
 #define STORE_GC_QUIET_MS 60000u  /* since the last deletion */

@@ -1,6 +1,6 @@
 /*
  * The catalogue: <store>/catalog.db, what the folders of commits and tags say, in an order
- * that can be looked up. SQLite is called only in store_catalog.c.
+ * that can be looked up. SQLite is called only in store_catalog*.c.
  *
  * The files are the truth. A row follows its file's rename, and store_open() compares the
  * rows with the folders' names: what a kill left between the two is mended there. A
@@ -11,6 +11,9 @@
  * WAL with synchronous=NORMAL: a commit costs no sync here, a kill loses nothing, and a
  * power cut only the newest rows, which the next opening adds again. (OFF would save the
  * checkpoint's sync and could leave a torn file, which nothing need notice at once.)
+ *
+ * A catalogue that was closed, and that nobody was at since, is believed without being
+ * compared (store_catalog_stamp.c).
  *
  * A database that is damaged, of another schema, or not the file that this folder's store
  * made (a copied store is of unknown origin) is put aside as catalog.db.aside and made
@@ -42,7 +45,8 @@ struct row_file {
  * Files that others put into the folders, or take from them, while the store is open: the
  * folders' mtimes tell. Whoever changes them himself does so between these two, which take
  * and give back the store's names; whoever looks something up calls catalog_look() first.
- * What comes within one tick of the clock of an own change is seen by the next opening.
+ * What comes within one tick of the clock of an own change may not be seen before the
+ * next opening that compares.
  */
 void catalog_names_lock(struct store *s);
 void catalog_names_unlock(struct store *s);
@@ -51,6 +55,9 @@ void catalog_look(struct store *s);
 /* Opens and reconciles. */
 int catalog_open(struct store *s, struct err *e);
 void catalog_close(struct store *s);
+
+/* Checks all of it, and compares it with the folders. */
+int catalog_recheck(struct store *s, struct err *e);
 
 /* The commit's row is made or replaced, from its manifest's file. -ENOENT: there is none,
  * and no row any more. */
@@ -77,7 +84,6 @@ int catalog_parent(struct store *s, const char *id, char ret_parent[static STORE
 
 enum catalog_order {
 	CATALOG_NEWEST,	  /* held ones by (created, id) */
-	CATALOG_CHILDREN, /* those of `of`, likewise; not pruned ones */
 	CATALOG_HISTORY,  /* `of` and its ancestors, pruned ones too */
 	CATALOG_ALL,	  /* held and pruned, as they were entered */
 };
@@ -94,6 +100,7 @@ struct catalog_query {
 struct catalog_row {
 	struct store_entry entry;
 	struct store_hash parent;
+	uint64_t parent_seq; /* 0: unknown; once it was there */
 	enum row_state state;
 	int64_t newest;
 	struct row_file file;

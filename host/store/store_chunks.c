@@ -115,6 +115,7 @@ read_from(struct chunk_reader *c, const struct pack_set *set, enum chunk_kind ki
 		if (pack_find(set->packs[i], kind, hash, true) >= 0)
 			memcpy(where, set->packs[i]->name, sizeof(where));
 	memcpy(c->pack, where, sizeof(where));
+	note_damage(c->s);
 	hash_to_hex(hash, hex);
 	if (!where[0])
 		return err_set(e, -EBADMSG, "%s %.12s is in no pack", what, hex);

@@ -116,21 +116,35 @@ gc_view_end(struct gc_view *v)
 	pthread_rwlock_unlock(&v->s->gc_lock);
 }
 
+/* What its stored form needs, first: whoever finds it live looks no further. */
 static bool
-keeps_copy(struct gc_view *v, const struct pack_set *set, const struct chunk_at *at)
+keeps_reference(struct gc_view *v, const struct pack_set *set, const struct chunk_at *at)
 {
 	struct store_hash reference;
 	bool has;
 
-	/* First what it needs: whoever finds it live looks no further. */
-	if (chunk_reference(v->s, at, &has, &reference, NULL) ||
-		(has && !gc_find(v, set, CHUNK_NODE, &reference, false)))
+	return chunk_reference(v->s, at, &has, &reference, NULL) == 0 &&
+	       (!has || gc_find(v, set, CHUNK_NODE, &reference, false));
+}
+
+static bool
+keeps_copy(struct gc_view *v, const struct pack_set *set, const struct chunk_at *at)
+{
+	const struct pack_entry *en = &at->pack->index[at->entry];
+	struct chunk_at other = *at;
+
+	if (!keeps_reference(v, set, at))
 		return false;
 	if (!at->pack->marks)
 		return true;
 	if (v->gc->sweeping)
 		return has_bit(at->pack->marks->live, at->entry);
-	set_live(at->pack->marks, at);
+	if (set_live(at->pack->marks, at))
+		return true;
+	/* Nobody looks whether this copy is sound: all stay. */
+	while (chunk_find_next(set, en->kind, &en->hash, true, &other))
+		if (other.pack->marks && keeps_reference(v, set, &other))
+			set_live(other.pack->marks, &other);
 	return true;
 }
 
@@ -237,6 +251,29 @@ gc_keep_deleted(struct store *s, const struct store_fields *f)
 
 /* ---- marking ---- */
 
+/* Where several packs have a chunk, the copy to keep is one that is sound: only then are
+ * its bytes read. */
+static int
+choose_copy(struct gc *g, enum chunk_kind kind, const struct store_hash *hash,
+	bool may_be_delta, struct chunk_at *at, struct err *e)
+{
+	struct chunk_at next = *at;
+	uint8_t ignored[CHUNK_MAX];
+	int r = 0;
+
+	while (chunk_find_next(g->now, kind, hash, may_be_delta, &next)) {
+		r = slices_pass(&g->slices, NODE_WORK, e);
+		if (r < 0)
+			return r;
+		r = chunk_read_at(&g->reader, g->now, at, ignored);
+		if (r != -EBADMSG)
+			break;
+		pack_mark_bad(at->pack, at->entry);
+		*at = next;
+	}
+	return r < 0 && r != -EBADMSG ? err_sys(e, r, "pack %s", at->pack->name) : 0;
+}
+
 /* Marks a chunk, and what its stored form needs; not what its contents name. */
 static int
 mark(struct gc *g, enum chunk_kind kind, const struct store_hash *hash, bool may_be_delta,
@@ -263,6 +300,9 @@ mark(struct gc *g, enum chunk_kind kind, const struct store_hash *hash, bool may
 	}
 	if (ret->pack->marks && has_bit(ret->pack->marks->live, ret->entry))
 		return 0;
+	r = choose_copy(g, kind, hash, may_be_delta, ret, e);
+	if (r < 0)
+		return r;
 	r = chunk_reference(g->s, ret, &has, &reference, e);
 	if (r == 0 && has)
 		r = mark(g, CHUNK_NODE, &reference, false, &ignored, e);
@@ -476,7 +516,7 @@ sweep(struct gc *g, struct store_freed *freed, struct err *e)
 /* ---- the whole ---- */
 
 static int
-gc_new(struct store *s, const bool *cancel, struct gc **ret, struct err *e)
+gc_new(struct store *s, const struct store_gc_how *how, struct gc **ret, struct err *e)
 {
 	struct gc *g = calloc(1, sizeof(*g));
 	int r;
@@ -484,7 +524,8 @@ gc_new(struct store *s, const bool *cancel, struct gc **ret, struct err *e)
 	if (!g)
 		return err_sys(e, -ENOMEM, "gc");
 	g->s = s;
-	g->slices = (struct slices){.s = s, .cancel = cancel};
+	g->slices = (struct slices){
+		.s = s, .cancel = how->cancel, .gone = how->gone, .ctx = how->ctx};
 	pthread_mutex_init(&g->kept_lock, NULL);
 	r = chunk_reader_init(&g->reader, s, e);
 	if (r == 0)
@@ -545,8 +586,7 @@ wait_for_earlier(struct gc *g, struct err *e)
 			until.tv_nsec -= 1000000000;
 		}
 		pthread_cond_timedwait(&s->hold_changed, &s->hold_lock, &until);
-		if (g->slices.cancel &&
-			__atomic_load_n(g->slices.cancel, __ATOMIC_RELAXED))
+		if (slices_cancelled(&g->slices))
 			r = err_set(e, -ECANCELED, "cancelled");
 	}
 	pthread_mutex_unlock(&s->hold_lock);
@@ -588,7 +628,7 @@ collect(struct gc *g, const struct store_gc_how *how, struct store_freed *freed,
 	}
 	gc_end(g);
 	if (r == 0)
-		__atomic_sub_fetch(&g->s->deleted, deleted, __ATOMIC_RELAXED);
+		gc_note_collected(g->s, deleted);
 	return r;
 }
 
@@ -601,7 +641,7 @@ store_gc_run(struct store *s, const struct store_gc_how *how, struct store_freed
 	int r;
 
 	care_begin(s);
-	r = gc_new(s, how->cancel, &g, e);
+	r = gc_new(s, how, &g, e);
 	if (r == 0) {
 		r = collect(g, how, &freed, e);
 		gc_free(g);
@@ -622,26 +662,4 @@ store_gc(struct store *s, const struct store_tree *roots, size_t n_roots,
 	const struct store_gc_how how = {.roots = roots, .n_roots = n_roots};
 
 	return store_gc_run(s, &how, ret, e);
-}
-
-void
-gc_note_deleted(struct store *s, uint64_t n)
-{
-	__atomic_add_fetch(&s->deleted, n, __ATOMIC_RELAXED);
-	__atomic_store_n(&s->deleted_ms, io_now_ns() / 1000000, __ATOMIC_RELAXED);
-}
-
-bool
-store_gc_is_due(struct store *s)
-{
-	uint64_t now = io_now_ns() / 1000000;
-	uint64_t n = __atomic_load_n(&s->deleted, __ATOMIC_RELAXED);
-	uint64_t last = __atomic_load_n(&s->gc_ms, __ATOMIC_RELAXED);
-
-	/* One that failed will fail again. */
-	if (!n || (last && now - last < STORE_GC_PAUSE_MS))
-		return false;
-	return n >= STORE_GC_MANY ||
-	       now - __atomic_load_n(&s->deleted_ms, __ATOMIC_RELAXED) >=
-		       STORE_GC_QUIET_MS;
 }

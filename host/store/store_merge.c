@@ -53,6 +53,12 @@ is_wanted(const struct store *s)
 	return __atomic_load_n(&s->care_wanted, __ATOMIC_RELAXED) != 0;
 }
 
+bool
+slices_cancelled(const struct slices *sl)
+{
+	return is_set(sl->cancel) || (sl->gone && sl->gone(sl->ctx));
+}
+
 int
 slices_pass(struct slices *sl, uint64_t bytes, struct err *e)
 {
@@ -64,6 +70,8 @@ slices_pass(struct slices *sl, uint64_t bytes, struct err *e)
 	if (sl->done < SLICE_BYTES)
 		return 0;
 	sl->done = 0;
+	if (slices_cancelled(sl))
+		return err_set(e, -ECANCELED, "cancelled");
 	nanosleep(&pause, NULL);
 	return 0;
 }

@@ -17,7 +17,13 @@
 #define FILES_KEPT_OPEN_MAX 64u /* of all packs of a process */
 
 static pthread_mutex_t fds_lock = PTHREAD_MUTEX_INITIALIZER;
-static unsigned fds_open;
+static unsigned fds_open; /* atomic */
+
+static void
+fds_count(int more)
+{
+	__atomic_add_fetch(&fds_open, (unsigned)more, __ATOMIC_RELAXED);
+}
 
 static void
 cleanup_pack_fn(struct pack **p)
@@ -174,10 +180,8 @@ pack_open_fd(int fd, const char *name, struct pack **ret, struct err *e)
 	p->bytes = (uint64_t)st.st_size;
 	p->mtime_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
 	p->fd = fd;
-	p->fd_users = 1;
-	pthread_mutex_lock(&fds_lock);
-	fds_open++;
-	pthread_mutex_unlock(&fds_lock);
+	p->fd_users = 2;
+	fds_count(1);
 	*ret = TAKE_PTR(p);
 	return 0;
 }
@@ -195,25 +199,36 @@ open_file(int folder_fd, const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
-/* A pack's file, open until pack_fd_put(). At most FILES_KEPT_OPEN_MAX stay open when
- * nobody uses them: a store may have more packs than a process may have files. */
+/*
+ * A pack's file, open until pack_fd_put(). At most FILES_KEPT_OPEN_MAX stay open when
+ * nobody uses them: a store may have more packs than a process may have files.
+ *
+ * fd_users is 0 while it is closed, else one more than use it. Who finds it open only
+ * counts himself, and waits for nobody; opening and closing are under fds_lock.
+ */
 static int
 pack_fd_get(struct pack *p, int folder_fd)
 {
+	unsigned users = __atomic_load_n(&p->fd_users, __ATOMIC_RELAXED);
 	int fd;
 
+	while (users)
+		if (__atomic_compare_exchange_n(&p->fd_users, &users, users + 1, true,
+			    __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+			return p->fd;
 	pthread_mutex_lock(&fds_lock);
 	if (p->fd < 0) {
 		fd = open_file(folder_fd, p->name);
 		if (fd >= 0) {
 			p->fd = fd;
-			fds_open++;
+			fds_count(1);
+			__atomic_store_n(&p->fd_users, 2, __ATOMIC_RELEASE);
 		}
 	} else {
+		/* Somebody opened it meanwhile; nobody closes it now. */
 		fd = p->fd;
+		__atomic_add_fetch(&p->fd_users, 1, __ATOMIC_RELAXED);
 	}
-	if (fd >= 0)
-		p->fd_users++;
 	pthread_mutex_unlock(&fds_lock);
 	return fd;
 }
@@ -221,11 +236,17 @@ pack_fd_get(struct pack *p, int folder_fd)
 void
 pack_fd_put(struct pack *p)
 {
+	unsigned last = 1;
+
+	if (__atomic_sub_fetch(&p->fd_users, 1, __ATOMIC_RELEASE) > 1 ||
+		__atomic_load_n(&fds_open, __ATOMIC_RELAXED) <= FILES_KEPT_OPEN_MAX)
+		return;
 	pthread_mutex_lock(&fds_lock);
-	if (--p->fd_users == 0 && fds_open > FILES_KEPT_OPEN_MAX) {
+	if (__atomic_compare_exchange_n(&p->fd_users, &last, 0, false, __ATOMIC_ACQUIRE,
+		    __ATOMIC_RELAXED)) {
 		close(p->fd);
 		p->fd = -1;
-		fds_open--;
+		fds_count(-1);
 	}
 	pthread_mutex_unlock(&fds_lock);
 }
@@ -277,9 +298,7 @@ pack_unref(struct pack *p)
 	if (__atomic_sub_fetch(&p->refs, 1, __ATOMIC_ACQ_REL))
 		return;
 	if (p->fd >= 0) {
-		pthread_mutex_lock(&fds_lock);
-		fds_open--;
-		pthread_mutex_unlock(&fds_lock);
+		fds_count(-1);
 		close(p->fd);
 	}
 	if (p->map)

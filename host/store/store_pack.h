@@ -97,7 +97,7 @@ struct pack {
 	struct marks *marks; /* weak: of the gc that runs (store_gc.c), or NULL */
 	bool unmergeable;    /* atomic: stays as it is, see store_merge.c */
 	int fd;		     /* owned; -1 when closed; see pack_fd_get() */
-	unsigned fd_users;
+	unsigned fd_users;   /* atomic */
 };
 
 /* Opens a pack by its name (64 hex digits) and checks it. -EBADMSG: it is damaged or of

@@ -99,28 +99,76 @@ packs_put(struct pack_set *set)
 	free(set);
 }
 
+/*
+ * Where the set is, a reader comes by it with one atomic addition, so that nobody who has
+ * lost his CPU holds others up: the word is the pointer and, below it, how many have taken
+ * it from here. Who puts another set there adds that number to the old one's references,
+ * which SET_INSTALLED kept from reaching 0.
+ */
+#define SET_TAKEN_BITS 16u
+#define SET_TAKEN_MAX (1u << SET_TAKEN_BITS)
+#define SET_INSTALLED (1ll << 40)
+_Static_assert(sizeof(void *) == 8, "addresses of processes have 47 bits");
+
+static struct pack_set *
+set_of_word(uint64_t word)
+{
+	return (struct pack_set *)(uintptr_t)(word >> SET_TAKEN_BITS);
+}
+
+/* In time before there is no room to count. */
+static void
+move_taken(struct store *s, struct pack_set *set, uint64_t word)
+{
+	const uint64_t some = SET_TAKEN_MAX / 2;
+
+	while (set_of_word(word) == set && word % SET_TAKEN_MAX >= some) {
+		__atomic_add_fetch(&set->refs, (int64_t)some, __ATOMIC_RELAXED);
+		if (__atomic_compare_exchange_n(&s->set_word, &word, word - some, false,
+			    __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			return;
+		__atomic_sub_fetch(&set->refs, (int64_t)some, __ATOMIC_RELAXED);
+	}
+}
+
 static struct pack_set *
 get_loaded(struct store *s)
 {
 	struct pack_set *set;
+	uint64_t word;
 
-	pthread_mutex_lock(&s->set_lock);
-	set = s->set;
-	if (set)
-		__atomic_add_fetch(&set->refs, 1, __ATOMIC_RELAXED);
-	pthread_mutex_unlock(&s->set_lock);
+	/* Once there is one, there is always one. */
+	if (!__atomic_load_n(&s->set_word, __ATOMIC_RELAXED))
+		return NULL;
+	word = __atomic_add_fetch(&s->set_word, 1, __ATOMIC_ACQUIRE);
+	set = set_of_word(word);
+	if (word % SET_TAKEN_MAX >= SET_TAKEN_MAX / 2)
+		move_taken(s, set, word);
 	return set;
+}
+
+/* Of whoever changes it. change_lock held, or nobody else is there. */
+static struct pack_set *
+current(struct store *s)
+{
+	return set_of_word(__atomic_load_n(&s->set_word, __ATOMIC_ACQUIRE));
 }
 
 static void
 install(struct store *s, struct pack_set *set)
 {
 	struct pack_set *old;
+	uint64_t word;
 
-	pthread_mutex_lock(&s->set_lock);
-	old = s->set;
-	s->set = set;
-	pthread_mutex_unlock(&s->set_lock);
+	if (set)
+		__atomic_add_fetch(&set->refs, SET_INSTALLED, __ATOMIC_RELAXED);
+	word = __atomic_exchange_n(&s->set_word,
+		(uint64_t)(uintptr_t)set << SET_TAKEN_BITS, __ATOMIC_ACQ_REL);
+	old = set_of_word(word);
+	if (!old)
+		return;
+	__atomic_add_fetch(&old->refs, (int64_t)(word % SET_TAKEN_MAX) - SET_INSTALLED,
+		__ATOMIC_ACQ_REL);
 	packs_put(old);
 }
 
@@ -256,7 +304,7 @@ packs_get(struct store *s, struct pack_set **ret, struct err *e)
 
 	if (!set) {
 		pthread_mutex_lock(&s->change_lock);
-		if (!s->set)
+		if (!current(s))
 			r = load(s, e);
 		pthread_mutex_unlock(&s->change_lock);
 		if (r < 0)
@@ -306,7 +354,7 @@ filter_in(struct pack_set *set, const struct pack *p)
 static int
 add_locked(struct store *s, struct pack *p, bool known)
 {
-	const struct pack_set *old = s->set;
+	const struct pack_set *old = current(s);
 	struct pack_set *set = set_new(old->n + 1);
 	bool placed = false;
 
@@ -429,7 +477,7 @@ retire_some(struct store *s, struct pack *const *packs, size_t n,
 	int r = 0;
 
 	pthread_mutex_lock(&s->change_lock);
-	old = s->set;
+	old = current(s);
 	set = set_new(old->n);
 	if (!set)
 		r = err_sys(e, -ENOMEM, "packs");
@@ -585,9 +633,11 @@ packs_renew_filter(struct store *s, struct err *e)
 		filter_add(f, was->packs[i]);
 	if (f) {
 		pthread_mutex_lock(&s->change_lock);
-		set = set_new(s->set->n);
-		for (size_t i = 0, k = 0; set && i < s->set->n; i++) {
-			struct pack *p = s->set->packs[i];
+		const struct pack_set *now = current(s);
+
+		set = set_new(now->n);
+		for (size_t i = 0, k = 0; set && i < now->n; i++) {
+			struct pack *p = now->packs[i];
 
 			/* The others stand as they stood; this one is of a commit made
 			   meanwhile. */
@@ -670,7 +720,8 @@ store_is_damaged(struct store *s)
 	pthread_mutex_lock(&s->change_lock);
 	is = s->n_bad_packs != 0;
 	pthread_mutex_unlock(&s->change_lock);
-	is = is || __atomic_load_n(&s->has_missed, __ATOMIC_RELAXED);
+	is = is || __atomic_load_n(&s->has_missed, __ATOMIC_RELAXED) ||
+	     __atomic_load_n(&s->was_damaged, __ATOMIC_RELAXED);
 	for (size_t i = 0; !is && i < set->n; i++)
 		is = has_lost(set, set->packs[i]);
 	return is;

@@ -134,11 +134,11 @@ page(struct store *s, struct catalog_query *q, struct store_page *ret, struct er
 	return 0;
 }
 
-static int
-page_by_place(struct store *s, enum catalog_order order, const char *of,
-	const char *after, size_t limit, struct store_page *ret, struct err *e)
+int
+store_page_newest(struct store *s, const char *after, size_t limit, struct store_page *ret,
+	struct err *e)
 {
-	struct catalog_query q = {.order = order, .of = of, .limit = limit};
+	struct catalog_query q = {.order = CATALOG_NEWEST, .limit = limit};
 	char id[STORE_ID_MAX];
 	int r = 0;
 
@@ -150,24 +150,6 @@ page_by_place(struct store *s, enum catalog_order order, const char *of,
 		catalog_retry_damaged(s);
 	}
 	return r < 0 ? r : page(s, &q, ret, e);
-}
-
-int
-store_page_newest(struct store *s, const char *after, size_t limit, struct store_page *ret,
-	struct err *e)
-{
-	return page_by_place(s, CATALOG_NEWEST, NULL, after, limit, ret, e);
-}
-
-int
-store_page_children(struct store *s, const char *id, const char *after, size_t limit,
-	struct store_page *ret, struct err *e)
-{
-	struct store_hash ignored;
-
-	if (!hash_from_hex(id, &ignored))
-		return err_set(e, -ENOENT, "there is no commit %.64s", id);
-	return page_by_place(s, CATALOG_CHILDREN, id, after, limit, ret, e);
 }
 
 int

@@ -30,7 +30,7 @@ struct filter {
 
 /* The packs there are at one time, newest first. */
 struct pack_set {
-	unsigned refs; /* atomic */
+	int64_t refs; /* atomic */
 	unsigned n_filters;
 	struct filter *filters[FILTERS_MAX]; /* a chunk is in one of them, or nowhere */
 	size_t n;
@@ -68,9 +68,8 @@ struct store {
 	uint64_t deleted; /* atomic: commits, since the last gc that was finished */
 	uint64_t deleted_ms, gc_ms; /* atomic: when the last was deleted; the last end */
 
-	/* The packs; NULL until somebody needs them. The lock is for the pointer only. */
-	pthread_mutex_t set_lock;
-	struct pack_set *set; /* owned */
+	/* The packs (store_packs.c); 0 until somebody needs them. Owned. */
+	uint64_t set_word; /* atomic */
 	/* Called when there are new packs: tiers_poke(). */
 	void (*packs_changed)(struct store *s, const struct pack_set *set);
 	/* Whoever changes the set, or the names of packs' files. Held for moments, never
@@ -79,8 +78,14 @@ struct store {
 	char (*publishing)[STORE_ID_MAX]; /* owned */
 	size_t n_publishing;
 	bool has_missed;	    /* atomic: the last store_verify() missed chunks */
+	bool was_damaged;	    /* atomic: noted by an earlier process */
 	struct bad_pack *bad_packs; /* owned */
 	size_t n_bad_packs;
+
+	/* store_note.c */
+	pthread_mutex_t note_lock;
+	unsigned notes; /* bits by enum note */
+	uint64_t damage_seen;
 
 	/* Who merges, collects or repairs: one at a time. care_wanted (atomic): somebody
 	   waits for the lock, so the merges end. */
@@ -202,7 +207,22 @@ int gc_keep_tree(
  * -ENOMEM. */
 int gc_keep_deleted(struct store *s, const struct store_fields *f);
 bool gc_is_running(struct store *s);
+
+/* ---- store_note.c ---- */
+
+enum note { NOTE_DAMAGED, NOTE_GARBAGE };
+
+/* What an earlier process noted. */
+void notes_open(struct store *s);
+/* A chunk that is nowhere, or nowhere sound. */
+void note_damage(struct store *s);
+/* How often, so far. */
+uint64_t note_damage_seen(struct store *s);
+/* All was read and nothing is damaged, unless somebody met with damage since so often. */
+void note_sound(struct store *s, uint64_t seen);
+/* Commits that were deleted, and those of which a gc has removed what was theirs. */
 void gc_note_deleted(struct store *s, uint64_t n);
+void gc_note_collected(struct store *s, uint64_t n);
 
 /* ---- store_merge.c ---- */
 
@@ -210,10 +230,14 @@ void gc_note_deleted(struct store *s, uint64_t n);
 struct slices {
 	struct store *s;
 	const bool *cancel; /* atomic; NULL: never */
+	bool (*gone)(void *ctx); /* likewise, and asked once a slice */
+	void *ctx;
 	bool yields;	    /* ends also when somebody waits for care_lock */
 	uint64_t done;	    /* bytes of work in this slice */
 };
 
+/* Whether it is to end, but for those who wait. */
+bool slices_cancelled(const struct slices *sl);
 /* Some bytes of work were done, or will be: now and then this pauses. -ECANCELED: it is to end. */
 int slices_pass(struct slices *sl, uint64_t bytes, struct err *e);
 

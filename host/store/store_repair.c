@@ -22,6 +22,7 @@
 
 #include "common/cleanup.h"
 #include "common/io.h"
+#include "host/store/store_catalog.h"
 #include "host/store/store_names.h"
 #include "host/store/store_priv.h"
 
@@ -572,6 +573,9 @@ store_repair(struct store *s, store_damage_fn *fn, void *ctx, struct store_repai
 	struct repair rp = {.s = s};
 	int r;
 
+	r = catalog_recheck(s, e);
+	if (r < 0)
+		return r;
 	/* No gc, so no hold. */
 	care_begin(s);
 	r = chunk_reader_init(&rp.reader, s, e);

@@ -150,16 +150,6 @@ walk(struct walk *w, struct store *s, struct err *e)
 }
 
 int
-store_tree_each(struct store *s, const struct store_tree *t, store_page_fn *fn, void *ctx,
-	struct err *e)
-{
-	cleanup_walk struct walk w = {
-		.a = t, .end = tree_pages(t->length), .data = true, .fn = fn, .ctx = ctx};
-
-	return walk(&w, s, e);
-}
-
-int
 store_tree_diff(struct store *s, const struct store_tree *a, const struct store_tree *b,
 	store_page_fn *fn, void *ctx, struct err *e)
 {
@@ -214,26 +204,4 @@ store_tree_read(struct store *s, const struct store_tree *t, uint64_t first, uin
 			(unsigned long long)pages);
 	memset(buf, 0, n * STORE_PAGE);
 	return walk(&w, s, e);
-}
-
-int
-store_get_blob(struct store *s, const struct store_tree *t, uint64_t max, void **ret,
-	size_t *ret_len, struct err *e)
-{
-	cleanup_free void *buf = NULL;
-	int r;
-
-	if (t->length > max)
-		return err_set(e, -EFBIG,
-			"a content of %llu bytes where %llu are the most",
-			(unsigned long long)t->length, (unsigned long long)max);
-	buf = malloc(tree_pages(t->length) * STORE_PAGE + 1);
-	if (!buf)
-		return err_sys(e, -ENOMEM, "reading the store");
-	r = store_tree_read(s, t, 0, tree_pages(t->length), buf, e);
-	if (r < 0)
-		return r;
-	*ret = TAKE_PTR(buf);
-	*ret_len = (size_t)t->length;
-	return 0;
 }

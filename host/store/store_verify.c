@@ -289,6 +289,7 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 	struct store_verified *ret, struct err *e)
 {
 	struct verify v = {.s = s, .fn = fn, .ctx = ctx};
+	uint64_t seen = note_damage_seen(s);
 	int r;
 
 	if (id && !store_has_commit(s, id))
@@ -313,6 +314,8 @@ store_verify(struct store *s, const char *id, store_damage_fn *fn, void *ctx,
 	chunk_reader_done(&v.reader);
 	if (v.has_missed || (r == 0 && !id))
 		__atomic_store_n(&s->has_missed, v.has_missed, __ATOMIC_RELAXED);
+	if (r == 0 && !id && !v.sum.damages)
+		note_sound(s, seen);
 	if (r == 0 && ret)
 		*ret = v.sum;
 	return r;

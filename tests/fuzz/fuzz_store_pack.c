@@ -39,20 +39,28 @@ put_right(uint8_t *file, size_t size)
 	memcpy(file + size - sizeof(f), &f, sizeof(f));
 }
 
+struct seeing {
+	struct store *s;
+	const struct store_tree *t;
+	unsigned left;
+};
+
 static int
 see(void *ctx, uint64_t page, const void *data, struct err *e)
 {
-	unsigned *left = ctx;
+	struct seeing *seeing = ctx;
+	uint8_t bytes[STORE_PAGE];
 
-	(void)page;
 	(void)data;
 	(void)e;
-	return --*left == 0;
+	store_tree_read(seeing->s, seeing->t, page, 1, bytes, NULL);
+	return --seeing->left == 0;
 }
 
 static void
 read_all(struct store *s, struct pack *p)
 {
+	static const struct store_tree none;
 	struct chunk_reader c;
 	uint8_t bytes[CHUNK_MAX];
 
@@ -61,7 +69,7 @@ read_all(struct store *s, struct pack *p)
 		struct pack_entry en = p->index[i];
 		struct store_tree t = {en.hash, (i % 5 + 1) * 63 * STORE_PAGE + i};
 		struct store_hash is;
-		unsigned left = 200;
+		struct seeing seeing = {s, &t, 200};
 
 		must(en.offset + en.stored <= p->bytes);
 		must(pack_find(p, en.kind, &en.hash, true) == (int64_t)i);
@@ -70,7 +78,7 @@ read_all(struct store *s, struct pack *p)
 				chunk_len(en.kind), &is);
 			must(hash_equal(&is, &en.hash));
 		}
-		store_tree_each(s, &t, see, &left, NULL);
+		store_tree_diff(s, &none, &t, see, &seeing, NULL);
 	}
 	chunk_reader_done(&c);
 }
@@ -78,7 +86,7 @@ read_all(struct store *s, struct pack *p)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct store s = {.packs_fd = -1};
+	struct store s = {.packs_fd = -1, .root_fd = -1};
 	struct err e = {0};
 	struct pack *p;
 	uint8_t *file;
@@ -98,7 +106,6 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		close(fd);
 		return 0;
 	}
-	pthread_mutex_init(&s.set_lock, NULL);
 	must(packs_set_all(&s, &p, 1) == 0);
 	read_all(&s, p);
 	packs_done(&s);

@@ -19,7 +19,7 @@ commit_field() { # commit, expression over j
 }
 
 base_of() { # folder of a materialized image
-	sed -n 's/^[0-9]* [0-9]* [0-9]* -*[0-9]* //p' "$1/disk.base"
+	sed -n 's/^[0-9]* [0-9]* [0-9]* [0-9]* -*[0-9]* //p' "$1/disk.base"
 }
 
 known_bases() { # images whose content is in the store, and that are there
@@ -450,6 +450,9 @@ for pack in sys.argv[1:]:
 		[ -n "$stdout" ] || fail "no damage is named"
 		status_is 1 pando verify --format json
 		equal "the verdict" "$(printf '%s' "$stdout" | json 'j["sound"]')" False
+		# Of these packs only bytes are damaged, so that there is nothing to save them from.
+		status_is 1 pando verify --repair --format json
+		equal "what is saved" "$(printf '%s' "$stdout" | json 'j["chunks_saved"]')" 0
 		end_home
 	)
 }
@@ -617,6 +620,10 @@ commits_go_by_rule() {
 	status_is 0 pando prune -q
 	equal "what went" "$stdout" "$expired"
 	status_is 0 pando gc
+	status_is 0 pando gc --cancel
+	contains stderr "$stderr" "no gc is running"
+	status_is 0 pando verify --repair
+	contains stderr "$stderr" "0 chunks saved"
 	status_is 0 pando verify
 	status_is 0 pando run-commit rule -N rr --no-wait
 	wait_until "what rr says" console_says rr 'fork n=[0-9]* .*memory=ok disk=ok'

@@ -117,8 +117,8 @@ commit_values(const char *parent, const struct store_tree *base,
 	ok(store_commit(w, &f, ret_id, stats, &e));
 }
 
-static void
-note(void *ctx, const struct store_damage *d)
+void
+note_damage_of(void *ctx, const struct store_damage *d)
 {
 	(void)ctx;
 	if (n_damages < DAMAGES_MAX)
@@ -132,7 +132,7 @@ verify(const char *id)
 	struct store_verified sum;
 
 	n_damages = 0;
-	ok(store_verify(store, id, note, NULL, &sum, &e));
+	ok(store_verify(store, id, note_damage_of, NULL, &sum, &e));
 	assert_int_equal(sum.damages, n_damages);
 	return n_damages;
 }

@@ -50,6 +50,8 @@ void commit_values(const char *parent, const struct store_tree *base,
 #define DAMAGES_MAX 64
 extern struct store_damage damages[DAMAGES_MAX];
 extern size_t n_damages;
+/* Adds one. */
+void note_damage_of(void *ctx, const struct store_damage *d);
 /* Verifies all (NULL) or one; returns how many reports. */
 size_t verify(const char *id);
 void is_sound(void);

@@ -20,6 +20,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "host/commit/commits_priv.h"
+#include "host/store/store_priv.h"
 
 #define N 40u
 #define DAY_MS (86400ull * 1000)
@@ -371,6 +372,157 @@ labels_of_pandos_own_are_refused(void **state)
 	assert_non_null(strstr(e.msg, "pando's own"));
 }
 
+/*
+ * Care.
+ */
+
+static bool
+gone(void *ctx)
+{
+	(void)ctx;
+	return true;
+}
+
+static void *
+gc_in_a_thread(void *ctx)
+{
+	struct json_out o = {0};
+	struct err why;
+
+	*(int *)ctx = commits_gc(c, NULL, &o, &why);
+	json_out_done(&o);
+	return NULL;
+}
+
+/* As many as that run, or wait for what began before them. */
+static void
+wait_for_gcs(unsigned n)
+{
+	while (__atomic_load_n(&c->gcs, __ATOMIC_RELAXED) != n)
+		usleep(1000);
+}
+
+static struct store *
+the_store(void)
+{
+	struct store *s;
+
+	assert_int_equal(commits_store(c, &s, &e), 0);
+	return s;
+}
+
+static void
+gc_ends_when_it_is_cancelled_its_caller_goes_or_pandod_stops(void **state)
+{
+	struct store *s = the_store();
+	struct progress p = {.gone = gone};
+	pthread_t thread;
+	int r;
+
+	(void)state;
+	begin();
+	commits_gc_cancel(c, &out);
+	assert_string_equal(out.buf, "{\"cancelled\":0}");
+	store_hold(s); /* what a gc waits for */
+	pthread_create(&thread, NULL, gc_in_a_thread, &r);
+	wait_for_gcs(1);
+	begin();
+	commits_gc_cancel(c, &out);
+	assert_string_equal(out.buf, "{\"cancelled\":1}");
+	pthread_join(thread, NULL);
+	assert_int_equal(r, -ECANCELED);
+	begin();
+	assert_int_equal(commits_gc(c, &p, &out, &e), -ECANCELED);
+	pthread_create(&thread, NULL, gc_in_a_thread, &r);
+	wait_for_gcs(1);
+	__atomic_store_n(&t->stopping, true, __ATOMIC_RELAXED);
+	pthread_join(thread, NULL);
+	assert_int_equal(r, -ECANCELED);
+	__atomic_store_n(&t->stopping, false, __ATOMIC_RELAXED);
+	store_release(s);
+	begin();
+	read_answer(commits_gc(c, NULL, &out, &e));
+}
+
+static void
+gc_begins_on_its_own_when_it_is_due(void **state)
+{
+	struct store *s = the_store();
+	struct store_used before, after;
+
+	(void)state;
+	begin();
+	read_answer(commits_delete(c, ids[20], true, false, &out, &e));
+	assert_int_equal(store_usage(s, &before, &e), 0);
+	store_hold(s);
+	__atomic_store_n(&s->deleted_ms, 0, __ATOMIC_RELAXED); /* a while ago */
+	pthread_cond_signal(&c->care_changed);
+	wait_for_gcs(1);
+	/* And it can be cancelled; then it is not tried again at once. */
+	begin();
+	commits_gc_cancel(c, &out);
+	wait_for_gcs(0);
+	store_release(s);
+	__atomic_store_n(&s->gc_ms, 0, __ATOMIC_RELAXED);
+	while (__atomic_load_n(&s->deleted, __ATOMIC_RELAXED)) {
+		pthread_cond_signal(&c->care_changed);
+		usleep(10000);
+	}
+	assert_int_equal(store_usage(s, &after, &e), 0);
+	assert_true(after.bytes < before.bytes);
+	begin();
+	read_answer(commits_verify(c, NULL, &out, &e));
+	assert_non_null(strstr(out.buf, "\"sound\":true"));
+}
+
+/* A byte of the file's end, where a pack says what it is. */
+static void
+break_pack(void)
+{
+	char command[300];
+
+	snprintf(command, sizeof(command),
+		"f=$(ls %s/store/packs/*.pack | head -1); printf x | dd of=$f bs=1 seek=$(($(stat -c %%s $f) - 5)) conv=notrunc status=none",
+		home);
+	assert_int_equal(system(command), 0);
+}
+
+static void
+a_repair_saves_chunks_and_forgets_what_bases_were_read(void **state)
+{
+	struct db_base base = {.path = "/some/base", .size = STORE_PAGE}, *bases;
+	uint64_t saved = 0;
+	size_t n;
+
+	(void)state;
+	assert_int_equal(db_base_put(t->db, &base, &e), 0);
+	begin();
+	read_answer(commits_repair(c, NULL, &out, &e));
+	assert_non_null(strstr(out.buf, "\"sound\":true"));
+	assert_int_equal(db_bases(t->db, &bases, &n, &e), 0);
+	assert_int_equal(n, 1);
+	free(bases);
+	close_all();
+	break_pack();
+	open_all();
+	begin();
+	read_answer(commits_verify(c, NULL, &out, &e));
+	assert_non_null(strstr(out.buf, "\"sound\":false"));
+	begin();
+	read_answer(commits_repair(c, NULL, &out, &e));
+	assert_non_null(strstr(out.buf, "\"sound\":true,\"damaged\":0"));
+	assert_int_equal(json_u64(answer, json_get(answer, 0, "chunks_saved"), &saved), 0);
+	assert_true(saved > 0);
+	assert_int_equal(db_bases(t->db, &bases, &n, &e), 0);
+	assert_int_equal(n, 0);
+	free(bases);
+	begin();
+	read_answer(commits_gc(c, NULL, &out, &e));
+	begin();
+	read_answer(commits_verify(c, NULL, &out, &e));
+	assert_non_null(strstr(out.buf, "\"sound\":true"));
+}
+
 static void
 deletion_refuses_what_has_children_and_takes_pruned_ones_along(void **state)
 {
@@ -495,6 +647,9 @@ main(void)
 		TEST(what_a_call_works_with_stays),
 		TEST(what_is_going_is_run_by_nobody),
 		TEST(labels_of_pandos_own_are_refused),
+		TEST(gc_ends_when_it_is_cancelled_its_caller_goes_or_pandod_stops),
+		TEST(gc_begins_on_its_own_when_it_is_due),
+		TEST(a_repair_saves_chunks_and_forgets_what_bases_were_read),
 		TEST(deletion_refuses_what_has_children_and_takes_pruned_ones_along),
 		TEST(a_prune_that_is_killed_is_done_by_the_next),
 		TEST(a_vm_of_a_pruned_commit_goes_on_from_its_place_in_the_history),

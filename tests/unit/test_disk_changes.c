@@ -119,13 +119,18 @@ the_map_says_what_the_replay_says(void **state)
 	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 1);
 	assert_int_equal(disk_changes_open(flat, disk.length, &d, &e), 1);
 	assert_string_equal(d.base_path, base_path);
+	assert_int_equal(d.blocks, 31);
 	snprintf(data, sizeof(data), "%s/disk.data", flat);
 	snprintf(index, sizeof(index), "%s/disk.index", flat);
 	ok(blockmap_init(&replayed, BLOCKS / 256, &e));
 	ok(blockmap_init(&mapped, BLOCKS / 256, &e));
 	ok(blockmap_replay(&replayed, &chain, NULL, &e));
 	ok(blockmap_map(&mapped, d.map_fd, &e));
-	assert_memory_equal(replayed.entries, mapped.entries, BLOCKS * sizeof(uint64_t));
+	/* In a VMM zeroes keep no place in a segment of somebody else's. */
+	for (uint32_t i = 0; i < BLOCKS; i++)
+		assert_int_equal(mapped.entries[i], replayed.entries[i] & BLOCKMAP_ZERO
+							    ? BLOCKMAP_ZERO
+							    : replayed.entries[i]);
 	blockmap_done(&replayed);
 	blockmap_done(&mapped);
 	/* Longer than the disk, and none at all. */

@@ -456,6 +456,14 @@ routes_of_commits(void **state)
 	assert_int_equal(r.call, CALL_TAG_PUT);
 	assert_int_equal(request_route("POST", "/v1/tags/t", &r, &e), -EOPNOTSUPP);
 	assert_int_equal(request_route("POST", "/v1/gc", &r, &e), 0);
+	assert_int_equal(request_route("DELETE", "/v1/gc", &r, &e), 0);
+	assert_int_equal(r.call, CALL_GC_CANCEL);
+	assert_int_equal(request_route("POST", "/v1/verify", &r, &e), 0);
+	assert_false(r.repair);
+	assert_int_equal(request_route("POST", "/v1/verify?repair=1", &r, &e), 0);
+	assert_true(r.call == CALL_VERIFY_ALL && r.repair);
+	assert_int_equal(
+		request_route("POST", "/v1/commits/a/verify?repair=1", &r, &e), -EINVAL);
 	assert_int_equal(request_route("GET", "/v1/commits", &r, &e), 0);
 	assert_int_equal(r.limit, REQUEST_LIMIT_MAX);
 	assert_string_equal(r.cursor, "");
@@ -539,7 +547,8 @@ find_row(const char *line, struct described *rows, size_t n)
 	} words[] = {{"recursive=", QUERY_RECURSIVE}, {"dry_run=", QUERY_DRY_RUN},
 		{"memory=", QUERY_MEMORY}, {"label=", QUERY_LABEL}, {"with=", QUERY_WITH},
 		{"files=", QUERY_FILES}, {"after=", QUERY_AFTER}, {"wait=", QUERY_WAIT},
-		{"busy_timeout_ms=", QUERY_BUSY}, {"limit=", QUERY_PAGE}};
+		{"busy_timeout_ms=", QUERY_BUSY}, {"limit=", QUERY_PAGE},
+		{"repair=", QUERY_REPAIR}};
 	char method[8], target[200], path[200];
 	size_t len = 0, path_len;
 	unsigned query = 0;

@@ -45,8 +45,7 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	struct store_manifest *m;
 	struct store_writer *w;
 	struct store_stats stats;
-	size_t len;
-	void *blob;
+	uint8_t state_page[STORE_PAGE];
 
 	(void)state;
 	some_values(1000);
@@ -75,12 +74,9 @@ a_commit_reads_back_as_it_was_also_in_a_copy_of_the_folder(void **state)
 	has_values(&m->f.disk, values, 64);
 	values[3] = other[3];
 	has_values(&m->f.memory, values, MANY);
-	ok(store_get_blob(store, &m->f.state, 100, &blob, &len, &e));
-	assert_int_equal(len, 18);
-	assert_memory_equal(blob, "registers and such", 18);
-	free(blob);
-	refused(store_get_blob(store, &m->f.state, 17, &blob, &len, &e), -EFBIG,
-		"18 bytes");
+	assert_int_equal(m->f.state.length, 18);
+	ok(store_tree_read(store, &m->f.state, 0, 1, state_page, &e));
+	assert_memory_equal(state_page, "registers and such", 19);
 	store_manifest_free(m);
 	is_sound();
 }
@@ -246,12 +242,10 @@ a_content_of_any_length_is_kept_to_the_byte(void **state)
 {
 	static const uint64_t lengths[] = {
 		0, 1, 4095, 4096, 4097, 262144, 262145, 700001};
-	uint8_t *data = malloc(700001);
+	uint8_t *data = malloc(700001), *got = malloc(700001 + STORE_PAGE);
 	struct store_fields f = {.created_ms = 1};
 	char id[STORE_ID_MAX];
 	struct store_writer *w;
-	size_t len;
-	void *blob;
 
 	(void)state;
 	for (size_t i = 0; i < 700001; i++)
@@ -260,12 +254,12 @@ a_content_of_any_length_is_kept_to_the_byte(void **state)
 		ok(store_begin(store, &w, &e));
 		ok(store_put_blob(w, data, lengths[i], &f.state, &e));
 		ok(store_commit(w, &f, id, NULL, &e));
-		ok(store_get_blob(store, &f.state, UINT64_MAX, &blob, &len, &e));
-		assert_int_equal(len, lengths[i]);
-		assert_memory_equal(blob, data, len);
-		free(blob);
+		assert_int_equal(f.state.length, lengths[i]);
+		ok(store_tree_read(store, &f.state, 0, (lengths[i] + 4095) / 4096, got, &e));
+		assert_memory_equal(got, data, lengths[i]);
 	}
 	free(data);
+	free(got);
 	is_sound();
 }
 
@@ -296,7 +290,6 @@ reads_of_ranges_are_those_pages_and_not_beyond_the_end(void **state)
 
 struct seen {
 	uint64_t n, last;
-	const uint32_t *values;
 	uint8_t hit[MANY];
 };
 
@@ -304,14 +297,10 @@ static int
 see(void *ctx, uint64_t page, const void *data, struct err *err)
 {
 	struct seen *s = ctx;
-	uint8_t expect[STORE_PAGE];
 
 	(void)err;
 	assert_true(page < MANY && (!s->n || page > s->last));
-	if (data) {
-		fill(expect, s->values[page]);
-		assert_memory_equal(data, expect, STORE_PAGE);
-	}
+	assert_null(data);
 	s->hit[page] = 1;
 	s->last = page;
 	s->n++;
@@ -319,11 +308,11 @@ see(void *ctx, uint64_t page, const void *data, struct err *err)
 }
 
 static void
-each_calls_for_the_pages_that_are_not_zero_and_diff_for_those_that_differ(void **state)
+a_diff_calls_for_the_pages_that_differ(void **state)
 {
 	static struct seen seen;
 	char a[STORE_ID_MAX], b[STORE_ID_MAX];
-	struct store_tree ta, tb;
+	struct store_tree ta, tb, none = {.length = 0};
 
 	(void)state;
 	some_values(20);
@@ -336,8 +325,7 @@ each_calls_for_the_pages_that_are_not_zero_and_diff_for_those_that_differ(void *
 	commit_values(NULL, NULL, NULL, other, 4200, b, NULL);
 	ta = memory_of(a);
 	tb = memory_of(b);
-	seen.values = values;
-	ok(store_tree_each(store, &ta, see, &seen, &e));
+	ok(store_tree_diff(store, &none, &ta, see, &seen, &e));
 	for (uint32_t i = 0; i < MANY; i++)
 		assert_int_equal(seen.hit[i], values[i] != 0);
 	for (int turn = 0; turn < 2; turn++) {
@@ -355,8 +343,7 @@ each_calls_for_the_pages_that_are_not_zero_and_diff_for_those_that_differ(void *
 	values[4321] = 8;
 	commit_values(NULL, NULL, NULL, values, MANY, a, NULL);
 	ta = memory_of(a);
-	seen.values = values;
-	assert_int_equal(store_tree_each(store, &ta, see, &seen, &e), 7);
+	assert_int_equal(store_tree_diff(store, &none, &ta, see, &seen, &e), 7);
 	assert_int_equal(seen.last, 4321);
 }
 
@@ -514,26 +501,22 @@ tags_are_made_moved_listed_and_deleted(void **state)
 }
 
 static void
-lists_are_newest_first_and_know_children(void **state)
+lists_are_newest_first(void **state)
 {
 	char ids[5][STORE_ID_MAX];
-	struct store_list l;
+	struct store_page l;
 
 	(void)state;
 	values[0] = 1;
 	for (int i = 0; i < 5; i++)
 		commit_values(i ? ids[i < 3 ? 0 : 2] : NULL, NULL, NULL, values, 1,
 			ids[i], NULL);
-	ok(store_list(store, &l, &e));
+	ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 	assert_int_equal(l.n, 5);
 	assert_int_equal(l.damaged, 0);
 	for (int i = 0; i < 5; i++)
-		assert_string_equal(l.items[i]->id, ids[4 - i]);
-	store_list_done(&l);
-	ok(store_children(store, ids[0], &l, &e));
-	assert_int_equal(l.n, 2);
-	assert_string_equal(l.items[0]->id, ids[2]);
-	store_list_done(&l);
+		assert_string_equal(l.v[i].m->id, ids[4 - i]);
+	store_page_done(&l);
 }
 
 static void
@@ -541,7 +524,7 @@ a_parent_is_deleted_only_with_its_descendants(void **state)
 {
 	char ids[5][STORE_ID_MAX], name[16];
 	struct store_ids gone;
-	struct store_list l;
+	struct store_page l;
 	struct store_used used;
 
 	(void)state;
@@ -566,9 +549,9 @@ a_parent_is_deleted_only_with_its_descendants(void **state)
 	ok(store_delete(store, ids[2], STORE_DELETE_RECURSIVE, &gone, &e));
 	assert_int_equal(gone.n, 3);
 	store_ids_done(&gone);
-	ok(store_list(store, &l, &e));
+	ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 	assert_int_equal(l.n, 2);
-	store_list_done(&l);
+	store_page_done(&l);
 	ok(store_usage(store, &used, &e));
 	assert_int_equal(used.tags, 1);
 	refused(store_delete(store, ids[2], 0, NULL, &e), -ENOENT, "no commit");
@@ -974,12 +957,12 @@ main(void)
 		STORE_TEST(a_content_of_any_length_is_kept_to_the_byte),
 		STORE_TEST(reads_of_ranges_are_those_pages_and_not_beyond_the_end),
 		STORE_TEST(
-			each_calls_for_the_pages_that_are_not_zero_and_diff_for_those_that_differ),
+			a_diff_calls_for_the_pages_that_differ),
 		STORE_TEST(a_file_gets_the_content_with_holes_or_only_what_differs),
 		STORE_TEST(a_file_of_a_damaged_content_is_refused_and_the_page_named),
 		STORE_TEST(a_commit_is_found_by_id_tag_and_unique_prefix),
 		STORE_TEST(tags_are_made_moved_listed_and_deleted),
-		STORE_TEST(lists_are_newest_first_and_know_children),
+		STORE_TEST(lists_are_newest_first),
 		STORE_TEST(a_parent_is_deleted_only_with_its_descendants),
 		STORE_TEST(fields_that_cannot_be_are_refused_and_leave_nothing),
 		STORE_TEST(an_aborted_commit_leaves_no_file),

@@ -2,6 +2,7 @@
  * to it, and whenever its process was killed. Pruned commits, too. */
 #include "tests/unit/store_help.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -65,6 +66,62 @@ file_of(const char *id, const char *suffix)
 	return there(name);
 }
 
+/* All manifests as their files are, the newest first: what lists are compared with. */
+struct manifests {
+	struct store_manifest **items; /* owned */
+	size_t n, damaged;
+};
+
+static int
+newest_first(const void *pa, const void *pb)
+{
+	const struct store_manifest *a = *(struct store_manifest *const *)pa;
+	const struct store_manifest *b = *(struct store_manifest *const *)pb;
+
+	if (a->f.created_ms != b->f.created_ms)
+		return a->f.created_ms < b->f.created_ms ? 1 : -1;
+	return strcmp(a->id, b->id);
+}
+
+static void
+manifests_read(struct manifests *l)
+{
+	char path[256], id[STORE_ID_MAX];
+	struct dirent *entry;
+	DIR *d;
+
+	*l = (struct manifests){.items = calloc(1000, sizeof(*l->items))};
+	path_of("commits", path, sizeof(path));
+	d = opendir(path);
+	assert_non_null(d);
+	while ((entry = readdir(d))) {
+		int r;
+
+		if (strlen(entry->d_name) != STORE_HEX + 5 ||
+			strcmp(entry->d_name + STORE_HEX, ".json") != 0)
+			continue;
+		memcpy(id, entry->d_name, STORE_HEX);
+		id[STORE_HEX] = '\0';
+		assert_true(l->n < 1000);
+		r = store_load(store, id, &l->items[l->n], &e);
+		if (r == -EBADMSG)
+			l->damaged++;
+		else
+			ok(r);
+		l->n += r == 0;
+	}
+	closedir(d);
+	qsort(l->items, l->n, sizeof(*l->items), newest_first);
+}
+
+static void
+manifests_done(struct manifests *l)
+{
+	while (l->n)
+		store_manifest_free(l->items[--l->n]);
+	free(l->items);
+}
+
 /* All pages of the list against all manifests, tags against their files, and histories. */
 static void
 says_what_the_files_say(void)
@@ -73,9 +130,9 @@ says_what_the_files_say(void)
 	struct store_tag *tags, *rows;
 	size_t n_tags, n_rows, at = 0;
 	struct store_used used;
-	struct store_list l;
+	struct manifests l;
 
-	ok(store_list(store, &l, &e));
+	manifests_read(&l);
 	do {
 		struct store_page p;
 
@@ -104,7 +161,7 @@ says_what_the_files_say(void)
 	assert_int_equal(at, l.n);
 	ok(store_usage(store, &used, &e));
 	assert_int_equal(used.commits, l.n + l.damaged);
-	store_list_done(&l);
+	manifests_done(&l);
 	ok(store_tags(store, &tags, &n_tags, &e));
 	ok(store_tags_page(store, NULL, 1000, &rows, &n_rows, &e));
 	assert_int_equal(n_rows, n_tags);
@@ -135,9 +192,7 @@ sql(const char *text)
 static void
 lists_are_pages_newest_first(void **state)
 {
-	char after[STORE_CURSOR_MAX] = "";
 	struct store_page p;
-	unsigned seen = 0;
 
 	(void)state;
 	chain(25);
@@ -145,17 +200,6 @@ lists_are_pages_newest_first(void **state)
 	for (unsigned i = 25; i < 40; i++)
 		make(ids[3], 5000, 200 + i, "at once", ids[i]);
 	says_what_the_files_say();
-	for (;;) {
-		ok(store_page_children(store, ids[3], after, 4, &p, &e));
-		for (size_t i = 0; i < p.n; i++)
-			assert_string_equal(p.v[i].m->f.parent, ids[3]);
-		seen += p.n;
-		memcpy(after, p.next, sizeof(after));
-		store_page_done(&p);
-		if (!after[0])
-			break;
-	}
-	assert_int_equal(seen, 16);
 	refused(store_page_newest(store, "x", 5, &p, &e), -EINVAL, "cursor");
 	refused(store_page_newest(store, "12.abc", 5, &p, &e), -EINVAL, "cursor");
 	refused(store_page_newest(store, "", 0, &p, &e), -EINVAL, "1 to 1000");
@@ -459,6 +503,167 @@ files_that_others_put_there_meanwhile_are_seen(void **state)
 	says_what_the_files_say();
 }
 
+static bool
+dies(const char *fault, void (*work)(void))
+{
+	int status;
+	pid_t pid;
+
+	store_close(store);
+	store = NULL;
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		fault_arm(fault);
+		if (store_open(store_path, &store, &e))
+			_exit(10);
+		work();
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (!WIFSIGNALED(status))
+		assert_int_equal(WEXITSTATUS(status), 0);
+	ok(store_open(store_path, &store, &e));
+	return WIFSIGNALED(status);
+}
+
+static void
+nothing(void)
+{
+}
+
+/* Takes a commit's file away or brings it back, and lets its folder's time be what it was:
+ * who does not compare cannot see it. */
+static void
+move_unseen(const char *id, bool away)
+{
+	char commits[256], from[400], to[400];
+	struct timespec times[2];
+	struct stat st;
+
+	path_of("commits", commits, sizeof(commits));
+	assert_int_equal(stat(commits, &st), 0);
+	times[0] = st.st_atim;
+	times[1] = st.st_mtim;
+	snprintf(from, sizeof(from), "%s/%s.json", commits, id);
+	snprintf(to, sizeof(to), "%s/elsewhere", folder);
+	assert_int_equal(rename(away ? from : to, away ? to : from), 0);
+	assert_int_equal(utimensat(AT_FDCWD, commits, times, 0), 0);
+}
+
+static size_t
+listed(void)
+{
+	struct store_page p;
+	size_t n;
+
+	ok(store_page_newest(store, NULL, 100, &p, &e));
+	n = p.n;
+	store_page_done(&p);
+	return n;
+}
+
+static uint64_t
+counted(void)
+{
+	struct store_used used;
+
+	ok(store_usage(store, &used, &e));
+	return used.commits;
+}
+
+static void
+close_it(void)
+{
+	usleep(30000); /* beyond a tick of the clock by which folders are stamped */
+	store_close(store);
+	store = NULL;
+}
+
+static void
+a_store_that_was_closed_is_not_compared_again_until_somebody_was_at_it(void **state)
+{
+	char path[300], command[700];
+
+	(void)state;
+	chain(6);
+	ok(store_tag_set(store, "tag", ids[1], false, &e));
+	close_it();
+	assert_true(there("catalog.stamp"));
+	move_unseen(ids[5], true);
+	ok(store_open(store_path, &store, &e));
+	assert_false(there("catalog.stamp"));
+	assert_int_equal(counted(), 6);
+	/* What it gives is right even so: each row is compared with its file. */
+	assert_int_equal(listed(), 5);
+	make(ids[4], 7000, 70, "goes on", ids[10]);
+	move_unseen(ids[5], false);
+	close_it();
+	path_of("catalog.stamp", path, sizeof(path));
+	assert_int_equal(unlink(path), 0);
+	ok(store_open(store_path, &store, &e));
+	says_what_the_files_say();
+	close_it();
+	assert_true(there("catalog.stamp"));
+	/* Tags are looked at in any case: they may be written to in their place. */
+	path_of("tags/tag", path, sizeof(path));
+	snprintf(command, sizeof(command), "echo %s >%s", ids[2], path);
+	assert_int_equal(system(command), 0);
+	ok(store_open(store_path, &store, &e));
+	says_what_the_files_say();
+	close_it();
+	assert_true(there("catalog.stamp"));
+	path_of("commits/new", path, sizeof(path));
+	move_unseen(ids[5], true);
+	ok(io_write_file_atomic(path, "", 0, 0600, &e));
+	ok(store_open(store_path, &store, &e));
+	assert_int_equal(counted(), 6);
+	assert_int_equal(unlink(path), 0);
+	move_unseen(ids[5], false);
+}
+
+static void
+without_a_good_stamp_it_is_compared(void **state)
+{
+	static const char *const commands[] = {
+		"rm $s/catalog.stamp",
+		"truncate -s -1 $s/catalog.stamp",
+		"sed -i 's/ 6 / 7 /' $s/catalog.stamp",
+		": >$s/catalog.stamp",
+		"rm $s/catalog.stamp; mkdir $s/catalog.stamp",
+		"rm $s/catalog.stamp; mkfifo $s/catalog.stamp",
+		"touch $s/catalog.db",
+		"mv $s/catalog.db $s/x; cp -p $s/x $s/catalog.db",
+		"cp -rp $s $s.x; rm -r $s; mv $s.x $s",
+		NULL, /* a kill */
+	};
+	char command[400];
+
+	(void)state;
+	chain(6);
+	for (unsigned i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+		close_it();
+		assert_true(there("catalog.stamp"));
+		move_unseen(ids[5], true);
+		if (commands[i]) {
+			snprintf(command, sizeof(command), "s=%s; %s", store_path, commands[i]);
+			assert_int_equal(system(command), 0);
+			ok(store_open(store_path, &store, &e));
+		} else {
+			assert_true(dies("store.catalog-opening", nothing));
+		}
+		if (counted() != 5)
+			fail_msg("after %s it is not compared", commands[i] ? commands[i] : "a kill");
+		snprintf(command, sizeof(command), "rm -rf %s/catalog.stamp", store_path);
+		store_close(store);
+		store = NULL;
+		assert_int_equal(system(command), 0);
+		move_unseen(ids[5], false);
+		ok(store_open(store_path, &store, &e));
+		assert_int_equal(counted(), 6);
+	}
+}
+
 static void
 a_manifest_damaged_meanwhile_is_reported_and_one_mended_is_listed(void **state)
 {
@@ -668,35 +873,6 @@ the_same_commit_made_again_is_held(void **state)
 /*
  * Kills.
  */
-
-static bool
-dies(const char *fault, void (*work)(void))
-{
-	int status;
-	pid_t pid;
-
-	store_close(store);
-	store = NULL;
-	pid = fork();
-	assert_true(pid >= 0);
-	if (pid == 0) {
-		fault_arm(fault);
-		if (store_open(store_path, &store, &e))
-			_exit(10);
-		work();
-		_exit(0);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	if (!WIFSIGNALED(status))
-		assert_int_equal(WEXITSTATUS(status), 0);
-	ok(store_open(store_path, &store, &e));
-	return WIFSIGNALED(status);
-}
-
-static void
-nothing(void)
-{
-}
 
 static void
 work_commit(void)
@@ -910,6 +1086,8 @@ main(void)
 		STORE_TEST(a_catalogue_with_flipped_bytes_says_nothing_false),
 		STORE_TEST(files_that_came_and_went_are_reconciled),
 		STORE_TEST(files_that_others_put_there_meanwhile_are_seen),
+		STORE_TEST(a_store_that_was_closed_is_not_compared_again_until_somebody_was_at_it),
+		STORE_TEST(without_a_good_stamp_it_is_compared),
 		STORE_TEST(a_manifest_damaged_meanwhile_is_reported_and_one_mended_is_listed),
 		STORE_TEST(a_catalogue_that_cannot_grow_is_kept_in_memory),
 		STORE_TEST(a_long_message_is_cut_between_characters),

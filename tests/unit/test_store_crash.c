@@ -123,7 +123,7 @@ a_commit_killed_at_any_point_is_there_wholly_or_not_at_all(void **state)
 	(void)state;
 	for (unsigned i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
 		struct store_manifest *m;
-		struct store_list l;
+		struct store_page l;
 		char id[STORE_ID_MAX];
 
 		teardown_store(NULL);
@@ -131,10 +131,10 @@ a_commit_killed_at_any_point_is_there_wholly_or_not_at_all(void **state)
 		prepare();
 		assert_true(dies(points[i].fault, commit_work));
 		no_temp_files();
-		ok(store_list(store, &l, &e));
+		ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 		assert_int_equal(l.n, points[i].there ? 2 : 1);
 		assert_int_equal(l.damaged, 0);
-		store_list_done(&l);
+		store_page_done(&l);
 		is_sound();
 		first_is_whole();
 		/* And it can be done again, whatever lies there. */
@@ -206,18 +206,18 @@ a_delete_killed_at_any_point_leaves_a_smaller_tree(void **state)
 	(void)state;
 	for (unsigned i = 0; i < 4; i++) {
 		char id[STORE_ID_MAX];
-		struct store_list l;
+		struct store_page l;
 
 		teardown_store(NULL);
 		setup_store(NULL);
 		prepare();
 		assert_int_equal(second_commit(id), 0);
 		assert_true(dies(points[i], delete_work));
-		ok(store_list(store, &l, &e));
+		ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 		assert_int_equal(l.n, left[i]);
 		if (l.n == 1)
-			assert_string_equal(l.items[0]->id, first);
-		store_list_done(&l);
+			assert_string_equal(l.v[0].m->id, first);
+		store_page_done(&l);
 		is_sound();
 	}
 }
@@ -364,7 +364,7 @@ static void
 a_full_disk_is_an_error_and_leaves_nothing(void **state)
 {
 	char id[STORE_ID_MAX], mount_at[128];
-	struct store_list l;
+	struct store_page l;
 	unsigned failed = 0;
 
 	(void)state;
@@ -402,9 +402,9 @@ a_full_disk_is_an_error_and_leaves_nothing(void **state)
 		is_sound();
 	}
 	assert_true(failed > 2);
-	ok(store_list(store, &l, &e));
+	ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 	assert_int_equal(l.n, 7 - failed);
-	store_list_done(&l);
+	store_page_done(&l);
 	first_is_whole();
 	/* Deleting and collecting need no room. */
 	ok(store_delete(store, first, 0, NULL, &e));

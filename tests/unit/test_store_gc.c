@@ -583,6 +583,132 @@ a_store_that_lost_chunks_knows_it(void **state)
 	assert_false(store_is_damaged(store));
 }
 
+/* Deleted, damaged: it is known to the next process that has the store open. */
+static void
+a_store_that_lost_chunks_knows_it_after_a_restart(void **state)
+{
+	uint8_t page[STORE_PAGE];
+	char id[STORE_ID_MAX], path[256];
+	struct store_tree t;
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, id, NULL);
+	t = memory_of(id);
+	pack_path(0, path, sizeof(path));
+	flip(path, 100);
+	/* A reader meets with it. */
+	for (uint64_t i = 0; i < PAGES; i++)
+		store_tree_read(store, &t, i, 1, page, &e);
+	assert_true(store_is_damaged(store));
+	for (unsigned i = 0; i < 2; i++) {
+		reopen();
+		assert_true(store_is_damaged(store));
+	}
+	assert_true(verify(NULL) > 0);
+	reopen();
+	assert_true(store_is_damaged(store));
+	flip(path, 100);
+	assert_true(store_is_damaged(store)); /* until all was read */
+	is_sound();
+	assert_false(store_is_damaged(store));
+	reopen();
+	assert_false(store_is_damaged(store));
+	/* Stored again before the store is closed: there is nothing to remember. */
+	flip(path, 100);
+	assert_true(verify(NULL) > 0);
+	commit_values(NULL, NULL, NULL, values, PAGES, id, NULL);
+	reopen();
+	assert_false(store_is_damaged(store));
+}
+
+static void
+gc_is_due_after_a_restart_too(void **state)
+{
+	char id[STORE_ID_MAX];
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, id, NULL);
+	ok(store_delete(store, id, 0, NULL, &e));
+	reopen();
+	assert_false(store_gc_is_due(store));
+	store->deleted_ms -= STORE_GC_QUIET_MS;
+	assert_true(store_gc_is_due(store));
+	ok(store_gc(store, NULL, 0, NULL, &e));
+	reopen();
+	store->deleted_ms -= STORE_GC_QUIET_MS;
+	assert_false(store_gc_is_due(store));
+}
+
+/* Two packs have the same chunks, and in the newer one some have rotted: gc reads what is
+ * there twice, and keeps what is sound. */
+static void
+gc_keeps_the_sound_one_of_two_copies(void **state)
+{
+	char a[STORE_ID_MAX], b[STORE_ID_MAX], first[256], aside[300], second[256];
+	struct store_freed freed;
+	struct store_tree t;
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, a, NULL);
+	pack_path(0, first, sizeof(first));
+	store_close(store);
+	store = NULL;
+	snprintf(aside, sizeof(aside), "%s/aside", folder);
+	assert_int_equal(rename(first, aside), 0);
+	ok(store_open(store_path, &store, &e));
+	memcpy(other, values, sizeof(other));
+	other[PAGES - 1] = 77777;
+	commit_values(NULL, NULL, NULL, other, PAGES, b, NULL);
+	pack_path(0, second, sizeof(second));
+	store_close(store);
+	store = NULL;
+	/* In some pages, and in the middle, where nodes are. */
+	for (unsigned i = 1; i < 8; i++)
+		flip(second, file_size(second) * i / 8);
+	assert_int_equal(rename(aside, first), 0);
+	ok(store_open(store_path, &store, &e));
+	ok(store_delete(store, a, 0, NULL, &e));
+	ok(store_gc(store, NULL, 0, &freed, &e));
+	assert_int_equal(count_files("packs"), 2);
+	t = memory_of(b);
+	has_values(&t, other, PAGES);
+	is_sound();
+	/* Where all are sound one of them is enough. */
+	commit_values(NULL, NULL, NULL, values, PAGES, a, NULL);
+	ok(store_delete(store, b, 0, NULL, &e));
+	ok(store_gc(store, NULL, 0, &freed, &e));
+	is_sound();
+}
+
+static bool
+has_gone(void *ctx)
+{
+	return __atomic_load_n((bool *)ctx, __ATOMIC_RELAXED);
+}
+
+static void
+a_gc_whose_caller_has_gone_ends(void **state)
+{
+	bool gone = true;
+	const struct store_gc_how how = {.gone = has_gone, .ctx = &gone};
+	char id[STORE_ID_MAX];
+
+	(void)state;
+	some_values(100);
+	commit_values(NULL, NULL, NULL, values, PAGES, id, NULL);
+	store_hold(store);
+	ok(store_delete(store, id, 0, NULL, &e));
+	/* It would wait for ever: this thread has the hold that it waits for. */
+	refused(store_gc_run(store, &how, NULL, &e), -ECANCELED, "cancelled");
+	store_release(store);
+	gone = false;
+	ok(store_gc_run(store, &how, NULL, &e));
+	assert_int_equal(count_files("packs"), 0);
+}
+
 static void
 gc_is_due_when_commits_were_pruned(void **state)
 {
@@ -614,6 +740,10 @@ main(void)
 		STORE_TEST(a_content_that_repeats_is_walked_once),
 		STORE_TEST(roots_are_asked_for_and_stay),
 		STORE_TEST(gc_waits_for_what_began_before_and_nobody_for_it),
+		STORE_TEST(a_store_that_lost_chunks_knows_it_after_a_restart),
+		STORE_TEST(gc_is_due_after_a_restart_too),
+		STORE_TEST(gc_keeps_the_sound_one_of_two_copies),
+		STORE_TEST(a_gc_whose_caller_has_gone_ends),
 		STORE_TEST(a_gc_that_waits_can_be_cancelled_and_the_next_waits_on),
 		STORE_TEST(a_cancelled_gc_loses_nothing),
 		STORE_TEST(gc_where_nothing_can_be_written_removes_what_is_dead),

@@ -382,7 +382,7 @@ static void
 files_that_are_no_files_are_not_opened(void **state)
 {
 	char path[300], other[STORE_ID_MAX];
-	struct store_list l;
+	struct store_page l;
 	struct store_manifest *m;
 
 	(void)state;
@@ -402,10 +402,10 @@ files_that_are_no_files_are_not_opened(void **state)
 	snprintf(path, sizeof(path), "%s/tags/folder", store_path);
 	assert_int_equal(mkdir(path, 0700), 0);
 	reopen();
-	ok(store_list(store, &l, &e));
+	ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 	assert_int_equal(l.n, 1);
 	assert_int_equal(l.damaged, 2);
-	store_list_done(&l);
+	store_page_done(&l);
 	refused(store_load(store, "aaaaaaaaaa", &m, &e), -EBADMSG, "damaged");
 	refused(store_load(store, "fifo", &m, &e), -EBADMSG, "tag \"fifo\" is damaged");
 	assert_int_equal(verify(NULL), 2 + 2 + 1 + 2);
@@ -439,7 +439,7 @@ an_edited_manifest_is_refused_by_name(void **state)
 {
 	char path[256], *text, name[16];
 	struct store_manifest *m;
-	struct store_list l;
+	struct store_page l;
 	size_t len;
 
 	(void)state;
@@ -454,10 +454,10 @@ an_edited_manifest_is_refused_by_name(void **state)
 				 : 0,
 			0600, &e));
 		refused(store_load(store, id, &m, &e), -EBADMSG, name);
-		ok(store_list(store, &l, &e));
+		ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 		assert_int_equal(l.n, 0);
 		assert_int_equal(l.damaged, 1);
-		store_list_done(&l);
+		store_page_done(&l);
 		assert_int_equal(verify(NULL), 1);
 		assert_int_equal(damages[0].kind, STORE_DAMAGE_MANIFEST);
 		refused(store_gc(store, NULL, 0, NULL, &e), -EBADMSG, name);

@@ -212,7 +212,7 @@ do_diff(void)
 static void
 check_all(void)
 {
-	struct store_list l;
+	struct store_page l;
 	struct store_tag *tags;
 	size_t n = 0, tagged = 0, n_tags;
 
@@ -232,9 +232,9 @@ check_all(void)
 			assert_string_equal(got, model[i].id);
 		}
 	}
-	ok(store_list(store, &l, &e));
+	ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 	assert_int_equal(l.n, n);
-	store_list_done(&l);
+	store_page_done(&l);
 	ok(store_tags(store, &tags, &n_tags, &e));
 	assert_int_equal(n_tags, tagged);
 	free(tags);
@@ -533,7 +533,7 @@ verify_main(void *arg)
 static void
 check_shared(void)
 {
-	struct store_list l;
+	struct store_page l;
 	size_t n = 0;
 
 	for (unsigned i = 0; i < SHARED_MAX; i++) {
@@ -546,9 +546,9 @@ check_shared(void)
 		has_values(&m->f.memory, shared[i].values, SHARED_PAGES);
 		store_manifest_free(m);
 	}
-	ok(store_list(store, &l, &e));
+	ok(store_page_newest(store, NULL, STORE_PAGE_MAX, &l, &e));
 	assert_int_equal(l.n, n);
-	store_list_done(&l);
+	store_page_done(&l);
 	is_sound();
 }
 

@@ -244,25 +244,31 @@ static void
 look_history(const char *name, const char *commit)
 {
 	struct client_points points = {0};
+	char after[sizeof(points.next)] = "";
+	bool has = commit[0];
 	struct err e;
-	int r = client_history(m.client, name, &points, NULL, &e);
 
-	if (!commit[0]) {
-		if (r != -ENOENT)
-			differ("the history of %s, which has none: %d", name, r);
-		return;
-	}
-	if (r < 0)
-		differ("the history of %s: %s", name, e.msg);
-	for (size_t i = 0; i < points.n; i++) {
-		if (strcmp(points.v[i].id, commit) != 0)
-			differ("the history of %s has %.12s, not %.12s", name,
-				points.v[i].id, commit);
-		commit = commit_by_id(commit)->parent;
-	}
+	do {
+		int r = client_points_page(m.client, name, after, 0, &points, NULL, &e);
+
+		if (!has) {
+			if (r != -ENOENT)
+				differ("the history of %s, which has none: %d", name, r);
+			return;
+		}
+		if (r < 0)
+			differ("the history of %s: %s", name, e.msg);
+		for (size_t i = 0; i < points.n; i++) {
+			if (strcmp(points.v[i].id, commit) != 0)
+				differ("the history of %s has %.12s, not %.12s", name,
+					points.v[i].id, commit);
+			commit = commit_by_id(commit)->parent;
+		}
+		memcpy(after, points.next, sizeof(after));
+		client_points_done(&points);
+	} while (after[0]);
 	if (commit[0])
 		differ("the history of %s ends before %.12s", name, commit);
-	client_points_done(&points);
 }
 
 static void

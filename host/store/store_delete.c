@@ -1,4 +1,4 @@
-/* Commits, many at once: lists, children, deletion, usage. */
+/* Commits, many at once: deletion, pruning, usage. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -14,114 +14,11 @@
 #define NAMES_SHOWN 8u /* in a sentence */
 
 static void
-cleanup_list_fn(struct store_list *l)
-{
-	store_list_done(l);
-}
-#define cleanup_list __attribute__((cleanup(cleanup_list_fn)))
-
-static void
 cleanup_ids_fn(struct store_ids *l)
 {
 	store_ids_done(l);
 }
 #define cleanup_ids __attribute__((cleanup(cleanup_ids_fn)))
-
-struct listing {
-	struct store *s;
-	struct store_list *list;
-};
-
-static int
-list_one(void *ctx, const char *name, struct err *e)
-{
-	struct listing *l = ctx;
-	struct store_manifest **bigger, *m;
-	struct store_hash ignored;
-	struct err why = {0};
-	int r;
-
-	if (!hash_from_hex(name, &ignored))
-		return 0;
-	r = store_load_id(l->s, name, &m, &why);
-	if (r == -ENOENT)
-		return 0; /* deleted meanwhile */
-	if (r == -EBADMSG) {
-		if (!l->list->damaged++)
-			l->list->first_damage = why;
-		return 0;
-	}
-	if (r < 0)
-		return err_set(e, r, "%s", why.msg);
-	bigger = reallocarray(l->list->items, l->list->n + 1, sizeof(*bigger));
-	if (!bigger) {
-		store_manifest_free(m);
-		return err_sys(e, -ENOMEM, "commits");
-	}
-	l->list->items = bigger;
-	bigger[l->list->n++] = m;
-	return 0;
-}
-
-static int
-newest_first(const void *pa, const void *pb)
-{
-	const struct store_manifest *a = *(struct store_manifest *const *)pa;
-	const struct store_manifest *b = *(struct store_manifest *const *)pb;
-
-	if (a->f.created_ms != b->f.created_ms)
-		return a->f.created_ms < b->f.created_ms ? 1 : -1;
-	return strcmp(a->id, b->id);
-}
-
-int
-store_list(struct store *s, struct store_list *ret, struct err *e)
-{
-	cleanup_list struct store_list l = {0};
-	struct listing ctx = {s, &l};
-	int r = store_each_name(s->commits_fd, MANIFEST_SUFFIX, list_one, &ctx, e);
-
-	if (r < 0)
-		return r;
-	if (l.n)
-		qsort(l.items, l.n, sizeof(*l.items), newest_first);
-	*ret = l;
-	l = (struct store_list){0};
-	return 0;
-}
-
-int
-store_children(struct store *s, const char *id, struct store_list *ret, struct err *e)
-{
-	cleanup_list struct store_list l = {0};
-	struct listing ctx = {s, &l};
-	char after[STORE_CURSOR_MAX] = "";
-	int r = 0;
-
-	do {
-		struct store_page p = {0};
-
-		r = store_page_children(s, id, after, STORE_PAGE_MAX, &p, e);
-		for (size_t i = 0; r == 0 && i < p.n; i++)
-			r = list_one(&ctx, p.v[i].m->id, e);
-		memcpy(after, p.next, sizeof(after));
-		store_page_done(&p);
-	} while (r == 0 && after[0]);
-	if (r < 0)
-		return r;
-	*ret = l;
-	l = (struct store_list){0};
-	return 0;
-}
-
-void
-store_list_done(struct store_list *l)
-{
-	for (size_t i = 0; i < l->n; i++)
-		store_manifest_free(l->items[i]);
-	free(l->items);
-	*l = (struct store_list){0};
-}
 
 void
 store_ids_done(struct store_ids *l)
