@@ -11,4 +11,4 @@ pandovm_PKGS := sqlite3 libsystemd
 pandovm_SRCS :=
 
 include $(addprefix host/,$(addsuffix /module.mk,\
-	agent vmmproc scope store vm commit commit/fsdiff api pandod testvm ssh cli))
+	agent vmmproc scope store fill vm commit commit/fsdiff api pandod testvm ssh cli))

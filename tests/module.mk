@@ -146,12 +146,13 @@ tree_model_PKGS := libcurl
 $(B)/tests/tree_model: | $(TINY)
 
 # They drive VMs through pandod's own code.
-BENCHES_OF_VMS := bench_spawn bench_branch bench_commit bench_reset
+BENCHES_OF_VMS := bench_spawn bench_restore bench_reset bench_branch bench_commit
 BENCHES += $(BENCHES_OF_VMS)
 bench_spawn_SRCS := tests/bench/bench_spawn.c tests/bench/floor.c
 bench_reset_SRCS := tests/bench/bench_reset.c tests/bench/floor.c
 bench_branch_SRCS := tests/bench/bench_branch.c tests/bench/bare.c
 bench_commit_SRCS := tests/bench/bench_commit.c
+bench_restore_SRCS := tests/bench/bench_restore.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/must.c tests/bench/sample.c tests/kvm/console_line.c
 $(1)_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common

@@ -108,6 +108,8 @@ read_disk(struct blk *blk, uint64_t offset, struct virtq_cursor *c, uint64_t len
 		if (entry & BLOCKMAP_ZERO) {
 			virtq_zero(c, (size_t)n);
 			r = 0;
+		} else if (segment >= (int)blk->n_segments) {
+			r = -EIO; /* of a map that was handed in */
 		} else if (segment < 0) {
 			r = read_base(blk, offset, c, n);
 		} else {
@@ -774,6 +776,22 @@ blk_check_attach(uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FD
 			disk_mib, BLOCKMAP_DISK_MIB_MAX);
 	r = check_base(base_fd, disk_mib, &base_bytes, e);
 	return r ? r : blk_check_segment(seg, e);
+}
+
+int
+blk_attach_below(
+	struct blk *blk, int data_fd, int map_fd, uint64_t blocks, struct err *e)
+{
+	int r = blockmap_map(&blk->map, map_fd, e);
+
+	if (r)
+		return r;
+	blk->segments[1] = blk->segments[0];
+	blk->segments[0] = (struct blk_segment){.data_fd = data_fd, .index_fd = -1};
+	blk->n_segments = 2;
+	blk->own = 1;
+	blk->live[0] = blocks;
+	return 0;
 }
 
 int

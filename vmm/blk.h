@@ -220,10 +220,18 @@ int blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 int blk_check_attach(uint64_t disk_mib, int base_fd, const int seg[static VMM_SEG_FDS],
 	struct err *e);
 /* No disk any more: base, segments and block map go, unsynced. blk_attach() comes next. The
- * vCPUs are parked, no I/O is under way but a flush, which keeps what it uses. Closing takes a microsecond each: the descriptors are
- * the caller's, who closes them when the guest runs. Returns how many. */
+ * vCPUs are parked, no I/O is under way but a flush, which keeps what it uses. Closing takes a
+ * microsecond each: the descriptors are the caller's, who closes them when the guest runs. Returns
+ * how many. */
 #define BLK_FDS_MAX (2 * BLK_SEGMENTS_MAX + 3)
 unsigned blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX]);
+/* Right after blk_attach(): a segment that others wrote comes to lie between the base and
+ * the own one. data_fd is taken over on success; map_fd is only mapped: a block map whose
+ * entries are the base's, of the chain's first segment, or zeroes, as long as the disk or
+ * shorter. It is believed, but an entry of any other segment fails the read of that block.
+ * blocks: how many of them are the segment's. */
+int blk_attach_below(
+	struct blk *blk, int data_fd, int map_fd, uint64_t blocks, struct err *e);
 /* Closes and unmaps everything. */
 void blk_destroy(struct blk *blk);
 

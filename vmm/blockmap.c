@@ -79,6 +79,24 @@ blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e)
 	return r;
 }
 
+int
+blockmap_map(struct blockmap *map, int fd, struct err *e)
+{
+	struct stat st;
+
+	if (fstat(fd, &st))
+		return err_sys(e, -errno, "a block map's file");
+	if (!S_ISREG(st.st_mode) || st.st_size <= 0 || st.st_size % 4096 ||
+		(uint64_t)st.st_size > map->n_blocks * sizeof(uint64_t))
+		return err_set(e, -EINVAL, "a block map of %lld bytes for %" PRIu64 " blocks",
+			(long long)st.st_size, map->n_blocks);
+	if (mmap(map->entries, (size_t)st.st_size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_FIXED, fd, 0) == MAP_FAILED)
+		return err_sys(e, -errno, "mapping a block map");
+	map->on_file = true;
+	return 0;
+}
+
 void
 blockmap_done(struct blockmap *map)
 {
@@ -95,9 +113,15 @@ blockmap_clear(struct blockmap *map)
 
 	if (!bytes)
 		return;
-	/* The entries must not outlive this, whatever the kernel says. */
-	if (madvise(map->entries, bytes, MADV_DONTNEED))
+	/* The entries must not outlive this, whatever the kernel says. Those of a file would come
+	 * back if only what was written over them were dropped. */
+	if (map->on_file ? mmap(map->entries, bytes, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
+				   MAP_FAILED
+			 : madvise(map->entries, bytes, MADV_DONTNEED) < 0)
 		memset(map->entries, 0, bytes);
+	else
+		map->on_file = false;
 	map->n_blocks = 0;
 }
 

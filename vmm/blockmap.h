@@ -51,6 +51,7 @@ struct blockmap {
 	/* Owned: a bit for each BLOCKMAP_GROUP blocks of which a replay wrote one; NULL: nobody
 	 * asked. */
 	uint8_t *touched;
+	bool on_file; /* the first entries are a file's that nobody wrote over (blockmap_map()) */
 };
 #define BLOCKMAP_GROUP 512u
 
@@ -63,6 +64,9 @@ int blockmap_init(struct blockmap *map, uint64_t disk_mib, struct err *e);
 void blockmap_done(struct blockmap *map);
 /* No blocks, as blockmap_reserve() left it; what was usable of the mapping stays so. */
 void blockmap_clear(struct blockmap *map);
+/* The entries of a file lie in the place of the first ones, copied when they are written: as
+ * many as the file has, whole pages of them, and no more than the disk's. */
+int blockmap_map(struct blockmap *map, int fd, struct err *e);
 /* After blockmap_init(), before a replay: that blockmap_next() shall know. */
 int blockmap_note_touched(struct blockmap *map, struct err *e);
 /* The first block from `block` on that may not be the base's; n_blocks: there is none. A large

@@ -321,6 +321,20 @@ request_len(uint16_t type, size_t *ret_fds)
 	}
 }
 
+/* Waits until all of the memory is there. false: it never will be, and the VM ends; fds are closed. */
+static bool
+is_filled(struct vm *vm, const int fds[], size_t n_fds)
+{
+	struct err e;
+
+	if (!vm->fill.is_on || fill_wait(&vm->fill, &vm->mem, &e) == 0)
+		return true;
+	for (size_t i = 0; i < n_fds; i++)
+		close(fds[i]);
+	ending_tell(vm, VMM_EXIT_HOST_FAULT, "%s", e.msg);
+	return false;
+}
+
 /* One message. Returns true when this process is now another VM. */
 static bool
 handle_control(struct vm *vm)
@@ -350,6 +364,9 @@ handle_control(struct vm *vm)
 	close_window(vm);
 	switch (req.hdr.type) {
 	case VMM_FORK:
+		/* A fork has no userfaultfd, and so would take what is missing for zeroes. */
+		if (!is_filled(vm, fds, n_fds))
+			return false;
 		return fork_vm(vm, &req.fork, fds) == FORK_CHILD;
 	case VMM_PAUSE:
 		pause_vm(vm, req.hdr.seq);
@@ -391,6 +408,9 @@ handle_control(struct vm *vm)
 		limit_disk(vm, &req.disk_limits);
 		break;
 	case VMM_RESET:
+		/* What it lies on then is another file's, or all there. */
+		if (!is_filled(vm, fds, n_fds))
+			return false;
 		reset_vm(vm, &req.reset, fds);
 		break;
 	case VMM_MERGED:
@@ -426,14 +446,15 @@ finish(struct vm *vm)
 	bool is_fault;
 	struct err e;
 
-	if (!vm->is_parked)
+	/* A vCPU may wait for memory that never comes, in the midst of a disk's request. */
+	if (!vm->is_parked && !vm->fill.has_failed)
 		vm_stop(vm);
 	tell_panic(vm);
 	m.reason = vm->end_reason;
 	is_fault = vm->end_reason == VMM_EXIT_GUEST_FAULT ||
 		   vm->end_reason == VMM_EXIT_HOST_FAULT ||
 		   vm->end_reason == VMM_EXIT_PANIC;
-	if (blk_flush(&vm->blk, &e) < 0)
+	if (!vm->fill.has_failed && blk_flush(&vm->blk, &e) < 0)
 		log_err("the disk may have lost its last writes: %s", e.msg);
 	log_line(is_fault ? LOG_LEVEL_ERR : LOG_LEVEL_INFO, "ends: %s", vm->end_msg);
 	memcpy(m.msg, vm->end_msg, sizeof(m.msg));

@@ -216,9 +216,9 @@ begin(struct err *e)
 		struct vmm_restore restore;
 	} m;
 	enum {
-		FDS = VMM_BOOT_FD_COUNT > (int)VMM_RESTORE_FD_COUNT
+		FDS = VMM_BOOT_FD_COUNT > (int)VMM_RESTORE_FD_MAX
 			      ? VMM_BOOT_FD_COUNT
-			      : (int)VMM_RESTORE_FD_COUNT
+			      : (int)VMM_RESTORE_FD_MAX
 	};
 	int fds[FDS];
 	size_t n_fds = FDS;

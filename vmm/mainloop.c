@@ -15,7 +15,7 @@
 #define EVENTS_MAX 32
 
 /* Bit 63 is vsock's (VSOCK_TOKEN). */
-enum token { TOKEN_CONTROL = 1, TOKEN_LISTEN, TOKEN_EVENT, TOKEN_VSOCK_KICK };
+enum token { TOKEN_CONTROL = 1, TOKEN_LISTEN, TOKEN_EVENT, TOKEN_VSOCK_KICK, TOKEN_FILL };
 
 static int
 loop_ctl(struct vm *vm, int op, int fd, uint32_t events, uint64_t token)
@@ -76,6 +76,25 @@ mainloop_make(struct vm *vm, struct err *e)
 	return 0;
 }
 
+int
+mainloop_watch_fill(struct vm *vm, struct err *e)
+{
+	int r = !vm->fill.is_on ? 0
+				: loop_ctl(vm, EPOLL_CTL_ADD, vm->fill.sock_fd, EPOLLIN,
+					  TOKEN_FILL);
+
+	return r < 0 ? err_sys(e, r, "epoll_ctl") : 0;
+}
+
+static void
+hear_fill(struct vm *vm)
+{
+	struct err e;
+
+	if (fill_event(&vm->fill, &vm->mem, &e) < 0)
+		ending_tell(vm, VMM_EXIT_HOST_FAULT, "%s", e.msg);
+}
+
 void
 mainloop_drop_peer(struct vm *vm, const char *why)
 {
@@ -131,6 +150,9 @@ dispatch(struct vm *vm, const struct epoll_event *ev)
 		return false;
 	case TOKEN_EVENT:
 		drain(vm->event_fd);
+		return false;
+	case TOKEN_FILL:
+		hear_fill(vm);
 		return false;
 	case TOKEN_VSOCK_KICK:
 		drain(vm->vsock_kick_fd);

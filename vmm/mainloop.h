@@ -28,6 +28,8 @@ struct mainloop_above {
 /* Makes epoll_fd, event_fd and vsock_kick_fd, and puts control_fd and listen_fd (already
  * there) into the loop. */
 int mainloop_make(struct vm *vm, struct err *e);
+/* A restored VM whose memory is still filled ends when it cannot be. No-op for others. */
+int mainloop_watch_fill(struct vm *vm, struct err *e);
 /* For the vsock device of this VM. */
 struct vsock_loop mainloop_vsock(struct vm *vm);
 

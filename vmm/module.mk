@@ -48,6 +48,7 @@ vmmcore_SRCS := \
 	vmm/mappings.c \
 	vmm/track.c \
 	vmm/giveback.c \
+	vmm/fill.c \
 	vmm/steps.c \
 	vmm/disk_thread.c \
 	vmm/mainloop.c \

@@ -45,12 +45,12 @@ static uint8_t blob[VMM_STATE_BLOB_MAX] __attribute__((aligned(64)));
 /* One restore in a process. */
 static struct job {
 	struct vmm_restore msg;
-	int fds[VMM_RESTORE_FD_COUNT]; /* owned; -1 once handed on */
+	int fds[VMM_RESTORE_FD_MAX]; /* owned; -1 once handed on */
 	struct steps steps;
 	int r; /* of what vCPU 0's thread did, with its sentence */
 	struct err e;
-} the_job = {.fds = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}};
-_Static_assert(VMM_RESTORE_FD_COUNT == 12, "as many as are -1 above");
+} the_job = {.fds = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}};
+_Static_assert(VMM_RESTORE_FD_MAX == 16, "as many as are -1 above");
 
 /* vm_start_vcpus_parked()'s. */
 #define PREWARMED_EPOCH 1u
@@ -81,11 +81,12 @@ restore_check_prepare(
 int
 restore_check(const struct vmm_restore *m, size_t len, size_t n_fds, struct err *e)
 {
-	if (len != sizeof(*m) || n_fds != VMM_RESTORE_FD_COUNT)
+	if (len != sizeof(*m) || n_fds != vmm_restore_fds(m->flags))
 		return err_set(e, -EPROTO,
 			"VMM_RESTORE came with %zu bytes and %zu descriptors, not %zu and %d",
 			len, n_fds, sizeof(*m), VMM_RESTORE_FD_COUNT);
-	if (m->flags & ~VMM_RESTORE_HAS_BASE)
+	if (m->flags & ~(VMM_RESTORE_HAS_BASE | VMM_RESTORE_HAS_CHANGES |
+			       VMM_RESTORE_IS_FILLED))
 		return err_set(e, -EINVAL, "unknown flags 0x%x", m->flags);
 	if (!memchr(m->name, 0, sizeof(m->name)))
 		return err_set(e, -EINVAL, "the name is not terminated");
@@ -227,6 +228,14 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 	if ((r = guest_mem_map_image(&vm->mem, fds[VMM_RESTORE_FD_MEMORY], e)) < 0)
 		return r;
 	steps_add(steps, "map");
+	if (m->flags & VMM_RESTORE_IS_FILLED) {
+		r = fill_begin(&vm->fill, &vm->mem, fds[VMM_RESTORE_FD_UFFD],
+			fds[VMM_RESTORE_FD_FILL], e);
+		if (r < 0)
+			return r;
+		fds[VMM_RESTORE_FD_FILL] = -1;
+		steps_add(steps, "fill");
+	}
 	if ((r = read_state(vm, m, fds[VMM_RESTORE_FD_STATE], &s, e)) < 0)
 		return r;
 	steps_add(steps, "read");
@@ -234,6 +243,12 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 		return r;
 	r = blk_attach(&vm->blk, m->disk_mib, has_base ? fds[VMM_RESTORE_FD_BASE] : -1,
 		fds + VMM_RESTORE_FD_SEG, e);
+	if (r == 0 && (m->flags & VMM_RESTORE_HAS_CHANGES)) {
+		r = blk_attach_below(&vm->blk, fds[VMM_RESTORE_FD_CHANGES],
+			fds[VMM_RESTORE_FD_MAP], m->changed_blocks, e);
+		if (r == 0)
+			fds[VMM_RESTORE_FD_CHANGES] = -1;
+	}
 	if (r < 0)
 		return err_wrap(e, r, "disk");
 	for (unsigned i = 0; i < VMM_SEG_FDS; i++)
@@ -263,7 +278,7 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 static void
 close_all(int *fds)
 {
-	for (size_t i = 0; i < VMM_RESTORE_FD_COUNT; i++)
+	for (size_t i = 0; i < VMM_RESTORE_FD_MAX; i++)
 		if (fds[i] >= 0)
 			close(TAKE_FD(fds[i]));
 }
@@ -313,6 +328,8 @@ settle(struct vm *vm, struct job *job, int r, struct err *e)
 	io_set_nonblock(vm->listen_fd, 1);
 	io_set_nonblock(vm->control_fd, 1);
 	close_all(fds);
+	if (r == 0)
+		r = mainloop_watch_fill(vm, e);
 	if (r < 0)
 		return err_wrap(e, r, "restore");
 	steps_add(&job->steps, "log");
@@ -331,7 +348,7 @@ restore_run(struct vm *vm, const struct vmm_restore *m, int fds[], uint64_t bega
 	int r;
 
 	the_job.msg = *m;
-	for (size_t i = 0; i < VMM_RESTORE_FD_COUNT; i++)
+	for (size_t i = 0; i < vmm_restore_fds(m->flags); i++)
 		the_job.fds[i] = TAKE_FD(fds[i]);
 	r = take(vm, &the_job, began_ns, e);
 	return settle(vm, &the_job, r, e);
@@ -346,7 +363,7 @@ receive(struct vm *vm, struct job *job, uint64_t *ret_began_ns, struct err *e)
 		struct vmm_restore restore;
 		uint8_t bytes[sizeof(struct vmm_restore) + 1];
 	} m;
-	size_t n_fds = VMM_RESTORE_FD_COUNT;
+	size_t n_fds = VMM_RESTORE_FD_MAX;
 	ssize_t n = io_recv_fds(vm->control_fd, &m, sizeof(m), job->fds, &n_fds, 0);
 	int r;
 
@@ -355,7 +372,7 @@ receive(struct vm *vm, struct job *job, uint64_t *ret_began_ns, struct err *e)
 		_exit(0); /* not needed after all */
 	if (n < 0)
 		return err_sys(e, (int)n, "waiting for VMM_RESTORE");
-	for (size_t i = n_fds; i < VMM_RESTORE_FD_COUNT; i++)
+	for (size_t i = n_fds; i < VMM_RESTORE_FD_MAX; i++)
 		job->fds[i] = -1;
 	if ((size_t)n < sizeof(m.hdr) || m.hdr.version != VMM_WIRE_VERSION ||
 		m.hdr.len != (size_t)n)

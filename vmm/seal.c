@@ -22,6 +22,7 @@
 #include "common/log.h"
 #include "common/userns.h"
 #include "vmm/blk.h"
+#include "vmm/fill.h"
 #include "vmm/kvm.h"
 #include "vmm/track.h"
 #include "vmm/vsock.h"
@@ -319,6 +320,9 @@ add_arg_rules(scmp_filter_ctx ctx)
 	for (size_t i = 0; i < track_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
 		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
 			masked(1, 0xffffffffu, track_ioctl_numbers[i]));
+	for (size_t i = 0; i < fill_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
+		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
+			masked(1, 0xffffffffu, fill_ioctl_numbers[i]));
 	/* clone3's flags lie in memory, where a filter cannot look: glibc falls back to
 	 * clone. */
 	if (r == 0 && !UNDER_SANITIZER)

@@ -29,6 +29,7 @@
 #include "vmm/blk.h"
 #include "vmm/boot.h"
 #include "vmm/disk_thread.h"
+#include "vmm/fill.h"
 #include "vmm/ged.h"
 #include "vmm/ioapic.h"
 #include "vmm/kvm.h"
@@ -63,6 +64,7 @@ struct vm {
 	uint8_t generation[16];
 
 	struct guest_mem mem;
+	struct fill fill;   /* its pages that are not there yet */
 	struct track track; /* its changed pages */
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
 	int vm_fd;  /* owned; -1: none (a frozen fork) */

@@ -309,14 +309,23 @@ enum vmm_restore_fd {
 	VMM_RESTORE_FD_STATE,  /* state blob, read-only */
 	VMM_RESTORE_FD_MEMORY, /* memory image, read-only, exactly mem_mib; never written
 				   again */
-	VMM_RESTORE_FD_BASE,   /* the disk as one materialized image, read-only; see
-				   VMM_RESTORE_HAS_BASE */
+	VMM_RESTORE_FD_BASE,   /* the disk as one materialized image, or what lies below the
+				   changes, read-only; see VMM_RESTORE_HAS_BASE */
 	VMM_RESTORE_FD_SEG,    /* this VM's own segment */
 	VMM_RESTORE_FD_SEG_END = VMM_RESTORE_FD_SEG + VMM_SEG_FDS - 1,
 	VMM_RESTORE_FD_KVM, /* /dev/kvm; a pre-warmed VMM has it: /dev/null will do */
 	VMM_RESTORE_FD_COUNT,
+	/* Only with one of the flags below; of the other one any descriptor stands here. */
+	VMM_RESTORE_FD_CHANGES = VMM_RESTORE_FD_COUNT, /* data of a segment, read-only */
+	VMM_RESTORE_FD_MAP, /* the block map over it (vmm/blockmap.h), read-only: an entry
+			       for each block of the commit's disk */
+	VMM_RESTORE_FD_FILL, /* SOCK_SEQPACKET to pando-fill (common/wire/fill_wire.h) */
+	VMM_RESTORE_FD_UFFD, /* /dev/userfaultfd */
+	VMM_RESTORE_FD_MAX,
 };
 #define VMM_RESTORE_HAS_BASE 1u /* clear: /dev/null in its place, the disk is zeroes */
+#define VMM_RESTORE_HAS_CHANGES 2u /* the first segment of the chain lies below the own one */
+#define VMM_RESTORE_IS_FILLED 4u   /* the memory image, a memfd, is not all there yet */
 
 struct vmm_restore {
 	struct vmm_hdr hdr;
@@ -325,12 +334,23 @@ struct vmm_restore {
 		disk_mib; /* as the blob's or more: then the guest is told that it grew */
 	uint64_t blob_bytes;
 	uint32_t vcpus; /* as the blob's */
-	uint32_t flags; /* VMM_RESTORE_HAS_BASE */
+	uint32_t flags; /* VMM_RESTORE_* */
+	uint64_t changed_blocks; /* with VMM_RESTORE_HAS_CHANGES: entries of the map that are
+				    the segment's */
 	uint8_t generation[16];
 	char name[VMM_NAME_MAX];
 };
 _Static_assert(
-	sizeof(struct vmm_restore) == 16 + 24 + 8 + 16 + VMM_NAME_MAX, "wire format");
+	sizeof(struct vmm_restore) == 16 + 24 + 8 + 8 + 16 + VMM_NAME_MAX, "wire format");
+
+/* How many descriptors come with it. */
+static inline unsigned
+vmm_restore_fds(uint32_t flags)
+{
+	return flags & (VMM_RESTORE_HAS_CHANGES | VMM_RESTORE_IS_FILLED)
+		       ? VMM_RESTORE_FD_MAX
+		       : VMM_RESTORE_FD_COUNT;
+}
 
 /*
  * Reset: a VM that runs or is paused goes back to a commit of its own shape, in the same process

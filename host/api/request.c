@@ -352,12 +352,22 @@ static const struct member branch_members[] = {
 	MEMBERS_END,
 };
 
+static const struct member spawn_members[] = {
+	MEMBER(branch_request, "env", read_env, env),
+	MEMBER(branch_request, "count", read_count, count),
+	MEMBER(branch_request, "alias", read_alias, alias),
+	MEMBER(branch_request, "labels", read_labels, labels),
+	MEMBER(branch_request, "wait", read_flag, wait),
+	MEMBER(branch_request, "full", read_flag, full),
+	MEMBERS_END,
+};
+
 static int
-read_branch(const char *what, const char *body, size_t len, struct branch_request *ret,
-	struct err *e)
+read_branch(const char *what, const struct member *members, const char *body, size_t len,
+	struct branch_request *ret, struct err *e)
 {
 	struct branch_request q = {.count = 1, .wait = true};
-	int r = read_body(what, branch_members, body, len, &q, e);
+	int r = read_body(what, members, body, len, &q, e);
 
 	if (r < 0) {
 		env_done(&q.env);
@@ -381,13 +391,14 @@ read_branch(const char *what, const char *body, size_t len, struct branch_reques
 int
 request_branch(const char *body, size_t len, struct branch_request *ret, struct err *e)
 {
-	return read_branch("POST /v1/vms/{vm}/branch", body, len, ret, e);
+	return read_branch("POST /v1/vms/{vm}/branch", branch_members, body, len, ret, e);
 }
 
 int
 request_spawn(const char *body, size_t len, struct branch_request *ret, struct err *e)
 {
-	return read_branch("POST /v1/commits/{commit}/run", body, len, ret, e);
+	return read_branch(
+		"POST /v1/commits/{commit}/run", spawn_members, body, len, ret, e);
 }
 
 static int

@@ -61,6 +61,28 @@ judge_dirty_pages(struct doctor *d, const struct kvm_probe *p)
 	}
 }
 
+/* What the first VM of a commit waits for (vmm/fill.h). */
+static void
+check_restores(struct doctor *d)
+{
+	cleanup_close int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	struct doctor_finding *f;
+
+	if (fd >= 0) {
+		doctor_find(d, "restores", DOCTOR_OK,
+			"VMs of a commit start before all of their memory is there (/dev/userfaultfd)");
+		return;
+	}
+	f = doctor_find(d, "restores", DOCTOR_NOTE,
+		"the first VM of a commit waits until all of its memory was read: /dev/userfaultfd: %s",
+		strerror(errno));
+	if (errno == EACCES || errno == EPERM)
+		doctor_mend(f,
+			"let your user open it: `sudo setfacl -m u:$USER:rw /dev/userfaultfd`, and for good the udev rule KERNEL==\"userfaultfd\", GROUP=\"kvm\", MODE=\"0660\"");
+	else
+		doctor_mend(f, "use Linux 6.1 or later, with CONFIG_USERFAULTFD");
+}
+
 static void
 judge_probe(struct doctor *d, const struct kvm_probe *p)
 {
@@ -548,6 +570,7 @@ void
 doctor_check_all(struct doctor *d)
 {
 	doctor_check_kvm(d);
+	check_restores(d);
 	check_nested(d);
 	check_nx_huge_pages(d);
 	check_cgroup(d);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "host/cli/env_option.h"
 #include "host/cli/pick.h"
@@ -52,6 +53,12 @@ fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *
 			break;
 		case FAN_NO_WAIT:
 			ret->spec.no_wait = true;
+			break;
+		case FAN_WAIT_FOR:
+			if (strcmp(s->arg, "full") != 0)
+				r = err_set(e, -EINVAL,
+					"--wait-for takes \"full\", not \"%.64s\"", s->arg);
+			ret->spec.full = true;
 			break;
 		case OPT_WORD:
 			if (ret->name)

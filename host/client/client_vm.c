@@ -389,6 +389,8 @@ client_branch_body(const struct client_branch *spec, struct json_out *o, struct 
 	client_put_labels(o, spec->labels, spec->n_labels);
 	put_env(o, spec->env);
 	json_out_bool(o, "wait", !spec->no_wait);
+	if (spec->full)
+		json_out_bool(o, "full", true);
 	return client_body_end(o, e);
 }
 

@@ -10,6 +10,8 @@
 #include <pthread.h>
 
 #include "host/commit/commits.h"
+#include "host/commit/disk_changes.h"
+#include "host/commit/fill.h"
 #include "host/store/store.h"
 #include "host/vm/tree_priv.h"
 
@@ -113,24 +115,29 @@ bool commit_is_used(const struct commits *c, const char *id);
 bool label_get(const char *labels, const char *name, char *dst, size_t cap);
 
 /*
- * materialize.c: <home>/flat/<commit>/{memory,disk,state}, what a commit is as files that can be
- * mapped. Made by the first who needs them; kept as long as a VM lives on them, and then
+ * materialize.c: <home>/flat/<commit>/, what a commit is as files that can be mapped. Made by the first who needs them; kept as long as a VM lives on them, and then
  * until the room is wanted.
  */
 struct materialized_image {
 	struct materialized *entry; /* borrowed; NULL: none */
+	char folder[PATHS_MAX];
 	char disk_path[PATHS_MAX];
-	int memory_fd, disk_fd, state_fd; /* owned; read-only */
+	int memory_fd, disk_fd, state_fd; /* owned; read-only; disk_fd -1: see below */
+	struct disk_changes changes; /* without a base_fd: the disk is the one file */
+	struct fill *fill; /* owned, a reference: memory_fd is not all there; NULL: it is */
 	uint64_t state_bytes;
 };
 #define MATERIALIZED_IMAGE_INIT \
 	{ \
-		.memory_fd = -1, .disk_fd = -1, .state_fd = -1 \
+		.memory_fd = -1, .disk_fd = -1, .state_fd = -1, \
+		.changes = DISK_CHANGES_INIT \
 	}
 /* Until materialized_release() it is not removed; then VMs' rows say so. The caller holds the
  * store (store_hold()), not the lock. */
+#define MATERIALIZED_FULL 1u	  /* memory is all there */
+#define MATERIALIZED_ONE_DISK 2u /* disk_fd is there: the disk lies on no base */
 int materialized_get(struct commits *c, struct store *s, const struct store_manifest *m,
-	const struct progress *p, struct materialized_image *ret, struct err *e);
+	unsigned how, const struct progress *p, struct materialized_image *ret, struct err *e);
 void materialized_release(struct commits *c, struct materialized_image *f);
 /* Removes images beyond config.materialized_mib, the least recently used first; those of commits
  * that are no more, too. */

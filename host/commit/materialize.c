@@ -2,12 +2,16 @@
  * <home>/flat/<commit>/: a commit as files that VMs map and read, made from the store
  * once.
  *
- *   disk    the base of every VM of the commit. Synced before it has its name, since a
- *           stopped VM's disk lies on it, and never written again.
+ *   disk.*  what the disk differs in from a base that the host has (disk_changes.h); or
+ *   disk    all of it, the base of every VM of the commit. Synced before it has its name,
+ *           since a stopped VM's disk lies on it, and never written again.
  *   memory, state
  *           what a restore maps and reads. VMs do not outlive their host, so these are
  *           not synced:
  *   boot    the host's boot id, written last: the other two are whole, and of this boot.
+ *
+ * While memory is made, VMs run on a memfd of it (fill.h), and <commit>.touched beside the
+ * folder says what they wanted first; it stays when the folder goes.
  *
  * Whose memory lies on a file that was removed loses nothing (the kernel keeps it), but
  * nothing is gained either: images of living VMs stay.
@@ -32,9 +36,12 @@
 /* An image somebody makes or is about to use. */
 struct materialized {
 	struct materialized *next;
+	struct commits *commits; /* borrowed */
 	char id[STORE_ID_MAX];
-	unsigned users;
+	unsigned users; /* the fill is one */
 	bool building;
+	struct fill *fill; /* owned, a reference: VMs run while memory is made; NULL: none */
+	bool fill_failed;  /* the last: whoever comes next makes it all first */
 };
 
 bool
@@ -101,7 +108,8 @@ make_file(struct commits *c, struct store *s, const char *id, const char *name,
 	if (r < 0)
 		return r;
 	snprintf(part, sizeof(part), "%s.part", path);
-	fd = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	unlink(part);
+	fd = open(part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return err_sys(e, -errno, "making %.300s", part);
 	r = store_tree_to_file(s, tree, NULL, fd, e);
@@ -120,10 +128,78 @@ make_file(struct commits *c, struct store *s, const char *id, const char *name,
 	return r;
 }
 
+/* 1: the disk is there in one of its forms; 0: it is not. *ret is only used for the second. */
 static int
-build(struct commits *c, struct store *s, const struct store_manifest *m, struct err *e)
+has_disk(const struct commits *c, const struct store_manifest *m, struct disk_changes *ret,
+	struct err *e)
+{
+	char path[PATHS_MAX];
+	int r = materialized_path(c, m->id, "disk", path, e);
+
+	if (r < 0 || access(path, F_OK) == 0)
+		return r < 0 ? r : 1;
+	r = materialized_path(c, m->id, "", path, e);
+	return r < 0 ? r : disk_changes_open(path, m->f.disk.length, ret, e);
+}
+
+/* The images below <home> go with their VMs: no disk of others is put on them. */
+static int
+known_bases(struct tree *t, struct db_base **ret, size_t *ret_n, struct err *e)
+{
+	struct db_base *all = NULL;
+	const size_t len = strlen(t->config.home);
+	size_t n = 0, kept = 0;
+	int r;
+
+	pthread_mutex_lock(&t->lock);
+	r = db_bases(t->db, &all, &n, e);
+	pthread_mutex_unlock(&t->lock);
+	for (size_t i = 0; r == 0 && i < n; i++)
+		if (strncmp(all[i].path, t->config.home, len) != 0 || all[i].path[len] != '/')
+			all[kept++] = all[i];
+	*ret = all;
+	*ret_n = kept;
+	return r;
+}
+
+static int
+build_disk(struct commits *c, struct store *s, const struct store_manifest *m, struct err *e)
+{
+	cleanup_free struct db_base *bases = NULL;
+	struct disk_changes there = DISK_CHANGES_INIT;
+	char folder[PATHS_MAX];
+	struct err why;
+	size_t n = 0;
+	int r = has_disk(c, m, &there, e);
+
+	disk_changes_done(&there);
+	if (r != 0)
+		return r < 0 ? r : 0;
+	if ((r = materialized_path(c, m->id, "", folder, e)) < 0 ||
+		(r = known_bases(c->tree, &bases, &n, e)) < 0)
+		return r;
+	r = disk_changes_make(s, &m->f.disk, bases, n, folder, &why);
+	if (r < 0)
+		return err_set(e, r, "%s", why.msg);
+	return r == 1 ? 0 : make_file(c, s, m->id, "disk", &m->f.disk, true, e);
+}
+
+/* The memory is there: the image is whole, in this boot. */
+static int
+write_boot(const struct commits *c, const char *id, struct err *e)
 {
 	char path[PATHS_MAX], now[BOOT_ID_MAX];
+	int r = materialized_path(c, id, "boot", path, e);
+
+	boot_id(now);
+	return r < 0 ? r : io_write_file_atomic(path, now, strlen(now), 0600, e);
+}
+
+/* All but the memory. */
+static int
+build_rest(struct commits *c, struct store *s, const struct store_manifest *m, struct err *e)
+{
+	char path[PATHS_MAX];
 	int r = materialized_path(c, m->id, "", path, e);
 
 	if (r == 0)
@@ -133,23 +209,121 @@ build(struct commits *c, struct store *s, const struct store_manifest *m, struct
 	if (r < 0)
 		return r;
 	unlink(path);
-	r = materialized_path(c, m->id, "disk", path, e);
-	if (r == 0 && access(path, F_OK) < 0)
-		r = make_file(c, s, m->id, "disk", &m->f.disk, true, e);
+	r = build_disk(c, s, m, e);
 	if (r == 0) {
 		fault_point("flat.disk");
-		r = make_file(c, s, m->id, "memory", &m->f.memory, false, e);
-	}
-	if (r == 0)
 		r = make_file(c, s, m->id, "state", &m->f.state, false, e);
-	if (r == 0)
-		fault_point("flat.memory");
-	if (r == 0)
-		r = materialized_path(c, m->id, "boot", path, e);
+	}
+	return r;
+}
+
+static int
+build_memory(struct commits *c, struct store *s, const struct store_manifest *m, struct err *e)
+{
+	int r = make_file(c, s, m->id, "memory", &m->f.memory, false, e);
+
 	if (r < 0)
 		return r;
-	boot_id(now);
-	return io_write_file_atomic(path, now, strlen(now), 0600, e);
+	fault_point("flat.memory");
+	return write_boot(c, m->id, e);
+}
+
+static void unref_entry(struct commits *c, struct materialized *f);
+
+/* From the fill's thread. */
+static void
+fill_ended(void *ctx, int r, const struct err *e)
+{
+	struct materialized *f = ctx;
+	struct commits *c = f->commits;
+	struct err why = *e;
+
+	pthread_mutex_lock(&c->materialized_lock);
+	if (r == 0)
+		r = write_boot(c, f->id, &why);
+	if (r < 0)
+		log_warn("commit %.12s: its memory was not made ready: %s", f->id, why.msg);
+	f->fill_failed = r < 0;
+	fill_unref(TAKE_PTR(f->fill));
+	unref_entry(c, f);
+	pthread_cond_broadcast(&c->materialized_changed);
+	pthread_mutex_unlock(&c->materialized_lock);
+	materialized_trim(c); /* its VMs may be gone already */
+}
+
+/* VMs may run on the memory at once, while it is made. < 0: not so. */
+static int
+start_fill(struct commits *c, struct store *s, const struct store_manifest *m,
+	struct materialized *entry, struct err *e)
+{
+	const char *slash = strrchr(c->tree->config.vmm_path, '/');
+	char program[PATHS_MAX], folder[PATHS_MAX], touched[PATHS_MAX];
+	struct fill_how how = {.program = program,
+		.folder = folder,
+		.touched = touched,
+		.log_fd = STDERR_FILENO,
+		.ended = fill_ended,
+		.ctx = entry};
+	int r = paths_format(program, sizeof(program), e, "%.*s/pando-fill",
+		slash ? (int)(slash - c->tree->config.vmm_path) : 0, c->tree->config.vmm_path);
+
+	if (r == 0)
+		r = materialized_path(c, m->id, "", folder, e);
+	if (r == 0)
+		r = paths_format(touched, sizeof(touched), e, "%s.touched", folder);
+	if (r < 0)
+		return r;
+	entry->users++;
+	r = fill_start(s, &m->f.memory, &how, &entry->fill, e);
+	if (r < 0)
+		entry->users--;
+	return r;
+}
+
+/* The disk as one file beside one that lies on a base. Locks as build(). */
+static int
+build_one_disk(struct commits *c, struct store *s, const struct store_manifest *m,
+	const struct progress *p, struct err *e)
+{
+	int r;
+
+	pthread_mutex_unlock(&c->materialized_lock);
+	say(p, "making the disk of commit %.12s one file", m->id);
+	r = make_file(c, s, m->id, "disk", &m->f.disk, true, e);
+	pthread_mutex_lock(&c->materialized_lock);
+	return r;
+}
+
+/* Called with materialized_lock, which is let go of meanwhile; entry->building is the
+ * caller's. */
+static int
+build(struct commits *c, struct store *s, const struct store_manifest *m, bool full,
+	struct materialized *entry, const struct progress *p, struct err *e)
+{
+	struct err why;
+	int r;
+
+	pthread_mutex_unlock(&c->materialized_lock);
+	say(p, "making memory and disk of commit %.12s ready", m->id);
+	r = build_rest(c, s, m, e);
+	pthread_mutex_lock(&c->materialized_lock);
+	if (r < 0)
+		return r;
+	if (entry->fill)
+		return 0; /* somebody removed the rest of it */
+	if (!full && !entry->fill_failed) {
+		r = start_fill(c, s, m, entry, &why);
+		if (r == 0)
+			return 0;
+		log_info("commit %.12s: its memory is made ready before its VMs start: %s",
+			m->id, why.msg);
+	}
+	pthread_mutex_unlock(&c->materialized_lock);
+	r = build_memory(c, s, m, e);
+	pthread_mutex_lock(&c->materialized_lock);
+	if (r == 0)
+		entry->fill_failed = false;
+	return r;
 }
 
 static int
@@ -185,6 +359,7 @@ entry_of(struct commits *c, const char *id)
 	f = calloc(1, sizeof(*f));
 	if (!f)
 		return NULL;
+	f->commits = c;
 	snprintf(f->id, sizeof(f->id), "%s", id);
 	f->next = c->materialized_images;
 	c->materialized_images = f;
@@ -194,7 +369,8 @@ entry_of(struct commits *c, const char *id)
 static void
 unref_entry(struct commits *c, struct materialized *f)
 {
-	if (--f->users)
+	/* One whose fill failed is remembered. */
+	if (--f->users || f->fill_failed)
 		return;
 	for (struct materialized **at = &c->materialized_images; *at; at = &(*at)->next)
 		if (*at == f) {
@@ -214,14 +390,17 @@ materialized_release(struct commits *c, struct materialized_image *f)
 	}
 	cleanup_close_fn(&f->memory_fd);
 	cleanup_close_fn(&f->disk_fd);
+	disk_changes_done(&f->changes);
+	fill_unref(f->fill);
 	cleanup_close_fn(&f->state_fd);
 	*f = (struct materialized_image)MATERIALIZED_IMAGE_INIT;
 }
 
 int
 materialized_get(struct commits *c, struct store *s, const struct store_manifest *m,
-	const struct progress *p, struct materialized_image *ret, struct err *e)
+	unsigned how, const struct progress *p, struct materialized_image *ret, struct err *e)
 {
+	const bool full = how & MATERIALIZED_FULL;
 	char path[PATHS_MAX];
 	struct materialized *f;
 	int r = 0;
@@ -235,24 +414,42 @@ materialized_get(struct commits *c, struct store *s, const struct store_manifest
 	f->users++;
 	ret->entry = f;
 	/* Whoever comes while it is made waits, and tries once more if that failed. */
-	while (f->building)
+	while (f->building || (full && f->fill))
 		pthread_cond_wait(&c->materialized_changed, &c->materialized_lock);
-	if (!is_ready(c, m->id)) {
+	/* A base that was removed, or built anew, is one that the disk lies on no more. */
+	r = f->fill || is_ready(c, m->id) ? has_disk(c, m, &ret->changes, e) : 0;
+	if (r == 0) {
 		f->building = true;
-		pthread_mutex_unlock(&c->materialized_lock);
-		say(p, "making memory and disk of commit %.12s ready", m->id);
-		r = build(c, s, m, e);
-		pthread_mutex_lock(&c->materialized_lock);
+		r = build(c, s, m, full, f, p, e);
 		f->building = false;
 		pthread_cond_broadcast(&c->materialized_changed);
+		if (r == 0)
+			r = has_disk(c, m, &ret->changes, e);
 	}
+	if (r == 0)
+		r = err_set(e, -EAGAIN, "the base of its disk was replaced just now: try again");
+	if (r > 0 && how & MATERIALIZED_ONE_DISK && ret->changes.base_fd >= 0) {
+		disk_changes_done(&ret->changes);
+		f->building = true;
+		r = build_one_disk(c, s, m, p, e);
+		f->building = false;
+		pthread_cond_broadcast(&c->materialized_changed);
+		if (r == 0)
+			r = has_disk(c, m, &ret->changes, e);
+	}
+	if (r > 0 && f->fill)
+		ret->fill = fill_ref(f->fill);
 	pthread_mutex_unlock(&c->materialized_lock);
-	if (r == 0)
-		r = materialized_path(c, m->id, "disk", ret->disk_path, e);
-	if (r == 0)
+	if (r > 0)
+		r = materialized_path(c, m->id, "", ret->folder, e);
+	if (r == 0 && ret->changes.base_fd >= 0)
+		memcpy(ret->disk_path, ret->changes.base_path, sizeof(ret->disk_path));
+	else if (r == 0 && (r = materialized_path(c, m->id, "disk", ret->disk_path, e)) == 0)
 		r = open_file(c, m->id, "disk", m->f.disk.length, &ret->disk_fd, e);
 	if (r == 0)
-		r = open_file(c, m->id, "memory", m->f.memory.length, &ret->memory_fd, e);
+		r = ret->fill ? fill_open_memory(ret->fill, &ret->memory_fd, e)
+			      : open_file(c, m->id, "memory", m->f.memory.length,
+					&ret->memory_fd, e);
 	if (r == 0)
 		r = open_file(c, m->id, "state", m->f.state.length, &ret->state_fd, e);
 	ret->state_bytes = m->f.state.length;
@@ -296,7 +493,7 @@ is_in_use(struct commits *c, const char *id)
 	bool used = false;
 
 	for (struct materialized *f = c->materialized_images; f && !used; f = f->next)
-		used = strcmp(f->id, id) == 0;
+		used = f->users && strcmp(f->id, id) == 0;
 	pthread_mutex_lock(&t->lock);
 	for (unsigned i = 0; i < t->n_vms && !used; i++) {
 		const struct vm_row *row = &t->vms[i]->row;
@@ -313,8 +510,9 @@ is_in_use(struct commits *c, const char *id)
 static void
 measure(struct commits *c, struct store *s, const char *id, struct image_on_disk *ret)
 {
-	static const char *const files[] = {
-		"disk", "memory", "state", "disk.part", "memory.part", "state.part"};
+	static const char *const files[] = {"disk", "memory", "state", "disk.part",
+		"memory.part", "state.part", "disk.data", "disk.index", "disk.map",
+		"disk.data.part", "disk.index.part", "disk.map.part"};
 	char path[PATHS_MAX], full[STORE_ID_MAX];
 	struct stat st;
 
@@ -328,6 +526,22 @@ measure(struct commits *c, struct store *s, const char *id, struct image_on_disk
 			stat(path, &st) == 0)
 			ret->bytes += (uint64_t)st.st_blocks * 512;
 	ret->orphan = s && store_resolve(s, id, full, NULL) == -ENOENT;
+}
+
+/* <commit>.touched stays when the image goes, but not longer than the commit. */
+static void
+trim_touched(const struct commits *c, struct store *s, const char *name)
+{
+	char path[PATHS_MAX], id[STORE_ID_MAX], full[STORE_ID_MAX];
+
+	if (strspn(name, "0123456789abcdef") != STORE_HEX ||
+		strcmp(name + STORE_HEX, ".touched") != 0)
+		return;
+	memcpy(id, name, STORE_HEX);
+	id[STORE_HEX] = '\0';
+	if (s && store_resolve(s, id, full, NULL) == -ENOENT &&
+		materialized_path(c, name, "", path, NULL) == 0)
+		unlink(path);
 }
 
 void
@@ -351,6 +565,7 @@ materialized_trim(struct commits *c)
 	while ((d = readdir(dir))) {
 		struct image_on_disk *more;
 
+		trim_touched(c, s, d->d_name);
 		if (strlen(d->d_name) != STORE_HEX ||
 			strspn(d->d_name, "0123456789abcdef") != STORE_HEX ||
 			is_in_use(c, d->d_name))
@@ -391,6 +606,22 @@ materialized_trim(struct commits *c)
 void
 materialized_close(struct commits *c)
 {
+	struct materialized *filled;
+
+	do { /* its VMs go on without us */
+		struct fill *fill = NULL;
+
+		pthread_mutex_lock(&c->materialized_lock);
+		filled = c->materialized_images;
+		while (filled && !filled->fill)
+			filled = filled->next;
+		if (filled)
+			fill = fill_ref(filled->fill);
+		pthread_mutex_unlock(&c->materialized_lock);
+		if (fill)
+			fill_stop(fill);
+		fill_unref(fill);
+	} while (filled);
 	while (c->materialized_images) {
 		struct materialized *f = c->materialized_images;
 

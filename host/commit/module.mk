@@ -12,6 +12,8 @@ pandocommit_SRCS += \
 	host/commit/commits_prune.c \
 	host/commit/commits_use.c \
 	host/commit/diff_files.c \
+	host/commit/disk_changes.c \
+	host/commit/fill.c \
 	host/commit/materialize.c \
 	host/commit/pool.c \
 	host/commit/run_commit.c \
@@ -26,6 +28,11 @@ UNIT_TESTS += test_commit
 test_commit_SRCS := tests/unit/test_commit.c
 test_commit_LIBS := pandocommit pandovm agentclient vmmdisk store systemdjobs kvmprobe wire common
 test_commit_PKGS := cmocka sqlite3 libsodium libzstd libsystemd
+
+UNIT_TESTS += test_disk_changes
+test_disk_changes_SRCS := tests/unit/test_disk_changes.c tests/unit/store_help.c
+test_disk_changes_LIBS := pandocommit pandovm vmmdisk store wire common
+test_disk_changes_PKGS := cmocka libsodium libzstd sqlite3
 
 UNIT_TESTS += test_diff_files
 test_diff_files_SRCS := tests/unit/test_diff_files.c

@@ -1,7 +1,8 @@
 /*
  * POST /v1/vms/{vm}/reset: a VM goes back to a commit, in its own process and KVM VM.
  *
- * The commit's materialized image is at hand where the VM came from it. The VM's row says what it is to
+ * The commit's materialized image is at hand where the VM came from it; its disk is made one file,
+ * once, where it was a base and what differs from it. The VM's row says what it is to
  * be before the VMM is asked (host/vm/reset_row.h), and what it is afterwards. Then its guest takes
  * its identity anew, as a spawn's does: generation, entropy, clock. What it wrote before goes when
  * the database is on the disk.
@@ -108,7 +109,8 @@ prepare(struct reset *s, struct store *store, const char *name, struct err *e)
 	if (r == 0)
 		r = check_shape(s, e);
 	if (r == 0)
-		r = materialized_get(s->commits, store, m, s->p, &s->image, e);
+		r = materialized_get(s->commits, store, m,
+			MATERIALIZED_FULL | MATERIALIZED_ONE_DISK, s->p, &s->image, e);
 	store_manifest_free(m);
 	if (r < 0)
 		return r;

@@ -2,7 +2,7 @@
  * POST /v1/commits/{commit}/run: VMs of a commit.
  *
  * The commit's materialized image (materialize.c) is mapped by all of its VMs; each has a segment of its
- * own over the image's disk. What runs it is a pre-warmed VMM of the pool, or a fresh process
+ * own over the image's disk, or over a base and the changes that the image has of it. What runs it is a pre-warmed VMM of the pool, or a fresh process
  * where there is none. All are told first and waited for then, so that they come up side
  * by side; their rows are in the database before, half-made, and made in one
  * transaction.
@@ -57,12 +57,13 @@ enter_one(struct spawn *s, unsigned i, struct err *e)
 		return r;
 	}
 	s->vms[s->n_vms++] = vm;
-	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 	r = db_insert(t->db, &vm->row, e);
 	if (r == 0)
 		r = vm_environment_enter(t, vm, &s->q->env, i, e);
-	if (r == 0)
+	for (uint32_t n = 0; n < vm->row.next_segment && r == 0; n++) {
+		snprintf(segment, sizeof(segment), "%s.%u", vm->row.id, n);
 		r = db_chain_append(t->db, vm->row.id, segment, e);
+	}
 	return r;
 }
 
@@ -115,12 +116,37 @@ vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
 	return r;
 }
 
+static bool
+has_changes(const struct spawn *s)
+{
+	return s->materialized.changes.base_fd >= 0;
+}
+
+/* The VM's own segment, and the one below it. */
+static int
+make_segments(struct spawn *s, const struct vm *vm, struct vm_segment *ret, struct err *e)
+{
+	char segment[DB_SEGMENT_MAX], path[PATHS_MAX];
+	int r = 0;
+
+	if (has_changes(s)) {
+		r = paths_format(path, sizeof(path), e, "%s/segments/%s.0",
+			s->t->config.home, vm->row.id);
+		if (r == 0)
+			r = disk_changes_link(s->materialized.folder, path, e);
+	}
+	snprintf(segment, sizeof(segment), "%s.%u", vm->row.id, has_changes(s) ? 1 : 0);
+	/* Names of both are synced. */
+	return r < 0 ? r : tree_make_segment(s->t, segment, ret, e);
+}
+
 /* Files, process, VMM_RESTORE. What is made is for vm_undo() to remove. */
 static int
 launch(struct spawn *s, unsigned i, struct err *e)
 {
 	cleanup_vm_files struct vm_files files = VM_FILES_INIT;
 	cleanup_vm_segment struct vm_segment own = VM_SEGMENT_INIT;
+	cleanup_close int fill_fd = -1;
 	struct tree *t = s->t;
 	struct vm *vm = s->vms[i];
 	struct vmm_restore msg = {
@@ -128,16 +154,20 @@ launch(struct spawn *s, unsigned i, struct err *e)
 		.disk_mib = vm->row.disk_mib,
 		.blob_bytes = s->materialized.state_bytes,
 		.vcpus = vm->row.vcpus,
-		.flags = VMM_RESTORE_HAS_BASE,
+		.flags = VMM_RESTORE_HAS_BASE |
+			 (has_changes(s) ? VMM_RESTORE_HAS_CHANGES : 0),
+		.changed_blocks = s->materialized.changes.blocks,
 	};
 	struct vmmctl *ctl = NULL;
-	char segment[DB_SEGMENT_MAX];
 	int pidfd = -1;
 	int r = launch_files(t->config.home, vm->row.id, &files, e);
 
-	snprintf(segment, sizeof(segment), "%s.0", vm->row.id);
 	if (r == 0)
-		r = tree_make_segment(t, segment, &own, e);
+		r = make_segments(s, vm, &own, e);
+	if (r == 0 && s->materialized.fill) {
+		msg.flags |= VMM_RESTORE_IS_FILLED;
+		r = fill_add_vm(s->materialized.fill, &fill_fd, e);
+	}
 	if (r < 0)
 		return r;
 	if (pool_take(s->commits, vm->row.mem_mib, vm->row.vcpus, &ctl, &pidfd,
@@ -155,15 +185,23 @@ launch(struct spawn *s, unsigned i, struct err *e)
 	memcpy(msg.generation, vm->row.generation, sizeof(msg.generation));
 	snprintf(msg.name, sizeof(msg.name), "%s", vm_name(vm));
 
-	int fds[VMM_RESTORE_FD_COUNT] = {
+	int fds[VMM_RESTORE_FD_MAX] = {
 		[VMM_RESTORE_FD_LISTEN] = files.listen_fd,
 		[VMM_RESTORE_FD_VSOCK] = files.vsock_fd,
 		[VMM_RESTORE_FD_CONSOLE] = files.console_fd,
 		[VMM_RESTORE_FD_LOG] = files.log_fd,
 		[VMM_RESTORE_FD_STATE] = s->materialized.state_fd,
 		[VMM_RESTORE_FD_MEMORY] = s->materialized.memory_fd,
-		[VMM_RESTORE_FD_BASE] = s->materialized.disk_fd,
+		[VMM_RESTORE_FD_BASE] = has_changes(s) ? s->materialized.changes.base_fd
+						       : s->materialized.disk_fd,
 		[VMM_RESTORE_FD_KVM] = s->kvm,
+		[VMM_RESTORE_FD_CHANGES] =
+			has_changes(s) ? s->materialized.changes.data_fd : s->kvm,
+		[VMM_RESTORE_FD_MAP] =
+			has_changes(s) ? s->materialized.changes.map_fd : s->kvm,
+		[VMM_RESTORE_FD_FILL] = fill_fd >= 0 ? fill_fd : s->kvm,
+		[VMM_RESTORE_FD_UFFD] =
+			fill_fd >= 0 ? fill_device_fd(s->materialized.fill) : s->kvm,
 	};
 
 	vm_segment_put(&own, fds + VMM_RESTORE_FD_SEG);
@@ -225,6 +263,10 @@ make(struct spawn *s, struct err *e)
 		r = launch(s, i, e);
 	if (r == 0)
 		fault_point("spawn.sent");
+	/* While they start. When the plan is told no pandod is needed any more; when it cannot
+	 * be, they may wait for ever. */
+	if (r == 0 && s->materialized.fill)
+		r = fill_wait_planned(s->materialized.fill, e);
 	for (unsigned i = 0; i < s->n_vms && r == 0; i++) {
 		pid_t sender;
 
@@ -277,13 +319,15 @@ prepare(struct spawn *s, struct store *store, const char *name, struct err *e)
 	if (r == 0)
 		r = host_can_hold(s->row.vcpus, s->row.mem_mib, e);
 	if (r == 0)
-		r = materialized_get(s->commits, store, m, s->p, &s->materialized, e);
+		r = materialized_get(
+			s->commits, store, m, s->q->full ? MATERIALIZED_FULL : 0, s->p,
+			&s->materialized, e);
 	store_manifest_free(m);
 	if (r < 0)
 		return r;
 	s->row.state = VM_STARTING;
 	s->row.created_ms = io_wall_ms();
-	s->row.next_segment = 1;
+	s->row.next_segment = has_changes(s) ? 2 : 1;
 	s->row.labels = s->q->labels;
 	memcpy(s->row.commit, s->id, sizeof(s->row.commit));
 	memcpy(s->row.image, s->id, sizeof(s->row.image));

@@ -26,6 +26,8 @@ store_SRCS := \
 	host/store/store_chunks.c \
 	host/store/store_merge.c \
 	host/store/store_tree.c \
+	host/store/store_file.c \
+	host/store/store_place.c \
 	host/store/store_pool.c \
 	host/store/store_put.c \
 	host/store/store_write.c \

@@ -264,6 +264,11 @@ typedef int store_page_fn(void *ctx, uint64_t page, const void *data, struct err
  * zero. Reads only what differs. */
 int store_tree_diff(struct store *s, const struct store_tree *a,
 	const struct store_tree *b, store_page_fn *fn, void *ctx, struct err *e);
+/* Likewise; was NULL: those that are not zero. The name of zeroes is all zero. */
+typedef int store_name_fn(
+	void *ctx, uint64_t page, const struct store_hash *name, struct err *e);
+int store_tree_names(struct store *s, const struct store_tree *t, const struct store_tree *was,
+	store_name_fn *fn, void *ctx, struct err *e);
 /*
  * Writes the content to a file, whose length it sets; zeroes become holes. was (may be
  * NULL: the file is empty) is the content the file has: only what differs is written.
@@ -271,6 +276,31 @@ int store_tree_diff(struct store *s, const struct store_tree *a,
  */
 int store_tree_to_file(struct store *s, const struct store_tree *t,
 	const struct store_tree *was, int fd, struct err *e);
+
+/*
+ * Where the pages of a content lie, for a process that reads and checks them by itself, 64 at
+ * a time. The files of packs do not change, and stay readable by those who have them open.
+ * One thread at a time; within a store_hold().
+ */
+struct store_places;
+#define STORE_LEAF_PAGES 64u
+struct store_place {
+	uint64_t page, offset;
+	uint32_t stored; /* bytes in the file */
+	unsigned pack;	 /* its number */
+	bool is_zipped;	 /* with zstd; else as it is */
+	struct store_hash hash;
+};
+/* A pack that no place was in until now: the next number, from 0. fd: borrowed. */
+typedef int store_pack_fn(void *ctx, int fd, struct err *e);
+
+int store_places_open(struct store *s, const struct store_tree *t, struct store_places **ret,
+	struct err *e);
+void store_places_close(struct store_places *p); /* NULL is fine */
+/* Pages [64 × leaf, 64 × leaf + 64), those that are not zero, ascending. */
+int store_places_leaf(struct store_places *p, uint64_t leaf, store_pack_fn *new_pack,
+	void *ctx, struct store_place ret[static STORE_LEAF_PAGES], size_t *ret_n,
+	struct err *e);
 
 /* ---- care ---- */
 

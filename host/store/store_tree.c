@@ -1,15 +1,10 @@
 /* Trees, read. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/io.h"
 #include "host/store/store_priv.h"
-
-#define RUN_PAGES 256u /* written to a file at once */
 
 unsigned
 tree_levels(uint64_t length)
@@ -86,6 +81,7 @@ struct walk {
 	uint64_t first, end;
 	bool data;
 	store_page_fn *fn;
+	store_name_fn *name_fn; /* not NULL: called in the place of fn */
 	void *ctx;
 };
 
@@ -102,6 +98,8 @@ visit(struct walk *w, uint64_t page, const struct store_hash *a, struct err *e)
 	uint8_t data[STORE_PAGE];
 	int r;
 
+	if (w->name_fn)
+		return w->name_fn(w->ctx, page, a, e);
 	if (!w->data)
 		return w->fn(w->ctx, page, NULL, e);
 	r = tree_page(&w->c, w->a, page, a, data, e);
@@ -161,6 +159,16 @@ store_tree_diff(struct store *s, const struct store_tree *a, const struct store_
 	return walk(&w, s, e);
 }
 
+int
+store_tree_names(struct store *s, const struct store_tree *t, const struct store_tree *was,
+	store_name_fn *fn, void *ctx, struct err *e)
+{
+	cleanup_walk struct walk w = {
+		.a = t, .b = was, .end = tree_pages(t->length), .name_fn = fn, .ctx = ctx};
+
+	return walk(&w, s, e);
+}
+
 struct into {
 	uint8_t *buf;
 	uint64_t first;
@@ -196,83 +204,4 @@ store_tree_read(struct store *s, const struct store_tree *t, uint64_t first, uin
 			(unsigned long long)pages);
 	memset(buf, 0, n * STORE_PAGE);
 	return walk(&w, s, e);
-}
-
-/* Pages gathered until a run of them ends. */
-struct filing {
-	int fd;
-	uint64_t length;
-	uint64_t first, n; /* the run; of zeroes or of buf */
-	bool zero;
-	uint8_t *buf; /* owned; RUN_PAGES */
-};
-
-static int
-file_run(struct filing *f, struct err *e)
-{
-	uint64_t at = f->first * STORE_PAGE, len = f->n * STORE_PAGE;
-	int r = 0;
-
-	if (!f->n)
-		return 0;
-	f->n = 0;
-	if (at + len > f->length)
-		len = f->length - at;
-	if (f->zero && fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			       (off_t)at, (off_t)len) == 0)
-		return 0;
-	if (f->zero) /* a file system without holes */
-		memset(f->buf, 0, len);
-	r = io_pwrite_full(f->fd, f->buf, len, at);
-	return r < 0 ? err_sys(e, r, "writing a content to a file") : 0;
-}
-
-static int
-file_page(void *ctx, uint64_t page, const void *data, struct err *e)
-{
-	static const uint8_t zeroes[STORE_PAGE];
-	struct filing *f = ctx;
-	bool zero = memcmp(data, zeroes, STORE_PAGE) == 0;
-	int r;
-
-	if (page * STORE_PAGE >= f->length)
-		return 0; /* cut off, by the length */
-	if (f->n && (f->n == RUN_PAGES || page != f->first + f->n || zero != f->zero)) {
-		r = file_run(f, e);
-		if (r < 0)
-			return r;
-	}
-	if (!f->n) {
-		f->first = page;
-		f->zero = zero;
-	}
-	if (!zero)
-		memcpy(f->buf + f->n * STORE_PAGE, data, STORE_PAGE);
-	f->n++;
-	return 0;
-}
-
-int
-store_tree_to_file(struct store *s, const struct store_tree *t,
-	const struct store_tree *was, int fd, struct err *e)
-{
-	cleanup_free uint8_t *buf = malloc(RUN_PAGES * STORE_PAGE);
-	struct filing f = {.fd = fd, .length = t->length, .buf = buf};
-	cleanup_walk struct walk w = {.a = t,
-		.b = was,
-		.end = tree_pages(t->length),
-		.data = true,
-		.fn = file_page,
-		.ctx = &f};
-	int r;
-
-	if (!buf)
-		return err_sys(e, -ENOMEM, "writing a content to a file");
-	r = tree_check(t, e);
-	if (r < 0)
-		return r;
-	if (ftruncate(fd, (off_t)t->length) < 0)
-		return err_sys(e, -errno, "setting a file's length");
-	r = walk(&w, s, e);
-	return r < 0 ? r : file_run(&f, e);
 }

@@ -67,6 +67,7 @@ struct branch_request {
 	struct labels labels;
 	struct env env; /* owned: env_done(); {index} and {id} are not replaced yet */
 	bool wait;
+	bool full; /* of a commit: not before all of its memory is there */
 };
 
 /* PUT /v1/environment */

@@ -205,17 +205,17 @@ launch_control_pair(int *ret_ours, int *ret_theirs, struct err *e)
 
 /*
  * The user's environment holds keys and tokens; a VMM that a guest has taken over must
- * not find them. Only a test's choice of means (vmm/track.h) goes along, and what a
+ * not find them. Only a test's choices (vmm/track.h, common/fault.h) go along, and what a
  * sanitizer's runtime reads, in a build that has one.
  */
-#define ENVIRONMENT_MAX 4
+#define ENVIRONMENT_MAX 5
 
 static char **
 vmm_environment(char *env[ENVIRONMENT_MAX + 1])
 {
 	extern char **environ;
 	static const char *const names[] = {
-		"PANDO_TRACK=",
+		"PANDO_TRACK=", "PANDO_FAULT=",
 #ifdef PANDO_SAN
 		"ASAN_OPTIONS=", "UBSAN_OPTIONS=", "LSAN_OPTIONS=",
 #endif
@@ -235,7 +235,8 @@ launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
 	int *ret_pidfd, struct err *e)
 {
 	cleanup_close int ours = -1, theirs = -1;
-	char name[] = "pando-vmm";
+	const char *slash = strrchr(vmm_path, '/');
+	char name[32];
 	char *argv[] = {name, NULL};
 	char *env[ENVIRONMENT_MAX + 1];
 	posix_spawn_file_actions_t actions;
@@ -247,6 +248,7 @@ launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
 	r = launch_control_pair(&ours, &theirs, e);
 	if (r < 0)
 		return r;
+	snprintf(name, sizeof(name), "%s", slash ? slash + 1 : vmm_path);
 	sigemptyset(&none);
 	sigfillset(&all);
 	if (posix_spawn_file_actions_init(&actions) != 0)

@@ -57,7 +57,7 @@ int launch_segment(
 void launch_remove_segment(const char *home, const char *name);
 
 /*
- * Starts vmm_path with a control socket as descriptor 3, /dev/null as 0 and 1, log_fd as
+ * Starts a VMM, or pando-fill, with a control socket as descriptor 3, /dev/null as 0 and 1, log_fd as
  * 2, nothing else open, no environment, a session of its own. *ret_control: our end
  * (SOCK_SEQPACKET). The process is our child: its pid is not reused before somebody waits
  * for *ret_pidfd.

@@ -645,7 +645,8 @@ vmmctl_restore(struct vmmctl *c, struct vmm_restore *msg,
 	int r;
 
 	pthread_mutex_lock(&c->lock);
-	r = send_message(c, msg, VMM_RESTORE, sizeof(*msg), fds, VMM_RESTORE_FD_COUNT, e);
+	r = send_message(c, msg, VMM_RESTORE, sizeof(*msg), fds,
+		vmm_restore_fds(msg->flags), e);
 	unlock(c);
 	return r;
 }

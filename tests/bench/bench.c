@@ -309,7 +309,14 @@ bench_number(const char *key, double value, const char *note)
 void
 bench_boot(struct bench_vm *vm, const char *cmdline)
 {
-	struct create_request q = {.mem_mib = bench.mem_mib, .vcpus = 1, .disk_mib = 16};
+	bench_boot_on(vm, cmdline, NULL, 16);
+}
+
+void
+bench_boot_on(struct bench_vm *vm, const char *cmdline, const char *rootfs, uint64_t disk_mib)
+{
+	struct create_request q = {
+		.mem_mib = bench.mem_mib, .vcpus = 1, .disk_mib = disk_mib};
 	cleanup_json_out struct json_out answer = {0};
 	struct tree *t = bench.tree;
 	char path[PATHS_MAX];
@@ -320,7 +327,7 @@ bench_boot(struct bench_vm *vm, const char *cmdline)
 	snprintf(q.alias, sizeof(q.alias), "bench-%u", t->n_vms);
 	snprintf(q.kernel, sizeof(q.kernel), "%.*s/tests/guest/tiny",
 		(int)sizeof(q.kernel) - 32, build);
-	snprintf(q.rootfs, sizeof(q.rootfs), "none");
+	snprintf(q.rootfs, sizeof(q.rootfs), "%s", rootfs ? rootfs : "none");
 	snprintf(q.cmdline, sizeof(q.cmdline), "%s", cmdline);
 	r = tree_create(t, &q, &(struct progress){0}, &answer, &e);
 	pthread_mutex_lock(&t->lock);

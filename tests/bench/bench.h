@@ -66,6 +66,9 @@ struct bench_vm {
 
 /* The small guest, through tree_create(), until it is ready. */
 void bench_boot(struct bench_vm *vm, const char *cmdline);
+/* The same on a disk image (NULL: none) and with a disk of that size. */
+void bench_boot_on(
+	struct bench_vm *vm, const char *cmdline, const char *rootfs, uint64_t disk_mib);
 /* The folder, sockets, console, log and first segment of a VM that is yet to be. rests:
  * its generation tells the guest (rest=1) to stand still once it has answered. */
 void bench_files(struct bench_vm *vm, bool rests);

@@ -53,7 +53,8 @@ make_commit(void)
 	if (r == 0)
 		r = store_load(store, "bench", &m, &e);
 	if (r == 0)
-		r = materialized_get(bench.commits, store, m, &quiet, &materialized, &e);
+		r = materialized_get(
+			bench.commits, store, m, true, &quiet, &materialized, &e);
 	if (r < 0)
 		bench_die("commit", &e);
 	store_manifest_free(m);

@@ -8,8 +8,10 @@
  * each page with a mark, so that no two are alike); a third of those among zeroes.
  * write   store_begin until the last tree is finished: hash, look up, compress, write(2)
  * sync    store_commit: index, fsync and rename of pack and manifest
- * The yardsticks, in the same run: hashing the same pages and nothing else; and hashing,
- * compressing and writing them to a file without a store, in one thread (bare).
+ * to_file: all of it as a file, zeroes as holes
+ * The yardsticks, in the same run: hashing the same pages and nothing else; hashing,
+ * compressing and writing them to a file without a store, in one thread (bare); and
+ * decompressing them from memory to memory on all CPUs, for to_file.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -91,6 +93,73 @@ make_content(uint8_t *mem, uint64_t pages, enum content c, const uint8_t *progra
 			memcpy(page + i, &x, 8);
 		}
 	}
+}
+
+/* Decompressing pages that are not zero, from memory to memory, on one thread of many. */
+#define UNPACKERS_MAX 8u
+struct unpacker {
+	pthread_t thread;
+	uint64_t first, end;
+};
+static const uint8_t *unpack_mem;
+static uint16_t *unpack_len; /* 0: a page of zeroes; STORE_PAGE: not compressed */
+static uint8_t (*unpack_from)[STORE_PAGE];
+
+static void *
+unpack(void *arg)
+{
+	const struct unpacker *u = arg;
+	uint8_t page[STORE_PAGE];
+	struct zip *zip;
+
+	must(zip_new(&zip), "zip", NULL);
+	for (uint64_t p = u->first; p < u->end; p++)
+		if (unpack_len[p] == STORE_PAGE)
+			memcpy(page, unpack_mem + p * STORE_PAGE, STORE_PAGE);
+		else if (unpack_len[p])
+			must(zip_unpack(zip, page, STORE_PAGE, unpack_from[p], unpack_len[p]),
+				"unpack", NULL);
+	zip_free(zip);
+	return NULL;
+}
+
+/* Nanoseconds. */
+static uint64_t
+measure_unpack(const uint8_t *mem, uint64_t pages)
+{
+	static const uint8_t zeroes[STORE_PAGE];
+	long online = sysconf(_SC_NPROCESSORS_ONLN);
+	uint64_t n = online < 1 ? 1 : online > (long)UNPACKERS_MAX ? UNPACKERS_MAX : (uint64_t)online;
+	struct unpacker all[UNPACKERS_MAX];
+	struct zip *zip;
+	uint64_t from;
+
+	unpack_mem = mem;
+	unpack_len = calloc(pages, sizeof(*unpack_len));
+	unpack_from = malloc(pages * STORE_PAGE);
+	must(unpack_len && unpack_from ? zip_new(&zip) : -ENOMEM, "memory", NULL);
+	for (uint64_t p = 0; p < pages; p++) {
+		const uint8_t *page = mem + p * STORE_PAGE;
+
+		if (memcmp(page, zeroes, STORE_PAGE) == 0)
+			continue;
+		unpack_len[p] = (uint16_t)zip_pack(zip, unpack_from[p], page, STORE_PAGE);
+		if (!unpack_len[p])
+			unpack_len[p] = STORE_PAGE;
+	}
+	zip_free(zip);
+	from = io_now_ns();
+	for (uint64_t i = 0; i < n; i++) {
+		all[i].first = pages * i / n;
+		all[i].end = pages * (i + 1) / n;
+		must(-pthread_create(&all[i].thread, NULL, unpack, &all[i]), "thread", NULL);
+	}
+	for (uint64_t i = 0; i < n; i++)
+		pthread_join(all[i].thread, NULL);
+	from = io_now_ns() - from;
+	free(unpack_len);
+	free(unpack_from);
+	return from;
 }
 
 static uint64_t
@@ -283,7 +352,11 @@ measure(enum content c, uint8_t *mem, uint64_t pages)
 	must(fd < 0 ? err_sys(&e, -errno, "%s", path) : 0, "flat file", &e);
 	from = io_now_ns();
 	must(store_tree_to_file(store, &far.tree, NULL, fd, &e), "to file", &e);
-	figure("to_file_mb_s", mb_per_s(pages, io_now_ns() - from), "MB/s");
+	ns = io_now_ns() - from;
+	figure("to_file_mb_s", mb_per_s(pages, ns), "MB/s");
+	from = measure_unpack(mem, pages);
+	figure("unpack_only_mb_s", mb_per_s(pages, from), "MB/s, on all CPUs");
+	figure("to_file_ratio", (double)ns / (double)from, "× the time of unpacking alone");
 	close(fd);
 	unlink(path);
 	from = io_now_ns();

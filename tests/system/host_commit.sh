@@ -18,6 +18,32 @@ commit_field() { # commit, expression over j
 	pando commit info "$1" --format json | json "$2"
 }
 
+base_of() { # folder of a materialized image
+	sed -n 's/^[0-9]* [0-9]* [0-9]* [0-9]* -*[0-9]* //p' "$1/disk.base"
+}
+
+known_bases() { # images whose content is in the store, and that are there
+	python3 -c '
+import os, sqlite3, sys
+for path, in sqlite3.connect("file:" + sys.argv[1] + "?mode=ro", uri=True).execute("select path from bases"):
+    if os.path.exists(path):
+        print(path)
+' "$PANDO_HOME/state.db"
+}
+
+changed_disk() { # folder of a materialized image: the whole disk
+	python3 - "$1" "$(base_of "$1")" <<-'END'
+		import struct, sys
+		folder, base = sys.argv[1:]
+		data = open(folder + "/disk.data", "rb").read()
+		disk = bytearray(open(base, "rb").read().ljust(len(data), b"\0"))
+		for block, at, count, op, _ in struct.iter_unpack("<QQIIQ", open(folder + "/disk.index", "rb").read()):
+		    n = count * 4096
+		    disk[block * 4096:block * 4096 + n] = data[at * 4096:at * 4096 + n] if op == 1 else bytes(n)
+		sys.stdout.buffer.write(disk)
+	END
+}
+
 last_written() { # bytes that the last commit in the log wrote
 	python3 -c 'import json, sys; print(json.load(sys.stdin)["written_bytes"])'
 }
@@ -96,10 +122,20 @@ a_restored_vm_is_a_vm() {
 	status_is 0 pando pause b
 	status_is 0 pando commit b --tag paused
 	equal "the state of a paused VM" "$(info b 'j["state"]')" paused
-	# the commit's disk is the VM's, block by block
+	# the commit's disk is the VM's, block by block: as the base and what changed, and, where the base is gone, as
+	# one file
 	status_is 0 pando disk export b "$work/b.raw"
+	flat=$PANDO_HOME/flat/$(commit_field paused 'j["id"]')
 	status_is 0 pando run-commit paused -N same --no-wait
-	cmp "$work/b.raw" "$PANDO_HOME/flat/$(commit_field paused 'j["id"]')/disk"
+	[ ! -e "$flat/disk" ] || fail "the disk was copied"
+	changed_disk "$flat" >"$work/changed.raw"
+	cmp "$work/b.raw" "$work/changed.raw"
+	pando delete -y same >/dev/null
+	base=$(base_of "$flat")
+	mv "$base" "$base.away"
+	status_is 0 pando run-commit paused -N same --no-wait
+	mv "$base.away" "$base"
+	cmp "$work/b.raw" "$flat/disk"
 	pando delete -y same >/dev/null
 	status_is 0 pando resume b
 	pando delete -y bc-0 >/dev/null
@@ -497,7 +533,7 @@ kill_nine_while_spawning() {
 	done
 	pando delete --all -y -q >/dev/null
 	# the flat image
-	for point in flat.disk flat.memory; do
+	for point in flat.changes flat.disk flat.memory; do
 		rm -rf "$PANDO_HOME/flat"
 		dies_at "$point" pando run-commit one --no-wait
 		status_is 0 pando run-commit one -N f --no-wait
@@ -528,14 +564,29 @@ flat_images_are_bounded() {
 	printf '[pool]\nsize = 0\nflat_mib = 0\n' >"$PANDO_HOME/pandod.toml"
 	end_daemon
 	pando run-commit one -N f --no-wait >/dev/null
-	equal "images while it lives" "$(find "$PANDO_HOME/flat" -name disk | wc -l)" 1
+	equal "images while it lives" "$(find "$PANDO_HOME/flat" -name memory | wc -l)" 1
 	pando stop f --force >/dev/null
 	pando run-commit fresh -N g --no-wait >/dev/null
-	[ -e "$PANDO_HOME/flat/$(commit_field one 'j["id"]')/disk" ] || fail "a stopped VM's disk was removed"
+	# the image of a stopped VM may go: its disk has links of its own to what changed
+	[ ! -e "$PANDO_HOME/flat/$(commit_field one 'j["id"]')/memory" ] || fail "a stopped VM's image was kept"
 	status_is 0 pando disk export -f f "$work/f.raw"
+	# not so one that is its disk
+	pando delete -y g >/dev/null
+	known_bases >"$work/bases"
+	while read -r base; do
+		mv "$base" "$base.away"
+	done <"$work/bases"
+	pando run-commit fresh -N h --no-wait >/dev/null
+	while read -r base; do
+		mv "$base.away" "$base"
+	done <"$work/bases"
+	pando stop h --force >/dev/null
+	pando run-commit one -N i --no-wait >/dev/null
+	[ -e "$PANDO_HOME/flat/$(commit_field fresh 'j["id"]')/disk" ] || fail "a stopped VM's disk was removed"
+	status_is 0 pando disk export -f h "$work/h.raw"
 	pando delete --all -y -q >/dev/null
 	pando gc >/dev/null
-	equal "images of nobody" "$(find "$PANDO_HOME/flat" -name disk | wc -l)" 0
+	equal "images of nobody" "$(find "$PANDO_HOME/flat" -mindepth 1 -type d | wc -l)" 0
 }
 
 commits_go_by_rule() {

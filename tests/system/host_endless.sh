@@ -50,7 +50,15 @@ disk_is_the_commits() { # vm
 	at=$(pando commit "$1")
 	pando disk export -f "$1" "$work/$1.raw" >/dev/null
 	pando resume "$1" >/dev/null
+	# with its base out of the way the commit's disk is one file
+	base=$(python3 -c '
+import sqlite3, sys
+for path, in sqlite3.connect("file:" + sys.argv[1] + "?mode=ro", uri=True).execute("select path from bases"):
+    print(path)
+' "$PANDO_HOME/state.db")
+	mv "$base" "$base.away"
 	pando run-commit "$at" -N same --no-wait >/dev/null
+	mv "$base.away" "$base"
 	cmp "$work/$1.raw" "$PANDO_HOME/flat/$at/disk"
 	pando delete -y same >/dev/null
 }

@@ -1084,11 +1084,55 @@ bad_files_are_refused_with_a_sentence(void **state)
 		close(fds[i]);
 }
 
+/* A segment of somebody else's between the base and the own one. */
+static void
+a_segment_below_is_read_through_its_map(void **state)
+{
+	static uint64_t entries[512] = {
+		[1] = (1ull << 48) | 3, /* block 3 of the segment */
+		[2] = BLOCKMAP_ZERO,
+		[4] = (6ull << 48) | 1, /* of a segment that there is not */
+		[5] = (1ull << 48) | 100, /* beyond the end of its data */
+	};
+	uint8_t data[4 * 4096], buf[4096], zeroes[4096] = {0};
+	char path[96], map_path[96];
+	struct err e;
+	int fd, map;
+
+	(void)state;
+	fill(data, sizeof(data), 9);
+	fd = new_file(path, sizeof(path), "below", 0);
+	map = new_file(map_path, sizeof(map_path), "map", 0);
+	assert_int_equal(write(fd, data, sizeof(data)), sizeof(data));
+	assert_int_equal(write(map, entries, sizeof(entries)), sizeof(entries));
+	assert_int_equal(blk_attach_below(&blk, fd, map, 3, &e), 0);
+	close(map);
+	assert_disk(0, base, 4096);
+	assert_disk(8, data + 3 * 4096, 4096);
+	assert_disk(16, zeroes, 4096);
+	assert_disk(24, base + 3 * 4096, 4096);
+	assert_int_equal(request(VIRTIO_BLK_T_IN, 32, buf, 4096), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(request(VIRTIO_BLK_T_IN, 40, buf, 4096), VIRTIO_BLK_S_IOERR);
+	/* What is written goes into the own one, and the other is as it was. */
+	fill(buf, sizeof(buf), 11);
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 8, buf, 4096), VIRTIO_BLK_S_OK);
+	assert_disk(8, buf, 4096);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(pread(fd, buf, sizeof(buf), 3 * 4096), sizeof(buf));
+	close(fd);
+	assert_memory_equal(buf, data + 3 * 4096, sizeof(buf));
+	map = open(map_path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(pread(map, buf, sizeof(buf), 0), sizeof(buf));
+	close(map);
+	assert_memory_equal(buf, entries, sizeof(buf));
+}
+
 int
 main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
+		T(a_segment_below_is_read_through_its_map),
 		T(configuration_says_size_and_limits),
 		T(the_base_is_read_and_what_lies_behind_it_is_zero),
 		T(what_is_written_is_read),

@@ -440,6 +440,10 @@ a_commit_and_its_tags_are_read(void **state)
 	assert_int_equal(request_tag("{\"commit\":\"\"}", 13, &tag, &e), -EINVAL);
 	assert_int_equal(request_spawn(three, strlen(three), &branch, &e), 0);
 	assert_int_equal(branch.count, 3);
+	assert_false(branch.full);
+	assert_int_equal(request_spawn("{\"full\":true}", 13, &branch, &e), 0);
+	assert_true(branch.full);
+	assert_int_equal(request_branch("{\"full\":true}", 13, &branch, &e), -EINVAL);
 	assert_int_equal(request_spawn("{\"count\":0}", 11, &branch, &e), -EINVAL);
 	assert_int_equal(request_spawn("{\"count\":1025}", 14, &branch, &e), -EINVAL);
 }

@@ -393,6 +393,28 @@ a_file_gets_the_content_with_holes_or_only_what_differs(void **state)
 }
 
 static void
+a_file_of_a_damaged_content_is_refused_and_the_page_named(void **state)
+{
+	char a[STORE_ID_MAX], path[128], pack[256];
+	struct store_tree ta;
+	int fd;
+
+	(void)state;
+	some_values(41);
+	commit_values(NULL, NULL, NULL, values, MANY, a, NULL);
+	ta = memory_of(a);
+	pack_path(0, pack, sizeof(pack));
+	flip(pack, file_size(pack) / 2);
+	snprintf(path, sizeof(path), "%s/flat", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	/* The index is a part of the file, too: then the pack is refused as a whole. */
+	for (int i = 0; i < 2; i++)
+		refused(store_tree_to_file(store, &ta, NULL, fd, &e), -EBADMSG, "damaged");
+	close(fd);
+}
+
+static void
 a_commit_is_found_by_id_tag_and_unique_prefix(void **state)
 {
 	char ids[40][STORE_ID_MAX], got[STORE_ID_MAX], prefix[STORE_ID_MAX], name[300];
@@ -937,6 +959,7 @@ main(void)
 		STORE_TEST(
 			a_diff_calls_for_the_pages_that_differ),
 		STORE_TEST(a_file_gets_the_content_with_holes_or_only_what_differs),
+		STORE_TEST(a_file_of_a_damaged_content_is_refused_and_the_page_named),
 		STORE_TEST(a_commit_is_found_by_id_tag_and_unique_prefix),
 		STORE_TEST(tags_are_made_moved_listed_and_deleted),
 		STORE_TEST(lists_are_newest_first),

@@ -9,8 +9,12 @@
 
 extern const struct verb verb_run_commit;
 
-static const struct opt options[] = {FAN_OPTIONS(
-	"VM", "VMs", "how many; 1 if not said", 'N', "vm-alias", 'n', "alias")};
+static const struct opt options[] = {
+	{FAN_WAIT_FOR, "wait-for", "full",
+		"start when all of memory is there; else the rest comes while they run",
+		COMPLETE_NOTHING},
+	FAN_OPTIONS("VM", "VMs", "how many; 1 if not said", 'N', "vm-alias", 'n', "alias"),
+};
 
 static int
 run(int argc, char **argv)
