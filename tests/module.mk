@@ -123,6 +123,11 @@ $(B)/tests/test_kvm_commit: | $(TINY)
 $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(B)/tests/$(t): | $(TINY)))
 
 # What system tests drive.
+SYSTEM_PROGRAMS += endless
+endless_SRCS := tests/system/endless.c
+endless_LIBS := pandoclient kvmprobe wire common
+endless_PKGS := libcurl
+
 SYSTEM_PROGRAMS += tree_model
 tree_model_SRCS := \
 	tests/system/model/model.c \

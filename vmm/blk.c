@@ -24,7 +24,7 @@ _Static_assert(SIZE_MAX_BYTES *(QUEUE_SIZE - 2) <= BLK_REQUEST_MAX,
 static unsigned
 own(const struct blk *blk)
 {
-	return blk->n_segments - 1;
+	return blk->own;
 }
 
 /* len bytes between fd at offset and the cursor. -ENODATA when the file ends first. */
@@ -184,7 +184,7 @@ write_blocks(struct blk *blk, uint64_t block, uint64_t n, struct virtq_cursor *c
 		if (r)
 			return r;
 		for (i = 0; i < run; i++)
-			blk->map.entries[block + i] = blockmap_entry(own(blk), at + i);
+			blk_set_entry(blk, block + i, blockmap_entry(own(blk), at + i));
 		if (at == blk->data_blocks) {
 			blk->data_blocks += run;
 			atomic_store_explicit(&blk->stats.segment_bytes,
@@ -316,7 +316,7 @@ zero_blocks(struct blk *blk, uint64_t block, uint64_t n, bool hint)
 		if (blockmap_segment(blk->map.entries[i]) == (int)own(blk))
 			blk->map.entries[i] |= BLOCKMAP_ZERO;
 		else
-			blk->map.entries[i] = BLOCKMAP_ZERO;
+			blk_set_entry(blk, i, BLOCKMAP_ZERO);
 	}
 	punch_blocks(blk, block, n);
 	return 0;
@@ -697,6 +697,8 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	blk->base_fd = base_fd;
 	blk->base_bytes = base_bytes;
 	blk->n_segments = 1;
+	blk->own = 0;
+	memset(blk->live, 0, sizeof(blk->live));
 	begin_segment(blk, seg);
 	apply_size(blk, disk_mib);
 	return 0;
@@ -760,8 +762,8 @@ blk_load(struct blk *blk, uint64_t saved_mib, struct blob_in *in, struct err *e)
 	return 0;
 }
 
-static void
-close_segment(struct blk_segment *seg)
+void
+blk_close_segment(struct blk_segment *seg)
 {
 	if (seg->data_fd >= 0)
 		close(seg->data_fd);
@@ -776,7 +778,7 @@ blk_destroy(struct blk *blk)
 	unsigned i;
 
 	for (i = 0; i < blk->n_segments; i++)
-		close_segment(&blk->segments[i]);
+		blk_close_segment(&blk->segments[i]);
 	end_segment(blk);
 	blk->n_segments = 0;
 	if (blk->base_fd >= 0)
@@ -791,15 +793,26 @@ blk_fork_child(struct blk *blk, struct irq_line irq)
 	virtio_dev_fork_child(&blk->dev, irq);
 }
 
-/* Lock held. */
+/* Lock held. The last place is a merged segment's (blk_swap.h). */
 static int
 room_for_cut(const struct blk *blk, struct err *e)
 {
-	if (blk->index_records > 0 && blk->n_segments == BLK_SEGMENTS_MAX)
+	if (blk->index_records > 0 && blk_free_slot(blk) >= BLK_SEGMENTS_MAX - 1)
 		return err_set(e, -EMFILE,
-			"disk: it is made of %u segments, as many as a VM can hold: branch from an earlier VM or start a new one",
+			"disk: it is made of %u segments, as many as a VM can hold, until older ones are merged: try again",
 			BLK_SEGMENTS_MAX);
 	return 0;
+}
+
+unsigned
+blk_free_slot(const struct blk *blk)
+{
+	unsigned i;
+
+	for (i = 0; i < blk->n_segments; i++)
+		if (blk->segments[i].data_fd < 0)
+			break;
+	return i;
 }
 
 int
@@ -831,8 +844,10 @@ blk_cut(struct blk *blk, const int seg[static VMM_SEG_FDS], uint64_t *ret_index_
 	end_segment(blk);
 	/* Without a record no block of the map lies in the segment: nothing to keep. */
 	if (blk->index_records == 0)
-		close_segment(&blk->segments[own(blk)]);
+		blk_close_segment(&blk->segments[own(blk)]);
 	else
+		blk->own = blk_free_slot(blk);
+	if (blk->own == blk->n_segments)
 		blk->n_segments++;
 	begin_segment(blk, seg);
 	blk->data_blocks = 0;

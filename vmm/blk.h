@@ -42,6 +42,9 @@
  * VIRTIO_BLK_S_IOERR to the guest and one rate-limited line; the VM goes on, and what was
  * on the disk before stays.
  *
+ * Segments that no guest writes any more are merged by pandod, and swapped for the merged one
+ * while the guest runs (blk_swap.h).
+ *
  * I/O runs on the thread that rings the doorbell, under dev->lock. After blk_init nothing
  * is allocated. Fork: blk_fork_child() first, then blk_cut() on both sides. A segment
  * that holds nothing at a cut is dropped from the chain, so that forking an idle VM uses
@@ -141,8 +144,11 @@ struct blk {
 	struct blockmap map;
 	int base_fd; /* owned; -1: none, the disk starts as zeroes */
 	uint64_t base_bytes;
+	/* Which comes after which does not matter here. A place whose data_fd is -1 is free. */
 	struct blk_segment segments[BLK_SEGMENTS_MAX];
-	unsigned n_segments;		   /* the last one is the own one */
+	unsigned n_segments; /* places that are or were taken */
+	unsigned own;	     /* the one that this VM writes */
+	uint64_t live[BLK_SEGMENTS_MAX]; /* how many entries of the map name each */
 	int write_data_fd, write_index_fd; /* owned: of the own one, until the next cut */
 	uint64_t data_blocks;		   /* used in the own segment's data */
 	uint64_t index_records;		   /* in its index */
@@ -181,6 +187,25 @@ void blk_fork_child(struct blk *blk, struct irq_line irq);
 /* Whether two files can be a segment: regular, empty, not O_APPEND; and whether the other
  * two descriptors are the same files, read-only. */
 int blk_check_segment(const int seg[static VMM_SEG_FDS], struct err *e);
+/* The lowest free place, BLK_SEGMENTS_MAX: none. */
+unsigned blk_free_slot(const struct blk *blk);
+/* Its place is free then. */
+void blk_close_segment(struct blk_segment *seg);
+
+/* The way to change the map. */
+static inline void
+blk_set_entry(struct blk *blk, uint64_t block, uint64_t entry)
+{
+	const int was = blockmap_segment(blk->map.entries[block]),
+		  is = blockmap_segment(entry);
+
+	if (was >= 0)
+		blk->live[was]--;
+	if (is >= 0)
+		blk->live[is]++;
+	blk->map.entries[block] = entry;
+}
+
 /* Whether one more cut fits; ask before forking, with the vCPUs parked. -EMFILE with a
  * sentence. */
 int blk_can_cut(struct blk *blk, struct err *e);

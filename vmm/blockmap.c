@@ -192,7 +192,8 @@ apply_record(struct blockmap *map, unsigned segment, uint64_t data_blocks,
 		return NULL;
 	case SEGMENT_ZERO:
 		for (i = 0; i < r->count; i++)
-			map->entries[r->block + i] = BLOCKMAP_ZERO;
+			map->entries[r->block + i] =
+				BLOCKMAP_ZERO | blockmap_entry(segment, 0);
 		return NULL;
 	default:
 		return "its operation is unknown";
@@ -290,6 +291,27 @@ blockmap_replay(struct blockmap *map, const struct disk_chain *chain, struct err
 		": %s; what the guest wrote after its last flush is lost, what it flushed is there",
 		chain->segments[i - 1].index_path, end.record, end.why);
 	return 0;
+}
+
+int
+disk_count_live(const struct disk_chain *chain, uint64_t disk_mib, uint64_t *ret_live,
+	struct err *e)
+{
+	struct blockmap map = {0};
+	uint64_t block = 0;
+	int r = blockmap_init(&map, disk_mib, e);
+
+	if (r == 0)
+		r = blockmap_note_touched(&map, e);
+	if (r == 0)
+		r = blockmap_replay(&map, chain, NULL, e);
+	for (size_t i = 0; i < chain->n_segments; i++)
+		ret_live[i] = 0;
+	for (; r == 0 && (block = blockmap_next(&map, block)) < map.n_blocks; block++)
+		if (map.entries[block])
+			ret_live[blockmap_segment(map.entries[block])]++;
+	blockmap_done(&map);
+	return r;
 }
 
 /* Where the blocks of an export come from: the file last used stays open, since runs

@@ -24,8 +24,8 @@
 /*
  * An entry: bit 63 says that the block reads as zeroes; bits 62-48 are the segment number
  * + 1, 0 meaning none; bits 47-0 the place in its data file, in blocks. All zero is the
- * base image. Zero bit and segment together: zeroes, and that place is kept for the next
- * write.
+ * base image. Zero bit and segment together: in a VMM zeroes, and that place is kept for the
+ * next write; after a replay zeroes by a record of that segment.
  */
 #define BLOCKMAP_ZERO (1ull << 63)
 #define BLOCKMAP_AT_MASK ((1ull << 48) - 1)
@@ -106,6 +106,11 @@ struct disk_chain {
  */
 int blockmap_replay(struct blockmap *map, const struct disk_chain *chain,
 	struct err *lost, struct err *e);
+
+/* How many blocks of the disk each segment of the chain decides, by data or by zeroes. One that
+ * decides none is needed by nobody who has the chain. ret_live: n_segments. */
+int disk_count_live(const struct disk_chain *chain, uint64_t disk_mib, uint64_t *ret_live,
+	struct err *e);
 
 /* The disk as a flat raw image in out_fd (a regular file; grown to disk_mib, zeroes left
  * as holes). lost: as in blockmap_replay(). */

@@ -9,6 +9,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/answer.h"
+#include "vmm/blk_swap.h"
 #include "vmm/ending.h"
 #include "vmm/fork.h"
 #include "vmm/mainloop.h"
@@ -21,7 +22,8 @@ union request {
 	struct vmm_fork fork;
 	struct vmm_resize resize;
 	struct vmm_committed committed;
-	uint8_t bytes[sizeof(struct vmm_committed) +
+	struct vmm_merged merged;
+	uint8_t bytes[sizeof(struct vmm_merged) +
 		      1]; /* one more: a longer message is seen as such */
 };
 
@@ -47,7 +49,7 @@ send_stats(struct vm *vm, uint64_t seq)
 			     atomic_load(&vm->vsock.dev.doorbells) +
 			     atomic_load(&vm->rng.dev.doorbells),
 		.paused = vm->is_parked ? 2 : vm->is_paused,
-		.tracks = VMM_TRACKS |
+		.tracks = VMM_TRACKS | VMM_TAKES_MERGED |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};
@@ -128,6 +130,32 @@ resize_disk(struct vm *vm, const struct vmm_resize *m)
 	answer_done(vm, m->hdr.seq, r, e.msg);
 }
 
+/* The guest waits for a part of it at a time. */
+static void
+take_merged(struct vm *vm, const struct vmm_merged *m, const int fds[])
+{
+	struct blk_swap swap;
+	struct err e = {0};
+	int r = vm->is_parked
+			? err_set(&e, -EINVAL,
+				  "a frozen fork does not change; its disk stays as it is")
+			: 0;
+
+	if (r < 0) {
+		close(fds[VMM_MERGED_FD_DATA]);
+		close(fds[VMM_MERGED_FD_INDEX]);
+	} else {
+		r = blk_swap_begin(&vm->blk, m, fds, &swap, &e);
+		while (r > 0) {
+			vm_stop(vm);
+			r = blk_swap_step(&vm->blk, &swap, &e);
+			if (!vm->is_paused)
+				vm_run(vm);
+		}
+	}
+	answer_done(vm, m->hdr.seq, r, e.msg);
+}
+
 /* A window in which pandod opens the page map of this process. */
 static void
 open_window(struct vm *vm, uint64_t seq)
@@ -189,6 +217,9 @@ request_len(uint16_t type, size_t *ret_fds)
 		return sizeof(struct vmm_hdr);
 	case VMM_COMMITTED:
 		return sizeof(struct vmm_committed);
+	case VMM_MERGED:
+		*ret_fds = VMM_MERGED_FD_COUNT;
+		return sizeof(struct vmm_merged);
 	case VMM_TRACK_OPEN:
 	case VMM_PAUSE:
 	case VMM_RESUME:
@@ -263,6 +294,9 @@ handle_control(struct vm *vm)
 		break;
 	case VMM_COMMITTED:
 		note_committed(vm, &req.committed);
+		break;
+	case VMM_MERGED:
+		take_merged(vm, &req.merged, fds);
 		break;
 	case VMM_QUIT:
 		ending_tell(vm, VMM_EXIT_QUIT, "asked to quit");

@@ -2,7 +2,7 @@
 
 # The reader of disks at rest, for the host's tools.
 LIBRARIES += vmmdisk
-vmmdisk_SRCS := vmm/blockmap.c
+vmmdisk_SRCS := vmm/blockmap.c vmm/segment_merge.c
 
 # The devices behind virtio-mmio.
 LIBRARIES += vmmdev
@@ -10,12 +10,13 @@ vmmdev_SRCS := \
 	vmm/virtqueue.c \
 	vmm/virtio_mmio.c \
 	vmm/blk.c \
+	vmm/blk_swap.c \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
 	vmm/rng.c
 
-DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_vsock
+DEVICE_TESTS := test_virtqueue test_blk test_blk_power test_blockmap test_segment_merge test_blk_swap test_vsock
 UNIT_TESTS += $(DEVICE_TESTS)
 define device_test
 $(1)_SRCS := tests/unit/$(1).c tests/unit/fake_driver.c vmm/memory.c
@@ -74,8 +75,13 @@ FUZZED_DEVICES := \
 	common/wire/blob.c \
 	vmm/memory.c \
 	common/err.c \
+	common/fault.c \
 	common/io.c \
 	common/log.c
+FUZZERS += fuzz_segment_merge
+fuzz_segment_merge_SRCS := tests/fuzz/fuzz_segment_merge.c $(vmmdisk_SRCS) common/err.c common/fault.c common/io.c
+fuzz_segment_merge_CORPUS := tests/fuzz/corpus/segment_merge
+
 FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk

@@ -6,6 +6,9 @@
  * last record for a block wins. The running VMM keeps that map in memory and never reads
  * an index.
  *
+ * pandod merges runs of segments that nobody writes any more into one of the same form
+ * (vmm/segment_merge.h).
+ *
  * Order on disk: data first, then the record. A guest's FLUSH makes both durable (data,
  * then index). A torn last record (file length not a multiple of the record size) is
  * ignored. What was not flushed when the host lost its power may be missing in any part:

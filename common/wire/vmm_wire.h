@@ -50,6 +50,8 @@ enum vmm_msg_type {
 	VMM_TRACK_OPEN = 12, /* header only; VMM_DONE */
 	VMM_TRACK = 13,	     /* VMM_DONE */
 	VMM_COMMITTED = 14,  /* VMM_DONE */
+	/* Only to a VMM whose VMM_STATS_ANSWER has VMM_TAKES_MERGED. */
+	VMM_MERGED = 24, /* VMM_DONE */
 
 	/* VMM -> pandod, 64.. */
 	VMM_DONE = 64,	  /* answers the request with the same seq */
@@ -200,9 +202,8 @@ _Static_assert(sizeof(struct vmm_state_answer) == 16 + 8 + 32 + 48 + 512, "wire 
 /*
  * Dirty pages (vmm/track.h). For a commit pandod looks at VMM_STATS_ANSWER's `tracks`, hands the
  * VMM what it needs, and parks a fork with VMM_FORK_TRACK. When the commit is durable it says
- * so (VMM_COMMITTED), with the commit's id and a note of its own, which the VMM keeps: the next
- * frozen fork says which pages changed since that commit, and a pandod that was started
- * meanwhile needs to remember nothing. pandod believes it only where the VM's row has the same
+ * so (VMM_COMMITTED), with the commit's id, which the VMM keeps: the next frozen fork says which
+ * pages changed since that commit, to a pandod that was started meanwhile, too. pandod believes it only where the VM's row has the same
  * commit as its last: a VMM that lies spoils its own commits. The VMM knows the ids of no other
  * commits.
  */
@@ -218,6 +219,7 @@ enum vmm_track_means {
 /* VMM_STATS_ANSWER's `tracks`: 0 from an older VMM. */
 #define VMM_TRACKS 1u	     /* it knows the three messages */
 #define VMM_TRACKS_NEEDS_FDS 2u /* VMM_TRACK must come before the first commit */
+#define VMM_TAKES_MERGED 128u /* it knows VMM_MERGED */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
 
 /* A VMM that was forked has no page map: the seal keeps it from /proc. VMM_TRACK_OPEN makes its
@@ -234,7 +236,7 @@ struct vmm_committed {
 	struct vmm_hdr hdr;
 	uint8_t fork[16]; /* the parent_generation of the VMM_FORK that it was made from */
 	uint8_t commit[VMM_COMMIT_ID_BYTES];
-	uint8_t note[VMM_COMMIT_NOTE_BYTES]; /* pandod's */
+	uint8_t note[VMM_COMMIT_NOTE_BYTES]; /* an older pandod's; zeroes */
 };
 _Static_assert(sizeof(struct vmm_committed) == 16 + 16 + 32 + 128, "wire format");
 
@@ -320,6 +322,34 @@ struct vmm_resize {
 	uint64_t disk_mib;
 };
 _Static_assert(sizeof(struct vmm_resize) == 16 + 8, "wire format");
+
+/*
+ * Segments of the VM's disk that nobody writes any more were merged into one, which means the
+ * same (vmm/segment_merge.h) and is on the disk for good: the VMM reads that one from now on
+ * and closes the others. It knows them by their data files' device and inode numbers; those
+ * that it does not have it had no block in. Told again, it does what is left to do. To a VM
+ * that runs or is paused.
+ */
+#define VMM_MERGED_MAX 64
+
+enum vmm_merged_fd {
+	VMM_MERGED_FD_DATA,  /* read-only, whole */
+	VMM_MERGED_FD_INDEX, /* likewise */
+	VMM_MERGED_FD_COUNT,
+};
+
+struct vmm_merged_file {
+	uint64_t dev, ino;
+};
+
+struct vmm_merged {
+	struct vmm_hdr hdr;
+	uint32_t n; /* 1 to VMM_MERGED_MAX */
+	uint32_t pad;
+	uint64_t records; /* in the index */
+	struct vmm_merged_file files[VMM_MERGED_MAX];
+};
+_Static_assert(sizeof(struct vmm_merged) == 16 + 16 + 16 * VMM_MERGED_MAX, "wire format");
 
 struct vmm_done {
 	struct vmm_hdr hdr;

@@ -32,7 +32,9 @@
 #include "host/commit/commit_read.h"
 #include "host/commit/commit_track.h"
 #include "host/commit/commits_priv.h"
+#include "host/vm/chain_files.h"
 #include "host/vm/frozen_fork.h"
+#include "host/vm/merge.h"
 
 #define STATE_TIMEOUT_MS 60000
 
@@ -44,6 +46,7 @@ struct commit {
 	const struct progress *p;
 	struct vm *vm;	   /* reference */
 	bool claimed;	   /* vm->op is ours */
+	bool reads;	   /* vm->n_commits has it */
 	struct vm_row row; /* the VM's, at the cut */
 	bool entered;	   /* the frozen fork's row is in the database */
 	struct fork_point cut;
@@ -54,8 +57,7 @@ struct commit {
 	void *blob;		  /* owned */
 	struct chain_link *links; /* owned: the chain at the cut */
 	size_t n_links;
-	struct disk_segment *segments; /* owned: its files */
-	char (*paths)[2][PATHS_MAX];   /* owned */
+	struct chain_files files; /* owned: its files */
 	struct db_base base;	       /* what the row's base is */
 	int base_fd;		       /* owned; -1: none */
 	bool base_known;	       /* base.tree is in the store */
@@ -72,8 +74,7 @@ commit_done(struct commit *c)
 	cleanup_close_fn(&c->base_fd);
 	free(c->blob);
 	free(c->links);
-	free(c->segments);
-	free(c->paths);
+	chain_files_done(&c->files);
 }
 
 /* Tags are looked at before anything is made. */
@@ -183,11 +184,15 @@ take_frozen_fork(struct commit *c, struct err *e)
 		/* The cut of the last link as the copy of the chain has it: all, where
 		 * the count is not known. */
 		r = db_chain(t->db, c->vm->row.id, &c->links, &c->n_links, e);
-		if (r == 0 && c->n_links < 2)
+		if (r == 0 && c->n_links < 1)
 			r = err_set(e, -EINVAL, "state.db: vm \"%s\" has no disk chain",
 				vm_name(c->vm));
 		if (r == 0)
 			c->n_links--; /* the segment that it writes now */
+	}
+	if (r == 0) {
+		c->reads = true;
+		c->vm->n_commits++;
 	}
 	c->vm->op = NULL;
 	c->claimed = false;
@@ -341,7 +346,8 @@ static int
 read_all_disk(
 	struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
 {
-	const struct disk_chain chain = {.segments = c->segments, .n_segments = c->n_links};
+	const struct disk_chain chain = {
+		.segments = c->files.segments, .n_segments = c->n_links};
 	int r = look_up_base(c, e);
 
 	if (r == 0 && c->base_fd >= 0 && !c->base_known) {
@@ -361,7 +367,7 @@ read_changed_disk(struct commit *c, size_t known, struct store_writer *w,
 	struct store_tree *ret, struct err *e)
 {
 	const struct disk_chain chain = {
-		.segments = c->segments + known, .n_segments = c->n_links - known};
+		.segments = c->files.segments + known, .n_segments = c->n_links - known};
 	const uint64_t disk_mib = vm_disk_mib(&c->row);
 	struct store_tree all;
 	int r = commit_read_disk(w, &chain, disk_mib, -1, NULL, &c->track.base->f.disk, ret, e);
@@ -375,24 +381,12 @@ read_changed_disk(struct commit *c, size_t known, struct store_writer *w,
 static int
 read_disk(struct commit *c, struct store_writer *w, struct store_tree *ret, struct err *e)
 {
-	const size_t known = commit_track_links(&c->track, c->links, c->n_links);
+	const size_t known =
+		commit_track_links(&c->track, &c->row, c->links, c->n_links);
 	struct err why;
 	int r = 0;
 
-	c->segments = calloc(c->n_links + 1, sizeof(*c->segments));
-	c->paths = calloc(c->n_links + 1, sizeof(*c->paths));
-	if (!c->segments || !c->paths)
-		return err_set(e, -ENOMEM, "out of memory");
-	for (size_t i = 0; i < c->n_links && r == 0; i++) {
-		static const char *const suffixes[2] = {"data", "index"};
-
-		for (unsigned j = 0; j < 2 && r == 0; j++)
-			r = paths_format(c->paths[i][j], PATHS_MAX, e,
-				"%s/segments/%s.%s", c->t->config.home,
-				c->links[i].segment, suffixes[j]);
-		c->segments[i] = (struct disk_segment){
-			c->paths[i][0], c->paths[i][1], c->links[i].records};
-	}
+	r = chain_files_make(c->t->config.home, c->links, c->n_links, &c->files, e);
 	if (r < 0)
 		return r;
 	if (known && c->track.base->f.disk.length <= vm_disk_mib(&c->row) << 20) {
@@ -489,6 +483,10 @@ note_commit(struct commit *c)
 		if (strcmp(vm->row.id, c->row.id) != 0)
 			continue;
 		memcpy(vm->row.commit, c->id, sizeof(vm->row.commit));
+		vm->row.commit_segment[0] = '\0';
+		if (c->n_links)
+			memcpy(vm->row.commit_segment, c->links[c->n_links - 1].segment,
+				sizeof(vm->row.commit_segment));
 		if (db_update(t->db, &vm->row, &why) < 0)
 			log_err("vm %s: %s", vm->row.id, why.msg);
 	}
@@ -538,6 +536,8 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 
 	if (r == 0)
 		r = check_tags(c, e);
+	if (r == 0)
+		r = merge_wait_room(t, name, c->p, e);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&t->lock);
@@ -565,8 +565,7 @@ commit(struct commit *c, const char *name, struct json_out *out, struct err *e)
 	}
 	if (r == 0) {
 		fault_point("commit.noted");
-		commit_track_durable(
-			c->vm, c->cut.generation, c->id, &c->links[c->n_links - 1]);
+		commit_track_durable(c->vm, c->cut.generation, c->id);
 	}
 	leave(c);
 	if (r == 0)
@@ -610,6 +609,7 @@ commits_make(struct commits *commits, const char *vm, const struct commit_reques
 	if (c->vm) {
 		if (c->claimed)
 			c->vm->op = NULL;
+		c->vm->n_commits -= c->reads;
 		vm_unref(c->vm);
 	}
 	pthread_cond_broadcast(&t->changed);

@@ -14,14 +14,6 @@
 
 #define ANSWER_MS 10000
 
-/* VMM_COMMITTED's note. */
-struct note {
-	uint32_t version;
-	uint32_t pad;
-	char segment[DB_SEGMENT_MAX];
-};
-#define NOTE_VERSION 1u
-_Static_assert(sizeof(struct note) <= VMM_COMMIT_NOTE_BYTES, "wire format");
 _Static_assert(VMM_COMMIT_ID_BYTES * 2 == STORE_HEX, "an id is a hash");
 
 void
@@ -106,16 +98,6 @@ read_bitmaps(int fd, uint64_t at, const struct vmm_track *said, struct commit_tr
 	return 0;
 }
 
-static void
-read_note(const struct vmm_track *said, struct commit_track *ret)
-{
-	struct note n;
-
-	memcpy(&n, said->note, sizeof(n));
-	if (n.version == NOTE_VERSION && memchr(n.segment, 0, sizeof(n.segment)))
-		memcpy(ret->segment, n.segment, sizeof(ret->segment));
-}
-
 int
 commit_track_read(int fd, const struct vmm_state_answer *a, const struct vm_row *row,
 	struct store *s, struct commit_track *ret, struct err *e)
@@ -148,7 +130,6 @@ commit_track_read(int fd, const struct vmm_state_answer *a, const struct vm_row 
 	r = store_load(s, id, &ret->base, NULL);
 	if (r < 0) /* deleted, or damaged: then this commit does without */
 		return 0;
-	read_note(&said, ret);
 	if (!(said.flags & VMM_TRACK_SINCE))
 		return 0;
 	if (said.pages != a->mem_mib * ((1u << 20) / STORE_PAGE))
@@ -161,13 +142,13 @@ commit_track_read(int fd, const struct vmm_state_answer *a, const struct vm_row 
 }
 
 size_t
-commit_track_links(
-	const struct commit_track *t, const struct chain_link *links, size_t n_links)
+commit_track_links(const struct commit_track *t, const struct vm_row *row,
+	const struct chain_link *links, size_t n_links)
 {
-	if (!t->base || !t->segment[0])
+	if (!t->base || !row->commit_segment[0])
 		return 0;
 	for (size_t i = n_links; i-- > 0;)
-		if (strcmp(links[i].segment, t->segment) == 0)
+		if (strcmp(links[i].segment, row->commit_segment) == 0)
 			return i + 1;
 	return 0;
 }
@@ -179,18 +160,14 @@ unhex(char c)
 }
 
 void
-commit_track_durable(struct vm *vm, const uint8_t fork[static 16], const char *id,
-	const struct chain_link *last)
+commit_track_durable(struct vm *vm, const uint8_t fork[static 16], const char *id)
 {
-	struct note n = {.version = NOTE_VERSION};
 	struct vmm_committed m = {0};
 	struct err e;
 
 	memcpy(m.fork, fork, sizeof(m.fork));
 	for (size_t i = 0; i < sizeof(m.commit); i++)
 		m.commit[i] = (uint8_t)(unhex(id[2 * i]) << 4 | unhex(id[2 * i + 1]));
-	snprintf(n.segment, sizeof(n.segment), "%s", last->segment);
-	memcpy(m.note, &n, sizeof(n));
 	if (vmmctl_committed(vm->ctl, &m, &e) < 0)
 		log_info("vm %s: its next commit does not begin from commit %.12s: %s",
 			vm->row.id, id, e.msg);

@@ -68,7 +68,7 @@ forget(struct tree *t, const struct store_hash *v, size_t n)
 
 		if (!is_among(v, n, vm->row.commit))
 			continue;
-		vm->row.commit[0] = '\0';
+		vm->row.commit[0] = vm->row.commit_segment[0] = '\0';
 		if (db_update(t->db, &vm->row, &e) < 0)
 			log_err("vm %s: %s", vm->row.id, e.msg);
 	}

@@ -26,6 +26,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/vm/merge.h"
 #include "host/vm/tree_priv.h"
 
 #define NS_PER_MS UINT64_C(1000000)
@@ -317,6 +318,7 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 		return r;
 	}
 	vm->unmet = false;
+	merge_wanted(t, vm); /* the last pandod may have been at it */
 	finish_resize(t, vm);
 	if (vm->dead) /* meanwhile; its state says why */
 		return 0;

@@ -15,6 +15,7 @@
 #include "common/log.h"
 #include "host/vm/frozen_fork.h"
 #include "host/vm/handshake.h"
+#include "host/vm/merge.h"
 
 struct branch {
 	struct tree *t;
@@ -206,8 +207,10 @@ branch(struct branch *b, const char *name, struct json_out *out, struct err *e)
 {
 	struct tree *t = b->t;
 	char called[VM_CALLED_MAX];
-	int r;
+	int r = merge_wait_room(t, name, b->p, e);
 
+	if (r < 0)
+		return r;
 	pthread_mutex_lock(&t->lock);
 	r = tree_claim(t, name, "being branched", b->p, &b->parent, e);
 	b->claimed = r == 0;

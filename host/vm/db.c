@@ -97,6 +97,11 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"CREATE TRIGGER report_goes AFTER DELETE ON reports BEGIN"
 	"  UPDATE reports_of SET bytes = bytes - OLD.bytes, n = n - 1 WHERE vm = OLD.vm;"
 	"  DELETE FROM reports_of WHERE vm = OLD.vm AND n <= 0; END;",
+	/* Merged segments: pos -1 is one that is to stand in the place of first to last. */
+	"ALTER TABLE chain ADD COLUMN weight INTEGER NOT NULL DEFAULT 0;"
+	"ALTER TABLE chain ADD COLUMN first INTEGER;"
+	"ALTER TABLE chain ADD COLUMN last INTEGER;"
+	"ALTER TABLE vms ADD COLUMN commit_segment TEXT;",
 };
 _Static_assert(DB_REPORT_BYTES == 512, "stands in the schema, too");
 
@@ -114,9 +119,18 @@ enum stmt {
 	STMT_CHAIN_COPY,
 	STMT_CHAIN_CLEAR,
 	STMT_CHAIN_OWN,
+	STMT_CHAIN_SHARERS,
 	STMT_CHAIN_REMOVE,
 	STMT_CHAIN_CUT,
+	STMT_CHAIN_DROP_EMPTY,
 	STMT_CHAIN,
+	STMT_SEGMENT_AGAIN,
+	STMT_MERGE_BEGIN,
+	STMT_MERGE_FIND,
+	STMT_MERGE_RUN,
+	STMT_MERGE_TAKE,
+	STMT_MERGE_PLACE,
+	STMT_MERGE_DROP,
 	STMT_UNUSED,
 	STMT_DROP_UNUSED,
 	STMT_KNOWN,
@@ -144,35 +158,59 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_LOAD] =
 		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, vcpus, disk_mib, kernel,"
 		" rootfs, base_path, generation, pid, pid_start, answered, made, next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id,"
-		" host_key, greeted"
+		" host_key, greeted, commit_segment"
 		" FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_INSERT] =
 		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, vcpus,"
 		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made,"
 		" next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id,"
-		" host_key, greeted) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
-		"?21,?22,?23,?24,?25)",
+		" host_key, greeted, commit_segment) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+		"?21,?22,?23,?24,?25,?26)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
 		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, base_path=?12, generation=?13, pid=?14,"
-		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25"
+		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25, commit_segment=?26"
 		" WHERE id=?1",
 	[STMT_DELETE] = "DELETE FROM vms WHERE id = ?1",
 	[STMT_SEGMENT] = "INSERT INTO segments (name) VALUES (?1)",
 	[STMT_CHAIN_APPEND] =
 		"INSERT INTO chain (vm, pos, segment) VALUES (?1,"
 		" (SELECT coalesce(max(pos) + 1, 0) FROM chain WHERE vm = ?1), ?2)",
-	[STMT_CHAIN_COPY] = "INSERT INTO chain (vm, pos, segment, records)"
-			    " SELECT ?2, pos, segment, records FROM chain WHERE vm = ?1",
+	[STMT_CHAIN_COPY] =
+		"INSERT INTO chain (vm, pos, segment, records, weight, first, last)"
+		" SELECT ?2, pos, segment, records, weight, first, last FROM chain WHERE vm = ?1",
 	[STMT_CHAIN_CLEAR] = "DELETE FROM chain WHERE vm = ?1",
 	[STMT_CHAIN_OWN] = "SELECT segment FROM chain WHERE vm = ?1 AND segment NOT IN"
 			   " (SELECT segment FROM chain WHERE vm <> ?1) ORDER BY pos",
+	[STMT_CHAIN_SHARERS] = "SELECT DISTINCT vm FROM chain WHERE segment = ?1 AND pos >= 0",
 	[STMT_CHAIN_REMOVE] = "DELETE FROM chain WHERE vm = ?1 AND segment = ?2",
 	[STMT_CHAIN_CUT] =
 		"UPDATE chain SET records = ?2 WHERE segment = ?1"
 		" AND EXISTS (SELECT 1 FROM chain c WHERE c.vm = chain.vm AND c.pos > chain.pos)",
-	[STMT_CHAIN] = "SELECT segment, records FROM chain WHERE vm = ?1 ORDER BY pos",
+	[STMT_CHAIN_DROP_EMPTY] =
+		"DELETE FROM chain WHERE segment = ?1 AND records = 0 AND pos >= 0"
+		" AND EXISTS (SELECT 1 FROM chain c WHERE c.vm = chain.vm AND c.pos > chain.pos)",
+	[STMT_CHAIN] =
+		"SELECT segment, records, weight FROM chain WHERE vm = ?1 AND pos >= 0 ORDER BY pos",
+	[STMT_SEGMENT_AGAIN] = "INSERT OR IGNORE INTO segments (name) VALUES (?1)",
+	[STMT_MERGE_BEGIN] =
+		"INSERT INTO chain (vm, pos, segment, records, weight, first, last)"
+		" SELECT ?1, -1, ?2, ?3, ?4, f.pos, l.pos FROM chain f, chain l"
+		" WHERE f.vm = ?1 AND f.pos >= 0 AND f.segment = ?5"
+		" AND l.vm = ?1 AND l.pos >= f.pos AND l.segment = ?6",
+	[STMT_MERGE_FIND] =
+		"SELECT segment, records, weight FROM chain WHERE vm = ?1 AND pos = -1",
+	[STMT_MERGE_RUN] =
+		"SELECT c.segment, c.records, c.weight FROM chain m JOIN chain c ON c.vm = m.vm"
+		" WHERE m.vm = ?1 AND m.pos = -1 AND c.pos BETWEEN m.first AND m.last ORDER BY c.pos",
+	[STMT_MERGE_TAKE] =
+		"DELETE FROM chain WHERE vm = ?1 AND pos BETWEEN"
+		" (SELECT first FROM chain WHERE vm = ?1 AND pos = -1) AND"
+		" (SELECT last FROM chain WHERE vm = ?1 AND pos = -1)",
+	[STMT_MERGE_PLACE] =
+		"UPDATE chain SET pos = last, first = NULL, last = NULL WHERE vm = ?1 AND pos = -1",
+	[STMT_MERGE_DROP] = "DELETE FROM chain WHERE vm = ?1 AND pos = -1",
 	[STMT_UNUSED] =
 		"SELECT name FROM segments WHERE name NOT IN (SELECT segment FROM chain)",
 	[STMT_DROP_UNUSED] =
@@ -475,6 +513,7 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 		column_text(s, 21, row->commit, sizeof(row->commit)) < 0 ||
 		column_text(s, 22, row->image, sizeof(row->image)) < 0 ||
 		column_text(s, 23, row->host_key, sizeof(row->host_key)) < 0 ||
+		column_text(s, 25, row->commit_segment, sizeof(row->commit_segment)) < 0 ||
 		sqlite3_column_bytes(s, 12) != (int)sizeof(row->generation))
 		return -EINVAL;
 	row->created_ms = (uint64_t)sqlite3_column_int64(s, 5);
@@ -547,6 +586,7 @@ bind_row(sqlite3_stmt *s, const struct vm_row *row, bool all)
 	bind_text(s, 24, row->host_key);
 	sqlite3_bind_blob(
 		s, 25, row->acknowledged, sizeof(row->acknowledged), SQLITE_STATIC);
+	bind_text(s, 26, row->commit_segment);
 	if (!all)
 		return;
 	sqlite3_bind_int64(s, 6, (sqlite3_int64)row->created_ms);
@@ -659,11 +699,23 @@ grow(void *items, size_t n, size_t size)
 	return realloc(items, (n < 16 ? 16 : n * 2) * size);
 }
 
-int
-db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
-	struct err *e)
+static int
+column_link(sqlite3_stmt *s, struct chain_link *ret)
 {
-	sqlite3_stmt *s = db->stmt[STMT_CHAIN];
+	if (column_text(s, 0, ret->segment, sizeof(ret->segment)) < 0)
+		return -EINVAL;
+	ret->records = sqlite3_column_type(s, 1) == SQLITE_NULL ? -1
+								: sqlite3_column_int64(s, 1);
+	ret->weight = (uint64_t)sqlite3_column_int64(s, 2);
+	return 0;
+}
+
+/* The links that a statement gives of a VM. */
+static int
+chain_links(struct db *db, enum stmt which, const char *vm, struct chain_link **ret,
+	size_t *ret_n, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[which];
 	struct chain_link *links = NULL;
 	size_t n = 0;
 	int step, r = 0;
@@ -677,14 +729,11 @@ db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 			break;
 		}
 		links = more;
-		if (column_text(s, 0, links[n].segment, sizeof(links[n].segment)) < 0) {
+		if (column_link(s, &links[n]) < 0) {
 			r = err_set(e, -EINVAL,
 				"state.db: the disk chain of VM %s is damaged", vm);
 			break;
 		}
-		links[n].records = sqlite3_column_type(s, 1) == SQLITE_NULL
-					   ? -1
-					   : sqlite3_column_int64(s, 1);
 		n++;
 	}
 	if (r == 0 && step != SQLITE_DONE)
@@ -698,6 +747,76 @@ db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 	*ret = links;
 	*ret_n = n;
 	return 0;
+}
+
+int
+db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
+	struct err *e)
+{
+	return chain_links(db, STMT_CHAIN, vm, ret, ret_n, e);
+}
+
+int
+db_chain_drop_empty(struct db *db, const char *segment, struct err *e)
+{
+	return run_texts(
+		db, STMT_CHAIN_DROP_EMPTY, segment, NULL, "shortening a disk chain", e);
+}
+
+int
+db_merge_begin(struct db *db, const char *vm, const struct chain_link *merged,
+	const char *first, const char *last, struct err *e)
+{
+	sqlite3_stmt *s = db->stmt[STMT_MERGE_BEGIN];
+	int r = run_texts(
+		db, STMT_SEGMENT_AGAIN, merged->segment, NULL, "adding a segment", e);
+
+	if (r < 0)
+		return r;
+	sqlite3_bind_text(s, 1, vm, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 2, merged->segment, -1, SQLITE_STATIC);
+	sqlite3_bind_int64(s, 3, merged->records);
+	sqlite3_bind_int64(s, 4, (sqlite3_int64)merged->weight);
+	sqlite3_bind_text(s, 5, first, -1, SQLITE_STATIC);
+	sqlite3_bind_text(s, 6, last, -1, SQLITE_STATIC);
+	r = run(db, STMT_MERGE_BEGIN, "noting a merge", e);
+	if (r == 0 && sqlite3_changes(db->h) != 1)
+		return err_set(e, -ENOENT,
+			"state.db: the disk chain of VM %s has no links %s to %s", vm, first,
+			last);
+	return r;
+}
+
+int
+db_merge_find(struct db *db, const char *vm, struct chain_link *ret,
+	struct chain_link **ret_run, size_t *ret_n, struct err *e)
+{
+	struct chain_link *found = NULL;
+	size_t n = 0;
+	int r = chain_links(db, STMT_MERGE_FIND, vm, &found, &n, e);
+
+	if (r == 0 && n) {
+		*ret = found[0];
+		r = chain_links(db, STMT_MERGE_RUN, vm, ret_run, ret_n, e);
+	}
+	free(found);
+	return r < 0 ? r : n > 0;
+}
+
+int
+db_merge_end(struct db *db, const char *vm, struct err *e)
+{
+	int r = run_texts(db, STMT_MERGE_TAKE, vm, NULL, "shortening a disk chain", e);
+
+	return r < 0 ? r
+		     : run_texts(db, STMT_MERGE_PLACE, vm, NULL, "placing a merged segment",
+			       e);
+}
+
+int
+db_merge_drop(struct db *db, const char *vm, struct err *e)
+{
+	return run_texts(db, STMT_MERGE_DROP, vm, NULL, "forgetting a merge", e);
 }
 
 /* The names a statement gives. */
@@ -740,6 +859,14 @@ db_chain_own(struct db *db, const char *vm, char (**ret)[DB_SEGMENT_MAX], size_t
 {
 	sqlite3_bind_text(db->stmt[STMT_CHAIN_OWN], 1, vm, -1, SQLITE_STATIC);
 	return segment_names(db, STMT_CHAIN_OWN, "reading a disk chain", ret, ret_n, e);
+}
+
+int
+db_chain_sharers(struct db *db, const char *segment, char (**ret)[DB_SEGMENT_MAX],
+	size_t *ret_n, struct err *e)
+{
+	sqlite3_bind_text(db->stmt[STMT_CHAIN_SHARERS], 1, segment, -1, SQLITE_STATIC);
+	return segment_names(db, STMT_CHAIN_SHARERS, "reading disk chains", ret, ret_n, e);
 }
 
 int

@@ -26,8 +26,10 @@
 #include "host/vm/vm_spec.h"
 #include "host/store/store.h"
 
-#define DB_SCHEMA_VERSION 6
+#define DB_SCHEMA_VERSION 7
 #define DB_REASON_MAX 512
+
+#define DB_SEGMENT_MAX 32 /* "<id>.<n>", merged ones "<id>.m<16 digits>" */
 
 enum vm_state {
 	VM_STARTING, /* the VMM runs, the agent has not answered yet */
@@ -71,6 +73,9 @@ struct vm_row {
 	uint32_t next_segment; /* <id>.<n> of the next one */
 	/* The commit it was restored from or last committed as: the next one's parent. */
 	char commit[STORE_ID_MAX];
+	/* The last segment of its chain that `commit` has in its disk; empty: not known. Set with
+	 * `commit`, and a merge keeps it right. */
+	char commit_segment[DB_SEGMENT_MAX];
 	/* The commit on whose memory image its memory lies. */
 	char image[STORE_ID_MAX];
 	char host_key[96]; /* SSH, public: as acknowledged; its guest's word */
@@ -78,10 +83,10 @@ struct vm_row {
 };
 
 /* A link of a VM's disk chain. */
-#define DB_SEGMENT_MAX 32 /* "<id>.<n>" */
 struct chain_link {
 	char segment[DB_SEGMENT_MAX];
 	int64_t records; /* -1: all of the index */
+	uint64_t weight; /* 0: a VM wrote it; else it was merged (merge_plan.h) */
 };
 
 struct db;
@@ -102,8 +107,8 @@ int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struc
 /* -EEXIST: the alias is taken. */
 int db_insert(struct db *db, const struct vm_row *row, struct err *e);
 /* All that can change but labels: alias, state, reason, parent, disk_mib, base_path,
- * generation, pid, answered, made, next_segment, resize_mib, commit, image, acknowledged,
- * host_key. */
+ * generation, pid, answered, made, next_segment, resize_mib, commit, commit_segment, image,
+ * acknowledged, host_key. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
 /* The row, its labels and its chain; children become roots. */
 int db_delete(struct db *db, const char *id, struct err *e);
@@ -117,10 +122,29 @@ int db_chain_clear(struct db *db, const char *vm, struct err *e);
 /* The segments that only vm's chain has; *ret: malloc'd array. */
 int db_chain_own(struct db *db, const char *vm, char (**ret)[DB_SEGMENT_MAX],
 	size_t *ret_n, struct err *e);
+/* The VMs, frozen forks too, that have the segment in their chains, likewise. */
+int db_chain_sharers(struct db *db, const char *segment, char (**ret)[DB_SEGMENT_MAX],
+	size_t *ret_n, struct err *e);
 int db_chain_remove(struct db *db, const char *vm, const char *segment, struct err *e);
 /* The segment was cut: wherever it is not the last link it has that many records. */
 int db_chain_fork_point(
 	struct db *db, const char *segment, uint64_t records, struct err *e);
+/* The segment was cut and is empty: no chain needs it where it is not the last link. */
+int db_chain_drop_empty(struct db *db, const char *segment, struct err *e);
+/*
+ * A merged segment that is to stand in the place of vm's links first to last. It is known from
+ * begin on, and beside the chain: db_chain() does not give it, db_chain_copy() copies it. One
+ * at a time for each VM. begin: -ENOENT: the chain has no such links.
+ */
+int db_merge_begin(struct db *db, const char *vm, const struct chain_link *merged,
+	const char *first, const char *last, struct err *e);
+/* 1: there is one, with the links that it stands for (malloc'd array, oldest first); 0: none. */
+int db_merge_find(struct db *db, const char *vm, struct chain_link *ret,
+	struct chain_link **ret_run, size_t *ret_n, struct err *e);
+/* It takes their place. */
+int db_merge_end(struct db *db, const char *vm, struct err *e);
+/* It does not; nothing happens where there is none. */
+int db_merge_drop(struct db *db, const char *vm, struct err *e);
 /* malloc'd array, oldest first. */
 int db_chain(struct db *db, const char *vm, struct chain_link **ret, size_t *ret_n,
 	struct err *e);

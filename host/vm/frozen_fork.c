@@ -13,6 +13,8 @@
 #include "common/fault.h"
 #include "common/log.h"
 #include "common/wire/segment_wire.h"
+#include "host/vm/merge.h"
+#include "host/vm/merge_plan.h"
 
 void
 fork_point_done(struct fork_point *c)
@@ -60,6 +62,7 @@ fork_point_begin(struct fork_point *c, struct vm *parent, struct err *e)
 		return err_sys(e, -errno, "/dev/null");
 	memcpy(c->old_segment, links[n_links - 1].segment, DB_SEGMENT_MAX);
 	c->parent = parent;
+	parent->n_links = n_links + 1;
 	return 0;
 }
 
@@ -113,6 +116,50 @@ cut_fits(struct fork_point *c)
 		       c->said.fork_point_records;
 }
 
+/* A link whose count of records is not known, and that nobody writes any more: all that are whole
+ * count, as a replay has it. */
+static int
+count_records(struct fork_point *c, const char *segment, struct err *e)
+{
+	char path[PATHS_MAX];
+	struct stat st;
+
+	if (paths_format(path, sizeof(path), NULL, "%s/segments/%s.index",
+		    c->t->config.home, segment) < 0 ||
+		stat(path, &st) < 0)
+		return 0;
+	return db_chain_fork_point(c->t->db, segment,
+		(uint64_t)st.st_size / sizeof(struct segment_record), e);
+}
+
+/* The parent writes its new segment, so all links before it are sealed, also those that a killed
+ * pandod left uncounted. Empty ones are of no use to any chain. With the lock. */
+static int
+seal_links(struct fork_point *c, bool fits, struct err *e)
+{
+	struct tree *t = c->t;
+	cleanup_free struct chain_link *links = NULL;
+	size_t n = 0;
+	int r = 0;
+
+	if (fits)
+		r = db_chain_fork_point(t->db, c->old_segment, c->said.fork_point_records, e);
+	if (r == 0 && fits && c->said.fork_point_records == 0)
+		r = db_chain_drop_empty(t->db, c->old_segment, e);
+	if (r == 0)
+		r = db_chain(t->db, c->parent->row.id, &links, &n, e);
+	for (size_t i = 0; i + 1 < n && r == 0; i++) {
+		if (links[i].records >= 0)
+			continue;
+		r = count_records(c, links[i].segment, e);
+		if (r == 0)
+			r = db_chain_drop_empty(t->db, links[i].segment, e);
+	}
+	if (r == 0 && n > MERGE_FAN)
+		merge_wanted(t, c->parent);
+	return r;
+}
+
 /* After the fork, whatever became of the children. */
 static void
 note_cut(struct fork_point *c)
@@ -125,9 +172,8 @@ note_cut(struct fork_point *c)
 	memcpy(c->parent->row.generation, c->generation, 16);
 	if (!c->parent->dead && db_update(t->db, &c->parent->row, &e) < 0)
 		log_err("vm %s: %s", c->parent->row.id, e.msg);
-	/* 0 with an uncertain fork: then the count stays "all", which is right. */
-	if (fits && db_chain_fork_point(
-			    t->db, c->old_segment, c->said.fork_point_records, &e) < 0)
+	/* With an uncertain fork the count stays "all", which is right. */
+	if (c->said.hdr.type == VMM_FORKED && seal_links(c, fits, &e) < 0)
 		log_err("segment %s: %s", c->old_segment, e.msg);
 	pthread_mutex_unlock(&t->lock);
 }

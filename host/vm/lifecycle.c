@@ -32,6 +32,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "host/vm/chain_files.h"
 #include "host/vm/guest.h"
 #include "host/vm/image.h"
 #include "host/vm/tree_priv.h"
@@ -229,46 +230,20 @@ struct start {
 	struct vm_segment segment; /* owned: of its new life */
 };
 
-/* The chain as disk_export() wants it. */
-struct paths {
-	struct disk_segment *segments;
-	char (*text)[2][PATHS_MAX];
-};
-
-static void
-paths_done(struct paths *p)
-{
-	free(p->segments);
-	free(p->text);
-}
-
 static int
 materialize(struct start *s, const struct chain_link *links, size_t n, const char *base,
 	uint64_t disk_mib, struct err *lost, struct err *e)
 {
-	__attribute__((cleanup(paths_done))) struct paths paths = {
-		.segments = calloc(n + 1, sizeof(*paths.segments)),
-		.text = calloc(n + 1, sizeof(*paths.text)),
-	};
-	struct disk_chain chain = {base[0] ? base : NULL, paths.segments, n};
+	cleanup_chain_files struct chain_files files = {0};
+	struct disk_chain chain = {base[0] ? base : NULL, NULL, n};
 	cleanup_close int fd = -1;
 	char folder[PATHS_MAX];
 	int r;
 
-	if (!paths.segments || !paths.text)
-		return err_set(e, -ENOMEM, "out of memory");
-	for (size_t i = 0; i < n; i++) {
-		r = paths_format(paths.text[i][0], PATHS_MAX, e, "%s/segments/%s.data",
-			s->t->config.home, links[i].segment);
-		if (r == 0)
-			r = paths_format(paths.text[i][1], PATHS_MAX, e,
-				"%s/segments/%s.index", s->t->config.home,
-				links[i].segment);
-		if (r < 0)
-			return r;
-		paths.segments[i] = (struct disk_segment){
-			paths.text[i][0], paths.text[i][1], links[i].records};
-	}
+	r = chain_files_make(s->t->config.home, links, n, &files, e);
+	if (r < 0)
+		return r;
+	chain.segments = files.segments;
 	r = paths_format(folder, sizeof(folder), e, "%s/bases", s->t->config.home);
 	if (r == 0)
 		r = io_mkdir_p(folder, 0700, e);

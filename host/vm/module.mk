@@ -4,6 +4,7 @@ pandovm_SRCS += \
 	host/vm/agent_wait.c \
 	host/vm/batch.c \
 	host/vm/branch.c \
+	host/vm/chain_files.c \
 	host/vm/create.c \
 	host/vm/db.c \
 	host/vm/delete.c \
@@ -12,6 +13,10 @@ pandovm_SRCS += \
 	host/vm/handshake.c \
 	host/vm/image.c \
 	host/vm/lifecycle.c \
+	host/vm/merge.c \
+	host/vm/merge_dead.c \
+	host/vm/merge_plan.c \
+	host/vm/merge_swap.c \
 	host/vm/reboot.c \
 	host/vm/reports.c \
 	host/vm/reports_watch.c \
@@ -31,6 +36,10 @@ UNIT_TESTS += test_db
 test_db_SRCS := tests/unit/test_db.c
 test_db_LIBS := pandovm wire common
 test_db_PKGS := cmocka sqlite3
+
+UNIT_TESTS += test_merge_plan
+test_merge_plan_SRCS := tests/unit/test_merge_plan.c host/vm/merge_plan.c
+test_merge_plan_PKGS := cmocka
 
 UNIT_TESTS += test_tree
 test_tree_SRCS := tests/unit/test_tree.c tests/unit/tree_help.c tests/unit/fake_vmm.c

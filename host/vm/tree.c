@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "common/text.h"
 #include "host/ssh/ssh_key.h"
+#include "host/vm/merge.h"
 #include "host/vm/tree_priv.h"
 
 #define NS_PER_MS UINT64_C(1000000)
@@ -255,16 +256,43 @@ busy_until(const struct progress *p)
 	return io_now_ns() + (p ? p->busy_timeout_ms * NS_PER_MS : 0);
 }
 
+/* A VMM that swaps its disk's segments answers in time, or is given up. */
+#define MERGE_WAIT_MS 60000u
+
+static uint64_t
+merge_until(void)
+{
+	return io_now_ns() + MERGE_WAIT_MS * NS_PER_MS;
+}
+
+bool
+tree_try_claim(struct tree *t, struct vm *vm, const char *op)
+{
+	if (!is_free(t, vm, NULL))
+		return false;
+	vm->op = op;
+	return true;
+}
+
 int
 tree_claim_until(struct tree *t, const char *name, const char *op,
 	const struct progress *p, uint64_t until_ns, struct vm **ret, struct err *e)
 {
 	struct waiter w = {0}, **at = &t->waiters;
+	struct progress patient = {0};
 	struct vm *vm;
 	int r = tree_find(t, name, &vm, e);
 
 	if (r < 0)
 		return r;
+	if (vm->op && strcmp(vm->op, TREE_OP_MERGING) == 0 && until_ns < merge_until()) {
+		if (p)
+			patient = *p;
+		patient.busy_timeout_ms = MERGE_WAIT_MS;
+		patient.say = NULL;
+		until_ns = merge_until();
+		p = &patient;
+	}
 	if (!is_free(t, vm, NULL)) {
 		if (!p || !p->busy_timeout_ms)
 			r = is_busy(vm, "", e);
@@ -436,6 +464,7 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&t->changed, &attr);
 	pthread_cond_init(&t->sync_asked, NULL);
+	pthread_cond_init(&t->merge_asked, &attr);
 	t->segments_made = 1; /* those that the last pandod left */
 	pthread_condattr_destroy(&attr);
 	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -466,6 +495,8 @@ tree_open(const struct tree_config *config, struct tree **ret, struct err *e)
 	}
 	if (r == 0)
 		r = tree_sync_start(t, e);
+	if (r == 0)
+		r = merge_start(t, e);
 	if (r < 0) {
 		tree_close(t);
 		return r;
@@ -483,6 +514,7 @@ tree_stop(struct tree *t)
 	adopt_cancel(t);
 	pthread_cond_broadcast(&t->changed);
 	pthread_cond_signal(&t->sync_asked);
+	pthread_cond_signal(&t->merge_asked);
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -494,6 +526,9 @@ tree_wait_stopped(struct tree *t)
 	t->has_health_monitor = false;
 	reports_watch_close(t);
 	tree_wait_reboots(t);
+	if (t->has_merger)
+		pthread_join(t->merger, NULL);
+	t->has_merger = false;
 	if (t->has_syncer)
 		pthread_join(t->syncer, NULL);
 	t->has_syncer = false;
@@ -511,6 +546,7 @@ tree_close(struct tree *t)
 	free(t->strays);
 	db_close(t->db);
 	cleanup_close_fn(&t->epoll_fd);
+	pthread_cond_destroy(&t->merge_asked);
 	pthread_cond_destroy(&t->sync_asked);
 	pthread_cond_destroy(&t->changed);
 	pthread_mutex_destroy(&t->lock);

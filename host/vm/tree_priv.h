@@ -57,6 +57,15 @@ struct vm {
 	uint64_t reboot_window_ns;
 	bool tracks;	/* its VMM tells changed pages; with the claim (commit_track.h) */
 	bool rebooting; /* this life has, or had, a thread of reboot.c */
+	unsigned n_commits; /* that read its chain: it is not merged meanwhile */
+	/* merge.c's. */
+	size_t n_links; /* of its chain, at its last fork point; 0: not known */
+	bool merge_due;
+	bool merge_unable;     /* its VMM is of an older version */
+	uint64_t merge_at_ns;  /* not before */
+	unsigned merge_fails;  /* since it last went well */
+	unsigned merges_tried; /* turns that it had */
+	char merge_failed[256];
 };
 
 /* A folder of no VM, whose process is to be ended (adopt.c). */
@@ -105,6 +114,9 @@ struct tree {
 	bool has_syncer;
 	bool sync_wanted;
 	pthread_cond_t sync_asked; /* sync_wanted, or stopping */
+	pthread_t merger; /* merge.c's */
+	bool has_merger;
+	pthread_cond_t merge_asked; /* some VM's merge_due, or stopping */
 	/* Names in segments/: those that were made, and of these those on the disk. */
 	_Atomic uint64_t segments_made, segments_synced;
 	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */
@@ -150,6 +162,11 @@ int tree_claim(struct tree *t, const char *name, const char *op, const struct pr
 /* The same with one end for several of these. */
 int tree_claim_until(struct tree *t, const char *name, const char *op,
 	const struct progress *p, uint64_t until_ns, struct vm **ret, struct err *e);
+/* Who finds a VM claimed for this waits for it in any case: it takes milliseconds, and nobody
+ * asked for it. */
+#define TREE_OP_MERGING "having its disk merged"
+/* If nobody has vm, or queues for it: it is claimed. */
+bool tree_try_claim(struct tree *t, struct vm *vm, const char *op);
 uint64_t busy_until(const struct progress *p);
 int tree_check_alias_free(struct tree *t, const char *alias, struct err *e);
 /* Puts the VM's process and control connection under the event loop's watch. */

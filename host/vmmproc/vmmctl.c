@@ -565,10 +565,10 @@ vmmctl_wait_started(struct vmmctl *c, int timeout_ms, struct vmm_started *ret,
 	return 0;
 }
 
-/* A request that VMM_DONE answers. */
+/* A request that VMM_DONE answers. *ret_refused: it did, with an error. */
 static int
-ask_with(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, const int *fds,
-	size_t n_fds, int timeout_ms, struct err *e)
+ask_refusable(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len,
+	const int *fds, size_t n_fds, int timeout_ms, bool *ret_refused, struct err *e)
 {
 	union message m;
 	pid_t pid;
@@ -581,6 +581,7 @@ ask_with(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, const 
 			&(struct expected){"answer", VMM_DONE, c->seq, timeout_ms, false},
 			&m, &pid, e);
 	unlock(c);
+	*ret_refused = r == 0 && m.done.error;
 	if (r < 0)
 		return r;
 	if (m.done.error)
@@ -588,6 +589,15 @@ ask_with(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, const 
 			m.done.error < 0 && m.done.error >= -4095 ? m.done.error : -EIO,
 			"%s", m.done.msg[0] ? m.done.msg : "the VMM refused");
 	return 0;
+}
+
+static int
+ask_with(struct vmmctl *c, void *msg, enum vmm_msg_type type, size_t len, const int *fds,
+	size_t n_fds, int timeout_ms, struct err *e)
+{
+	bool refused;
+
+	return ask_refusable(c, msg, type, len, fds, n_fds, timeout_ms, &refused, e);
 }
 
 static int
@@ -690,6 +700,15 @@ vmmctl_resize(struct vmmctl *c, uint64_t disk_mib, int timeout_ms, struct err *e
 	struct vmm_resize msg = {.disk_mib = disk_mib};
 
 	return ask(c, &msg, VMM_RESIZE, sizeof(msg), timeout_ms, e);
+}
+
+int
+vmmctl_merged(struct vmmctl *c, struct vmm_merged *msg,
+	const int fds[static VMM_MERGED_FD_COUNT], int timeout_ms, bool *ret_refused,
+	struct err *e)
+{
+	return ask_refusable(c, msg, VMM_MERGED, sizeof(*msg), fds, VMM_MERGED_FD_COUNT,
+		timeout_ms, ret_refused, e);
 }
 
 int

@@ -97,6 +97,11 @@ int vmmctl_track(struct vmmctl *c, const int fds[static VMM_TRACK_FD_COUNT], int
 /* VMM_COMMITTED. Its answer is not waited for: a VMM for which a later fork was tracked keeps the
  * base it had. */
 int vmmctl_committed(struct vmmctl *c, struct vmm_committed *msg, struct err *e);
+/* VMM_MERGED, to a VMM that knows it. fds are sent, not taken. *ret_refused: the VMM said that it
+ * did not take it all; on other failures it may have. */
+int vmmctl_merged(struct vmmctl *c, struct vmm_merged *msg,
+	const int fds[static VMM_MERGED_FD_COUNT], int timeout_ms, bool *ret_refused,
+	struct err *e);
 /* VMM_QUIT; no answer comes. */
 int vmmctl_quit(struct vmmctl *c, struct err *e);
 

@@ -388,11 +388,11 @@ without_means_each_commit_is_whole(void **state)
 	vm = scatter("scatter", 64);
 	unsetenv("PANDO_TRACK");
 	MUST(driver_stats(vm, &s, e));
-	assert_int_equal(s.tracks, VMM_TRACKS);
+	assert_int_equal(s.tracks, VMM_TRACKS | VMM_TAKES_MERGED);
 	for (uint64_t id = 1; id < 4; id++) {
 		set_durable(&base, 0, NULL);
 		commit_once(vm, &base, id, false, &c);
-		/* The note and the id are kept all the same: the disk's position is in them. */
+		/* The note and the id are kept all the same. */
 		if (id > 1)
 			assert_int_equal(c.track.flags, VMM_TRACK_BASE);
 	}

@@ -191,6 +191,7 @@ on_control(void)
 		struct vmm_boot boot;
 		struct vmm_fork fork;
 		struct vmm_resize resize;
+		struct vmm_merged merged;
 	} m;
 	int fds[IO_FDS_MAX];
 	size_t n = IO_FDS_MAX;
@@ -225,6 +226,7 @@ on_control(void)
 	case VMM_STATS: {
 		struct vmm_stats_answer a = {.uptime_ns = 7000000,
 			.vcpu_exits = told("works") ? ++vm.looks : 0,
+			.tracks = told("merge=old") ? 0 : VMM_TAKES_MERGED,
 			.paused = vm.parked ? 2 : vm.paused};
 
 		send_msg(&a, VMM_STATS_ANSWER, sizeof(a), m.hdr.seq);
@@ -256,6 +258,25 @@ on_control(void)
 		if (told("resize=refuse")) {
 			d.error = -ENOSPC;
 			snprintf(d.msg, sizeof(d.msg), "no room for its map");
+		}
+		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
+		break;
+	}
+	case VMM_MERGED: {
+		struct vmm_done d = {0};
+
+		if ((size_t)len != sizeof(m.merged) || n != VMM_MERGED_FD_COUNT ||
+			m.merged.n < 1 || m.merged.n > VMM_MERGED_MAX)
+			_exit(25);
+		close(fds[VMM_MERGED_FD_DATA]);
+		close(fds[VMM_MERGED_FD_INDEX]);
+		if (told("merge=exit"))
+			_exit(7);
+		if (told("merge=silent"))
+			break;
+		if (told("merge=refuse")) {
+			d.error = -ESTALE;
+			snprintf(d.msg, sizeof(d.msg), "not of this disk");
 		}
 		send_msg(&d, VMM_DONE, sizeof(d), m.hdr.seq);
 		break;

@@ -13,6 +13,9 @@
  * alias): stillborn (VMM_STARTED with an error), vanish (ends before it), mute (never
  * sends it)
  *
+ * merge=refuse, merge=silent, merge=exit: what it does with VMM_MERGED; merge=old: it is of a version
+ * that does not know it
+ *
  * A byte sent to agent.sock is an order to the "guest": P power off, R reset, X exit(9),
  * G a message of nonsense to pandod, C close the control socket and go on, F flood pandod
  * with messages. 'K' comes back before it is followed; none: it came too late, send it

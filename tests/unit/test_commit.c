@@ -561,16 +561,11 @@ tells_since(struct told *t, const char *commit)
 static void
 changes_are_believed_only_since_the_vms_own_last_commit(void **state)
 {
-	const struct {
-		uint32_t version;
-		uint32_t pad;
-		char segment[DB_SEGMENT_MAX];
-	} note = {1, 0, "0123456789ab.4"};
 	const struct chain_link links[] = {{.segment = "0123456789ab.3"},
 		{.segment = "0123456789ab.4"}, {.segment = "0123456789ab.5"}};
 	struct store_writer *w = begin();
 	struct store_fields f = {.labels = "{}", .config = "{}", .cpu = "{}"};
-	struct vm_row row = {.id = "0123456789ab"};
+	struct vm_row row = {.id = "0123456789ab", .commit_segment = "0123456789ab.4"};
 	struct told t = {.bitmap_bytes = 1024};
 	struct store_tree_writer *tree;
 
@@ -579,15 +574,14 @@ changes_are_believed_only_since_the_vms_own_last_commit(void **state)
 	assert_int_equal(store_tree_finish(tree, &f.memory, &e), 0);
 	assert_int_equal(store_commit(w, &f, row.commit, NULL, &e), 0);
 	tells_since(&t, row.commit);
-	memcpy(t.track.note, &note, sizeof(note));
 
 	assert_int_equal(tell(&t, &row), 0);
 	assert_true(t.got.base && t.got.has_memory);
 	assert_int_equal(t.got.since.memory.length, 16 * MIB);
 	assert_int_equal(t.got.since.changed[511], 1);
 	assert_int_equal(t.got.since.given_back[0], 2);
-	assert_int_equal(commit_track_links(&t.got, links, 3), 2);
-	assert_int_equal(commit_track_links(&t.got, links, 1), 0);
+	assert_int_equal(commit_track_links(&t.got, &row, links, 3), 2);
+	assert_int_equal(commit_track_links(&t.got, &row, links, 1), 0);
 
 	/* A later version, no base, no bitmaps (the disk's place is known all the same). */
 	t.track.version++;
@@ -600,7 +594,9 @@ changes_are_believed_only_since_the_vms_own_last_commit(void **state)
 	t.track.flags = VMM_TRACK_BASE;
 	assert_int_equal(tell(&t, &row), 0);
 	assert_true(t.got.base && !t.got.has_memory);
-	assert_int_equal(commit_track_links(&t.got, links, 3), 2);
+	assert_int_equal(commit_track_links(&t.got, &row, links, 3), 2);
+	row.commit_segment[0] = '\0';
+	assert_int_equal(commit_track_links(&t.got, &row, links, 3), 0);
 	t.track.flags |= VMM_TRACK_SINCE;
 
 	/* Somebody else's commit, one that the store has not, and none. */
@@ -703,13 +699,6 @@ a_vmm_that_lies_about_its_changes_is_not_believed(void **state)
 	t.bitmap_bytes = 1023;
 	assert_int_equal(tell(&t, &row), -EPROTO);
 	t.bitmap_bytes = 1024;
-	/* A note that is none, and one without an end. */
-	memset(t.track.note, 0xff, sizeof(t.track.note));
-	assert_int_equal(tell(&t, &row), 0);
-	assert_string_equal(t.got.segment, "");
-	memcpy(t.track.note, "\1\0\0\0", 4);
-	assert_int_equal(tell(&t, &row), 0);
-	assert_string_equal(t.got.segment, "");
 	commit_track_done(&t.got);
 }
 

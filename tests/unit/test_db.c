@@ -181,6 +181,109 @@ segments_live_as_long_as_a_chain_names_them(void **state)
 	assert_int_equal(db_segment_known(db, "aaaaaaaaaaaa.1", &e), 0);
 }
 
+/* The chain's names, one after the other. */
+static const char *
+chain_text(const char *vm)
+{
+	static char text[512];
+	struct chain_link *links;
+	size_t n;
+
+	text[0] = '\0';
+	assert_int_equal(db_chain(db, vm, &links, &n, &e), 0);
+	for (size_t i = 0; i < n; i++)
+		snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s%s", i ? " " : "",
+			links[i].segment);
+	free(links);
+	return text;
+}
+
+static void
+a_merged_segment_is_known_before_it_takes_a_runs_place(void **state)
+{
+	struct vm_row a = row("aaaaaaaaaaaa", "", ""), b = row("bbbbbbbbbbbb", "", "");
+	const struct chain_link merged = {"aaaaaaaaaaaa.m0", 12, 3};
+	struct chain_link got, *run;
+	char(*gone)[DB_SEGMENT_MAX];
+	char name[DB_SEGMENT_MAX];
+	size_t n;
+
+	(void)state;
+	assert_int_equal(db_insert(db, &a, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	for (int i = 0; i < 5; i++) {
+		snprintf(name, sizeof(name), "aaaaaaaaaaaa.%d", i);
+		assert_int_equal(db_chain_append(db, a.id, name, &e), 0);
+	}
+	for (int i = 0; i < 4; i++) {
+		snprintf(name, sizeof(name), "aaaaaaaaaaaa.%d", i);
+		assert_int_equal(db_chain_fork_point(db, name, i == 3 ? 0 : 7, &e), 0);
+	}
+	/* An empty one goes, but where it is the last. */
+	assert_int_equal(db_chain_copy(db, a.id, b.id, &e), 0);
+	assert_int_equal(db_chain_remove(db, b.id, "aaaaaaaaaaaa.4", &e), 0);
+	assert_int_equal(db_chain_drop_empty(db, "aaaaaaaaaaaa.3", &e), 0);
+	assert_string_equal(chain_text(a.id),
+		"aaaaaaaaaaaa.0 aaaaaaaaaaaa.1 aaaaaaaaaaaa.2 aaaaaaaaaaaa.4");
+	assert_string_equal(chain_text(b.id),
+		"aaaaaaaaaaaa.0 aaaaaaaaaaaa.1 aaaaaaaaaaaa.2 aaaaaaaaaaaa.3");
+	assert_int_equal(db_delete(db, b.id, &e), 0);
+	assert_int_equal(db_insert(db, &b, &e), 0);
+	/* Not of this chain; the wrong way round; then right. */
+	assert_int_equal(db_merge_begin(db, a.id, &merged, "aaaaaaaaaaaa.1", "x.1", &e), -ENOENT);
+	assert_int_equal(
+		db_merge_begin(db, a.id, &merged, "aaaaaaaaaaaa.2", "aaaaaaaaaaaa.1", &e),
+		-ENOENT);
+	assert_int_equal(db_merge_find(db, a.id, &got, &run, &n, &e), 0);
+	assert_int_equal(
+		db_merge_begin(db, a.id, &merged, "aaaaaaaaaaaa.1", "aaaaaaaaaaaa.2", &e), 0);
+	assert_int_equal(
+		db_merge_begin(db, a.id, &merged, "aaaaaaaaaaaa.1", "aaaaaaaaaaaa.2", &e),
+		-EEXIST);
+	assert_string_equal(chain_text(a.id),
+		"aaaaaaaaaaaa.0 aaaaaaaaaaaa.1 aaaaaaaaaaaa.2 aaaaaaaaaaaa.4");
+	assert_int_equal(db_sweep_segments(db, &gone, &n, &e), 0);
+	assert_int_equal(n, 1); /* the empty one; the merged one is known */
+	free(gone);
+	/* A branch meanwhile has both, and goes on by itself. */
+	assert_int_equal(db_chain_copy(db, a.id, b.id, &e), 0);
+	assert_int_equal(db_chain_append(db, b.id, "bbbbbbbbbbbb.0", &e), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		const char *vm = i ? b.id : a.id;
+
+		assert_int_equal(db_merge_find(db, vm, &got, &run, &n, &e), 1);
+		assert_string_equal(got.segment, merged.segment);
+		assert_int_equal(got.records, 12);
+		assert_int_equal(got.weight, 3);
+		assert_int_equal(n, 2);
+		assert_string_equal(run[0].segment, "aaaaaaaaaaaa.1");
+		assert_string_equal(run[1].segment, "aaaaaaaaaaaa.2");
+		assert_int_equal(run[1].records, 7);
+		free(run);
+	}
+	assert_int_equal(db_merge_end(db, a.id, &e), 0);
+	assert_string_equal(
+		chain_text(a.id), "aaaaaaaaaaaa.0 aaaaaaaaaaaa.m0 aaaaaaaaaaaa.4");
+	assert_int_equal(db_merge_drop(db, b.id, &e), 0);
+	assert_int_equal(db_merge_drop(db, b.id, &e), 0);
+	assert_int_equal(db_merge_find(db, b.id, &got, &run, &n, &e), 0);
+	assert_string_equal(chain_text(b.id),
+		"aaaaaaaaaaaa.0 aaaaaaaaaaaa.1 aaaaaaaaaaaa.2 aaaaaaaaaaaa.4 bbbbbbbbbbbb.0");
+	assert_int_equal(db_delete(db, b.id, &e), 0);
+	assert_int_equal(db_sweep_segments(db, &gone, &n, &e), 0);
+	assert_int_equal(n, 3);
+	free(gone);
+	/* What is appended comes last, also after a merge at the end. */
+	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.6", &e), 0);
+	assert_int_equal(db_merge_begin(db, a.id, &(struct chain_link){"aaaaaaaaaaaa.m1", 1, 0},
+				 "aaaaaaaaaaaa.m0", "aaaaaaaaaaaa.6", &e),
+		0);
+	assert_int_equal(db_merge_end(db, a.id, &e), 0);
+	assert_int_equal(db_chain_append(db, a.id, "aaaaaaaaaaaa.7", &e), 0);
+	assert_string_equal(
+		chain_text(a.id), "aaaaaaaaaaaa.0 aaaaaaaaaaaa.m1 aaaaaaaaaaaa.7");
+}
+
 static void
 a_long_chain_is_read_whole(void **state)
 {
@@ -233,6 +336,8 @@ an_older_schema_becomes_this_one(void **state)
 	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
 	       "DROP TABLE reports; DROP TABLE reports_of;"
+	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
+	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
 	       "PRAGMA user_version = 1");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(db_load(db, keep_row, &got, &e), 0);
@@ -419,6 +524,8 @@ reports_of_before_count_as_well(void **state)
 	db_close(db);
 	db = NULL;
 	change("DROP TRIGGER report_comes; DROP TRIGGER report_goes; DROP TABLE reports_of;"
+	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
+	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
 	       "ALTER TABLE reports DROP COLUMN bytes; PRAGMA user_version = 5");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(
@@ -585,7 +692,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 6)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 7)"));
 }
 
 static void
@@ -623,6 +730,7 @@ main(void)
 		T(a_transaction_is_all_or_nothing),
 		T(children_of_a_deleted_vm_become_roots),
 		T(segments_live_as_long_as_a_chain_names_them),
+		T(a_merged_segment_is_known_before_it_takes_a_runs_place),
 		T(a_long_chain_is_read_whole),
 		T(an_older_schema_becomes_this_one),
 		T(environments_are_kept_apart_and_go_with_their_vms),

@@ -546,6 +546,58 @@ a_power_cut_at_any_removal_of_a_delete_leaves_no_vm_without_its_disk(void **stat
 		fail_msg("%s", wrong);
 }
 
+/* Files on the disk as they are here. */
+static bool
+is_whole_on_disk(const char *path)
+{
+	char copy[128], command[600];
+
+	snprintf(copy, sizeof(copy), "%s/whole", disk);
+	snprintf(command, sizeof(command), "cmp -s %s %s", path, copy);
+	return as_on_disk(path, copy) && system(command) == 0;
+}
+
+static void
+merged_segments_are_on_the_disk_before_what_they_stand_for_goes(void **state)
+{
+	char folder[100], path[400];
+	unsigned merged = 0;
+	struct dirent *d;
+	DIR *dir;
+
+	(void)state;
+	assert_int_equal(create("a"), 0);
+	assert_int_equal(branch("a", "b"), 0);
+	watch();
+	for (unsigned i = 0; i < 40; i++) {
+		must(branch("a", "c"));
+		assert_int_equal(delete_vm("c"), 0);
+	}
+	/* By then 32 of them are two, or one where nothing is read of the older. */
+	for (unsigned i = 0; chain_length("a") > 20; i++) {
+		assert_true(i < 6000);
+		poll(NULL, 0, 10);
+	}
+	assert_true(removals >= 32);
+	if (wrong[0])
+		fail_msg("%s", wrong);
+	snprintf(folder, sizeof(folder), "%s/segments", home);
+	dir = opendir(folder);
+	assert_non_null(dir);
+	pthread_mutex_lock(&disk_lock);
+	while ((d = readdir(dir))) {
+		if (!strstr(d->d_name, ".m"))
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", folder, d->d_name);
+		if (!is_whole_on_disk(path))
+			fail_msg("%s is not on the disk as it is", path);
+		merged++;
+	}
+	pthread_mutex_unlock(&disk_lock);
+	closedir(dir);
+	assert_true(merged >= 1);
+}
+
 static void
 what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk(void **state)
 {
@@ -682,6 +734,7 @@ main(int argc, char **argv)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 		T(a_power_cut_at_any_removal_of_a_start_leaves_the_disk),
 		T(a_power_cut_at_any_removal_of_a_delete_leaves_no_vm_without_its_disk),
+		T(merged_segments_are_on_the_disk_before_what_they_stand_for_goes),
 		T(what_a_vm_wrote_after_a_branch_that_a_power_cut_took_is_on_its_disk),
 		T(a_vm_that_its_maker_was_told_of_is_there_after_a_power_cut),
 		T(the_folder_of_segments_is_synced_only_when_there_are_new_ones),

@@ -40,6 +40,7 @@
 #include "host/vm/tree.h"
 #include "tests/unit/fake_vmm.h"
 #include "tests/unit/tree_help.h"
+#include "vmm/blockmap.h"
 
 /* The fake guest says 'A' when its agent answers. */
 int
@@ -1620,12 +1621,300 @@ a_branch_after_one_cut_short_has_a_chain_that_can_be_read(void **state)
 	assert_int_equal(branch("a", "b", 1, true), 0);
 	assert_int_equal(disk("b"), 0);
 	chain = json_get(parsed, 0, "chain");
-	assert_int_equal(json_size(parsed, chain), 3);
+	/* The one that was never written is gone; the one before it is counted. */
+	assert_int_equal(json_size(parsed, chain), 2);
 	for (int i = 0; i < 2; i++) {
 		link = json_at(parsed, chain, i);
-		assert_int_equal(
-			json_type(parsed, json_get(parsed, link, "records")), JSON_NULL);
+		assert_int_equal(json_type(parsed, json_get(parsed, link, "records")),
+			i ? JSON_NULL : JSON_NUMBER);
 	}
+}
+
+static int start_vm(const char *vm, bool wait);
+
+static int
+chain_length(const char *vm)
+{
+	assert_int_equal(disk(vm), 0);
+	return json_size(parsed, json_get(parsed, 0, "chain"));
+}
+
+static void
+fork_points(const char *vm, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		assert_int_equal(branch(vm, "gone", 1, false), 0);
+		assert_int_equal(delete_vm("gone", false), 0);
+	}
+}
+
+static void
+wait_chain(const char *vm, int at_most)
+{
+	for (int i = 0; chain_length(vm) > at_most; i++) {
+		if (i == 6000)
+			fail_msg("%s has %d segments, not %d", vm, chain_length(vm), at_most);
+		poll(NULL, 0, 10);
+	}
+}
+
+/* Every file is some chain's, in the end. */
+static void
+wait_segments(unsigned pairs)
+{
+	for (int i = 0; entries("segments") != 2 * pairs; i++) {
+		if (i == 6000)
+			fail_msg("there are %u files of segments, not %u", entries("segments"),
+				2 * pairs);
+		poll(NULL, 0, 10);
+	}
+}
+
+static void
+old_segments_are_merged_and_relatives_take_them(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	fork_points("a", 10);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(branch("b", "c", 1, true), 0);
+	/* One that does not live has no VMM to be told. */
+	assert_int_equal(info("c"), 0);
+	kill((pid_t)number("pid"), SIGKILL);
+	wait_state("c", "failed");
+	assert_int_equal(chain_length("b"), 13);
+	fork_points("a", 5);
+	/* Sixteen are one: of these the eleven that b shares are none of its business. */
+	wait_chain("a", 2);
+	fork_points("b", 30);
+	/* The eleven that it inherited, one of sixteen, fifteen and the own one. */
+	wait_chain("b", 28);
+	fork_points("a", 40);
+	wait_chain("a", 12);
+	/* A new pandod finds it as it was, and goes on. */
+	stop();
+	start();
+	wait_state("a", "running");
+	fork_points("a", 20);
+	wait_chain("a", 20);
+	assert_int_equal(delete_vm("b", true), 0);
+	wait_segments((unsigned)chain_length("a"));
+	assert_int_equal(delete_vm("a", true), 0);
+	assert_nothing_left();
+}
+
+static void
+relatives_take_a_run_that_all_have(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	fork_points("a", 14);
+	/* Fifteen are sealed when b is made, the sixteenth with c. */
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(branch("b", "d", 1, true), 0);
+	assert_int_equal(branch("a", "c", 1, true), 0);
+	wait_chain("a", 2);
+	wait_chain("c", 2);
+	assert_int_equal(chain_length("b"), 17);
+	/* b's inherited ones are a zone, and with d it has only those in common. */
+	wait_segments(2 + 1 + 17 + 1);
+	assert_int_equal(delete_vm("a", true), 0);
+	assert_nothing_left();
+}
+
+static void
+a_vmm_that_does_not_take_a_merge_keeps_its_chain(void **state)
+{
+	static const char *const words[] = {"merge=refuse", "merge=old", "merge=silent"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+		char cmdline[64];
+
+		snprintf(cmdline, sizeof(cmdline), "agent %s", words[i]);
+		assert_int_equal(create("a", cmdline, true), 0);
+		fork_points("a", 20);
+		poll(NULL, 0, 300);
+		assert_int_equal(chain_length("a"), 21);
+		/* It is branched as before; a branch knows of what was begun. */
+		assert_int_equal(branch("a", "b", 2, true), 0);
+		stop();
+		start();
+		wait_state("a", "running");
+		fork_points("a", 2);
+		assert_int_equal(chain_length("a"), 24);
+		assert_int_equal(delete_vm("a", true), 0);
+		wait_segments(0);
+		assert_nothing_left();
+	}
+}
+
+static void
+a_vmm_that_dies_at_a_merge_takes_nothing_with_it(void **state)
+{
+	(void)state;
+	assert_int_equal(create("a", "agent merge=exit", true), 0);
+	for (unsigned i = 0; i < 16 && branch("a", "gone", 1, false) == 0; i++)
+		delete_vm("gone", false);
+	wait_state("a", "failed");
+	/* The run's place is taken all the same, or is not: its disk can be read. */
+	assert_int_equal(start_vm("a", true), 0);
+	assert_int_equal(chain_length("a"), 1);
+	assert_int_equal(delete_vm("a", true), 0);
+	wait_segments(0);
+	assert_nothing_left();
+}
+
+/* A chain of n more segments, each with a record, as from many forks. big: the first has 2048
+ * blocks of data, and the others 75 each, one behind the other, over these. */
+static void
+lengthen(const char *id, unsigned n, bool big)
+{
+	char path[128], sql[300];
+	sqlite3 *db;
+
+	snprintf(path, sizeof(path), "%s/state.db", home);
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, "BEGIN", NULL, NULL, NULL), SQLITE_OK);
+	for (unsigned i = 1; i <= n; i++) {
+		snprintf(sql, sizeof(sql),
+			"INSERT INTO segments VALUES ('%s.%u');"
+			"INSERT INTO chain (vm, pos, segment, records) VALUES ('%s', %u, '%s.%u', 1);"
+			"UPDATE vms SET next_segment = %u",
+			id, i, id, i, id, i, i + 1);
+		assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+		const uint32_t blocks = !big ? 0 : i == 1 ? 2048 : 75;
+		const struct segment_record r =
+			big ? segment_record_make(
+				      SEGMENT_DATA, i == 1 ? 0 : (i - 2) * 75, 0, blocks)
+			    : segment_record_make(SEGMENT_ZERO, 1, 0, 1);
+
+		snprintf(path, sizeof(path), "%s/segments/%s.%u.data", home, id, i);
+		close(open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+		assert_int_equal(truncate(path, (off_t)blocks * SEGMENT_BLOCK), 0);
+		snprintf(path, sizeof(path), "%s/segments/%s.%u.index", home, id, i);
+
+		cleanup_close int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+		assert_int_equal(io_pwrite_full(fd, &r, sizeof(r), 0), 0);
+	}
+	/* What the VM writes: as if it were one of them, and heavy. */
+	if (big)
+		assert_int_equal(sqlite3_exec(db,
+					 "UPDATE chain SET records = 1, weight = 1000000 WHERE pos = 0",
+					 NULL, NULL, NULL),
+			SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
+	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
+/* How many blocks of data the files of a chain have. */
+static uint64_t
+data_blocks(void)
+{
+	char folder[128], path[400];
+	cleanup_closedir DIR *dir = NULL;
+	uint64_t blocks = 0;
+	struct dirent *d;
+	struct stat st;
+
+	snprintf(folder, sizeof(folder), "%s/segments", home);
+	dir = opendir(folder);
+	while (dir && (d = readdir(dir))) {
+		snprintf(path, sizeof(path), "%s/%s", folder, d->d_name);
+		if (strstr(d->d_name, ".data") && stat(path, &st) == 0)
+			blocks += (uint64_t)st.st_size / SEGMENT_BLOCK;
+	}
+	return blocks;
+}
+
+static void
+what_nobody_reads_of_old_segments_is_given_back(void **state)
+{
+	char id[16];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	stop();
+	lengthen(id, 21, true);
+	assert_int_equal(data_blocks(), 2048 + 20 * 75);
+	start();
+	wait_state("a", "running");
+	/* Nineteen are sealed behind the large one, of which 623 blocks are left: it is written
+	 * again. The first of all, of which nothing is read, is dropped. */
+	for (int i = 0; data_blocks() != 623 + 20 * 75 || chain_length("a") != 6; i++) {
+		if (i == 6000)
+			fail_msg("there are %llu blocks of data",
+				(unsigned long long)data_blocks());
+		poll(NULL, 0, 10);
+	}
+	assert_int_equal(delete_vm("a", true), 0);
+	wait_segments(0);
+	assert_nothing_left();
+}
+
+/* SIGXFSZ is ignored, as pandod does. */
+static void
+a_full_disk_while_merging_is_tried_again(void **state)
+{
+	struct rlimit was, small;
+	char id[16];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	stop();
+	lengthen(id, 21, true);
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+	/* The database has room, a merged segment of 16 times 75 blocks has not. */
+	small = (struct rlimit){3u << 20, was.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	start();
+	wait_state("a", "running");
+	fork_points("a", 2);
+	poll(NULL, 0, 500);
+	assert_int_equal(chain_length("a"), 24);
+	assert_int_equal(branch("a", "b", 1, true), 0);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+	wait_chain("a", 12);
+	assert_int_equal(delete_vm("a", true), 0);
+	wait_segments(0);
+	assert_nothing_left();
+}
+
+static void
+a_branch_waits_until_a_chain_that_is_too_long_is_merged(void **state)
+{
+	char id[16];
+
+	(void)state;
+	assert_int_equal(create("a", "agent", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	stop();
+	lengthen(id, 1200, false);
+	start();
+	wait_state("a", "running");
+	fork_points("a", 3);
+	assert_true(chain_length("a") < 960);
+	wait_chain("a", 60);
+	assert_int_equal(delete_vm("a", true), 0);
+	/* Or is told why it cannot be. */
+	assert_int_equal(create("b", "agent merge=old", true), 0);
+	snprintf(id, sizeof(id), "%s", text("id"));
+	stop();
+	lengthen(id, 1200, false);
+	start();
+	wait_state("b", "running");
+	/* How long it is, the first one finds. */
+	assert_int_equal(branch("b", "c", 1, true), 0);
+	assert_int_equal(branch("b", "d", 1, true), -EMFILE);
+	assert_non_null(strstr(why.msg, "segments, and they could not be merged"));
+	assert_non_null(strstr(why.msg, "older version"));
+	assert_int_equal(delete_vm("b", true), 0);
+	wait_segments(0);
+	assert_nothing_left();
 }
 
 static int
@@ -2994,6 +3283,13 @@ main(int argc, char **argv)
 		T(vms_are_adopted_when_there_are_descriptors_again_and_none_is_failed),
 		T(what_was_half_made_is_removed_by_the_next_pandod),
 		T(a_branch_after_one_cut_short_has_a_chain_that_can_be_read),
+		T(old_segments_are_merged_and_relatives_take_them),
+		T(relatives_take_a_run_that_all_have),
+		IMPATIENT(a_vmm_that_does_not_take_a_merge_keeps_its_chain),
+		T(a_vmm_that_dies_at_a_merge_takes_nothing_with_it),
+		T(what_nobody_reads_of_old_segments_is_given_back),
+		T(a_full_disk_while_merging_is_tried_again),
+		T(a_branch_waits_until_a_chain_that_is_too_long_is_merged),
 		T(a_vm_is_stopped_by_its_button_its_agent_or_force),
 		T(a_paused_vm_is_stopped_only_by_force),
 		T(force_cuts_a_stop_short_and_nothing_else_does),

@@ -106,18 +106,56 @@ static int export(const struct chain *c, const char *file, bool force, struct er
 }
 
 static int
+ask_chain(struct client *c, const char *vm, struct chain *ret, struct err *e)
+{
+	cleanup_client_reply struct client_reply reply = {0};
+	char path[1024];
+	int r = client_vm_path(path, sizeof(path), vm, "/disk", e);
+
+	if (r == 0)
+		r = client_call(c, "GET", path, NULL, &reply, e);
+	if (r == 0 && read_chain(reply.json, ret) < 0)
+		r = err_set(e, -EPROTO,
+			"pandod described the disk in a way this pando does not understand");
+	return r;
+}
+
+/* pandod merges a chain's old segments, and then removes them: who has lost one in the middle
+ * asks again. */
+#define TRIES 20
+
+static int
+ask_and_export(struct client *c, const char *vm, const char *file, bool force,
+	uint64_t *ret_disk_mib, struct err *lost, struct err *e)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < TRIES; i++) {
+		__attribute__((cleanup(chain_done))) struct chain chain = {0};
+
+		*lost = (struct err){0};
+		r = ask_chain(c, vm, &chain, e);
+		if (r < 0)
+			return r;
+		*ret_disk_mib = chain.disk_mib;
+		r = export(&chain, file, force, lost, e);
+		if (r != -ENOENT)
+			break;
+	}
+	return r;
+}
+
+static int
 run(int argc, char **argv)
 {
 	struct opt_scan s = opt_scan(&verb_disk, argc, argv);
-	__attribute__((cleanup(chain_done))) struct chain chain = {0};
-	cleanup_client_reply struct client_reply reply = {0};
 	cleanup_client_vm struct client_vm vm = {0};
 	cleanup_json_out struct json_out o = {0};
 	cleanup_client struct client *c = NULL;
 	const char *words[3] = {NULL, NULL, NULL};
-	char path[1024];
 	bool force = false;
 	struct err e = {0}, lost = {0};
+	uint64_t disk_mib = 0;
 	size_t n = 0;
 	int key;
 
@@ -140,20 +178,13 @@ run(int argc, char **argv)
 		err_set(&e, -EINVAL, "it is: pando disk export <vm> FILE");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
-	if (pick_open(words[1], &c, &vm, NULL, &e) < 0 ||
-		client_vm_path(path, sizeof(path), vm.id, "/disk", &e) < 0 ||
-		client_call(c, "GET", path, NULL, &reply, &e) < 0)
+	if (pick_open(words[1], &c, &vm, NULL, &e) < 0)
 		return out_fail(&e);
-	if (read_chain(reply.json, &chain) < 0) {
-		out_complain(
-			"pandod described the disk in a way this pando does not understand");
-		return EXIT_FAILED;
-	}
 	if (!s.quiet && strcmp(vm.state, "running") == 0)
 		out_complain(
 			"\"%s\" runs: the file will be what a power cut now would leave",
 			client_vm_name(&vm));
-	if (export(&chain, words[2], force, &lost, &e) < 0)
+	if (ask_and_export(c, vm.id, words[2], force, &disk_mib, &lost, &e) < 0)
 		return out_fail(&e);
 	if (lost.code)
 		out_complain("disk of \"%s\": %s", client_vm_name(&vm), lost.msg);
@@ -164,7 +195,7 @@ run(int argc, char **argv)
 	json_out_object(&o, NULL);
 	json_out_str(&o, "id", vm.id);
 	json_out_str(&o, "file", words[2]);
-	json_out_u64(&o, "disk_mib", chain.disk_mib);
+	json_out_u64(&o, "disk_mib", disk_mib);
 	json_out_str(&o, "lost", lost.code ? lost.msg : NULL);
 	json_out_end_object(&o);
 	return out_json(&o);

@@ -22,6 +22,9 @@
  * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
  * the first time it runs it writes on its disk and asks for a reset; then it says so and
  * works
+ * mode=endless every=N: at each change of the generation id, the n-th, it checks and writes memory
+ * and writes some of its 256 blocks, zeroes into some; at each N-th it checks all of them and says
+ * "endless n=… memory=ok|BAD disk=ok|BAD|ERROR"
  * mode=scatter pages=N seed=N: says "scattering", then writes at random places of N pages from 4
  * MiB on for ever, and has the disk read into some
  */
@@ -1020,6 +1023,95 @@ mode_scatter(void)
 	say("scatter: the disk fails\n");
 }
 
+#define ENDLESS_BLOCKS 256u
+#define ENDLESS_AT(i) ((i) * 37ul % 2048 * 8) /* sector: no two neighbours */
+#define ENDLESS_ZERO 0x80000000u
+
+static u32 written[ENDLESS_BLOCKS]; /* in which n, and ENDLESS_ZERO; 0: never */
+
+static const char *
+endless_check(void)
+{
+	for (u32 i = 0; i < ENDLESS_BLOCKS; i++) {
+		if (!written[i])
+			continue;
+		if (blk(0, ENDLESS_AT(i), block, PAGE))
+			return "ERROR";
+		if (written[i] & ENDLESS_ZERO) {
+			for (u64 k = 0; k < PAGE / 8; k++)
+				if (((const volatile u64 *)block)[k])
+					return "BAD";
+		} else if (!has_pattern(block, (u64)written[i] << 8 | i)) {
+			return "BAD";
+		}
+	}
+	return "ok";
+}
+
+static u32
+endless_write(u32 n)
+{
+	static u32 random = 1;
+	static struct {
+		u64 sector;
+		u32 sectors, flags;
+	} range;
+	u32 r = 0;
+
+	for (u32 k = 0; k < 3; k++) {
+		u32 i = (random = random * 1664525u + 1013904223u) >> 24;
+
+		if (k == 2) {
+			range.sector = ENDLESS_AT(i);
+			range.sectors = 8;
+			r |= blk(13, 0, &range, sizeof(range));
+			written[i] = n | ENDLESS_ZERO;
+		} else {
+			pattern(block, (u64)n << 8 | i);
+			r |= blk(1, ENDLESS_AT(i), block, PAGE);
+			written[i] = n;
+		}
+	}
+	if (n % 8 == 0)
+		r |= blk(4, 0, 0, 0);
+	return r;
+}
+
+static void
+mode_endless(void)
+{
+	const u64 every = option_u64("every", 100);
+	int good = 1;
+	u32 n = 0, failed = 0;
+
+	if (bring_up(BLK, 1, 8, 1u << 9 | 1u << 14))
+		say("disk features refused\n");
+	generation_changed();
+	for (u32 i = 0; i < LEDGER_PAGES; i++)
+		pattern(ledger[i], i);
+	say("ready\n");
+	for (;;) {
+		if (!generation_changed())
+			continue;
+		for (u32 i = n % 4; i < LEDGER_PAGES; i += 4) {
+			u32 was = n < 4 ? 0 : n;
+
+			good &= has_pattern(ledger[i], (u64)was << 8 | i);
+			pattern(ledger[i], (u64)(n + 4) << 8 | i);
+		}
+		failed |= endless_write(++n);
+		if (n % every)
+			continue;
+		say("endless n=");
+		say_u64(n);
+		say(" memory=");
+		say(good ? "ok" : "BAD");
+		say(" disk=");
+		say(failed ? "ERROR" : endless_check());
+		say("\n");
+	}
+}
+
 void
 guest_main(const u8 *zero_page)
 {
@@ -1043,6 +1135,8 @@ guest_main(const u8 *zero_page)
 	} else if (option_is("mode", "panic")) {
 		say("[    1.250000] Kernel panic - not syncing: Attempted to kill init!\n");
 		outb(RESET, 0x42);
+	} else if (option_is("mode", "endless")) {
+		mode_endless();
 	} else if (option_is("mode", "reboot")) {
 		mode_reboot();
 	} else if (option_is("mode", "reset")) {
