@@ -204,7 +204,7 @@ run(struct files *f, const char *program, struct err *e)
 
 	if (null < 0)
 		return err_sys(e, -errno, "/dev/null");
-	r = launch_spawn(program, null, &f->socket, &pid, &pidfd, &why);
+	r = launch_spawn(program, "pando-fsdiff", null, &f->socket, &pid, &pidfd, &why);
 	if (r < 0) {
 		snprintf(f->note, sizeof(f->note), "%s", why.msg);
 		return 0;

@@ -370,7 +370,7 @@ start(struct fill *f, const struct fill_how *how, struct err *e)
 	if (r == 0)
 		r = open_files(f, &f->tree, fds, e);
 	if (r == 0)
-		r = launch_spawn(how->program, how->log_fd, &f->sock, &f->pid, &f->pidfd, e);
+		r = launch_spawn(how->program, "pando-fill", how->log_fd, &f->sock, &f->pid, &f->pidfd, e);
 	if (r == 0 && (r = io_send_fds(f->sock, &m, sizeof(m), fds, FILL_BEGIN_FD_COUNT)) < 0)
 		err_sys(e, r, "telling pando-fill");
 	if (fds[FILL_BEGIN_FD_IMAGE] >= 0)

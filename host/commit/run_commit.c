@@ -107,7 +107,8 @@ vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
 	int *ret_pidfd, pid_t *ret_pid, struct err *e)
 {
 	cleanup_close int control = -1;
-	int r = launch_spawn(config->vmm_path, log_fd, &control, ret_pid, ret_pidfd, e);
+	int r = launch_spawn(
+		config->vmm_path, "pando-vmm", log_fd, &control, ret_pid, ret_pidfd, e);
 
 	if (r == 0)
 		r = vmmctl_create(TAKE_FD(control), ret_ctl, e);

@@ -188,8 +188,8 @@ vm_launch(struct tree *t, struct vm *vm, const struct image *image, struct vmm_b
 	if (r == 0 && !again)
 		r = tree_make_segment(t, name, &first, e);
 	if (r == 0)
-		r = launch_spawn(
-			t->config.vmm_path, files.log_fd, &control, &pid, &pidfd, e);
+		r = launch_spawn(t->config.vmm_path, "pando-vmm", files.log_fd, &control, &pid,
+			&pidfd, e);
 	if (r < 0)
 		return r;
 	fault_point(again ? "start.spawned" : "create.spawned");

@@ -231,13 +231,11 @@ vmm_environment(char *env[ENVIRONMENT_MAX + 1])
 }
 
 int
-launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
-	int *ret_pidfd, struct err *e)
+launch_spawn(const char *program, const char *name, int log_fd, int *ret_control,
+	pid_t *ret_pid, int *ret_pidfd, struct err *e)
 {
 	cleanup_close int ours = -1, theirs = -1;
-	const char *slash = strrchr(vmm_path, '/');
-	char name[32];
-	char *argv[] = {name, NULL};
+	char *argv[] = {(char *)(uintptr_t)name, NULL}; /* which posix_spawn() does not change */
 	char *env[ENVIRONMENT_MAX + 1];
 	posix_spawn_file_actions_t actions;
 	posix_spawnattr_t attr;
@@ -248,7 +246,6 @@ launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
 	r = launch_control_pair(&ours, &theirs, e);
 	if (r < 0)
 		return r;
-	snprintf(name, sizeof(name), "%s", slash ? slash + 1 : vmm_path);
 	sigemptyset(&none);
 	sigfillset(&all);
 	if (posix_spawn_file_actions_init(&actions) != 0)
@@ -280,11 +277,11 @@ launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
 							    POSIX_SPAWN_SETSID);
 	if (r == 0)
 		r = posix_spawn(
-			&pid, vmm_path, &actions, &attr, argv, vmm_environment(env));
+			&pid, program, &actions, &attr, argv, vmm_environment(env));
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attr);
 	if (r != 0)
-		return err_sys(e, -r, "starting %.300s", vmm_path);
+		return err_sys(e, -r, "starting %.300s", program);
 	pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	if (pidfd < 0) {
 		r = -errno;

@@ -60,10 +60,10 @@ void launch_remove_segment(const char *home, const char *name);
  * Starts a VMM, or pando-fill, with a control socket as descriptor 3, /dev/null as 0 and 1, log_fd as
  * 2, nothing else open, no environment, a session of its own. *ret_control: our end
  * (SOCK_SEQPACKET). The process is our child: its pid is not reused before somebody waits
- * for *ret_pidfd.
+ * for *ret_pidfd. name: its argv[0].
  */
-int launch_spawn(const char *vmm_path, int log_fd, int *ret_control, pid_t *ret_pid,
-	int *ret_pidfd, struct err *e);
+int launch_spawn(const char *program, const char *name, int log_fd, int *ret_control,
+	pid_t *ret_pid, int *ret_pidfd, struct err *e);
 
 /* A fresh pair for a VMM that another VMM forks. */
 int launch_control_pair(int *ret_ours, int *ret_theirs, struct err *e);

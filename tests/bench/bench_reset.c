@@ -64,7 +64,8 @@ make_commit(const struct row *row, bool rests, char tag[static 64],
 	if (r == 0)
 		r = store_load(store, q.tags[0], &m, &e);
 	if (r == 0)
-		r = materialized_get(bench.commits, store, m, &quiet, ret, &e);
+		r = materialized_get(bench.commits, store, m,
+			MATERIALIZED_FULL | MATERIALIZED_ONE_DISK, &quiet, ret, &e);
 	if (r < 0)
 		bench_die("commit", &e);
 	store_manifest_free(m);

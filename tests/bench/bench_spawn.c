@@ -54,7 +54,8 @@ make_commit(void)
 		r = store_load(store, "bench", &m, &e);
 	if (r == 0)
 		r = materialized_get(
-			bench.commits, store, m, true, &quiet, &materialized, &e);
+			bench.commits, store, m, MATERIALIZED_FULL | MATERIALIZED_ONE_DISK,
+			&quiet, &materialized, &e);
 	if (r < 0)
 		bench_die("commit", &e);
 	store_manifest_free(m);
