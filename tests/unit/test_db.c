@@ -699,7 +699,7 @@ vms_of_before_know_their_origin(void **state)
 	assert_int_equal(db_insert(db, &a, &e), 0);
 	assert_int_equal(db_insert(db, &b, &e), 0);
 	db_close(db);
-	change("ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets; PRAGMA user_version = 7");
+	change("ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets; PRAGMA user_version = 8");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	reload();
 	assert_string_equal(loaded[0].origin, a.image);
@@ -750,7 +750,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 8)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 9)"));
 }
 
 static void
