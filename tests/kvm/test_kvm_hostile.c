@@ -8,9 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -361,43 +359,6 @@ a_log_that_grows_too_long_is_cut_behind_the_seal(void **state)
 	expect(vm, "tick ", NULL, 0);
 }
 
-static void
-a_full_disk_is_an_io_error_in_the_guest(void **state)
-{
-	struct boot b = {.cmdline = "mode=work disk=1 tick=2000"};
-	char line[1024], filler[64], bytes[4096] = "";
-	struct vm *vm = NULL;
-	int fd;
-
-	NEEDS_KVM(state);
-	snprintf(driver.segment_folder, sizeof(driver.segment_folder), "%s/small",
-		driver.folder);
-	assert_int_equal(mkdir(driver.segment_folder, 0700), 0);
-	if (unshare(CLONE_NEWNS) < 0 ||
-		mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-		mount("small", driver.segment_folder, "tmpfs", 0, "size=256k") < 0) {
-		print_message("# a small file system of our own: %s\n", strerror(errno));
-		skip();
-	}
-	MUST(driver_boot(&driver, "full", &b, &vm, e));
-	expect(vm, "disk ok", NULL, 0);
-	snprintf(filler, sizeof(filler), "%.40s/filler", driver.segment_folder);
-	fd = open(filler, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	assert_true(fd >= 0);
-	while (write(fd, bytes, sizeof(bytes)) > 0)
-		;
-	close(fd);
-	/* The fork makes the guest write: it is told of the error, and nothing else
-	 * happens to it. */
-	fork_vm(vm, "child", 0);
-	expect(vm, "fork n=2 ", line, sizeof(line));
-	if (!strstr(line, " memory=ok ") || !strstr(line, " disk=ERROR "))
-		fail_msg("%s", line);
-	assert_goes_on(vm);
-	unlink(filler);
-	umount2(driver.segment_folder, MNT_DETACH);
-}
-
 int
 main(void)
 {
@@ -410,7 +371,6 @@ main(void)
 		KVM_TEST(another_user_cannot_adopt_it),
 		KVM_TEST(a_guest_that_keeps_its_ring_full_cannot_hold_the_main_thread),
 		KVM_TEST(a_log_that_grows_too_long_is_cut_behind_the_seal),
-		KVM_TEST(a_full_disk_is_an_io_error_in_the_guest),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
