@@ -2,8 +2,8 @@
  * One virtual machine: all of it, in one struct, in one process.
  *
  * Threads: the main thread (control socket, vsock), one a vCPU, and the disk's
- * (disk_thread.h). The main thread is the only one that stops and starts. Saving, forking and loading are its business while all
- * vCPUs are parked, or, with the main thread waiting, that of vCPU 0's. Devices have a
+ * (disk_thread.h). The main thread is the only one that stops and starts. Saving, forking
+ * and loading are its business while all vCPUs are parked, or, with the main thread waiting, that of vCPU 0's. Devices have a
  * lock each; when all vCPUs are parked and the main thread is not inside a device, no
  * lock is held and no I/O is under way, but for the disk's thread: it may be in fdatasync(2),
  * and takes the lock to note that it was; it writes nothing into the guest's memory then.

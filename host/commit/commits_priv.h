@@ -115,8 +115,8 @@ bool commit_is_used(const struct commits *c, const char *id);
 bool label_get(const char *labels, const char *name, char *dst, size_t cap);
 
 /*
- * materialize.c: <home>/flat/<commit>/, what a commit is as files that can be mapped. Made by the first who needs them; kept as long as a VM lives on them, and then
- * until the room is wanted.
+ * materialize.c: <home>/flat/<commit>/, what a commit is as files that can be mapped. Made by
+ * the first who needs them; kept as long as a VM lives on them, and then until the room is wanted.
  */
 struct materialized_image {
 	struct materialized *entry; /* borrowed; NULL: none */

@@ -1,9 +1,10 @@
 /*
  * POST /v1/commits/{commit}/run: VMs of a commit.
  *
- * The commit's materialized image (materialize.c) is mapped by all of its VMs; each has a segment of its
- * own over the image's disk, or over a base and the changes that the image has of it. What runs it is a pre-warmed VMM of the pool, or a fresh process
- * where there is none. All are told first and waited for then, so that they come up side
+ * The commit's materialized image (materialize.c) is mapped by all of its VMs; each has a
+ * segment of its own over the image's disk, or over a base and the changes that the image has
+ * of it. What runs it is a pre-warmed VMM of the pool, or a fresh process where there is none.
+ * All are told first and waited for then, so that they come up side
  * by side; their rows are in the database before, half-made, and made in one
  * transaction.
  */

@@ -1,6 +1,6 @@
 /*
- * What a reset costs after a guest wrote so many pages and came to rest, beside a spawn from the same commit, and
- * beside the kernel's part of it. Small guests of which 128 MiB are touched in the commit.
+ * What a reset costs after a guest wrote so many pages and came to rest, beside a spawn from
+ * the same commit, and beside the kernel's part of it. Small guests of which 128 MiB are touched in the commit.
  *
  *   bench_reset [--json] [--rounds N] [--mem MIB]
  *
