@@ -931,6 +931,30 @@ a_cut_under_a_round_leaves_its_descriptors_to_it(void **state)
 	assert_int_equal(fcntl(data_fd, F_GETFD), -1);
 }
 
+static void
+a_disk_that_goes_under_a_round_leaves_its_descriptors_to_it(void **state)
+{
+	static int past[BLK_FDS_MAX];
+	const int data_fd = blk.segments[0].data_fd;
+	int fds[VMM_SEG_FDS], base_fd;
+	struct err e;
+
+	(void)state;
+	use_thread();
+	blk.flush.in_use[0] = data_fd;
+	for (unsigned n = blk_detach(&blk, past); n > 0; n--) {
+		assert_true(past[n - 1] != data_fd);
+		close(past[n - 1]);
+	}
+	assert_true(fcntl(data_fd, F_GETFD) >= 0);
+	new_segment(fds);
+	base_fd = open(base_path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(blk_attach(&blk, DISK_MIB, base_fd, fds, &e), 0);
+	assert_false(blk_is_unsynced(&blk));
+	blk_fork_child(&blk, fake_irq(&d)); /* closes it, as the round would */
+	assert_int_equal(fcntl(data_fd, F_GETFD), -1);
+}
+
 static unsigned told;
 
 static void
@@ -1127,12 +1151,40 @@ a_segment_below_is_read_through_its_map(void **state)
 	assert_memory_equal(buf, entries, sizeof(buf));
 }
 
+static void
+a_map_of_a_file_is_forgotten_with_its_disk(void **state)
+{
+	static int past[BLK_FDS_MAX];
+	static uint64_t entries[512] = {[1] = (1ull << 48) | 0};
+	char path[96], map_path[96];
+	int fds[VMM_SEG_FDS], base_fd, fd, map;
+	uint8_t data[4096];
+	struct err e;
+
+	(void)state;
+	fill(data, sizeof(data), 9);
+	fd = new_file(path, sizeof(path), "below", 0);
+	map = new_file(map_path, sizeof(map_path), "map", 0);
+	assert_int_equal(write(fd, data, sizeof(data)), sizeof(data));
+	assert_int_equal(write(map, entries, sizeof(entries)), sizeof(entries));
+	assert_int_equal(blk_attach_below(&blk, fd, map, 1, &e), 0);
+	close(map);
+	assert_disk(8, data, sizeof(data));
+	new_segment(fds);
+	base_fd = open(base_path, O_RDONLY | O_CLOEXEC);
+	for (unsigned n = blk_detach(&blk, past); n > 0; n--)
+		close(past[n - 1]);
+	assert_int_equal(blk_attach(&blk, DISK_MIB, base_fd, fds, &e), 0);
+	assert_disk(8, base + 4096, 4096);
+}
+
 int
 main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(a_segment_below_is_read_through_its_map),
+		T(a_map_of_a_file_is_forgotten_with_its_disk),
 		T(configuration_says_size_and_limits),
 		T(the_base_is_read_and_what_lies_behind_it_is_zero),
 		T(what_is_written_is_read),
@@ -1159,6 +1211,7 @@ main(void)
 		T(nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped),
 		T(a_flush_that_waits_goes_with_the_state),
 		T(a_cut_under_a_round_leaves_its_descriptors_to_it),
+		T(a_disk_that_goes_under_a_round_leaves_its_descriptors_to_it),
 		T(a_write_without_room_waits_in_the_queue),
 		T(a_bucket_earns_its_rate_and_is_overdrawn_once),
 		T(a_request_that_is_too_early_waits_in_the_queue),
