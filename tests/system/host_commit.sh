@@ -535,7 +535,10 @@ kill_nine_while_spawning() {
 	# the flat image
 	for point in flat.changes flat.disk flat.memory; do
 		rm -rf "$PANDO_HOME/flat"
-		dies_at "$point" pando run-commit one --no-wait
+		full=
+		[ "$point" != flat.memory ] || full="--wait-for full"
+		# shellcheck disable=SC2086 # words
+		dies_at "$point" pando run-commit one ${full:---no-wait}
 		status_is 0 pando run-commit one -N f --no-wait
 		wait_until "what f says" console_says f 'fork n=2 .*memory=ok disk=ok'
 		pando delete -y f >/dev/null
