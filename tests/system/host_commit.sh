@@ -538,7 +538,7 @@ kill_nine_while_spawning() {
 		full=
 		[ "$point" != flat.memory ] || full="--wait-for full"
 		# shellcheck disable=SC2086 # words
-		dies_at "$point" pando run-commit one ${full:---no-wait}
+		dies_at "$point" pando run-commit one --no-wait $full
 		status_is 0 pando run-commit one -N f --no-wait
 		wait_until "what f says" console_says f 'fork n=2 .*memory=ok disk=ok'
 		pando delete -y f >/dev/null

@@ -50,7 +50,8 @@ a_reset_is_printed_and_nothing_else() {
 	run_small -N first -- mode=work tick=20000 disk=1 dirty=300 redirty=1 >/dev/null
 	wait_until "what first says" console_says first tick
 	pando commit first --tag one >/dev/null
-	pando run-commit one -N v -l team=red --no-wait >/dev/null
+	# On the image, which its pages go back to. (The first VM of a commit may run on what fills.)
+	pando run-commit one -N v -l team=red --no-wait --wait-for full >/dev/null
 	wait_until "v begins" lived v 1
 	counts_on v
 	id=$(info v 'j["id"]') pid=$(info v 'j["pid"]') was=$(info v 'j["generation"]')
