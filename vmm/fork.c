@@ -4,8 +4,8 @@
  * Parent: vCPUs park, so no device lock is held and no I/O is under way but a flush, which
  * nobody waits for: both sides make it durable, and answer it, for themselves
  * (vmm/blk_flush.h); what KVM holds is read into plain memory (vmm/state.c); fork(2). vCPU
- * 0's own thread does all that while the main thread waits: it is on a CPU, its vCPU is at hand there, and nobody has
- * to be woken between the guest's last instruction and its next. In the child it is vCPU
+ * 0's own thread does all that while the main thread waits: it is on a CPU, its vCPU is at
+ * hand there, and nobody has to be woken between the guest's last instruction and its next. In the child it is vCPU
  * 0's thread again, and starts the main thread. (Where vCPUs do not run anyway, in a
  * paused VM and in a frozen fork, it is the main thread, and starts the vCPUs'.) Memory,
  * devices and the disk's block map are plain memory: the kernel copies them lazily. The

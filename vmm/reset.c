@@ -117,7 +117,8 @@ drop_own_pages(const struct vm *vm, uint64_t *ret_pages)
 	return r == 0 && to ? drop(from, to) : r;
 }
 
-int
+/* What the VM wrote is dropped. image_fd is borrowed; *ret_pages as in struct vmm_reset_answer. */
+static int
 reset_memory(struct vm *vm, int image_fd, uint64_t *ret_pages, struct err *e)
 {
 	const uint64_t begin = (uintptr_t)vm->mem.host;
@@ -188,7 +189,8 @@ load_like_fresh(const struct vm *vm, const struct vcpu *v, struct err *e)
 	return r;
 }
 
-int
+/* vCPUs that do not run are given the state that vm has, and hold nothing of what they were. */
+static int
 reset_vcpus(struct vm *vm, bool no_shadows, struct err *e)
 {
 	int r = no_shadows ? 0 : drop_shadows(vm, e);

@@ -168,7 +168,6 @@ build_disk(struct commits *c, struct store *s, const struct store_manifest *m, s
 	cleanup_free struct db_base *bases = NULL;
 	struct disk_changes there = DISK_CHANGES_INIT;
 	char folder[PATHS_MAX];
-	struct err why;
 	size_t n = 0;
 	int r = has_disk(c, m, &there, e);
 
@@ -178,10 +177,10 @@ build_disk(struct commits *c, struct store *s, const struct store_manifest *m, s
 	if ((r = materialized_path(c, m->id, "", folder, e)) < 0 ||
 		(r = known_bases(c->tree, &bases, &n, e)) < 0)
 		return r;
-	r = disk_changes_make(s, &m->f.disk, bases, n, folder, &why);
-	if (r < 0)
-		return err_set(e, r, "%s", why.msg);
-	return r == 1 ? 0 : make_file(c, s, m->id, "disk", &m->f.disk, true, e);
+	r = disk_changes_make(s, &m->f.disk, bases, n, folder, e);
+	if (r == 0)
+		r = make_file(c, s, m->id, "disk", &m->f.disk, true, e);
+	return r < 0 ? r : 0;
 }
 
 /* The memory is there: the image is whole, in this boot. */

@@ -52,6 +52,7 @@ static unsigned n_names;
 static bool watching;		/* removals are looked at */
 static unsigned segments_syncs; /* of the folder of segments */
 static unsigned removals;	/* that were */
+static unsigned merged_names;	/* of merged segments, that came onto the disk */
 static char wrong[512];		/* the first thing that must not be */
 
 static void
@@ -63,6 +64,8 @@ name_is_there(const char *path, ino_t inode)
 		i++;
 	if (i == NAMES_MAX)
 		abort();
+	if (i == n_names && strstr(strrchr(path, '/'), ".m"))
+		merged_names++;
 	snprintf(names[i].path, sizeof(names[i].path), "%s", path);
 	names[i].inode = inode;
 	n_names += i == n_names;
@@ -386,7 +389,7 @@ setup(void **state)
 	(void)state;
 	snprintf(disk, sizeof(disk), "/tmp/pando-test-XXXXXX");
 	assert_non_null(mkdtemp(disk));
-	n_names = removals = 0;
+	n_names = removals = merged_names = 0;
 	watching = false;
 	wrong[0] = '\0';
 	make_home(20000);
@@ -578,6 +581,7 @@ merged_segments_are_on_the_disk_before_what_they_stand_for_goes(void **state)
 		poll(NULL, 0, 10);
 	}
 	assert_true(removals >= 32);
+	assert_true(merged_names >= 1);
 	if (wrong[0])
 		fail_msg("%s", wrong);
 	snprintf(folder, sizeof(folder), "%s/segments", home);
