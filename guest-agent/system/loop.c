@@ -170,15 +170,14 @@ look_at_clock(int ms)
 	looked_ns = now;
 }
 
+/* By the clock as this round looked at it: what is over since then may be time in which
+ * nothing ran, and only the next look can tell. */
 static void
 fire_timers(void)
 {
-	uint64_t now;
+	uint64_t now = looked_ns - lost_ns;
 	struct timer *t;
 
-	if (!timers)
-		return;
-	now = loop_now_ns();
 again:
 	for (t = timers; t; t = t->next) {
 		if (t->at_ns > now)

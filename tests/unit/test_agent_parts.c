@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -20,6 +21,7 @@
 #include <cmocka.h>
 
 #include "common/cleanup.h"
+#include "common/io.h"
 #include "common/wire/agent_frame.h"
 #include "common/wire/json_bytes.h"
 #include "guest-agent/server/exec_shim.h"
@@ -27,6 +29,7 @@
 #include "guest-agent/server/peer.h"
 #include "guest-agent/server/agent_request.h"
 #include "guest-agent/system/guest_machine.h"
+#include "guest-agent/system/loop.h"
 #include "guest-agent/system/reap.h"
 #include "guest-agent/system/ring.h"
 #include "guest-agent/system/userdb.h"
@@ -481,6 +484,60 @@ a_clock_that_is_behind_is_stepped_forward(void **state)
 	assert_true(machine_clock_is_wrong(0, INT64_MAX));
 }
 
+static unsigned fired;
+
+static void
+count_fired(struct timer *t)
+{
+	(void)t;
+	fired++;
+}
+
+static void
+stand_still(struct deferred *c)
+{
+	(void)c;
+	usleep(900000);
+}
+
+static void
+stand_still_while_ready(struct source *s, uint32_t events)
+{
+	(void)events;
+	source_close(s);
+	usleep(900000);
+}
+
+static void
+time_lost_in_the_middle_of_a_round_fires_no_timer(void **state)
+{
+	struct timer t = {.fire = count_fired};
+	struct deferred c = {.run = stand_still};
+	struct source s;
+	struct err e = {0};
+	int pipes[2];
+	uint64_t began;
+
+	(void)state;
+	assert_int_equal(loop_init(&e), 0);
+	assert_int_equal(pipe(pipes), 0);
+	assert_int_equal(loop_round(0, &e), 0);
+	source_init(&s, pipes[0], stand_still_while_ready);
+	assert_int_equal(source_wait(&s, EPOLLHUP), 0);
+	close(pipes[1]);
+	timer_set(&t, loop_now_ns() + 700 * MS_NS);
+	/* Before the timers are looked at, and after that. */
+	assert_int_equal(loop_round(-1, &e), 1);
+	assert_int_equal(fired, 0);
+	deferred_queue(&c);
+	assert_int_equal(loop_round(0, &e), 0);
+	assert_int_equal(fired, 0);
+	began = io_now_ns();
+	while (!fired)
+		assert_int_equal(loop_round(-1, &e), 0);
+	assert_true(io_now_ns() - began > 600 * MS_NS);
+}
+
 int
 main(void)
 {
@@ -499,6 +556,7 @@ main(void)
 		cmocka_unit_test(
 			a_clock_that_is_right_is_not_stepped_back_by_a_late_handshake),
 		cmocka_unit_test(a_clock_that_is_behind_is_stepped_forward),
+		cmocka_unit_test(time_lost_in_the_middle_of_a_round_fires_no_timer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
