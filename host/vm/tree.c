@@ -85,14 +85,18 @@ tree_list_vm(struct tree *t, struct vm *vm, struct err *e)
 	return 0;
 }
 
-/* Those of the VMs stay open, those of what makes one are closed again. */
+/* Those of the VMs stay open, those of what makes one are closed again. VMs that could not be adopted yet
+ * are to have theirs, too. */
 static int
 check_descriptors(struct tree *t, unsigned count, struct err *e)
 {
 	cleanup_close int next = fcntl(t->epoll_fd, F_DUPFD_CLOEXEC, 0);
+	unsigned stay = count;
 
+	for (unsigned i = 0; i < t->n_vms; i++)
+		stay += t->vms[i]->unmet && !t->vms[i]->dead;
 	if (next >= 0 && descriptors_left(next,
-				 DESCRIPTORS_A_VM * count + DESCRIPTORS_TO_MAKE_ONE))
+				 DESCRIPTORS_A_VM * stay + DESCRIPTORS_TO_MAKE_ONE))
 		return 0;
 	return err_set(e, -EMFILE,
 		"pandod may not open enough files for %u more VM%s: delete some, or start pandod with a higher limit (ulimit -n, or LimitNOFILE= of a unit)",

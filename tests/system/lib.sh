@@ -410,7 +410,7 @@ is_in_its_own() { # vm
 }
 
 pandod_pid() {
-	curl -s --max-time 5 --unix-socket "$PANDO_HOME/pandod.sock" http://pando/v1/version 2>/dev/null |
+	curl -s --max-time "$WAIT_LIMIT" --unix-socket "$PANDO_HOME/pandod.sock" http://pando/v1/version 2>/dev/null |
 		sed -n 's/.*"pid":\([0-9]*\).*/\1/p'
 }
 
