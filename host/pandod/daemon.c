@@ -79,13 +79,24 @@ daemon_defaults(struct daemon_config *ret, struct err *e)
 	return r < 0 ? r : paths_socket(ret->socket, sizeof(ret->socket), e);
 }
 
+/* That somebody takes the connection says nothing: the kernel does so for one that is stopped, and for one
+ * that was killed until its last thread is gone. */
 static bool
-socket_answers(const char *path)
+socket_answers(const char *path, uint64_t until_ns)
 {
+	static const char ask[] = "GET /v1/version HTTP/1.1\r\nHost: pando\r\n"
+				  "Connection: close\r\n\r\n";
+	struct pollfd p = {.events = POLLIN};
+	const uint64_t now = io_now_ns();
 	cleanup_close int fd = -1;
+	char byte;
 
-	/* One that is stopped takes no more connections at some time, and answers nobody. */
-	return io_unix_connect_now(path, SOCK_STREAM, &fd, NULL) == 0;
+	if (io_unix_connect_now(path, SOCK_STREAM, &fd, NULL) < 0)
+		return false;
+	p.fd = fd;
+	return send(fd, ask, sizeof(ask) - 1, MSG_NOSIGNAL) == sizeof(ask) - 1 &&
+	       poll(&p, 1, until_ns > now ? (int)((until_ns - now) / 1000000) : 0) > 0 &&
+	       recv(fd, &byte, 1, MSG_DONTWAIT) == 1;
 }
 
 int
@@ -105,7 +116,7 @@ daemon_lock(const struct daemon_config *config, int *ret_fd, struct err *e)
 	while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
 		if (errno != EWOULDBLOCK && errno != EINTR)
 			return err_sys(e, -errno, "locking %.300s", path);
-		if (socket_answers(config->socket))
+		if (socket_answers(config->socket, until))
 			return 0;
 		if (io_now_ns() > until)
 			return err_set(e, -EBUSY,

@@ -3,6 +3,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -168,6 +169,34 @@ one_home_has_one_daemon(void **state)
 	close(lock);
 }
 
+/* As the kernel leaves one that was killed until its last thread has ended: it holds the lock, and its
+ * socket takes connections. */
+static void *
+let_go(void *arg)
+{
+	const int *fds = arg;
+
+	usleep(300000);
+	close(fds[0]);
+	close(fds[1]);
+	return NULL;
+}
+
+static void
+a_daemon_that_is_just_dying_is_none(void **state)
+{
+	int fds[2] = {-1, -1}, lock = -1;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(daemon_lock(&config, &fds[1], &e), 1);
+	assert_int_equal(io_unix_listen(config.socket, SOCK_STREAM, 8, &fds[0], &e), 0);
+	assert_int_equal(pthread_create(&thread, NULL, let_go, fds), 0);
+	assert_int_equal(daemon_lock(&config, &lock, &e), 1);
+	pthread_join(thread, NULL);
+	close(lock);
+}
+
 static void
 settings_are_read_and_mistakes_named(void **state)
 {
@@ -213,6 +242,7 @@ main(void)
 		T(a_daemon_that_cannot_be_opened_leaves_nothing_open),
 		T(a_store_that_cannot_be_opened_is_in_the_way_of_commits_only),
 		T(one_home_has_one_daemon),
+		T(a_daemon_that_is_just_dying_is_none),
 		T(settings_are_read_and_mistakes_named),
 	};
 
