@@ -102,7 +102,7 @@ kvmdriver_SRCS := \
 	tests/kvm/driver_restore.c \
 	tests/kvm/slow_disk.c \
 	tests/kvm/console_line.c
-KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_reset test_kvm_track \
+KVM_TESTS_OF_OURS := test_kvm_boot test_kvm_fork test_kvm_hostile test_kvm_restore test_kvm_reset test_kvm_keep test_kvm_track \
 	test_kvm_disk test_kvm_balloon
 KVM_TESTS += $(KVM_TESTS_OF_OURS)
 test_kvm_boot_SRCS := tests/kvm/test_kvm_boot.c
@@ -110,6 +110,7 @@ test_kvm_fork_SRCS := tests/kvm/test_kvm_fork.c
 test_kvm_hostile_SRCS := tests/kvm/test_kvm_hostile.c
 test_kvm_restore_SRCS := tests/kvm/test_kvm_restore.c common/wire/blob.c
 test_kvm_reset_SRCS := tests/kvm/test_kvm_reset.c common/wire/blob.c
+test_kvm_keep_SRCS := tests/kvm/test_kvm_keep.c
 test_kvm_track_SRCS := tests/kvm/test_kvm_track.c
 test_kvm_disk_SRCS := tests/kvm/test_kvm_disk.c
 test_kvm_balloon_SRCS := tests/kvm/test_kvm_balloon.c common/wire/blob.c

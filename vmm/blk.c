@@ -722,10 +722,11 @@ blk_init_empty(
 	return 0;
 }
 
-/* The own segment's descriptors. */
-static void
-begin_segment(struct blk *blk, const int seg[static VMM_SEG_FDS])
+void
+blk_begin_segment(struct blk *blk, const int seg[static VMM_SEG_FDS])
 {
+	blk->data_blocks = blk->index_records = 0;
+	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);
 	blk->segments[own(blk)] = (struct blk_segment){
 		.data_fd = seg[VMM_SEG_DATA_RO], .index_fd = seg[VMM_SEG_INDEX_RO]};
 	blk->write_data_fd = seg[VMM_SEG_DATA];
@@ -759,7 +760,7 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	blk->n_segments = 1;
 	blk->own = 0;
 	memset(blk->live, 0, sizeof(blk->live));
-	begin_segment(blk, seg);
+	blk_begin_segment(blk, seg);
 	apply_size(blk, disk_mib);
 	return 0;
 }
@@ -870,18 +871,35 @@ give(struct blk *blk, int ret_fds[], unsigned *n, int *fd)
 }
 
 unsigned
+blk_give_segment(struct blk *blk, struct blk_segment *seg, int *ret_fds)
+{
+	unsigned n = 0;
+
+	give(blk, ret_fds, &n, &seg->data_fd);
+	give(blk, ret_fds, &n, &seg->index_fd);
+	seg->written = seg->synced = 0;
+	return n;
+}
+
+unsigned
+blk_give_own(struct blk *blk, int *ret_fds)
+{
+	unsigned n = 0;
+
+	give(blk, ret_fds, &n, &blk->write_data_fd);
+	give(blk, ret_fds, &n, &blk->write_index_fd);
+	return n;
+}
+
+unsigned
 blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX])
 {
 	unsigned i, n = 0;
 
 	virtio_dev_lock(&blk->dev);
-	for (i = 0; i < blk->n_segments; i++) {
-		give(blk, ret_fds, &n, &blk->segments[i].data_fd);
-		give(blk, ret_fds, &n, &blk->segments[i].index_fd);
-		blk->segments[i].written = blk->segments[i].synced = 0;
-	}
-	give(blk, ret_fds, &n, &blk->write_data_fd);
-	give(blk, ret_fds, &n, &blk->write_index_fd);
+	for (i = 0; i < blk->n_segments; i++)
+		n += blk_give_segment(blk, &blk->segments[i], ret_fds + n);
+	n += blk_give_own(blk, ret_fds + n);
 	give(blk, ret_fds, &n, &blk->base_fd);
 	blk_late_forget(blk);
 	blk_try_again(blk);
@@ -1022,12 +1040,9 @@ blk_cut(struct blk *blk, const int seg[static VMM_SEG_FDS], uint64_t *ret_index_
 		blk->own = blk_free_slot(blk);
 	if (blk->own == blk->n_segments)
 		blk->n_segments++;
-	begin_segment(blk, seg);
+	blk_begin_segment(blk, seg);
 	if (cut != own(blk)) /* it may be durable already */
 		blk_synced(blk, cut, 0);
-	blk->data_blocks = 0;
-	blk->index_records = 0;
-	atomic_store_explicit(&blk->stats.segment_bytes, 0, memory_order_relaxed);
 out:
 	virtio_dev_unlock(&blk->dev);
 	return r;

@@ -173,6 +173,15 @@ struct blk_teller {
 	void *ctx; /* borrowed */
 };
 
+/* A fork point that the disk can go back to (vmm/blk_keep.h). */
+struct blk_keep {
+	uint8_t *touched; /* owned, mapped: written pages of the map; NULL: there is none */
+	uint64_t n_blocks;
+	uint64_t places[BLK_SEGMENTS_MAX / 64]; /* its segments: a bit each */
+	uint64_t live[BLK_SEGMENTS_MAX];
+};
+#define BLK_KEEP_PAGE ((uint64_t)4096)
+
 struct blk_stats { /* read without the lock */
 	_Atomic uint64_t read_bytes, write_bytes;
 	_Atomic uint64_t segment_bytes; /* data in the own segment */
@@ -195,6 +204,7 @@ struct blk {
 	uint64_t index_records;		   /* in its index */
 	uint64_t index_limit;		   /* BLK_INDEX_RECORDS_MAX */
 	struct blk_flush flush;
+	struct blk_keep keep;
 	struct blk_waker waker; /* .wake NULL: there is no thread */
 	struct blk_teller teller;  /* .tell NULL: nobody looks */
 	atomic_int full;	   /* -errno of a write that waits for room; 0: none */
@@ -284,7 +294,25 @@ blk_set_entry(struct blk *blk, uint64_t block, uint64_t entry)
 	if (is >= 0)
 		blk->live[is]++;
 	blk->map.entries[block] = entry;
+	if (blk->keep.touched) {
+		const uint64_t page = block * sizeof(entry) / BLK_KEEP_PAGE;
+
+		blk->keep.touched[page / 8] |= (uint8_t)(1u << page % 8);
+	}
 }
+
+/* Whether the segment in that place is a kept fork point's. */
+static inline bool
+blk_keeps(const struct blk *blk, unsigned place)
+{
+	return blk->keep.places[place / 64] >> place % 64 & 1;
+}
+/* With the lock held: the descriptors of a segment, or those that write the own one, are the
+ * caller's, but for what a flush uses. How many. */
+unsigned blk_give_segment(struct blk *blk, struct blk_segment *seg, int *ret_fds);
+unsigned blk_give_own(struct blk *blk, int *ret_fds);
+/* The own place's descriptors; nothing is in it yet. */
+void blk_begin_segment(struct blk *blk, const int seg[static VMM_SEG_FDS]);
 
 /* Whether one more cut fits; ask before forking, with the vCPUs parked. -EMFILE with a
  * sentence. */

@@ -53,6 +53,8 @@ find_old(const struct blk *blk, const struct vmm_merged *m, const struct stat *m
 			s->slot = i;
 			continue;
 		}
+		if (blk_keeps(blk, i)) /* the VM may go back to it (blk_keep.h) */
+			continue;
 		for (uint32_t k = 0; k < m->n; k++)
 			if (m->files[k].dev == st.st_dev && m->files[k].ino == st.st_ino) {
 				s->old[i / 64] |= 1ull << i % 64;
@@ -136,7 +138,7 @@ close_dead(struct blk *blk, const struct blk_swap *s)
 	for (unsigned i = 0; i < blk->n_segments; i++) {
 		struct blk_segment *seg = &blk->segments[i];
 
-		if (i == blk->own || seg->data_fd < 0)
+		if (i == blk->own || seg->data_fd < 0 || blk_keeps(blk, i))
 			continue;
 		if (blk->live[i])
 			all = all && !is_old(s, (int)i);

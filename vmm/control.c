@@ -62,6 +62,8 @@ send_stats(struct vm *vm, uint64_t seq)
 		.tracks = VMM_TRACKS | VMM_TAKES_MERGED | VMM_LIMITS_DISK |
 			  (vm->balloon.present ? VMM_HAS_BALLOON : 0) |
 			  (track_needs_fds(&vm->track) ? VMM_TRACKS_NEEDS_FDS : 0) |
+			  VMM_KEEPS_FORK_POINTS |
+			  (vm->keep.origin_fd >= 0 ? VMM_HAS_FORK_POINT : 0) |
 			  VMM_RESETS | (uint32_t)vm->resets << VMM_RESETS_SHIFT |
 			  (uint32_t)vm->track.means << VMM_TRACKS_MEANS_SHIFT,
 	};

@@ -23,7 +23,8 @@
  * parent.
  *
  * A parked child (VMM_FORK_PARK) stops after taking its descriptors: it is a frozen fork,
- * holds no KVM VM, and forks children of its own from the state it carries.
+ * holds no KVM VM, and forks children of its own from the state it carries. One that is kept
+ * (VMM_FORK_KEEP) stays for these, which may go back to it: vmm/keep.h.
  *
  * Order in the child: what can fail for want of descriptors or memory before what the
  * world can see; KVM's calls in the order that costs least (vm_make_kvm: split interrupt
@@ -45,12 +46,14 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/answer.h"
+#include "vmm/blk_keep.h"
 #include "vmm/ending.h"
 #include "vmm/futex.h"
 #include "vmm/mainloop.h"
 #include "vmm/mappings.h"
 #include "vmm/seal.h"
 #include "vmm/steps.h"
+#include "vmm/track_keep.h"
 
 static void
 close_all(int *fds, size_t n)
@@ -195,6 +198,8 @@ set_up_child(struct vm *vm, struct job *job, struct err *e)
 	if (r < 0)
 		return r;
 	forget_segment(fds + VMM_FORK_FD_SEG);
+	if (vm->keep.origin_fd >= 0 && (r = blk_keep_begin(&vm->blk, e)) < 0)
+		return r;
 	/* A frozen fork serves nobody: its Unix socket is closed, so that a client is refused
 	 * and not kept waiting. */
 	r = vsock_reset_child(&vm->vsock, vm_irq(vm, LAYOUT_VIRTIO_GSI + LAYOUT_VSOCK),
@@ -271,6 +276,7 @@ become_child(struct vm *vm, struct job *job)
 {
 	const struct vmm_fork *msg = &job->msg;
 	const bool was_tracked = wants_tracking(vm, msg);
+	const bool park = msg->flags & VMM_FORK_PARK;
 	int *fds = job->fds;
 	struct err e = {0};
 	int r;
@@ -286,6 +292,9 @@ become_child(struct vm *vm, struct job *job)
 	forget_parent(vm);
 	vm->is_tracked = was_tracked;
 	track_fork_child(&vm->track, msg->flags & VMM_FORK_PARK);
+	blk_keep_end(&vm->blk);
+	keep_fork_child(
+		&vm->keep, msg->flags & VMM_FORK_KEEP && park, park);
 	if (job->on_vcpu && !(msg->flags & VMM_FORK_PARK)) {
 		vm->vcpus[0].thread = pthread_self();
 		vm->vcpus[0].has_thread = true;
@@ -301,6 +310,9 @@ become_child(struct vm *vm, struct job *job)
 		renew_memory(vm);
 	steps_add(&job->steps, "renew");
 
+	/* Before anything of the child's own is written. */
+	if (vm->keep.origin_fd >= 0)
+		track_keep_begin(&vm->track, &vm->mem);
 	r = set_up_child(vm, job, &e);
 	if (r < 0)
 		fail_child(vm, r, &e);
@@ -343,6 +355,7 @@ static enum fork_side
 split(struct vm *vm, struct job *job)
 {
 	struct err e;
+	int child_fd;
 	pid_t pid;
 
 	steps_add(&job->steps, "park");
@@ -358,9 +371,13 @@ split(struct vm *vm, struct job *job)
 		track_scan(&vm->track, &vm->mem, job->msg.parent_generation);
 		steps_add(&job->steps, "scan");
 	}
+	if (job->r == 0)
+		job->r = keep_make_pair(&vm->keep, &job->e);
 	job->saved_ns = io_now_ns();
-	if (job->r < 0)
+	if (job->r < 0) {
+		keep_forked(&vm->keep, false, &child_fd);
 		return FORK_PARENT;
+	}
 	blk_hold(&vm->blk);
 	pid = fork();
 	if (pid == 0) {
@@ -368,6 +385,9 @@ split(struct vm *vm, struct job *job)
 		return FORK_CHILD;
 	}
 	blk_release(&vm->blk);
+	keep_forked(&vm->keep, pid > 0, &child_fd);
+	if (child_fd >= 0)
+		mainloop_watch_child(vm, child_fd);
 	job->answer.fork_ns = io_now_ns() - job->saved_ns;
 	steps_add(&job->steps, "fork");
 	if (pid < 0) {

@@ -15,6 +15,7 @@
 #define EVENTS_MAX 32
 
 /* Bit 63 is vsock's (VSOCK_TOKEN). */
+#define KEEP_TOKEN (1ull << 62) /* and the descriptor */
 enum token { TOKEN_CONTROL = 1, TOKEN_LISTEN, TOKEN_EVENT, TOKEN_VSOCK_KICK, TOKEN_FILL };
 
 static int
@@ -84,6 +85,23 @@ mainloop_watch_fill(struct vm *vm, struct err *e)
 					  TOKEN_FILL);
 
 	return r < 0 ? err_sys(e, r, "epoll_ctl") : 0;
+}
+
+void
+mainloop_watch_child(struct vm *vm, int fd)
+{
+	/* One that is not heard finds its connection closed. */
+	if (loop_ctl(vm, EPOLL_CTL_ADD, fd, EPOLLIN, KEEP_TOKEN | (unsigned)fd) < 0)
+		keep_close(&vm->keep, fd);
+}
+
+static void
+hear_child(struct vm *vm, int fd)
+{
+	if (keep_serve(vm, fd))
+		return;
+	loop_ctl(vm, EPOLL_CTL_DEL, fd, 0, 0);
+	keep_close(&vm->keep, fd);
 }
 
 static void
@@ -159,6 +177,10 @@ dispatch(struct vm *vm, const struct epoll_event *ev)
 		vsock_kick(&vm->vsock);
 		return false;
 	default:
+		if (ev->data.u64 >> 62 == KEEP_TOKEN >> 62) {
+			hear_child(vm, (int)(uint32_t)ev->data.u64);
+			return false;
+		}
 		vsock_handle_event(&vm->vsock, ev->data.u64, ev->events);
 		return false;
 	}
@@ -192,5 +214,10 @@ mainloop_run(struct vm *vm)
 			vsock_tick(&vm->vsock);
 		vm_go_on_devices(vm);
 		vm->above->look(vm);
+		/* It has nothing to be made durable: its children have what was to be. */
+		if (keep_is_over(&vm->keep, vm->control_fd)) {
+			log_info("ends: no branch is left that could go back to this fork point");
+			_exit(0);
+		}
 	}
 }

@@ -34,6 +34,8 @@ int mainloop_watch_fill(struct vm *vm, struct err *e);
 struct vsock_loop mainloop_vsock(struct vm *vm);
 
 /* Closes the control connection, if there is one, and waits for the next. */
+/* A frozen fork that stays: a child's connection (vmm/keep.h). */
+void mainloop_watch_child(struct vm *vm, int fd);
 void mainloop_drop_peer(struct vm *vm, const char *why);
 
 /* Does not return: vm->above ends the process. */

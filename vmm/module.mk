@@ -11,6 +11,7 @@ vmmdev_SRCS := \
 	vmm/virtio_mmio.c \
 	vmm/blk.c \
 	vmm/blk_flush.c \
+	vmm/blk_keep.c \
 	vmm/blk_limit.c \
 	vmm/blk_swap.c \
 	vmm/vsock.c \
@@ -47,6 +48,7 @@ vmmcore_SRCS := \
 	vmm/vcpu.c \
 	vmm/mappings.c \
 	vmm/track.c \
+	vmm/track_keep.c \
 	vmm/giveback.c \
 	vmm/fill.c \
 	vmm/steps.c \
@@ -55,6 +57,7 @@ vmmcore_SRCS := \
 	vmm/answer.c \
 	vmm/fork.c \
 	vmm/snapshot.c \
+	vmm/keep.c \
 	vmm/restore.c \
 	vmm/full_disk.c \
 	vmm/reset.c \

@@ -26,6 +26,11 @@
  * Devices begin anew and load their state. The disk is the commit's base and a new segment; the
  * descriptors of all older segments are closed, and nothing is written to them: branches read on.
  * vsock's connections end for clients now, and for the guest by a transport reset.
+ *
+ * To a fork point (VMM_RESET_TO_FORK_POINT) the same, but that state, memory and block map come from
+ * the frozen fork that was kept (keep.h): the pages that the VM wrote since are copied from it
+ * (track_keep.h; where nobody can say which, all are compared), the written pages of the block map too, and
+ * the fork point's segments stay. The VM stays on whatever mapping it has.
  */
 #include "vmm/reset.h"
 
@@ -40,11 +45,13 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "vmm/answer.h"
+#include "vmm/blk_keep.h"
 #include "vmm/ending.h"
 #include "vmm/full_disk.h"
 #include "vmm/futex.h"
 #include "vmm/snapshot.h"
 #include "vmm/steps.h"
+#include "vmm/track_keep.h"
 
 #define PAGE ((uint64_t)4096)
 /* Own pages with no more than so many bytes between them are dropped by one call. */
@@ -140,6 +147,64 @@ reset_memory(struct vm *vm, int image_fd, uint64_t *ret_pages, struct err *e)
 			err_sys(e, r, "dropping pages of memory");
 	}
 	track_reset(&vm->track, !same);
+	return r;
+}
+
+/* Pages of memory, from the frozen fork, where they differ from what is there. */
+static int
+compare_memory(struct vm *vm, uint64_t *ret_pages, struct err *e)
+{
+	static uint8_t was[64 * PAGE];
+	const uint64_t len = vm->mem.low_len + vm->mem.high_len;
+	int r = 0;
+
+	*ret_pages = 0;
+	for (uint64_t at = 0, n; at < len && r == 0; at += n) {
+		n = len - at < sizeof(was) ? len - at : sizeof(was);
+		r = keep_fetch_one(
+			&vm->keep, KEEP_MEMORY, was, (struct keep_range){at, n}, e);
+		for (uint64_t i = 0; i < n && r == 0; i += PAGE) {
+			if (memcmp(vm->mem.host + at + i, was + i, PAGE) == 0)
+				continue;
+			memcpy(vm->mem.host + at + i, was + i, PAGE);
+			++*ret_pages;
+		}
+	}
+	return r;
+}
+
+static int
+fetch_memory(struct vm *vm, uint64_t *ret_pages, struct err *e)
+{
+	static struct keep_range ranges[KEEP_RANGES];
+	uint64_t at = 0;
+	unsigned n;
+	int r;
+
+	*ret_pages = 0;
+	if (track_keep_collect(&vm->track, &vm->mem) < 0)
+		return compare_memory(vm, ret_pages, e);
+	while ((n = track_keep_changed(&vm->track, &at, ranges))) {
+		r = keep_fetch(&vm->keep, KEEP_MEMORY, vm->mem.host, ranges, n, e);
+		if (r < 0)
+			return r;
+		for (unsigned i = 0; i < n; i++)
+			*ret_pages += ranges[i].len / PAGE;
+	}
+	r = track_keep_restart(&vm->track, &vm->mem);
+	return r < 0 ? err_sys(e, r, "watching memory again") : 0;
+}
+
+static int
+fetch_map(struct vm *vm, struct err *e)
+{
+	static struct keep_range ranges[KEEP_RANGES];
+	uint64_t at = 0;
+	unsigned n;
+	int r = 0;
+
+	while (r == 0 && (n = blk_keep_written(&vm->blk, &at, ranges)))
+		r = keep_fetch(&vm->keep, KEEP_MAP, vm->blk.map.entries, ranges, n, e);
 	return r;
 }
 
@@ -274,16 +339,44 @@ load_vcpus(struct vm *vm, struct job *job, bool features_before, const int khz_b
  * The whole.
  */
 
+/* The disk is a commit's. */
+static int
+attach(struct vm *vm, struct job *job, struct err *e)
+{
+	const bool has_base = job->msg.flags & VMM_RESET_HAS_BASE;
+	int *fds = job->fds;
+	int r;
+
+	job->n_past = blk_detach(&vm->blk, past_fds);
+	r = blk_attach(&vm->blk, job->msg.disk_mib, has_base ? fds[VMM_RESET_FD_BASE] : -1,
+		fds + VMM_RESET_FD_SEG, e);
+	if (r < 0)
+		return err_wrap(e, r, "disk");
+	if (has_base)
+		fds[VMM_RESET_FD_BASE] = -1;
+	return 0;
+}
+
 /* What the VM was, and is no more. */
 static int
 begin_anew(struct vm *vm, struct job *job, struct err *e)
 {
-	const bool has_base = job->msg.flags & VMM_RESET_HAS_BASE;
-	int *fds = job->fds;
-	int r = reset_memory(
-		vm, fds[VMM_RESET_FD_MEMORY], &job->answer.pages, e);
+	const bool to_fork_point = job->msg.flags & VMM_RESET_TO_FORK_POINT;
+	int r;
 
+	if (to_fork_point) {
+		r = fetch_memory(vm, &job->answer.pages, e);
+		track_reset(&vm->track, false);
+	} else {
+		keep_drop(&vm->keep);
+		track_keep_end(&vm->track);
+		blk_keep_end(&vm->blk);
+		r = reset_memory(
+			vm, job->fds[VMM_RESET_FD_MEMORY], &job->answer.pages, e);
+	}
 	steps_add(&job->steps, "memory");
+	if (r == 0 && to_fork_point)
+		r = fetch_map(vm, e);
 	if (r < 0)
 		return r;
 	ioapic_forget(&vm->ioapic);
@@ -291,15 +384,13 @@ begin_anew(struct vm *vm, struct job *job, struct err *e)
 	virtio_dev_forget(&vm->rng.dev);
 	virtio_dev_forget(&vm->balloon.dev);
 	virtio_dev_forget(&vm->blk.dev);
-	job->n_past = blk_detach(&vm->blk, past_fds);
-	r = blk_attach(&vm->blk, job->msg.disk_mib, has_base ? fds[VMM_RESET_FD_BASE] : -1,
-		fds + VMM_RESET_FD_SEG, e);
-	if (r < 0)
-		return err_wrap(e, r, "disk");
+	if (to_fork_point)
+		job->n_past = blk_keep_go_back(
+			&vm->blk, job->fds + VMM_RESET_FD_SEG, past_fds);
+	else if ((r = attach(vm, job, e)) < 0)
+		return r;
 	for (unsigned i = 0; i < VMM_SEG_FDS; i++)
-		fds[VMM_RESET_FD_SEG + i] = -1;
-	if (has_base)
-		fds[VMM_RESET_FD_BASE] = -1;
+		job->fds[VMM_RESET_FD_SEG + i] = -1;
 	steps_add(&job->steps, "devices");
 	return 0;
 }
@@ -364,21 +455,15 @@ act_at_park(struct vm *vm)
 	futex_wake(&job->done);
 }
 
-/* Before anything happens. */
+/* The files of a commit, and its state. */
 static int
-check(struct vm *vm, struct job *job, struct err *e)
+open_commit(struct vm *vm, const struct job *job, size_t *ret_len, struct err *e)
 {
 	const struct vmm_reset *m = &job->msg;
-	const uint64_t mem_mib = (vm->mem.low_len + vm->mem.high_len) >> 20;
 	const int *fds = job->fds;
-	struct snapshot *s = &job->snapshot;
 	bool same;
 	int r;
 
-	if (vm->is_parked)
-		return err_set(e, -EINVAL, "a frozen fork does not change; reset a VM");
-	if (m->flags & ~(VMM_RESET_HAS_BASE | VMM_RESET_NO_SHADOWS))
-		return err_set(e, -EINVAL, "unknown flags 0x%x", m->flags);
 	if (m->blob_bytes > VMM_STATE_BLOB_MAX)
 		return err_set(e, -EINVAL, "a state of %llu bytes: at most %u are read",
 			(unsigned long long)m->blob_bytes, VMM_STATE_BLOB_MAX);
@@ -387,10 +472,39 @@ check(struct vm *vm, struct job *job, struct err *e)
 			 m->flags & VMM_RESET_HAS_BASE ? fds[VMM_RESET_FD_BASE] : -1,
 			 fds + VMM_RESET_FD_SEG, e)) < 0)
 		return r;
+	*ret_len = m->blob_bytes;
 	r = io_pread_full(fds[VMM_RESET_FD_STATE], blob, m->blob_bytes, 0);
-	if (r < 0)
-		return err_sys(e, r, "reading the state");
-	if ((r = snapshot_open(blob, m->blob_bytes, s, e)) < 0)
+	return r < 0 ? err_sys(e, r, "reading the state") : 0;
+}
+
+static int
+open_fork_point(struct vm *vm, const struct job *job, size_t *ret_len, struct err *e)
+{
+	int r;
+
+	if (vm->keep.origin_fd < 0)
+		return err_set(e, -ESTALE, "its fork point is not kept");
+	r = blk_check_segment(job->fds + VMM_RESET_FD_SEG, e);
+	return r < 0 ? r : keep_fetch_state(&vm->keep, blob, sizeof(blob), ret_len, e);
+}
+
+/* Before anything happens. */
+static int
+check(struct vm *vm, struct job *job, struct err *e)
+{
+	const struct vmm_reset *m = &job->msg;
+	const uint64_t mem_mib = (vm->mem.low_len + vm->mem.high_len) >> 20;
+	struct snapshot *s = &job->snapshot;
+	size_t len = 0;
+	int r;
+
+	if (vm->is_parked)
+		return err_set(e, -EINVAL, "a frozen fork does not change; reset a VM");
+	if (m->flags & ~(VMM_RESET_HAS_BASE | VMM_RESET_NO_SHADOWS | VMM_RESET_TO_FORK_POINT))
+		return err_set(e, -EINVAL, "unknown flags 0x%x", m->flags);
+	r = m->flags & VMM_RESET_TO_FORK_POINT ? open_fork_point(vm, job, &len, e)
+						: open_commit(vm, job, &len, e);
+	if (r < 0 || (r = snapshot_open(blob, len, s, e)) < 0)
 		return r;
 	if (s->config.mem_mib != mem_mib || s->config.vcpus != vm->n_vcpus ||
 		s->config.disk_mib != m->disk_mib)
@@ -452,7 +566,9 @@ reset_vm(struct vm *vm, const struct vmm_reset *m, int fds[])
 	answer_send(vm, &job->answer.hdr, VMM_RESET_ANSWER, sizeof(job->answer), m->hdr.seq);
 	if (job->answer.error)
 		return;
-	log_info("reset to a commit's state, %u times now; stopped for %llu us", vm->resets,
+	log_info("reset to %s state, %u times now; stopped for %llu us",
+		m->flags & VMM_RESET_TO_FORK_POINT ? "its fork point's" : "a commit's",
+		vm->resets,
 		(unsigned long long)(job->answer.pause_ns / 1000));
 	steps_log(&job->steps, "reset");
 }

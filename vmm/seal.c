@@ -23,6 +23,7 @@
 #include "common/userns.h"
 #include "vmm/blk.h"
 #include "vmm/fill.h"
+#include "vmm/keep.h"
 #include "vmm/kvm.h"
 #include "vmm/track.h"
 #include "vmm/vsock.h"
@@ -194,6 +195,7 @@ static const struct rule rules[] = {
 	{SCMP_SYS(recvfrom), "vsock: the CONNECT line"},
 	{SCMP_SYS(sendto), "vsock: its answer"},
 	{SCMP_SYS(accept4), "vsock connections, adoption by a new pandod"},
+	{SCMP_SYS(socketpair), "a branch's connection to its kept fork point"},
 	{SCMP_SYS(shutdown), "vsock: half-closed connections"},
 	{SCMP_SYS(getuid), "adoption: the peer must be us"},
 	{SCMP_SYS(epoll_create1), "a child's own loop"},
@@ -288,6 +290,9 @@ add_arg_rules(scmp_filter_ctx ctx)
 		/* Non-blocking sockets. */
 		{SCMP_SYS(fcntl), equals(1, F_GETFL)},
 		{SCMP_SYS(fcntl), equals(1, F_SETFL)},
+		/* How long a branch and its kept fork point wait for each other. */
+		{SCMP_SYS(setsockopt), equals(2, (uint64_t)keep_socket_options[0])},
+		{SCMP_SYS(setsockopt), equals(2, (uint64_t)keep_socket_options[1])},
 		/* Who is adopting us. */
 		{SCMP_SYS(getsockopt), equals(2, SO_PEERCRED)},
 #ifdef PANDO_SAN

@@ -23,6 +23,14 @@
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
+#ifndef UFFDIO_WRITEPROTECT
+#define UFFDIO_WRITEPROTECT _IOWR(0xaa, 0x06, struct uffdio_writeprotect)
+#define UFFDIO_WRITEPROTECT_MODE_WP ((uint64_t)1 << 0)
+struct uffdio_writeprotect {
+	struct uffdio_range range;
+	uint64_t mode;
+};
+#endif
 #ifndef UFFDIO_REGISTER_MODE_WP
 #define UFFDIO_REGISTER_MODE_WP ((uint64_t)1 << 1)
 #endif
@@ -42,12 +50,14 @@ _Static_assert(sizeof(struct scan_arg) == 96, "the kernel's struct pm_scan_arg")
 #define SCAN_IS_FILE (1u << 2)
 #define SCAN_IS_PRESENT (1u << 3)
 #define SCAN_IS_SWAPPED (1u << 4)
+#define SCAN_IS_PFNZERO (1u << 5)
 #define SCAN_WP_MATCHING (1u << 0)
 #define SCAN_CHECK_WPASYNC (1u << 1)
 
 _Static_assert(sizeof(struct track_range) == sizeof(struct region), "what the kernel writes");
 
-const unsigned long track_ioctl_numbers[] = {UFFDIO_API, UFFDIO_REGISTER, SCAN_IOCTL};
+const unsigned long track_ioctl_numbers[] = {
+	UFFDIO_API, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT, SCAN_IOCTL};
 const size_t track_n_ioctl_numbers =
 	sizeof(track_ioctl_numbers) / sizeof(*track_ioctl_numbers);
 
@@ -258,8 +268,8 @@ clear_soft_dirty(const struct track *t)
 }
 
 /* Bits [first, first + n). */
-static void
-set_bits(uint8_t *bitmap, uint64_t first, uint64_t n)
+void
+track_set_bits(uint8_t *bitmap, uint64_t first, uint64_t n)
 {
 	while (n && first % 8) {
 		bitmap[first / 8] |= (uint8_t)(1u << first % 8);
@@ -303,7 +313,10 @@ take_regions(const struct track *t, uint64_t base, const struct region *regions,
 	for (int i = 0; i < n && r == 0; i++) {
 		const struct region *g = &regions[i];
 
-		set_bits(bitmap, (g->start - base) / PAGE, (g->end - g->start) / PAGE);
+		track_set_bits(bitmap, (g->start - base) / PAGE, (g->end - g->start) / PAGE);
+		if (t->kept_written)
+			track_set_bits(t->kept_written, (g->start - base) / PAGE,
+				(g->end - g->start) / PAGE);
 		if (i + 1 < n && regions[i + 1].start - g->end < NEAR)
 			continue;
 		r = protect_again(t, from, g->end);
@@ -366,7 +379,7 @@ scan_soft_dirty(const struct track *t, const struct guest_mem *m, uint8_t *bitma
 			return r;
 		for (uint64_t i = 0; i < n; i++)
 			if (room.map[i] & PM_SOFT_DIRTY)
-				set_bits(bitmap, page + i, 1);
+				track_set_bits(bitmap, page + i, 1);
 	}
 	return clear_soft_dirty(t);
 }
@@ -398,6 +411,84 @@ register_memory(struct track *t, const struct guest_mem *m)
 	return register_range(t, m->host, mem_len(m));
 }
 
+int
+track_watch(struct track *t, const struct guest_mem *m)
+{
+	struct uffdio_writeprotect wp = {
+		.range = {.start = (uintptr_t)m->host, .len = mem_len(m)},
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	int r = register_memory(t, m);
+
+	if (r == 0 && ioctl(t->uffd_fd, UFFDIO_WRITEPROTECT, &wp) < 0)
+		r = -errno;
+	return r;
+}
+
+void
+track_unwatch(struct track *t)
+{
+	if (!t->armed)
+		close_one(&t->uffd_fd);
+}
+
+/* What a of pm_scan_arg reports. */
+static int
+take(const struct track *t, struct scan_arg a, uint64_t base, uint8_t *bitmap)
+{
+	const uint64_t end = a.end;
+
+	a.size = sizeof(a);
+	a.vec = (uintptr_t)room.regions;
+	a.vec_len = REGIONS;
+	while (a.start < end) {
+		int n = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (a.walk_end <= a.start)
+			return -EIO;
+		for (int i = 0; i < n; i++)
+			track_set_bits(bitmap, (room.regions[i].start - base) / PAGE,
+				(room.regions[i].end - room.regions[i].start) / PAGE);
+		a.start = a.walk_end;
+	}
+	return 0;
+}
+
+int
+track_take_written(const struct track *t, uint64_t base, uint64_t from, uint64_t to,
+	bool mark, uint8_t *bitmap)
+{
+	const struct scan_arg a = {
+		.flags = SCAN_CHECK_WPASYNC | (mark ? SCAN_WP_MATCHING : 0),
+		.start = from,
+		.end = to,
+		.category_mask = SCAN_IS_WRITTEN,
+		.return_mask = SCAN_IS_WRITTEN,
+	};
+
+	return take(t, a, base, bitmap);
+}
+
+int
+track_take_own(
+	const struct track *t, uint64_t base, uint64_t from, uint64_t to, uint8_t *bitmap)
+{
+	const struct scan_arg a = {
+		.start = from,
+		.end = to,
+		.category_inverted = SCAN_IS_FILE | SCAN_IS_PFNZERO,
+		.category_mask = SCAN_IS_FILE | SCAN_IS_PFNZERO,
+		.category_anyof_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
+		.return_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
+	};
+
+	return take(t, a, base, bitmap);
+}
+
 void
 track_arm(struct track *t, const struct guest_mem *m)
 {
@@ -407,11 +498,14 @@ track_arm(struct track *t, const struct guest_mem *m)
 		return;
 	track_lock(t);
 	r = map_bitmaps(t, m);
-	if (r == 0 && t->means == VMM_TRACK_USERFAULTFD)
+	if (r == 0 && t->means == VMM_TRACK_USERFAULTFD && t->uffd_fd < 0)
 		r = register_memory(t, m);
 	/* All that is there counts as written: marking that takes its time, and the first scan
 	 * in a pause need not do it. */
-	if (r == 0)
+	if (r == 0 && t->kept_written)
+		r = track_take_written(t, (uintptr_t)m->host, (uintptr_t)m->host,
+			(uintptr_t)m->host + mem_len(m), true, t->kept_written);
+	else if (r == 0)
 		r = scan(t, m, NULL);
 	if (r < 0)
 		give_up(t, track_means_name(t->means), r);
@@ -486,11 +580,16 @@ note_given_back(struct track *t, const struct guest_mem *m, const void *host, si
 {
 	const uint64_t off = (uint64_t)((const uint8_t *)host - m->host);
 
-	if (!t->changed || !len || off >= mem_len(m) || len > mem_len(m) - off)
+	if (!len || off >= mem_len(m) || len > mem_len(m) - off)
 		return;
-	for (uint64_t page = off / PAGE; page <= (off + len - 1) / PAGE; page++)
-		note(t->given_back_now, page);
-	atomic_store(&t->gave_back, true);
+	for (uint64_t page = off / PAGE; page <= (off + len - 1) / PAGE; page++) {
+		if (t->changed)
+			note(t->given_back_now, page);
+		if (t->kept_given)
+			note(t->kept_given, page);
+	}
+	if (t->changed)
+		atomic_store(&t->gave_back, true);
 }
 
 void
@@ -509,7 +608,7 @@ track_remapped(struct track *t, const struct guest_mem *m, const void *host, siz
 	int r;
 
 	note_given_back(t, m, host, len);
-	if (!t->armed || t->means != VMM_TRACK_USERFAULTFD)
+	if (t->uffd_fd < 0)
 		return;
 	r = register_range(t, host, len);
 	if (r < 0)
@@ -574,6 +673,9 @@ track_fork_child(struct track *t, bool is_frozen)
 	close_one(&t->pagemap_fd);
 	close_one(&t->clear_refs_fd);
 	t->armed = false;
+	if (t->kept_written)
+		munmap(t->kept_written, 3 * VMM_TRACK_BITMAP_BYTES(t->kept_pages));
+	t->kept_written = t->kept_given = t->kept_fetch = NULL;
 	if (is_frozen)
 		return;
 	if (t->changed)

@@ -82,6 +82,9 @@ struct track {
 	uint8_t *given_back;   /* likewise; whatever is mapped there */
 	uint8_t *given_back_now; /* since the last scan */
 	atomic_bool gave_back;	 /* there is one */
+	/* track_keep.h's, one mapping, owned; NULL: nothing is kept. */
+	uint8_t *kept_written, *kept_given, *kept_fetch;
+	uint64_t kept_pages;
 	pthread_mutex_t lock;	 /* of arming and giving back, which run beside each other */
 };
 
@@ -143,6 +146,18 @@ void track_wrote(struct track *t, const struct guest_mem *m, gpa_t gpa);
 /* In a forked child, before anything else uses it. is_frozen: its bitmaps are kept, for its
  * state; else it is as untracked as a VM that was just started. */
 void track_fork_child(struct track *t, bool is_frozen);
+
+/* Parts of this for track_keep.c. What is written from now on is marked, whatever it was before;
+ * a new page of a page table counts as written. */
+int track_watch(struct track *t, const struct guest_mem *m);
+void track_unwatch(struct track *t);
+/* Bits of what was written are set in bitmap. mark: in the same step it is marked as not. */
+int track_take_written(const struct track *t, uint64_t base, uint64_t from, uint64_t to,
+	bool mark, uint8_t *bitmap);
+/* The process's own in [from, to): not a file's, nor the kernel's page of zeroes. */
+int track_take_own(
+	const struct track *t, uint64_t base, uint64_t from, uint64_t to, uint8_t *bitmap);
+void track_set_bits(uint8_t *bitmap, uint64_t first, uint64_t n);
 
 /* What a frozen fork says of itself; the bitmaps come behind it in the file. */
 void track_describe(const struct track *t, struct vmm_track *ret);

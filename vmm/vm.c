@@ -25,6 +25,7 @@ vm_init(struct vm *vm)
 	vm->control_fd = vm->listen_fd = vm->epoll_fd = -1;
 	vm->event_fd = vm->vsock_kick_fd = -1;
 	track_init(&vm->track);
+	keep_init(&vm->keep);
 }
 
 void

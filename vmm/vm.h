@@ -32,6 +32,7 @@
 #include "vmm/fill.h"
 #include "vmm/ged.h"
 #include "vmm/ioapic.h"
+#include "vmm/keep.h"
 #include "vmm/kvm.h"
 #include "vmm/layout.h"
 #include "vmm/memory.h"
@@ -66,6 +67,7 @@ struct vm {
 	struct guest_mem mem;
 	struct fill fill;   /* its pages that are not there yet */
 	struct track track; /* its changed pages */
+	struct keep keep;   /* the fork point that it can go back to, or is */
 	int kvm_fd; /* owned: /dev/kvm, for the VMs of children too */
 	int vm_fd;  /* owned; -1: none (a frozen fork) */
 	struct kvm_caps caps;

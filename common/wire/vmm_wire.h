@@ -150,6 +150,11 @@ enum vmm_fork_fd {
  * pages changed, and the frozen fork's state says so. An older VMM does not know the flag, and
  * forks. */
 #define VMM_FORK_TRACK 2u
+/* With VMM_FORK_PARK, of a VM that runs or is paused, and only to a VMM whose VMM_STATS_ANSWER has
+ * VMM_KEEPS_FORK_POINTS: the frozen fork stays for its children, which may be reset to it
+ * (VMM_RESET_TO_FORK_POINT). Once its control connection is closed it ends with the last of them
+ * that may (vmm/keep.h). */
+#define VMM_FORK_KEEP 4u
 
 struct vmm_fork {
 	struct vmm_hdr hdr;
@@ -231,6 +236,8 @@ enum vmm_track_means {
 #define VMM_RESETS 4u		/* it knows VMM_RESET */
 #define VMM_HAS_BALLOON 32u /* the machine was booted with one; it knows VMM_BALLOON */
 #define VMM_TAKES_MERGED 128u /* it knows VMM_MERGED */
+#define VMM_KEEPS_FORK_POINTS 8u /* it knows VMM_FORK_KEEP */
+#define VMM_HAS_FORK_POINT 16u	 /* it holds a connection to the one that it came from */
 #define VMM_TRACKS_MEANS_SHIFT 8 /* enum vmm_track_means from here on, 8 bits */
 #define VMM_LIMITS_DISK 64u /* it knows VMM_DISK_LIMITS */
 
@@ -376,6 +383,12 @@ enum vmm_reset_fd {
 /* This host's CPU walks the guest's page tables itself (EPT, NPT). Without the flag KVM may have
  * shadows of page tables as the guest wrote them since, and is told to drop them all. */
 #define VMM_RESET_NO_SHADOWS 2u
+/* Not to a commit but to the fork point that the VM came from, of a VM whose fork had
+ * VMM_FORK_KEEP: the frozen fork gives it state and memory. blob_bytes is 0, and /dev/null stands in
+ * the place of STATE, MEMORY and BASE. disk_mib is the disk's size then. Of the disk's segments those
+ * are read that there were then; a VMM that keeps a fork point swaps none of these for a merged one.
+ * -ESTALE: the fork point is gone, for good. */
+#define VMM_RESET_TO_FORK_POINT 4u
 
 struct vmm_reset {
 	struct vmm_hdr hdr;

@@ -422,7 +422,8 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 			.len = sizeof(f),
 			.seq = ++parent->seq},
 		.flags = (flags & DRIVER_PARK ? VMM_FORK_PARK : 0) |
-			 (flags & DRIVER_TRACK ? VMM_FORK_TRACK : 0),
+			 (flags & DRIVER_TRACK ? VMM_FORK_TRACK : 0) |
+			 (flags & DRIVER_KEEP ? VMM_FORK_KEEP : 0),
 	};
 	int fds[VMM_FORK_FD_COUNT], pair[2] = {-1, -1}, r;
 	union driver_message m;
@@ -469,6 +470,7 @@ driver_fork(struct vm *parent, const char *name, unsigned flags, struct vm **ret
 		goto out;
 	for (int i = 0; i < VMM_SEG_FDS && parked; i++)
 		fds[VMM_FORK_FD_PARENT_SEG + i] = open("/dev/null", O_RDWR | O_CLOEXEC);
+	child->generation[15] = flags & DRIVER_RESTS ? 0x80 : 0;
 	memcpy(f.child_generation, child->generation, 16);
 	memcpy(parent->generation, &parent->driver->next_generation, 8);
 	parent->driver->next_generation++;

@@ -88,6 +88,10 @@ int driver_wait_started(struct vm *vm, int timeout_ms, struct err *e);
 #define DRIVER_STOPPED 8u
 /* With DRIVER_PARK: VMM_FORK_TRACK; what the VMM needs for it was handed over first. */
 #define DRIVER_TRACK 16u
+/* With DRIVER_PARK: VMM_FORK_KEEP. */
+#define DRIVER_KEEP 32u
+/* The child's generation tells the guest (rest=1) to stand still. */
+#define DRIVER_RESTS 64u
 int driver_fork(struct vm *parent, const char *name, unsigned flags,
 	struct vm **ret_child, struct vmm_forked *ret, struct err *e);
 
@@ -133,8 +137,8 @@ int driver_send_restore(struct vm *vm, const struct restore *restore, struct err
  * (rest=1) to stand still. The VMM is not told that this host's KVM has no shadows of page tables,
  * which is right on any. */
 struct reset {
-	const struct commit *commit;
-	uint64_t disk_mib, blob_bytes; /* 0: the commit's */
+	const struct commit *commit; /* NULL: to the fork point that it came from */
+	uint64_t disk_mib, blob_bytes; /* 0: the commit's, or 16 MiB */
 	bool rests;
 	bool used_segment; /* its files are not empty */
 };

@@ -326,9 +326,11 @@ driver_reset(struct vm *vm, const struct reset *reset, struct vmm_reset_answer *
 			.type = VMM_RESET,
 			.len = sizeof(m),
 			.seq = ++vm->seq},
-		.disk_mib = reset->disk_mib ? reset->disk_mib : c->answer.disk_mib,
-		.blob_bytes = reset->blob_bytes ? reset->blob_bytes : c->answer.blob_bytes,
-		.flags = c->disk[0] ? VMM_RESET_HAS_BASE : 0,
+		.disk_mib = reset->disk_mib ? reset->disk_mib : c ? c->answer.disk_mib : 16,
+		.blob_bytes = reset->blob_bytes ? reset->blob_bytes
+			      : c		? c->answer.blob_bytes
+						: 0,
+		.flags = !c ? VMM_RESET_TO_FORK_POINT : c->disk[0] ? VMM_RESET_HAS_BASE : 0,
 	};
 	int fds[VMM_RESET_FD_COUNT] = {[VMM_RESET_FD_SEG] = -1, -1, -1, -1};
 	union driver_message a;
@@ -339,9 +341,10 @@ driver_reset(struct vm *vm, const struct reset *reset, struct vmm_reset_answer *
 	vm->driver->next_generation++;
 	vm->generation[15] = reset->rests ? 0x80 : 0;
 	memcpy(m.generation, vm->generation, sizeof(m.generation));
-	fds[VMM_RESET_FD_STATE] = open(c->state, O_RDONLY | O_CLOEXEC);
-	fds[VMM_RESET_FD_MEMORY] = open(c->memory, O_RDONLY | O_CLOEXEC);
-	fds[VMM_RESET_FD_BASE] = open(c->disk[0] ? c->disk : "/dev/null", O_RDONLY | O_CLOEXEC);
+	fds[VMM_RESET_FD_STATE] = open(c ? c->state : "/dev/null", O_RDONLY | O_CLOEXEC);
+	fds[VMM_RESET_FD_MEMORY] = open(c ? c->memory : "/dev/null", O_RDONLY | O_CLOEXEC);
+	fds[VMM_RESET_FD_BASE] =
+		open(c && c->disk[0] ? c->disk : "/dev/null", O_RDONLY | O_CLOEXEC);
 	r = driver_new_segment(vm, fds + VMM_RESET_FD_SEG, e);
 	if (r == 0 && reset->used_segment && write(fds[VMM_RESET_FD_SEG], "used", 4) != 4)
 		r = err_sys(e, -errno, "writing a segment");

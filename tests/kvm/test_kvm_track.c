@@ -423,7 +423,8 @@ without_means_each_commit_is_whole(void **state)
 	unsetenv("PANDO_TRACK");
 	MUST(driver_stats(vm, &s, e));
 	assert_int_equal(s.tracks,
-		VMM_TRACKS | VMM_RESETS | VMM_HAS_BALLOON | VMM_LIMITS_DISK | VMM_TAKES_MERGED);
+		VMM_TRACKS | VMM_RESETS | VMM_HAS_BALLOON | VMM_LIMITS_DISK |
+			VMM_TAKES_MERGED | VMM_KEEPS_FORK_POINTS);
 	for (uint64_t id = 1; id < 4; id++) {
 		set_durable(&base, 0, NULL);
 		commit_once(vm, &base, id, false, &c);
