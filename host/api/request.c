@@ -349,6 +349,7 @@ static const struct member branch_members[] = {
 	MEMBER(branch_request, "alias", read_alias, alias),
 	MEMBER(branch_request, "labels", read_labels, labels),
 	MEMBER(branch_request, "wait", read_flag, wait),
+	MEMBER(branch_request, "keep_fork_point", read_flag, keep_fork_point),
 	MEMBERS_END,
 };
 

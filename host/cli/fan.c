@@ -54,6 +54,9 @@ fan_read(struct opt_scan *s, const char *one_word, struct fan *ret, struct err *
 		case FAN_NO_WAIT:
 			ret->spec.no_wait = true;
 			break;
+		case FAN_KEEP:
+			ret->spec.keep_fork_point = true;
+			break;
 		case FAN_WAIT_FOR:
 			if (strcmp(s->arg, "full") != 0)
 				r = err_set(e, -EINVAL,

@@ -12,7 +12,7 @@
 #define FAN_LABELS_MAX 64
 #define FAN_COUNT_MAX 1024
 
-enum { FAN_NO_WAIT = 256, FAN_COUNT, FAN_ENV, FAN_ENV_FILE, FAN_NAME, FAN_WAIT_FOR };
+enum { FAN_NO_WAIT = 256, FAN_COUNT, FAN_ENV, FAN_ENV_FILE, FAN_NAME, FAN_WAIT_FOR, FAN_KEEP };
 
 /* shown, shown_name: the spelling of the alias's option that help tells; the other is
  * accepted, too, and --name. */

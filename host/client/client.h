@@ -156,6 +156,7 @@ struct client_branch {
 	const struct env *env; /* NULL: only the defaults */
 	bool no_wait;
 	bool full; /* client_spawn(): not before all of its memory is there */
+	bool keep_fork_point; /* client_branch(): the branches can be reset to it */
 };
 int client_branch(struct client *c, const char *vm, const struct client_branch *spec,
 	struct client_vms *ret, struct client_reply *reply, struct err *e);

@@ -391,6 +391,8 @@ client_branch_body(const struct client_branch *spec, struct json_out *o, struct 
 	json_out_bool(o, "wait", !spec->no_wait);
 	if (spec->full)
 		json_out_bool(o, "full", true);
+	if (spec->keep_fork_point)
+		json_out_bool(o, "keep_fork_point", true);
 	return client_body_end(o, e);
 }
 
@@ -568,7 +570,7 @@ client_reset(struct client *c, const char *vm, const char *commit, bool no_wait,
 	if (r < 0)
 		return r;
 	tok = json_get(own.json, 0, "vm");
-	if (tok < 0 || client_read_text(own.json, 0, "commit", true, reset.commit,
+	if (tok < 0 || client_read_text(own.json, 0, "commit", false, reset.commit,
 			       sizeof(reset.commit)) < 0 ||
 		client_read_u64(own.json, 0, "pause_us", &reset.pause_us) < 0)
 		return err_set(

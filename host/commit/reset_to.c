@@ -1,8 +1,11 @@
 /*
- * POST /v1/vms/{vm}/reset: a VM goes back to a commit, in its own process and KVM VM.
+ * POST /v1/vms/{vm}/reset: a VM goes back to a commit, or to the fork point that it came from, in
+ * its own process and KVM VM.
  *
  * The commit's materialized image is at hand where the VM came from it; its disk is made one file,
- * once, where it was a base and what differs from it. The VM's row says what it is to
+ * once, where it was a base and what differs from it. A fork point is in the frozen fork that the VM's
+ * branch call kept, and in the older segments of the VM's disk; the VMM asks for it itself
+ * (vmm/keep.h). The VM's row says what it is to
  * be before the VMM is asked (host/vm/reset_row.h), and what it is afterwards. Then its guest takes
  * its identity anew, as a spawn's does: generation, entropy, clock. What it wrote before goes when
  * the database is on the disk.
@@ -33,7 +36,8 @@ struct reset {
 	const struct reset_request *q;
 	const struct progress *p;
 	struct vm *vm; /* reference, claimed */
-	char id[STORE_ID_MAX];
+	bool to_fork_point;
+	char id[STORE_ID_MAX]; /* the commit; to a fork point its commit, empty: it has none */
 	struct commit_use use;
 	bool used;
 	struct vm_row target;
@@ -59,11 +63,20 @@ check_vm(const struct vm *vm, struct err *e)
 	return 0;
 }
 
-/* Which commit that is, as a name. With the lock. */
+/* Which commit that is, as a name, or that it is the fork point. With the lock. */
 static int
 find_target(struct reset *s, char name[static COMMIT_NAME_MAX + 1], struct err *e)
 {
 	const struct vm_row *row = &s->vm->row;
+
+	name[0] = '\0';
+	s->to_fork_point = !s->q->commit[0] && vm_keeps_fork_point(row);
+	if (s->to_fork_point) {
+		s->target = *row;
+		s->target.disk_mib = row->fork_mib;
+		memcpy(s->target.commit, row->fork_commit, sizeof(s->target.commit));
+		return 0;
+	}
 
 	if (s->q->commit[0] || row->origin[0]) {
 		snprintf(name, COMMIT_NAME_MAX + 1, "%s",
@@ -73,7 +86,7 @@ find_target(struct reset *s, char name[static COMMIT_NAME_MAX + 1], struct err *
 	return err_set(e, -EINVAL,
 		"vm \"%s\" %s: say which commit it is to go back to; `pando commit %s` makes one",
 		vm_name(s->vm),
-		row->parent[0] ? "is a branch, and its fork point is not kept"
+		row->parent[0] ? "is a branch, and its fork point is not kept (`pando branch --keep-fork-point` keeps one)"
 			       : "did not start from a commit",
 		vm_name(s->vm));
 }
@@ -120,6 +133,15 @@ prepare(struct reset *s, struct store *store, const char *name, struct err *e)
 	if (s->target.kernel_path[0] && access(s->target.kernel_path, F_OK) < 0)
 		s->target.kernel_path[0] = '\0';
 	return 0;
+}
+
+/* The commit before the fork point may have been deleted since. */
+static void
+prepare_fork_point(struct reset *s, struct store *store)
+{
+	if (s->target.commit[0] &&
+		store_resolve_any(store, s->target.commit, s->id, NULL) < 0)
+		s->target.commit[0] = s->id[0] = '\0';
 }
 
 /* What must be known of the VMM, once in its life. */
@@ -200,22 +222,26 @@ carry_out(struct reset *s, struct err *e)
 	struct vmm_reset msg = {
 		.disk_mib = s->target.disk_mib,
 		.blob_bytes = s->image.state_bytes,
-		.flags = VMM_RESET_HAS_BASE |
+		.flags = (s->to_fork_point ? VMM_RESET_TO_FORK_POINT : VMM_RESET_HAS_BASE) |
 			 (kvm_has_no_shadows() ? VMM_RESET_NO_SHADOWS : 0),
 	};
+	cleanup_close int null = s->to_fork_point ? open("/dev/null", O_RDWR | O_CLOEXEC) : -1;
 	int fds[VMM_RESET_FD_COUNT] = {
-		[VMM_RESET_FD_STATE] = s->image.state_fd,
-		[VMM_RESET_FD_MEMORY] = s->image.memory_fd,
-		[VMM_RESET_FD_BASE] = s->image.disk_fd,
+		[VMM_RESET_FD_STATE] = s->to_fork_point ? null : s->image.state_fd,
+		[VMM_RESET_FD_MEMORY] = s->to_fork_point ? null : s->image.memory_fd,
+		[VMM_RESET_FD_BASE] = s->to_fork_point ? null : s->image.disk_fd,
 	};
 	bool uncertain = false;
 	struct err why = {0};
 	int r;
 
+	if (s->to_fork_point && null < 0)
+		return err_sys(e, -errno, "/dev/null");
 	pthread_mutex_lock(&t->lock);
 	r = t->stopping ? err_set(e, -ECANCELED, "pandod is stopping") : check_vm(vm, e);
 	if (r == 0)
-		r = reset_row_begin(t, vm, &s->target, &s->segment, e);
+		r = reset_row_begin(
+			t, vm, &s->target, s->to_fork_point, &s->segment, e);
 	if (r == 0)
 		memcpy(msg.generation, vm->reset->row.generation, sizeof(msg.generation));
 	pthread_mutex_unlock(&t->lock);
@@ -238,10 +264,17 @@ carry_out(struct reset *s, struct err *e)
 	} else {
 		struct err also;
 
-		if (reset_row_drop(t, vm, &also) < 0)
+		if (s->to_fork_point && r == -ESTALE)
+			vm->row.fork_mib = 0;
+		if (reset_row_drop(t, vm, &also) < 0 ||
+			(r == -ESTALE && db_update(t->db, &vm->row, &also) < 0))
 			log_err("vm %s: %s", vm->row.id, also.msg);
 		pthread_mutex_unlock(&t->lock);
-		return err_set(e, r, "%s", why.msg);
+		return r == -ESTALE
+			       ? err_set(e, r,
+					 "%.300s; name a commit to go back to, or branch again with --keep-fork-point",
+					 why.msg)
+			       : err_set(e, r, "%s", why.msg);
 	}
 	pthread_mutex_unlock(&t->lock);
 	/* It is reset, and the database does not take it: nobody else may believe the row. */
@@ -257,7 +290,7 @@ static int
 reset(struct reset *s, const char *name, struct json_out *out, struct err *e)
 {
 	struct tree *t = s->t;
-	char target[COMMIT_NAME_MAX + 1], called[VM_CALLED_MAX];
+	char target[COMMIT_NAME_MAX + 1], called[VM_CALLED_MAX], where[32];
 	uint64_t began_ns = io_now_ns();
 	struct store *store;
 	int r = commits_store(s->commits, &store, e);
@@ -274,13 +307,18 @@ reset(struct reset *s, const char *name, struct json_out *out, struct err *e)
 	if (r < 0)
 		return r;
 	store_hold(store);
-	r = prepare(s, store, target, e);
+	if (s->to_fork_point)
+		prepare_fork_point(s, store);
+	else
+		r = prepare(s, store, target, e);
 	store_release(store);
 	if (r == 0)
 		r = ask_vmm(s, e);
 	if (r == 0) {
-		say(s->p, "resetting VM %s to commit %.12s",
-			vm_called(s->vm, called, sizeof(called)), s->id);
+		snprintf(where, sizeof(where), s->to_fork_point ? "its fork point" : "commit %.12s",
+			s->id);
+		say(s->p, "resetting VM %s to %s",
+			vm_called(s->vm, called, sizeof(called)), where);
 		r = carry_out(s, e);
 	}
 	if (r < 0) {
@@ -290,8 +328,8 @@ reset(struct reset *s, const char *name, struct json_out *out, struct err *e)
 		return err_wrap(e, r, "resetting vm \"%s\"", vm_name(s->vm));
 	}
 	tree_sweep_soon(t);
-	log_info("vm %s (%s): reset to commit %.12s in %llu us, stopped for %llu us",
-		s->vm->row.id, vm_name(s->vm), s->id,
+	log_info("vm %s (%s): reset to %s in %llu us, stopped for %llu us",
+		s->vm->row.id, vm_name(s->vm), where,
 		(unsigned long long)((io_now_ns() - began_ns) / 1000),
 		(unsigned long long)(s->said.pause_ns / 1000));
 	if (s->q->wait) {
@@ -306,7 +344,7 @@ reset(struct reset *s, const char *name, struct json_out *out, struct err *e)
 	pthread_mutex_lock(&t->lock);
 	vm_json(t, s->vm, "vm", out, NULL, NULL);
 	pthread_mutex_unlock(&t->lock);
-	json_out_str(out, "commit", s->id);
+	json_out_str(out, "commit", s->to_fork_point ? NULL : s->id);
 	json_out_u64(out, "pause_us", s->said.pause_ns / 1000);
 	if (s->said.pages == UINT64_MAX)
 		json_out_null(out, "pages");

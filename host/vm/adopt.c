@@ -324,6 +324,8 @@ take_over(struct tree *t, struct vm *vm, struct found *f, struct err *e)
 	vm->unmet = false;
 	if (reset_row_settle(t, vm, &resets, e) < 0)
 		log_err("vm %s: %s", vm->row.id, e->msg);
+	if (vm->row.fork_mib && !(f->stats.tracks & VMM_HAS_FORK_POINT))
+		vm->row.fork_mib = 0;
 	merge_wanted(t, vm); /* the last pandod may have been at it */
 	finish_resize(t, vm);
 	if (vm->dead) /* meanwhile; its state says why */

@@ -3,6 +3,10 @@
  *
  * One child: VMM_FORK. More: one fork that parks, holding the frozen fork of one instant, and
  * all children from it, then it quits. Either way the running parent is stopped once.
+ *
+ * With keep_fork_point there is always a frozen fork, and it stays when all is well, so that the children can be
+ * reset to it. From then on nobody here knows its process: it ends with the last child that may come back
+ * (vmm/keep.h). Until its folder is gone the next pandod ends it, with the children.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -103,6 +107,8 @@ enter_child(struct branch *b, unsigned i, struct err *e)
 	vm->row.pid_start = 0;
 	vm->row.answered = false;
 	vm->row.host_key[0] = vm->row.origin[0] = '\0';
+	vm->row.fork_mib = b->q->keep_fork_point ? parent->row.disk_mib : 0;
+	memcpy(vm->row.fork_commit, parent->row.commit, sizeof(vm->row.fork_commit));
 	vm->row.made = false;
 	vm->row.next_segment = 1;
 	vm->row.labels = b->q->labels;
@@ -133,7 +139,8 @@ enter(struct branch *b, struct err *e)
 
 	if (r == 0)
 		r = host_has_room(
-			t, vm_name(parent), parent->row.mem_mib, b->q->count, e);
+			t, vm_name(parent), parent->row.mem_mib,
+			b->q->count + b->q->keep_fork_point, e);
 	if (r == 0)
 		r = fork_point_begin(&b->cut, parent, e);
 	if (r == 0)
@@ -147,7 +154,8 @@ enter(struct branch *b, struct err *e)
 	if (r == 0)
 		r = db_commit(t->db, e);
 	if (r == 0) {
-		scopes_expect(t->config.scopes, parent->row.id, b->q->count);
+		scopes_expect(t->config.scopes, parent->row.id,
+			b->q->count + b->q->keep_fork_point);
 		return 0;
 	}
 	db_rollback(t->db);
@@ -160,28 +168,47 @@ enter(struct branch *b, struct err *e)
 	return r;
 }
 
+static int
+check_keeps(struct branch *b, struct err *e)
+{
+	struct vmm_stats_answer s;
+	int r = vmmctl_stats(
+		b->parent->ctl, b->t->config.answer_timeout_ms, false, &s, NULL, e);
+
+	if (r == 0 && !(s.tracks & VMM_KEEPS_FORK_POINTS))
+		r = err_set(e, -EOPNOTSUPP,
+			"its VMM is older than this pandod and keeps no fork points; `pando stop` and `pando start` give it a new one");
+	return r;
+}
+
 /* From entered rows to running, watched, recorded children. On failure the caller undoes
  * them. */
 static int
 make(struct branch *b, struct err *e)
 {
 	struct frozen_fork k = FROZEN_FORK_INIT;
+	const bool keep = b->q->keep_fork_point, park = keep || b->q->count > 1;
 	uint64_t slowest_ns = 0;
-	int r = 0;
+	int r = keep ? check_keeps(b, e) : 0;
 
-	if (b->q->count > 1)
-		r = frozen_fork_park(&b->cut, &k, 0, e);
-	if (r == 0 && b->q->count > 1)
+	if (r == 0 && park)
+		r = frozen_fork_park(&b->cut, &k, keep ? VMM_FORK_KEEP : 0, e);
+	if (r == 0 && park)
 		fault_point("branch.parked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
-		r = fork_child(b, b->children[i], b->q->count > 1 ? &k : NULL, e);
+		r = fork_child(b, b->children[i], park ? &k : NULL, e);
 	if (r == 0)
 		fault_point("branch.forked");
 	for (unsigned i = 0; r == 0 && i < b->n_children; i++)
 		r = wait_child(b, b->children[i], &slowest_ns, e);
 	if (r == 0)
 		fault_point("branch.started");
-	frozen_fork_end(b->t, &k);
+	if (r == 0 && keep)
+		frozen_fork_leave(b->t, &k);
+	else
+		frozen_fork_end(b->t, &k);
+	if (r == 0 && keep)
+		fault_point("branch.kept");
 	fork_point_end(&b->cut);
 	if (r == 0)
 		fault_point("branch.cut");

@@ -122,6 +122,10 @@ static const char *const schema_steps[DB_SCHEMA_VERSION] = {
 	"  rootfs TEXT NOT NULL,"
 	"  kernel_path TEXT,"
 	"  cmdline TEXT) WITHOUT ROWID;",
+	/* Fork points that are kept. */
+	"ALTER TABLE vms ADD COLUMN fork_mib INTEGER NOT NULL DEFAULT 0;"
+	"ALTER TABLE vms ADD COLUMN fork_commit TEXT;"
+	"ALTER TABLE resets ADD COLUMN to_fork_point INTEGER NOT NULL DEFAULT 0;",
 };
 _Static_assert(DB_REPORT_BYTES == 512, "stands in the schema, too");
 
@@ -184,7 +188,7 @@ static const char *const sql[STMT_COUNT] = {
 	[STMT_LOAD] =
 		"SELECT id, alias, state, reason, parent, created_ms, mem_mib, vcpus, disk_mib, kernel,"
 		" rootfs, base_path, generation, pid, pid_start, answered, made, next_segment, kernel_path, cmdline, resize_mib, commit_id, image_id,"
-		" host_key, greeted, commit_segment, origin_id"
+		" host_key, greeted, commit_segment, origin_id, fork_mib, fork_commit"
 		" FROM vms ORDER BY seq",
 	[STMT_LABELS] = "SELECT key, value FROM labels WHERE vm = ?1 ORDER BY key",
 	[STMT_LIMITS] = "SELECT bps, iops FROM disk_limits WHERE vm = ?1",
@@ -194,12 +198,12 @@ static const char *const sql[STMT_COUNT] = {
 		"INSERT INTO vms (id, alias, state, reason, parent, created_ms, mem_mib, vcpus,"
 		" disk_mib, kernel, rootfs, base_path, generation, pid, pid_start, answered, made,"
 		" next_segment, resize_mib, kernel_path, cmdline, commit_id, image_id,"
-		" host_key, greeted, commit_segment, origin_id) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
-		"?21,?22,?23,?24,?25,?26,?27)",
+		" host_key, greeted, commit_segment, origin_id, fork_mib, fork_commit) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+		"?21,?22,?23,?24,?25,?26,?27,?28,?29)",
 	[STMT_INSERT_LABEL] = "INSERT INTO labels (vm, key, value) VALUES (?1, ?2, ?3)",
 	[STMT_UPDATE] =
 		"UPDATE vms SET alias=?2, state=?3, reason=?4, parent=?5, disk_mib=?9, base_path=?12, generation=?13, pid=?14,"
-		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25, commit_segment=?26, origin_id=?27"
+		" pid_start=?15, answered=?16, made=?17, next_segment=?18, resize_mib=?19, commit_id=?22, image_id=?23, host_key=?24, greeted=?25, commit_segment=?26, origin_id=?27, fork_mib=?28, fork_commit=?29"
 		" WHERE id=?1",
 	[STMT_UPDATE_KERNEL] =
 		"UPDATE vms SET kernel=?2, rootfs=?3, kernel_path=?4, cmdline=?5 WHERE id=?1",
@@ -250,10 +254,11 @@ static const char *const sql[STMT_COUNT] = {
 		       " UNION ALL SELECT 1 FROM resets WHERE segment = ?1",
 	[STMT_RESET_PUT] =
 		"INSERT OR REPLACE INTO resets (vm, segment, before, generation, commit_id, base_path, disk_mib,"
-		" kernel, rootfs, kernel_path, cmdline) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
+		" kernel, rootfs, kernel_path, cmdline, to_fork_point)"
+		" VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
 	[STMT_RESET_GET] =
 		"SELECT segment, before, generation, commit_id, base_path, disk_mib, kernel, rootfs,"
-		" kernel_path, cmdline FROM resets WHERE vm = ?1",
+		" kernel_path, cmdline, to_fork_point FROM resets WHERE vm = ?1",
 	[STMT_RESET_DROP] = "DELETE FROM resets WHERE vm = ?1",
 	[STMT_BASE_FIND] =
 		"SELECT root FROM bases WHERE path = ?1 AND dev = ?2 AND inode = ?3 AND size = ?4 AND mtime_ns = ?5",
@@ -573,6 +578,7 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 		column_text(s, 23, row->host_key, sizeof(row->host_key)) < 0 ||
 		column_text(s, 25, row->commit_segment, sizeof(row->commit_segment)) < 0 ||
 		column_text(s, 26, row->origin, sizeof(row->origin)) < 0 ||
+		column_text(s, 28, row->fork_commit, sizeof(row->fork_commit)) < 0 ||
 		sqlite3_column_bytes(s, 12) != (int)sizeof(row->generation))
 		return -EINVAL;
 	row->created_ms = (uint64_t)sqlite3_column_int64(s, 5);
@@ -649,6 +655,8 @@ bind_row(sqlite3_stmt *s, const struct vm_row *row, bool all)
 		s, 25, row->acknowledged, sizeof(row->acknowledged), SQLITE_STATIC);
 	bind_text(s, 26, row->commit_segment);
 	bind_text(s, 27, row->origin);
+	sqlite3_bind_int64(s, 28, (sqlite3_int64)row->fork_mib);
+	bind_text(s, 29, row->fork_commit);
 	if (!all)
 		return;
 	sqlite3_bind_int64(s, 6, (sqlite3_int64)row->created_ms);
@@ -996,6 +1004,7 @@ db_reset_put(struct db *db, const struct db_reset *reset, struct err *e)
 	sqlite3_bind_text(s, 9, row->rootfs, -1, SQLITE_STATIC);
 	bind_text(s, 10, row->kernel_path);
 	bind_text(s, 11, row->cmdline);
+	sqlite3_bind_int(s, 12, reset->to_fork_point);
 	return run(db, STMT_RESET_PUT, "noting a reset", e);
 }
 
@@ -1016,6 +1025,7 @@ load_reset(sqlite3_stmt *s, struct db_reset *ret)
 	ret->before = (uint32_t)sqlite3_column_int64(s, 1);
 	memcpy(row->generation, sqlite3_column_blob(s, 2), sizeof(row->generation));
 	row->disk_mib = (uint64_t)sqlite3_column_int64(s, 5);
+	ret->to_fork_point = sqlite3_column_int(s, 10);
 	return 0;
 }
 

@@ -26,7 +26,7 @@
 #include "host/vm/vm_spec.h"
 #include "host/store/store.h"
 
-#define DB_SCHEMA_VERSION 9
+#define DB_SCHEMA_VERSION 10
 #define DB_REASON_MAX 512
 
 #define DB_SEGMENT_MAX 32 /* "<id>.<n>", merged ones "<id>.m<16 digits>" */
@@ -82,6 +82,10 @@ struct vm_row {
 	/* The commit that it was started from or last reset to; empty: it was booted, or is a
 	 * branch. */
 	char origin[STORE_ID_MAX];
+	/* The fork point that its process can be reset to is kept: how large the disk was then (0: none
+	 * is), and its commit. */
+	uint64_t fork_mib;
+	char fork_commit[STORE_ID_MAX];
 	char host_key[96]; /* SSH, public: as acknowledged; its guest's word */
 	struct labels labels;
 };
@@ -96,8 +100,9 @@ struct chain_link {
 /* A reset under way (reset_row.h). Of row the members count that a reset changes: generation, commit,
  * base_path, disk_mib, and what it boots with. */
 struct db_reset {
-	char segment[DB_SEGMENT_MAX]; /* the disk's only one, once it has happened */
+	char segment[DB_SEGMENT_MAX]; /* the disk's only own one, once it has happened */
 	uint32_t before;	      /* how often its VMM had been reset then */
+	bool to_fork_point; /* the segment comes behind those that the VM does not have for itself */
 	struct vm_row row;
 };
 
@@ -120,7 +125,7 @@ int db_load(struct db *db, int (*row)(void *ctx, const struct vm_row *row, struc
 int db_insert(struct db *db, const struct vm_row *row, struct err *e);
 /* All that can change but labels: alias, state, reason, parent, disk_mib, base_path,
  * generation, pid, answered, made, next_segment, resize_mib, commit, commit_segment, image, origin,
- * acknowledged, host_key. */
+ * fork_mib, fork_commit, acknowledged, host_key. */
 int db_update(struct db *db, const struct vm_row *row, struct err *e);
 /* Its limits. */
 int db_limits(struct db *db, const struct vm_row *row, struct err *e);

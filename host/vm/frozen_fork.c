@@ -311,19 +311,12 @@ fork_point_wait_child(struct fork_point *c, struct vmmctl *ctl, bool parked, int
 	return r < 0 ? err_sys(e, r, "a descriptor for the fork's process") : 0;
 }
 
-void
-frozen_fork_end(struct tree *t, struct frozen_fork *k)
+static void
+forget(struct tree *t, struct frozen_fork *k)
 {
 	char segment[DB_SEGMENT_MAX];
 	struct err e;
 
-	if (!k->id[0])
-		return;
-	if (k->ctl)
-		vmmctl_quit(k->ctl, NULL);
-	/* It holds nothing worth a flush: the quit is for one that is not alive yet. */
-	if (k->pidfd >= 0)
-		process_end(k->pidfd);
 	vmmctl_free(k->ctl);
 	cleanup_close_fn(&k->pidfd);
 	if (launch_remove_files(t->config.home, k->id, &e) < 0)
@@ -331,6 +324,25 @@ frozen_fork_end(struct tree *t, struct frozen_fork *k)
 	snprintf(segment, sizeof(segment), "%s.0", k->id);
 	launch_remove_segment(t->config.home, segment);
 	*k = (struct frozen_fork)FROZEN_FORK_INIT;
+}
+
+void
+frozen_fork_end(struct tree *t, struct frozen_fork *k)
+{
+	if (!k->id[0])
+		return;
+	if (k->ctl)
+		vmmctl_quit(k->ctl, NULL);
+	/* It holds nothing worth a flush: the quit is for one that is not alive yet. */
+	if (k->pidfd >= 0)
+		process_end(k->pidfd);
+	forget(t, k);
+}
+
+void
+frozen_fork_leave(struct tree *t, struct frozen_fork *k)
+{
+	forget(t, k);
 }
 
 int

@@ -70,11 +70,14 @@ struct frozen_fork {
 	{ \
 		.pidfd = -1 \
 	}
-/* k->id, when it is there already, is the one used. flags: VMM_FORK_TRACK, or 0. What was made is
+/* k->id, when it is there already, is the one used. flags: VMM_FORK_TRACK or VMM_FORK_KEEP, or 0. What was made is
  * for frozen_fork_end(). */
 int frozen_fork_park(
 	struct fork_point *c, struct frozen_fork *k, uint32_t flags, struct err *e);
 /* Ends the process, removes its files; more than once is fine. */
 void frozen_fork_end(struct tree *t, struct frozen_fork *k);
+/* Of VMM_FORK_KEEP, once its children run: the files go, and the process with the last child that can come
+ * back to it. */
+void frozen_fork_leave(struct tree *t, struct frozen_fork *k);
 
 #endif

@@ -297,6 +297,7 @@ enter(struct start *s, struct err *e)
 	vm->row.answered = false;
 	memset(vm->row.acknowledged, 0, sizeof(vm->row.acknowledged));
 	vm->row.image[0] = '\0'; /* its memory begins anew */
+	vm->row.fork_mib = 0;
 	vm->reboots = old->reboots;
 	vm->reboots_in_window = old->reboots_in_window;
 	vm->reboot_window_ns = old->reboot_window_ns;

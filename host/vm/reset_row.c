@@ -9,6 +9,7 @@
 #include "common/cleanup.h"
 #include "common/fault.h"
 #include "common/log.h"
+#include "host/vm/merge_swap.h"
 
 /* In bytes; -1: there is none. */
 static int64_t
@@ -49,7 +50,7 @@ take_target(struct vm_row *row, const struct vm_row *target)
 
 int
 reset_row_begin(struct tree *t, struct vm *vm, const struct vm_row *target,
-	struct vm_segment *ret_segment, struct err *e)
+	bool to_fork_point, struct vm_segment *ret_segment, struct err *e)
 {
 	struct db_reset *n = calloc(1, sizeof(*n));
 	const uint32_t next = vm->row.next_segment;
@@ -58,6 +59,7 @@ reset_row_begin(struct tree *t, struct vm *vm, const struct vm_row *target,
 	if (!n)
 		return err_set(e, -ENOMEM, "out of memory");
 	take_target(&n->row, target);
+	n->to_fork_point = to_fork_point;
 	memcpy(n->row.id, vm->row.id, sizeof(n->row.id));
 	n->before = vm->vmm_resets;
 	snprintf(n->segment, sizeof(n->segment), "%s.r%u", vm->row.id, next);
@@ -103,6 +105,21 @@ reset_row_drop(struct tree *t, struct vm *vm, struct err *e)
 	return 0;
 }
 
+/* The disk is the fork point's. */
+static int
+drop_own_links(struct tree *t, const struct vm_row *row, struct err *e)
+{
+	cleanup_free struct chain_link *links = NULL;
+	size_t n = 0;
+	int r = db_chain(t->db, row->id, &links, &n, e);
+
+	if (r == 0)
+		r = db_merge_drop(t->db, row->id, e);
+	for (size_t i = r == 0 ? merge_own_links(row, links, n) : n; i < n && r == 0; i++)
+		r = db_chain_remove(t->db, row->id, links[i].segment, e);
+	return r;
+}
+
 int
 reset_row_apply(struct tree *t, struct vm *vm, struct err *e)
 {
@@ -114,16 +131,21 @@ reset_row_apply(struct tree *t, struct vm *vm, struct err *e)
 		return r;
 	*was = *row;
 	take_target(row, &vm->reset->row);
-	memcpy(row->image, row->commit, sizeof(row->image));
-	memcpy(row->origin, row->commit, sizeof(row->origin));
-	row->commit_segment[0] = '\0'; /* the base is all that the commit has */
+	if (!vm->reset->to_fork_point) {
+		memcpy(row->image, row->commit, sizeof(row->image));
+		memcpy(row->origin, row->commit, sizeof(row->origin));
+		row->fork_mib = 0;
+	}
+	/* The base is all that the commit has; at a fork point it is not known. */
+	row->commit_segment[0] = '\0';
 	row->resize_mib = 0;
 	row->reason[0] = row->host_key[0] = '\0';
 	row->answered = false;
 	memset(row->acknowledged, 0, sizeof(row->acknowledged));
 	if (vm_state_lives(row->state))
 		row->state = VM_STARTING;
-	r = db_chain_clear(t->db, row->id, e);
+	r = vm->reset->to_fork_point ? drop_own_links(t, row, e)
+				     : db_chain_clear(t->db, row->id, e);
 	if (r == 0)
 		r = db_chain_append(t->db, row->id, vm->reset->segment, e);
 	if (r == 0)
@@ -163,8 +185,9 @@ reset_row_settle(struct tree *t, struct vm *vm, const uint32_t *resets, struct e
 		return 0;
 	happened = resets ? *resets == ((n->before + 1) & 0xffff)
 			  : index_bytes(t, n->segment) > 0;
-	log_info("vm %s (%s): a reset to commit %.12s was under way, and has %shappened",
-		vm->row.id, vm_name(vm), n->row.commit, happened ? "" : "not ");
+	log_info("vm %s (%s): a reset to %s %.12s was under way, and has %shappened",
+		vm->row.id, vm_name(vm), n->to_fork_point ? "its fork point, of commit" : "commit",
+		n->row.commit[0] ? n->row.commit : "(none)", happened ? "" : "not ");
 	r = happened ? reset_row_apply(t, vm, e) : reset_row_drop(t, vm, e);
 	if (r == 0 && happened)
 		r = tree_sweep(t, e);

@@ -9,6 +9,10 @@
  * living VMM tells, else by the segment, which nobody but a VM that was reset writes. If it is empty,
  * the VM is what it was before.
  *
+ * To a commit, that segment and the commit's disk are all of the disk. To the fork point that a branch came
+ * from (to_fork_point), it takes the place of the segments that the VM has had for itself: those
+ * before are the fork point's, whatever was merged since (merge.h).
+ *
  * The segment is <id>.r<n>, and its number is used up. Names tell what the database may have lost in a
  * power cut (adopt.c): segments of a VM that follow an unknown reset are not of the disk it knows.
  *
@@ -22,7 +26,13 @@
 /* The note, vm->reset, and the segment's files. target: the members of struct db_reset, and no id;
  * its generation is made here. vm->vmm_resets is known. */
 int reset_row_begin(struct tree *t, struct vm *vm, const struct vm_row *target,
-	struct vm_segment *ret_segment, struct err *e);
+	bool to_fork_point, struct vm_segment *ret_segment, struct err *e);
+/* Its process can be reset to the fork point that it came from, as far as is known. */
+static inline bool
+vm_keeps_fork_point(const struct vm_row *row)
+{
+	return row->fork_mib && vm_state_lives(row->state);
+}
 /* It has not happened: note and segment go. */
 int reset_row_drop(struct tree *t, struct vm *vm, struct err *e);
 /* It has: the row is that of a VM whose guest has not answered yet. What it wrote before is swept

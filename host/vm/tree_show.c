@@ -8,6 +8,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/text.h"
+#include "host/vm/reset_row.h"
 
 #define NS_PER_MS 1000000ull
 #define STATS_TIMEOUT_MS 1000
@@ -59,6 +60,10 @@ vm_json(struct tree *t, const struct vm *vm, const char *key, struct json_out *o
 	json_out_u64(out, "resets", vm->resets);
 	json_out_str(out, "parent", row->parent[0] ? row->parent : NULL);
 	json_out_str(out, "commit", row->commit[0] ? row->commit : NULL);
+	json_out_str(out, "reset_to",
+		vm_keeps_fork_point(row) ? "fork-point"
+		: row->origin[0]	 ? row->origin
+					 : NULL);
 	json_out_array(out, "children");
 	for (unsigned i = 0; i < t->n_vms; i++)
 		if (t->vms[i]->parent_handle == vm->handle)

@@ -68,6 +68,7 @@ struct branch_request {
 	struct env env; /* owned: env_done(); {index} and {id} are not replaced yet */
 	bool wait;
 	bool full; /* of a commit: not before all of its memory is there */
+	bool keep_fork_point; /* of a VM: so that the branches can be reset to it */
 };
 
 /* PUT /v1/environment */

@@ -111,7 +111,7 @@ another_commit_and_branches() {
 	status_is 0 pando branch kin -n kin-2 --no-wait
 	wait_until "what kin-2 says" console_says kin-2 'fork n=5 .*memory=ok disk=ok'
 	equal "its parent" "$(info kin 'j["parent"]')" "$(info v 'j["id"]')"
-	# a branch's fork point is kept nowhere
+	# nobody asked for its fork point to be kept
 	status_is 2 pando reset kin --no-wait
 	contains stderr "$stderr" "is a branch, and its fork point is not kept"
 	status_is 0 pando reset kin after --no-wait

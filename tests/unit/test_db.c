@@ -337,7 +337,8 @@ an_older_schema_becomes_this_one(void **state)
 	       "ALTER TABLE vms DROP COLUMN host_key; ALTER TABLE vms DROP COLUMN greeted;"
 	       "DROP TRIGGER environment_goes; DROP TABLE environment;"
 	       "DROP TABLE reports; DROP TABLE reports_of; DROP TABLE disk_limits;"
-	       "ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets;"
+	       "ALTER TABLE vms DROP COLUMN origin_id; ALTER TABLE vms DROP COLUMN fork_mib;"
+	       " ALTER TABLE vms DROP COLUMN fork_commit; DROP TABLE resets;"
 	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
 	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
 	       "PRAGMA user_version = 1");
@@ -530,7 +531,8 @@ reports_of_before_count_as_well(void **state)
 	       "ALTER TABLE vms DROP COLUMN commit_segment; ALTER TABLE chain DROP COLUMN weight;"
 	       "ALTER TABLE chain DROP COLUMN first; ALTER TABLE chain DROP COLUMN last;"
 	       "ALTER TABLE reports DROP COLUMN bytes;"
-	       "ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets; PRAGMA user_version = 5");
+	       "ALTER TABLE vms DROP COLUMN origin_id; ALTER TABLE vms DROP COLUMN fork_mib;"
+	       " ALTER TABLE vms DROP COLUMN fork_commit; DROP TABLE resets; PRAGMA user_version = 5");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	assert_int_equal(
 		db_reports_trim(db, "aaaaaaaaaaaa", 50000, 1 << 20, &dropped, &e), 0);
@@ -699,7 +701,8 @@ vms_of_before_know_their_origin(void **state)
 	assert_int_equal(db_insert(db, &a, &e), 0);
 	assert_int_equal(db_insert(db, &b, &e), 0);
 	db_close(db);
-	change("ALTER TABLE vms DROP COLUMN origin_id; DROP TABLE resets; PRAGMA user_version = 8");
+	change("ALTER TABLE vms DROP COLUMN origin_id; ALTER TABLE vms DROP COLUMN fork_mib;"
+	       " ALTER TABLE vms DROP COLUMN fork_commit; DROP TABLE resets; PRAGMA user_version = 8");
 	assert_int_equal(db_open(path, &db, &e), 0);
 	reload();
 	assert_string_equal(loaded[0].origin, a.image);
@@ -750,7 +753,7 @@ a_newer_schema_is_refused_with_a_sentence(void **state)
 	change("PRAGMA user_version = 99");
 	assert_int_equal(db_open(path, &db, &e), -EINVAL);
 	assert_non_null(
-		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 9)"));
+		strstr(e.msg, "written by a newer pandod (schema 99, this one knows 10)"));
 }
 
 static void

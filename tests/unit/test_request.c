@@ -444,6 +444,11 @@ a_commit_and_its_tags_are_read(void **state)
 	assert_int_equal(request_spawn("{\"full\":true}", 13, &branch, &e), 0);
 	assert_true(branch.full);
 	assert_int_equal(request_branch("{\"full\":true}", 13, &branch, &e), -EINVAL);
+	assert_int_equal(parse_branch(""), 0);
+	assert_false(branch.keep_fork_point);
+	assert_int_equal(parse_branch("{\"keep_fork_point\":true}"), 0);
+	assert_true(branch.keep_fork_point);
+	assert_int_equal(request_spawn("{\"keep_fork_point\":true}", 24, &branch, &e), -EINVAL);
 	assert_int_equal(request_spawn("{\"count\":0}", 11, &branch, &e), -EINVAL);
 	assert_int_equal(request_spawn("{\"count\":1025}", 14, &branch, &e), -EINVAL);
 }

@@ -10,6 +10,9 @@
 extern const struct verb verb_branch;
 
 static const struct opt options[] = {OPT_BUSY,
+	{FAN_KEEP, "keep-fork-point", NULL,
+		"keep this instant in memory, so that `pando reset` takes the branches back to it",
+		COMPLETE_NOTHING},
 	FAN_OPTIONS("branch", "branches", "how many, all of one instant; 1 if not said",
 		'n', "alias", 'N', "vm-alias")};
 
@@ -46,6 +49,9 @@ run(int argc, char **argv)
 	r = pick_open(fan.name, &c, &parent, NULL, &e);
 	if (r == -ENOENT && c && fan.name)
 		r = pick_commit(c, fan.name, &commit, &e);
+	if (r == 0 && commit.id[0] && fan.spec.keep_fork_point)
+		r = err_set(&e, -EINVAL,
+			"--keep-fork-point is for branches of a VM: `pando reset` takes a VM of a commit back to that anyway");
 	if (r < 0)
 		return out_fail(&e);
 	out_progress_start(&progress, s.quiet);

@@ -20,13 +20,15 @@ static const struct opt options[] = {
 static void
 tell(const struct client_vm *vm, const struct client_reset *reset, uint64_t start_ns)
 {
-	char pages[64] = "all its memory";
+	char pages[64] = "all its memory", where[32] = "its fork point";
 
 	if (reset->pages != UINT64_MAX)
 		snprintf(pages, sizeof(pages), "%llu pages that it wrote",
 			(unsigned long long)reset->pages);
-	fprintf(stderr, "pando: \"%s\" is back at commit %.12s after %.1f ms; %s dropped\n",
-		client_vm_name(vm), reset->commit, (double)(io_now_ns() - start_ns) / 1e6,
+	if (reset->commit[0])
+		snprintf(where, sizeof(where), "commit %.12s", reset->commit);
+	fprintf(stderr, "pando: \"%s\" is back at %s after %.1f ms; %s dropped\n",
+		client_vm_name(vm), where, (double)(io_now_ns() - start_ns) / 1e6,
 		pages);
 }
 
@@ -81,13 +83,14 @@ run(int argc, char **argv)
 
 const struct verb verb_reset = {
 	.name = "reset",
-	.summary = "Takes a VM back to its commit; what it wrote since is dropped",
+	.summary = "Takes a VM back to its commit or fork point; what it wrote since is dropped",
 	.run = run,
 	.usage = "<vm> [commit] [options]",
 	.options = options,
-	.text = "Without a commit it goes back to the one that it was started from, or was last reset to. A branch\n"
-		"goes back only to a commit that is named. Memory, disk and processes are the commit's, and the VM\n"
-		"runs, also where it was paused. Id, alias, labels and environment stay, its branches live on, and\n"
-		"its open sessions end. The commit must be of a VM of as much memory and as many vCPUs.",
+	.text = "Without a commit it goes back to the one that it was started from, or was last reset to; a branch\n"
+		"to the instant of its branching, where that was made with --keep-fork-point, until it stops.\n"
+		"Memory, disk and processes are as they were then, and the VM runs, also where it was paused. Id,\n"
+		"alias, labels and environment stay, its branches live on, and its open sessions end. A commit that\n"
+		"is named must be of a VM of as much memory and as many vCPUs.",
 	.words = COMPLETE_VM_OR_COMMIT,
 };
