@@ -368,7 +368,7 @@ hear_vm(unsigned vm)
 			tell_vm(vm);
 		return;
 	}
-	if (n > 0 && n_fds == 1)
+	if (n >= 0 && n_fds == 1) /* also with a message of nothing */
 		close(fd);
 	drop_vm(vm);
 }

@@ -17,3 +17,18 @@ test_fill_process_SRCS := tests/unit/test_fill_process.c tests/unit/store_help.c
 test_fill_process_LIBS := pandovm store wire common
 test_fill_process_PKGS := cmocka libsodium libzstd sqlite3 libseccomp
 $(B)/tests/test_fill_process: | $(B)/libexec/pando/pando-fill
+
+FUZZERS += fuzz_fill
+fuzz_fill_SRCS := \
+	tests/fuzz/fuzz_fill.c \
+	vmm/fill.c \
+	host/fill/fill_serve.c \
+	host/fill/fill_page.c \
+	host/store/store_hash.c \
+	host/store/store_zip.c \
+	common/err.c \
+	common/fault.c \
+	common/io.c \
+	common/log.c
+fuzz_fill_PKGS := libsodium libzstd
+fuzz_fill_CORPUS := tests/fuzz/corpus/fill
