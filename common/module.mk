@@ -11,6 +11,7 @@ common_SRCS := \
 	common/text.c \
 	common/utf8.c \
 	common/paths.c \
+	common/sandbox.c \
 	common/userns.c
 
 # Formats that two processes read. libsodium is called only in openssh_key.c.
