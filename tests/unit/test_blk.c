@@ -30,6 +30,7 @@
 #define STATUS (FAKE_HEAP + 0x100)
 #define RANGES (FAKE_HEAP + 0x200)
 #define DATA (FAKE_HEAP + 0x10000)
+#define RANGES_OF_TEST 8u
 
 static struct fake_driver d;
 static struct blk blk;
@@ -1065,6 +1066,75 @@ a_request_that_is_too_early_waits_in_the_queue(void **state)
 	assert_int_equal(atomic_load(&blk.due_ns), 0);
 }
 
+/* Offers the request that is the most work: the index is full, and each of n ranges, the whole disk,
+ * is zeroes that are written out. */
+static void
+offer_zeroes(unsigned n)
+{
+	const struct virtio_blk_req req = {.type = VIRTIO_BLK_T_WRITE_ZEROES};
+	const struct virtio_blk_range whole = {.sectors = DISK_MIB * 2048};
+	const struct fake_buf bufs[] = {{HDR, sizeof(req), false},
+		{RANGES, n * (uint32_t)sizeof(whole), false}, {STATUS, 1, true}};
+	static uint8_t buf[65536];
+
+	fill(buf, sizeof(buf), 3);
+	for (uint64_t at = 0; at < DISK_MIB << 20; at += sizeof(buf))
+		assert_int_equal(
+			request(VIRTIO_BLK_T_OUT, at / 512, buf, sizeof(buf)), VIRTIO_BLK_S_OK);
+	blk.index_limit = 0;
+	fake_poke(&d, HDR, &req, sizeof(req));
+	for (unsigned i = 0; i < n; i++)
+		fake_poke(&d, RANGES + i * sizeof(whole), &whole, sizeof(whole));
+	fake_add(&d, 0, bufs, 3);
+}
+
+static void
+many_ranges_are_zeroed_in_turns_and_left_when_the_vm_stops(void **state)
+{
+	static const uint8_t zero[65536];
+	atomic_int stop = 1;
+	unsigned turns = 1;
+	uint8_t status;
+
+	(void)state;
+	offer_zeroes(RANGES_OF_TEST);
+	blk.dev.stop = &stop;
+	assert_int_equal(virtio_dev_go_on(&blk.dev), 0);
+	assert_int_equal(blk.skip, 0);
+	atomic_store(&stop, 0);
+	while (virtio_dev_go_on(&blk.dev) == 1) {
+		assert_false(fake_used(&d, 0, NULL, NULL));
+		assert_in_range(blk.skip, 1, (uint64_t)(DISK_MIB << 20) * turns++);
+	}
+	assert_true(turns >= RANGES_OF_TEST);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	fake_peek(&d, STATUS, &status, 1);
+	assert_int_equal(status, VIRTIO_BLK_S_OK);
+	assert_int_equal(blk.skip, 0);
+	for (uint64_t at = 0; at < DISK_MIB << 20; at += sizeof(zero))
+		assert_disk(at / 512, zero, sizeof(zero));
+	blk.dev.stop = NULL;
+}
+
+static void
+zeroes_that_are_written_out_count_against_the_limit(void **state)
+{
+	(void)state;
+	told = 0;
+	blk.teller = (struct blk_teller){.tell = note_told};
+	offer_zeroes(RANGES_OF_TEST);
+	blk_set_limit(&blk, 1 << 20, 0);
+	fake_kick(&d, 0);
+	assert_int_equal(told, 1);
+	assert_true(atomic_load(&blk.due_ns) > 0);
+	assert_false(fake_used(&d, 0, NULL, NULL));
+	/* A driver that resets the device leaves nothing of it to the next request. */
+	assert_true(blk.skip > 0);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	assert_int_equal(blk.skip, 0);
+	assert_int_equal(atomic_load(&blk.due_ns), 0);
+}
+
 static void
 bad_files_are_refused_with_a_sentence(void **state)
 {
@@ -1192,6 +1262,8 @@ main(void)
 		T(rewriting_a_block_does_not_grow_the_segment),
 		T(zeroes_are_read_after_discard_and_write_zeroes),
 		T(discarding_and_writing_in_turn_stays_bounded),
+		T(many_ranges_are_zeroed_in_turns_and_left_when_the_vm_stops),
+		T(zeroes_that_are_written_out_count_against_the_limit),
 		T(requests_beyond_the_disk_fail),
 		T(what_is_not_supported_is_said_to_be_so),
 		T(a_request_without_header_or_status_breaks_the_device),
