@@ -645,6 +645,13 @@ blk_reset(struct virtio_dev *dev)
 	atomic_store(&blk->due_ns, 0);
 }
 
+static void
+blk_queue_off(struct virtio_dev *dev, unsigned queue)
+{
+	(void)queue; /* there is one */
+	blk_reset(dev);
+}
+
 static const void *
 blk_config(struct virtio_dev *dev, uint32_t *ret_len)
 {
@@ -662,6 +669,7 @@ static const struct virtio_ops blk_ops = {
 	.queue_size = {QUEUE_SIZE},
 	.config = blk_config,
 	.notify = blk_notify,
+	.queue_off = blk_queue_off,
 	.reset = blk_reset,
 };
 

@@ -878,20 +878,15 @@ nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped(void **state)
 	assert_true(d.irqs > irqs);
 }
 
+/* The state of the disk, and a load of it, as in a VM that starts from it with this memory. */
 static void
-a_flush_that_waits_goes_with_the_state(void **state)
+save_and_load(void)
 {
 	static uint8_t blob[8192];
-	uint8_t buf[512] = {7};
 	struct blob_out out;
 	struct blob_in all, in;
 	struct err e = {0};
 
-	(void)state;
-	use_thread();
-	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
-	begin_flush(1);
-	begin_flush(2);
 	blob_start(&out, blob, sizeof(blob));
 	blob_begin(&out, 1);
 	blk_save(&blk, &out);
@@ -899,17 +894,71 @@ a_flush_that_waits_goes_with_the_state(void **state)
 	assert_true(blob_finish(&out) > 0);
 	assert_int_equal(blob_open(blob, out.len, &all, &e), 0);
 	assert_int_equal(blob_next(&all, 1, "disk", &in, &e), 0);
-	/* As in a VM that starts from it: the same memory, a disk of its own. */
 	blk_late_forget(&blk);
-	if (blk_load(&blk, DISK_MIB, &in, &e))
+	if (blk_load(&blk, DISK_MIB, &in, &e) || blob_end_in(&in, "disk", &e))
 		fail_msg("%s", e.msg);
-	assert_int_equal(blob_end_in(&in, "disk", &e), 0);
+}
+
+static void
+a_flush_that_waits_goes_with_the_state(void **state)
+{
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	begin_flush(2);
+	save_and_load();
 	assert_int_equal(flush_status(1), 0xee);
 	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
 	while (blk_round(&blk))
 		;
 	assert_int_equal(flush_status(1), VIRTIO_BLK_S_OK);
 	assert_int_equal(flush_status(2), VIRTIO_BLK_S_OK);
+}
+
+static void
+a_queue_out_of_use_leaves_no_flush_behind(void **state)
+{
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_READY, 0);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_SIZE, 1);
+	save_and_load();
+	while (blk_round(&blk))
+		;
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	assert_int_equal(flush_status(1), 0xee);
+	assert_false(fake_used(&d, 0, NULL, NULL));
+}
+
+static void
+a_flush_that_its_driver_spoils_breaks_the_device_of_a_vm_that_starts_with_it(void **state)
+{
+	const struct virtq_desc outside = {.addr = UINT64_MAX / 2, .len = 16};
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	begin_flush(2);
+	fake_set_desc(&d, 0, (uint16_t)(d.q[0].next_desc - 2), outside);
+	save_and_load();
+	assert_true(fake_read(&d, VIRTIO_MMIO_STATUS) & VIRTIO_STATUS_NEEDS_RESET);
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	assert_false(blk_round(&blk));
+	assert_int_equal(flush_status(1), 0xee);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	assert_int_equal(request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0), -1);
+	while (blk_round(&blk))
+		;
+	assert_true(fake_used(&d, 0, NULL, NULL));
 }
 
 static void
@@ -1282,6 +1331,8 @@ main(void)
 		T(a_reset_forgets_flushes_that_wait),
 		T(nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped),
 		T(a_flush_that_waits_goes_with_the_state),
+		T(a_queue_out_of_use_leaves_no_flush_behind),
+		T(a_flush_that_its_driver_spoils_breaks_the_device_of_a_vm_that_starts_with_it),
 		T(a_cut_under_a_round_leaves_its_descriptors_to_it),
 		T(a_disk_that_goes_under_a_round_leaves_its_descriptors_to_it),
 		T(a_write_without_room_waits_in_the_queue),
