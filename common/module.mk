@@ -8,6 +8,7 @@ common_SRCS := \
 	common/toml.c \
 	common/toml_scalar.c \
 	common/env.c \
+	common/memfd.c \
 	common/text.c \
 	common/utf8.c \
 	common/paths.c \

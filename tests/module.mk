@@ -1,14 +1,15 @@
 # tests
 include deps.mk
 
-UNIT_TESTS += test_err test_io test_json test_log test_toml test_userns
+UNIT_TESTS += test_err test_io test_json test_log test_memfd test_toml test_userns
 test_err_SRCS := tests/unit/test_err.c
 test_io_SRCS := tests/unit/test_io.c
 test_json_SRCS := tests/unit/test_json.c
 test_log_SRCS := tests/unit/test_log.c
+test_memfd_SRCS := tests/unit/test_memfd.c
 test_toml_SRCS := tests/unit/test_toml.c
 test_userns_SRCS := tests/unit/test_userns.c
-$(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
+$(foreach t,test_err test_io test_json test_log test_memfd test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
 
 # A script: what folders include from each other, and whose files call each other in circles.
 UNIT_SCRIPTS += test_rooms
