@@ -422,6 +422,37 @@ drop_payload(struct kvm_vcpu_events *events)
 	events->exception.pending = 0;
 }
 
+#define LAPIC_LVTT 0x320u /* the timer's entry: its mode */
+#define LAPIC_TMICT 0x380u /* its initial count */
+#define LVTT_MODE (3u << 17)
+#define LVTT_DEADLINE (2u << 17)
+
+static uint32_t
+lapic_register(const struct kvm_lapic_state *s, unsigned at)
+{
+	uint32_t value;
+
+	memcpy(&value, s->regs + at, sizeof(value));
+	return value;
+}
+
+/*
+ * Where the timer's mode changes between TSC deadline and another one, KVM takes the load of the
+ * LAPIC for a guest's write of the mode, and forgets the initial count that it was just given
+ * (the kernel's apic_update_lvtt()): the timer would stand. The second load changes no mode. A
+ * vCPU that never ran counts as one-shot.
+ */
+static int
+load_lapic(int vcpu_fd, const struct kvm_lapic_state *s, struct err *e)
+{
+	int r = kvm_set_lapic(vcpu_fd, s, e);
+
+	if (r == 0 && (lapic_register(s, LAPIC_LVTT) & LVTT_MODE) != LVTT_DEADLINE &&
+		lapic_register(s, LAPIC_TMICT))
+		r = kvm_set_lapic(vcpu_fd, s, e);
+	return r;
+}
+
 int
 state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
 	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
@@ -442,7 +473,7 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		(memcmp(&s->debugregs, &plan->fresh_debugregs, sizeof(s->debugregs)) !=
 				0 &&
 			(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0) ||
-		(r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
+		(r = load_lapic(vcpu_fd, &s->lapic, e)) < 0)
 		return r;
 
 	bring_up_to_date(s, clock);

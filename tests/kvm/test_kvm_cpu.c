@@ -167,6 +167,51 @@ a_pending_exception_keeps_its_payload(void **state)
 }
 
 static void
+set_timer(struct kvm_lapic_state *s, uint32_t mode, uint32_t count)
+{
+	const uint32_t on = 0x1ff, entry = mode << 17 | 0xec, by_one = 0xb;
+
+	memcpy(s->regs + 0xf0, &on, sizeof(on));
+	memcpy(s->regs + 0x320, &entry, sizeof(entry));
+	memcpy(s->regs + 0x380, &count, sizeof(count));
+	memcpy(s->regs + 0x390, &count, sizeof(count));
+	memcpy(s->regs + 0x3e0, &by_one, sizeof(by_one));
+	MUST(kvm_set_lapic(vm.vcpus[0].fd, s, e));
+}
+
+/* A commit of a guest that had not turned to the deadline timer yet, and a vCPU that has: the
+ * reset's. One-shot, periodic; and a fresh vCPU, as a fork's. */
+static void
+a_lapic_timer_goes_on_whatever_mode_the_vcpu_was_in(void **state)
+{
+	const uint32_t count = 2000000000;
+	struct kvm_lapic_state s, was;
+	uint32_t initial, now;
+
+	NEEDS_KVM(state);
+	make(1);
+	if (!vm.caps.tsc_deadline_timer)
+		skip();
+	MUST(vm_make_plan(&vm, e));
+	MUST(kvm_get_lapic(vm.vcpus[0].fd, &was, e));
+	for (unsigned i = 0; i < 4; i++) {
+		s = was;
+		set_timer(&s, i % 2, count);
+		MUST(vm_save(&vm, e));
+		if (i < 2)
+			set_timer(&s, 2, 0);
+		else
+			make(1);
+		MUST(vm_load(&vm, e));
+		MUST(kvm_get_lapic(vm.vcpus[0].fd, &s, e));
+		memcpy(&initial, s.regs + 0x380, sizeof(initial));
+		memcpy(&now, s.regs + 0x390, sizeof(now));
+		assert_int_equal(initial, count);
+		assert_in_range(now, 1, count);
+	}
+}
+
+static void
 what_no_guest_has_is_not_saved(void **state)
 {
 	NEEDS_KVM(state);
@@ -314,6 +359,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		CPU_TEST(vcpus_keep_the_master_clock_when_it_was_found_out_what_to_save),
 		CPU_TEST(a_pending_exception_keeps_its_payload),
+		CPU_TEST(a_lapic_timer_goes_on_whatever_mode_the_vcpu_was_in),
 		CPU_TEST(what_no_guest_has_is_not_saved),
 		CPU_TEST(the_probe_asks_for_no_xsave_of_a_cpu_that_has_none),
 		CPU_TEST(a_vm_that_gets_no_thread_ends_with_a_word),
