@@ -263,6 +263,30 @@ state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_cloc
 	return kvm_set_clock(vm_fd, &now, e);
 }
 
+uint64_t
+state_tsc_lost(const struct state_clock *c, const struct state_plan *plan, uint64_t now_ns,
+	uint64_t now_tsc)
+{
+	const unsigned __int128 passed =
+		(unsigned __int128)(now_ns - c->taken_ns) * (unsigned)plan->tsc_khz / 1000000;
+	/* A second, and what two clocks may differ by. */
+	const uint64_t slack = (uint64_t)plan->tsc_khz * 1000 + (uint64_t)(passed / 256);
+	const uint64_t lost = c->taken_tsc + (uint64_t)passed - now_tsc;
+
+	if (!plan->tsc_khz || (int64_t)lost < 0 || lost <= slack)
+		return 0;
+	return lost;
+}
+
+void
+state_follow_host(struct vcpu_state *s, const struct state_plan *plan, uint64_t lost)
+{
+	if (s->tsc_khz && plan->tsc_khz && s->tsc_khz != plan->tsc_khz)
+		lost = (uint64_t)((unsigned __int128)lost * (unsigned)s->tsc_khz /
+				  (unsigned)plan->tsc_khz);
+	s->tsc_offset += lost;
+}
+
 /* What the guest's TSC was when the clock was taken. */
 static int
 save_guest_tsc(int vcpu_fd, const struct state_plan *plan,
