@@ -403,7 +403,10 @@ check(struct vm *vm, struct job *job, struct err *e)
 			(unsigned long long)s->config.disk_mib,
 			(unsigned long long)mem_mib, vm->n_vcpus,
 			(unsigned long long)m->disk_mib);
-	return snapshot_load_cpuid(s, vm, &job->cpuid_changed, e);
+	r = snapshot_load_cpuid(s, vm, &job->cpuid_changed, e);
+	if (r == 0 && same) /* its own pages are asked for, in the pause */
+		track_unwatch(&vm->track, &vm->mem);
+	return r;
 }
 
 static void

@@ -619,6 +619,7 @@ commits_begin_anew_after_a_reset(void **state)
 {
 	uint8_t before[16];
 	struct err why = {0, ""};
+	struct vmm_reset_answer a;
 	struct vm *vm, *parked;
 	struct commit c, now;
 	char line[LINE];
@@ -636,7 +637,10 @@ commits_begin_anew_after_a_reset(void **state)
 	driver_kill(parked);
 	assert_true(now.track.flags & VMM_TRACK_BASE);
 	memcpy(before, vm->generation, sizeof(before));
-	reset(vm, &c, NULL);
+	reset(vm, &c, &a);
+	/* Not those that the watch of the commits marked, too. */
+	if (a.pages != UINT64_MAX)
+		assert_in_range(a.pages, 1, MEM_BYTES / PAGE / 4);
 	expect_new_life(vm, 2, "none", line);
 	/* The commit of that fork is durable only now. */
 	assert_true(driver_committed(vm, before, 72, &why) < 0);
