@@ -32,3 +32,8 @@ wire_SRCS := \
 LIBRARIES += systemdjobs
 systemdjobs_SRCS := common/systemd.c
 systemdjobs_PKGS := libsystemd
+
+# Rights and system calls given up, for those that link libseccomp.
+LIBRARIES += sandbox
+sandbox_SRCS := common/sandbox.c
+sandbox_PKGS := libseccomp

@@ -94,7 +94,9 @@ receive(struct fill *f, const struct guest_mem *m, int flags, struct err *e)
 		return err_set(e, -EPROTO, "the process that fills its memory sent no message");
 	msg.msg[sizeof(msg.msg) - 1] = '\0';
 	if (msg.error)
-		return err_set(e, msg.error < 0 ? msg.error : -EIO, "%s", msg.msg);
+		return err_set(e, msg.error < 0 ? msg.error : -EIO, "%s",
+			msg.msg[0] ? msg.msg
+				   : "the process that fills its memory failed without a reason");
 	f->has_failed = false;
 	end(f, m);
 	return 0;

@@ -7,6 +7,10 @@
 #include "common/io.h"
 #include "common/log.h"
 
+/* Control, status, address, what else: Intel's manual, volume 3, 17.3.2. */
+#define MSR_MC0_CTL 0x400u
+#define MSRS_OF_BANK 4u
+
 /* Registers with state that older kernels support but leave out of their list: the MTRRs.
  */
 static const uint32_t unlisted_msrs[] = {
@@ -385,6 +389,25 @@ state_take_up(struct vcpu_state *s, const struct state_plan *plan,
 	s->msrs.entries[0] =
 		(struct kvm_msr_entry){.index = STATE_MSR_TSC, .data = s->guest_tsc};
 	s->msrs.n++;
+	return 0;
+}
+
+int
+state_forget_banks(struct vcpu_state *s, const struct kvm_caps *caps, struct err *e)
+{
+	const uint32_t n = caps->mce_banks * MSRS_OF_BANK;
+	/* A TSC stands first; see state_take_up(). */
+	const uint32_t at = s->msrs.n && s->msrs.entries[0].index == STATE_MSR_TSC;
+
+	if (n > KVM_MSRS_MAX - s->msrs.n)
+		return err_set(e, -ENOTSUP,
+			"this host's KVM has %u banks of machine checks: too many to be cleared",
+			caps->mce_banks);
+	memmove(&s->msrs.entries[at + n], &s->msrs.entries[at],
+		(s->msrs.n - at) * sizeof(s->msrs.entries[0]));
+	for (uint32_t i = 0; i < n; i++)
+		s->msrs.entries[at + i] = (struct kvm_msr_entry){.index = MSR_MC0_CTL + i};
+	s->msrs.n += n;
 	return 0;
 }
 

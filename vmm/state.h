@@ -84,6 +84,13 @@ bool state_has_all_msrs(const struct vcpu_state *s, const struct state_plan *pla
  * vCPU that never ran takes s. */
 bool state_has_other_features(const struct vcpu_state *s, const struct state_plan *plan);
 
+/*
+ * The banks of machine checks, 4 MSRs each. KVM names them in no list and lets every guest write
+ * most of them, also one whose CPUID has no machine checks. A vCPU begins with zeroes there, and
+ * no commit has them; after this the next state_load_vcpu() makes them such of one that ran.
+ */
+int state_forget_banks(struct vcpu_state *s, const struct kvm_caps *caps, struct err *e);
+
 int state_save_clock(
 	int vm_fd, const struct kvm_caps *caps, struct state_clock *ret, struct err *e);
 /* By how much the host's TSC, now_tsc at now_ns, stands behind where it would be had it run on since

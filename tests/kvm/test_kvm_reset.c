@@ -293,6 +293,26 @@ memory_devices_and_registers_are_a_spawns_byte_for_byte(void **state)
 	is_like_a_spawn(state, NULL);
 }
 
+/* KVM lets a guest write them, and lists them nowhere. */
+static void
+machine_check_banks_keep_nothing_of_another_life(void **state)
+{
+	struct vmm_reset_answer answer;
+	char line[LINE];
+	struct commit c;
+	struct vm *vm;
+
+	NEEDS_KVM(state);
+	commit_from("mode=work mess=1", 1, false, "ready", &c);
+	vm = restored("dirty", &c);
+	for (int i = 0; i < 3; i++) {
+		expect_new_life(vm, 2, "none", line);
+		if (!strstr(line, " banks=empty "))
+			fail_msg("they are not empty: %s", line);
+		reset(vm, &c, &answer);
+	}
+}
+
 static void
 a_kernel_that_names_no_pages_goes_back_whole(void **state)
 {
@@ -646,6 +666,7 @@ main(void)
 		KVM_TEST(a_vm_goes_back_to_its_commit_again_and_again),
 		KVM_TEST(both_cpus_go_back),
 		KVM_TEST(memory_devices_and_registers_are_a_spawns_byte_for_byte),
+		KVM_TEST(machine_check_banks_keep_nothing_of_another_life),
 		KVM_TEST(a_kernel_that_names_no_pages_goes_back_whole),
 		KVM_TEST(page_tables_are_the_commits),
 		KVM_TEST(branches_of_a_vm_that_goes_back_live_on),
