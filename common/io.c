@@ -407,6 +407,10 @@ unix_connect(const char *path, int type, int flags, int *ret_fd, struct err *e)
 	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | flags, 0);
 	if (fd < 0)
 		return err_sys(e, -errno, "socket for %s", path);
+	/* Before anything can be sent to it: the kernel adds credentials as a message is sent. */
+	if ((flags & SOCK_NONBLOCK) &&
+		setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)) < 0)
+		return err_sys(e, -errno, "credentials of %s", path);
 	do
 		r = connect(fd, (struct sockaddr *)&sa, sizeof(sa));
 	while (r < 0 && errno == EINTR);

@@ -58,7 +58,8 @@ ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds, in
 int io_unix_listen(const char *path, int type, int backlog, int *ret_fd, struct err *e);
 int io_unix_connect(const char *path, int type, int *ret_fd, struct err *e);
 /* The same, but where the listener's queue is full (it does not take connections) it is
- * -EAGAIN at once, and no wait. The descriptor that comes out blocks, as usual. */
+ * -EAGAIN at once, and no wait. The descriptor that comes out blocks, as usual. Who sent is told with
+ * every message, the first one too (SO_PASSCRED, unix(7)). */
 int io_unix_connect_now(const char *path, int type, int *ret_fd, struct err *e);
 
 int io_set_nonblock(int fd, int on);

@@ -19,7 +19,8 @@
  *                in HLT
  *   button=1     says "power button" and powers off when it is pressed
  *   mess=1       after each change it leaves registers, local APIC, IOAPIC and serial port as
- *                nobody would have them
+ *                nobody would have them, having said whether the banks of machine checks were
+ *                zeroes ("banks=empty|FULL")
  *   stand=1      after the first change it stops in HLT
  *   map=1        says of the pages of an address by which it is reached ("map=first|second"),
  *                and then changes that
@@ -738,6 +739,29 @@ write_msr(u32 index, u64 v)
 	__asm__ volatile("wrmsr" : : "c"(index), "a"((u32)v), "d"((u32)(v >> 32)) : "memory");
 }
 
+static u64
+read_msr(u32 index)
+{
+	u32 low, high;
+
+	__asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(index));
+	return (u64)high << 32 | low;
+}
+
+/* Address and what else of each of KVM's banks of machine checks. */
+#define BANKS 0x400u
+#define N_BANKS 32u
+
+static void
+say_banks(void)
+{
+	int empty = 1;
+
+	for (u32 i = 0; i < 4 * N_BANKS; i++)
+		empty &= read_msr(BANKS + i) == 0;
+	say(empty ? " banks=empty" : " banks=FULL");
+}
+
 static void
 make_mess(void)
 {
@@ -748,6 +772,11 @@ make_mess(void)
 		write_msr(msrs[i], 0x1230 + i);
 	__asm__ volatile("mov %0, %%dr0" : : "r"(0xdead000ul));
 	__asm__ volatile("mov %0, %%dr3" : : "r"(0xbeef000ul));
+	for (u32 i = 0; i < 4 * N_BANKS; i += 4) {
+		write_msr(BANKS + i, ~0ul);
+		write_msr(BANKS + i + 2, 0x5ec000 + i);
+		write_msr(BANKS + i + 3, 0x5ec000 + i);
+	}
 	write32(LAPIC + 0x0f0, read32(LAPIC + 0x0f0) | 0x100);
 	write32(LAPIC + 0x080, 0x20);		 /* task priority */
 	write32(LAPIC + 0x300, 0x44000 | 0x93); /* to itself, and never taken */
@@ -863,8 +892,10 @@ mode_work(void)
 			}
 			if (map)
 				map_round();
-			if (mess)
+			if (mess) {
+				say_banks();
 				make_mess();
+			}
 			say(" disk=");
 			say(disk ? disk_round() : "none");
 			say(" history=");
