@@ -326,8 +326,9 @@ failed(struct db *db, const char *doing, struct err *e)
 		r = -EEXIST;
 		break;
 	case SQLITE_FULL:
-		r = -ENOSPC;
-		break;
+		return err_set(e, -ENOSPC,
+			"state.db: %s: no room on the disk of %.200s; make room there", doing,
+			sqlite3_db_filename(db->h, "main"));
 	case SQLITE_NOMEM:
 		r = -ENOMEM;
 		break;
