@@ -112,6 +112,11 @@ fuzz_vsock_SRCS := tests/fuzz/fuzz_vsock.c $(FUZZED_DEVICES)
 fuzz_vsock_LDLIBS := -Wl,--wrap=io_now_ns
 fuzz_vsock_CORPUS := tests/fuzz/corpus/vsock
 
+UNIT_TESTS += test_full_disk
+test_full_disk_SRCS := tests/unit/test_full_disk.c tests/unit/snapshot_vm.c
+test_full_disk_LIBS := vmmcore vmmdev vmmdisk wire common
+test_full_disk_PKGS := cmocka libseccomp
+
 UNIT_TESTS += test_snapshot
 test_snapshot_SRCS := tests/unit/test_snapshot.c tests/unit/snapshot_vm.c
 test_snapshot_LIBS := vmmcore vmmdev vmmdisk wire sandbox common
