@@ -119,6 +119,7 @@ blk_keep_go_back(
 			n += blk_give_segment(blk, &blk->segments[i], ret_fds + n);
 	n += blk_give_own(blk, ret_fds + n);
 	blk_late_forget(blk);
+	blk->skip = 0;
 	blk_try_again(blk);
 	atomic_store(&blk->due_ns, 0);
 	forget_entries_behind(blk);

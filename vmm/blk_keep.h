@@ -4,7 +4,9 @@
  * From blk_keep_begin() on the disk knows which places of its segments are the fork point's, and
  * which pages of the block map were written (a bit each: 512 entries, 2 MiB of disk). The
  * segments stay open and in their places: blk_swap.h leaves them alone, also when nothing of
- * them is read any more. To go back, the written pages of the map are fetched from the frozen fork
+ * them is read any more. (In pandod's chain a merged one may take their place, which means the same: a
+ * merge never crosses the fork point, host/vm/merge.h. Their files' room is then free only when the
+ * VM ends.) To go back, the written pages of the map are fetched from the frozen fork
  * (the caller does), and all other segments go.
  */
 #ifndef PANDO_VMM_BLK_KEEP_H

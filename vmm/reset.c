@@ -19,7 +19,8 @@
  * guest wrote into a page table since. Only the deletion of a memory slot drops them all; a slot of
  * one page is made for that (SHADOW_SLOT).
  *
- * vCPUs. Nothing of before may stay in them: see reset_vcpus(). One that cannot forget (it has
+ * vCPUs. Nothing of before may stay in them: see reset_vcpus(), and state_forget_banks() for what
+ * KVM has and names in no list. One that cannot forget (it has
  * another CPUID, feature MSRs that KVM does not change after the first KVM_RUN, or MSRs that the
  * state has not) is made once more, with its VM: milliseconds, and rare.
  *
@@ -69,6 +70,7 @@ static struct job {
 	int fds[VMM_RESET_FD_COUNT]; /* owned; -1 once handed on */
 	struct snapshot snapshot;
 	bool cpuid_changed;
+	bool on_image; /* memory lies on the commit's already */
 	uint64_t asked_ns;
 	struct vmm_reset_answer answer;
 	struct steps steps;
@@ -264,6 +266,8 @@ reset_vcpus(struct vm *vm, bool no_shadows, struct err *e)
 		struct vcpu *v = &vm->vcpus[i];
 
 		r = take_pending(vm, v, e);
+		if (r == 0)
+			r = state_forget_banks(&v->state, &vm->caps, e);
 		/* Valid, whatever a blob says: what is not there is cleared. */
 		v->state.events.flags |=
 			KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
@@ -457,17 +461,17 @@ act_at_park(struct vm *vm)
 
 /* The files of a commit, and its state. */
 static int
-open_commit(struct vm *vm, const struct job *job, size_t *ret_len, struct err *e)
+open_commit(struct vm *vm, struct job *job, size_t *ret_len, struct err *e)
 {
 	const struct vmm_reset *m = &job->msg;
 	const int *fds = job->fds;
-	bool same;
 	int r;
 
 	if (m->blob_bytes > VMM_STATE_BLOB_MAX)
 		return err_set(e, -EINVAL, "a state of %llu bytes: at most %u are read",
 			(unsigned long long)m->blob_bytes, VMM_STATE_BLOB_MAX);
-	if ((r = guest_mem_check_image(&vm->mem, fds[VMM_RESET_FD_MEMORY], &same, e)) < 0 ||
+	if ((r = guest_mem_check_image(&vm->mem, fds[VMM_RESET_FD_MEMORY], &job->on_image,
+		     e)) < 0 ||
 		(r = blk_check_attach(m->disk_mib,
 			 m->flags & VMM_RESET_HAS_BASE ? fds[VMM_RESET_FD_BASE] : -1,
 			 fds + VMM_RESET_FD_SEG, e)) < 0)
@@ -514,7 +518,10 @@ check(struct vm *vm, struct job *job, struct err *e)
 			(unsigned long long)s->config.disk_mib,
 			(unsigned long long)mem_mib, vm->n_vcpus,
 			(unsigned long long)m->disk_mib);
-	return snapshot_load_cpuid(s, vm, &job->cpuid_changed, e);
+	r = snapshot_load_cpuid(s, vm, &job->cpuid_changed, e);
+	if (r == 0 && job->on_image) /* its own pages are asked for, in the pause */
+		track_unwatch(&vm->track, &vm->mem);
+	return r;
 }
 
 static void

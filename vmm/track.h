@@ -121,13 +121,19 @@ int track_committed(struct track *t, const struct vmm_committed *m, struct err *
  * written. Just before or after it does. */
 void track_given_back(
 	struct track *t, const struct guest_mem *m, const void *host, size_t len);
+/* No longer watched, and the kernel's marks are gone: on a private mapping of a file a mark stands
+ * also where nothing is mapped, and reads as a page of its own that was swapped out, which a
+ * MADV_DONTNEED leaves (mm/memory.c, zap_nonpresent_ptes()). Ahead of a pause: a look at each page
+ * table entry. The guest may run: what is asked for after it are own pages, not written ones. */
+void track_unwatch(struct track *t, const struct guest_mem *m);
 /* The memory is a commit's again: which pages changed since which other commit counts no more,
  * and no later VMM_COMMITTED of an earlier fork does. was_mapped: by a new mapping, which nobody
  * watches. The next commit reads what is private then. */
 void track_reset(struct track *t, bool was_mapped);
 /* Ranges of the process's own pages in [*from, to): those of a private mapping that are not the
  * file's any more. How many are in ret (at most TRACK_RANGES, ascending); *from is where the next
- * call begins, `to` at the end. -ENOSYS: this kernel cannot say. */
+ * call begins, `to` at the end. Not while they are watched (track_unwatch()). -ENOSYS: this kernel
+ * cannot say. */
 struct track_range {
 	uint64_t start, end;
 	uint64_t reserved;
@@ -150,7 +156,7 @@ void track_fork_child(struct track *t, bool is_frozen);
 /* Parts of this for track_keep.c. What is written from now on is marked, whatever it was before;
  * a new page of a page table counts as written. */
 int track_watch(struct track *t, const struct guest_mem *m);
-void track_unwatch(struct track *t);
+void track_watch_end(struct track *t); /* but for commits */
 /* Bits of what was written are set in bitmap. mark: in the same step it is marked as not. */
 int track_take_written(const struct track *t, uint64_t base, uint64_t from, uint64_t to,
 	bool mark, uint8_t *bitmap);

@@ -34,7 +34,7 @@ track_keep_begin(struct track *t, const struct guest_mem *m)
 	if (r < 0) {
 		log_info("changed pages of memory are not watched (%s): a reset compares all",
 			strerror(-r));
-		track_unwatch(t);
+		track_watch_end(t);
 		munmap(p, 3 * bytes);
 		return;
 	}
@@ -51,7 +51,7 @@ track_keep_end(struct track *t)
 		return;
 	munmap(t->kept_written, 3 * bitmap_bytes(t));
 	t->kept_written = t->kept_given = t->kept_fetch = NULL;
-	track_unwatch(t);
+	track_watch_end(t);
 }
 
 /* The first page from `page` on whose bit is as `set` says; kept_pages: there is none. */

@@ -11,7 +11,7 @@
  *
  * To a commit, that segment and the commit's disk are all of the disk. To the fork point that a branch came
  * from (to_fork_point), it takes the place of the segments that the VM has had for itself: those
- * before are the fork point's, whatever was merged since (merge.h).
+ * before are the fork point's, whatever was merged since: no merge crosses it (merge.h).
  *
  * The segment is <id>.r<n>, and its number is used up. Names tell what the database may have lost in a
  * power cut (adopt.c): segments of a VM that follow an unknown reset are not of the disk it knows.

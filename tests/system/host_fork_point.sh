@@ -141,7 +141,7 @@ a_branch_of_a_branch_has_its_own() {
 	counts_on plain
 	status_is 0 pando branch plain -n plainer --no-wait
 	wait_until "plainer begins" lived plainer 5 1
-	pando delete -y plain plainer inner >/dev/null
+	pando delete -y -r inner >/dev/null
 	wait_until "what they wrote goes" segments_are_chains
 }
 
