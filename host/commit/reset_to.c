@@ -271,7 +271,7 @@ carry_out(struct reset *s, struct err *e)
 			log_err("vm %s: %s", vm->row.id, also.msg);
 		pthread_mutex_unlock(&t->lock);
 		return r == -ESTALE
-			       ? err_set(e, r,
+			       ? err_set(e, -EINVAL,
 					 "%.300s; name a commit to go back to, or branch again with --keep-fork-point",
 					 why.msg)
 			       : err_set(e, r, "%s", why.msg);

@@ -600,6 +600,7 @@ load_row(sqlite3_stmt *s, struct vm_row *row)
 		column_text(s, 28, row->fork_commit, sizeof(row->fork_commit)) < 0 ||
 		sqlite3_column_bytes(s, 12) != (int)sizeof(row->generation))
 		return -EINVAL;
+	row->fork_mib = (uint64_t)sqlite3_column_int64(s, 27);
 	row->created_ms = (uint64_t)sqlite3_column_int64(s, 5);
 	row->mem_mib = (uint64_t)sqlite3_column_int64(s, 6);
 	row->vcpus = (uint32_t)sqlite3_column_int(s, 7);

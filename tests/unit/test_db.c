@@ -698,8 +698,14 @@ vms_of_before_know_their_origin(void **state)
 	(void)state;
 	memset(a.image, 'c', STORE_HEX);
 	memset(b.image, 'c', STORE_HEX);
+	b.fork_mib = 77;
+	memset(b.fork_commit, 'd', STORE_HEX);
 	assert_int_equal(db_insert(db, &a, &e), 0);
 	assert_int_equal(db_insert(db, &b, &e), 0);
+	reload();
+	assert_int_equal(loaded[0].fork_mib, 0);
+	assert_int_equal(loaded[1].fork_mib, 77);
+	assert_string_equal(loaded[1].fork_commit, b.fork_commit);
 	db_close(db);
 	change("ALTER TABLE vms DROP COLUMN origin_id; ALTER TABLE vms DROP COLUMN fork_mib;"
 	       " ALTER TABLE vms DROP COLUMN fork_commit; DROP TABLE resets; PRAGMA user_version = 8");
