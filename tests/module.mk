@@ -160,7 +160,7 @@ $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store bench_catalog bench_handshake bench_disk bench_giveback
+BENCHES += bench_store bench_catalog bench_handshake bench_exec bench_disk bench_giveback
 bench_disk_SRCS := tests/bench/bench_disk.c tests/bench/must.c tests/bench/sample.c
 bench_disk_LIBS := kvmdriver vmmdisk wire common
 $(B)/bench/bench_disk: | $(TINY)
@@ -180,3 +180,7 @@ bench_handshake_SRCS := \
 bench_handshake_LIBS := agentclient wire common
 bench_handshake_PKGS := libsodium
 $(B)/bench/bench_handshake: | $(B)/libexec/pando/pando-agent
+bench_exec_SRCS := tests/bench/bench_exec.c tests/bench/must.c tests/bench/sample.c
+bench_exec_LIBS := agentclient wire common
+bench_exec_PKGS := libsodium
+$(B)/bench/bench_exec: | $(B)/libexec/pando/pando-agent
