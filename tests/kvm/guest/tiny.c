@@ -36,7 +36,7 @@
  * "endless n=… memory=ok|BAD disk=ok|BAD|ERROR"
  * mode=scatter pages=N seed=N: says "scattering", then writes at random places of N pages from 4
  * MiB on for ever, and has the disk read into some; reports=1: reports some of them, too
- * mode=balloon: see balloon.c
+ * mode=balloon: see balloon.c; mode=vsock: see vsock.c
  */
 #include "tests/kvm/guest/tiny.h"
 
@@ -1334,6 +1334,8 @@ guest_main(const u8 *zero_page)
 		mode_measure();
 	} else if (option_is("mode", "balloon")) {
 		mode_balloon();
+	} else if (option_is("mode", "vsock")) {
+		mode_vsock();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));
