@@ -16,6 +16,8 @@ vmmdev_SRCS := \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
+	vmm/vsock_rx.c \
+	vmm/vsock_tx.c \
 	vmm/rng.c \
 	vmm/balloon.c
 
