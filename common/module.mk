@@ -8,10 +8,10 @@ common_SRCS := \
 	common/toml.c \
 	common/toml_scalar.c \
 	common/env.c \
+	common/memfd.c \
 	common/text.c \
 	common/utf8.c \
 	common/paths.c \
-	common/sandbox.c \
 	common/userns.c
 
 # Formats that two processes read. libsodium is called only in openssh_key.c.
@@ -32,3 +32,8 @@ wire_SRCS := \
 LIBRARIES += systemdjobs
 systemdjobs_SRCS := common/systemd.c
 systemdjobs_PKGS := libsystemd
+
+# Rights and system calls given up, for those that link libseccomp.
+LIBRARIES += sandbox
+sandbox_SRCS := common/sandbox.c
+sandbox_PKGS := libseccomp

@@ -1,14 +1,15 @@
 # tests
 include deps.mk
 
-UNIT_TESTS += test_err test_io test_json test_log test_toml test_userns
+UNIT_TESTS += test_err test_io test_json test_log test_memfd test_toml test_userns
 test_err_SRCS := tests/unit/test_err.c
 test_io_SRCS := tests/unit/test_io.c
 test_json_SRCS := tests/unit/test_json.c
 test_log_SRCS := tests/unit/test_log.c
+test_memfd_SRCS := tests/unit/test_memfd.c
 test_toml_SRCS := tests/unit/test_toml.c
 test_userns_SRCS := tests/unit/test_userns.c
-$(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
+$(foreach t,test_err test_io test_json test_log test_memfd test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
 
 # A script: what folders include from each other, and whose files call each other in circles.
 UNIT_SCRIPTS += test_rooms
@@ -87,12 +88,13 @@ install: all
 GUEST_CFLAGS := -std=gnu11 -O1 -ffreestanding -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mcmodel=small $(WARNINGS)
 TINY := $(B)/tests/guest/tiny
-$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/balloon.c tests/kvm/guest/tiny.h tests/kvm/guest/tiny.ld
+$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/balloon.c tests/kvm/guest/vsock.c tests/kvm/guest/tiny.h tests/kvm/guest/tiny.ld
 	@mkdir -p $(@D)
 	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.start.o tests/kvm/guest/start.S
 	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.c.o tests/kvm/guest/tiny.c
 	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.balloon.o tests/kvm/guest/balloon.c
-	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o $@.balloon.o
+	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.vsock.o tests/kvm/guest/vsock.c
+	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o $@.balloon.o $@.vsock.o
 	$(OBJCOPY) -O binary $@.elf $@
 OBJCOPY ?= objcopy
 
@@ -117,12 +119,12 @@ $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire comm
 # The VMM's code in the test's own process.
 KVM_TESTS += test_kvm_cpu
 test_kvm_cpu_SRCS := tests/kvm/test_kvm_cpu.c
-test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk wire common
+test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk wire sandbox common
 test_kvm_cpu_PKGS := cmocka libseccomp
 # pandod's commits, on the shipped VMM.
 KVM_TESTS += test_kvm_commit
 test_kvm_commit_SRCS := tests/kvm/test_kvm_commit.c
-test_kvm_commit_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+test_kvm_commit_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire sandbox common
 test_kvm_commit_PKGS := cmocka sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/tests/test_kvm_commit: | $(TINY)
 # Their guest and the VMM are part of them.
@@ -155,15 +157,21 @@ bench_commit_SRCS := tests/bench/bench_commit.c
 bench_restore_SRCS := tests/bench/bench_restore.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/must.c tests/bench/sample.c tests/kvm/console_line.c
-$(1)_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+$(1)_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire sandbox common
 $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store bench_catalog bench_handshake bench_disk bench_giveback
+BENCHES += bench_store bench_catalog bench_handshake bench_exec bench_vsock bench_vsock_device bench_disk bench_giveback
 bench_disk_SRCS := tests/bench/bench_disk.c tests/bench/must.c tests/bench/sample.c
 bench_disk_LIBS := kvmdriver vmmdisk wire common
 $(B)/bench/bench_disk: | $(TINY)
+bench_vsock_SRCS := tests/bench/bench_vsock.c tests/bench/must.c tests/bench/sample.c
+bench_vsock_LIBS := kvmdriver vmmdisk wire common
+$(B)/bench/bench_vsock: | $(TINY)
+bench_vsock_device_SRCS := tests/bench/bench_vsock_device.c tests/bench/must.c tests/bench/sample.c \
+	tests/unit/fake_driver.c vmm/memory.c
+bench_vsock_device_LIBS := vmmdev vmmdisk wire common
 bench_giveback_SRCS := tests/bench/bench_giveback.c tests/bench/must.c
 bench_giveback_LIBS := kvmdriver vmmdisk wire common
 $(B)/bench/bench_giveback: | $(TINY)
@@ -180,3 +188,7 @@ bench_handshake_SRCS := \
 bench_handshake_LIBS := agentclient wire common
 bench_handshake_PKGS := libsodium
 $(B)/bench/bench_handshake: | $(B)/libexec/pando/pando-agent
+bench_exec_SRCS := tests/bench/bench_exec.c tests/bench/must.c tests/bench/sample.c
+bench_exec_LIBS := agentclient wire common
+bench_exec_PKGS := libsodium
+$(B)/bench/bench_exec: | $(B)/libexec/pando/pando-agent

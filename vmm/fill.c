@@ -19,7 +19,7 @@
 #endif
 
 /* The others are vmm/track.c's, too. */
-const unsigned long fill_ioctl_numbers[] = {USERFAULTFD_IOC_NEW, UFFDIO_UNREGISTER};
+const unsigned long fill_ioctl_numbers[] = {USERFAULTFD_IOC_NEW};
 const size_t fill_n_ioctl_numbers =
 	sizeof(fill_ioctl_numbers) / sizeof(*fill_ioctl_numbers);
 

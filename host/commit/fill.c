@@ -17,6 +17,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/memfd.h"
 #include "common/paths.h"
 #include "common/wire/fill_wire.h"
 #include "host/vmmproc/launch.h"
@@ -483,6 +484,9 @@ fill_start(struct store *s, const struct store_tree *memory, const struct fill_h
 
 	if (device < 0)
 		r = err_set(e, -EOPNOTSUPP, FILL_DEVICE ": %s", strerror(errno));
+	else if (memfd_takes_huge_pages())
+		r = err_set(e, -EOPNOTSUPP,
+			MEMFD_HUGE_SETTING " has memory be there that was not filled");
 	else if (!(f = calloc(1, sizeof(*f))))
 		r = err_set(e, -ENOMEM, "out of memory");
 	if (!f) {

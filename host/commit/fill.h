@@ -7,8 +7,9 @@
  * A pandod that ends after the plan was told costs the VMs nothing: pando-fill goes on. One that
  * ends before had not made their rows yet (fill_wait_planned()), so that they are undone.
  *
- * /dev/userfaultfd (Linux 6.1) is what it needs. Where that cannot be opened fill_start()
- * says -EOPNOTSUPP, and the memory is made as a whole first.
+ * /dev/userfaultfd (Linux 6.1) is what it needs, and memfds that are filled page by page
+ * (common/memfd.h). Where one of them is not so fill_start() says -EOPNOTSUPP, and the memory is
+ * made as a whole first.
  */
 #ifndef PANDO_HOST_COMMIT_FILL_H
 #define PANDO_HOST_COMMIT_FILL_H

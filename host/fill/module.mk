@@ -2,19 +2,19 @@
 FILL_SRCS := host/fill/fill_serve.c host/fill/fill_page.c host/fill/fill_seal.c
 PROGRAMS += pando-fill
 pando-fill_SRCS := host/fill/fill_main.c $(FILL_SRCS)
-pando-fill_LIBS := store common
+pando-fill_LIBS := store sandbox common
 pando-fill_PKGS := libsodium libzstd libseccomp
 pando-fill_DIR := libexec/pando
 
 UNIT_TESTS += test_fill
 test_fill_SRCS := tests/unit/test_fill.c tests/unit/store_help.c host/fill/fill_page.c
-test_fill_LIBS := store vmmcore vmmdev vmmdisk wire common
+test_fill_LIBS := store vmmcore vmmdev vmmdisk wire sandbox common
 test_fill_PKGS := cmocka libsodium libzstd sqlite3 libseccomp
 
 # The process itself, as pandod and VMMs see it.
 UNIT_TESTS += test_fill_process
 test_fill_process_SRCS := tests/unit/test_fill_process.c tests/unit/store_help.c host/fill/fill_seal.c
-test_fill_process_LIBS := pandovm store wire common
+test_fill_process_LIBS := pandovm store wire sandbox common
 test_fill_process_PKGS := cmocka libsodium libzstd sqlite3 libseccomp
 $(B)/tests/test_fill_process: | $(B)/libexec/pando/pando-fill
 
