@@ -8,6 +8,7 @@ common_SRCS := \
 	common/toml.c \
 	common/toml_scalar.c \
 	common/env.c \
+	common/memfd.c \
 	common/text.c \
 	common/utf8.c \
 	common/paths.c \
@@ -31,3 +32,8 @@ wire_SRCS := \
 LIBRARIES += systemdjobs
 systemdjobs_SRCS := common/systemd.c
 systemdjobs_PKGS := libsystemd
+
+# Rights and system calls given up, for those that link libseccomp.
+LIBRARIES += sandbox
+sandbox_SRCS := common/sandbox.c
+sandbox_PKGS := libseccomp

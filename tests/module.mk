@@ -1,14 +1,15 @@
 # tests
 include deps.mk
 
-UNIT_TESTS += test_err test_io test_json test_log test_toml test_userns
+UNIT_TESTS += test_err test_io test_json test_log test_memfd test_toml test_userns
 test_err_SRCS := tests/unit/test_err.c
 test_io_SRCS := tests/unit/test_io.c
 test_json_SRCS := tests/unit/test_json.c
 test_log_SRCS := tests/unit/test_log.c
+test_memfd_SRCS := tests/unit/test_memfd.c
 test_toml_SRCS := tests/unit/test_toml.c
 test_userns_SRCS := tests/unit/test_userns.c
-$(foreach t,test_err test_io test_json test_log test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
+$(foreach t,test_err test_io test_json test_log test_memfd test_toml test_userns,$(eval $(t)_LIBS := wire common)$(eval $(t)_PKGS := cmocka))
 
 # A script: what folders include from each other, and whose files call each other in circles.
 UNIT_SCRIPTS += test_rooms
@@ -118,12 +119,12 @@ $(foreach t,$(KVM_TESTS_OF_OURS),$(eval $(t)_LIBS := kvmdriver vmmdisk wire comm
 # The VMM's code in the test's own process.
 KVM_TESTS += test_kvm_cpu
 test_kvm_cpu_SRCS := tests/kvm/test_kvm_cpu.c
-test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk wire common
+test_kvm_cpu_LIBS := vmmcore vmmdev vmmdisk wire sandbox common
 test_kvm_cpu_PKGS := cmocka libseccomp
 # pandod's commits, on the shipped VMM.
 KVM_TESTS += test_kvm_commit
 test_kvm_commit_SRCS := tests/kvm/test_kvm_commit.c
-test_kvm_commit_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+test_kvm_commit_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire sandbox common
 test_kvm_commit_PKGS := cmocka sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/tests/test_kvm_commit: | $(TINY)
 # Their guest and the VMM are part of them.
@@ -156,7 +157,7 @@ bench_commit_SRCS := tests/bench/bench_commit.c
 bench_restore_SRCS := tests/bench/bench_restore.c
 define bench_of_vms
 $(1)_SRCS += tests/bench/bench.c tests/bench/must.c tests/bench/sample.c tests/kvm/console_line.c
-$(1)_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire common
+$(1)_LIBS := pandocommit pandovm agentclient vmmcore vmmdev vmmdisk store systemdjobs kvmprobe wire sandbox common
 $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef

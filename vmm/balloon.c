@@ -248,6 +248,16 @@ forget_statistics(struct balloon *b)
 		atomic_store(&b->stats[i], UINT64_MAX);
 }
 
+static void
+balloon_queue_off(struct virtio_dev *dev, unsigned queue)
+{
+	struct balloon *b = of(dev);
+
+	b->skip = 0;
+	if (kind_of(b, queue) == STATISTICS)
+		b->has_stats_chain = false;
+}
+
 /* What is in it is the driver's again: it comes back by being touched. */
 static void
 balloon_reset(struct virtio_dev *dev)
@@ -272,6 +282,7 @@ static const struct virtio_ops balloon_ops = {
 	.config = balloon_config,
 	.config_write = balloon_config_write,
 	.notify = balloon_notify,
+	.queue_off = balloon_queue_off,
 	.reset = balloon_reset,
 };
 
@@ -361,5 +372,7 @@ balloon_load(struct balloon *b, struct blob_in *in, struct err *e)
 		return err_set(e, -EBADMSG, "the state of the balloon has a flag that cannot be");
 	b->has_stats_chain = has_chain;
 	b->skip = 0;
+	/* In a VM that is reset they are of another life. */
+	forget_statistics(b);
 	return 0;
 }

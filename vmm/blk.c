@@ -14,13 +14,17 @@
 #define QUEUE_SIZE 128
 #define SIZE_MAX_BYTES \
 	(128u << 10) /* of one buffer: all of a chain fit BLK_REQUEST_MAX */
-#define RANGE_SECTORS_MAX (1u << 22) /* 2 GiB in one discard range: milliseconds */
+#define RANGE_SECTORS_MAX (1u << 22) /* 2 GiB in one discard range */
 #define RANGES_MAX 32
 #define SECTORS_PER_BLOCK (SEGMENT_BLOCK / BLK_SECTOR)
 _Static_assert(SIZE_MAX_BYTES *(QUEUE_SIZE - 2) <= BLK_REQUEST_MAX,
 	"no request of a driver that keeps to the limits is too large");
 #define IOVS 64		      /* in one system call */
 #define TURN_BYTES (4u << 20) /* after which a turn ends; one request may exceed it */
+/* Of discard and write-zeroes: one piece, between two looks at `stop`, and a turn. */
+#define PIECE_BLOCKS (1u << 16)
+#define PIECE_PLACES 256u /* of the own segment that are emptied, or blocks written out */
+#define TURN_PLACES 1024u
 #define ROOM_BYTES (1u << 20) /* that a full disk must have before the guest goes on */
 
 static unsigned
@@ -267,6 +271,7 @@ write_zero_blocks(struct blk *blk, uint64_t block, uint64_t n)
 		r = write_blocks(blk, block, run, &c);
 		if (r)
 			return r;
+		blk->zeroed_bytes += run * SEGMENT_BLOCK;
 	}
 	return 0;
 }
@@ -337,29 +342,48 @@ zero_part(struct blk *blk, uint64_t offset, uint64_t n)
 
 	if (n == 0 || reads_zero(blk, offset / SEGMENT_BLOCK))
 		return 0;
+	blk->zeroed_bytes += SEGMENT_BLOCK;
 	return write_part(blk, offset, n, &c);
 }
 
-static int
-zero_range(struct blk *blk, uint64_t offset, uint64_t len, bool hint)
+/* How many blocks from `block` on, of n, are one piece. *places counts what it costs. */
+static uint64_t
+zero_piece(const struct blk *blk, uint64_t block, uint64_t n, bool hint, unsigned *places)
 {
-	uint64_t in = offset % SEGMENT_BLOCK;
-	uint64_t head = in ? SEGMENT_BLOCK - in : 0, tail;
+	const uint64_t *entries = blk->map.entries;
+	const bool written_out = !hint && blk->index_records >= blk->index_limit;
+	uint64_t i;
+	unsigned k = 1;
+
+	n = n < PIECE_BLOCKS ? n : PIECE_BLOCKS;
+	for (i = 1; i < n && k < PIECE_PLACES; i++)
+		k += written_out || (blockmap_segment(entries[block + i]) == (int)own(blk) &&
+					    entries[block + i] != entries[block + i - 1] + 1);
+	*places += k;
+	return i;
+}
+
+/* Bytes at offset become zeroes, of len one piece. Returns its bytes; hint: a discard, which may
+ * leave ragged ends. */
+static int
+zero_some(struct blk *blk, uint64_t offset, uint64_t len, bool hint, unsigned *places)
+{
+	const uint64_t in = offset % SEGMENT_BLOCK, block = offset / SEGMENT_BLOCK;
+	uint64_t n;
 	int r;
 
-	if (head > len)
-		head = len;
-	tail = (len - head) % SEGMENT_BLOCK;
-	if (!hint) { /* a discard may leave its ragged ends */
-		r = zero_part(blk, offset, head);
-		if (r == 0)
-			r = zero_part(blk, offset + len - tail, tail);
-		if (r)
-			return r;
+	if (in || len < SEGMENT_BLOCK) {
+		n = SEGMENT_BLOCK - in < len ? SEGMENT_BLOCK - in : len;
+		++*places;
+		r = hint ? 0 : zero_part(blk, offset, n);
+	} else {
+		n = zero_piece(blk, block, len / SEGMENT_BLOCK, hint, places);
+		r = zero_blocks(blk, block, n, hint);
+		n *= SEGMENT_BLOCK;
 	}
-	return zero_blocks(blk, (offset + head) / SEGMENT_BLOCK,
-		(len - head - tail) / SEGMENT_BLOCK, hint);
+	return r < 0 ? r : (int)n;
 }
+_Static_assert(PIECE_BLOCKS *(uint64_t)SEGMENT_BLOCK <= INT32_MAX, "a piece's bytes are an int");
 
 static bool
 within_disk(const struct blk *blk, uint64_t sector, uint64_t sectors)
@@ -367,27 +391,44 @@ within_disk(const struct blk *blk, uint64_t sector, uint64_t sectors)
 	return sector <= blk->config.capacity && sectors <= blk->config.capacity - sector;
 }
 
-/* -EOPNOTSUPP is the guest's S_UNSUPP, any other error S_IOERR. */
+#define LATE 1 /* answered when all that was written is durable */
+#define LEFT 2 /* gone on with in the next turn */
+
+/* One turn of it: LEFT, or as handle_request(). */
 static int
 handle_ranges(struct blk *blk, struct virtq_cursor *out, bool discard)
 {
 	const uint32_t flags = discard ? 0 : VIRTIO_BLK_RANGE_UNMAP;
 	struct virtio_blk_range range;
+	uint64_t at = 0; /* in all ranges */
+	unsigned places = 0;
 	int r;
 
 	if (out->left == 0 || out->left % sizeof(range) ||
 		out->left / sizeof(range) > RANGES_MAX)
 		return -EINVAL;
 	while (virtq_copy_from(out, &range, sizeof(range)) == sizeof(range)) {
+		const uint64_t offset = range.sector * BLK_SECTOR,
+			       len = (uint64_t)range.sectors * BLK_SECTOR;
+		uint64_t off = 0;
+
 		if (range.flags & ~flags)
 			return -EOPNOTSUPP;
 		if (range.sectors > RANGE_SECTORS_MAX ||
 			!within_disk(blk, range.sector, range.sectors))
 			return -EINVAL;
-		r = zero_range(blk, range.sector * BLK_SECTOR,
-			(uint64_t)range.sectors * BLK_SECTOR, discard);
-		if (r)
-			return r;
+		if (blk->skip > at)
+			off = blk->skip - at < len ? blk->skip - at : len;
+		for (; off < len; off += (uint64_t)r) {
+			if (places >= TURN_PLACES || virtio_dev_stopping(&blk->dev)) {
+				blk->skip = at + off;
+				return LEFT;
+			}
+			r = zero_some(blk, offset + off, len - off, discard, &places);
+			if (r < 0)
+				return r;
+		}
+		at += len;
 	}
 	return 0;
 }
@@ -411,8 +452,6 @@ handle_data(struct blk *blk, uint64_t sector, struct virtq_cursor *c, uint64_t l
 	return 0;
 }
 
-#define LATE 1 /* answered when all that was written is durable */
-
 /* The host has no room, and somebody is there to wait for it. */
 static bool
 waits_for_room(const struct blk *blk, int r)
@@ -420,7 +459,7 @@ waits_for_room(const struct blk *blk, int r)
 	return (r == -ENOSPC || r == -EDQUOT) && blk->teller.tell;
 }
 
-/* 0, LATE, or a negative errno. */
+/* 0, LATE, LEFT, or a negative errno: -EOPNOTSUPP is the guest's S_UNSUPP, any other S_IOERR. */
 static int
 handle_request(struct blk *blk, const struct virtio_blk_req *req,
 	struct virtq_cursor *out, struct virtq_cursor *in)
@@ -472,6 +511,12 @@ handle_chain(struct blk *blk, struct virtq *q, const struct virtq_chain *c)
 	if (virtq_copy_from(&out, &req, sizeof(req)) != sizeof(req))
 		return "a request is shorter than its header";
 	r = handle_request(blk, &req, &out, &in);
+	if (r == LEFT) {
+		virtq_unpop(q, 1);
+		blk->is_left = true;
+		return NULL;
+	}
+	blk->skip = 0;
 	if (r == LATE) {
 		blk_late_add(blk, c);
 		return NULL;
@@ -548,13 +593,19 @@ take_chains(struct blk *blk, struct virtq *q, bool *ret_more)
 				break;
 			taken++;
 			bytes += c->in_bytes + c->out_bytes;
+			blk->zeroed_bytes = 0;
+			why = handle_chain(blk, q, c);
 			if (blk_limit_is_set(&blk->limit))
 				blk_limit_charge(&blk->limit, io_now_ns(),
-					c->in_bytes + c->out_bytes);
-			why = handle_chain(blk, q, c);
+					c->in_bytes + c->out_bytes + blk->zeroed_bytes);
 			if (why) {
 				q->why = why;
 				return -EBADMSG;
+			}
+			if (blk->is_left) {
+				blk->is_left = false;
+				*ret_more = true;
+				return 0;
 			}
 		}
 		r = virtq_arm_notify(q, blk->dev.mem);
@@ -589,8 +640,16 @@ blk_reset(struct virtio_dev *dev)
 	struct blk *blk = (struct blk *)dev;
 
 	blk_late_forget(blk);
+	blk->skip = 0;
 	atomic_store(&blk->full, 0);
 	atomic_store(&blk->due_ns, 0);
+}
+
+static void
+blk_queue_off(struct virtio_dev *dev, unsigned queue)
+{
+	(void)queue; /* there is one */
+	blk_reset(dev);
 }
 
 static const void *
@@ -610,6 +669,7 @@ static const struct virtio_ops blk_ops = {
 	.queue_size = {QUEUE_SIZE},
 	.config = blk_config,
 	.notify = blk_notify,
+	.queue_off = blk_queue_off,
 	.reset = blk_reset,
 };
 
@@ -754,6 +814,8 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 		(r = blk_check_segment(seg, e)) ||
 		(r = blockmap_grow(&blk->map, disk_mib, e)))
 		return r;
+	/* In a VM that is reset a flush may be under way, of the disk that was. */
+	virtio_dev_lock(&blk->dev);
 	blk->base_fd = base_fd;
 	blk->base_bytes = base_bytes;
 	blk->n_segments = 1;
@@ -761,6 +823,7 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	memset(blk->live, 0, sizeof(blk->live));
 	begin_segment(blk, seg);
 	apply_size(blk, disk_mib);
+	virtio_dev_unlock(&blk->dev);
 	return 0;
 }
 
@@ -839,18 +902,21 @@ blk_save(struct blk *blk, struct blob_out *out)
 int
 blk_load(struct blk *blk, uint64_t saved_mib, struct blob_in *in, struct err *e)
 {
-	int r = virtio_dev_load(&blk->dev, in, e);
+	int r;
 
-	if (r)
-		return r;
-	if (saved_mib > blk_disk_mib(blk))
-		return err_set(e, -EINVAL,
+	virtio_dev_lock(&blk->dev); /* as in blk_attach() */
+	r = virtio_dev_load(&blk->dev, in, e);
+	if (r == 0 && saved_mib > blk_disk_mib(blk))
+		r = err_set(e, -EINVAL,
 			"disk of %" PRIu64 " MiB: it was %" PRIu64
 			" MiB when the state was taken, and disks only grow",
 			blk_disk_mib(blk), saved_mib);
-	if (saved_mib < blk_disk_mib(blk))
+	if (r == 0 && saved_mib < blk_disk_mib(blk))
 		virtio_dev_config_changed(&blk->dev);
-	return blk_late_load(blk, in, e);
+	if (r == 0)
+		r = blk_late_load(blk, in, e);
+	virtio_dev_unlock(&blk->dev);
+	return r;
 }
 
 void
@@ -884,6 +950,7 @@ blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX])
 	give(blk, ret_fds, &n, &blk->write_index_fd);
 	give(blk, ret_fds, &n, &blk->base_fd);
 	blk_late_forget(blk);
+	blk->skip = 0;
 	blk_try_again(blk);
 	atomic_store(&blk->due_ns, 0);
 	blk->n_segments = 0;

@@ -16,7 +16,10 @@
  * record, keep the block's place in the own segment for its next write, and punch a hole
  * there. So that discarding and writing in turn cannot grow the index for ever, a segment
  * whose index holds BLK_INDEX_RECORDS_MAX(blocks) records ignores further discards (they are
- * hints) and carries out write-zeroes by writing zeroes.
+ * hints) and carries out write-zeroes by writing zeroes. A request of many ranges, of what was
+ * written here and there, is work of seconds: it is done piece by piece, between which the device
+ * looks whether the VM is to stop, and put back into the queue at the end of a turn (`skip` says
+ * how far it is). Each turn is an operation for the limits, and zeroes that are written count.
  *
  * FLUSH: fdatasync of the data, then of the index, of every segment that has something
  * unsynced, also those a cut closed; by a thread of its own (vmm/blk_flush.h), while the guest
@@ -201,6 +204,9 @@ struct blk {
 	struct blk_limit limit;
 	_Atomic uint64_t due_ns; /* when the queue goes on; 0: it does not wait */
 	struct blk_stats stats;
+	uint64_t skip;		      /* bytes of the next chain's ranges that are zeroed */
+	bool is_left;		      /* the turn ended in the middle of a chain */
+	uint64_t zeroed_bytes;	      /* that the last chain had written out */
 	struct virtq_chain chain;     /* scratch */
 	uint8_t block[SEGMENT_BLOCK]; /* scratch of partial writes */
 };

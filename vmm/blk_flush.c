@@ -244,8 +244,10 @@ blk_round(struct blk *blk)
 		if (blk->segments[i].written != blk->segments[i].synced)
 			r = sync_unlocked(blk, i);
 	f->running = false;
-	/* None, when the device was reset meanwhile. */
-	note_result(blk, f->n_round, r);
+	/* None, when the device was reset meanwhile. What it has now may be of another state, with
+	 * answers of its own. */
+	if (f->n_round)
+		note_result(blk, f->n_round, r);
 	f->n_round = 0;
 	more = !virtio_dev_stopping(&blk->dev);
 	if (more) {
@@ -278,12 +280,14 @@ blk_late_save(const struct blk *blk, struct blob_out *out)
 	}
 }
 
-/* The chains are read anew, from the memory that came with the state. */
+/* The chains are read anew, from the memory that came with the state. Where one is none any more,
+ * its driver broke the device, which serves nothing until it is reset. */
 int
 blk_late_load(struct blk *blk, struct blob_in *in, struct err *e)
 {
 	struct blk_flush *f = &blk->flush;
 	struct virtq *q = &blk->dev.queues[0];
+	const char *why = NULL;
 	uint32_t n;
 
 	blk_late_forget(blk);
@@ -299,19 +303,22 @@ blk_late_load(struct blk *blk, struct blob_in *in, struct err *e)
 		const uint8_t answer = blob_get_u8(in), pad = blob_get_u8(in);
 
 		if (in->bad || pad || (answer != NOT_YET && answer > VIRTIO_BLK_S_IOERR) ||
-			(answer != NOT_YET && f->n_done < i))
+			(answer != NOT_YET && f->n_done < i) || head >= q->size)
 			return err_set(e, -EBADMSG,
 				"the state of the disk has a flush under way that cannot be");
 		if (virtq_chain_at(q, blk->dev.mem, head, &blk->chain))
-			return err_set(
-				e, -EBADMSG, "the state of the disk, a flush under way: %s", q->why);
-		if (blk->chain.in_bytes == 0)
-			return err_set(e, -EBADMSG,
-				"the state of the disk has a flush under way without room for its status");
-		note_late(blk, &blk->chain);
+			why = q->why;
+		else if (blk->chain.in_bytes == 0)
+			why = "a flush lost the place of its status";
+		else
+			note_late(blk, &blk->chain);
 		f->late[i].answer = answer;
 		if (answer != NOT_YET)
 			f->n_done++;
+	}
+	if (why) {
+		blk_late_forget(blk);
+		virtio_dev_break(&blk->dev, why);
 	}
 	return 0;
 }

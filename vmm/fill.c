@@ -19,7 +19,7 @@
 #endif
 
 /* The others are vmm/track.c's, too. */
-const unsigned long fill_ioctl_numbers[] = {USERFAULTFD_IOC_NEW, UFFDIO_UNREGISTER};
+const unsigned long fill_ioctl_numbers[] = {USERFAULTFD_IOC_NEW};
 const size_t fill_n_ioctl_numbers =
 	sizeof(fill_ioctl_numbers) / sizeof(*fill_ioctl_numbers);
 
@@ -94,7 +94,9 @@ receive(struct fill *f, const struct guest_mem *m, int flags, struct err *e)
 		return err_set(e, -EPROTO, "the process that fills its memory sent no message");
 	msg.msg[sizeof(msg.msg) - 1] = '\0';
 	if (msg.error)
-		return err_set(e, msg.error < 0 ? msg.error : -EIO, "%s", msg.msg);
+		return err_set(e, msg.error < 0 ? msg.error : -EIO, "%s",
+			msg.msg[0] ? msg.msg
+				   : "the process that fills its memory failed without a reason");
 	f->has_failed = false;
 	end(f, m);
 	return 0;

@@ -111,6 +111,7 @@ kvm_read_caps(int kvm_fd, struct kvm_caps *ret, struct err *e)
 	c.pmu_capability =
 		extension(kvm_fd, KVM_CAP_PMU_CAPABILITY) & KVM_PMU_CAP_DISABLE;
 	c.exception_payload = extension(kvm_fd, KVM_CAP_EXCEPTION_PAYLOAD);
+	c.mce_banks = (unsigned)extension(kvm_fd, KVM_CAP_MCE);
 	r = extension(kvm_fd, KVM_CAP_SYNC_REGS);
 	c.sync_regs = (r & KVM_SYNC_X86_VALID_FIELDS) == KVM_SYNC_X86_VALID_FIELDS
 			      ? KVM_SYNC_X86_VALID_FIELDS

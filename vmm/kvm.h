@@ -72,6 +72,7 @@ struct kvm_caps {
 	bool msr_features; /* KVM_GET_MSR_FEATURE_INDEX_LIST */
 	bool pmu_capability;
 	bool exception_payload;
+	unsigned mce_banks; /* that a vCPU has unless it is told otherwise */
 	uint64_t sync_regs; /* KVM_SYNC_X86_*: all of registers, special registers and
 			       events, or 0 */
 };

@@ -67,7 +67,7 @@ vmmcore_PKGS := libseccomp
 
 PROGRAMS += pando-vmm
 pando-vmm_SRCS := vmm/main.c
-pando-vmm_LIBS := vmmcore vmmdev vmmdisk wire common
+pando-vmm_LIBS := vmmcore vmmdev vmmdisk wire sandbox common
 pando-vmm_PKGS := libseccomp
 pando-vmm_DIR := libexec/pando
 # Every mapping that a fork copies costs it time, and again for each ancestor: one file instead of four.
@@ -100,7 +100,7 @@ MACHINE_TESTS := test_memory test_giveback test_mappings test_track test_ioapic 
 UNIT_TESTS += $(MACHINE_TESTS)
 define machine_test
 $(1)_SRCS := tests/unit/$(1).c
-$(1)_LIBS := vmmcore vmmdev vmmdisk wire common
+$(1)_LIBS := vmmcore vmmdev vmmdisk wire sandbox common
 $(1)_PKGS := cmocka libseccomp
 endef
 $(foreach t,$(MACHINE_TESTS),$(eval $(call machine_test,$(t))))
@@ -114,9 +114,14 @@ fuzz_vsock_SRCS := tests/fuzz/fuzz_vsock.c $(FUZZED_DEVICES)
 fuzz_vsock_LDLIBS := -Wl,--wrap=io_now_ns
 fuzz_vsock_CORPUS := tests/fuzz/corpus/vsock
 
+UNIT_TESTS += test_full_disk
+test_full_disk_SRCS := tests/unit/test_full_disk.c tests/unit/snapshot_vm.c
+test_full_disk_LIBS := vmmcore vmmdev vmmdisk wire common
+test_full_disk_PKGS := cmocka libseccomp
+
 UNIT_TESTS += test_snapshot
 test_snapshot_SRCS := tests/unit/test_snapshot.c tests/unit/snapshot_vm.c
-test_snapshot_LIBS := vmmcore vmmdev vmmdisk wire common
+test_snapshot_LIBS := vmmcore vmmdev vmmdisk wire sandbox common
 test_snapshot_PKGS := cmocka libseccomp
 
 FUZZERS += fuzz_snapshot

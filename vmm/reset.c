@@ -19,7 +19,8 @@
  * guest wrote into a page table since. Only the deletion of a memory slot drops them all; a slot of
  * one page is made for that (SHADOW_SLOT).
  *
- * vCPUs. Nothing of before may stay in them: see reset_vcpus(). One that cannot forget (it has
+ * vCPUs. Nothing of before may stay in them: see reset_vcpus(), and state_forget_banks() for what
+ * KVM has and names in no list. One that cannot forget (it has
  * another CPUID, feature MSRs that KVM does not change after the first KVM_RUN, or MSRs that the
  * state has not) is made once more, with its VM: milliseconds, and rare.
  *
@@ -199,6 +200,8 @@ reset_vcpus(struct vm *vm, bool no_shadows, struct err *e)
 		struct vcpu *v = &vm->vcpus[i];
 
 		r = take_pending(vm, v, e);
+		if (r == 0)
+			r = state_forget_banks(&v->state, &vm->caps, e);
 		/* Valid, whatever a blob says: what is not there is cleared. */
 		v->state.events.flags |=
 			KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
@@ -400,7 +403,10 @@ check(struct vm *vm, struct job *job, struct err *e)
 			(unsigned long long)s->config.disk_mib,
 			(unsigned long long)mem_mib, vm->n_vcpus,
 			(unsigned long long)m->disk_mib);
-	return snapshot_load_cpuid(s, vm, &job->cpuid_changed, e);
+	r = snapshot_load_cpuid(s, vm, &job->cpuid_changed, e);
+	if (r == 0 && same) /* its own pages are asked for, in the pause */
+		track_unwatch(&vm->track, &vm->mem);
+	return r;
 }
 
 static void

@@ -2,25 +2,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
-#include <malloc.h>
 #include <sched.h>
-#include <seccomp.h>
 #include <signal.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include "common/cleanup.h"
-#include "common/io.h"
 #include "common/log.h"
-#include "common/userns.h"
+#include "common/sandbox.h"
 #include "vmm/blk.h"
 #include "vmm/fill.h"
 #include "vmm/kvm.h"
@@ -30,12 +20,6 @@
 /* Two for each disk segment, one for each vsock connection, and the few of the VM itself.
  */
 #define DESCRIPTORS_MAX (2 * BLK_SEGMENTS_MAX + VSOCK_CONNS_MAX + 128)
-
-#ifdef PANDO_SAN
-#define UNDER_SANITIZER 1
-#else
-#define UNDER_SANITIZER 0
-#endif
 
 static int
 set_limits(struct err *e)
@@ -71,81 +55,17 @@ set_signals(void)
 	signal(SIGHUP, SIG_IGN);
 }
 
-/* An empty, read-only root: even a call that slipped through the filter would find no
- * file. */
-static int
-empty_root(void)
-{
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-		mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
-			"size=4k,mode=0500") < 0 ||
-		chdir("/tmp") < 0)
-		return -errno;
-	/* The old root is stacked on the new one's mount point and taken away. */
-	if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
-		chdir("/") < 0)
-		return -errno;
-	if (mount(NULL, "/", NULL,
-		    MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
-		    NULL) < 0)
-		return -errno;
-	return 0;
-}
-
-static int
-drop_capabilities(struct err *e)
-{
-	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct none[2] = {{0}};
-
-	int cap = 0;
-
-	while (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0)
-		cap++;
-	/* EINVAL: the kernel knows no more. EPERM: without CAP_SETPCAP none can be dropped. */
-	if (errno != EINVAL && errno != EPERM)
-		return err_sys(e, -errno, "dropping capability %d", cap);
-	if (syscall(SYS_capset, &head, none) < 0)
-		return err_sys(e, -errno, "dropping all capabilities");
-	return 0;
-}
-
 int
 seal_surroundings(struct err *e)
 {
-	const int others = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
-	struct err why;
-	int no_userns, r;
+	struct err less;
+	int r;
 
 	set_signals();
-	if ((r = set_limits(e)) < 0)
+	if ((r = set_limits(e)) < 0 || (r = sandbox_leave_host(&less, e)) < 0)
 		return r;
-	no_userns = userns_enter(&why);
-	if (unshare(others) < 0) {
-		if (no_userns == 0)
-			err_sys(&why, -errno, "unshare");
-		log_info(
-			"this host allows no namespaces to this user (%s): the VM shares the host's; the system call filter still holds",
-			why.msg);
-		goto out;
-	}
-	if (no_userns < 0)
-		log_info(
-			"this host allows no user namespace (%s): mount, network, IPC and UTS namespaces only",
-			why.msg);
-	if (!UNDER_SANITIZER) { /* whose reports want /proc */
-		r = empty_root();
-		if (r < 0)
-			log_info(
-				"the root folder could not be emptied: %s", strerror(-r));
-	}
-out:
-	if ((r = drop_capabilities(e)) < 0)
-		return r;
-	/* Nobody of this user may trace the process or read its memory: that is guest
-	 * memory. */
-	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
-		return err_sys(e, -errno, "PR_SET_DUMPABLE");
+	if (less.code)
+		log_info("%s", less.msg);
 	return 0;
 }
 
@@ -166,12 +86,7 @@ seal_let_nobody_read(void)
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* cannot fail with these arguments */
 }
 
-struct rule {
-	int call;
-	const char *reason;
-};
-
-static const struct rule rules[] = {
+static const struct sandbox_rule rules[] = {
 	{SCMP_SYS(read), "eventfds"},
 	{SCMP_SYS(write), "log lines, eventfds, clear_refs"},
 	{SCMP_SYS(readv), "vsock: host to guest"},
@@ -217,137 +132,64 @@ static const struct rule rules[] = {
 		"a call that a stopped and continued process goes on with"},
 	{SCMP_SYS(exit), "a thread's end"},
 	{SCMP_SYS(exit_group), "the VM's end"},
-#ifdef PANDO_SAN
-	{SCMP_SYS(open), "sanitizer reports"},
-	{SCMP_SYS(openat), "sanitizer reports"},
-	{SCMP_SYS(readlink), "sanitizer reports"},
-	{SCMP_SYS(readlinkat), "sanitizer reports"},
-	{SCMP_SYS(getppid), "sanitizer reports"},
-	{SCMP_SYS(prctl), "sanitizer threads"},
-	{SCMP_SYS(sigaltstack), "sanitizer threads"},
-	{SCMP_SYS(sched_getaffinity), "sanitizer threads"},
-	{SCMP_SYS(mremap), "sanitizer allocator"},
-	{SCMP_SYS(mprotect), "sanitizer allocator"},
-	{SCMP_SYS(mmap), "sanitizer allocator"},
-	{SCMP_SYS(madvise), "sanitizer allocator"},
-	{SCMP_SYS(pipe2), "UBSan asks whether an address can be read"},
-	{SCMP_SYS(prlimit64), "sanitizer threads"},
-	{SCMP_SYS(clone3), "LeakSanitizer"},
-	{SCMP_SYS(wait4), "sanitizer reports"},
-	{SCMP_SYS(getdents64), "sanitizer reports"},
-	{SCMP_SYS(fcntl), "sanitizer reports: where programs' lines are"},
-	{SCMP_SYS(ioctl), "sanitizer reports ask whether they go to a terminal"},
-#endif
 };
-
-static struct scmp_arg_cmp
-equals(unsigned arg, uint64_t value)
-{
-	return (struct scmp_arg_cmp){.arg = arg, .op = SCMP_CMP_EQ, .datum_a = value};
-}
-
-static struct scmp_arg_cmp
-masked(unsigned arg, uint64_t mask, uint64_t value)
-{
-	return (struct scmp_arg_cmp){
-		.arg = arg, .op = SCMP_CMP_MASKED_EQ, .datum_a = mask, .datum_b = value};
-}
-
-/* Rules that look at one argument. */
-struct arg_rule {
-	int call;
-	struct scmp_arg_cmp arg;
-};
-
-static int
-add_arg_rules(scmp_filter_ctx ctx)
-{
-	/* What glibc's fork() and pthread_create() ask of clone, exactly. */
-	const uint64_t fork_flags = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD;
-	const uint64_t thread_flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM |
-				      CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS |
-				      CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
-	const struct arg_rule arg_rules[] = {
-		/* Branches and vCPU threads; no namespaces, no sharing of anything else.
-		 */
-		{SCMP_SYS(clone), equals(0, fork_flags)},
-		{SCMP_SYS(clone), equals(0, thread_flags)},
-		/* The first thread: glibc's handler for its own signal SIGSETXID. */
-		{SCMP_SYS(rt_sigaction), equals(0, 33)},
-		/* The signal that parks vCPUs, and abort()'s. */
-		{SCMP_SYS(tgkill), equals(2, SIGUSR1)},
-		{SCMP_SYS(tgkill), equals(2, SIGABRT)},
-		/* Of two, the one whose guest waits goes on first. */
-		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_BATCH)},
-		{SCMP_SYS(sched_setscheduler), equals(1, SCHED_OTHER)},
-		/* A frozen fork's memory is read by its user's daemon. */
-		{SCMP_SYS(prctl), equals(0, PR_SET_DUMPABLE)},
-		{SCMP_SYS(prctl), equals(0, PR_SET_PTRACER)},
-		/* A forked VM's changed pages: one that no fault in the kernel waits for. */
-		{SCMP_SYS(userfaultfd), equals(0, TRACK_UFFD_FLAGS)},
-		/* Non-blocking sockets. */
-		{SCMP_SYS(fcntl), equals(1, F_GETFL)},
-		{SCMP_SYS(fcntl), equals(1, F_SETFL)},
-		/* Who is adopting us. */
-		{SCMP_SYS(getsockopt), equals(2, SO_PEERCRED)},
-#ifdef PANDO_SAN
-		{SCMP_SYS(rt_sigaction), masked(0, 0, 0)},
-#else
-		/* Thread stacks, consoles, run pages, memory images, the stack's guard
-		   page, a block map that grows: nothing that can be executed. */
-		{SCMP_SYS(mmap), masked(2, PROT_EXEC, 0)},
-		{SCMP_SYS(mprotect), masked(2, PROT_EXEC, 0)},
-		/* Pages that children do not get; rings and stacks given back. */
-		{SCMP_SYS(madvise), equals(2, MADV_DONTFORK)},
-		{SCMP_SYS(madvise), equals(2, MADV_DONTNEED)},
-		{SCMP_SYS(madvise), equals(2, MADV_FREE)},
-		/* What went back to the host over a commit's image takes no huge pages. */
-		{SCMP_SYS(madvise), equals(2, MADV_NOHUGEPAGE)},
-		/* A branch moves its own memory into mappings without ancestors. */
-		{SCMP_SYS(mremap), equals(3, MREMAP_MAYMOVE | MREMAP_FIXED)},
-		/* A branch maps its program at once. */
-		{SCMP_SYS(madvise), equals(2, MADV_POPULATE_READ)},
-#endif
-	};
-	int r = 0;
-
-	for (size_t i = 0; i < sizeof(arg_rules) / sizeof(*arg_rules) && r == 0; i++)
-		r = seccomp_rule_add(
-			ctx, SCMP_ACT_ALLOW, arg_rules[i].call, 1, arg_rules[i].arg);
-	for (size_t i = 0; i < kvm_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
-		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
-			masked(1, 0xffffffffu, kvm_ioctl_numbers[i]));
-	for (size_t i = 0; i < track_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
-		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
-			masked(1, 0xffffffffu, track_ioctl_numbers[i]));
-	for (size_t i = 0; i < fill_n_ioctl_numbers && r == 0 && !UNDER_SANITIZER; i++)
-		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
-			masked(1, 0xffffffffu, fill_ioctl_numbers[i]));
-	/* clone3's flags lie in memory, where a filter cannot look: glibc falls back to
-	 * clone. */
-	if (r == 0 && !UNDER_SANITIZER)
-		r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-	return r;
-}
 
 int
 seal_calls(struct err *e)
 {
-	scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
-	int r = 0;
+	/* What glibc's fork() asks of clone, exactly. */
+	const uint64_t fork_flags = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD;
+	const struct sandbox_arg_rule arg_rules[] = {
+		/* Branches; no namespaces, no sharing of anything. */
+		{SCMP_SYS(clone), sandbox_equals(0, fork_flags)},
+		/* The first thread: glibc's handler for its own signal SIGSETXID. */
+		{SCMP_SYS(rt_sigaction), sandbox_equals(0, 33)},
+		/* The signal that parks vCPUs, and abort()'s. */
+		{SCMP_SYS(tgkill), sandbox_equals(2, SIGUSR1)},
+		{SCMP_SYS(tgkill), sandbox_equals(2, SIGABRT)},
+		/* Of two, the one whose guest waits goes on first. */
+		{SCMP_SYS(sched_setscheduler), sandbox_equals(1, SCHED_BATCH)},
+		{SCMP_SYS(sched_setscheduler), sandbox_equals(1, SCHED_OTHER)},
+		/* A frozen fork's memory is read by its user's daemon. */
+		{SCMP_SYS(prctl), sandbox_equals(0, PR_SET_DUMPABLE)},
+		{SCMP_SYS(prctl), sandbox_equals(0, PR_SET_PTRACER)},
+		/* A forked VM's changed pages: one that no fault in the kernel waits for. */
+		{SCMP_SYS(userfaultfd), sandbox_equals(0, TRACK_UFFD_FLAGS)},
+		/* Non-blocking sockets. */
+		{SCMP_SYS(fcntl), sandbox_equals(1, F_GETFL)},
+		{SCMP_SYS(fcntl), sandbox_equals(1, F_SETFL)},
+		/* Who is adopting us. */
+		{SCMP_SYS(getsockopt), sandbox_equals(2, SO_PEERCRED)},
+#ifndef PANDO_SAN /* which allows them all */
+		/* Thread stacks, consoles, run pages, memory images, the stack's guard
+		   page, a block map that grows: nothing that can be executed. */
+		{SCMP_SYS(mmap), sandbox_masked(2, PROT_EXEC, 0)},
+		{SCMP_SYS(mprotect), sandbox_masked(2, PROT_EXEC, 0)},
+		/* Pages that children do not get; rings and stacks given back. */
+		{SCMP_SYS(madvise), sandbox_equals(2, MADV_DONTFORK)},
+		{SCMP_SYS(madvise), sandbox_equals(2, MADV_DONTNEED)},
+		{SCMP_SYS(madvise), sandbox_equals(2, MADV_FREE)},
+		/* What went back to the host over a commit's image takes no huge pages. */
+		{SCMP_SYS(madvise), sandbox_equals(2, MADV_NOHUGEPAGE)},
+		/* A branch moves its own memory into mappings without ancestors. */
+		{SCMP_SYS(mremap), sandbox_equals(3, MREMAP_MAYMOVE | MREMAP_FIXED)},
+		/* A branch maps its program at once. */
+		{SCMP_SYS(madvise), sandbox_equals(2, MADV_POPULATE_READ)},
+#endif
+	};
+	const unsigned long *const ioctls[] = {
+		kvm_ioctl_numbers, track_ioctl_numbers, fill_ioctl_numbers};
+	const size_t n_ioctls[] = {
+		kvm_n_ioctl_numbers, track_n_ioctl_numbers, fill_n_ioctl_numbers};
+	const struct sandbox_calls calls = {
+		.rules = rules,
+		.n_rules = sizeof(rules) / sizeof(*rules),
+		.arg_rules = arg_rules,
+		.n_arg_rules = sizeof(arg_rules) / sizeof(*arg_rules),
+		.ioctls = ioctls,
+		.n_ioctls = n_ioctls,
+		.n_ioctl_tables = sizeof(ioctls) / sizeof(*ioctls),
+	};
 
-	if (!ctx)
-		return err_set(e, -ENOMEM, "seccomp_init");
-	/* A sorted tree: a few comparisons a call instead of a hundred. */
-	seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
-	for (size_t i = 0; i < sizeof(rules) / sizeof(*rules) && r == 0; i++)
-		r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, rules[i].call, 0);
-	if (r == 0)
-		r = add_arg_rules(ctx);
-	if (r == 0)
-		r = seccomp_load(ctx); /* sets PR_SET_NO_NEW_PRIVS first */
-	seccomp_release(ctx);
-	/* What building the filter took would be copied by each fork. */
-	malloc_trim(0);
-	return r < 0 ? err_sys(e, r, "the system call filter") : 0;
+	return sandbox_load(&calls, e);
 }

@@ -7,6 +7,10 @@
 #include "common/io.h"
 #include "common/log.h"
 
+/* Control, status, address, what else: Intel's manual, volume 3, 17.3.2. */
+#define MSR_MC0_CTL 0x400u
+#define MSRS_OF_BANK 4u
+
 /* Registers with state that older kernels support but leave out of their list: the MTRRs.
  */
 static const uint32_t unlisted_msrs[] = {
@@ -263,6 +267,30 @@ state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_cloc
 	return kvm_set_clock(vm_fd, &now, e);
 }
 
+uint64_t
+state_tsc_lost(const struct state_clock *c, const struct state_plan *plan, uint64_t now_ns,
+	uint64_t now_tsc)
+{
+	const unsigned __int128 passed =
+		(unsigned __int128)(now_ns - c->taken_ns) * (unsigned)plan->tsc_khz / 1000000;
+	/* A second, and what two clocks may differ by. */
+	const uint64_t slack = (uint64_t)plan->tsc_khz * 1000 + (uint64_t)(passed / 256);
+	const uint64_t lost = c->taken_tsc + (uint64_t)passed - now_tsc;
+
+	if (!plan->tsc_khz || (int64_t)lost < 0 || lost <= slack)
+		return 0;
+	return lost;
+}
+
+void
+state_follow_host(struct vcpu_state *s, const struct state_plan *plan, uint64_t lost)
+{
+	if (s->tsc_khz && plan->tsc_khz && s->tsc_khz != plan->tsc_khz)
+		lost = (uint64_t)((unsigned __int128)lost * (unsigned)s->tsc_khz /
+				  (unsigned)plan->tsc_khz);
+	s->tsc_offset += lost;
+}
+
 /* What the guest's TSC was when the clock was taken. */
 static int
 save_guest_tsc(int vcpu_fd, const struct state_plan *plan,
@@ -364,6 +392,25 @@ state_take_up(struct vcpu_state *s, const struct state_plan *plan,
 	return 0;
 }
 
+int
+state_forget_banks(struct vcpu_state *s, const struct kvm_caps *caps, struct err *e)
+{
+	const uint32_t n = caps->mce_banks * MSRS_OF_BANK;
+	/* A TSC stands first; see state_take_up(). */
+	const uint32_t at = s->msrs.n && s->msrs.entries[0].index == STATE_MSR_TSC;
+
+	if (n > KVM_MSRS_MAX - s->msrs.n)
+		return err_set(e, -ENOTSUP,
+			"this host's KVM has %u banks of machine checks: too many to be cleared",
+			caps->mce_banks);
+	memmove(&s->msrs.entries[at + n], &s->msrs.entries[at],
+		(s->msrs.n - at) * sizeof(s->msrs.entries[0]));
+	for (uint32_t i = 0; i < n; i++)
+		s->msrs.entries[at + i] = (struct kvm_msr_entry){.index = MSR_MC0_CTL + i};
+	s->msrs.n += n;
+	return 0;
+}
+
 /* What an MSR must be now, so that it goes on from what it was then. */
 static void
 bring_up_to_date(struct vcpu_state *s, const struct state_clock *clock)
@@ -422,6 +469,37 @@ drop_payload(struct kvm_vcpu_events *events)
 	events->exception.pending = 0;
 }
 
+#define LAPIC_LVTT 0x320u /* the timer's entry: its mode */
+#define LAPIC_TMICT 0x380u /* its initial count */
+#define LVTT_MODE (3u << 17)
+#define LVTT_DEADLINE (2u << 17)
+
+static uint32_t
+lapic_register(const struct kvm_lapic_state *s, unsigned at)
+{
+	uint32_t value;
+
+	memcpy(&value, s->regs + at, sizeof(value));
+	return value;
+}
+
+/*
+ * Where the timer's mode changes between TSC deadline and another one, KVM takes the load of the
+ * LAPIC for a guest's write of the mode, and forgets the initial count that it was just given
+ * (the kernel's apic_update_lvtt()): the timer would stand. The second load changes no mode. A
+ * vCPU that never ran counts as one-shot.
+ */
+static int
+load_lapic(int vcpu_fd, const struct kvm_lapic_state *s, struct err *e)
+{
+	int r = kvm_set_lapic(vcpu_fd, s, e);
+
+	if (r == 0 && (lapic_register(s, LAPIC_LVTT) & LVTT_MODE) != LVTT_DEADLINE &&
+		lapic_register(s, LAPIC_TMICT))
+		r = kvm_set_lapic(vcpu_fd, s, e);
+	return r;
+}
+
 int
 state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_plan *plan,
 	const struct state_clock *clock, struct vcpu_state *s, struct err *e)
@@ -442,7 +520,7 @@ state_load_vcpu(int vcpu_fd, const struct kvm_caps *caps, const struct state_pla
 		(memcmp(&s->debugregs, &plan->fresh_debugregs, sizeof(s->debugregs)) !=
 				0 &&
 			(r = kvm_set_debugregs(vcpu_fd, &s->debugregs, e)) < 0) ||
-		(r = kvm_set_lapic(vcpu_fd, &s->lapic, e)) < 0)
+		(r = load_lapic(vcpu_fd, &s->lapic, e)) < 0)
 		return r;
 
 	bring_up_to_date(s, clock);

@@ -10,6 +10,11 @@
  * is right in every branch without anybody's help, and no monotonic clock jumps by more
  * than that branch's own pause. A restored VM's clocks go on from where they stood
  * instead: state_take_up() makes a state that is of now of one that was.
+ *
+ * Many hosts' TSC begins anew when they were suspended. KVM then moves the offsets of the VMs that
+ * there are (the kernel's kvm_arch_enable_virtualization_cpu()), so that guests' TSCs never run
+ * back. A frozen fork has no KVM VM: state_tsc_lost() finds it out, and state_follow_host() does
+ * the same for its children.
  */
 #ifndef PANDO_VMM_STATE_H
 #define PANDO_VMM_STATE_H
@@ -79,8 +84,21 @@ bool state_has_all_msrs(const struct vcpu_state *s, const struct state_plan *pla
  * vCPU that never ran takes s. */
 bool state_has_other_features(const struct vcpu_state *s, const struct state_plan *plan);
 
+/*
+ * The banks of machine checks, 4 MSRs each. KVM names them in no list and lets every guest write
+ * most of them, also one whose CPUID has no machine checks. A vCPU begins with zeroes there, and
+ * no commit has them; after this the next state_load_vcpu() makes them such of one that ran.
+ */
+int state_forget_banks(struct vcpu_state *s, const struct kvm_caps *caps, struct err *e);
+
 int state_save_clock(
 	int vm_fd, const struct kvm_caps *caps, struct state_clock *ret, struct err *e);
+/* By how much the host's TSC, now_tsc at now_ns, stands behind where it would be had it run on since
+ * c was taken; 0: it did, or ran ahead, as one does that counts while its host is suspended. */
+uint64_t state_tsc_lost(const struct state_clock *c, const struct state_plan *plan,
+	uint64_t now_ns, uint64_t now_tsc);
+/* s: saved when the host's TSC was ahead by so much of what it will be. */
+void state_follow_host(struct vcpu_state *s, const struct state_plan *plan, uint64_t lost);
 /* After every vCPU was loaded, before the first runs. */
 int state_load_clock(int vm_fd, const struct kvm_caps *caps, const struct state_clock *c,
 	struct err *e);

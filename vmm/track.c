@@ -47,7 +47,8 @@ _Static_assert(sizeof(struct scan_arg) == 96, "the kernel's struct pm_scan_arg")
 
 _Static_assert(sizeof(struct track_range) == sizeof(struct region), "what the kernel writes");
 
-const unsigned long track_ioctl_numbers[] = {UFFDIO_API, UFFDIO_REGISTER, SCAN_IOCTL};
+const unsigned long track_ioctl_numbers[] = {
+	UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER, SCAN_IOCTL};
 const size_t track_n_ioctl_numbers =
 	sizeof(track_ioctl_numbers) / sizeof(*track_ioctl_numbers);
 
@@ -523,6 +524,21 @@ track_wrote(struct track *t, const struct guest_mem *m, gpa_t gpa)
 
 	if (t->changed && host)
 		note(t->changed, (uint64_t)(host - m->host) / PAGE);
+}
+
+void
+track_unwatch(struct track *t, const struct guest_mem *m)
+{
+	struct uffdio_range range = {.start = (uintptr_t)m->host, .len = mem_len(m)};
+
+	if (!t->armed || t->means != VMM_TRACK_USERFAULTFD)
+		return;
+	track_lock(t);
+	/* Before Linux 6.9 the end of the descriptor alone leaves the marks. */
+	(void)ioctl(t->uffd_fd, UFFDIO_UNREGISTER, &range);
+	close_one(&t->uffd_fd);
+	t->armed = t->is_whole = false;
+	track_unlock(t);
 }
 
 void

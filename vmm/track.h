@@ -118,13 +118,19 @@ int track_committed(struct track *t, const struct vmm_committed *m, struct err *
  * written. Just before or after it does. */
 void track_given_back(
 	struct track *t, const struct guest_mem *m, const void *host, size_t len);
+/* No longer watched, and the kernel's marks are gone: on a private mapping of a file a mark stands
+ * also where nothing is mapped, and reads as a page of its own that was swapped out, which a
+ * MADV_DONTNEED leaves (mm/memory.c, zap_nonpresent_ptes()). Ahead of a pause: a look at each page
+ * table entry. The guest may run: what is asked for after it are own pages, not written ones. */
+void track_unwatch(struct track *t, const struct guest_mem *m);
 /* The memory is a commit's again: which pages changed since which other commit counts no more,
  * and no later VMM_COMMITTED of an earlier fork does. was_mapped: by a new mapping, which nobody
  * watches. The next commit reads what is private then. */
 void track_reset(struct track *t, bool was_mapped);
 /* Ranges of the process's own pages in [*from, to): those of a private mapping that are not the
  * file's any more. How many are in ret (at most TRACK_RANGES, ascending); *from is where the next
- * call begins, `to` at the end. -ENOSYS: this kernel cannot say. */
+ * call begins, `to` at the end. Not while they are watched (track_unwatch()). -ENOSYS: this kernel
+ * cannot say. */
 struct track_range {
 	uint64_t start, end;
 	uint64_t reserved;

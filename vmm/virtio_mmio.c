@@ -266,10 +266,13 @@ write_queue(struct virtio_dev *dev, uint64_t offset, uint32_t value)
 		return;
 	if (offset == VIRTIO_MMIO_QUEUE_READY) {
 		/* 0 takes it out of use, read back as such (4.2.2.2). */
-		if (value == 0)
+		if (value == 0) {
+			if (q->ready && dev->ops->queue_off)
+				dev->ops->queue_off(dev, dev->queue_sel);
 			q->ready = false;
-		else if (value == 1 && !q->ready && virtq_enable(q, dev->mem))
+		} else if (value == 1 && !q->ready && virtq_enable(q, dev->mem)) {
 			virtio_dev_break(dev, q->why);
+		}
 		return;
 	}
 	if (q->ready)

@@ -112,6 +112,8 @@ struct virtio_ops {
 	/* Chains may be there. One turn; true: it ended before the queue was empty. */
 	bool (*notify)(struct virtio_dev *dev, unsigned queue);
 	void (*start)(struct virtio_dev *dev); /* DRIVER_OK was set */
+	/* The driver takes a queue out of use: what was taken of it is not to be given back. */
+	void (*queue_off)(struct virtio_dev *dev, unsigned queue);
 	void (*reset)(struct virtio_dev
 			*dev); /* the driver resets; queues are already cleared */
 };

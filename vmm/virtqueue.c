@@ -209,7 +209,7 @@ walk_chain(struct virtq *q, const struct guest_mem *m, struct virtq_chain *c)
 int
 virtq_avail_index(struct virtq *q, const struct guest_mem *m)
 {
-	return load_word(q, m, q->avail, AVAIL_IDX);
+	return q->ready ? load_word(q, m, q->avail, AVAIL_IDX) : q->next_avail;
 }
 
 /* Chains that wait, or -EBADMSG when the index says more than a queue can hold. */
@@ -271,8 +271,11 @@ virtq_push(struct virtq *q, const struct guest_mem *m, uint16_t head, uint32_t w
 	struct {
 		uint32_t id, len;
 	} elem = {head, written};
-	uint64_t at = q->used + USED_RING + USED_ELEM * (q->next_used % q->size);
+	uint64_t at;
 
+	if (!q->ready)
+		return 0;
+	at = q->used + USED_RING + USED_ELEM * (q->next_used % q->size);
 	if (guest_write(m, (gpa_t){at}, &elem, sizeof(elem)))
 		return broken(q, "a ring left the guest's memory");
 	/* Release: the element and what the request wrote come before the index. */

@@ -96,7 +96,8 @@ int virtq_chain_at(struct virtq *q, const struct guest_mem *m, uint16_t head,
 	struct virtq_chain *ret);
 /* Puts the chains taken last back, n of them (nothing of them was pushed). */
 void virtq_unpop(struct virtq *q, unsigned n);
-/* Gives a chain back; written: bytes at the start of its writable part that are new. */
+/* Gives a chain back; written: bytes at the start of its writable part that are new. Of a queue
+ * that is not ready nothing is touched: its rings are the driver's to move. */
 int virtq_push(
 	struct virtq *q, const struct guest_mem *m, uint16_t head, uint32_t written);
 
@@ -109,7 +110,8 @@ bool virtq_should_interrupt(struct virtq *q, const struct guest_mem *m);
  * asked does not notify; without, it always does. */
 int virtq_arm_notify(struct virtq *q, const struct guest_mem *m);
 
-/* The driver's index, i.e. chains it has supplied in all, modulo 65536. -EBADMSG. */
+/* The driver's index, i.e. chains it has supplied in all, modulo 65536; of a queue that is not
+ * ready, those that were taken. -EBADMSG. */
 int virtq_avail_index(struct virtq *q, const struct guest_mem *m);
 
 struct virtq_cursor virtq_readable(const struct virtq_chain *c);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #include "common/io.h"
 #include "common/log.h"
@@ -466,11 +467,27 @@ vm_take_up(struct vm *vm, struct err *e)
 	return r;
 }
 
+/* The host may have been suspended since the state was saved. */
+static void
+follow_host(struct vm *vm)
+{
+	const uint64_t lost =
+		state_tsc_lost(&vm->clock, &vm->plan, io_now_ns(), __rdtsc());
+
+	if (!lost)
+		return;
+	log_info("the host's TSC has begun anew since the VM's state was saved");
+	vm->clock.taken_tsc -= lost;
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		state_follow_host(&vm->vcpus[i].state, &vm->plan, lost);
+}
+
 int
 vm_load(struct vm *vm, struct err *e)
 {
 	int r = 0;
 
+	follow_host(vm);
 	for (unsigned i = 0; i < vm->n_vcpus && r == 0; i++)
 		r = state_load_vcpu(vm->vcpus[i].fd, &vm->caps, &vm->plan, &vm->clock,
 			&vm->vcpus[i].state, e);

@@ -14,6 +14,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/json.h"
+#include "common/memfd.h"
 #include "common/paths.h"
 #include "common/userns.h"
 #include "host/cli/out.h"
@@ -68,6 +69,13 @@ check_restores(struct doctor *d)
 	cleanup_close int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	struct doctor_finding *f;
 
+	if (fd >= 0 && memfd_takes_huge_pages()) {
+		f = doctor_find(d, "restores", DOCTOR_NOTE,
+			"the first VM of a commit waits until all of its memory was read: "
+			MEMFD_HUGE_SETTING " gives memory in huge pages that were not asked for");
+		doctor_mend(f, "echo advise | sudo tee " MEMFD_HUGE_SETTING);
+		return;
+	}
 	if (fd >= 0) {
 		doctor_find(d, "restores", DOCTOR_OK,
 			"VMs of a commit start before all of their memory is there (/dev/userfaultfd)");
@@ -401,7 +409,14 @@ check_home(struct doctor *d)
 		doctor_mend(f, "set PANDO_HOME to a short absolute path");
 		return;
 	}
-	doctor_find(d, "home", DOCTOR_OK, "state is kept in %s", home);
+	/* One that is not there yet is made. */
+	if (access(home, W_OK | X_OK) < 0 && errno != ENOENT) {
+		f = doctor_find(d, "home", DOCTOR_PROBLEM, "state cannot be written in %s: %s",
+			home, strerror(errno));
+		doctor_mend(f, "make it your user's to write, or set PANDO_HOME to a folder that is");
+	} else {
+		doctor_find(d, "home", DOCTOR_OK, "state is kept in %s", home);
+	}
 	check_space(d, "home-space", home, 2048);
 }
 

@@ -109,7 +109,7 @@ enter(struct commit *c, struct err *e)
 	int r = fork_point_check(t, vm, e);
 
 	if (r == 0)
-		r = host_has_room(t, vm_name(vm), vm->row.mem_mib, 1, e);
+		r = host_has_room(t, vm_name(vm), vm->row.mem_mib, 0, 1, e);
 	if (r == 0)
 		r = fork_point_begin(&c->cut, vm, e);
 	if (r == 0)

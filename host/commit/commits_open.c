@@ -82,6 +82,7 @@ commits_open(struct tree *t, const struct commits_config *config, struct commits
 	pthread_rwlock_init(&c->noted_lock, NULL);
 	pthread_mutex_init(&c->materialized_lock, NULL);
 	pthread_cond_init(&c->materialized_changed, NULL);
+	t->memory_to_come = fill_memory_to_come;
 	open_store(c);
 	materialized_trim(c);
 	pool_open(c);

@@ -17,6 +17,7 @@
 #include "common/fault.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/memfd.h"
 #include "common/paths.h"
 #include "common/wire/fill_wire.h"
 #include "host/vmmproc/launch.h"
@@ -25,6 +26,8 @@
 
 struct fill {
 	atomic_uint refs;
+	struct fill *next; /* weak: of those that are being filled */
+	_Atomic uint64_t bytes; /* that it takes in the end, at most */
 	struct store *store; /* borrowed */
 	struct store_tree tree;
 	char image[PATHS_MAX], touched[PATHS_MAX];
@@ -39,7 +42,7 @@ struct fill {
 	uint64_t n_leaves;
 	struct fill_place buf[PLACES + FILL_LEAF_PAGES + 1];
 	size_t n_buf;
-	uint64_t n_places;
+	uint64_t n_places, n_told;
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -76,6 +79,49 @@ reap(int pidfd)
 	else if (pidfd >= 0)
 		close(pidfd);
 	pthread_mutex_unlock(&leaving_lock);
+}
+
+/* ---- memory that is being filled ---- */
+
+static pthread_mutex_t filling_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct fill *filling; /* weak */
+
+static void
+filling_begin(struct fill *f)
+{
+	pthread_mutex_lock(&filling_lock);
+	f->next = filling;
+	filling = f;
+	pthread_mutex_unlock(&filling_lock);
+}
+
+static void
+filling_end(struct fill *f)
+{
+	pthread_mutex_lock(&filling_lock);
+	for (struct fill **at = &filling; *at; at = &(*at)->next)
+		if (*at == f) {
+			*at = f->next;
+			break;
+		}
+	pthread_mutex_unlock(&filling_lock);
+}
+
+uint64_t
+fill_memory_to_come(void)
+{
+	uint64_t all = 0;
+
+	pthread_mutex_lock(&filling_lock);
+	for (struct fill *f = filling; f; f = f->next) {
+		const uint64_t end = atomic_load(&f->bytes);
+		struct stat st;
+
+		if (fstat(f->memory_fd, &st) == 0 && (uint64_t)st.st_blocks * 512 < end)
+			all += end - (uint64_t)st.st_blocks * 512;
+	}
+	pthread_mutex_unlock(&filling_lock);
+	return all;
 }
 
 /* ---- what was touched first ---- */
@@ -201,6 +247,7 @@ tell_leaf(struct fill *f, uint64_t leaf, struct err *e)
 	f->buf[f->n_buf++] = (struct fill_place){
 		.page = leaf * STORE_LEAF_PAGES, .coding = FILL_LEAF};
 	f->told[leaf] = 1;
+	f->n_told++;
 	return 0;
 }
 
@@ -312,8 +359,11 @@ fill_thread(void *arg)
 		r = tell_all(f, &e);
 	store_places_close(f->places);
 	store_release(f->store);
-	if (r == 0)
+	if (r == 0) {
+		/* Of the places, those that are pages. */
+		atomic_store(&f->bytes, (f->n_places - f->n_told) * STORE_PAGE);
 		fault_point("fill.planned");
+	}
 	set_planned(f, r, &e);
 	if (r == 0)
 		r = wait_done(f, &e);
@@ -323,6 +373,7 @@ fill_thread(void *arg)
 		unlink(part);
 	if (r < 0)
 		shutdown(f->sock, SHUT_RDWR); /* it fails the VMs that wait */
+	filling_end(f);
 	f->ended(f->ctx, r, &e);
 	pthread_mutex_lock(&f->lock);
 	f->has_ended = true;
@@ -378,10 +429,12 @@ start(struct fill *f, const struct fill_how *how, struct err *e)
 	if (r < 0)
 		return r;
 	fill_ref(f);
+	filling_begin(f);
 	r = -pthread_create(&thread, NULL, fill_thread, f);
 	if (r == 0) {
 		pthread_detach(thread);
 	} else {
+		filling_end(f);
 		atomic_fetch_sub(&f->refs, 1);
 		return err_sys(e, r, "starting a thread");
 	}
@@ -398,12 +451,16 @@ fill_start(struct store *s, const struct store_tree *memory, const struct fill_h
 
 	if (device < 0)
 		return err_set(e, -EOPNOTSUPP, FILL_DEVICE ": %s", strerror(errno));
+	if (memfd_takes_huge_pages())
+		return err_set(e, -EOPNOTSUPP,
+			MEMFD_HUGE_SETTING " has memory be there that was not filled");
 	f = calloc(1, sizeof(*f));
 	if (!f)
 		return err_set(e, -ENOMEM, "out of memory");
 	reap(-1);
 	f->store = s;
 	f->tree = *memory;
+	atomic_init(&f->bytes, how->bytes < memory->length ? how->bytes : memory->length);
 	f->ended = how->ended;
 	f->ctx = how->ctx;
 	f->sock = f->pidfd = f->memory_fd = f->plan_fd = f->touched_fd = -1;

@@ -7,8 +7,9 @@
  * A pandod that ends after the plan was told costs the VMs nothing: pando-fill goes on. One that
  * ends before had not made their rows yet (fill_wait_planned()), so that they are undone.
  *
- * /dev/userfaultfd (Linux 6.1) is what it needs. Where that cannot be opened fill_start()
- * says -EOPNOTSUPP, and the memory is made as a whole first.
+ * /dev/userfaultfd (Linux 6.1) is what it needs, and memfds that are filled page by page
+ * (common/memfd.h). Where one of them is not so fill_start() says -EOPNOTSUPP, and the memory is
+ * made as a whole first.
  */
 #ifndef PANDO_HOST_COMMIT_FILL_H
 #define PANDO_HOST_COMMIT_FILL_H
@@ -21,6 +22,7 @@
 struct fill;
 
 struct fill_how {
+	uint64_t bytes; /* of the memory that are not zero, or more */
 	const char *program; /* pando-fill */
 	const char *folder;  /* of the materialized image */
 	const char *touched; /* the file of what was touched first */
@@ -47,6 +49,9 @@ int fill_device_fd(const struct fill *f);
 int fill_add_vm(struct fill *f, int *ret_fd, struct err *e);
 /* Until pando-fill knows the whole plan: < 0: it never will. */
 int fill_wait_planned(struct fill *f, struct err *e);
+/* What all of them are yet to take of the host's memory, which it cannot get back as long as
+ * there are VMs on it. */
+uint64_t fill_memory_to_come(void);
 /* Ends the thread; pando-fill goes on. For pandod's end. */
 void fill_stop(struct fill *f);
 

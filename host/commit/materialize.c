@@ -250,14 +250,40 @@ fill_ended(void *ctx, int r, const struct err *e)
 	materialized_trim(c); /* its VMs may be gone already */
 }
 
+static int
+count_page(void *ctx, uint64_t page, const struct store_hash *name, struct err *e)
+{
+	(void)page, (void)name, (void)e;
+	*(uint64_t *)ctx += STORE_PAGE;
+	return 0;
+}
+
+/* Whether there is room for the memory, which no disk takes back. Only where it is scarce all
+ * of the tree is asked how much of it is zero. *ret_bytes: what it takes, or more. */
+static int
+has_room(struct commits *c, struct store *s, const struct store_manifest *m,
+	uint64_t *ret_bytes, struct err *e)
+{
+	const uint64_t mem_mib = m->f.memory.length >> 20;
+	int r;
+
+	*ret_bytes = m->f.memory.length;
+	if (host_has_room(c->tree, m->id, mem_mib, *ret_bytes, 1, NULL) == 0)
+		return 0;
+	*ret_bytes = 0;
+	r = store_tree_names(s, &m->f.memory, NULL, count_page, ret_bytes, e);
+	return r < 0 ? r : host_has_room(c->tree, m->id, mem_mib, *ret_bytes, 1, e);
+}
+
 /* VMs may run on the memory at once, while it is made. < 0: not so. */
 static int
 start_fill(struct commits *c, struct store *s, const struct store_manifest *m,
-	struct materialized *entry, struct err *e)
+	uint64_t bytes, struct materialized *entry, struct err *e)
 {
 	const char *slash = strrchr(c->tree->config.vmm_path, '/');
 	char program[PATHS_MAX], folder[PATHS_MAX], touched[PATHS_MAX];
-	struct fill_how how = {.program = program,
+	struct fill_how how = {.bytes = bytes,
+		.program = program,
 		.folder = folder,
 		.touched = touched,
 		.log_fd = STDERR_FILENO,
@@ -299,19 +325,23 @@ static int
 build(struct commits *c, struct store *s, const struct store_manifest *m, bool full,
 	struct materialized *entry, const struct progress *p, struct err *e)
 {
+	uint64_t bytes = 0;
 	struct err why;
-	int r;
+	int r = 0;
 
 	pthread_mutex_unlock(&c->materialized_lock);
 	say(p, "making memory and disk of commit %.12s ready", m->id);
-	r = build_rest(c, s, m, e);
+	if (!full)
+		r = has_room(c, s, m, &bytes, e);
+	if (r == 0)
+		r = build_rest(c, s, m, e);
 	pthread_mutex_lock(&c->materialized_lock);
 	if (r < 0)
 		return r;
 	if (entry->fill)
 		return 0; /* somebody removed the rest of it */
 	if (!full && !entry->fill_failed) {
-		r = start_fill(c, s, m, entry, &why);
+		r = start_fill(c, s, m, bytes, entry, &why);
 		if (r == 0)
 			return 0;
 		log_info("commit %.12s: its memory is made ready before its VMs start: %s",

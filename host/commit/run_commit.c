@@ -83,7 +83,7 @@ enter(struct spawn *s, struct store *store, struct err *e)
 		return err_set(e, -ENOENT, "commit %.12s is being deleted", s->id);
 	r = store_resolve(store, s->id, id, e);
 	if (r == 0)
-		r = host_has_room(t, s->id, s->row.mem_mib, s->q->count, e);
+		r = host_has_room(t, s->id, s->row.mem_mib, 0, s->q->count, e);
 	if (r == 0)
 		r = db_begin(t->db, e);
 	if (r < 0)

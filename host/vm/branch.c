@@ -133,7 +133,7 @@ enter(struct branch *b, struct err *e)
 
 	if (r == 0)
 		r = host_has_room(
-			t, vm_name(parent), parent->row.mem_mib, b->q->count, e);
+			t, vm_name(parent), parent->row.mem_mib, 0, b->q->count, e);
 	if (r == 0)
 		r = fork_point_begin(&b->cut, parent, e);
 	if (r == 0)

@@ -128,6 +128,9 @@ struct tree {
 	bool sweep_due;
 	/* Names in segments/: those that were made, and of these those on the disk. */
 	_Atomic uint64_t segments_made, segments_synced;
+	/* Bytes of memory that was promised to VMs and is not taken yet (commit/fill.h); any
+	 * thread's. NULL: none. */
+	uint64_t (*memory_to_come)(void);
 	struct reports_watch *reports_watch; /* owned; NULL: nobody has followed yet */
 	uint64_t reports_kept;		     /* how many were put into the database */
 	struct helper helpers[HELPERS_MAX];
@@ -304,10 +307,11 @@ bool vm_usage_begin(struct tree *t, struct vm *vm, struct vm_usage *ret);
 void vm_usage_count(struct tree *t, struct vm_usage *c);
 void vm_usage_json(const struct vm_usage *c, struct json_out *out);
 void vm_usage_done(struct vm_usage *c);
-/* Whether `count` VMs of mem_mib that share what `name` (for the sentence) is fit;
- * -ENOMEM with the figures. */
+/* Whether `count` VMs of mem_mib that share what `name` (for the sentence) is fit, beside what
+ * was promised to others; -ENOMEM with the figures. own_bytes: what each takes at once, and
+ * cannot give back. */
 int host_has_room(const struct tree *t, const char *name, uint64_t mem_mib,
-	uint32_t count, struct err *e);
+	uint64_t own_bytes, uint32_t count, struct err *e);
 
 /* Without the lock. */
 

@@ -154,24 +154,25 @@ vm_usage_json(const struct vm_usage *c, struct json_out *out)
 }
 
 int
-host_has_room(const struct tree *t, const char *name, uint64_t mem_mib, uint32_t count,
-	struct err *e)
+host_has_room(const struct tree *t, const char *name, uint64_t mem_mib, uint64_t own_bytes,
+	uint32_t count, struct err *e)
 {
 	const char *path =
 		t->config.meminfo_path ? t->config.meminfo_path : "/proc/meminfo";
-	uint64_t need_mib, each_mib, has_mib, bytes;
+	uint64_t need_mib, each_mib, has_mib, bytes, to_come;
 	char text[8192];
 
 	if (!read_small(path, text, sizeof(text)) ||
 		!find_kib(text, "MemAvailable", &bytes))
 		return 0; /* a host that does not say */
-	has_mib = bytes >> 20;
-	each_mib = CHILD_MIB + CHILD_TABLES(mem_mib);
+	to_come = t->memory_to_come ? t->memory_to_come() : 0;
+	has_mib = bytes > to_come ? (bytes - to_come) >> 20 : 0;
+	each_mib = CHILD_MIB + CHILD_TABLES(mem_mib) + ((own_bytes + (1u << 20) - 1) >> 20);
 	need_mib = count * each_mib + ROOM_LEFT_MIB;
 	if (need_mib <= has_mib)
 		return 0;
 	return err_set(e, -ENOMEM,
-		"\"%s\": %u VM%s need at least %llu MiB of memory (%llu MiB each, %u for the host), and %llu MiB are available: ask for fewer, or stop other VMs",
-		name, count, count == 1 ? "" : "s", (unsigned long long)need_mib,
+		"\"%s\": %u VM%s at least %llu MiB of memory (%llu MiB each, %u for the host), and %llu MiB are available: ask for fewer, or stop other VMs",
+		name, count, count == 1 ? " needs" : "s need", (unsigned long long)need_mib,
 		(unsigned long long)each_mib, ROOM_LEFT_MIB, (unsigned long long)has_mib);
 }

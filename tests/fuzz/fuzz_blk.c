@@ -205,6 +205,24 @@ cut(void)
 	cuts[n_cuts - 1].records = (int64_t)records;
 }
 
+/* What is saved of it, whatever it is, is what is loaded. */
+static void
+save_and_load(void)
+{
+	static uint8_t blob[8192];
+	struct blob_out out;
+	struct blob_in in, section;
+
+	blob_start(&out, blob, sizeof(blob));
+	blob_begin(&out, 1);
+	blk_save(&blk, &out);
+	blob_end(&out);
+	MUST(blob_open(blob, blob_finish(&out), &in, NULL) == 0);
+	MUST(blob_next(&in, 1, "disk", &section, NULL) == 0);
+	MUST(blk_load(&blk, DISK_MIB, &section, NULL) == 0);
+	MUST(blob_end_in(&section, "disk", NULL) == 0);
+}
+
 static void
 wild(struct input *in)
 {
@@ -216,7 +234,7 @@ wild(struct input *in)
 	unsigned len;
 
 	while (n-- && in->left) {
-		switch (take(in, 1) % 6) {
+		switch (take(in, 1) % 8) {
 		case 0:
 			at = take(in, 2) % VIRTIO_MMIO_SIZE;
 			fake_write(&d, at & ~3ull, (uint32_t)take(in, 4));
@@ -248,6 +266,12 @@ wild(struct input *in)
 			req.reserved = 0;
 			req.sector = take(in, 8);
 			fake_poke(&d, HDR, &req, sizeof(req));
+			break;
+		case 6:
+			save_and_load();
+			break;
+		case 7:
+			(void)blk_round(&blk);
 			break;
 		}
 	}

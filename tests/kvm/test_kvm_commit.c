@@ -480,6 +480,143 @@ a_disk_that_grew_is_read_from_the_last_commit_on(void **state)
 	delete(vm);
 }
 
+/* ---- what is not there yet is counted ---- */
+
+static void
+host_has(unsigned mib)
+{
+	static char path[PATHS_MAX];
+	char text[64];
+
+	snprintf(path, sizeof(path), "%s/meminfo", home);
+	snprintf(text, sizeof(text), "MemAvailable: %u kB\n", mib * 1024);
+	MUST(io_write_file_atomic(path, text, strlen(text), 0600, e));
+	pthread_mutex_lock(&tree->lock);
+	tree->config.meminfo_path = mib ? path : NULL;
+	pthread_mutex_unlock(&tree->lock);
+}
+
+static bool
+has_fill(void)
+{
+	return fill_memory_to_come() > 0;
+}
+
+static void
+a_cold_restore_that_does_not_fit_is_refused_before_anything_is_made(void **state)
+{
+	struct branch_request q = {.count = 1, .alias = "cold"};
+	cleanup_json_out struct json_out out = {0};
+	char name[32], path[PATHS_MAX];
+	struct made m;
+	struct err e;
+
+	NEEDS_KVM(state);
+	if (access(FILL_DEVICE, R_OK | W_OK) < 0)
+		skip();
+	boot(name, 0);
+	m = commit(name);
+	delete(name);
+	/* 1 for the VM, 64 for the host, and some 4 MiB of memory that are not zero. */
+	host_has(66);
+	assert_int_equal(commits_run(commits, m.id, &q, &(struct progress){0}, &out, &e), -ENOMEM);
+	if (!strstr(e.msg, "1 VM needs at least ") || !strstr(e.msg, "and 66 MiB are available"))
+		fail_msg("it says %s", e.msg);
+	snprintf(path, sizeof(path), "%s/flat/%s", home, m.id);
+	assert_int_equal(access(path, F_OK), -1);
+	assert_false(has_fill());
+	/* Its 24 MiB would not fit, but most of them are zero. */
+	host_has(65 + 16);
+	run(m.id, name);
+	host_has(0);
+	while (has_fill())
+		nap(1000);
+	delete(name);
+}
+
+static void
+note_end(void *ctx, int r, const struct err *e)
+{
+	(void)r, (void)e;
+	atomic_store((atomic_bool *)ctx, true);
+}
+
+/* To the child of that name. */
+static void
+signal_fill(int sig)
+{
+	DIR *proc = opendir("/proc");
+	char path[64], text[64];
+	struct dirent *d;
+	unsigned n = 0;
+
+	assert_non_null(proc);
+	while ((d = readdir(proc))) {
+		pid_t pid = (pid_t)atoi(d->d_name), ppid;
+		uint64_t start;
+		int fd;
+
+		if (pid <= 0 || process_look(pid, &ppid, &start) < 0 || ppid != getpid())
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		memset(text, 0, sizeof(text));
+		if (fd >= 0 && io_read(fd, text, sizeof(text) - 1) > 0 &&
+			strcmp(text, "pando-fill\n") == 0)
+			n += kill(pid, sig) == 0;
+		if (fd >= 0)
+			close(fd);
+	}
+	closedir(proc);
+	assert_int_equal(n, 1);
+}
+
+static void
+memory_that_is_not_filled_yet_is_counted_for_others(void **state)
+{
+	struct store_manifest *manifest;
+	char name[32], program[PATHS_MAX];
+	atomic_bool ended = false;
+	struct store *store;
+	struct made m;
+	struct fill *f;
+	struct err e;
+
+	NEEDS_KVM(state);
+	if (access(FILL_DEVICE, R_OK | W_OK) < 0)
+		skip();
+	boot(name, 0);
+	m = commit(name);
+	delete(name);
+	assert_int_equal(commits_store(commits, &store, &e), 0);
+	assert_int_equal(store_load(store, m.id, &manifest, &e), 0);
+	snprintf(program, sizeof(program), "%.4000s/libexec/pando/pando-fill", build);
+
+	const struct fill_how how = {.bytes = UINT64_MAX,
+		.program = program,
+		.folder = home,
+		.touched = "/dev/null",
+		.log_fd = STDERR_FILENO,
+		.ended = note_end,
+		.ctx = &ended};
+
+	assert_int_equal(host_has_room(tree, "x", MEM_MIB, 0, 1, &e), 0);
+	assert_int_equal(fill_start(store, &manifest->f.memory, &how, &f, &e), 0);
+	signal_fill(SIGSTOP);
+	/* Some 4 MiB are to come, of which it may have filled the first. */
+	assert_true(fill_memory_to_come() > 1 << 20);
+	host_has(66);
+	assert_int_equal(host_has_room(tree, "x", MEM_MIB, 0, 1, &e), -ENOMEM);
+	signal_fill(SIGCONT);
+	while (!atomic_load(&ended))
+		nap(1000);
+	assert_int_equal(fill_memory_to_come(), 0);
+	assert_int_equal(host_has_room(tree, "x", MEM_MIB, 0, 1, &e), 0);
+	fill_unref(f);
+	store_manifest_free(manifest);
+	host_has(0);
+}
+
 int
 main(void)
 {
@@ -491,6 +628,8 @@ main(void)
 		cmocka_unit_test(without_means_commits_are_whole_and_right),
 		cmocka_unit_test(with_soft_dirty_bits_what_changed_is_the_whole),
 		cmocka_unit_test(a_disk_that_grew_is_read_from_the_last_commit_on),
+		cmocka_unit_test(a_cold_restore_that_does_not_fit_is_refused_before_anything_is_made),
+		cmocka_unit_test(memory_that_is_not_filled_yet_is_counted_for_others),
 	};
 
 	setenv("PANDO_COMMIT_CHECK", "1", 1);

@@ -167,6 +167,96 @@ a_pending_exception_keeps_its_payload(void **state)
 }
 
 static void
+set_timer(struct kvm_lapic_state *s, uint32_t mode, uint32_t count)
+{
+	const uint32_t on = 0x1ff, entry = mode << 17 | 0xec, by_one = 0xb;
+
+	memcpy(s->regs + 0xf0, &on, sizeof(on));
+	memcpy(s->regs + 0x320, &entry, sizeof(entry));
+	memcpy(s->regs + 0x380, &count, sizeof(count));
+	memcpy(s->regs + 0x390, &count, sizeof(count));
+	memcpy(s->regs + 0x3e0, &by_one, sizeof(by_one));
+	MUST(kvm_set_lapic(vm.vcpus[0].fd, s, e));
+}
+
+/* A commit of a guest that had not turned to the deadline timer yet, and a vCPU that has: the
+ * reset's. One-shot, periodic; and a fresh vCPU, as a fork's. */
+static void
+a_lapic_timer_goes_on_whatever_mode_the_vcpu_was_in(void **state)
+{
+	const uint32_t count = 2000000000;
+	struct kvm_lapic_state s, was;
+	uint32_t initial, now;
+
+	NEEDS_KVM(state);
+	make(1);
+	if (!vm.caps.tsc_deadline_timer)
+		skip();
+	MUST(vm_make_plan(&vm, e));
+	MUST(kvm_get_lapic(vm.vcpus[0].fd, &was, e));
+	for (unsigned i = 0; i < 4; i++) {
+		s = was;
+		set_timer(&s, i % 2, count);
+		MUST(vm_save(&vm, e));
+		if (i < 2)
+			set_timer(&s, 2, 0);
+		else
+			make(1);
+		MUST(vm_load(&vm, e));
+		MUST(kvm_get_lapic(vm.vcpus[0].fd, &s, e));
+		memcpy(&initial, s.regs + 0x380, sizeof(initial));
+		memcpy(&now, s.regs + 0x390, sizeof(now));
+		assert_int_equal(initial, count);
+		assert_in_range(now, 1, count);
+	}
+}
+
+/* A frozen fork of before the host was suspended, on a host whose TSC is zero after that: had it
+ * been ahead by so much when the state was saved. */
+static void
+a_guests_tsc_runs_on_when_the_hosts_began_anew(void **state)
+{
+	const uint64_t ahead = 1ull << 46;
+	struct kvm_msr_table one = {.n = 1, .entries[0].index = STATE_MSR_TSC};
+	struct vcpu *v = &vm.vcpus[0];
+	uint64_t then, offset, second;
+	unsigned done = 0;
+
+	NEEDS_KVM(state);
+	make(1);
+	MUST(vm_make_plan(&vm, e));
+	second = (uint64_t)vm.plan.tsc_khz * 1000;
+	if (!second)
+		skip(); /* KVM does not trust this host's */
+	/* As long as it runs on nothing is lost, also of one that counted while its host slept. */
+	vm.clock = (struct state_clock){.taken_ns = 5, .taken_tsc = 7};
+	assert_true(state_tsc_lost(&vm.clock, &vm.plan, 1000000005, 7 + second) == 0);
+	assert_true(state_tsc_lost(&vm.clock, &vm.plan, 1000000005, 7 + 900 * second) == 0);
+	assert_true(state_tsc_lost(&vm.clock, &vm.plan, 1000000000005, 7 + 998 * second) == 0);
+	assert_true(state_tsc_lost(&vm.clock, &vm.plan, 1000000000005, 7) == 1000 * second);
+
+	MUST(vm_save(&vm, e));
+	then = v->state.guest_tsc;
+	offset = v->state.tsc_offset;
+	vm.clock.taken_tsc += ahead;
+	v->state.tsc_offset -= ahead;
+	make(1);
+	MUST(vm_load(&vm, e));
+	/* From a little before. */
+	assert_in_range(v->state.tsc_offset - offset + second, 0, 2 * second);
+	if (vm.plan.tsc_offset && !vm.plan.tsc_fixed) {
+		MUST(kvm_get_msrs(v->fd, &one, &done, e));
+		assert_int_equal(done, 1);
+		assert_in_range(one.entries[0].data - then + second, 0, 300 * second);
+	}
+	/* A guest whose TSC runs at half the rate lost half as much. */
+	v->state.tsc_khz = vm.plan.tsc_khz / 2;
+	v->state.tsc_offset = 0;
+	state_follow_host(&v->state, &vm.plan, 100 * second);
+	assert_in_range(v->state.tsc_offset, 49 * second, 51 * second);
+}
+
+static void
 what_no_guest_has_is_not_saved(void **state)
 {
 	NEEDS_KVM(state);
@@ -314,6 +404,8 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		CPU_TEST(vcpus_keep_the_master_clock_when_it_was_found_out_what_to_save),
 		CPU_TEST(a_pending_exception_keeps_its_payload),
+		CPU_TEST(a_lapic_timer_goes_on_whatever_mode_the_vcpu_was_in),
+		CPU_TEST(a_guests_tsc_runs_on_when_the_hosts_began_anew),
 		CPU_TEST(what_no_guest_has_is_not_saved),
 		CPU_TEST(the_probe_asks_for_no_xsave_of_a_cpu_that_has_none),
 		CPU_TEST(a_vm_that_gets_no_thread_ends_with_a_word),

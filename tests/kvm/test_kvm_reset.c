@@ -293,6 +293,26 @@ memory_devices_and_registers_are_a_spawns_byte_for_byte(void **state)
 	is_like_a_spawn(state, NULL);
 }
 
+/* KVM lets a guest write them, and lists them nowhere. */
+static void
+machine_check_banks_keep_nothing_of_another_life(void **state)
+{
+	struct vmm_reset_answer answer;
+	char line[LINE];
+	struct commit c;
+	struct vm *vm;
+
+	NEEDS_KVM(state);
+	commit_from("mode=work mess=1", 1, false, "ready", &c);
+	vm = restored("dirty", &c);
+	for (int i = 0; i < 3; i++) {
+		expect_new_life(vm, 2, "none", line);
+		if (!strstr(line, " banks=empty "))
+			fail_msg("they are not empty: %s", line);
+		reset(vm, &c, &answer);
+	}
+}
+
 static void
 a_kernel_that_names_no_pages_goes_back_whole(void **state)
 {
@@ -599,6 +619,7 @@ commits_begin_anew_after_a_reset(void **state)
 {
 	uint8_t before[16];
 	struct err why = {0, ""};
+	struct vmm_reset_answer a;
 	struct vm *vm, *parked;
 	struct commit c, now;
 	char line[LINE];
@@ -616,7 +637,10 @@ commits_begin_anew_after_a_reset(void **state)
 	driver_kill(parked);
 	assert_true(now.track.flags & VMM_TRACK_BASE);
 	memcpy(before, vm->generation, sizeof(before));
-	reset(vm, &c, NULL);
+	reset(vm, &c, &a);
+	/* Not those that the watch of the commits marked, too. */
+	if (a.pages != UINT64_MAX)
+		assert_in_range(a.pages, 1, MEM_BYTES / PAGE / 4);
 	expect_new_life(vm, 2, "none", line);
 	/* The commit of that fork is durable only now. */
 	assert_true(driver_committed(vm, before, 72, &why) < 0);
@@ -642,6 +666,7 @@ main(void)
 		KVM_TEST(a_vm_goes_back_to_its_commit_again_and_again),
 		KVM_TEST(both_cpus_go_back),
 		KVM_TEST(memory_devices_and_registers_are_a_spawns_byte_for_byte),
+		KVM_TEST(machine_check_banks_keep_nothing_of_another_life),
 		KVM_TEST(a_kernel_that_names_no_pages_goes_back_whole),
 		KVM_TEST(page_tables_are_the_commits),
 		KVM_TEST(branches_of_a_vm_that_goes_back_live_on),

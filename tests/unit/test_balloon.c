@@ -380,6 +380,38 @@ what_was_saved_is_what_is_loaded(void **state)
 	assert_memory_equal(blob, other, len);
 }
 
+static void
+a_statistics_queue_out_of_use_leaves_no_buffer_behind(void **state)
+{
+	static uint8_t blob[4096];
+	struct balloon_view v;
+	struct blob_out out;
+	struct blob_in in, section;
+	struct err e = {0};
+
+	(void)state;
+	assert_true(fake_start(&d, &balloon.dev, ALL));
+	put_statistics(MIB);
+	put_statistics(2 * MIB); /* a head that is not 0 */
+	fake_write(&d, VIRTIO_MMIO_QUEUE_SEL, STATISTICS);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_READY, 0);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_SIZE, 1);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_DEVICE_LOW, 0x3001);
+	balloon_look(&balloon, &v);
+	assert_int_equal(v.free, 2 * MIB);
+	blob_start(&out, blob, sizeof(blob));
+	blob_begin(&out, 1);
+	balloon_save(&balloon, &out);
+	blob_end(&out);
+	assert_int_equal(blob_open(blob, blob_finish(&out), &in, &e), 0);
+	assert_int_equal(blob_next(&in, 1, "balloon", &section, &e), 0);
+	if (balloon_load(&balloon, &section, &e) < 0)
+		fail_msg("%s", e.msg);
+	/* And what a guest of another life said is not said of this one. */
+	balloon_look(&balloon, &v);
+	assert_true(v.free == UINT64_MAX);
+}
+
 int
 main(void)
 {
@@ -399,6 +431,7 @@ main(void)
 		T(a_target_is_told_and_what_the_driver_says_is_kept_until_it_resets),
 		T(statistics_are_kept_and_asked_for_when_somebody_looks),
 		T(what_was_saved_is_what_is_loaded),
+		T(a_statistics_queue_out_of_use_leaves_no_buffer_behind),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

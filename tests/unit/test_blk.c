@@ -30,6 +30,7 @@
 #define STATUS (FAKE_HEAP + 0x100)
 #define RANGES (FAKE_HEAP + 0x200)
 #define DATA (FAKE_HEAP + 0x10000)
+#define RANGES_OF_TEST 8u
 
 static struct fake_driver d;
 static struct blk blk;
@@ -877,20 +878,15 @@ nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped(void **state)
 	assert_true(d.irqs > irqs);
 }
 
+/* The state of the disk, and a load of it, as in a VM that starts from it with this memory. */
 static void
-a_flush_that_waits_goes_with_the_state(void **state)
+save_and_load(void)
 {
 	static uint8_t blob[8192];
-	uint8_t buf[512] = {7};
 	struct blob_out out;
 	struct blob_in all, in;
 	struct err e = {0};
 
-	(void)state;
-	use_thread();
-	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
-	begin_flush(1);
-	begin_flush(2);
 	blob_start(&out, blob, sizeof(blob));
 	blob_begin(&out, 1);
 	blk_save(&blk, &out);
@@ -898,17 +894,71 @@ a_flush_that_waits_goes_with_the_state(void **state)
 	assert_true(blob_finish(&out) > 0);
 	assert_int_equal(blob_open(blob, out.len, &all, &e), 0);
 	assert_int_equal(blob_next(&all, 1, "disk", &in, &e), 0);
-	/* As in a VM that starts from it: the same memory, a disk of its own. */
 	blk_late_forget(&blk);
-	if (blk_load(&blk, DISK_MIB, &in, &e))
+	if (blk_load(&blk, DISK_MIB, &in, &e) || blob_end_in(&in, "disk", &e))
 		fail_msg("%s", e.msg);
-	assert_int_equal(blob_end_in(&in, "disk", &e), 0);
+}
+
+static void
+a_flush_that_waits_goes_with_the_state(void **state)
+{
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	begin_flush(2);
+	save_and_load();
 	assert_int_equal(flush_status(1), 0xee);
 	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
 	while (blk_round(&blk))
 		;
 	assert_int_equal(flush_status(1), VIRTIO_BLK_S_OK);
 	assert_int_equal(flush_status(2), VIRTIO_BLK_S_OK);
+}
+
+static void
+a_queue_out_of_use_leaves_no_flush_behind(void **state)
+{
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_READY, 0);
+	fake_write(&d, VIRTIO_MMIO_QUEUE_SIZE, 1);
+	save_and_load();
+	while (blk_round(&blk))
+		;
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	assert_int_equal(flush_status(1), 0xee);
+	assert_false(fake_used(&d, 0, NULL, NULL));
+}
+
+static void
+a_flush_that_its_driver_spoils_breaks_the_device_of_a_vm_that_starts_with_it(void **state)
+{
+	const struct virtq_desc outside = {.addr = UINT64_MAX / 2, .len = 16};
+	uint8_t buf[512] = {7};
+
+	(void)state;
+	use_thread();
+	assert_int_equal(request(VIRTIO_BLK_T_OUT, 0, buf, 512), VIRTIO_BLK_S_OK);
+	begin_flush(1);
+	begin_flush(2);
+	fake_set_desc(&d, 0, (uint16_t)(d.q[0].next_desc - 2), outside);
+	save_and_load();
+	assert_true(fake_read(&d, VIRTIO_MMIO_STATUS) & VIRTIO_STATUS_NEEDS_RESET);
+	assert_int_equal(virtio_dev_resume(&blk.dev), 0);
+	assert_false(blk_round(&blk));
+	assert_int_equal(flush_status(1), 0xee);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	assert_int_equal(request(VIRTIO_BLK_T_FLUSH, 0, NULL, 0), -1);
+	while (blk_round(&blk))
+		;
+	assert_true(fake_used(&d, 0, NULL, NULL));
 }
 
 static void
@@ -1065,6 +1115,75 @@ a_request_that_is_too_early_waits_in_the_queue(void **state)
 	assert_int_equal(atomic_load(&blk.due_ns), 0);
 }
 
+/* Offers the request that is the most work: the index is full, and each of n ranges, the whole disk,
+ * is zeroes that are written out. */
+static void
+offer_zeroes(unsigned n)
+{
+	const struct virtio_blk_req req = {.type = VIRTIO_BLK_T_WRITE_ZEROES};
+	const struct virtio_blk_range whole = {.sectors = DISK_MIB * 2048};
+	const struct fake_buf bufs[] = {{HDR, sizeof(req), false},
+		{RANGES, n * (uint32_t)sizeof(whole), false}, {STATUS, 1, true}};
+	static uint8_t buf[65536];
+
+	fill(buf, sizeof(buf), 3);
+	for (uint64_t at = 0; at < DISK_MIB << 20; at += sizeof(buf))
+		assert_int_equal(
+			request(VIRTIO_BLK_T_OUT, at / 512, buf, sizeof(buf)), VIRTIO_BLK_S_OK);
+	blk.index_limit = 0;
+	fake_poke(&d, HDR, &req, sizeof(req));
+	for (unsigned i = 0; i < n; i++)
+		fake_poke(&d, RANGES + i * sizeof(whole), &whole, sizeof(whole));
+	fake_add(&d, 0, bufs, 3);
+}
+
+static void
+many_ranges_are_zeroed_in_turns_and_left_when_the_vm_stops(void **state)
+{
+	static const uint8_t zero[65536];
+	atomic_int stop = 1;
+	unsigned turns = 1;
+	uint8_t status;
+
+	(void)state;
+	offer_zeroes(RANGES_OF_TEST);
+	blk.dev.stop = &stop;
+	assert_int_equal(virtio_dev_go_on(&blk.dev), 0);
+	assert_int_equal(blk.skip, 0);
+	atomic_store(&stop, 0);
+	while (virtio_dev_go_on(&blk.dev) == 1) {
+		assert_false(fake_used(&d, 0, NULL, NULL));
+		assert_in_range(blk.skip, 1, (uint64_t)(DISK_MIB << 20) * turns++);
+	}
+	assert_true(turns >= RANGES_OF_TEST);
+	assert_true(fake_used(&d, 0, NULL, NULL));
+	fake_peek(&d, STATUS, &status, 1);
+	assert_int_equal(status, VIRTIO_BLK_S_OK);
+	assert_int_equal(blk.skip, 0);
+	for (uint64_t at = 0; at < DISK_MIB << 20; at += sizeof(zero))
+		assert_disk(at / 512, zero, sizeof(zero));
+	blk.dev.stop = NULL;
+}
+
+static void
+zeroes_that_are_written_out_count_against_the_limit(void **state)
+{
+	(void)state;
+	told = 0;
+	blk.teller = (struct blk_teller){.tell = note_told};
+	offer_zeroes(RANGES_OF_TEST);
+	blk_set_limit(&blk, 1 << 20, 0);
+	fake_kick(&d, 0);
+	assert_int_equal(told, 1);
+	assert_true(atomic_load(&blk.due_ns) > 0);
+	assert_false(fake_used(&d, 0, NULL, NULL));
+	/* A driver that resets the device leaves nothing of it to the next request. */
+	assert_true(blk.skip > 0);
+	assert_true(fake_start(&d, &blk.dev, ALL));
+	assert_int_equal(blk.skip, 0);
+	assert_int_equal(atomic_load(&blk.due_ns), 0);
+}
+
 static void
 bad_files_are_refused_with_a_sentence(void **state)
 {
@@ -1192,6 +1311,8 @@ main(void)
 		T(rewriting_a_block_does_not_grow_the_segment),
 		T(zeroes_are_read_after_discard_and_write_zeroes),
 		T(discarding_and_writing_in_turn_stays_bounded),
+		T(many_ranges_are_zeroed_in_turns_and_left_when_the_vm_stops),
+		T(zeroes_that_are_written_out_count_against_the_limit),
 		T(requests_beyond_the_disk_fail),
 		T(what_is_not_supported_is_said_to_be_so),
 		T(a_request_without_header_or_status_breaks_the_device),
@@ -1210,6 +1331,8 @@ main(void)
 		T(a_reset_forgets_flushes_that_wait),
 		T(nothing_of_a_round_reaches_the_guest_while_the_vm_is_stopped),
 		T(a_flush_that_waits_goes_with_the_state),
+		T(a_queue_out_of_use_leaves_no_flush_behind),
+		T(a_flush_that_its_driver_spoils_breaks_the_device_of_a_vm_that_starts_with_it),
 		T(a_cut_under_a_round_leaves_its_descriptors_to_it),
 		T(a_disk_that_goes_under_a_round_leaves_its_descriptors_to_it),
 		T(a_write_without_room_waits_in_the_queue),

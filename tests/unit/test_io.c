@@ -358,6 +358,36 @@ a_full_queue_of_connections_is_eagain_at_once(void **state)
 	assert_int_equal(over, -1);
 }
 
+/* What a listener says as soon as it has taken the connection: before the other side can do anything. */
+static void
+first_message_of_a_connection_tells_who_sent_it(void **state)
+{
+	cleanup_close int listener = -1, client = -1, server = -1;
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	char c;
+	struct iovec iov = {&c, 1};
+	struct msghdr m = {.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control)};
+	struct ucred cred;
+	struct err e;
+
+	(void)state;
+	assert_int_equal(io_unix_listen(in("who"), SOCK_SEQPACKET, 2, &listener, &e), 0);
+	assert_int_equal(io_unix_connect_now(in("who"), SOCK_SEQPACKET, &client, &e), 0);
+	server = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	assert_int_equal(send(server, "x", 1, 0), 1);
+	assert_int_equal(recvmsg(client, &m, 0), 1);
+	assert_non_null(CMSG_FIRSTHDR(&m));
+	assert_int_equal(CMSG_FIRSTHDR(&m)->cmsg_type, SCM_CREDENTIALS);
+	memcpy(&cred, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(cred));
+	assert_int_equal(cred.pid, getpid());
+}
+
 static void
 nonblocking_is_switched_on_and_off(void **state)
 {
@@ -420,6 +450,7 @@ main(void)
 			too_many_descriptors_or_bytes_are_refused_and_none_leaks),
 		cmocka_unit_test(unix_sockets_listen_and_connect),
 		cmocka_unit_test(a_full_queue_of_connections_is_eagain_at_once),
+		cmocka_unit_test(first_message_of_a_connection_tells_who_sent_it),
 		cmocka_unit_test(nonblocking_is_switched_on_and_off),
 		cmocka_unit_test(clocks_go_forward),
 		cmocka_unit_test(what_was_sent_before_a_reset_is_received),

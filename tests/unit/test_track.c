@@ -483,6 +483,61 @@ own_pages_of_an_image_are_named_and_no_others(void **state)
 	assert_memory_equal(own, said, sizeof(own));
 }
 
+static unsigned
+count_own_pages(void)
+{
+	uint64_t at = (uintptr_t)mem.host, end = at + (MEM_MIB << 20);
+	struct track_range r[TRACK_RANGES];
+	unsigned pages = 0;
+
+	while (at < end) {
+		int n = track_own_pages(&track, &at, end, r);
+
+		assert_true(n >= 0);
+		for (int i = 0; i < n; i++)
+			pages += (unsigned)((r[i].end - r[i].start) / PAGE);
+	}
+	return pages;
+}
+
+/* Where the watch set its marks nothing need be mapped. */
+static void
+after_a_commit_own_pages_are_still_those_that_were_written(void **state)
+{
+	int fd = memfd_create("image", MFD_CLOEXEC);
+	volatile uint8_t sum = 0;
+	const uint8_t one[16] = {1};
+	struct vmm_track told;
+
+	(void)state;
+	needs_means(VMM_TRACK_USERFAULTFD);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, MEM_MIB << 20), 0);
+	assert_int_equal(guest_mem_create(&mem, MEM_MIB, &e), 0);
+	assert_int_equal(guest_mem_replace(&mem, fd, &e), 0);
+	close(fd);
+	for (unsigned i = 0; i < PAGES; i += 300)
+		sum = (uint8_t)(sum + mem.host[i * PAGE]);
+	mem.host[7 * PAGE] = 1;
+	track_arm(&track, &mem);
+	track_scan(&track, &mem, one);
+	committed(1);
+	mem.host[900 * PAGE] = 1;
+	track_unwatch(&track, &mem);
+	mem.host[901 * PAGE] = 1;
+	assert_int_equal(count_own_pages(), 3);
+	/* The next commit does not take the watch for one that never ended. */
+	track_describe(&track, &told);
+	assert_false(told.flags & VMM_TRACK_SINCE);
+	track_arm(&track, &mem);
+	assert_true(track.armed);
+	track_scan(&track, &mem, one);
+	committed(1);
+	mem.host[950 * PAGE] = 1;
+	track_scan(&track, &mem, one);
+	assert_true(has_bit(track.changed, 950));
+}
+
 /* A commit of before a reset has nothing to say of what is after it. */
 static void
 after_a_reset_nothing_is_known_and_earlier_forks_count_no_more(void **state)
@@ -523,6 +578,7 @@ main(void)
 		TEST(what_is_given_back_after_the_scan_is_the_next_commits),
 		TEST(a_commit_from_before_the_watch_tells_no_changes),
 		TEST(own_pages_of_an_image_are_named_and_no_others),
+		TEST(after_a_commit_own_pages_are_still_those_that_were_written),
 		TEST(after_a_reset_nothing_is_known_and_earlier_forks_count_no_more),
 		TEST(soft_dirty_is_read_from_the_page_map),
 		TEST(soft_dirty_sees_writes_where_the_kernel_has_it),

@@ -1,42 +1,55 @@
 /*
  * The small guest of the KVM tests and benchmarks: no operating system, no interrupts (it
  * polls), simple instructions only, so that it also runs where KVM emulates guest code
- * instruction by instruction. Command line:
+ * instruction by instruction. Command line, numbers in decimal:
  *
- *   mode=hello      says "hello" and stops in HLT
- *   mode=work       counts; notices each change of the VM generation id, checks its
- * memory and says "fork n=… counter=… gap=… memory=ok|BAD cpu1=… history=…" (gap: by its
- * TSC, the longest time between two looks in the two rounds around the change). rest=1:
- * where the last bit of the new id is set, it rings a doorbell instead and stops in HLT.
- * dirty=N pages written before "ready", with noise if noise=1 (not with disk=1; and once
- * more after each fork with redirty=1: again=N of them, every stride=N-th) cpus=2        the second CPU
- * counts too disk=1        also checks the disk at each change:
- * "disk=ok|BAD|TIMEOUT|none"; says "disk sectors=…" and tries the new end when the disk
- * grows timer=N says "timer <n> late=…" every N million cycles of its LAPIC's TSC
- * deadline timer, 160 times at most tick=N        says "tick <counter>" every N rounds
- * mode=disk a virtio-blk driver tries the device: "disk ok" or "disk BAD …" mode=fuzz
- * seed=N rounds=N: random bytes into every register, ring and descriptor, then "fuzz
- * done" mode=flood      (two CPUs) one rings the disk's doorbell for ever, the other keeps
- * its ring full; says "flooding" before  mode=triple     a fault without any handler button=1        (mode=work) says
- * "power button" and powers off when it is pressed; mess=1 after each change registers, local
- * APIC, IOAPIC and serial port are left as nobody would have them; stand=1 after the first change it
- * stops in HLT; map=1 it has an address of
- * whose pages it says by which it is reached ("map=first|second"), and then changes mode=off        powers off; mode=reset
- * asks for a reset  mode=panic the same, after Linux's last words  mode=reboot (with a disk)
- * the first time it runs it writes on its disk and asks for a reset; then it says so and
- * works
- * mode=flush      for ever: a write, and a flush that it does not wait for but counts meanwhile; says
- * "flush <n> begins" and "flush <n> status=0 took=… gap=…" (cycles; gap: the longest between two
- * looks at the clock), and "flush <n> forked" when a fork comes between; pages=N are written
- * before each flush
- * mode=measure blocks=B rounds=N: each kind of request, N times, on the first B blocks of 4 KiB,
- * beginning with two passes of writes; a line of cycles each: "measured <kind> …"
- * mode=endless every=N: at each change of the generation id, the n-th, it checks and writes memory
- * and writes some of its 256 blocks, zeroes into some; at each N-th it checks all of them and says
- * "endless n=… memory=ok|BAD disk=ok|BAD|ERROR"
- * mode=scatter pages=N seed=N: says "scattering", then writes at random places of N pages from 4
- * MiB on for ever, and has the disk read into some; reports=1: reports some of them, too
- * mode=balloon: see balloon.c; mode=vsock: see vsock.c
+ * mode=hello     says "hello" and stops in HLT.
+ * mode=work      counts. At each change of the VM generation id it checks its memory and says
+ *                "fork n=… counter=… gap=… memory=ok|BAD cpu1=… history=…" (gap: by its TSC, the
+ *                longest time between two looks in the two rounds around the change). With it:
+ *   dirty=N      writes N pages before "ready", with noise if noise=1 (not with disk=1); once
+ *                more after each fork with redirty=1: again=N of them, every stride=N-th
+ *   cpus=2       the second CPU counts, too
+ *   disk=1       also checks the disk at each change: "disk=ok|BAD|TIMEOUT|none"; says
+ *                "disk sectors=…" and tries the new end when the disk grows
+ *   timer=N      "timer <n> late=…" every N million cycles of its LAPIC's TSC deadline timer,
+ *                160 times at most
+ *   tick=N       "tick <counter>" every N rounds
+ *   rest=1       where the last bit of a new id is set, it rings a doorbell instead, and stops
+ *                in HLT
+ *   button=1     says "power button" and powers off when it is pressed
+ *   mess=1       after each change it leaves registers, local APIC, IOAPIC and serial port as
+ *                nobody would have them, having said whether the banks of machine checks were
+ *                zeroes ("banks=empty|FULL")
+ *   stand=1      after the first change it stops in HLT
+ *   map=1        says of the pages of an address by which it is reached ("map=first|second"),
+ *                and then changes that
+ * mode=disk      a virtio-blk driver tries the device: "disk ok" or "disk BAD …".
+ * mode=fuzz      seed=N rounds=N: random bytes into every register, ring and descriptor, then
+ *                "fuzz done".
+ * mode=flood     (two CPUs) says "flooding"; then one rings the disk's doorbell for ever, the
+ *                other keeps its ring full.
+ * mode=triple    a fault without any handler.
+ * mode=off       powers off.
+ * mode=reset     asks for a reset.
+ * mode=panic     the same, after Linux's last words.
+ * mode=reboot    (with a disk) the first time it runs it writes on its disk and asks for a
+ *                reset; then it says so and works.
+ * mode=flush     for ever: a write, and a flush that it does not wait for but counts meanwhile.
+ *                Says "flush <n> begins" and "flush <n> status=0 took=… gap=…" (cycles; gap: the
+ *                longest between two looks at the clock), and "flush <n> forked" when a fork
+ *                comes between. pages=N are written before each flush.
+ * mode=measure   blocks=B rounds=N: each kind of request, N times, on the first B blocks of
+ *                4 KiB, beginning with two passes of writes; a line of cycles each: "measured
+ *                <kind> …".
+ * mode=endless   every=N: at each change of the generation id, the n-th, it checks and writes
+ *                memory and writes some of its 256 blocks, zeroes into some; at each N-th it
+ *                checks all of them and says "endless n=… memory=ok|BAD disk=ok|BAD|ERROR".
+ * mode=scatter   pages=N seed=N: says "scattering", then writes at random places of N pages
+ *                from 4 MiB on for ever, and has the disk read into some; reports=1: reports
+ *                some of them, too.
+ * mode=balloon   see balloon.c.
+ * mode=vsock     see vsock.c.
  */
 #include "tests/kvm/guest/tiny.h"
 
@@ -727,6 +740,29 @@ write_msr(u32 index, u64 v)
 	__asm__ volatile("wrmsr" : : "c"(index), "a"((u32)v), "d"((u32)(v >> 32)) : "memory");
 }
 
+static u64
+read_msr(u32 index)
+{
+	u32 low, high;
+
+	__asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(index));
+	return (u64)high << 32 | low;
+}
+
+/* Address and what else of each of KVM's banks of machine checks. */
+#define BANKS 0x400u
+#define N_BANKS 32u
+
+static void
+say_banks(void)
+{
+	int empty = 1;
+
+	for (u32 i = 0; i < 4 * N_BANKS; i++)
+		empty &= read_msr(BANKS + i) == 0;
+	say(empty ? " banks=empty" : " banks=FULL");
+}
+
 static void
 make_mess(void)
 {
@@ -737,6 +773,11 @@ make_mess(void)
 		write_msr(msrs[i], 0x1230 + i);
 	__asm__ volatile("mov %0, %%dr0" : : "r"(0xdead000ul));
 	__asm__ volatile("mov %0, %%dr3" : : "r"(0xbeef000ul));
+	for (u32 i = 0; i < 4 * N_BANKS; i += 4) {
+		write_msr(BANKS + i, ~0ul);
+		write_msr(BANKS + i + 2, 0x5ec000 + i);
+		write_msr(BANKS + i + 3, 0x5ec000 + i);
+	}
 	write32(LAPIC + 0x0f0, read32(LAPIC + 0x0f0) | 0x100);
 	write32(LAPIC + 0x080, 0x20);		 /* task priority */
 	write32(LAPIC + 0x300, 0x44000 | 0x93); /* to itself, and never taken */
@@ -852,8 +893,10 @@ mode_work(void)
 			}
 			if (map)
 				map_round();
-			if (mess)
+			if (mess) {
+				say_banks();
 				make_mess();
+			}
 			say(" disk=");
 			say(disk ? disk_round() : "none");
 			say(" history=");
