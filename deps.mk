@@ -5,7 +5,7 @@ DEPS := gcc clang libclang-rt-dev make pkg-config acpica-tools \
 	libssh-dev libsystemd-dev libjsmn-dev libsodium-dev libsqlite3-dev libmicrohttpd-dev \
 	openssh-client openssh-server rsync git \
 	libcurl4-openssl-dev libext2fs-dev libzstd-dev libseccomp-dev libcmocka-dev \
-	mmdebstrap e2fsprogs kmod fakeroot uidmap cpio xz-utils zstd busybox-static qemu-system-x86 \
+	mmdebstrap e2fsprogs btrfs-progs kmod fakeroot uidmap cpio xz-utils zstd busybox-static qemu-system-x86 \
 	tmux socat curl python3 patch dbus-daemon
 
 # `make check-vmx` needs these as well: `make deps-vmx`.

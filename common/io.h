@@ -64,6 +64,12 @@ int io_unix_connect_now(const char *path, int type, int *ret_fd, struct err *e);
 
 int io_set_nonblock(int fd, int on);
 
+/* Of an empty file that is mapped and written to: its blocks are to be written where they are
+ * (FS_NOCOW_FL, ioctl_iflags(2)). btrfs writes each change of a page elsewhere, and where the disk
+ * is full that is SIGBUS, whatever room the file has (btrfs_page_mkwrite()). A wish: other file
+ * systems write in place anyway, and refuse it. */
+void io_write_in_place(int fd);
+
 /* CLOCK_MONOTONIC, nanoseconds; CLOCK_REALTIME, milliseconds since the epoch. */
 uint64_t io_now_ns(void);
 

@@ -814,6 +814,8 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 		(r = blk_check_segment(seg, e)) ||
 		(r = blockmap_grow(&blk->map, disk_mib, e)))
 		return r;
+	/* In a VM that is reset a flush may be under way, of the disk that was. */
+	virtio_dev_lock(&blk->dev);
 	blk->base_fd = base_fd;
 	blk->base_bytes = base_bytes;
 	blk->n_segments = 1;
@@ -821,6 +823,7 @@ blk_attach(struct blk *blk, uint64_t disk_mib, int base_fd,
 	memset(blk->live, 0, sizeof(blk->live));
 	begin_segment(blk, seg);
 	apply_size(blk, disk_mib);
+	virtio_dev_unlock(&blk->dev);
 	return 0;
 }
 
@@ -899,18 +902,21 @@ blk_save(struct blk *blk, struct blob_out *out)
 int
 blk_load(struct blk *blk, uint64_t saved_mib, struct blob_in *in, struct err *e)
 {
-	int r = virtio_dev_load(&blk->dev, in, e);
+	int r;
 
-	if (r)
-		return r;
-	if (saved_mib > blk_disk_mib(blk))
-		return err_set(e, -EINVAL,
+	virtio_dev_lock(&blk->dev); /* as in blk_attach() */
+	r = virtio_dev_load(&blk->dev, in, e);
+	if (r == 0 && saved_mib > blk_disk_mib(blk))
+		r = err_set(e, -EINVAL,
 			"disk of %" PRIu64 " MiB: it was %" PRIu64
 			" MiB when the state was taken, and disks only grow",
 			blk_disk_mib(blk), saved_mib);
-	if (saved_mib < blk_disk_mib(blk))
+	if (r == 0 && saved_mib < blk_disk_mib(blk))
 		virtio_dev_config_changed(&blk->dev);
-	return blk_late_load(blk, in, e);
+	if (r == 0)
+		r = blk_late_load(blk, in, e);
+	virtio_dev_unlock(&blk->dev);
+	return r;
 }
 
 void

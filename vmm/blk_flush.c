@@ -244,8 +244,10 @@ blk_round(struct blk *blk)
 		if (blk->segments[i].written != blk->segments[i].synced)
 			r = sync_unlocked(blk, i);
 	f->running = false;
-	/* None, when the device was reset meanwhile. */
-	note_result(blk, f->n_round, r);
+	/* None, when the device was reset meanwhile. What it has now may be of another state, with
+	 * answers of its own. */
+	if (f->n_round)
+		note_result(blk, f->n_round, r);
 	f->n_round = 0;
 	more = !virtio_dev_stopping(&blk->dev);
 	if (more) {

@@ -37,6 +37,12 @@ stand_still(struct vm *vm)
 	static struct log_limit limit = {.burst = 4};
 
 	vm_stop(vm);
+	/* A guest may reset its disk until its vCPUs stand: then nothing waits for room. */
+	if (!blk_is_full(&vm->blk)) {
+		if (!vm_stands(vm))
+			vm_run(vm);
+		return;
+	}
 	vm->is_full = true;
 	vm->look_ns = io_now_ns() + LOOK_NS;
 	if (log_allowed(&limit))

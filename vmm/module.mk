@@ -16,6 +16,8 @@ vmmdev_SRCS := \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
+	vmm/vsock_rx.c \
+	vmm/vsock_tx.c \
 	vmm/rng.c \
 	vmm/balloon.c
 
@@ -112,6 +114,11 @@ FUZZERS += fuzz_vsock
 fuzz_vsock_SRCS := tests/fuzz/fuzz_vsock.c $(FUZZED_DEVICES)
 fuzz_vsock_LDLIBS := -Wl,--wrap=io_now_ns
 fuzz_vsock_CORPUS := tests/fuzz/corpus/vsock
+
+UNIT_TESTS += test_full_disk
+test_full_disk_SRCS := tests/unit/test_full_disk.c tests/unit/snapshot_vm.c
+test_full_disk_LIBS := vmmcore vmmdev vmmdisk wire common
+test_full_disk_PKGS := cmocka libseccomp
 
 UNIT_TESTS += test_snapshot
 test_snapshot_SRCS := tests/unit/test_snapshot.c tests/unit/snapshot_vm.c

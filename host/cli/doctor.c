@@ -409,7 +409,14 @@ check_home(struct doctor *d)
 		doctor_mend(f, "set PANDO_HOME to a short absolute path");
 		return;
 	}
-	doctor_find(d, "home", DOCTOR_OK, "state is kept in %s", home);
+	/* One that is not there yet is made. */
+	if (access(home, W_OK | X_OK) < 0 && errno != ENOENT) {
+		f = doctor_find(d, "home", DOCTOR_PROBLEM, "state cannot be written in %s: %s",
+			home, strerror(errno));
+		doctor_mend(f, "make it your user's to write, or set PANDO_HOME to a folder that is");
+	} else {
+		doctor_find(d, "home", DOCTOR_OK, "state is kept in %s", home);
+	}
 	check_space(d, "home-space", home, 2048);
 }
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "host/cli/opt.h"
+#include "host/cli/out.h"
 
 /* Two columns; the second one is wrapped at 90 and indented. */
 static void
@@ -26,6 +27,40 @@ two_columns(FILE *f, const char *left, unsigned width, const char *right)
 		right += n + strspn(right + n, " ");
 	}
 	fputc('\n', f);
+}
+
+/* A verb's text: its words, filled into lines of 90. An empty line and one that begins with a blank
+ * stay as they are, and end what is filled. */
+static void
+filled(FILE *f, const char *text)
+{
+	bool begins = true; /* a line of the text */
+	size_t used = 0;
+
+	while (*text) {
+		size_t n = strcspn(text, " \n"), width;
+		char word[128];
+
+		if (begins && (*text == ' ' || *text == '\n')) {
+			n = strcspn(text, "\n");
+			fprintf(f, "%s%.*s\n", used ? "\n" : "", (int)n, text);
+			used = 0;
+		} else {
+			snprintf(word, sizeof(word), "%.*s", (int)n, text);
+			width = out_width(word);
+			if (used && used + 1 + width > 90) {
+				fputc('\n', f);
+				used = 0;
+			}
+			fprintf(f, "%s%.*s", used ? " " : "", (int)n, text);
+			used += width + (used > 0);
+		}
+		text += n;
+		begins = *text == '\n';
+		text += *text != '\0';
+	}
+	if (used)
+		fputc('\n', f);
 }
 
 static void
@@ -61,8 +96,10 @@ help_verb(FILE *f, const struct verb *v)
 	fprintf(f, "\n%s.\n\n", v->summary);
 	options(f, v->options);
 	options(f, opt_common);
-	if (v->text)
-		fprintf(f, "\n%s\n", v->text);
+	if (v->text) {
+		fputc('\n', f);
+		filled(f, v->text);
+	}
 }
 
 void

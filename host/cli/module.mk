@@ -61,6 +61,7 @@ pandocli_SRCS += \
 	host/cli/points.c \
 	host/cli/fan.c \
 	host/cli/tree_commit.c \
+	host/cli/tree_gaps.c \
 	host/cli/verbs/cmd_env.c \
 	host/cli/env_option.c \
 	host/cli/verbs/cmd_rpc.c \

@@ -187,11 +187,26 @@ opt_one_word(struct opt_scan *s, int key, const char **ret, struct err *e)
 	if (key != OPT_WORD)
 		return key;
 	if (*ret) {
-		err_set(e, -EINVAL, "%s takes one VM", s->verb->name);
+		err_set(e, -EINVAL, "%s takes one %s", s->verb->name,
+			s->verb->words == COMPLETE_COMMIT	  ? "commit"
+			: s->verb->words == COMPLETE_VM_OR_COMMIT ? "VM or commit"
+								  : "VM");
 		return OPT_ERROR;
 	}
 	*ret = s->arg;
 	return OPT_WORD;
+}
+
+const char *
+opt_subverb(const char *word)
+{
+	static const char *const habits[][2] = {
+		{"ls", "list"}, {"rm", "delete"}, {"inspect", "info"}};
+
+	for (size_t i = 0; i < sizeof(habits) / sizeof(habits[0]); i++)
+		if (strcmp(word, habits[i][0]) == 0)
+			return habits[i][1];
+	return word;
 }
 
 int
@@ -346,7 +361,7 @@ opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e)
 		}
 	}
 	return err_set(e, -EINVAL,
-		"%s must be a time such as 60 (seconds), 1.5, 500ms or 10m, not \"%s\"",
+		"%s must be a time such as 60 (seconds), 1.5, 500ms, 10m, 36h or 7d, not \"%s\"",
 		what, text);
 }
 
@@ -362,9 +377,9 @@ opt_label(const char *text, const char *what, struct err *e)
 	if (len < 1 || len > 63)
 		return err_set(e, -EINVAL, "%s: a key has 1 to 63 characters", what);
 	for (size_t i = 0; i < len; i++)
-		if (!isalnum((unsigned char)text[i]) && !strchr("_.-", text[i]))
+		if (!isalnum((unsigned char)text[i]) && !strchr("_./-", text[i]))
 			return err_set(e, -EINVAL,
-				"%s: a key has letters, digits, '.', '_' and '-' only, not \"%.*s\"",
+				"%s: a key has letters, digits, '.', '_', '/' and '-' only, not \"%.*s\"",
 				what, (int)len, text);
 	return (int)len;
 }

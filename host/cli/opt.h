@@ -60,9 +60,13 @@ int opt_next(struct opt_scan *s, struct err *e);
  * the sentence and how to get help, EXIT_USAGE). */
 int opt_leave(struct opt_scan *s, int key, const struct err *e);
 
-/* For a verb that takes at most one word, a VM: keeps it in *ret and returns OPT_WORD.
- * Any other key, and a second word, becomes what opt_leave() is called with. */
+/* For a verb that takes at most one word, a VM or a commit: keeps it in *ret and returns
+ * OPT_WORD. Any other key, and a second word, becomes what opt_leave() is called with. */
 int opt_one_word(struct opt_scan *s, int key, const char **ret, struct err *e);
+
+/* What "ls", "rm" and "inspect" are called behind commit, tag and env: list, delete,
+ * info. Any other word is itself. */
+const char *opt_subverb(const char *word);
 
 /* opt_common.c: -q, --format and -h, and the end of the table. */
 #define OPT_COMMON_N 3
@@ -82,7 +86,7 @@ int opt_bytes_per_s(const char *text, const char *what, uint64_t min, uint64_t m
 /* Seconds, possibly with a fraction and a unit (ms, s, m, h, d), as milliseconds; at
  * least 1. */
 int opt_ms(const char *text, const char *what, uint64_t *ret, struct err *e);
-/* "key=value": where the '=' stands. A key is [A-Za-z0-9_.-]{1,63}. */
+/* "key=value": where the '=' stands. A key is [A-Za-z0-9_./-]{1,63}. */
 int opt_label(const char *text, const char *what, struct err *e);
 /* "NAME=value" for an environment; NAME is [A-Za-z_][A-Za-z0-9_]*. */
 int opt_env(const char *text, const char *what, struct err *e);

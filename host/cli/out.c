@@ -117,14 +117,15 @@ out_age(char *dst, size_t cap, uint64_t ms)
 {
 	uint64_t s = ms / 1000;
 
+	/* To the nearest: a second after `--expire 7d`, that is still 7 d. */
 	if (s < 120)
 		snprintf(dst, cap, "%llu s", (unsigned long long)s);
 	else if (s < 120 * 60)
-		snprintf(dst, cap, "%llu min", (unsigned long long)(s / 60));
+		snprintf(dst, cap, "%llu min", (unsigned long long)((s + 30) / 60));
 	else if (s < 48 * 3600)
-		snprintf(dst, cap, "%llu h", (unsigned long long)(s / 3600));
+		snprintf(dst, cap, "%llu h", (unsigned long long)((s + 1800) / 3600));
 	else
-		snprintf(dst, cap, "%llu d", (unsigned long long)(s / 86400));
+		snprintf(dst, cap, "%llu d", (unsigned long long)((s + 43200) / 86400));
 	return dst;
 }
 

@@ -11,6 +11,7 @@
 #include "host/cli/head.h"
 #include "host/cli/near.h"
 #include "host/cli/out.h"
+#include "host/cli/verb.h"
 
 int
 pick_pandod(struct client **ret, struct err *e)
@@ -63,10 +64,17 @@ only_one(struct client *c, const char **ret_id, struct client_vms *all, struct e
 static void
 suggest(struct client *c, const char *name, struct err *e)
 {
+	cleanup_client_point struct client_point commit = {0};
 	cleanup_client_vms struct client_vms all = {0};
 	const char *best = NULL;
 	unsigned best_distance = NEAR_MAX;
 
+	if (client_point(c, name, &commit, NULL, NULL) == 0) {
+		err_set(e, -ENOENT,
+			"no VM named \"%.64s\", but commit %.12s: `pando run-commit %.64s` starts a VM from it",
+			name, commit.id, name);
+		return;
+	}
 	if (client_list(c, NULL, &all, NULL, NULL) < 0)
 		return;
 	for (size_t i = 0; i < all.n; i++) {
@@ -81,6 +89,10 @@ suggest(struct client *c, const char *name, struct err *e)
 	if (best)
 		err_set(e, -ENOENT, "no VM named \"%.64s\"; did you mean \"%s\"?", name,
 			best);
+	else if (verb_find(name))
+		err_set(e, -ENOENT,
+			"no VM named \"%.64s\"; `pando help %.64s` describes the verb", name,
+			name);
 }
 
 int

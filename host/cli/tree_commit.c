@@ -9,6 +9,7 @@
 #include "common/io.h"
 #include "host/cli/out.h"
 #include "host/cli/pick.h"
+#include "host/cli/tree_gaps.h"
 
 /* A line of the drawing: either a commit or a VM; borrowed. */
 struct node {
@@ -223,6 +224,8 @@ print_commit(const struct client_point *p, bool meant, uint64_t now_ms)
 			out_plain(text, sizeof(text), *tag));
 	if (p->tags[0])
 		putchar(']');
+	if (p->pruned)
+		fputs("  (pruned)", stdout);
 	printf("  %s", out_age(text, sizeof(text),
 			       now_ms > p->created_ms ? now_ms - p->created_ms : 0));
 	snprintf(line, sizeof(line), "%.*s",
@@ -296,6 +299,7 @@ print_json(const struct drawing *d, size_t at)
 		if (p) {
 			json_out_str(&o, "parent", p->parent[0] ? p->parent : NULL);
 			json_out_str(&o, "message", p->message);
+			json_out_bool(&o, "pruned", p->pruned);
 			json_out_array(&o, "tags");
 			for (char **tag = p->tags; *tag; tag++)
 				json_out_str(&o, NULL, *tag);
@@ -317,24 +321,28 @@ int
 tree_commit_print(
 	struct client *c, const char *name, const struct opt_scan *s, struct err *e)
 {
-	cleanup_client_point struct client_point meant = {0};
+	cleanup_client_points struct client_points meant = {0};
 	cleanup_drawing struct drawing d = {0};
 	struct err why = {0};
 	size_t at, room;
-	int r = client_point(c, name, &meant, NULL, &why);
+	/* A history begins with the commit itself, a pruned one too. */
+	int r = client_points_page(c, name, "", 1, &meant, NULL, &why);
 
 	if (r == -ENOENT)
 		return r;
+	if (r == 0 && !meant.n)
+		r = err_set(&why, -ENOENT, "commit \"%.64s\" was deleted meanwhile", name);
 	if (r < 0 || client_points(c, &d.points, NULL, &why) < 0 ||
+		tree_gaps_fill(c, &d.points, &why) < 0 ||
 		client_list(c, NULL, &d.vms, NULL, &why) < 0)
 		return out_fail(&why);
 	if (!index_points(&d)) {
 		out_complain("no memory for the tree");
 		return EXIT_FAILED;
 	}
-	at = point_index(&d, meant.id);
+	at = point_index(&d, meant.v[0].id);
 	if (at == d.points.n) {
-		err_set(e, -ENOENT, "commit %.12s was deleted meanwhile", meant.id);
+		err_set(e, -ENOENT, "commit %.12s was deleted meanwhile", meant.v[0].id);
 		return out_fail(e);
 	}
 	room = d.points.n + d.vms.n + 1;

@@ -45,6 +45,12 @@ verb_find(const char *name)
 	return NULL;
 }
 
+bool
+verb_has_sub(const struct verb *v, const char *word)
+{
+	return is_one_of(v->subverbs, word);
+}
+
 const char *
 verb_nearest(const char *name)
 {

@@ -62,6 +62,8 @@ const struct verb *const *verb_all(void);
 
 /* By name or alias; NULL if there is none. */
 const struct verb *verb_find(const char *name);
+/* Whether the word is one of the verb's subverbs. */
+bool verb_has_sub(const struct verb *v, const char *word);
 /* The name nearest to a mistyped one (edit distance at most 2 and less than its length),
  * or NULL. */
 const char *verb_nearest(const char *name);

@@ -235,7 +235,9 @@ start_pandod(struct client *c, struct err *e)
 		return r;
 	lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (lock < 0)
-		return err_sys(e, -errno, "%s", path);
+		return err_set(e, -errno,
+			"%.300s: %s; PANDO_HOME can name a folder that you may write", path,
+			strerror(errno));
 	while (flock(lock, LOCK_EX) < 0)
 		if (errno != EINTR)
 			return err_sys(e, -errno, "%s: lock", path);

@@ -52,7 +52,7 @@ refuse_used(struct tree *t, const struct store_hash *v, size_t n, struct err *e)
 	for (size_t i = 0; r == 0 && i < uses.n; i++)
 		if (is_among(v, n, uses.v[i].commit))
 			return err_set(e, -ENOTEMPTY,
-				"commit %.12s is in use: vm \"%s\" runs on it; stop or delete that VM first",
+				"commit %.12s is in use: vm \"%s\" runs on it or was last committed as it; stop or delete that VM first",
 				uses.v[i].commit, vm_name(t->vms[uses.v[i].order]));
 	return r;
 }

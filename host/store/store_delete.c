@@ -86,7 +86,7 @@ refuse(const char *id, char (*children)[STORE_ID_MAX], size_t n, struct err *e)
 		snprintf(shown + strlen(shown), sizeof(shown) - strlen(shown), "%s%.12s",
 			i ? ", " : "", children[i]);
 	return err_set(e, -ENOTEMPTY,
-		"commit %.12s is the parent of %s%s: delete those first, or all of them at once",
+		"commit %.12s is the parent of %s%s: delete all of them at once (`pando commit delete -r`), or those first",
 		id, shown, n > NAMES_SHOWN ? ", …" : "");
 }
 

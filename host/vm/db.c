@@ -1,12 +1,15 @@
 #include "host/vm/db.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/io.h"
+#include "common/paths.h"
 
 /* A record of what the tables are, and how an older file becomes a newer one: step n
  * leads to schema version n + 1. */
@@ -323,8 +326,9 @@ failed(struct db *db, const char *doing, struct err *e)
 		r = -EEXIST;
 		break;
 	case SQLITE_FULL:
-		r = -ENOSPC;
-		break;
+		return err_set(e, -ENOSPC,
+			"state.db: %s: no room on the disk of %.200s; make room there", doing,
+			sqlite3_db_filename(db->h, "main"));
 	case SQLITE_NOMEM:
 		r = -ENOMEM;
 		break;
@@ -383,6 +387,20 @@ migrate(struct db *db, const char *path, struct err *e)
 	return 0;
 }
 
+/* SQLite maps the file of its index of the WAL, also where it only reads. It takes one that is there;
+ * when the last of its users closes the database it goes. */
+static void
+make_shm(const char *path)
+{
+	char shm[PATHS_MAX];
+	cleanup_close int fd = -1;
+
+	if (paths_format(shm, sizeof(shm), NULL, "%s-shm", path) == 0)
+		fd = open(shm, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd >= 0)
+		io_write_in_place(fd);
+}
+
 int
 db_open(const char *path, struct db **ret, struct err *e)
 {
@@ -391,6 +409,7 @@ db_open(const char *path, struct db **ret, struct err *e)
 
 	if (!db)
 		return err_set(e, -ENOMEM, "out of memory");
+	make_shm(path);
 	if (sqlite3_open_v2(path, &db->h,
 		    SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
 		    NULL) != SQLITE_OK) {

@@ -40,6 +40,11 @@ test_db_SRCS := tests/unit/test_db.c
 test_db_LIBS := pandovm wire common
 test_db_PKGS := cmocka sqlite3
 
+UNIT_TESTS += test_full_btrfs
+test_full_btrfs_SRCS := tests/unit/test_full_btrfs.c
+test_full_btrfs_LIBS := pandovm wire common
+test_full_btrfs_PKGS := cmocka sqlite3
+
 UNIT_TESTS += test_merge_plan
 test_merge_plan_SRCS := tests/unit/test_merge_plan.c host/vm/merge_plan.c
 test_merge_plan_PKGS := cmocka

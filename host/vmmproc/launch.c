@@ -68,6 +68,7 @@ fill_folder(const char *folder, struct vm_files *ret, struct err *e)
 		/* The VMM maps it, and a page that the disk has no room for would kill
 		 * the VMM when the guest prints: room for all of it is taken now, where
 		 * its lack can be said. */
+		io_write_in_place(ret->console_fd);
 		r = -posix_fallocate(ret->console_fd, 0, CONSOLE_FILE_BYTES);
 		if (r < 0)
 			r = err_sys(e, r, "making room for %s", path);

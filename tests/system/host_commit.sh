@@ -606,6 +606,13 @@ commits_go_by_rule() {
 	equal "the length of r's history" "$(pando history r -q | wc -l)" 6
 	equal "the first two of it" "$(pando history r -q --limit 2 | wc -l)" 2
 	contains "the history" "$(pando history r)" "(pruned)"
+	# the tree does not break where one was pruned: neither downwards nor upwards, nor from there
+	for from in "$base" "$(tail -n 1 "$work/line")" "$(head -n 1 "$work/line")"; do
+		equal "the tree of ${from%"${from#????}"}" "$(pando tree "$from" --format json |
+			json '[(n["depth"], n.get("pruned")) for n in j["nodes"] if n["kind"] == "commit"]')" \
+			"[(0, False), (1, True), (2, True), (3, True), (4, False), (5, False)]"
+	done
+	contains "the drawing" "$(pando tree "$base")" "└── VM r "
 	old=$(head -n 1 "$work/line")
 	for verb in "run-commit --no-wait $old" "diff $base $old" "commit info $old" "tag create old $old"; do
 		# shellcheck disable=SC2086 # words
@@ -648,7 +655,8 @@ commits_go_by_rule() {
 bad_usage() {
 	for wrong in "commit list x" "commit info" "commit delete" "commit a b" "commit -r a" "commit list -m x" \
 		"run-commit" "run-commit a b" "tag" "tag create x" "tag nosuch" "diff a" "gc x" "verify a b" \
-		"history a b" "run-commit x --count many"; do
+		"history a b" "run-commit x --count many" "commit history a" "disk export a -" "help commit nosuch" \
+		"commit -- a -m x"; do
 		# shellcheck disable=SC2086 # words
 		status_is 2 pando $wrong
 		[ -n "$stderr" ] || fail "no sentence for pando $wrong"
@@ -660,6 +668,40 @@ bad_usage() {
 		status_is 3 pando $absent
 		contains stderr "$stderr" nosuch
 	done
+}
+
+# What hands know of other tools: what is not right here says what is.
+a_name_of_the_wrong_kind_is_told_apart() {
+	needs_kvm
+	run_small -N v >/dev/null
+	id=$(pando commit v -q --tag its-tag -l app/part=one --expire 7d -m "its message")
+	status_is 3 pando info its-tag
+	contains stderr "$stderr" "pando run-commit its-tag"
+	status_is 3 pando reset its-tag
+	contains stderr "$stderr" "pando run-commit its-tag"
+	status_is 3 pando run-commit v
+	contains stderr "$stderr" "pando branch v"
+	status_is 3 pando commit prune
+	contains stderr "$stderr" "pando help prune"
+	status_is 2 pando verify its-tag its-tag
+	contains stderr "$stderr" "takes one commit"
+	status_is 2 pando commit v --expire 7days
+	contains stderr "$stderr" "7d"
+	status_is 4 pando commit rm its-tag
+	contains stderr "$stderr" "was last committed as it"
+	status_is 0 pando commit inspect its-tag
+	contains "its labels" "$stdout" "app/part=one"
+	lacks "its labels" "$stdout" "pando.expires"
+	contains "what is left of 7 days" "$stdout" "expires in   7 d"
+	equal "commit ls" "$(pando commit ls -q | grep -c "$id")" 1
+	contains "tag ls" "$(pando tag ls)" its-tag
+	pando env ls >/dev/null
+	status_is 0 pando help commit list
+	status_is 0 pando tag rm its-tag
+	pando commit v -q >/dev/null
+	status_is 4 pando commit delete "$id"
+	contains stderr "$stderr" "pando commit delete -r"
+	pando delete -y v >/dev/null
 }
 
 t a_commit_is_printed_and_nothing_else
@@ -682,5 +724,6 @@ t kill_nine_while_committing
 t kill_nine_while_spawning
 t a_vm_deleted_while_it_is_committed
 t flat_images_are_bounded
+t a_name_of_the_wrong_kind_is_told_apart
 t bad_usage
 finish

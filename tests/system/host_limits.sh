@@ -15,7 +15,7 @@ limits_are_had_by_branches_and_by_vms_from_commits() {
 	limits_are slow 1048576 0
 	status_is 0 pando limit slow --disk-iops 200
 	limits_are slow 1048576 200
-	contains "info" "$(pando info slow)" '1048576 bytes and 200 requests in a second'
+	contains "info" "$(pando info slow)" '1.0 MiB and 200 requests in a second'
 	wait_until "what slow says" console_says slow 'flush 3 status=0'
 	status_is 0 pando branch slow -n branch --no-wait
 	limits_are branch 1048576 200

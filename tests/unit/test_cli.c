@@ -596,6 +596,10 @@ sizes_and_ages_are_short(void **state)
 	assert_string_equal(out_age(dst, sizeof(dst), 3200), "3 s");
 	assert_string_equal(out_age(dst, sizeof(dst), 125000), "2 min");
 	assert_string_equal(out_age(dst, sizeof(dst), 3 * 3600000), "3 h");
+	/* To the nearest: what is left of 7 days a second later. */
+	assert_string_equal(out_age(dst, sizeof(dst), 7 * UINT64_C(86400000) - 1000), "7 d");
+	assert_string_equal(out_age(dst, sizeof(dst), 90 * 60000), "90 min");
+	assert_string_equal(out_age(dst, sizeof(dst), 119 * 60000 + 59000), "120 min");
 	assert_string_equal(out_age(dst, sizeof(dst), UINT64_C(9) * 86400000), "9 d");
 	assert_string_equal(out_mib(dst, sizeof(dst), 512), "512 MiB");
 	assert_string_equal(out_mib(dst, sizeof(dst), 2048), "2 GiB");

@@ -16,8 +16,12 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/paths.h"
+#include "host/cli/help.h"
 #include "host/cli/opt.h"
+#include "host/cli/out.h"
 #include "host/cli/verb.h"
+
+#define HELP_WIDTH 90
 
 static char *
 text_of(const char *relative)
@@ -151,6 +155,31 @@ the_manual_has_every_verb_with_every_option(void **state)
 	assert_int_equal(missing, 0);
 }
 
+static void
+no_line_of_help_is_wider_than_a_terminal(void **state)
+{
+	unsigned wide = 0;
+
+	(void)state;
+	for (const struct verb *const *v = verbs; *v; v++) {
+		cleanup_free char *text = NULL;
+		size_t size = 0;
+		FILE *f = open_memstream(&text, &size);
+
+		assert_non_null(f);
+		help_verb(f, *v);
+		assert_int_equal(fclose(f), 0);
+		for (const char *at = text; *at; at += line_len(at)) {
+			if (out_width(at) - out_width(at + strcspn(at, "\n")) <= HELP_WIDTH)
+				continue;
+			print_error("pando help %s: %.*s\n", (*v)->name,
+				(int)strcspn(at, "\n"), at);
+			wide++;
+		}
+	}
+	assert_int_equal(wide, 0);
+}
+
 /* As the shell sees it: what is offered after "pando <verb> -". */
 static char *
 offered(const char *verb)
@@ -247,6 +276,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_manual_has_every_verb_with_every_option),
+		cmocka_unit_test(no_line_of_help_is_wider_than_a_terminal),
 		cmocka_unit_test(the_manual_has_no_verb_that_is_none),
 		cmocka_unit_test(completion_offers_every_option_of_every_verb),
 		cmocka_unit_test(completion_offers_every_verb),

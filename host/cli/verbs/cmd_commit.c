@@ -114,6 +114,27 @@ lines(const char *what, char **words)
 		line(what, text);
 }
 
+static void
+labels(const struct json *j)
+{
+	int object = json_get(j, 0, "labels"), it = 0, key, value;
+	const char *what = "labels";
+
+	while (object >= 0 && json_next(j, object, &it, &key, &value)) {
+		char text[400], name[80], is[300];
+
+		if (json_str(j, key, name, sizeof(name)) < 0 ||
+			json_str(j, value, is, sizeof(is)) < 0)
+			continue;
+		/* pando's own show as what they mean. */
+		if (strncmp(name, "pando.", strlen("pando.")) == 0)
+			continue;
+		snprintf(text, sizeof(text), "%s=%s", name, is);
+		line(what, text);
+		what = "";
+	}
+}
+
 static int
 info(struct client *c, const char *name, const struct opt_scan *s, struct err *e)
 {
@@ -135,6 +156,7 @@ info(struct client *c, const char *name, const struct opt_scan *s, struct err *e
 	line("message", p.message && p.message[0] ? p.message : "-");
 	for (size_t i = 0; p.tags[i]; i++)
 		line(i ? "" : "tags", p.tags[i]);
+	labels(reply.json);
 	line("memory", out_mib(text, sizeof(text), p.mem_mib));
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)p.vcpus);
 	line("cpus", text);
@@ -189,12 +211,13 @@ delete_commit(
 static bool
 is_subverb(const char *word)
 {
+	word = opt_subverb(word);
 	return strcmp(word, "list") == 0 || strcmp(word, "info") == 0 ||
 	       strcmp(word, "delete") == 0;
 }
 
 static int
-check(const struct asked *a, struct err *e)
+check(const struct asked *a, bool ended, struct err *e)
 {
 	if (!a->sub && (a->recursive || a->dry))
 		return err_set(e, -EINVAL, "--recursive and --dry-run are for delete");
@@ -205,10 +228,13 @@ check(const struct asked *a, struct err *e)
 			"commit %s takes no --expire or --keep-last", a->sub);
 	if (a->sub && (a->spec.message || a->spec.n_tags || a->spec.n_labels))
 		return err_set(e, -EINVAL,
-			"commit %s takes no --message, --tag or --label; a VM of that name is committed with `pando commit -- %s`",
+			"commit %s takes no --message, --tag or --label; a VM of that name is committed with `pando commit [options] -- %s`",
 			a->sub, a->sub);
+	if (!a->sub && a->n_words > 1 && strcmp(a->words[0], "history") == 0)
+		return err_set(e, -EINVAL, "it is: pando history [vm | commit]");
 	if (!a->sub && a->n_words > 1)
-		return err_set(e, -EINVAL, "commit takes one VM");
+		return err_set(e, -EINVAL, "commit takes one VM%s",
+			ended ? "; options go before --" : "");
 	if (a->sub && strcmp(a->sub, "list") == 0 && a->n_words)
 		return err_set(e, -EINVAL, "commit list takes no words");
 	if (a->sub && strcmp(a->sub, "info") == 0 && a->n_words != 1)
@@ -266,7 +292,7 @@ run(int argc, char **argv)
 			break;
 		case OPT_WORD:
 			if (!a.sub && !a.n_words && !s.ended && is_subverb(s.arg))
-				a.sub = s.arg;
+				a.sub = opt_subverb(s.arg);
 			else if (a.n_words == WORDS_MAX)
 				r = err_set(&e, -E2BIG, "at most %d names", WORDS_MAX);
 			else
@@ -278,7 +304,7 @@ run(int argc, char **argv)
 		if (r < 0)
 			return opt_leave(&s, OPT_ERROR, &e);
 	}
-	if (check(&a, &e) < 0)
+	if (check(&a, s.ended, &e) < 0)
 		return opt_leave(&s, OPT_ERROR, &e);
 	if (!a.sub)
 		return make(&a, &s);
@@ -301,7 +327,7 @@ const struct verb verb_commit = {
 	.text = "The VM stands still for one fork; memory, processes and disk are written while it goes on.\n"
 		"A commit is named by its id, at least 4 leading digits of it, or a tag. One that others descend\n"
 		"from is deleted only with -r, one that a VM runs on not at all. A VM called list, info or delete\n"
-		"is committed with `pando commit -- list`.",
+		"is committed with `pando commit -- list`. ls, inspect and rm are list, info and delete.",
 	.subverbs = "list info delete",
 	.words = COMPLETE_VM,
 };

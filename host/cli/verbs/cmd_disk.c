@@ -178,6 +178,11 @@ run(int argc, char **argv)
 		err_set(&e, -EINVAL, "it is: pando disk export <vm> FILE");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
+	if (strcmp(words[2], "-") == 0) {
+		err_set(&e, -EINVAL,
+			"an image is sparse, and is not written to standard output: name a file (./- if it is called -)");
+		return opt_leave(&s, OPT_ERROR, &e);
+	}
 	if (pick_open(words[1], &c, &vm, NULL, &e) < 0)
 		return out_fail(&e);
 	if (!s.quiet && strcmp(vm.state, "running") == 0)

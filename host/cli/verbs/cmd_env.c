@@ -102,7 +102,7 @@ run(int argc, char **argv)
 			break;
 		case OPT_WORD:
 			if (!what)
-				what = s.arg;
+				what = opt_subverb(s.arg);
 			else if (strcmp(what, "set") == 0)
 				r = cli_env_add(&set, s.arg, &e);
 			else if (n < ENV_VARS_MAX)

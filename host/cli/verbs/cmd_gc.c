@@ -85,6 +85,6 @@ const struct verb verb_gc = {
 	.usage = "[--cancel]",
 	.options = options,
 	.text = "Waits for commits that are being made, and nothing waits for it; Ctrl-C ends it, and keeps what it\n"
-		"has freed. pandod also does this on its own, a minute after commits were deleted or dropped. What was read of disk images that are still there is kept,\n"
-		"so that the next commit need not read them again.",
+		"has freed. pandod also does this on its own, a minute after commits were deleted or dropped.\n"
+		"What was read of disk images that are still there is kept: the next commit need not read them again.",
 };

@@ -19,11 +19,12 @@ run(int argc, char **argv)
 	while ((key = opt_next(&s, &e)) != OPT_END) {
 		if (key != OPT_WORD)
 			return opt_leave(&s, key, &e);
-		if (name) {
+		/* `pando help commit list`: the verb's help has its subverbs. */
+		if (name && (!(v = verb_find(name)) || !verb_has_sub(v, opt_subverb(s.arg)))) {
 			err_set(&e, -EINVAL, "help takes one verb");
 			return opt_leave(&s, OPT_ERROR, &e);
 		}
-		name = s.arg;
+		name = name ? name : s.arg;
 	}
 	if (!name) {
 		help_all(stdout);

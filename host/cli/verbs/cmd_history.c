@@ -47,5 +47,5 @@ const struct verb verb_history = {
 	.options = options,
 	.text = "A VM's history begins with the commit it was last committed as or comes from. VMs' names go before tags.\n"
 		"Of a pruned commit only its place in the history is kept.",
-	.words = COMPLETE_COMMIT,
+	.words = COMPLETE_VM_OR_COMMIT,
 };

@@ -126,8 +126,7 @@ print_vm(const struct client_vm *vm, const struct client_reply *reply)
 	if (vm->disk_bps || vm->disk_iops) {
 		text[0] = '\0';
 		if (vm->disk_bps)
-			snprintf(text, sizeof(text), "%llu bytes",
-				(unsigned long long)vm->disk_bps);
+			out_bytes(text, sizeof(text), vm->disk_bps);
 		if (vm->disk_iops)
 			snprintf(text + strlen(text), sizeof(text) - strlen(text),
 				"%s%llu requests", vm->disk_bps ? " and " : "",

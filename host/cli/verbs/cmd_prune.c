@@ -65,7 +65,9 @@ print(const struct client_reply *reply, const struct asked *a, const struct opt_
 			puts(id);
 	(void)json_u64(reply->json, json_get(reply->json, 0, "kept_tagged"), &tagged);
 	(void)json_u64(reply->json, json_get(reply->json, 0, "kept_in_use"), &in_use);
-	if (!s->quiet)
+	if (!n && !tagged && !in_use && !a->older_ms && !a->keep)
+		out_note("nothing has expired; --older-than and --keep-last select what has not");
+	else if (!s->quiet)
 		fprintf(stderr,
 			"pando: %d commit%s %s; %llu more are tagged and %llu in use%s\n", n,
 			n == 1 ? "" : "s", a->dry ? "would go" : "dropped",

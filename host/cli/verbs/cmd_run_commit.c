@@ -16,6 +16,18 @@ static const struct opt options[] = {
 	FAN_OPTIONS("VM", "VMs", "how many; 1 if not said", 'N', "vm-alias", 'n', "alias"),
 };
 
+/* A VM's name in the place of a commit's. */
+static void
+suggest(struct client *c, const char *name, struct err *e)
+{
+	cleanup_client_vm struct client_vm vm = {0};
+
+	if (client_get(c, name, &vm, NULL, NULL) == 0)
+		err_set(e, -ENOENT,
+			"no commit has the tag or id \"%.64s\"; a VM has that name: `pando branch %.64s` forks it, and `pando commit %.64s` makes a commit",
+			name, name, name);
+}
+
 static int
 run(int argc, char **argv)
 {
@@ -49,6 +61,8 @@ run(int argc, char **argv)
 	if (r == -ECANCELED && strcmp(e.msg, "cancelled") == 0)
 		err_set(&e, r,
 			"cancelled; pandod removes what was made when it comes to that, `pando status` shows what is there");
+	if (r == -ENOENT)
+		suggest(c, fan.name, &e);
 	if (r < 0)
 		return out_fail(&e);
 	if (!s.quiet)

@@ -132,7 +132,7 @@ run(int argc, char **argv)
 		if (key != OPT_WORD)
 			return opt_leave(&s, key, &e);
 		if (n < 4)
-			words[n] = s.arg;
+			words[n] = n ? s.arg : opt_subverb(s.arg);
 		n++;
 	}
 	want = strcmp(words[0], "create") == 0 || strcmp(words[0], "update") == 0 ? 3

@@ -218,5 +218,5 @@ const struct verb verb_tree = {
 		"branches are not in it. JSON is a flat list in drawing order, each with its parent and depth.\n"
 		"Of a commit (its id, a beginning of it, or a tag): the commits it comes from, those that come from it,\n"
 		"and their VMs; it is marked with <. VMs' names go first.",
-	.words = COMPLETE_VM,
+	.words = COMPLETE_VM_OR_COMMIT,
 };

@@ -80,7 +80,7 @@ run(int argc, char **argv)
 			return opt_leave(&s, key, &e);
 	}
 	if (repair && name) {
-		err_set(&e, -EINVAL, "--repair is of the whole store: give no commit");
+		err_set(&e, -EINVAL, "--repair is of the whole store: name no commit");
 		return opt_leave(&s, OPT_ERROR, &e);
 	}
 	if (pick_pandod(&c, &e) < 0 ||
