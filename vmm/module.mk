@@ -48,6 +48,7 @@ vmmcore_SRCS := \
 	vmm/vm.c \
 	vmm/vcpu.c \
 	vmm/mappings.c \
+	vmm/pagemap.c \
 	vmm/track.c \
 	vmm/giveback.c \
 	vmm/fill.c \
