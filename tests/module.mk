@@ -88,12 +88,13 @@ install: all
 GUEST_CFLAGS := -std=gnu11 -O1 -ffreestanding -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mcmodel=small $(WARNINGS)
 TINY := $(B)/tests/guest/tiny
-$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/balloon.c tests/kvm/guest/tiny.h tests/kvm/guest/tiny.ld
+$(TINY): tests/kvm/guest/start.S tests/kvm/guest/tiny.c tests/kvm/guest/balloon.c tests/kvm/guest/vsock.c tests/kvm/guest/tiny.h tests/kvm/guest/tiny.ld
 	@mkdir -p $(@D)
 	$(CC) $(GUEST_CFLAGS) $(if $(WERROR),-Werror) -c -o $@.start.o tests/kvm/guest/start.S
 	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.c.o tests/kvm/guest/tiny.c
 	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.balloon.o tests/kvm/guest/balloon.c
-	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o $@.balloon.o
+	$(CC) $(GUEST_CFLAGS) -I. $(if $(WERROR),-Werror) -c -o $@.vsock.o tests/kvm/guest/vsock.c
+	$(LD) -m elf_x86_64 -nostdlib -static -no-pie -z noexecstack --no-warn-rwx-segments -T tests/kvm/guest/tiny.ld -o $@.elf $@.start.o $@.c.o $@.balloon.o $@.vsock.o
 	$(OBJCOPY) -O binary $@.elf $@
 OBJCOPY ?= objcopy
 
@@ -162,10 +163,16 @@ $(1)_PKGS := sqlite3 libsodium libzstd libseccomp libsystemd
 $(B)/bench/$(1): | $(TINY)
 endef
 $(foreach b,$(BENCHES_OF_VMS),$(eval $(call bench_of_vms,$(b))))
-BENCHES += bench_store bench_catalog bench_handshake bench_disk bench_giveback
+BENCHES += bench_store bench_catalog bench_handshake bench_exec bench_vsock bench_vsock_device bench_disk bench_giveback
 bench_disk_SRCS := tests/bench/bench_disk.c tests/bench/must.c tests/bench/sample.c
 bench_disk_LIBS := kvmdriver vmmdisk wire common
 $(B)/bench/bench_disk: | $(TINY)
+bench_vsock_SRCS := tests/bench/bench_vsock.c tests/bench/must.c tests/bench/sample.c
+bench_vsock_LIBS := kvmdriver vmmdisk wire common
+$(B)/bench/bench_vsock: | $(TINY)
+bench_vsock_device_SRCS := tests/bench/bench_vsock_device.c tests/bench/must.c tests/bench/sample.c \
+	tests/unit/fake_driver.c vmm/memory.c
+bench_vsock_device_LIBS := vmmdev vmmdisk wire common
 bench_giveback_SRCS := tests/bench/bench_giveback.c tests/bench/must.c
 bench_giveback_LIBS := kvmdriver vmmdisk wire common
 $(B)/bench/bench_giveback: | $(TINY)
@@ -182,3 +189,7 @@ bench_handshake_SRCS := \
 bench_handshake_LIBS := agentclient wire common
 bench_handshake_PKGS := libsodium
 $(B)/bench/bench_handshake: | $(B)/libexec/pando/pando-agent
+bench_exec_SRCS := tests/bench/bench_exec.c tests/bench/must.c tests/bench/sample.c
+bench_exec_LIBS := agentclient wire common
+bench_exec_PKGS := libsodium
+$(B)/bench/bench_exec: | $(B)/libexec/pando/pando-agent

@@ -442,8 +442,10 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 	steps_begin(&job->steps, job->asked_ns);
 	memcpy(job->fds, fds, sizeof(job->fds));
 	job->r = check_segments(vm, job->fds, &job->e);
-	if (job->r == 0 && wants_tracking(vm, msg))
-		track_arm(&vm->track, &vm->mem); /* the first time; the guest runs on */
+	if (job->r == 0 && wants_tracking(vm, msg)) { /* the guest runs on */
+		track_arm(&vm->track, &vm->mem);
+		track_scan_ahead(&vm->track, &vm->mem);
+	}
 	if (job->r == 0 && (vm->is_parked || vm_stands(vm))) {
 		if (split(vm, job) == FORK_CHILD)
 			return FORK_CHILD;

@@ -17,6 +17,8 @@ vmmdev_SRCS := \
 	vmm/vsock.c \
 	vmm/vsock_conn.c \
 	vmm/vsock_queue.c \
+	vmm/vsock_rx.c \
+	vmm/vsock_tx.c \
 	vmm/rng.c \
 	vmm/balloon.c
 
@@ -47,6 +49,7 @@ vmmcore_SRCS := \
 	vmm/vm.c \
 	vmm/vcpu.c \
 	vmm/mappings.c \
+	vmm/pagemap.c \
 	vmm/track.c \
 	vmm/track_keep.c \
 	vmm/giveback.c \

@@ -13,6 +13,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "vmm/pagemap.h"
 
 #define PAGE ((uintptr_t)4096)
 
@@ -36,28 +37,10 @@ struct uffdio_writeprotect {
 #endif
 _Static_assert(TRACK_UFFD_FLAGS == (O_CLOEXEC | UFFD_USER_MODE_ONLY), "as in the header");
 
-struct region {
-	uint64_t start, end, categories;
-};
-
-struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
-		category_mask, category_anyof_mask, return_mask;
-};
-_Static_assert(sizeof(struct scan_arg) == 96, "the kernel's struct pm_scan_arg");
-#define SCAN_IOCTL _IOWR('f', 16, struct scan_arg)
-#define SCAN_IS_WRITTEN (1u << 1)
-#define SCAN_IS_FILE (1u << 2)
-#define SCAN_IS_PRESENT (1u << 3)
-#define SCAN_IS_SWAPPED (1u << 4)
-#define SCAN_IS_PFNZERO (1u << 5)
-#define SCAN_WP_MATCHING (1u << 0)
-#define SCAN_CHECK_WPASYNC (1u << 1)
-
-_Static_assert(sizeof(struct track_range) == sizeof(struct region), "what the kernel writes");
+_Static_assert(sizeof(struct track_range) == sizeof(struct pagemap_range), "what the kernel writes");
 
 const unsigned long track_ioctl_numbers[] = {
-	UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WRITEPROTECT, SCAN_IOCTL};
+	UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WRITEPROTECT, PAGEMAP_SCAN_IOCTL};
 const size_t track_n_ioctl_numbers =
 	sizeof(track_ioctl_numbers) / sizeof(*track_ioctl_numbers);
 
@@ -66,17 +49,7 @@ const size_t track_n_ioctl_numbers =
 #define PM_SWAPPED (1ull << 62)
 #define PM_SOFT_DIRTY (1ull << 55)
 
-/* Regions nearer to each other than a page table's worth are marked together. */
-#define NEAR ((uint64_t)2 << 20)
-
-/* What one call reports: a page's worth, since each fork has the next scan copy it. */
-#define REGIONS 170u
-#define MAP_ENTRIES 512u
-static union {
-	struct region regions[REGIONS];
-	uint64_t map[MAP_ENTRIES];
-} room __attribute__((aligned(4096)));
-_Static_assert(sizeof(room) == 4096, "one page");
+#define MAP_ENTRIES 512u /* read at once: a page, as each fork has the next scan copy it */
 
 void
 track_init(struct track *t)
@@ -122,16 +95,6 @@ open_uffd(void)
 	return TAKE_FD(fd);
 }
 
-/* Whether this kernel has PAGEMAP_SCAN: of no addresses at all. */
-static bool
-can_scan(int pagemap_fd)
-{
-	struct scan_arg a = {.size = sizeof(a), .category_mask = SCAN_IS_WRITTEN,
-		.return_mask = SCAN_IS_WRITTEN};
-
-	return ioctl(pagemap_fd, SCAN_IOCTL, &a) >= 0;
-}
-
 static int
 read_entry(int pagemap_fd, const volatile void *page, uint64_t *ret)
 {
@@ -167,7 +130,7 @@ track_open(struct track *t)
 	pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
 		return;
-	if (!hook && can_scan(pagemap) && (uffd = open_uffd()) >= 0) {
+	if (!hook && pagemap_can_scan(pagemap) && (uffd = open_uffd()) >= 0) {
 		/* Opened again when it is needed: a fork need not copy it until then. */
 		t->means = VMM_TRACK_USERFAULTFD;
 		t->pagemap_fd = TAKE_FD(pagemap);
@@ -267,128 +230,41 @@ clear_soft_dirty(const struct track *t)
 	return n == 1 ? 0 : n < 0 ? -errno : -EIO;
 }
 
-/* Bits [first, first + n). */
-void
-track_set_bits(uint8_t *bitmap, uint64_t first, uint64_t n)
-{
-	while (n && first % 8) {
-		bitmap[first / 8] |= (uint8_t)(1u << first % 8);
-		first++;
-		n--;
-	}
-	memset(bitmap + first / 8, 0xff, n / 8);
-	first += n / 8 * 8;
-	for (n %= 8; n; n--, first++)
-		bitmap[first / 8] |= (uint8_t)(1u << first % 8);
-}
-
-/* All that is written in [from, to) is marked as not. */
-static int
-protect_again(const struct track *t, uint64_t from, uint64_t to)
-{
-	struct scan_arg a = {
-		.size = sizeof(a),
-		.flags = SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC,
-		.start = from,
-		.end = to,
-		.category_mask = SCAN_IS_WRITTEN,
-		.return_mask = SCAN_IS_WRITTEN,
-	};
-	int r;
-
-	do
-		r = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
-	while (r < 0 && errno == EINTR);
-	return r < 0 ? -errno : 0;
-}
-
-/* One report, ascending. What lies near each other is marked by one call. */
-static int
-take_regions(const struct track *t, uint64_t base, const struct region *regions, int n,
-	uint8_t *bitmap)
-{
-	uint64_t from = n ? regions[0].start : 0;
-	int r = 0;
-
-	for (int i = 0; i < n && r == 0; i++) {
-		const struct region *g = &regions[i];
-
-		track_set_bits(bitmap, (g->start - base) / PAGE, (g->end - g->start) / PAGE);
-		if (t->kept_written)
-			track_set_bits(t->kept_written, (g->start - base) / PAGE,
-				(g->end - g->start) / PAGE);
-		if (i + 1 < n && regions[i + 1].start - g->end < NEAR)
-			continue;
-		r = protect_again(t, from, g->end);
-		if (i + 1 < n)
-			from = regions[i + 1].start;
-	}
-	return r;
-}
-
-/*
- * bitmap NULL: whatever was written before does not count, and the guest may run. Else it is
- * parked, and two steps are as good as one: a call that marks has KVM let go of the whole range
- * that it is given, written or not, which for a KVM with shadow page tables is a look at every
- * page of it. So only what was written is marked, and a VM that wrote nothing pays for nothing.
- */
-static int
-scan_uffd(const struct track *t, const struct guest_mem *m, uint8_t *bitmap)
-{
-	const uint64_t base = (uintptr_t)m->host;
-	struct scan_arg a = {
-		.size = sizeof(a),
-		.flags = SCAN_CHECK_WPASYNC,
-		.start = base,
-		.end = base + mem_len(m),
-		.vec = (uintptr_t)room.regions,
-		.vec_len = REGIONS,
-		.category_mask = SCAN_IS_WRITTEN,
-		.return_mask = SCAN_IS_WRITTEN,
-	};
-	int r = 0;
-
-	if (!bitmap)
-		return protect_again(t, a.start, a.end);
-	while (a.start < a.end && r == 0) {
-		int n = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (a.walk_end <= a.start)
-			return -EIO;
-		r = take_regions(t, base, room.regions, n, bitmap);
-		a.start = a.walk_end;
-	}
-	return r;
-}
-
 static int
 scan_soft_dirty(const struct track *t, const struct guest_mem *m, uint8_t *bitmap)
 {
+	static uint64_t map[MAP_ENTRIES];
 	const uint64_t first = (uintptr_t)m->host / PAGE;
 
 	for (uint64_t page = 0; page < t->pages && bitmap; page += MAP_ENTRIES) {
 		uint64_t n = t->pages - page < MAP_ENTRIES ? t->pages - page : MAP_ENTRIES;
-		int r = io_pread_full(t->pagemap_fd, room.map, n * sizeof(*room.map),
-			(first + page) * sizeof(*room.map));
+		int r = io_pread_full(t->pagemap_fd, map, n * sizeof(*map),
+			(first + page) * sizeof(*map));
 
 		if (r < 0)
 			return r;
 		for (uint64_t i = 0; i < n; i++)
-			if (room.map[i] & PM_SOFT_DIRTY)
-				track_set_bits(bitmap, page + i, 1);
+			if (map[i] & PM_SOFT_DIRTY)
+				pagemap_set_bits(bitmap, page + i, 1);
 	}
 	return clear_soft_dirty(t);
 }
 
+/* bitmap NULL: whatever was written before does not count, but for a fork point that is kept. */
 static int
 scan(const struct track *t, const struct guest_mem *m, uint8_t *bitmap)
 {
-	return t->means == VMM_TRACK_USERFAULTFD ? scan_uffd(t, m, bitmap)
-						 : scan_soft_dirty(t, m, bitmap);
+	const struct pagemap_memory memory = {
+		.host = m->host,
+		.len = mem_len(m),
+		.given_back = t->given_back,
+		.written = bitmap,
+		.kept = t->kept_written,
+	};
+
+	return t->means == VMM_TRACK_USERFAULTFD
+		       ? pagemap_take_written(t->pagemap_fd, &memory)
+		       : scan_soft_dirty(t, m, bitmap);
 }
 
 static int
@@ -432,61 +308,24 @@ track_watch_end(struct track *t)
 		close_one(&t->uffd_fd);
 }
 
-/* What a of pm_scan_arg reports. */
-static int
-take(const struct track *t, struct scan_arg a, uint64_t base, uint8_t *bitmap)
+void
+track_forget_kept(struct track *t)
 {
-	const uint64_t end = a.end;
+	if (t->kept_written)
+		munmap(t->kept_written, 3 * VMM_TRACK_BITMAP_BYTES(t->kept_pages));
+	t->kept_written = t->kept_given = t->kept_fetch = NULL;
+}
 
-	a.size = sizeof(a);
-	a.vec = (uintptr_t)room.regions;
-	a.vec_len = REGIONS;
-	while (a.start < end) {
-		int n = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
-
-		if (n < 0 && errno == EINTR)
+static void
+take_given_back(struct track *t)
+{
+	for (size_t i = 0; i < t->bitmap_bytes && atomic_load(&t->gave_back); i++) {
+		if (!t->given_back_now[i])
 			continue;
-		if (n < 0)
-			return -errno;
-		if (a.walk_end <= a.start)
-			return -EIO;
-		for (int i = 0; i < n; i++)
-			track_set_bits(bitmap, (room.regions[i].start - base) / PAGE,
-				(room.regions[i].end - room.regions[i].start) / PAGE);
-		a.start = a.walk_end;
+		t->given_back[i] |= t->given_back_now[i];
+		t->given_back_now[i] = 0;
 	}
-	return 0;
-}
-
-int
-track_take_written(const struct track *t, uint64_t base, uint64_t from, uint64_t to,
-	bool mark, uint8_t *bitmap)
-{
-	const struct scan_arg a = {
-		.flags = SCAN_CHECK_WPASYNC | (mark ? SCAN_WP_MATCHING : 0),
-		.start = from,
-		.end = to,
-		.category_mask = SCAN_IS_WRITTEN,
-		.return_mask = SCAN_IS_WRITTEN,
-	};
-
-	return take(t, a, base, bitmap);
-}
-
-int
-track_take_own(
-	const struct track *t, uint64_t base, uint64_t from, uint64_t to, uint8_t *bitmap)
-{
-	const struct scan_arg a = {
-		.start = from,
-		.end = to,
-		.category_inverted = SCAN_IS_FILE | SCAN_IS_PFNZERO,
-		.category_mask = SCAN_IS_FILE | SCAN_IS_PFNZERO,
-		.category_anyof_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
-		.return_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
-	};
-
-	return take(t, a, base, bitmap);
+	atomic_store(&t->gave_back, false);
 }
 
 void
@@ -502,14 +341,27 @@ track_arm(struct track *t, const struct guest_mem *m)
 		r = register_memory(t, m);
 	/* All that is there counts as written: marking that takes its time, and the first scan
 	 * in a pause need not do it. */
-	if (r == 0 && t->kept_written)
-		r = track_take_written(t, (uintptr_t)m->host, (uintptr_t)m->host,
-			(uintptr_t)m->host + mem_len(m), true, t->kept_written);
-	else if (r == 0)
+	if (r == 0) {
+		take_given_back(t);
 		r = scan(t, m, NULL);
+	}
 	if (r < 0)
 		give_up(t, track_means_name(t->means), r);
 	t->armed = r == 0;
+	track_unlock(t);
+}
+
+void
+track_scan_ahead(struct track *t, const struct guest_mem *m)
+{
+	int r;
+
+	if (!t->armed || t->means != VMM_TRACK_USERFAULTFD)
+		return;
+	track_lock(t);
+	r = scan(t, m, t->changed);
+	if (r < 0)
+		give_up(t, "the scan ahead", r);
 	track_unlock(t);
 }
 
@@ -523,13 +375,7 @@ track_scan(struct track *t, const struct guest_mem *m, const uint8_t fork_id[sta
 	t->was_scanned = false;
 	if (!t->armed)
 		return;
-	for (size_t i = 0; i < t->bitmap_bytes && atomic_load(&t->gave_back); i++) {
-		if (!t->given_back_now[i])
-			continue;
-		t->given_back[i] |= t->given_back_now[i];
-		t->given_back_now[i] = 0;
-	}
-	atomic_store(&t->gave_back, false);
+	take_given_back(t);
 	r = scan(t, m, t->changed);
 	if (r < 0)
 		give_up(t, "the scan", r);
@@ -579,16 +425,18 @@ static void
 note_given_back(struct track *t, const struct guest_mem *m, const void *host, size_t len)
 {
 	const uint64_t off = (uint64_t)((const uint8_t *)host - m->host);
+	bool for_commits;
 
 	if (!len || off >= mem_len(m) || len > mem_len(m) - off)
 		return;
+	for_commits = t->means != VMM_TRACK_NONE && map_bitmaps(t, m) == 0;
 	for (uint64_t page = off / PAGE; page <= (off + len - 1) / PAGE; page++) {
-		if (t->changed)
+		if (for_commits)
 			note(t->given_back_now, page);
 		if (t->kept_given)
 			note(t->kept_given, page);
 	}
-	if (t->changed)
+	if (for_commits)
 		atomic_store(&t->gave_back, true);
 }
 
@@ -635,6 +483,7 @@ track_unwatch(struct track *t, const struct guest_mem *m)
 	/* Before Linux 6.9 the end of the descriptor alone leaves the marks. */
 	(void)ioctl(t->uffd_fd, UFFDIO_UNREGISTER, &range);
 	close_one(&t->uffd_fd);
+	track_forget_kept(t);
 	t->armed = t->is_whole = false;
 	track_unlock(t);
 }
@@ -645,6 +494,7 @@ track_reset(struct track *t, bool was_mapped)
 	t->is_whole = t->has_base = t->has_last_fork = t->was_scanned = false;
 	if (!was_mapped)
 		return;
+	track_forget_kept(t);
 	close_one(&t->uffd_fd);
 	t->armed = false;
 }
@@ -653,30 +503,9 @@ int
 track_own_pages(const struct track *t, uint64_t *from, uint64_t to,
 	struct track_range ret[static TRACK_RANGES])
 {
-	struct scan_arg a = {
-		.size = sizeof(a),
-		.start = *from,
-		.end = to,
-		.vec = (uintptr_t)ret,
-		.vec_len = TRACK_RANGES,
-		.category_inverted = SCAN_IS_FILE,
-		.category_mask = SCAN_IS_FILE,
-		.category_anyof_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
-		.return_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
-	};
-	int n;
-
-	if (t->pagemap_fd < 0)
-		return -ENOSYS;
-	do
-		n = ioctl(t->pagemap_fd, SCAN_IOCTL, &a);
-	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return errno == ENOTTY ? -ENOSYS : -errno;
-	if (a.walk_end <= *from)
-		return -EIO;
-	*from = a.walk_end;
-	return n;
+	return t->pagemap_fd < 0 ? -ENOSYS
+				 : pagemap_own_pages(t->pagemap_fd, from, to,
+					   (struct pagemap_range *)ret, TRACK_RANGES);
 }
 
 void
@@ -688,9 +517,7 @@ track_fork_child(struct track *t, bool is_frozen)
 	close_one(&t->pagemap_fd);
 	close_one(&t->clear_refs_fd);
 	t->armed = false;
-	if (t->kept_written)
-		munmap(t->kept_written, 3 * VMM_TRACK_BITMAP_BYTES(t->kept_pages));
-	t->kept_written = t->kept_given = t->kept_fetch = NULL;
+	track_forget_kept(t);
 	if (is_frozen)
 		return;
 	if (t->changed)

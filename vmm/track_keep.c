@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "common/log.h"
+#include "vmm/pagemap.h"
 
 #define PAGE ((uint64_t)4096)
 /* Ranges nearer to each other are looked at, or marked, by one call. */
@@ -49,8 +50,7 @@ track_keep_end(struct track *t)
 {
 	if (!t->kept_written)
 		return;
-	munmap(t->kept_written, 3 * bitmap_bytes(t));
-	t->kept_written = t->kept_given = t->kept_fetch = NULL;
+	track_forget_kept(t);
 	track_watch_end(t);
 }
 
@@ -93,29 +93,40 @@ each_stretch(const struct track *t, const struct guest_mem *m, const uint8_t *bi
 	return r;
 }
 
+/* Its own pages are to be fetched. */
 static int
 look(const struct track *t, uint64_t base, uint64_t from, uint64_t to)
 {
-	return track_take_own(t, base, from, to, t->kept_fetch);
+	static struct pagemap_range own[KEEP_RANGES];
+
+	while (from < to) {
+		int n = pagemap_own_pages(t->pagemap_fd, &from, to, own, KEEP_RANGES);
+
+		if (n < 0)
+			return n;
+		for (int i = 0; i < n; i++)
+			pagemap_set_bits(t->kept_fetch, (own[i].start - base) / PAGE,
+				(own[i].end - own[i].start) / PAGE);
+	}
+	return 0;
 }
 
-/* Nobody looks at what is found. */
 static int
 mark(const struct track *t, uint64_t base, uint64_t from, uint64_t to)
 {
-	return track_take_written(t, base, from, to, true, t->kept_fetch);
+	(void)base;
+	return pagemap_mark(t->pagemap_fd, from, to);
 }
 
 int
 track_keep_collect(struct track *t, const struct guest_mem *m)
 {
-	const uint64_t base = (uintptr_t)m->host, end = base + t->kept_pages * PAGE;
 	int r;
 
 	if (!t->kept_written || t->failed || t->uffd_fd < 0 || t->pagemap_fd < 0)
 		return -ENOSYS;
 	/* As for a commit: to mark all would cost a KVM with shadow page tables a look at all. */
-	r = track_take_written(t, base, base, end, false, t->kept_written);
+	r = pagemap_find_written(t->pagemap_fd, m->host, t->kept_pages * PAGE, t->kept_written);
 	if (r == 0)
 		r = each_stretch(t, m, t->kept_written, look);
 	if (r < 0)

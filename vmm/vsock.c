@@ -13,6 +13,10 @@
 
 #define QUEUE_SIZE 128
 #define LISTEN_RETRY_MS 100
+/* Pages that nobody touches take no memory: nor does the scratch of a VM nobody sends much to. */
+#define RINGS_BYTES ((size_t)VSOCK_CONNS_MAX * VSOCK_BUF_BYTES)
+#define SCRATCH_BYTES ((VSOCK_RX_BATCH * sizeof(struct virtq_chain) + 4095) & ~(size_t)4095)
+#define LAZY_BYTES (RINGS_BYTES + SCRATCH_BYTES)
 
 static void
 listen_again(struct vsock *vs)
@@ -349,11 +353,13 @@ vsock_init(struct vsock *vs, const struct guest_mem *mem, struct irq_line irq,
 	vs->config.guest_cid = guest_cid;
 	vs->listen_fd = -1;
 	vs->conns = map_bytes(VSOCK_CONNS_MAX * sizeof(struct vsock_conn));
-	vs->rings = map_bytes((size_t)VSOCK_CONNS_MAX * VSOCK_BUF_BYTES);
-	if (!vs->conns || !vs->rings)
+	vs->rings = map_bytes(LAZY_BYTES);
+	if (!vs->conns || !vs->rings) {
 		r = err_set(e, -ENOMEM, "vsock: no address space for its buffers");
-	else
+	} else {
+		vs->rx = (struct virtq_chain *)(void *)(vs->rings + RINGS_BYTES);
 		r = take_listener(vs, listen_fd, kick_fd, loop, e);
+	}
 	if (r)
 		vsock_destroy(vs);
 	return r;
@@ -365,7 +371,7 @@ vsock_own_ranges(const struct vsock *vs, struct own_range ret[static 2])
 	ret[0] = (struct own_range){
 		.at = vs->conns, .len = VSOCK_CONNS_MAX * sizeof(*vs->conns)};
 	ret[1] = (struct own_range){.at = vs->rings,
-		.len = (size_t)VSOCK_CONNS_MAX * VSOCK_BUF_BYTES,
+		.len = LAZY_BYTES,
 		.empty = true};
 }
 
@@ -383,9 +389,10 @@ vsock_destroy(struct vsock *vs)
 	if (vs->conns)
 		munmap(vs->conns, VSOCK_CONNS_MAX * sizeof(struct vsock_conn));
 	if (vs->rings)
-		munmap(vs->rings, (size_t)VSOCK_CONNS_MAX * VSOCK_BUF_BYTES);
+		munmap(vs->rings, LAZY_BYTES);
 	vs->conns = NULL;
 	vs->rings = NULL;
+	vs->rx = NULL;
 }
 
 int

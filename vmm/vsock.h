@@ -10,8 +10,8 @@
  * same time. Connections that the guest opens (to host CID 2, or anywhere) are refused
  * with RST: nobody listens on this side.
  *
- * Flow: data from the host is read straight into the guest's receive buffers, as far as
- * the guest's credit goes; what is not read waits in the socket. Data from the guest is
+ * Flow: data from the host is read straight into the guest's receive buffers, many by one
+ * read, as far as the guest's credit goes; what is not read waits in the socket. Data from the guest is
  * written straight to the socket; what a slow reader does not take waits in the
  * connection's ring of VSOCK_BUF_BYTES, which is also all the credit the guest gets: one
  * that sends more gets RST. Nothing is lost and nothing blocks. Nothing is allocated
@@ -53,6 +53,7 @@
 #define VSOCK_RESET_MS 1000
 #define VSOCK_RSTS_MAX 256 /* refusals that wait for a receive buffer */
 #define VSOCK_BATCH 512	   /* packets each way before the main loop gets its turn again */
+#define VSOCK_RX_BATCH 17  /* receive buffers of one read: 64 KiB in Linux's */
 
 #define VSOCK_HOST_CID 2
 #define VSOCK_TOKEN (1ull << 63)
@@ -109,6 +110,7 @@ struct vsock {
 	bool listening; /* listen_fd is in the loop */
 	struct vsock_conn *conns; /* owned, mapped, VSOCK_CONNS_MAX */
 	uint8_t *rings;		  /* owned, mapped, VSOCK_CONNS_MAX * VSOCK_BUF_BYTES */
+	struct virtq_chain *rx;	  /* scratch, behind the rings: VSOCK_RX_BATCH */
 	uint16_t n_touched;	  /* slots ever used: the first ones */
 	uint16_t free_head;	  /* lists by index + 1; 0 ends */
 	uint16_t ready_head, ready_tail; /* have something for the guest */

@@ -1,7 +1,8 @@
 /*
- * The vsock device's connections, inside the device alone (vsock.c: clients, time,
- * set-up; vsock_queue.c: the guest's queues). Slots in a fixed table; a list of those
- * that have something for the guest; what of each the main loop watches; how each ends.
+ * The vsock device's connections, inside the device alone (vsock.c: clients, time, set-up;
+ * vsock_queue.c, and below it vsock_rx.c and vsock_tx.c: the guest's queues). Slots in a fixed
+ * table; a list of those that have something for the guest; what of each the main loop watches;
+ * how each ends.
  *
  * All with dev->lock held. A connection pointer is good until vsock_conn_free() or
  * anything that may call it: _kill, _refuse, _drop_all, vsock_flush_ring.
@@ -33,6 +34,7 @@ struct vsock_conn {
 	uint8_t heard;	   /* VSOCK_SHUTDOWN_*: what the guest told us */
 	bool requested;	   /* REQUEST was sent */
 	bool readable;	   /* the socket may hold data: it is not polled for any */
+	bool bulk;	   /* the last read filled all it was given */
 	bool hung_up;	   /* the client closed both ways: out of the loop for good */
 	bool asked_credit; /* CREDIT_REQUEST sent, no credit came since */
 	bool queued;	   /* on the ready list */
@@ -86,12 +88,20 @@ void vsock_conn_leave_loop(struct vsock *vs, struct vsock_conn *c);
 /* ms from now; vsock_tick looks then at the latest. */
 void vsock_set_deadline(struct vsock *vs, uint64_t *deadline_ns, unsigned ms);
 
-/* vsock_queue.c: both directions until nothing moves, then one interrupt. */
-void vsock_pump(struct vsock *vs);
+/* vsock_tx.c. Everything the guest has to send, at most *budget packets: 1 progress, 0 none,
+ * -EBADMSG. */
+int vsock_drain_tx(struct vsock *vs, unsigned *budget);
 /* What waits for a client, as far as it takes it. */
 void vsock_flush_ring(struct vsock *vs, struct vsock_conn *c);
 /* The client sends no more and, both_ways, reads no more. */
 void vsock_client_is_done(struct vsock *vs, struct vsock_conn *c, bool both_ways);
+
+/* vsock_rx.c. Everything there is for the guest, a read a connection in turn, about *budget
+ * packets: 1 progress, 0 none, -EBADMSG. */
+int vsock_fill_rx(struct vsock *vs, unsigned *budget);
+
+/* vsock_queue.c: both directions until nothing moves, then one interrupt. */
+void vsock_pump(struct vsock *vs);
 void vsock_kick_main_thread(struct vsock *vs);
 
 #endif

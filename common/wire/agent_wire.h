@@ -1,7 +1,8 @@
 /*
  * Host <-> pando-agent over vsock. The host dials; one connection a request.
  *
- * On the host: connect to the VM's agent.sock, send "CONNECT 1024\n", read "OK <n>\n".
+ * On the host: connect to the VM's agent.sock, send "CONNECT 1024\n", read "OK <n>\n". The
+ * request may follow the line at once, without waiting for the answer: it saves a round trip.
  * Then: the host sends one JSON line (the request, <= AGENT_REQUEST_MAX bytes with its
  * LF), the agent answers one JSON line, {"ok":true,…} or
  * {"ok":false,"error":"sentence","errno":"ENOENT","code":-2}; after an ok, frames in both

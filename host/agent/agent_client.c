@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -133,16 +134,24 @@ agent_link_wait(struct agent_link *l, short events, uint64_t deadline_ns, struct
 }
 
 /* "CONNECT <port>\n" and its answer, of which not a byte more is read than its line: what
- * follows is another's. */
+ * follows is another's. `first` is what the guest is to be told first: as much of it as goes is
+ * sent with the line, so that the guest finds it when it accepts, and is taken off; a connection
+ * that does not come about delivers none of it. */
 static int
-say_connect(struct agent_link *l, const char *path, uint32_t port, uint64_t deadline_ns,
-	uint32_t *ret_number, struct err *e)
+say_connect(struct agent_link *l, const char *path, uint32_t port, struct iovec *first,
+	uint64_t deadline_ns, uint32_t *ret_number, struct err *e)
 {
 	char line[OK_LINE_MAX + 1];
 	int len = snprintf(line, sizeof(line), "CONNECT %u\n", port), r;
+	struct iovec iov[2] = {{line, (size_t)len}, *first};
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+	ssize_t sent = sendmsg(l->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 
-	if (send(l->fd, line, (size_t)len, MSG_NOSIGNAL) != len)
+	/* A socket that is new has room for the line. */
+	if (sent < len)
 		return err_set(e, -ENOTCONN, "%s: the VM hung up; it does not run", path);
+	first->iov_base = (char *)first->iov_base + (sent - len);
+	first->iov_len -= (size_t)(sent - len);
 	while (1) {
 		ssize_t n = recv(l->fd, line, OK_LINE_MAX, MSG_PEEK | MSG_DONTWAIT);
 		char *lf;
@@ -196,10 +205,11 @@ agent_connect_numbered(const char *socket_path, uint32_t port, int timeout_ms,
 {
 	cleanup_agent_link struct agent_link l = AGENT_LINK_INIT;
 	uint64_t deadline = deadline_of(timeout_ms);
+	struct iovec nothing = {(char[]){0}, 0};
 	int r = dial(socket_path, deadline, &l.fd, e);
 
 	if (r == 0)
-		r = say_connect(&l, socket_path, port, deadline, ret_number, e);
+		r = say_connect(&l, socket_path, port, &nothing, deadline, ret_number, e);
 	if (r < 0)
 		return r;
 	*ret_fd = TAKE_FD(l.fd);
@@ -337,6 +347,7 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 {
 	cleanup_json struct json *j = NULL;
 	cleanup_free char *text = NULL;
+	struct iovec left;
 	char *lf = NULL;
 	size_t seen = 0;
 	bool ok;
@@ -349,13 +360,14 @@ agent_link_open(struct agent_link *l, const char *socket_path, struct json_out *
 			"arguments and environment make a request of %zu bytes, more than %u; put them into a file",
 			request->len + 1, AGENT_REQUEST_MAX);
 	r = dial(socket_path, deadline_ns, &l->fd, e);
-	if (r == 0)
-		r = say_connect(l, socket_path, AGENT_PORT, deadline_ns, NULL, e);
 	if (r < 0)
 		return r;
 	request->buf[request->len] =
 		'\n'; /* the writer terminates its text: there is room */
-	r = send_all(l, request->buf, request->len + 1, deadline_ns, e);
+	left = (struct iovec){request->buf, request->len + 1};
+	r = say_connect(l, socket_path, AGENT_PORT, &left, deadline_ns, NULL, e);
+	if (r == 0)
+		r = send_all(l, left.iov_base, left.iov_len, deadline_ns, e);
 	request->buf[request->len] = 0;
 	if (r < 0)
 		return r;

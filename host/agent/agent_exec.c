@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -32,6 +33,14 @@
 #define LAST_WORDS_NS 1000000000ull
 /* What poll(2) promises of a pipe that is writable. */
 #define PIPE_PIECE 4096u
+
+/* How output is written without being held up by it. Its file is shared with others, so
+ * O_NONBLOCK is not ours to set. */
+enum out_way {
+	OUT_WHOLE,  /* never blocks, as a regular file */
+	OUT_NOWAIT, /* RWF_NOWAIT, as much as goes: pipes since Linux 6.5, sockets */
+	OUT_PIECES, /* what else there is: pieces that poll(2) says there is room for */
+};
 
 struct agent_session {
 	struct agent_link link;
@@ -54,7 +63,7 @@ struct agent_session {
 
 	/* Output. */
 	uint64_t expected[2];
-	bool regular[2]; /* never blocks: written whole */
+	enum out_way way[2];
 	int out_stream;	 /* of what is still to be written; -1 */
 	const uint8_t *out;
 	size_t out_len;
@@ -226,6 +235,31 @@ write_failed(struct agent_session *s, int stream, int code, struct err *e)
 	return err_sys(e, code, "writing %s", stream ? "stderr" : "stdout");
 }
 
+/* As write(2); EAGAIN also where it would wait. */
+static ssize_t
+write_some(enum out_way *way, int fd, const void *buf, size_t len)
+{
+	const struct iovec iov = {(void *)(uintptr_t)buf, len};
+	struct pollfd p = {.fd = fd, .events = POLLOUT};
+	ssize_t n;
+
+	if (*way == OUT_NOWAIT) {
+		n = pwritev2(fd, &iov, 1, -1, RWF_NOWAIT);
+		if (n >= 0 || (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS))
+			return n;
+		*way = OUT_PIECES;
+	}
+	if (*way == OUT_PIECES) {
+		if (poll(&p, 1, 0) == 0) {
+			errno = EAGAIN;
+			return -1;
+		}
+		if (len > PIPE_PIECE)
+			len = PIPE_PIECE;
+	}
+	return write(fd, buf, len);
+}
+
 /* Writes what it may; s->out_len is what is left. */
 static int
 drain(struct agent_session *s, struct err *e)
@@ -233,18 +267,8 @@ drain(struct agent_session *s, struct err *e)
 	int fd = out_fd(s, s->out_stream);
 
 	while (s->out_len) {
-		size_t len = s->out_len;
-		ssize_t n;
+		ssize_t n = write_some(&s->way[s->out_stream], fd, s->out, s->out_len);
 
-		if (!s->regular[s->out_stream]) {
-			struct pollfd p = {.fd = fd, .events = POLLOUT};
-
-			if (poll(&p, 1, 0) == 0)
-				return 0;
-			if (len > PIPE_PIECE)
-				len = PIPE_PIECE;
-		}
-		n = write(fd, s->out, len);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN)
@@ -526,7 +550,7 @@ run(struct agent_session *s, const char *socket_path, struct json_out *request,
 	s->link = (struct agent_link)AGENT_LINK_INIT;
 	s->out_stream = -1;
 	for (int i = 0; i < 2; i++)
-		s->regular[i] = is_regular(out_fd(s, i));
+		s->way[i] = is_regular(out_fd(s, i)) ? OUT_WHOLE : OUT_NOWAIT;
 	if (s->io->wake && s->io->wake_fd >= 0) {
 		s->link.wake = call_wake;
 		s->link.wake_fd = s->io->wake_fd;

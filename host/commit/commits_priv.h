@@ -136,8 +136,11 @@ struct materialized_image {
  * store (store_hold()), not the lock. */
 #define MATERIALIZED_FULL 1u	  /* memory is all there */
 #define MATERIALIZED_ONE_DISK 2u /* disk_fd is there: the disk lies on no base */
+#define MATERIALIZED_SYNC_LATER 4u /* the caller calls materialized_sync() */
 int materialized_get(struct commits *c, struct store *s, const struct store_manifest *m,
 	unsigned how, const struct progress *p, struct materialized_image *ret, struct err *e);
+/* Its disk is there after a power cut, too. Before a VM that has it is made. */
+int materialized_sync(struct commits *c, struct materialized_image *f, struct err *e);
 void materialized_release(struct commits *c, struct materialized_image *f);
 /* Removes images beyond config.materialized_mib, the least recently used first; those of commits
  * that are no more, too. */
@@ -146,6 +149,9 @@ void materialized_trim(struct commits *c);
 bool materialized_is_disk(
 	const char *home, const char *path, char ret_id[static STORE_ID_MAX]);
 void materialized_close(struct commits *c);
+
+/* Where pando-fill is: beside the VMM. */
+int fill_program(const struct commits *c, char dst[static PATHS_MAX], struct err *e);
 
 /* commits_care.c: the thread that begins a gc when one is due. */
 void care_open(struct commits *c);
@@ -171,5 +177,8 @@ bool pool_take(struct commits *c, uint64_t mem_mib, uint32_t vcpus,
  * caller's also on failure: *ret_ctl, *ret_pidfd. */
 int vmm_start(const struct tree_config *config, int log_fd, struct vmmctl **ret_ctl,
 	int *ret_pidfd, pid_t *ret_pid, struct err *e);
+/* A pando-fill that was started ahead of time, the caller's. false: there is none, and ret is
+ * FILL_PROCESS_INIT. */
+bool pool_take_fill(struct commits *c, struct fill_process *ret);
 
 #endif

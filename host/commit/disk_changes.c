@@ -134,7 +134,7 @@ end_file(const char *folder, const char *name, int fd, struct err *e)
 
 	if (r == 0)
 		r = paths_format(part, sizeof(part), e, "%s/%s.part", folder, name);
-	if (r == 0 && (fsync(fd) < 0 || fchmod(fd, 0400) < 0 || rename(part, path) < 0))
+	if (r == 0 && (fchmod(fd, 0400) < 0 || rename(part, path) < 0))
 		r = err_sys(e, -errno, "%.300s", path);
 	return r;
 }
@@ -211,10 +211,10 @@ write_map(const struct runs *l, uint64_t blocks, const char *folder, struct err 
 static int
 write_base(const struct db_base *b, const struct runs *l, const char *folder, struct err *e)
 {
+	cleanup_close int fd = -1;
+	char text[BASE_TEXT_MAX];
 	uint64_t blocks = 0;
-
-	char path[PATHS_MAX], text[BASE_TEXT_MAX];
-	int r = path_of(folder, "disk.base", path, e);
+	int r = begin_file(folder, "disk.base", &fd, e);
 
 	if (r < 0)
 		return r;
@@ -223,11 +223,14 @@ write_base(const struct db_base *b, const struct runs *l, const char *folder, st
 	snprintf(text, sizeof(text),
 		"%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %s\n", blocks,
 		b->dev, b->inode, b->size, b->mtime_ns, b->path);
-	return io_write_file_atomic(path, text, strlen(text), 0400, e);
+	r = io_write_full(fd, text, strlen(text));
+	if (r == 0 && fchmod(fd, 0400) < 0)
+		r = -errno;
+	return r < 0 ? err_sys(e, r, "%.300s/disk.base.part", folder) : 0;
 }
 
 int
-disk_changes_make(struct store *s, const struct store_tree *disk,
+disk_changes_write(struct store *s, const struct store_tree *disk,
 	const struct db_base *bases, size_t n_bases, const char *folder, struct err *e)
 {
 	struct runs l = {0};
@@ -252,12 +255,53 @@ disk_changes_make(struct store *s, const struct store_tree *disk,
 }
 
 static int
-read_base(const char *folder, struct db_base *ret, uint64_t *ret_blocks, struct err *e)
+sync_file(const char *folder, const char *name, struct err *e)
+{
+	cleanup_close int fd = -1;
+	char path[PATHS_MAX];
+	int r = path_of(folder, name, path, e);
+
+	if (r < 0)
+		return r;
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	return fd < 0 || fsync(fd) < 0 ? err_sys(e, -errno, "%.300s", path) : 0;
+}
+
+int
+disk_changes_sync(const char *folder, struct err *e)
+{
+	static const char *const files[] = {
+		"disk.data", "disk.index", "disk.map", "disk.base.part"};
+	char part[PATHS_MAX], path[PATHS_MAX];
+	int r = path_of(folder, "disk.base", path, e);
+
+	for (size_t i = 0; i < sizeof(files) / sizeof(*files) && r == 0; i++)
+		r = sync_file(folder, files[i], e);
+	if (r == 0)
+		r = path_of(folder, "disk.base.part", part, e);
+	if (r == 0 && rename(part, path) < 0)
+		r = err_sys(e, -errno, "%.300s", path);
+	return r < 0 ? r : io_sync_dir(folder, e);
+}
+
+int
+disk_changes_make(struct store *s, const struct store_tree *disk,
+	const struct db_base *bases, size_t n_bases, const char *folder, struct err *e)
+{
+	int made = disk_changes_write(s, disk, bases, n_bases, folder, e);
+	int r = made == 1 ? disk_changes_sync(folder, e) : 0;
+
+	return r < 0 ? r : made;
+}
+
+static int
+read_base(const char *folder, const char *name, struct db_base *ret, uint64_t *ret_blocks,
+	struct err *e)
 {
 	char path[PATHS_MAX], text[BASE_TEXT_MAX];
 	cleanup_close int fd = -1;
 	ssize_t n;
-	int at = 0, r = path_of(folder, "disk.base", path, e);
+	int at = 0, r = path_of(folder, name, path, e);
 
 	if (r < 0)
 		return r;
@@ -291,15 +335,15 @@ open_part(const char *folder, const char *name, uint64_t bytes, int *ret_fd, str
 	return fstat(*ret_fd, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == bytes;
 }
 
-int
-disk_changes_open(
-	const char *folder, uint64_t disk_bytes, struct disk_changes *ret, struct err *e)
+static int
+open_all(const char *folder, const char *name, uint64_t disk_bytes, struct disk_changes *ret,
+	struct err *e)
 {
 	const uint64_t map_bytes = (disk_bytes / STORE_PAGE + ENTRIES_IN_PAGE - 1) /
 				   ENTRIES_IN_PAGE * 4096;
 	struct db_base base;
 	struct stat st;
-	int r = read_base(folder, &base, &ret->blocks, e);
+	int r = read_base(folder, name, &base, &ret->blocks, e);
 
 	if (r == 1)
 		r = open_part(folder, "disk.data", disk_bytes, &ret->data_fd, e);
@@ -314,6 +358,20 @@ disk_changes_open(
 	if (r != 1)
 		disk_changes_done(ret);
 	return r;
+}
+
+int
+disk_changes_open(
+	const char *folder, uint64_t disk_bytes, struct disk_changes *ret, struct err *e)
+{
+	return open_all(folder, "disk.base", disk_bytes, ret, e);
+}
+
+int
+disk_changes_open_unsynced(
+	const char *folder, uint64_t disk_bytes, struct disk_changes *ret, struct err *e)
+{
+	return open_all(folder, "disk.base.part", disk_bytes, ret, e);
 }
 
 int

@@ -124,6 +124,36 @@ fill_memory_to_come(void)
 	return all;
 }
 
+/* ---- its process ---- */
+
+int
+fill_process_start(
+	const char *program, int log_fd, struct fill_process *ret, struct err *e)
+{
+	return launch_spawn(
+		program, "pando-fill", log_fd, &ret->sock, &ret->pid, &ret->pidfd, e);
+}
+
+void
+fill_process_end(struct fill_process *p)
+{
+	if (p->pidfd >= 0) {
+		process_kill(p->pidfd);
+		waitid(P_PIDFD, (id_t)p->pidfd, &(siginfo_t){0}, WEXITED);
+	}
+	cleanup_close_fn(&p->sock);
+	cleanup_close_fn(&p->pidfd);
+	*p = (struct fill_process)FILL_PROCESS_INIT;
+}
+
+static void
+take_process(struct fill *f, struct fill_process *p)
+{
+	f->sock = TAKE_FD(p->sock);
+	f->pidfd = TAKE_FD(p->pidfd);
+	f->pid = p->pid;
+}
+
 /* ---- what was touched first ---- */
 
 /* Malloc'd numbers of pages: those that can be, once each. A file of something else costs the
@@ -413,6 +443,7 @@ start(struct fill *f, const struct fill_how *how, struct err *e)
 	const struct fill_begin m = {.hdr = {FILL_VERSION, FILL_BEGIN, sizeof(m)},
 		.pages = f->tree.length / STORE_PAGE};
 	int fds[FILL_BEGIN_FD_COUNT] = {-1, -1, -1, -1};
+	struct fill_process started = FILL_PROCESS_INIT;
 	pthread_t thread;
 	int r = paths_format(f->image, sizeof(f->image), e, "%s/memory", how->folder);
 
@@ -420,8 +451,10 @@ start(struct fill *f, const struct fill_how *how, struct err *e)
 		r = paths_format(f->touched, sizeof(f->touched), e, "%s", how->touched);
 	if (r == 0)
 		r = open_files(f, &f->tree, fds, e);
-	if (r == 0)
-		r = launch_spawn(how->program, "pando-fill", how->log_fd, &f->sock, &f->pid, &f->pidfd, e);
+	if (r == 0 && f->sock < 0)
+		r = fill_process_start(how->program, how->log_fd, &started, e);
+	if (started.sock >= 0)
+		take_process(f, &started);
 	if (r == 0 && (r = io_send_fds(f->sock, &m, sizeof(m), fds, FILL_BEGIN_FD_COUNT)) < 0)
 		err_sys(e, r, "telling pando-fill");
 	if (fds[FILL_BEGIN_FD_IMAGE] >= 0)
@@ -446,17 +479,21 @@ fill_start(struct store *s, const struct store_tree *memory, const struct fill_h
 	struct fill **ret, struct err *e)
 {
 	cleanup_close int device = open(FILL_DEVICE, O_RDWR | O_CLOEXEC);
-	struct fill *f;
+	struct fill *f = NULL;
 	int r;
 
 	if (device < 0)
-		return err_set(e, -EOPNOTSUPP, FILL_DEVICE ": %s", strerror(errno));
-	if (memfd_takes_huge_pages())
-		return err_set(e, -EOPNOTSUPP,
+		r = err_set(e, -EOPNOTSUPP, FILL_DEVICE ": %s", strerror(errno));
+	else if (memfd_takes_huge_pages())
+		r = err_set(e, -EOPNOTSUPP,
 			MEMFD_HUGE_SETTING " has memory be there that was not filled");
-	f = calloc(1, sizeof(*f));
-	if (!f)
-		return err_set(e, -ENOMEM, "out of memory");
+	else if (!(f = calloc(1, sizeof(*f))))
+		r = err_set(e, -ENOMEM, "out of memory");
+	if (!f) {
+		if (how->process)
+			fill_process_end(how->process);
+		return r;
+	}
 	reap(-1);
 	f->store = s;
 	f->tree = *memory;
@@ -464,6 +501,8 @@ fill_start(struct store *s, const struct store_tree *memory, const struct fill_h
 	f->ended = how->ended;
 	f->ctx = how->ctx;
 	f->sock = f->pidfd = f->memory_fd = f->plan_fd = f->touched_fd = -1;
+	if (how->process)
+		take_process(f, how->process);
 	f->device_fd = TAKE_FD(device);
 	f->n_leaves = (memory->length / STORE_PAGE + STORE_LEAF_PAGES - 1) / STORE_LEAF_PAGES;
 	f->told = calloc(f->n_leaves + 1, 1);

@@ -15,15 +15,27 @@
 #define PANDO_HOST_COMMIT_FILL_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "common/err.h"
 #include "host/store/store.h"
 
 struct fill;
 
+/* A pando-fill that waits for its first message, and ends when its socket is closed. */
+struct fill_process {
+	int sock, pidfd; /* owned; -1: none */
+	pid_t pid;
+};
+#define FILL_PROCESS_INIT {.sock = -1, .pidfd = -1}
+int fill_process_start(
+	const char *program, int log_fd, struct fill_process *ret, struct err *e);
+void fill_process_end(struct fill_process *p);
+
 struct fill_how {
 	uint64_t bytes; /* of the memory that are not zero, or more */
 	const char *program; /* pando-fill */
+	struct fill_process *process; /* if there is one: taken over, whatever comes of it */
 	const char *folder;  /* of the materialized image */
 	const char *touched; /* the file of what was touched first */
 	int log_fd;	     /* borrowed: its standard error */

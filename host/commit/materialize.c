@@ -2,7 +2,8 @@
  * <home>/flat/<commit>/: a commit as files that VMs map and read, made from the store
  * once.
  *
- *   disk.*  what the disk differs in from a base that the host has (disk_changes.h); or
+ *   disk.*  what the disk differs in from a base that the host has (disk_changes.h), synced
+ *           before a VM of it is made (materialized_sync()); or
  *   disk    all of it, the base of every VM of the commit. Synced before it has its name,
  *           since a stopped VM's disk lies on it, and never written again.
  *   memory, state
@@ -42,6 +43,7 @@ struct materialized {
 	bool building;
 	struct fill *fill; /* owned, a reference: VMs run while memory is made; NULL: none */
 	bool fill_failed;  /* the last: whoever comes next makes it all first */
+	bool is_unsynced;  /* the changes of its disk were made, and may go with the power */
 };
 
 bool
@@ -130,8 +132,8 @@ make_file(struct commits *c, struct store *s, const char *id, const char *name,
 
 /* 1: the disk is there in one of its forms; 0: it is not. *ret is only used for the second. */
 static int
-has_disk(const struct commits *c, const struct store_manifest *m, struct disk_changes *ret,
-	struct err *e)
+has_disk(const struct commits *c, const struct store_manifest *m,
+	const struct materialized *entry, struct disk_changes *ret, struct err *e)
 {
 	char path[PATHS_MAX];
 	int r = materialized_path(c, m->id, "disk", path, e);
@@ -139,7 +141,11 @@ has_disk(const struct commits *c, const struct store_manifest *m, struct disk_ch
 	if (r < 0 || access(path, F_OK) == 0)
 		return r < 0 ? r : 1;
 	r = materialized_path(c, m->id, "", path, e);
-	return r < 0 ? r : disk_changes_open(path, m->f.disk.length, ret, e);
+	if (r < 0)
+		return r;
+	return entry->is_unsynced
+		       ? disk_changes_open_unsynced(path, m->f.disk.length, ret, e)
+		       : disk_changes_open(path, m->f.disk.length, ret, e);
 }
 
 /* The images below <home> go with their VMs: no disk of others is put on them. */
@@ -162,14 +168,16 @@ known_bases(struct tree *t, struct db_base **ret, size_t *ret_n, struct err *e)
 	return r;
 }
 
+/* entry->building is the caller's. */
 static int
-build_disk(struct commits *c, struct store *s, const struct store_manifest *m, struct err *e)
+build_disk(struct commits *c, struct store *s, const struct store_manifest *m,
+	struct materialized *entry, struct err *e)
 {
 	cleanup_free struct db_base *bases = NULL;
 	struct disk_changes there = DISK_CHANGES_INIT;
 	char folder[PATHS_MAX];
 	size_t n = 0;
-	int r = has_disk(c, m, &there, e);
+	int r = has_disk(c, m, entry, &there, e);
 
 	disk_changes_done(&there);
 	if (r != 0)
@@ -177,7 +185,9 @@ build_disk(struct commits *c, struct store *s, const struct store_manifest *m, s
 	if ((r = materialized_path(c, m->id, "", folder, e)) < 0 ||
 		(r = known_bases(c->tree, &bases, &n, e)) < 0)
 		return r;
-	r = disk_changes_make(s, &m->f.disk, bases, n, folder, e);
+	entry->is_unsynced = false;
+	r = disk_changes_write(s, &m->f.disk, bases, n, folder, e);
+	entry->is_unsynced = r == 1;
 	if (r == 0)
 		r = make_file(c, s, m->id, "disk", &m->f.disk, true, e);
 	return r < 0 ? r : 0;
@@ -196,7 +206,8 @@ write_boot(const struct commits *c, const char *id, struct err *e)
 
 /* All but the memory. */
 static int
-build_rest(struct commits *c, struct store *s, const struct store_manifest *m, struct err *e)
+build_rest(struct commits *c, struct store *s, const struct store_manifest *m,
+	struct materialized *entry, struct err *e)
 {
 	char path[PATHS_MAX];
 	int r = materialized_path(c, m->id, "", path, e);
@@ -208,7 +219,7 @@ build_rest(struct commits *c, struct store *s, const struct store_manifest *m, s
 	if (r < 0)
 		return r;
 	unlink(path);
-	r = build_disk(c, s, m, e);
+	r = build_disk(c, s, m, entry, e);
 	if (r == 0) {
 		fault_point("flat.disk");
 		r = make_file(c, s, m->id, "state", &m->f.state, false, e);
@@ -250,6 +261,15 @@ fill_ended(void *ctx, int r, const struct err *e)
 	materialized_trim(c); /* its VMs may be gone already */
 }
 
+int
+fill_program(const struct commits *c, char dst[static PATHS_MAX], struct err *e)
+{
+	const char *vmm = c->tree->config.vmm_path, *slash = strrchr(vmm, '/');
+
+	return paths_format(
+		dst, PATHS_MAX, e, "%.*s/pando-fill", slash ? (int)(slash - vmm) : 0, vmm);
+}
+
 static int
 count_page(void *ctx, uint64_t page, const struct store_hash *name, struct err *e)
 {
@@ -280,7 +300,7 @@ static int
 start_fill(struct commits *c, struct store *s, const struct store_manifest *m,
 	uint64_t bytes, struct materialized *entry, struct err *e)
 {
-	const char *slash = strrchr(c->tree->config.vmm_path, '/');
+	struct fill_process ahead = FILL_PROCESS_INIT;
 	char program[PATHS_MAX], folder[PATHS_MAX], touched[PATHS_MAX];
 	struct fill_how how = {.bytes = bytes,
 		.program = program,
@@ -289,8 +309,7 @@ start_fill(struct commits *c, struct store *s, const struct store_manifest *m,
 		.log_fd = STDERR_FILENO,
 		.ended = fill_ended,
 		.ctx = entry};
-	int r = paths_format(program, sizeof(program), e, "%.*s/pando-fill",
-		slash ? (int)(slash - c->tree->config.vmm_path) : 0, c->tree->config.vmm_path);
+	int r = fill_program(c, program, e);
 
 	if (r == 0)
 		r = materialized_path(c, m->id, "", folder, e);
@@ -298,6 +317,8 @@ start_fill(struct commits *c, struct store *s, const struct store_manifest *m,
 		r = paths_format(touched, sizeof(touched), e, "%s.touched", folder);
 	if (r < 0)
 		return r;
+	if (pool_take_fill(c, &ahead))
+		how.process = &ahead;
 	entry->users++;
 	r = fill_start(s, &m->f.memory, &how, &entry->fill, e);
 	if (r < 0)
@@ -334,7 +355,7 @@ build(struct commits *c, struct store *s, const struct store_manifest *m, bool f
 	if (!full)
 		r = has_room(c, s, m, &bytes, e);
 	if (r == 0)
-		r = build_rest(c, s, m, e);
+		r = build_rest(c, s, m, entry, e);
 	pthread_mutex_lock(&c->materialized_lock);
 	if (r < 0)
 		return r;
@@ -425,6 +446,39 @@ materialized_release(struct commits *c, struct materialized_image *f)
 	*f = (struct materialized_image)MATERIALIZED_IMAGE_INIT;
 }
 
+/* Called with materialized_lock, which is let go of meanwhile. */
+static int
+sync_disk(struct commits *c, struct materialized *entry, struct err *e)
+{
+	char folder[PATHS_MAX];
+	int r = materialized_path(c, entry->id, "", folder, e);
+
+	while (entry->building)
+		pthread_cond_wait(&c->materialized_changed, &c->materialized_lock);
+	if (r < 0 || !entry->is_unsynced)
+		return r;
+	entry->building = true;
+	pthread_mutex_unlock(&c->materialized_lock);
+	r = disk_changes_sync(folder, e);
+	pthread_mutex_lock(&c->materialized_lock);
+	entry->building = false;
+	if (r == 0)
+		entry->is_unsynced = false;
+	pthread_cond_broadcast(&c->materialized_changed);
+	return r;
+}
+
+int
+materialized_sync(struct commits *c, struct materialized_image *f, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&c->materialized_lock);
+	r = sync_disk(c, f->entry, e);
+	pthread_mutex_unlock(&c->materialized_lock);
+	return r < 0 ? err_wrap(e, r, "its disk") : 0;
+}
+
 int
 materialized_get(struct commits *c, struct store *s, const struct store_manifest *m,
 	unsigned how, const struct progress *p, struct materialized_image *ret, struct err *e)
@@ -446,14 +500,14 @@ materialized_get(struct commits *c, struct store *s, const struct store_manifest
 	while (f->building || (full && f->fill))
 		pthread_cond_wait(&c->materialized_changed, &c->materialized_lock);
 	/* A base that was removed, or built anew, is one that the disk lies on no more. */
-	r = f->fill || is_ready(c, m->id) ? has_disk(c, m, &ret->changes, e) : 0;
+	r = f->fill || is_ready(c, m->id) ? has_disk(c, m, f, &ret->changes, e) : 0;
 	if (r == 0) {
 		f->building = true;
 		r = build(c, s, m, full, f, p, e);
 		f->building = false;
 		pthread_cond_broadcast(&c->materialized_changed);
 		if (r == 0)
-			r = has_disk(c, m, &ret->changes, e);
+			r = has_disk(c, m, f, &ret->changes, e);
 	}
 	if (r == 0)
 		r = err_set(e, -EAGAIN, "the base of its disk was replaced just now: try again");
@@ -464,8 +518,10 @@ materialized_get(struct commits *c, struct store *s, const struct store_manifest
 		f->building = false;
 		pthread_cond_broadcast(&c->materialized_changed);
 		if (r == 0)
-			r = has_disk(c, m, &ret->changes, e);
+			r = has_disk(c, m, f, &ret->changes, e);
 	}
+	if (r > 0 && !(how & MATERIALIZED_SYNC_LATER) && (r = sync_disk(c, f, e)) == 0)
+		r = 1;
 	if (r > 0 && f->fill)
 		ret->fill = fill_ref(f->fill);
 	pthread_mutex_unlock(&c->materialized_lock);

@@ -4,6 +4,8 @@
  * they are made here, ahead of time and beside whoever needs them, for the shapes that
  * were asked for last.
  *
+ * Likewise one pando-fill (fill.h), where there is a store: a cold restore waits for its start else.
+ *
  * A pre-warmed one belongs to nobody: it exits by itself when its control socket closes, so a
  * pandod that is killed leaves none.
  */
@@ -44,6 +46,8 @@ struct pool {
 	bool stopping, complained;
 	int log_fd; /* owned */
 	struct shape shapes[SHAPES_MAX];
+	struct fill_process fill; /* owned; one, in front of a cold restore */
+	bool wants_fill;
 };
 
 static void
@@ -100,6 +104,26 @@ wanting(struct pool *p)
 	return NULL;
 }
 
+/* Called with the lock, which is let go of meanwhile. */
+static void
+make_fill(struct pool *p)
+{
+	struct fill_process made = FILL_PROCESS_INIT;
+	char program[PATHS_MAX];
+	struct err e;
+	int r;
+
+	p->wants_fill = false;
+	pthread_mutex_unlock(&p->lock);
+	r = fill_program(p->commits, program, &e);
+	if (r == 0)
+		r = fill_process_start(program, STDERR_FILENO, &made, &e);
+	if (r < 0)
+		log_warn("no pando-fill ahead of time: %s", e.msg);
+	pthread_mutex_lock(&p->lock);
+	p->fill = made;
+}
+
 static void *
 filler_main(void *pool)
 {
@@ -114,6 +138,10 @@ filler_main(void *pool)
 		struct err e;
 		int r;
 
+		if (!s && p->wants_fill && p->fill.pidfd < 0) {
+			make_fill(p);
+			continue;
+		}
 		if (!s) {
 			pthread_cond_wait(&p->changed, &p->lock);
 			continue;
@@ -160,6 +188,8 @@ pool_open(struct commits *c)
 	if (!p)
 		return;
 	p->commits = c;
+	p->fill = (struct fill_process)FILL_PROCESS_INIT;
+	p->wants_fill = c->store != NULL; /* there may be commits */
 	p->log_fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
@@ -187,6 +217,7 @@ pool_close(struct commits *c)
 	for (unsigned i = 0; i < SHAPES_MAX; i++)
 		while (p->shapes[i].n)
 			prewarmed_end(&p->shapes[i].prewarmed[--p->shapes[i].n]);
+	fill_process_end(&p->fill);
 	cleanup_close_fn(&p->log_fd);
 	pthread_cond_destroy(&p->changed);
 	pthread_mutex_destroy(&p->lock);
@@ -246,4 +277,22 @@ pool_take(struct commits *c, uint64_t mem_mib, uint32_t vcpus, struct vmmctl **r
 	*ret_pidfd = b.pidfd;
 	*ret_pid = b.pid;
 	return true;
+}
+
+bool
+pool_take_fill(struct commits *c, struct fill_process *ret)
+{
+	struct pool *p = c->pool;
+
+	if (!p)
+		return false;
+	pthread_mutex_lock(&p->lock);
+	*ret = p->fill;
+	p->fill = (struct fill_process)FILL_PROCESS_INIT;
+	p->wants_fill = true;
+	pthread_cond_signal(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+	if (ret->pidfd >= 0 && !process_lives(ret->pidfd))
+		fill_process_end(ret);
+	return ret->pidfd >= 0;
 }

@@ -265,8 +265,11 @@ make(struct spawn *s, struct err *e)
 		r = launch(s, i, e);
 	if (r == 0)
 		fault_point("spawn.sent");
-	/* While they start. When the plan is told no pandod is needed any more; when it cannot
-	 * be, they may wait for ever. */
+	/* While they start, what nothing waits for but a power cut. */
+	if (r == 0)
+		r = materialized_sync(s->commits, &s->materialized, e);
+	/* When the plan is told no pandod is needed any more; when it cannot be, they may wait for
+	 * ever. */
 	if (r == 0 && s->materialized.fill)
 		r = fill_wait_planned(s->materialized.fill, e);
 	for (unsigned i = 0; i < s->n_vms && r == 0; i++) {
@@ -321,8 +324,8 @@ prepare(struct spawn *s, struct store *store, const char *name, struct err *e)
 	if (r == 0)
 		r = host_can_hold(s->row.vcpus, s->row.mem_mib, e);
 	if (r == 0)
-		r = materialized_get(
-			s->commits, store, m, s->q->full ? MATERIALIZED_FULL : 0, s->p,
+		r = materialized_get(s->commits, store, m,
+			MATERIALIZED_SYNC_LATER | (s->q->full ? MATERIALIZED_FULL : 0), s->p,
 			&s->materialized, e);
 	store_manifest_free(m);
 	if (r < 0)

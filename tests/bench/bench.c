@@ -169,7 +169,7 @@ open_tree(struct err *e)
 		.agent_timeout_ms = TREE_AGENT_TIMEOUT_MS,
 	};
 	const struct commits_config commits = {
-		.materialized_mib = COMMITS_MATERIALIZED_MIB};
+		.pool_size = bench.pool_size, .materialized_mib = COMMITS_MATERIALIZED_MIB};
 	const char *tmp = getenv("TMPDIR");
 	char path[PATHS_MAX];
 	int r;

@@ -27,6 +27,7 @@ struct bench {
 	struct commits *commits; /* owned */
 	int kvm;		 /* owned: /dev/kvm */
 	int log_fd;		 /* owned: of pre-warmed VMMs */
+	unsigned pool_size; /* of what bench_begin() opens */
 	double ticks_per_ns;	 /* of the TSC */
 };
 extern struct bench bench;

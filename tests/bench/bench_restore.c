@@ -1,8 +1,8 @@
 /*
  * What the first VM of a commit costs whose image is not materialized: a small guest with --mem
  * MIB of memory (512) of which 200 MiB are not zero and do not compress, on a disk of 1 GiB
- * over an image of which 256 MiB are not zero. pandod's own calls, without pre-warmed VMMs but
- * those that a spawn before it had made.
+ * over an image of which 256 MiB are not zero. pandod's own calls, cold and warm with a pool of
+ * pre-warmed VMMs as pandod has it.
  *
  *   bench_restore [--json] [--rounds N] [--mem MIB]
  *
@@ -249,6 +249,7 @@ main(int argc, char **argv)
 	static struct samples cold_rang, cold_answer, cold_whole, full_answer, warm_rang,
 		warm_answer, unpacked, ignored;
 
+	bench.pool_size = COMMITS_POOL_SIZE;
 	bench_begin(argc, argv, "restore", 5, 512);
 	make_image();
 	make_commit();

@@ -63,10 +63,13 @@ loop_main(void *arg)
 	return NULL;
 }
 
+static unsigned pool_size;
+
 static void
 start(void)
 {
-	const struct commits_config c = {.materialized_mib = COMMITS_MATERIALIZED_MIB};
+	const struct commits_config c = {
+		.pool_size = pool_size, .materialized_mib = COMMITS_MATERIALIZED_MIB};
 
 	MUST(tree_open(&config, &tree, e));
 	MUST(commits_open(tree, &c, &commits, e));
@@ -482,6 +485,38 @@ a_disk_that_grew_is_read_from_the_last_commit_on(void **state)
 
 /* ---- what is not there yet is counted ---- */
 
+static int
+count_page(void *ctx, uint64_t page, const struct store_hash *name, struct err *e)
+{
+	(void)page, (void)name, (void)e;
+	++*(unsigned *)ctx;
+	return 0;
+}
+
+/* Of a guest that has written 3 MiB by now, and is no more. */
+static struct made
+commit_of_megabytes(void)
+{
+	struct store_manifest *manifest;
+	struct store *store;
+	unsigned pages;
+	struct made m;
+	char name[32];
+
+	boot(name, 0);
+	do {
+		nap(20000);
+		m = commit(name);
+		MUST(commits_store(commits, &store, e));
+		MUST(store_load(store, m.id, &manifest, e));
+		pages = 0;
+		MUST(store_tree_names(store, &manifest->f.memory, NULL, count_page, &pages, e));
+		store_manifest_free(manifest);
+	} while (pages < 768);
+	delete(name);
+	return m;
+}
+
 static void
 host_has(unsigned mib)
 {
@@ -514,9 +549,7 @@ a_cold_restore_that_does_not_fit_is_refused_before_anything_is_made(void **state
 	NEEDS_KVM(state);
 	if (access(FILL_DEVICE, R_OK | W_OK) < 0)
 		skip();
-	boot(name, 0);
-	m = commit(name);
-	delete(name);
+	m = commit_of_megabytes();
 	/* 1 for the VM, 64 for the host, and some 4 MiB of memory that are not zero. */
 	host_has(66);
 	assert_int_equal(commits_run(commits, m.id, &q, &(struct progress){0}, &out, &e), -ENOMEM);
@@ -541,9 +574,9 @@ note_end(void *ctx, int r, const struct err *e)
 	atomic_store((atomic_bool *)ctx, true);
 }
 
-/* To the child of that name. */
-static void
-signal_fill(int sig)
+/* To the children of that name; how many there were. 0: to none. */
+static unsigned
+signal_fills(int sig)
 {
 	DIR *proc = opendir("/proc");
 	char path[64], text[64];
@@ -568,14 +601,26 @@ signal_fill(int sig)
 			close(fd);
 	}
 	closedir(proc);
-	assert_int_equal(n, 1);
+	return n;
+}
+
+static unsigned
+count_fill(void)
+{
+	return signal_fills(0);
+}
+
+static void
+signal_fill(int sig)
+{
+	assert_int_equal(signal_fills(sig), 1);
 }
 
 static void
 memory_that_is_not_filled_yet_is_counted_for_others(void **state)
 {
 	struct store_manifest *manifest;
-	char name[32], program[PATHS_MAX];
+	char program[PATHS_MAX];
 	atomic_bool ended = false;
 	struct store *store;
 	struct made m;
@@ -585,9 +630,7 @@ memory_that_is_not_filled_yet_is_counted_for_others(void **state)
 	NEEDS_KVM(state);
 	if (access(FILL_DEVICE, R_OK | W_OK) < 0)
 		skip();
-	boot(name, 0);
-	m = commit(name);
-	delete(name);
+	m = commit_of_megabytes();
 	assert_int_equal(commits_store(commits, &store, &e), 0);
 	assert_int_equal(store_load(store, m.id, &manifest, &e), 0);
 	snprintf(program, sizeof(program), "%.4000s/libexec/pando/pando-fill", build);
@@ -617,6 +660,47 @@ memory_that_is_not_filled_yet_is_counted_for_others(void **state)
 	host_has(0);
 }
 
+static void
+a_pando_fill_is_made_ahead_and_one_that_died_costs_nothing(void **state)
+{
+	struct fill_process p = FILL_PROCESS_INIT;
+	char name[32], path[PATHS_MAX];
+	struct made m;
+
+	NEEDS_KVM(state);
+	if (access(FILL_DEVICE, R_OK | W_OK) < 0)
+		skip();
+	m = commit_of_megabytes();
+	stop();
+	pool_size = 1;
+	start();
+	while (!pool_take_fill(commits, &p)) /* there is a store, so one is made */
+		nap(10000);
+	assert_true(process_lives(p.pidfd));
+	/* The next one is made in its place, and dies. */
+	fill_process_end(&p);
+	while (count_fill() == 0)
+		nap(10000);
+	signal_fill(SIGKILL);
+	snprintf(path, sizeof(path), "%s/flat/%s", home, m.id);
+	run(m.id, name);
+	delete(name);
+	while (has_fill())
+		nap(1000);
+	/* Of one that lives. */
+	while (count_fill() == 0)
+		nap(10000);
+	MUST(io_remove_tree(path, e));
+	run(m.id, name);
+	delete(name);
+	while (has_fill())
+		nap(1000);
+	stop();
+	assert_int_equal(count_fill(), 0);
+	pool_size = 0;
+	start();
+}
+
 int
 main(void)
 {
@@ -630,12 +714,14 @@ main(void)
 		cmocka_unit_test(a_disk_that_grew_is_read_from_the_last_commit_on),
 		cmocka_unit_test(a_cold_restore_that_does_not_fit_is_refused_before_anything_is_made),
 		cmocka_unit_test(memory_that_is_not_filled_yet_is_counted_for_others),
+		cmocka_unit_test(a_pando_fill_is_made_ahead_and_one_that_died_costs_nothing),
 	};
 
 	setenv("PANDO_COMMIT_CHECK", "1", 1);
 	signal(SIGPIPE, SIG_IGN);
 	/* Forks of forks come to us when their parents end, as to pandod. */
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	cmocka_set_test_filter(getenv("KVM_TEST_FILTER"));
 	log_init("test", getenv("KVM_TEST_LOGS") ? LOG_LEVEL_INFO : LOG_LEVEL_ERR);
 	return cmocka_run_group_tests(tests, set_up, tear_down);
 }

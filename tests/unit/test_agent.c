@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -886,6 +887,74 @@ signals_pass_input_that_nobody_reads(void **state)
 	close(io.stdin_fd);
 	close(s.pipe[0]);
 	close(s.pipe[1]);
+}
+
+/* A reader of a pipe that reads nothing until the signal was sent. */
+struct lazy {
+	int out[2], wake[2];
+	_Atomic bool signalled;
+	uint64_t bytes;
+};
+
+static void *
+lazy_main(void *arg)
+{
+	struct lazy *l = arg;
+	static char buf[65536];
+	int full = 0;
+	ssize_t n;
+
+	/* To the last page: what came last may have begun a new one. */
+	while (full <= 15 * 4096 && !ioctl(l->out[0], FIONREAD, &full))
+		usleep(1000);
+	(void)!write(l->wake[1], "x", 1);
+	while (!l->signalled)
+		usleep(1000);
+	while ((n = read(l->out[0], buf, sizeof(buf))) > 0)
+		l->bytes += (uint64_t)n;
+	return NULL;
+}
+
+static int
+lazy_wake(void *ctx, struct agent_session *session)
+{
+	struct lazy *l = ctx;
+	char c;
+
+	assert_int_equal(read(l->wake[0], &c, 1), 1);
+	assert_int_equal(agent_session_signal(session, SIGINT), 0);
+	l->signalled = true;
+	return 0;
+}
+
+static void
+output_into_a_full_pipe_holds_no_signal_up_and_is_whole(void **state)
+{
+	struct agent_exec_req q = {
+		.argv = SH("trap 'exit 42' INT; head -c 3000000 /dev/zero; while :; do sleep 0.05; done"),
+		.timeout_ms = 60000,
+	};
+	struct agent_exec_io io = AGENT_EXEC_IO_INIT;
+	struct agent_exec_result res;
+	struct lazy l = {0};
+	pthread_t t;
+
+	(void)state;
+	assert_int_equal(pipe(l.out) | pipe(l.wake), 0);
+	assert_int_equal(pthread_create(&t, NULL, lazy_main, &l), 0);
+	io.stdout_fd = l.out[1];
+	io.wake = lazy_wake;
+	io.wake_fd = l.wake[0];
+	io.ctx = &l;
+	res = call(&q, &io);
+	close(l.out[1]);
+	pthread_join(t, NULL);
+	assert_int_equal(res.kind, AGENT_EXITED);
+	assert_int_equal(res.value, 42);
+	assert_int_equal(l.bytes, res.stdout_bytes);
+	close(l.out[0]);
+	close(l.wake[0]);
+	close(l.wake[1]);
 }
 
 static void
@@ -2103,7 +2172,8 @@ lie(void *arg)
 
 	if (fd < 0)
 		return NULL;
-	if (read(fd, buf, sizeof(buf)) > 0 && write(fd, "OK 1\n", 5) == 5 &&
+	/* "CONNECT 1024" and its end; the request may be there already. */
+	if (io_read_full(fd, buf, 13) == 0 && write(fd, "OK 1\n", 5) == 5 &&
 		read(fd, buf, sizeof(buf)) > 0 && write(fd, l->say, l->len) < 0)
 		perror("write");
 	/* Closed in order, with nothing unread. */
@@ -2132,6 +2202,45 @@ lied_to(const void *say, size_t len, struct err *e)
 	pthread_join(t, NULL);
 	close(l.listener);
 	return r;
+}
+
+/* A VMM in whose guest nobody listens: it says so, and has read no more than the line. */
+static void *
+refuse(void *arg)
+{
+	struct liar *l = arg;
+	int fd = accept(l->listener, NULL, NULL);
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	char line[13];
+
+	assert_int_equal(io_read_full(fd, line, sizeof(line)), 0);
+	/* The request did not wait for an answer. */
+	assert_int_equal(poll(&p, 1, 60000), 1);
+	assert_int_equal(write(fd, l->say, l->len), (ssize_t)l->len);
+	close(fd);
+	return NULL;
+}
+
+static void
+request_goes_with_its_line_and_a_refusal_is_still_heard(void **state)
+{
+	static const char no[] = "ERR the guest refused: nothing listens on that port\n";
+	struct agent_exec_req q = {.argv = ARGV("true")};
+	struct liar l = {.say = no, .len = strlen(no)};
+	struct agent_exec_result res;
+	struct err e = {0};
+	char path[128];
+	pthread_t t;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/refuses.sock", folder);
+	unlink(path);
+	assert_int_equal(io_unix_listen(path, SOCK_STREAM, 1, &l.listener, &e), 0);
+	pthread_create(&t, NULL, refuse, &l);
+	assert_int_equal(agent_exec(path, &q, NULL, &res, &e), -ECONNREFUSED);
+	assert_non_null(strstr(e.msg, "the guest refused: nothing listens"));
+	pthread_join(t, NULL);
+	close(l.listener);
 }
 
 static void
@@ -2323,6 +2432,7 @@ main(void)
 		cmocka_unit_test(input_of_a_terminal_ends_also_in_the_middle_of_a_line),
 		cmocka_unit_test(terminal_gets_a_new_size_while_it_runs),
 		cmocka_unit_test(signals_pass_input_that_nobody_reads),
+		cmocka_unit_test(output_into_a_full_pipe_holds_no_signal_up_and_is_whole),
 		cmocka_unit_test(input_that_is_closed_early_stops_nothing),
 		cmocka_unit_test(detached_command_is_taken_up_by_cursor),
 		cmocka_unit_test(journal_that_ran_over_reports_the_gap),
@@ -2363,6 +2473,7 @@ main(void)
 		cmocka_unit_test(copy_can_be_cancelled),
 		cmocka_unit_test(full_disk_is_an_error_with_the_name),
 		cmocka_unit_test(folders_are_listed),
+		cmocka_unit_test(request_goes_with_its_line_and_a_refusal_is_still_heard),
 		cmocka_unit_test(stream_without_an_exit_record_is_an_error),
 		cmocka_unit_test(sockets_without_a_guest_are_told_apart),
 		cmocka_unit_test(

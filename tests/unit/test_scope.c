@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -285,7 +286,6 @@ static bool
 daemon_start(void)
 {
 	char conf[96], option[128], text[1024];
-	struct stat st;
 	int status;
 
 	snprintf(conf, sizeof(conf), "%s/bus.conf", folder);
@@ -307,8 +307,11 @@ daemon_start(void)
 		execlp("dbus-daemon", "dbus-daemon", option, "--nofork", (char *)NULL);
 		_exit(127);
 	}
+	/* It is there before it listens. */
 	for (int i = 0; i < 1000; i++) {
-		if (stat(address + strlen("unix:path="), &st) == 0)
+		cleanup_close int fd = -1;
+
+		if (io_unix_connect(address + strlen("unix:path="), SOCK_STREAM, &fd, NULL) == 0)
 			return true;
 		if (waitpid(daemon_pid, &status, WNOHANG) == daemon_pid) {
 			daemon_pid = 0;

@@ -503,8 +503,10 @@ old_agent(void *arg)
 	ssize_t n;
 
 	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
-		n = io_read(fd, line, sizeof(line) - 1);
-		if (n == 13 && memcmp(line, "CONNECT 1024\n", 13) == 0) {
+		/* The line alone: the request may be behind it already. */
+		for (n = 0; n < 32 && io_read(fd, line + n, 1) == 1 && line[n] != '\n'; n++)
+			;
+		if (n == 12 && memcmp(line, "CONNECT 1024", 12) == 0) {
 			(void)io_write_full(fd, "OK 1\n", 5);
 			n = io_read(fd, line, sizeof(line) - 1);
 			line[n > 0 ? n : 0] = '\0';

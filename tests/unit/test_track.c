@@ -10,7 +10,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -164,6 +166,8 @@ model(unsigned rounds)
 			unsigned n = (unsigned)rand_r(&seed) % 16 + 1;
 			volatile uint8_t *p = mem.host + page * PAGE;
 
+			if (rand_r(&seed) % 64 == 0)
+				track_scan_ahead(&track, &mem);
 			switch (rand_r(&seed) % 16) {
 			case 0: /* given back, and perhaps written again at once */
 				n = n < PAGES - page ? n : PAGES - page;
@@ -217,6 +221,132 @@ all_changes_of_memory_on_an_image_are_told(void **state)
 	assert_int_equal(guest_mem_map_image(&mem, fd, &e), 0);
 	close(fd);
 	model(100);
+}
+
+/* A guest's vCPU beside the scan ahead, until it is asked to park. */
+static atomic_bool park;
+
+static void *
+write_on(void *arg)
+{
+	unsigned seed = *(unsigned *)arg;
+
+	while (!atomic_load(&park)) {
+		unsigned page = (unsigned)rand_r(&seed) % PAGES;
+		volatile uint8_t *p;
+
+		/* Few pages often, others seldom; half of those are not there at first. */
+		if (rand_r(&seed) % 4)
+			page = page % 32 * 97;
+		p = mem.host + page * PAGE;
+		p[rand_r(&seed) % PAGE] = (uint8_t)rand_r(&seed);
+		if (rand_r(&seed) % 256 == 0) {
+			(void)madvise(mem.host + page * PAGE, PAGE, MADV_DONTNEED);
+			track_given_back(&track, &mem, mem.host + page * PAGE, PAGE);
+		}
+	}
+	return NULL;
+}
+
+static void
+no_write_beside_a_scan_ahead_is_missed(void **state)
+{
+	unsigned seed = (unsigned)getpid();
+	uint8_t number = 0;
+
+	(void)state;
+	needs_means(VMM_TRACK_USERFAULTFD);
+	print_message("# seed %u\n", seed);
+	assert_int_equal(guest_mem_create(&mem, MEM_MIB, &e), 0);
+	for (unsigned i = 0; i < PAGES / 2; i++)
+		mem.host[i * PAGE] = 1;
+	track_arm(&track, &mem);
+	(void)scan_and_compare(++number);
+	committed(number);
+	for (unsigned round = 0; round < 50; round++) {
+		pthread_t vcpu;
+		pid_t pid;
+
+		seed++;
+		atomic_store(&park, false);
+		assert_int_equal(pthread_create(&vcpu, NULL, write_on, &seed), 0);
+		for (unsigned i = 0; i < 20; i++)
+			track_scan_ahead(&track, &mem);
+		atomic_store(&park, true);
+		assert_int_equal(pthread_join(vcpu, NULL), 0);
+		(void)scan_and_compare(++number);
+		pid = fork_that_stays(); /* the pages are shared, as a frozen fork's are */
+		committed(number);
+		end(pid);
+	}
+}
+
+static void
+what_was_found_ahead_is_told_once(void **state)
+{
+	(void)state;
+	needs_means(VMM_TRACK_USERFAULTFD);
+	assert_int_equal(guest_mem_create(&mem, MEM_MIB, &e), 0);
+	memset(mem.host, 3, PAGES * PAGE);
+	track_arm(&track, &mem);
+	(void)scan_and_compare(1);
+	committed(1);
+	mem.host[7 * PAGE] = 1;
+	track_scan_ahead(&track, &mem);
+	mem.host[9 * PAGE] = 1;
+	assert_int_equal(scan_and_compare(2), 2);
+	committed(2);
+	assert_int_equal(scan_and_compare(3), 0);
+	mem.host[7 * PAGE] = 2;
+	assert_int_equal(scan_and_compare(4), 1);
+}
+
+static unsigned long
+page_tables_kib(void)
+{
+	FILE *f = fopen("/proc/self/status", "re");
+	unsigned long kib = 0;
+	char line[256];
+
+	assert_non_null(f);
+	while (!kib && fgets(line, sizeof(line), f))
+		(void)sscanf(line, "VmPTE: %lu", &kib);
+	fclose(f);
+	assert_true(kib > 0);
+	return kib;
+}
+
+/* A mark on it would be a table of 4 KiB for each 2 MiB, which each fork copies. */
+static void
+memory_that_nobody_touched_costs_no_page_tables(void **state)
+{
+	const size_t mib = 256, big = 2048; /* in pages, in MiB */
+	uint8_t fork_id[16] = {1};
+	unsigned long before;
+
+	(void)state;
+	needs_means(VMM_TRACK_USERFAULTFD);
+	assert_int_equal(guest_mem_create(&mem, big, &e), 0);
+	sys_madvise(0, big * mib, MADV_NOHUGEPAGE);
+	mem.host[PAGE] = mem.host[1000 * mib * PAGE] = 1;
+	before = page_tables_kib();
+	track_arm(&track, &mem);
+	assert_true(track.armed);
+	for (unsigned i = 0; i < 3; i++) {
+		mem.host[PAGE] = (uint8_t)i;
+		track_scan_ahead(&track, &mem);
+		mem.host[1000 * mib * PAGE] = (uint8_t)i;
+		track_scan(&track, &mem, fork_id);
+		assert_true(has_bit(track.changed, 1));
+		assert_true(has_bit(track.changed, 1000 * mib));
+		assert_false(has_bit(track.changed, 500 * mib));
+	}
+	/* All of it marked: 4 MiB. */
+	assert_true(page_tables_kib() < before + 400);
+	/* The first write to it is seen all the same. */
+	mem.host[500 * mib * PAGE] = 1;
+	track_scan(&track, &mem, fork_id);
+	assert_true(has_bit(track.changed, 500 * mib));
 }
 
 static void
@@ -570,6 +700,9 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(all_changes_of_anonymous_memory_are_told),
 		TEST(all_changes_of_memory_on_an_image_are_told),
+		TEST(no_write_beside_a_scan_ahead_is_missed),
+		TEST(what_was_found_ahead_is_told_once),
+		TEST(memory_that_nobody_touched_costs_no_page_tables),
 		TEST(only_what_was_written_is_told),
 		TEST(a_system_call_that_writes_is_seen),
 		TEST(a_forked_child_is_untracked),

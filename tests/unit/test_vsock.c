@@ -759,6 +759,130 @@ a_bad_buffer_breaks_the_device_until_its_reset(void **state)
 	close(fd);
 }
 
+/* Receive buffers of all shapes: whole, header apart, header in pieces, almost nothing. */
+#define SHAPES 4
+#define SHAPED 32 /* buffers, of up to four descriptors */
+static const uint32_t shapes[SHAPES][4] = {
+	{RX_LEN}, {sizeof(struct vsock_hdr), 1000}, {10, 30, 7, 3000}, {sizeof(struct vsock_hdr) + 1}};
+
+static void
+give_shaped(unsigned place)
+{
+	const uint32_t *shape = shapes[place % SHAPES];
+	const uint64_t at = FAKE_HEAP + 2 * RX_LEN * (uint64_t)place;
+	struct fake_buf bufs[4];
+	uint32_t done = 0;
+	unsigned n = 0;
+
+	for (; n < 4 && shape[n]; done += shape[n++])
+		bufs[n] = (struct fake_buf){at + done, shape[n], true};
+	rx_at[fake_add(&d, VSOCK_RX, bufs, n)] = at;
+	fake_kick(&d, VSOCK_RX);
+}
+
+/* The next packet, whose buffer is given again; its op, 0 when there is none. */
+static uint16_t
+receive_shaped(struct vsock_hdr *hdr, uint8_t data[static RX_LEN])
+{
+	uint32_t head, len;
+	uint64_t at;
+
+	if (!fake_used(&d, VSOCK_RX, &head, &len))
+		return 0;
+	at = rx_at[head];
+	fake_peek(&d, at, hdr, sizeof(*hdr));
+	assert_int_equal(len, sizeof(*hdr) + hdr->len);
+	fake_peek(&d, at + sizeof(*hdr), data, hdr->len);
+	give_shaped((unsigned)((at - FAKE_HEAP) / (2 * RX_LEN)));
+	return hdr->op;
+}
+
+static void
+start_shaped(struct guest_sock *s, int *ret_fd)
+{
+	uint8_t data[RX_LEN];
+	struct vsock_hdr hdr;
+
+	assert_true(fake_start(&d, &vs.dev, ALL));
+	for (unsigned i = 0; i < SHAPED; i++)
+		give_shaped(i);
+	*ret_fd = dial();
+	say(*ret_fd, "CONNECT 1024\n");
+	run_loop();
+	assert_int_equal(receive_shaped(&hdr, data), VSOCK_OP_REQUEST);
+	*s = (struct guest_sock){.host_port = hdr.src_port, .guest_port = PORT};
+	guest_send(s, VSOCK_OP_RESPONSE, 0, NULL, 0);
+	run_loop();
+	assert_memory_equal(heard(*ret_fd), "OK ", 3);
+}
+
+static void
+buffers_of_any_shape_are_filled_in_their_order(void **state)
+{
+	static uint8_t sent[300000], got[sizeof(sent)];
+	uint8_t data[RX_LEN];
+	size_t n = 0, put = 0, piece = 1;
+	struct virtq *q = &vs.dev.queues[VSOCK_RX];
+	struct vsock_hdr hdr;
+	struct guest_sock s;
+	uint16_t op;
+	ssize_t r;
+	int fd;
+
+	(void)state;
+	start_shaped(&s, &fd);
+	for (size_t i = 0; i < sizeof(sent); i++)
+		sent[i] = (uint8_t)(i * 31 + i / 251);
+	while (n < sizeof(sent)) {
+		/* From less than a buffer to more than all of them. */
+		piece = piece * 5 % 90001;
+		r = send(fd, sent + put, piece < sizeof(sent) - put ? piece : sizeof(sent) - put,
+			MSG_DONTWAIT);
+		put += r > 0 ? (size_t)r : 0;
+		run_loop();
+		while ((op = receive_shaped(&hdr, data))) {
+			if (op != VSOCK_OP_RW)
+				continue;
+			assert_true(n + hdr.len <= put);
+			memcpy(got + n, data, hdr.len);
+			n += hdr.len;
+			s.received = (uint32_t)n;
+		}
+		guest_send(&s, VSOCK_OP_CREDIT_UPDATE, 0, NULL, 0);
+	}
+	assert_memory_equal(got, sent, sizeof(sent));
+	assert_int_equal(put, sizeof(sent));
+	/* None of them was lost: those that a read was given and did not need lie there. */
+	assert_int_equal((uint16_t)(virtq_avail_index(q, &d.mem) - q->next_avail), SHAPED);
+	/* The end comes behind all of them. */
+	close(fd);
+	run_loop();
+	while ((op = receive_shaped(&hdr, data)) && op != VSOCK_OP_SHUTDOWN)
+		assert_int_not_equal(op, VSOCK_OP_RW);
+	assert_int_equal(op, VSOCK_OP_SHUTDOWN);
+}
+
+static void
+a_bad_buffer_among_many_breaks_the_device(void **state)
+{
+	static uint8_t much[60000];
+	struct fake_buf tiny = {FAKE_HEAP + 0x200000, sizeof(struct vsock_hdr), true};
+	struct guest_sock s;
+	int fd;
+
+	(void)state;
+	assert_true(fake_start(&d, &vs.dev, ALL));
+	give_rx_buffers(4);
+	fake_add(&d, VSOCK_RX, &tiny, 1);
+	give_rx_buffers(4);
+	fd = connected(&s);
+	assert_true(send(fd, much, sizeof(much), MSG_DONTWAIT) > 0);
+	run_loop();
+	assert_true(fake_read(&d, VIRTIO_MMIO_STATUS) & VIRTIO_STATUS_NEEDS_RESET);
+	assert_true(at_end(fd));
+	close(fd);
+}
+
 static void
 without_receive_buffers_everything_waits(void **state)
 {
@@ -1141,6 +1265,8 @@ main(void)
 		T(a_guest_that_ignores_its_credit_is_reset),
 		T(nonsense_on_a_connection_resets_it),
 		T(a_bad_buffer_breaks_the_device_until_its_reset),
+		T(buffers_of_any_shape_are_filled_in_their_order),
+		T(a_bad_buffer_among_many_breaks_the_device),
 		T(without_receive_buffers_everything_waits),
 		T(many_connections_live_side_by_side),
 		T(one_too_many_is_refused),

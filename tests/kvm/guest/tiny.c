@@ -49,6 +49,7 @@
  *                from 4 MiB on for ever, and has the disk read into some; reports=1: reports
  *                some of them, too.
  * mode=balloon   see balloon.c.
+ * mode=vsock     see vsock.c.
  */
 #include "tests/kvm/guest/tiny.h"
 
@@ -1376,6 +1377,8 @@ guest_main(const u8 *zero_page)
 		mode_measure();
 	} else if (option_is("mode", "balloon")) {
 		mode_balloon();
+	} else if (option_is("mode", "vsock")) {
+		mode_vsock();
 	} else if (option_is("mode", "triple")) {
 		say("falling\n");
 		__asm__ volatile("lidt (%0); ud2" : : "r"("\0\0\0\0\0\0\0\0\0\0"));

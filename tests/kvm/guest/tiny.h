@@ -62,6 +62,9 @@ int bring_up(u32 dev, u32 n_queues, u32 size, u32 features_low);
 /* Whether the VM generation id is another one than at the last call. */
 int generation_changed(void);
 
+/* guest/vsock.c */
+void mode_vsock(void);
+
 /* guest/balloon.c */
 void mode_balloon(void);
 int balloon_start(void);
