@@ -100,7 +100,8 @@ FUZZERS += fuzz_blk
 fuzz_blk_SRCS := tests/fuzz/fuzz_blk.c $(FUZZED_DEVICES)
 fuzz_blk_CORPUS := tests/fuzz/corpus/blk
 
-MACHINE_TESTS := test_memory test_giveback test_mappings test_track test_ioapic test_console test_boot test_cpuid
+MACHINE_TESTS := test_memory test_giveback test_mappings test_track test_track_keep \
+	test_ioapic test_console test_boot test_cpuid
 UNIT_TESTS += $(MACHINE_TESTS)
 define machine_test
 $(1)_SRCS := tests/unit/$(1).c
