@@ -9,7 +9,12 @@
  * What counts as written but is a file's page, or nothing, was only read (track.h says why), and is
  * not fetched, unless the VMM gave it back.
  *
- * Without the means (an older kernel), or when it fails, nobody can say: the caller compares all.
+ * Without the means (an older kernel), or when it fails, or when the marks were taken away
+ * (track_forget_kept()), nobody can say: the caller compares all.
+ *
+ * Price: UFFDIO_WRITEPROTECT marks also what is not there, a page table of 4 KiB for each 2 MiB of
+ * it. Where 430 MiB of 4 GiB were touched these are 7.3 MiB and 15 ms in the child's set-up,
+ * on a busy host.
  */
 #ifndef PANDO_VMM_TRACK_KEEP_H
 #define PANDO_VMM_TRACK_KEEP_H
