@@ -187,6 +187,32 @@ copy_pack(struct merging *m, size_t pack, struct err *e)
 	return r;
 }
 
+/* What readers met with in the old packs is copied as it is, by its name, and nothing of the new one
+ * would say that it is damaged. Copies that are sound are not marked. */
+static void
+mark_copies_of_bad(struct merging *m, struct pack *to)
+{
+	uint8_t ignored[CHUNK_MAX];
+
+	for (size_t i = 0; i < m->n; i++) {
+		const struct pack *from = m->packs[i];
+
+		for (size_t entry = 0; entry < from->count; entry++) {
+			const struct pack_entry *en = &from->index[entry];
+			struct chunk_at at = {.pack = to};
+			int64_t found;
+
+			if (!(__atomic_load_n(&from->bad[entry / 64], __ATOMIC_RELAXED) >>
+					    (entry % 64) & 1) ||
+				(found = pack_find(to, en->kind, &en->hash, true)) < 0)
+				continue;
+			at.entry = (size_t)found;
+			if (chunk_read_at(&m->reader, m->set, &at, ignored) == -EBADMSG)
+				pack_mark_bad(to, at.entry);
+		}
+	}
+}
+
 static int
 write_merged(struct merging *m, uint64_t *ret_bytes, struct err *e)
 {
@@ -204,7 +230,10 @@ write_merged(struct merging *m, uint64_t *ret_bytes, struct err *e)
 		r = pack_writer_seal(m->to, &p, ret_bytes, e);
 	if (r < 0 || !p)
 		return r;
+	mark_copies_of_bad(m, p);
 	r = packs_add(m->sl->s, m->to, p, true, e);
+	if (r == 0)
+		mark_copies_of_bad(m, p); /* met with meanwhile */
 	/* One had it all: the new one took its place, and nothing was added. */
 	for (size_t i = 0; i < m->n; i++)
 		if (strcmp(m->packs[i]->name, p->name) == 0)
