@@ -205,6 +205,32 @@ of_two_copies_a_merge_keeps_the_sound_one(void **state)
 	is_sound();
 }
 
+/* It is copied unread, and is as damaged where it is then. */
+static void
+what_is_known_to_be_damaged_is_known_after_a_merge(void **state)
+{
+	uint8_t page[STORE_PAGE];
+	struct pack_set *set;
+	struct store_tree t;
+	char path[300];
+
+	(void)state;
+	commit(0);
+	pack_path(0, path, sizeof(path));
+	t = memory_of(ids[0]);
+	flip(path, 16); /* the first page */
+	reopen();
+	assert_false(store_is_damaged(store));
+	assert_int_equal(store_tree_read(store, &t, 0, 1, page, &e), -EBADMSG);
+	assert_true(store_is_damaged(store));
+	commit(1);
+	ok(packs_get(store, &set, &e));
+	assert_int_equal(set->n, 2);
+	merge_these(set);
+	packs_put(set);
+	assert_true(store_is_damaged(store));
+}
+
 static void
 add_node(struct pack_writer *w, const struct store_hash node[NODE_FANOUT],
 	const struct store_hash *reference, struct store_hash *ret)
@@ -545,6 +571,7 @@ main(void)
 		STORE_TEST(a_merge_killed_at_any_point_loses_nothing),
 		STORE_TEST(a_reader_goes_on_with_packs_that_were_merged),
 		STORE_TEST(of_two_copies_a_merge_keeps_the_sound_one),
+		STORE_TEST(what_is_known_to_be_damaged_is_known_after_a_merge),
 		STORE_TEST(a_node_that_others_are_deltas_of_stays_whole),
 		STORE_TEST(a_pack_that_cannot_be_read_is_not_merged),
 		STORE_TEST(a_merge_can_be_cancelled),
