@@ -8,8 +8,15 @@ PANDO_IMAGES=$work/images
 export PANDO_IMAGES
 cd "$work" || exit 2
 
+# Those that fill: one that pandod keeps ready has no VM's userfaultfd.
 fill_pids() {
-	home_pids pando-fill
+	for fill_pid in $(home_pids pando-fill); do
+		for fill_fd in /proc/"$fill_pid"/fd/*; do
+			case $(readlink "$fill_fd") in
+			*userfaultfd*) echo "$fill_pid" && break ;;
+			esac
+		done
+	done
 }
 
 no_fill() {
