@@ -4,6 +4,7 @@
 #include <linux/capability.h>
 #include <malloc.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -87,6 +88,24 @@ enter_namespaces(struct err *less)
 }
 
 int
+sandbox_set_limits(rlim_t files_max, rlim_t *ret_files, struct err *e)
+{
+	struct rlimit files, none = {0, 0};
+
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+		return err_sys(e, -errno, "getrlimit");
+	if (files.rlim_max > files_max)
+		files.rlim_max = files_max;
+	files.rlim_cur = files.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &files) < 0 || setrlimit(RLIMIT_CORE, &none) < 0 ||
+		setrlimit(RLIMIT_MSGQUEUE, &none) < 0 ||
+		setrlimit(RLIMIT_MEMLOCK, &none) < 0)
+		return err_sys(e, -errno, "setrlimit");
+	*ret_files = files.rlim_cur;
+	return 0;
+}
+
+int
 sandbox_leave_host(struct err *ret_less, struct err *e)
 {
 	int r;
@@ -99,6 +118,24 @@ sandbox_leave_host(struct err *ret_less, struct err *e)
 		return err_sys(e, -errno, "PR_SET_DUMPABLE");
 	return 0;
 }
+
+static const struct sandbox_rule library_rules[] = {
+	{SCMP_SYS(futex), "locks, parking"},
+	{SCMP_SYS(sched_yield), "locks"},
+	{SCMP_SYS(munmap), "memory, a thread's stack"},
+	{SCMP_SYS(brk), "memory"},
+	{SCMP_SYS(set_robust_list), "thread start, fork"},
+	{SCMP_SYS(rseq), "thread start, fork"},
+	{SCMP_SYS(rt_sigprocmask), "thread start, fork"},
+	{SCMP_SYS(rt_sigreturn), "the end of a signal's handler"},
+	{SCMP_SYS(restart_syscall),
+		"a call that a stopped and continued process goes on with"},
+	{SCMP_SYS(clock_gettime), "where the vDSO cannot answer"},
+	{SCMP_SYS(getpid), "abort(), pthread_kill(), fork"},
+	{SCMP_SYS(gettid), "abort(), fork"},
+	{SCMP_SYS(exit), "a thread's end"},
+	{SCMP_SYS(exit_group), "the end"},
+};
 
 #ifdef PANDO_SAN
 static const struct sandbox_rule sanitizer_rules[] = {
@@ -114,6 +151,7 @@ static const struct sandbox_rule sanitizer_rules[] = {
 	{SCMP_SYS(mprotect), "sanitizer allocator"},
 	{SCMP_SYS(mmap), "sanitizer allocator"},
 	{SCMP_SYS(madvise), "sanitizer allocator"},
+	{SCMP_SYS(getrandom), "sanitizer allocator"},
 	{SCMP_SYS(pipe2), "UBSan asks whether an address can be read"},
 	{SCMP_SYS(prlimit64), "sanitizer threads"},
 	{SCMP_SYS(clone3), "LeakSanitizer"},
@@ -161,12 +199,22 @@ add_ioctls(scmp_filter_ctx ctx, const unsigned long *numbers, size_t n)
 int
 sandbox_load(const struct sandbox_calls *calls, struct err *e)
 {
-	static const struct sandbox_arg_rule threads = {SCMP_SYS(clone),
-		{.arg = 0,
-			.op = SCMP_CMP_EQ,
-			.datum_a = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM |
-				   CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS |
-				   CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID}};
+	const struct sandbox_arg_rule library[] = {
+		{SCMP_SYS(clone),
+			sandbox_equals(0, CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM |
+						  CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS |
+						  CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)},
+		/* The first thread: glibc's handler for its own signal SIGSETXID. */
+		{SCMP_SYS(rt_sigaction), sandbox_equals(0, 33)},
+		{SCMP_SYS(tgkill), sandbox_equals(2, SIGABRT)},
+#ifndef PANDO_SAN /* which allows them all */
+		/* Nothing that can be executed. */
+		{SCMP_SYS(mmap), sandbox_masked(2, PROT_EXEC, 0)},
+		{SCMP_SYS(mprotect), sandbox_masked(2, PROT_EXEC, 0)},
+		/* Stacks given back. */
+		{SCMP_SYS(madvise), sandbox_equals(2, MADV_DONTNEED)},
+#endif
+	};
 	scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
 	int r = 0;
 
@@ -178,11 +226,13 @@ sandbox_load(const struct sandbox_calls *calls, struct err *e)
 		r = add_calls(ctx, sanitizer_rules,
 			sizeof(sanitizer_rules) / sizeof(*sanitizer_rules));
 	if (r == 0)
+		r = add_calls(ctx, library_rules, sizeof(library_rules) / sizeof(*library_rules));
+	if (r == 0)
+		r = add_args(ctx, library, sizeof(library) / sizeof(*library));
+	if (r == 0)
 		r = add_calls(ctx, calls->rules, calls->n_rules);
 	if (r == 0)
 		r = add_args(ctx, calls->arg_rules, calls->n_arg_rules);
-	if (r == 0)
-		r = add_args(ctx, &threads, 1);
 	for (size_t i = 0; i < calls->n_ioctl_tables && r == 0 && !UNDER_SANITIZER; i++)
 		r = add_ioctls(ctx, calls->ioctls[i], calls->n_ioctls[i]);
 	/* clone3's flags lie in memory, where a filter cannot look: glibc falls back to

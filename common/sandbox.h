@@ -11,6 +11,7 @@
 #include <seccomp.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 
 #include "common/err.h"
 
@@ -20,6 +21,11 @@
  * this host does not allow and the process goes on without; its code is 0 if that is nothing.
  */
 int sandbox_leave_host(struct err *ret_less, struct err *e);
+
+/* Descriptors: at most so many, or RLIM_INFINITY; *ret_files is how many there may be. No cores, no
+ * message queues, no locked memory. No RLIMIT_NPROC: it counts all of the user's processes, so it
+ * would refuse what others make impossible. */
+int sandbox_set_limits(rlim_t files_max, rlim_t *ret_files, struct err *e);
 
 /* A system call that is allowed whatever its arguments, and what it is for. */
 struct sandbox_rule {
@@ -57,8 +63,9 @@ struct sandbox_calls {
 };
 
 /* No new privileges, and a filter that stays: a call that is not allowed ends the process
- * (SIGSYS). Threads may be started, with what pthread_create() asks of clone(2), exactly. With
- * a sanitizer's runtime what that one needs is allowed besides, and all of ioctl(2). */
+ * (SIGSYS). What the C library needs is allowed to all: memory, which cannot be executed, threads,
+ * with what pthread_create() asks of clone(2), exactly, locks, clocks, abort(), the end. With a
+ * sanitizer's runtime what that one needs is allowed besides, and all of ioctl(2). */
 int sandbox_load(const struct sandbox_calls *calls, struct err *e);
 
 #endif

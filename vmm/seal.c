@@ -25,24 +25,15 @@
 static int
 set_limits(struct err *e)
 {
-	struct rlimit files, none = {0, 0};
+	rlim_t files;
+	/* No RLIMIT_FSIZE: the disk's size bounds the segments (vmm/blk.h). */
+	int r = sandbox_set_limits(DESCRIPTORS_MAX, &files, e);
 
-	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
-		return err_sys(e, -errno, "getrlimit");
-	files.rlim_cur = files.rlim_max =
-		files.rlim_max < DESCRIPTORS_MAX ? files.rlim_max : DESCRIPTORS_MAX;
-	if (files.rlim_cur < DESCRIPTORS_MAX)
+	if (r == 0 && files < DESCRIPTORS_MAX)
 		log_info(
 			"only %llu descriptors are allowed here: a VM of many branches may run out of disk segments",
-			(unsigned long long)files.rlim_cur);
-	/* No RLIMIT_NPROC: it counts all of the user's processes, so it would refuse a
-	 * branch for what others do. No RLIMIT_FSIZE: the disk's size bounds the segments
-	 * (vmm/blk.h). */
-	if (setrlimit(RLIMIT_NOFILE, &files) < 0 || setrlimit(RLIMIT_CORE, &none) < 0 ||
-		setrlimit(RLIMIT_MSGQUEUE, &none) < 0 ||
-		setrlimit(RLIMIT_MEMLOCK, &none) < 0)
-		return err_sys(e, -errno, "setrlimit");
-	return 0;
+			(unsigned long long)files);
+	return r;
 }
 
 static void
@@ -118,22 +109,7 @@ static const struct sandbox_rule rules[] = {
 	{SCMP_SYS(epoll_wait), "the loop"},
 	{SCMP_SYS(epoll_pwait), "what some C libraries make of epoll_wait"},
 	{SCMP_SYS(eventfd2), "a child's own"},
-	{SCMP_SYS(futex), "locks, parking vCPUs"},
 	{SCMP_SYS(getrandom), "virtio-rng"},
-	{SCMP_SYS(clock_gettime), "where the vDSO cannot answer"},
-	{SCMP_SYS(munmap), "a thread's stack, a console"},
-	{SCMP_SYS(brk), "thread start: the C library's own few bytes"},
-	{SCMP_SYS(set_robust_list), "thread start, fork"},
-	{SCMP_SYS(rseq), "thread start, fork"},
-	{SCMP_SYS(rt_sigprocmask), "thread start, fork"},
-	{SCMP_SYS(rt_sigreturn), "the signal that parks a vCPU"},
-	{SCMP_SYS(getpid), "pthread_kill, fork"},
-	{SCMP_SYS(gettid), "fork"},
-	{SCMP_SYS(sched_yield), "the C library's locks"},
-	{SCMP_SYS(restart_syscall),
-		"a call that a stopped and continued process goes on with"},
-	{SCMP_SYS(exit), "a thread's end"},
-	{SCMP_SYS(exit_group), "the VM's end"},
 };
 
 int
@@ -144,11 +120,8 @@ seal_calls(struct err *e)
 	const struct sandbox_arg_rule arg_rules[] = {
 		/* Branches; no namespaces, no sharing of anything. */
 		{SCMP_SYS(clone), sandbox_equals(0, fork_flags)},
-		/* The first thread: glibc's handler for its own signal SIGSETXID. */
-		{SCMP_SYS(rt_sigaction), sandbox_equals(0, 33)},
-		/* The signal that parks vCPUs, and abort()'s. */
+		/* The signal that parks vCPUs. */
 		{SCMP_SYS(tgkill), sandbox_equals(2, SIGUSR1)},
-		{SCMP_SYS(tgkill), sandbox_equals(2, SIGABRT)},
 		/* Of two, the one whose guest waits goes on first. */
 		{SCMP_SYS(sched_setscheduler), sandbox_equals(1, SCHED_BATCH)},
 		{SCMP_SYS(sched_setscheduler), sandbox_equals(1, SCHED_OTHER)},
@@ -166,13 +139,8 @@ seal_calls(struct err *e)
 		/* Who is adopting us. */
 		{SCMP_SYS(getsockopt), sandbox_equals(2, SO_PEERCRED)},
 #ifndef PANDO_SAN /* which allows them all */
-		/* Thread stacks, consoles, run pages, memory images, the stack's guard
-		   page, a block map that grows: nothing that can be executed. */
-		{SCMP_SYS(mmap), sandbox_masked(2, PROT_EXEC, 0)},
-		{SCMP_SYS(mprotect), sandbox_masked(2, PROT_EXEC, 0)},
-		/* Pages that children do not get; rings and stacks given back. */
+		/* Pages that children do not get; rings given back. */
 		{SCMP_SYS(madvise), sandbox_equals(2, MADV_DONTFORK)},
-		{SCMP_SYS(madvise), sandbox_equals(2, MADV_DONTNEED)},
 		{SCMP_SYS(madvise), sandbox_equals(2, MADV_FREE)},
 		/* What went back to the host over a commit's image takes no huge pages. */
 		{SCMP_SYS(madvise), sandbox_equals(2, MADV_NOHUGEPAGE)},
