@@ -453,6 +453,14 @@ io_set_nonblock(int fd, int on)
 }
 
 void
+io_close_all(int *fds, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (fds[i] >= 0)
+			close(TAKE_FD(fds[i]));
+}
+
+void
 io_write_in_place(int fd)
 {
 	int flags;

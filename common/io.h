@@ -63,6 +63,8 @@ int io_unix_connect(const char *path, int type, int *ret_fd, struct err *e);
 int io_unix_connect_now(const char *path, int type, int *ret_fd, struct err *e);
 
 int io_set_nonblock(int fd, int on);
+/* Those that are one; each is -1 then. */
+void io_close_all(int *fds, size_t n);
 
 /* Of an empty file that is mapped and written to: its blocks are to be written where they are
  * (FS_NOCOW_FL, ioctl_iflags(2)). btrfs writes each change of a page elsewhere, and where the disk

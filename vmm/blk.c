@@ -634,15 +634,19 @@ blk_notify(struct virtio_dev *dev, unsigned queue)
 	return more;
 }
 
+void
+blk_forget_waiting(struct blk *blk)
+{
+	blk_late_forget(blk);
+	blk->skip = 0;
+	blk_try_again(blk);
+	atomic_store(&blk->due_ns, 0);
+}
+
 static void
 blk_reset(struct virtio_dev *dev)
 {
-	struct blk *blk = (struct blk *)dev;
-
-	blk_late_forget(blk);
-	blk->skip = 0;
-	atomic_store(&blk->full, 0);
-	atomic_store(&blk->due_ns, 0);
+	blk_forget_waiting((struct blk *)dev);
 }
 
 static void
@@ -967,10 +971,7 @@ blk_detach(struct blk *blk, int ret_fds[static BLK_FDS_MAX])
 		n += blk_give_segment(blk, &blk->segments[i], ret_fds + n);
 	n += blk_give_own(blk, ret_fds + n);
 	give(blk, ret_fds, &n, &blk->base_fd);
-	blk_late_forget(blk);
-	blk->skip = 0;
-	blk_try_again(blk);
-	atomic_store(&blk->due_ns, 0);
+	blk_forget_waiting(blk);
 	blk->n_segments = 0;
 	blockmap_clear(&blk->map);
 	blk->base_bytes = blk->data_blocks = blk->index_records = 0;

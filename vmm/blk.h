@@ -68,6 +68,7 @@
 
 #include "common/err.h"
 #include "common/wire/vmm_wire.h"
+#include "vmm/bitmap.h"
 #include "vmm/blk_limit.h"
 #include "vmm/blockmap.h"
 #include "vmm/virtio_mmio.h"
@@ -300,11 +301,8 @@ blk_set_entry(struct blk *blk, uint64_t block, uint64_t entry)
 	if (is >= 0)
 		blk->live[is]++;
 	blk->map.entries[block] = entry;
-	if (blk->keep.touched) {
-		const uint64_t page = block * sizeof(entry) / BLK_KEEP_PAGE;
-
-		blk->keep.touched[page / 8] |= (uint8_t)(1u << page % 8);
-	}
+	if (blk->keep.touched)
+		bitmap_set(blk->keep.touched, block * sizeof(entry) / BLK_KEEP_PAGE, 1);
 }
 
 /* Whether the segment in that place is a kept fork point's. */
@@ -313,6 +311,8 @@ blk_keeps(const struct blk *blk, unsigned place)
 {
 	return blk->keep.places[place / 64] >> place % 64 & 1;
 }
+/* With the lock held: nothing that was asked for goes on, or is answered. */
+void blk_forget_waiting(struct blk *blk);
 /* With the lock held: the descriptors of a segment, or those that write the own one, are the
  * caller's, but for what a flush uses. How many. */
 unsigned blk_give_segment(struct blk *blk, struct blk_segment *seg, int *ret_fds);

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "vmm/blk_flush.h"
+#include "vmm/bitmap.h"
 
 /* Written pages of the map: a bit each, for the largest disk. */
 #define ENTRIES (BLK_KEEP_PAGE / sizeof(uint64_t))
@@ -41,32 +41,6 @@ blk_keep_end(struct blk *blk)
 	munmap(touched, TOUCHED_BYTES);
 }
 
-uint64_t
-blk_keep_mib(const struct blk *blk)
-{
-	return blk->keep.n_blocks * SEGMENT_BLOCK >> 20;
-}
-
-static bool
-is_touched(const struct blk_keep *k, uint64_t page)
-{
-	return k->touched[page / 8] >> page % 8 & 1;
-}
-
-/* The first touched page from `page` on, below `end`; end: there is none. */
-static uint64_t
-next_touched(const struct blk_keep *k, uint64_t page, uint64_t end)
-{
-	while (page < end && !is_touched(k, page)) {
-		uint64_t word = 1;
-
-		if (page % 64 == 0)
-			memcpy(&word, k->touched + page / 8, sizeof(word));
-		page += word ? 1 : 64;
-	}
-	return page < end ? page : end;
-}
-
 unsigned
 blk_keep_written(
 	const struct blk *blk, uint64_t *at, struct keep_range ret[static KEEP_RANGES])
@@ -76,7 +50,7 @@ blk_keep_written(
 	const uint64_t pages = (bytes + BLK_KEEP_PAGE - 1) / BLK_KEEP_PAGE;
 	unsigned n = 0;
 
-	while (n < KEEP_RANGES && (*at = next_touched(k, *at, pages)) < pages) {
+	while (n < KEEP_RANGES && (*at = bitmap_next(k->touched, *at, pages, true)) < pages) {
 		const uint64_t off = (*at)++ * BLK_KEEP_PAGE;
 
 		ret[n++] = (struct keep_range){
@@ -95,7 +69,7 @@ forget_entries_behind(struct blk *blk)
 	for (uint64_t i = k->n_blocks; i < blk->map.n_blocks;) {
 		const uint64_t page = i / ENTRIES, end = (page + 1) * ENTRIES;
 
-		if (is_touched(k, page))
+		if (bitmap_has(k->touched, page))
 			memset(entries + i, 0,
 				((end < blk->map.n_blocks ? end : blk->map.n_blocks) - i) *
 					sizeof(*entries));
@@ -118,10 +92,7 @@ blk_keep_go_back(
 		if (!blk_keeps(blk, i))
 			n += blk_give_segment(blk, &blk->segments[i], ret_fds + n);
 	n += blk_give_own(blk, ret_fds + n);
-	blk_late_forget(blk);
-	blk->skip = 0;
-	blk_try_again(blk);
-	atomic_store(&blk->due_ns, 0);
+	blk_forget_waiting(blk);
 	forget_entries_behind(blk);
 	memcpy(blk->live, k->live, sizeof(blk->live));
 	while (blk->n_segments && !blk_keeps(blk, blk->n_segments - 1))

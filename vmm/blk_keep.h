@@ -19,7 +19,6 @@
 int blk_keep_begin(struct blk *blk, struct err *e);
 /* It does not go back; also where it never could. */
 void blk_keep_end(struct blk *blk);
-uint64_t blk_keep_mib(const struct blk *blk);
 
 /* The vCPUs are parked. Ranges, in bytes of the map, that were written since; how many.
  * *at is 0 first, and where the next call goes on; 0 ranges: there are no more. */

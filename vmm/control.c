@@ -214,16 +214,9 @@ answer_balloon(struct vm *vm, const struct vmm_balloon *m)
 	answer_send(vm, &a.hdr, VMM_BALLOON_ANSWER, sizeof(a), m->hdr.seq);
 }
 
-static void
-close_fds(const int fds[], size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		close(fds[i]);
-}
-
 /* The guest waits for a part of it at a time. */
 static void
-take_merged(struct vm *vm, const struct vmm_merged *m, const int fds[])
+take_merged(struct vm *vm, const struct vmm_merged *m, int fds[])
 {
 	struct blk_swap swap;
 	struct err e = {0};
@@ -233,7 +226,7 @@ take_merged(struct vm *vm, const struct vmm_merged *m, const int fds[])
 			: 0;
 
 	if (r < 0) {
-		close_fds(fds, VMM_MERGED_FD_COUNT);
+		io_close_all(fds, VMM_MERGED_FD_COUNT);
 	} else {
 		r = blk_swap_begin(&vm->blk, m, fds, &swap, &e);
 		while (r > 0) {
@@ -331,13 +324,13 @@ request_len(uint16_t type, size_t *ret_fds)
 
 /* Waits until all of the memory is there. false: it never will be, and the VM ends; fds are closed. */
 static bool
-is_filled(struct vm *vm, const int fds[], size_t n_fds)
+is_filled(struct vm *vm, int fds[], size_t n_fds)
 {
 	struct err e;
 
 	if (!vm->fill.is_on || fill_wait(&vm->fill, &vm->mem, &e) == 0)
 		return true;
-	close_fds(fds, n_fds);
+	io_close_all(fds, n_fds);
 	ending_tell(vm, VMM_EXIT_HOST_FAULT, "%s", e.msg);
 	return false;
 }
@@ -362,7 +355,7 @@ handle_control(struct vm *vm)
 	want_len = (size_t)n < sizeof(req.hdr) ? 0 : request_len(req.hdr.type, &want_fds);
 	if (want_len == 0 || (size_t)n != want_len || req.hdr.len != want_len ||
 		req.hdr.version != VMM_WIRE_VERSION || n_fds != want_fds) {
-		close_fds(fds, n_fds);
+		io_close_all(fds, n_fds);
 		close_window(vm);
 		mainloop_drop_peer(vm, "it sent what is no message");
 		return false;

@@ -55,14 +55,6 @@
 #include "vmm/steps.h"
 #include "vmm/track_keep.h"
 
-static void
-close_all(int *fds, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		if (fds[i] >= 0)
-			close(TAKE_FD(fds[i]));
-}
-
 /* The disk has them now. */
 static void
 forget_segment(int *fds)
@@ -130,7 +122,7 @@ settle(struct vm *vm, struct job *job, struct err *e)
 	int r = console_open(&vm->console, job->fds[VMM_FORK_FD_CONSOLE], e);
 
 	serial_release(&vm->serial);
-	close_all(job->fds, VMM_FORK_FD_COUNT);
+	io_close_all(job->fds, VMM_FORK_FD_COUNT);
 	if (r < 0)
 		return r;
 	steps_add(&job->steps, "console");
@@ -291,11 +283,10 @@ become_child(struct vm *vm, struct job *job)
 	vm->is_readable = false;
 	forget_parent(vm);
 	vm->is_tracked = was_tracked;
-	track_fork_child(&vm->track, msg->flags & VMM_FORK_PARK);
+	track_fork_child(&vm->track, park);
 	blk_keep_end(&vm->blk);
-	keep_fork_child(
-		&vm->keep, msg->flags & VMM_FORK_KEEP && park, park);
-	if (job->on_vcpu && !(msg->flags & VMM_FORK_PARK)) {
+	keep_fork_child(&vm->keep, msg->flags & VMM_FORK_KEEP && park, park);
+	if (job->on_vcpu && !park) {
 		vm->vcpus[0].thread = pthread_self();
 		vm->vcpus[0].has_thread = true;
 	}
@@ -317,7 +308,7 @@ become_child(struct vm *vm, struct job *job)
 	if (r < 0)
 		fail_child(vm, r, &e);
 	if (vm->is_parked) {
-		close_all(fds, VMM_FORK_FD_COUNT);
+		io_close_all(fds, VMM_FORK_FD_COUNT);
 		answer_started(vm, 0, NULL);
 		steps_log(&job->steps, "branch set up");
 		if (!job->on_vcpu)
@@ -462,7 +453,7 @@ fork_vm(struct vm *vm, const struct vmm_fork *msg, int fds[])
 	}
 	steps_add(&job->steps, "run");
 	steps_log(&job->steps, "forked");
-	close_all(job->fds, VMM_FORK_FD_COUNT);
+	io_close_all(job->fds, VMM_FORK_FD_COUNT);
 	job->answer.error = job->r;
 	if (job->r < 0)
 		snprintf(job->answer.msg, sizeof(job->answer.msg), "%.255s", job->e.msg);

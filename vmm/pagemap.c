@@ -1,8 +1,9 @@
 #include "vmm/pagemap.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/ioctl.h>
+
+#include "vmm/bitmap.h"
 
 #define PAGE ((uintptr_t)4096)
 /* What a page table, or a huge page, maps. */
@@ -46,24 +47,24 @@ pagemap_can_scan(int fd)
 }
 
 void
-pagemap_set_bits(uint8_t *bitmap, uint64_t first, uint64_t n)
+pagemap_set_range(uint8_t *bitmap, uint64_t base, const struct pagemap_range *g)
 {
-	while (n && first % 8) {
-		bitmap[first / 8] |= (uint8_t)(1u << first % 8);
-		first++;
-		n--;
-	}
-	memset(bitmap + first / 8, 0xff, n / 8);
-	first += n / 8 * 8;
-	for (n %= 8; n; n--, first++)
-		bitmap[first / 8] |= (uint8_t)(1u << first % 8);
+	bitmap_set(bitmap, (g->start - base) / PAGE, (g->end - g->start) / PAGE);
 }
 
-static void
-set_range(uint8_t *bitmap, uint64_t base, const struct pagemap_range *g)
+/* What was written in [from, to). */
+static struct pagemap_scan
+scan_of_written(uint64_t from, uint64_t to)
 {
-	if (bitmap)
-		pagemap_set_bits(bitmap, (g->start - base) / PAGE, (g->end - g->start) / PAGE);
+	return (struct pagemap_scan){
+		.flags = CHECK_WPASYNC,
+		.start = from,
+		.end = to,
+		.vec = (uintptr_t)found,
+		.vec_len = RANGES,
+		.category_mask = IS_WRITTEN,
+		.return_mask = IS_WRITTEN,
+	};
 }
 
 /* A walk over what was written. What is near each other is marked by one call: [from, to). */
@@ -79,25 +80,22 @@ static int
 mark_now(struct walk *w)
 {
 	const bool matters = w->m->written || w->m->kept;
-	struct pagemap_scan a = {
-		.flags = WP_MATCHING | CHECK_WPASYNC,
-		.start = w->from,
-		.end = w->to,
-		/* Without a place for a report the kernel has a shorter way. */
-		.vec = matters ? (uintptr_t)marked : 0,
-		.vec_len = matters ? RANGES : 0,
-		.category_mask = IS_WRITTEN,
-		.return_mask = IS_WRITTEN,
-	};
+	struct pagemap_scan a = scan_of_written(w->from, w->to);
 
+	a.flags |= WP_MATCHING;
+	/* Without a place for a report the kernel has a shorter way. */
+	a.vec = matters ? (uintptr_t)marked : 0;
+	a.vec_len = matters ? RANGES : 0;
 	while (a.start < a.end) {
 		int n = scan(w->fd, &a);
 
 		if (n < 0)
 			return n;
 		for (int i = 0; i < n && matters; i++) {
-			set_range(w->m->written, w->base, &marked[i]);
-			set_range(w->m->kept, w->base, &marked[i]);
+			if (w->m->written)
+				pagemap_set_range(w->m->written, w->base, &marked[i]);
+			if (w->m->kept)
+				pagemap_set_range(w->m->kept, w->base, &marked[i]);
 		}
 		a.start = a.walk_end;
 	}
@@ -190,15 +188,7 @@ pagemap_take_written(int fd, const struct pagemap_memory *m)
 		.base = (uintptr_t)m->host,
 		.end = (uintptr_t)m->host + m->len,
 	};
-	struct pagemap_scan a = {
-		.flags = CHECK_WPASYNC,
-		.start = w.base,
-		.end = w.end,
-		.vec = (uintptr_t)found,
-		.vec_len = RANGES,
-		.category_mask = IS_WRITTEN,
-		.return_mask = IS_WRITTEN,
-	};
+	struct pagemap_scan a = scan_of_written(w.base, w.end);
 
 	while (a.start < a.end) {
 		int n = scan(fd, &a), r = n < 0 ? n : 0;
@@ -215,15 +205,7 @@ pagemap_take_written(int fd, const struct pagemap_memory *m)
 int
 pagemap_find_written(int fd, const uint8_t *host, size_t len, uint8_t *bitmap)
 {
-	struct pagemap_scan a = {
-		.flags = CHECK_WPASYNC,
-		.start = (uintptr_t)host,
-		.end = (uintptr_t)host + len,
-		.vec = (uintptr_t)found,
-		.vec_len = RANGES,
-		.category_mask = IS_WRITTEN,
-		.return_mask = IS_WRITTEN,
-	};
+	struct pagemap_scan a = scan_of_written((uintptr_t)host, (uintptr_t)host + len);
 
 	while (a.start < a.end) {
 		int n = scan(fd, &a);
@@ -231,7 +213,7 @@ pagemap_find_written(int fd, const uint8_t *host, size_t len, uint8_t *bitmap)
 		if (n < 0)
 			return n;
 		for (int i = 0; i < n; i++)
-			set_range(bitmap, (uintptr_t)host, &found[i]);
+			pagemap_set_range(bitmap, (uintptr_t)host, &found[i]);
 		a.start = a.walk_end;
 	}
 	return 0;

@@ -57,8 +57,8 @@ int pagemap_find_written(int fd, const uint8_t *host, size_t len, uint8_t *bitma
 /* Only marks what was written in [from, to), and what is not there. */
 int pagemap_mark(int fd, uint64_t from, uint64_t to);
 
-/* Bits [first, first + n). */
-void pagemap_set_bits(uint8_t *bitmap, uint64_t first, uint64_t n);
+/* The bits of its pages; base: where the memory begins. */
+void pagemap_set_range(uint8_t *bitmap, uint64_t base, const struct pagemap_range *g);
 
 /* Ranges of own pages in [*from, to), as track_own_pages() has it; the kernel's page of zeroes is
  * nobody's own. */

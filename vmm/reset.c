@@ -79,14 +79,6 @@ static struct job {
 } the_job;
 static int past_fds[BLK_FDS_MAX]; /* owned: the disk's that is no more, until the guest runs */
 
-static void
-close_all(int *fds)
-{
-	for (size_t i = 0; i < VMM_RESET_FD_COUNT; i++)
-		if (fds[i] >= 0)
-			close(TAKE_FD(fds[i]));
-}
-
 /*
  * Memory.
  */
@@ -103,7 +95,7 @@ drop_own_pages(const struct vm *vm, uint64_t *ret_pages)
 {
 	const uint64_t len = vm->mem.low_len + vm->mem.high_len;
 	const uint64_t end = (uintptr_t)vm->mem.host + len;
-	static struct track_range ranges[TRACK_RANGES];
+	static struct pagemap_range ranges[TRACK_RANGES];
 	uint64_t at = (uintptr_t)vm->mem.host, from = 0, to = 0;
 	int n, r = 0;
 
@@ -562,7 +554,7 @@ reset_vm(struct vm *vm, const struct vmm_reset *m, int fds[])
 		job->asked_ns = io_now_ns();
 		run(vm, job);
 	}
-	close_all(job->fds);
+	io_close_all(job->fds, VMM_RESET_FD_COUNT);
 	while (job->n_past)
 		close(past_fds[--job->n_past]);
 	steps_add(&job->steps, "run");

@@ -275,14 +275,6 @@ restore_load(struct vm *vm, const struct vmm_restore *m, int fds[], struct steps
 	return 0;
 }
 
-static void
-close_all(int *fds)
-{
-	for (size_t i = 0; i < VMM_RESTORE_FD_MAX; i++)
-		if (fds[i] >= 0)
-			close(TAKE_FD(fds[i]));
-}
-
 /* The way to the first instruction. On whichever thread; the main thread is here or
  * waits. */
 static int
@@ -327,7 +319,7 @@ settle(struct vm *vm, struct job *job, int r, struct err *e)
 	vm->listen_fd = TAKE_FD(fds[VMM_RESTORE_FD_LISTEN]);
 	io_set_nonblock(vm->listen_fd, 1);
 	io_set_nonblock(vm->control_fd, 1);
-	close_all(fds);
+	io_close_all(fds, VMM_RESTORE_FD_MAX);
 	if (r == 0)
 		r = mainloop_watch_fill(vm, e);
 	if (r < 0)

@@ -13,7 +13,7 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 #include "common/log.h"
-#include "vmm/pagemap.h"
+#include "vmm/bitmap.h"
 
 #define PAGE ((uintptr_t)4096)
 
@@ -37,7 +37,6 @@ struct uffdio_writeprotect {
 #endif
 _Static_assert(TRACK_UFFD_FLAGS == (O_CLOEXEC | UFFD_USER_MODE_ONLY), "as in the header");
 
-_Static_assert(sizeof(struct track_range) == sizeof(struct pagemap_range), "what the kernel writes");
 
 const unsigned long track_ioctl_numbers[] = {
 	UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WRITEPROTECT, PAGEMAP_SCAN_IOCTL};
@@ -245,7 +244,7 @@ scan_soft_dirty(const struct track *t, const struct guest_mem *m, uint8_t *bitma
 			return r;
 		for (uint64_t i = 0; i < n; i++)
 			if (map[i] & PM_SOFT_DIRTY)
-				pagemap_set_bits(bitmap, page + i, 1);
+				bitmap_set(bitmap, page + i, 1);
 	}
 	return clear_soft_dirty(t);
 }
@@ -501,11 +500,11 @@ track_reset(struct track *t, bool was_mapped)
 
 int
 track_own_pages(const struct track *t, uint64_t *from, uint64_t to,
-	struct track_range ret[static TRACK_RANGES])
+	struct pagemap_range ret[static TRACK_RANGES])
 {
 	return t->pagemap_fd < 0 ? -ENOSYS
-				 : pagemap_own_pages(t->pagemap_fd, from, to,
-					   (struct pagemap_range *)ret, TRACK_RANGES);
+				 : pagemap_own_pages(
+					   t->pagemap_fd, from, to, ret, TRACK_RANGES);
 }
 
 void

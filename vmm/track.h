@@ -67,6 +67,7 @@
 #include "common/err.h"
 #include "common/wire/vmm_wire.h"
 #include "vmm/memory.h"
+#include "vmm/pagemap.h"
 
 struct track {
 	enum vmm_track_means means;
@@ -143,13 +144,9 @@ void track_reset(struct track *t, bool was_mapped);
  * file's any more. How many are in ret (at most TRACK_RANGES, ascending); *from is where the next
  * call begins, `to` at the end. Not while they are watched (track_unwatch()). -ENOSYS: this kernel
  * cannot say. */
-struct track_range {
-	uint64_t start, end;
-	uint64_t reserved;
-};
 #define TRACK_RANGES 170
 int track_own_pages(const struct track *t, uint64_t *from, uint64_t to,
-	struct track_range ret[static TRACK_RANGES]);
+	struct pagemap_range ret[static TRACK_RANGES]);
 /* Pages that the VMM maps anew: the watch goes on there. The lock is held from before the
  * mapping until then, so that the watch does not begin meanwhile. */
 void track_lock(struct track *t);

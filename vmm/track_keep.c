@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "common/log.h"
+#include "vmm/bitmap.h"
 #include "vmm/pagemap.h"
 
 #define PAGE ((uint64_t)4096)
@@ -54,21 +55,10 @@ track_keep_end(struct track *t)
 	track_watch_end(t);
 }
 
-/* The first page from `page` on whose bit is as `set` says; kept_pages: there is none. */
 static uint64_t
 next_page(const struct track *t, const uint8_t *bitmap, uint64_t page, bool set)
 {
-	while (page < t->kept_pages && (bitmap[page / 8] >> page % 8 & 1) != set) {
-		uint64_t word = 0;
-
-		if (page % 64 || t->kept_pages - page < 64) {
-			page++;
-			continue;
-		}
-		memcpy(&word, bitmap + page / 8, sizeof(word));
-		page += word == (set ? 0 : UINT64_MAX) ? 64 : 1;
-	}
-	return page < t->kept_pages ? page : t->kept_pages;
+	return bitmap_next(bitmap, page, t->kept_pages, set);
 }
 
 /* Calls act for what lies together in the bitmap. */
@@ -105,8 +95,7 @@ look(const struct track *t, uint64_t base, uint64_t from, uint64_t to)
 		if (n < 0)
 			return n;
 		for (int i = 0; i < n; i++)
-			pagemap_set_bits(t->kept_fetch, (own[i].start - base) / PAGE,
-				(own[i].end - own[i].start) / PAGE);
+			pagemap_set_range(t->kept_fetch, base, &own[i]);
 	}
 	return 0;
 }

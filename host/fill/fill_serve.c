@@ -434,13 +434,6 @@ union fill_message {
 	struct fill_plan plan;
 };
 
-static void
-close_fds(const int *fds, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		close(fds[i]);
-}
-
 /* 0: go on; 1: pandod is gone; < 0: it makes no sense. */
 static int
 hear_pandod(struct err *e)
@@ -473,7 +466,7 @@ hear_pandod(struct err *e)
 			return r;
 		}
 	}
-	close_fds(fds, n_fds);
+	io_close_all(fds, n_fds);
 	return err_set(e, -EPROTO, "pandod sent what is no message");
 }
 

@@ -577,7 +577,7 @@ static void
 own_pages_of_an_image_are_named_and_no_others(void **state)
 {
 	uint64_t at = (uintptr_t)mem.host, end;
-	struct track_range r[TRACK_RANGES];
+	struct pagemap_range r[TRACK_RANGES];
 	char name[] = "/tmp/test_track.XXXXXX";
 	bool own[PAGES] = {false}, said[PAGES] = {false};
 	volatile uint8_t sum = 0;
@@ -617,7 +617,7 @@ static unsigned
 count_own_pages(void)
 {
 	uint64_t at = (uintptr_t)mem.host, end = at + (MEM_MIB << 20);
-	struct track_range r[TRACK_RANGES];
+	struct pagemap_range r[TRACK_RANGES];
 	unsigned pages = 0;
 
 	while (at < end) {
