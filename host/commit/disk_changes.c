@@ -284,16 +284,6 @@ disk_changes_sync(const char *folder, struct err *e)
 	return r < 0 ? r : io_sync_dir(folder, e);
 }
 
-int
-disk_changes_make(struct store *s, const struct store_tree *disk,
-	const struct db_base *bases, size_t n_bases, const char *folder, struct err *e)
-{
-	int made = disk_changes_write(s, disk, bases, n_bases, folder, e);
-	int r = made == 1 ? disk_changes_sync(folder, e) : 0;
-
-	return r < 0 ? r : made;
-}
-
 static int
 read_base(const char *folder, const char *name, struct db_base *ret, uint64_t *ret_blocks,
 	struct err *e)
@@ -335,10 +325,11 @@ open_part(const char *folder, const char *name, uint64_t bytes, int *ret_fd, str
 	return fstat(*ret_fd, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == bytes;
 }
 
-static int
-open_all(const char *folder, const char *name, uint64_t disk_bytes, struct disk_changes *ret,
-	struct err *e)
+int
+disk_changes_open(const char *folder, uint64_t disk_bytes, bool synced,
+	struct disk_changes *ret, struct err *e)
 {
+	const char *name = synced ? "disk.base" : "disk.base.part";
 	const uint64_t map_bytes = (disk_bytes / STORE_PAGE + ENTRIES_IN_PAGE - 1) /
 				   ENTRIES_IN_PAGE * 4096;
 	struct db_base base;
@@ -358,20 +349,6 @@ open_all(const char *folder, const char *name, uint64_t disk_bytes, struct disk_
 	if (r != 1)
 		disk_changes_done(ret);
 	return r;
-}
-
-int
-disk_changes_open(
-	const char *folder, uint64_t disk_bytes, struct disk_changes *ret, struct err *e)
-{
-	return open_all(folder, "disk.base", disk_bytes, ret, e);
-}
-
-int
-disk_changes_open_unsynced(
-	const char *folder, uint64_t disk_bytes, struct disk_changes *ret, struct err *e)
-{
-	return open_all(folder, "disk.base.part", disk_bytes, ret, e);
 }
 
 int

@@ -35,19 +35,14 @@ void disk_changes_done(struct disk_changes *d);
 
 /* Makes the files, over one of the bases that still are what was read: 1; 0: none of them is
  * near enough. A power cut may yet take of them what it likes: until disk_changes_sync() the
- * last is disk.base.part, and only whoever made them may use them
- * (disk_changes_open_unsynced()). */
+ * last is disk.base.part, and only whoever made them may use them. */
 int disk_changes_write(struct store *s, const struct store_tree *disk,
 	const struct db_base *bases, size_t n_bases, const char *folder, struct err *e);
 int disk_changes_sync(const char *folder, struct err *e);
-int disk_changes_open_unsynced(
-	const char *folder, uint64_t disk_bytes, struct disk_changes *ret, struct err *e);
-/* The first two. */
-int disk_changes_make(struct store *s, const struct store_tree *disk,
-	const struct db_base *bases, size_t n_bases, const char *folder, struct err *e);
-/* 1; 0: they are not there, or not whole, or the base is another one. */
-int disk_changes_open(
-	const char *folder, uint64_t disk_bytes, struct disk_changes *ret, struct err *e);
+/* 1; 0: they are not there, or not whole, or the base is another one. synced: whether
+ * disk_changes_sync() was called. */
+int disk_changes_open(const char *folder, uint64_t disk_bytes, bool synced,
+	struct disk_changes *ret, struct err *e);
 /* Links for a VM: <to>.data and <to>.index. */
 int disk_changes_link(const char *folder, const char *to, struct err *e);
 

@@ -141,11 +141,9 @@ has_disk(const struct commits *c, const struct store_manifest *m,
 	if (r < 0 || access(path, F_OK) == 0)
 		return r < 0 ? r : 1;
 	r = materialized_path(c, m->id, "", path, e);
-	if (r < 0)
-		return r;
-	return entry->is_unsynced
-		       ? disk_changes_open_unsynced(path, m->f.disk.length, ret, e)
-		       : disk_changes_open(path, m->f.disk.length, ret, e);
+	return r < 0 ? r
+		     : disk_changes_open(
+			       path, m->f.disk.length, !entry->is_unsynced, ret, e);
 }
 
 /* The images below <home> go with their VMs: no disk of others is put on them. */

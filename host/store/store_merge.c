@@ -197,14 +197,13 @@ mark_copies_of_bad(struct merging *m, struct pack *to)
 	for (size_t i = 0; i < m->n; i++) {
 		const struct pack *from = m->packs[i];
 
-		for (size_t entry = 0; entry < from->count; entry++) {
-			const struct pack_entry *en = &from->index[entry];
+		for (size_t bad = pack_next_bad(from, 0); bad < from->count;
+			bad = pack_next_bad(from, bad + 1)) {
+			const struct pack_entry *en = &from->index[bad];
 			struct chunk_at at = {.pack = to};
-			int64_t found;
+			int64_t found = pack_find(to, en->kind, &en->hash, true);
 
-			if (!(__atomic_load_n(&from->bad[entry / 64], __ATOMIC_RELAXED) >>
-					    (entry % 64) & 1) ||
-				(found = pack_find(to, en->kind, &en->hash, true)) < 0)
+			if (found < 0)
 				continue;
 			at.entry = (size_t)found;
 			if (chunk_read_at(&m->reader, m->set, &at, ignored) == -EBADMSG)
@@ -280,7 +279,7 @@ class_of(const struct pack *p)
 	unsigned class = 0;
 
 	/* What is damaged stays where it is, to be named. */
-	if (__atomic_load_n(&p->unmergeable, __ATOMIC_RELAXED) || pack_has_bad(p))
+	if (__atomic_load_n(&p->unmergeable, __ATOMIC_RELAXED) || pack_next_bad(p, 0) < p->count)
 		return CLASSES;
 	for (; p->bytes >= end && end < CLASS_LAST; end *= CLASS_FACTOR)
 		class ++;

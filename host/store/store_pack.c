@@ -320,13 +320,18 @@ pack_mark_bad(struct pack *p, size_t entry)
 	__atomic_fetch_or(&p->bad[entry / 64], 1ull << (entry % 64), __ATOMIC_RELAXED);
 }
 
-bool
-pack_has_bad(const struct pack *p)
+size_t
+pack_next_bad(const struct pack *p, size_t entry)
 {
-	for (size_t i = 0; i < (p->count + 63) / 64; i++)
-		if (__atomic_load_n(&p->bad[i], __ATOMIC_RELAXED))
-			return true;
-	return false;
+	for (; entry < p->count; entry++) {
+		uint64_t bad = __atomic_load_n(&p->bad[entry / 64], __ATOMIC_RELAXED);
+
+		if (bad >> (entry % 64) & 1)
+			return entry;
+		if (!bad)
+			entry |= 63;
+	}
+	return p->count;
 }
 
 int64_t

@@ -120,7 +120,8 @@ int pack_retire(int folder_fd, const char *name, char ret_temp[static PACK_TEMP_
 int64_t pack_find(const struct pack *p, enum chunk_kind kind,
 	const struct store_hash *hash, bool any);
 void pack_mark_bad(struct pack *p, size_t entry);
-bool pack_has_bad(const struct pack *p);
+/* The next that is marked, from `entry` on; p->count: none. */
+size_t pack_next_bad(const struct pack *p, size_t entry);
 
 /* The stored bytes of an entry to buf (CHUNK_MAX bytes). -ENODATA: the file is shorter
  * than it was. folder_fd as in pack_open: packs keep few files open. */

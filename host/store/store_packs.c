@@ -695,17 +695,9 @@ has_lost(const struct pack_set *set, const struct pack *p)
 {
 	struct chunk_at ignored;
 
-	for (size_t i = 0; i < p->count; i++) {
-		uint64_t bad = __atomic_load_n(&p->bad[i / 64], __ATOMIC_RELAXED);
-
-		if (!bad) {
-			i |= 63;
-			continue;
-		}
-		if ((bad >> (i % 64) & 1) && !chunk_find(set, p->index[i].kind,
-						     &p->index[i].hash, true, &ignored))
+	for (size_t i = pack_next_bad(p, 0); i < p->count; i = pack_next_bad(p, i + 1))
+		if (!chunk_find(set, p->index[i].kind, &p->index[i].hash, true, &ignored))
 			return true;
-	}
 	return false;
 }
 

@@ -81,6 +81,17 @@ block_is(int fd, uint64_t block, uint32_t value)
 	assert_memory_equal(is, must, sizeof(is));
 }
 
+/* Written and synced. */
+static int
+make(const struct store_tree *of, const struct db_base *bases, size_t n)
+{
+	int made = disk_changes_write(store, of, bases, n, flat, &e);
+
+	if (made == 1)
+		assert_int_equal(disk_changes_sync(flat, &e), 0);
+	return made;
+}
+
 static void
 a_replay_of_the_segment_over_the_base_is_the_disk(void **state)
 {
@@ -91,7 +102,7 @@ a_replay_of_the_segment_over_the_base_is_the_disk(void **state)
 	int fd;
 
 	(void)state;
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 1);
+	assert_int_equal(make(&disk, &base, 1), 1);
 	snprintf(data, sizeof(data), "%s/vm.0", folder);
 	ok(disk_changes_link(flat, data, &e));
 	snprintf(data, sizeof(data), "%s/vm.0.data", folder);
@@ -116,8 +127,8 @@ the_map_says_what_the_replay_says(void **state)
 	struct blockmap replayed, mapped;
 
 	(void)state;
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 1);
-	assert_int_equal(disk_changes_open(flat, disk.length, &d, &e), 1);
+	assert_int_equal(make(&disk, &base, 1), 1);
+	assert_int_equal(disk_changes_open(flat, disk.length, true, &d, &e), 1);
 	assert_string_equal(d.base_path, base_path);
 	assert_int_equal(d.blocks, 31);
 	snprintf(data, sizeof(data), "%s/disk.data", flat);
@@ -148,16 +159,16 @@ a_base_that_changed_is_none(void **state)
 	int fd;
 
 	(void)state;
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 1);
+	assert_int_equal(make(&disk, &base, 1), 1);
 	fd = open(base_path, O_RDWR | O_CLOEXEC);
 	assert_int_equal(futimens(fd, (const struct timespec[]){{1, 0}, {1, 0}}), 0);
 	close(fd);
-	assert_int_equal(disk_changes_open(flat, disk.length, &d, &e), 0);
+	assert_int_equal(disk_changes_open(flat, disk.length, true, &d, &e), 0);
 	assert_int_equal(d.data_fd, -1);
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 0);
+	assert_int_equal(make(&disk, &base, 1), 0);
 	assert_int_equal(unlink(base_path), 0);
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 0);
-	assert_int_equal(disk_changes_open(flat, disk.length, &d, &e), 0);
+	assert_int_equal(make(&disk, &base, 1), 0);
+	assert_int_equal(disk_changes_open(flat, disk.length, true, &d, &e), 0);
 }
 
 static void
@@ -172,15 +183,15 @@ the_nearest_base_is_taken_and_one_that_is_far_is_not(void **state)
 	/* Its file says it has the disk's very content. */
 	put_tree(values, BLOCKS, &same);
 	bases[1].tree = same;
-	assert_int_equal(disk_changes_make(store, &disk, bases, 2, flat, &e), 1);
-	assert_int_equal(disk_changes_open(flat, disk.length, &d, &e), 1);
+	assert_int_equal(make(&disk, bases, 2), 1);
+	assert_int_equal(disk_changes_open(flat, disk.length, true, &d, &e), 1);
 	assert_int_equal(lseek(d.data_fd, 0, SEEK_DATA), -1);
 	disk_changes_done(&d);
 	for (uint32_t i = 0; i < BLOCKS; i++)
 		other[i] = 100000 + i;
 	put_tree(other, BLOCKS, &disk);
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 0);
-	assert_int_equal(disk_changes_make(store, &disk, NULL, 0, flat, &e), 0);
+	assert_int_equal(make(&disk, &base, 1), 0);
+	assert_int_equal(make(&disk, NULL, 0), 0);
 }
 
 static void
@@ -191,17 +202,18 @@ files_of_garbage_are_not_there(void **state)
 	char path[PATHS_MAX + 16];
 
 	(void)state;
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 1);
-	assert_int_equal(disk_changes_open(flat, disk.length + STORE_PAGE, &d, &e), 0);
+	assert_int_equal(make(&disk, &base, 1), 1);
+	assert_int_equal(disk_changes_open(
+				 flat, disk.length + STORE_PAGE, true, &d, &e), 0);
 	snprintf(path, sizeof(path), "%s/disk.base", flat);
 	for (size_t i = 0; i < sizeof(texts) / sizeof(*texts); i++) {
 		ok(io_write_file_atomic(path, texts[i], strlen(texts[i]), 0600, &e));
-		assert_int_equal(disk_changes_open(flat, disk.length, &d, &e), 0);
+		assert_int_equal(disk_changes_open(flat, disk.length, true, &d, &e), 0);
 	}
-	assert_int_equal(disk_changes_make(store, &disk, &base, 1, flat, &e), 1);
+	assert_int_equal(make(&disk, &base, 1), 1);
 	snprintf(path, sizeof(path), "%s/disk.map", flat);
 	assert_int_equal(truncate(path, 4096), 0);
-	assert_int_equal(disk_changes_open(flat, disk.length, &d, &e), 0);
+	assert_int_equal(disk_changes_open(flat, disk.length, true, &d, &e), 0);
 }
 
 #define CHANGES_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown_store)
