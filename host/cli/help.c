@@ -5,6 +5,23 @@
 #include "host/cli/opt.h"
 #include "host/cli/out.h"
 
+/* One more word of a text that is filled into lines of `room`; all but the first are indented. */
+static void
+put_word(FILE *f, const char *word, size_t n, size_t room, unsigned indent, size_t *used)
+{
+	char copy[128];
+	size_t width;
+
+	snprintf(copy, sizeof(copy), "%.*s", (int)n, word);
+	width = out_width(copy);
+	if (*used && *used + 1 + width > room) {
+		fprintf(f, "\n%*s", (int)indent, "");
+		*used = 0;
+	}
+	fprintf(f, "%s%.*s", *used ? " " : "", (int)n, word);
+	*used += width + (*used > 0);
+}
+
 /* Two columns; the second one is wrapped at 90 and indented. */
 static void
 two_columns(FILE *f, const char *left, unsigned width, const char *right)
@@ -18,12 +35,7 @@ two_columns(FILE *f, const char *left, unsigned width, const char *right)
 	while (*right) {
 		size_t n = strcspn(right, " ");
 
-		if (used && used + 1 + n > room) {
-			fprintf(f, "\n  %*s  ", (int)width, "");
-			used = 0;
-		}
-		fprintf(f, "%s%.*s", used ? " " : "", (int)n, right);
-		used += n + (used > 0);
+		put_word(f, right, n, room, 2 + width + 2, &used);
 		right += n + strspn(right + n, " ");
 	}
 	fputc('\n', f);
@@ -38,22 +50,14 @@ filled(FILE *f, const char *text)
 	size_t used = 0;
 
 	while (*text) {
-		size_t n = strcspn(text, " \n"), width;
-		char word[128];
+		size_t n = strcspn(text, " \n");
 
 		if (begins && (*text == ' ' || *text == '\n')) {
 			n = strcspn(text, "\n");
 			fprintf(f, "%s%.*s\n", used ? "\n" : "", (int)n, text);
 			used = 0;
 		} else {
-			snprintf(word, sizeof(word), "%.*s", (int)n, text);
-			width = out_width(word);
-			if (used && used + 1 + width > 90) {
-				fputc('\n', f);
-				used = 0;
-			}
-			fprintf(f, "%s%.*s", used ? " " : "", (int)n, text);
-			used += width + (used > 0);
+			put_word(f, text, n, 90, 0, &used);
 		}
 		text += n;
 		begins = *text == '\n';

@@ -211,9 +211,7 @@ delete_commit(
 static bool
 is_subverb(const char *word)
 {
-	word = opt_subverb(word);
-	return strcmp(word, "list") == 0 || strcmp(word, "info") == 0 ||
-	       strcmp(word, "delete") == 0;
+	return verb_has_sub(&verb_commit, opt_subverb(word));
 }
 
 static int
