@@ -302,18 +302,9 @@ main(int argc, char **argv)
 	must(driver_init(&driver, &e), "driver", &e);
 	snprintf(driver.segment_folder, sizeof(driver.segment_folder), "%s", folder);
 	calibrate_tsc();
-	if (out) {
-		json_out_object(out, NULL);
-		json_out_str(out, "bench", "disk");
-		json_out_array(out, "rows");
-	}
+	sample_begin(out, "disk");
 	measure_requests();
 	measure_clock();
-	if (out) {
-		json_out_end_array(out);
-		json_out_end_object(out);
-		puts(json.buf);
-		json_out_done(&json);
-	}
+	sample_end(out);
 	return 0;
 }

@@ -494,7 +494,6 @@ measure(const struct row *row)
 {
 	static struct samples with, bare;
 	char name[32], key[64];
-	double amount = row->unit == MIB ? mib : n_files;
 	uint64_t used[2] = {0};
 
 	sample_clear(&with, row->name, row->clock);
@@ -521,19 +520,11 @@ measure(const struct row *row)
 	}
 	sample_report(&with, out);
 	sample_report(&bare, out);
-	for (int p = 10; p <= 50; p += 40) {
-		double a = (double)sample_percentile(&with, p),
-		       b = (double)sample_percentile(&bare, p);
-
-		snprintf(key, sizeof(key), "%s_to_bare_p%d", row->name, p);
-		if (out)
-			json_out_f64(out, key, a / b);
-		else if (row->unit == NOTHING)
-			printf("  %s: %.2f\n", key, a / b);
-		else
-			printf("  %s: %.2f (%.0f and %.0f %s/s)\n", key, a / b, amount * 1e9 / a,
-				amount * 1e9 / b, row->unit == MIB ? "MiB" : "files");
-	}
+	sample_report_ratio(&with, &bare, row->unit == MIB ? mib : n_files,
+		row->unit == NOTHING ? NULL
+		: row->unit == MIB   ? "MiB"
+				     : "files",
+		out);
 	for (int i = 0; i < 2; i++) {
 		double us = (double)used[i] / (rounds * row->times) / 1000;
 
@@ -623,22 +614,13 @@ main(int argc, char **argv)
 	start_echo(path);
 	start_program();
 	start_agent();
-	if (out) {
-		json_out_object(out, NULL);
-		json_out_str(out, "bench", "exec");
-		json_out_array(out, "rows");
-	}
+	sample_begin(out, "exec");
 	sample_row_begin(out, "exec: an agent on a Unix socket; %u MiB, %u small files in %s", mib,
 		n_files, dir);
 	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++)
 		if (!only || strcmp(only, rows[i].name) == 0)
 			measure(&rows[i]);
 	sample_row_end(out);
-	if (out) {
-		json_out_end_array(out);
-		json_out_end_object(out);
-		puts(json.buf);
-		json_out_done(&json);
-	}
+	sample_end(out);
 	return 0;
 }

@@ -267,11 +267,7 @@ main(int argc, char **argv)
 		say_handshake(&env, &handshake, &total, steps, &n_steps);
 		bare(&files);
 	}
-	if (out) {
-		json_out_object(out, NULL);
-		json_out_str(out, "bench", "hello");
-		json_out_array(out, "rows");
-	}
+	sample_begin(out, "hello");
 	sample_row_begin(out, "hello: an agent with a folder in %s for its \"/\"", dir);
 	sample_report(&handshake, out);
 	sample_report(&total, out);
@@ -286,11 +282,6 @@ main(int argc, char **argv)
 	else
 		printf("  agent / bare at p50: %.2f\n", ratio);
 	sample_row_end(out);
-	if (out) {
-		json_out_end_array(out);
-		json_out_end_object(out);
-		puts(json.buf);
-		json_out_done(&json);
-	}
+	sample_end(out);
 	return total.n == rounds ? 0 : 1;
 }

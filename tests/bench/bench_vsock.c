@@ -258,19 +258,7 @@ measure(const struct row *row)
 	}
 	sample_report(&with, out);
 	sample_report(&bare, out);
-	for (int p = 10; p <= 50; p += 40) {
-		double a = (double)sample_percentile(&with, p),
-		       b = (double)sample_percentile(&bare, p);
-
-		snprintf(key, sizeof(key), "%s_to_bare_p%d", row->name, p);
-		if (out)
-			json_out_f64(out, key, a / b);
-		else if (!row->is_stream)
-			printf("  %s: %.2f\n", key, a / b);
-		else
-			printf("  %s: %.2f (%.0f and %.0f MiB/s)\n", key, a / b, mib * 1e9 / a,
-				mib * 1e9 / b);
-	}
+	sample_report_ratio(&with, &bare, mib, row->is_stream ? "MiB" : NULL, out);
 	snprintf(key, sizeof(key), "%s_cpu_us", row->name);
 	if (out)
 		json_out_f64(out, key, (double)used / 1000 / (rounds * row->times));
@@ -314,21 +302,12 @@ main(int argc, char **argv)
 	must(driver_boot(&driver, "vm", &boot, &vm, &e), "booting", &e);
 	must(driver_expect(vm, "listening", WAIT_MS, NULL, 0, &e), "the guest", &e);
 	driver_path(vm, "vsock.sock", device);
-	if (out) {
-		json_out_object(out, NULL);
-		json_out_str(out, "bench", "vsock");
-		json_out_array(out, "rows");
-	}
+	sample_begin(out, "vsock");
 	sample_row_begin(out, "vsock: a guest that polls, %u MiB a stream", mib);
 	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++)
 		if (!only || strcmp(only, rows[i].name) == 0)
 			measure(&rows[i]);
 	sample_row_end(out);
-	if (out) {
-		json_out_end_array(out);
-		json_out_end_object(out);
-		puts(json.buf);
-		json_out_done(&json);
-	}
+	sample_end(out);
 	return 0;
 }

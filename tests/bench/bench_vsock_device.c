@@ -302,17 +302,7 @@ measure(const char *name, const char *clock, const char *yardstick)
 	for (int i = 0; i < 4; i++)
 		sample_report(&s[i], out);
 	for (int i = 0; i < 4; i += 2)
-		for (int p = 10; p <= 50; p += 40) {
-			double ratio = (double)sample_percentile(&s[i], p) /
-				       (double)sample_percentile(&s[i + 1], p);
-			char key[160];
-
-			snprintf(key, sizeof(key), "%s_to_bare_p%d", names[i], p);
-			if (out)
-				json_out_f64(out, key, ratio);
-			else
-				printf("  %s: %.2f\n", key, ratio);
-		}
+		sample_report_ratio(&s[i], &s[i + 1], 0, NULL, out);
 }
 
 int
@@ -346,22 +336,13 @@ main(int argc, char **argv)
 	for (unsigned i = 0; i < RX_BUFS; i++)
 		give_rx_buffer(FAKE_HEAP + i * RX_LEN);
 	fake_kick(&d, VSOCK_RX);
-	if (out) {
-		json_out_object(out, NULL);
-		json_out_str(out, "bench", "vsock_device");
-		json_out_array(out, "rows");
-	}
+	sample_begin(out, "vsock_device");
 	sample_row_begin(out, "vsock_device: no guest, %u MiB a stream", mib);
 	measure("up", "the client's bytes into the guest", "read(2) of them");
 	measure("down", "the guest's bytes to the client", "write(2) of them");
 	measure("trip", "200 bytes there and back", "the same");
 	sample_row_end(out);
-	if (out) {
-		json_out_end_array(out);
-		json_out_end_object(out);
-		puts(json.buf);
-		json_out_done(&json);
-	}
+	sample_end(out);
 	vsock_destroy(&vs);
 	fake_driver_done(&d);
 	unlink(path);

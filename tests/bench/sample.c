@@ -38,6 +38,27 @@ sample_percentile(struct samples *s, double p)
 }
 
 void
+sample_begin(struct json_out *out, const char *bench)
+{
+	if (!out)
+		return;
+	json_out_object(out, NULL);
+	json_out_str(out, "bench", bench);
+	json_out_array(out, "rows");
+}
+
+void
+sample_end(struct json_out *out)
+{
+	if (!out)
+		return;
+	json_out_end_array(out);
+	json_out_end_object(out);
+	puts(out->buf);
+	json_out_done(out);
+}
+
+void
 sample_row_begin(struct json_out *out, const char *title, ...)
 {
 	va_list ap;
@@ -89,4 +110,25 @@ sample_report(struct samples *s, struct json_out *out)
 	json_out_u64(out, key, s->tried);
 	snprintf(key, sizeof(key), "%s_answered", s->name);
 	json_out_u64(out, key, s->n);
+}
+
+void
+sample_report_ratio(struct samples *s, struct samples *bare, double amount,
+	const char *unit, struct json_out *out)
+{
+	char key[160];
+
+	for (int p = 10; p <= 50; p += 40) {
+		double a = (double)sample_percentile(s, p),
+		       b = (double)sample_percentile(bare, p);
+
+		snprintf(key, sizeof(key), "%s_to_bare_p%d", s->name, p);
+		if (out)
+			json_out_f64(out, key, a / b);
+		else if (!unit)
+			printf("  %s: %.2f\n", key, a / b);
+		else
+			printf("  %s: %.2f (%.0f and %.0f %s/s)\n", key, a / b,
+				amount * 1e9 / a, amount * 1e9 / b, unit);
+	}
 }

@@ -23,10 +23,19 @@ void sample_add(struct samples *s, uint64_t ns);
 /* p in 0..100, of what was added so far; 0 when there is nothing. */
 uint64_t sample_percentile(struct samples *s, double p);
 
+/* The answer of a benchmark of that name: an object with an array of groups, printed and freed at
+ * the end. Nothing where out is NULL. */
+void sample_begin(struct json_out *out, const char *bench);
+void sample_end(struct json_out *out);
+
 /* A group of samples: a headed table, or a JSON object. out NULL: lines on stdout. */
 void sample_row_begin(struct json_out *out, const char *title, ...)
 	__attribute__((format(printf, 2, 3)));
 void sample_report(struct samples *s, struct json_out *out);
+/* s to its yardstick, as <name>_to_bare_p10 and _p50; in lines also how much of unit each did a
+ * second, where one measurement is of `amount`. unit NULL: nothing. */
+void sample_report_ratio(struct samples *s, struct samples *bare, double amount,
+	const char *unit, struct json_out *out);
 void sample_row_end(struct json_out *out);
 
 #endif

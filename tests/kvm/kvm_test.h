@@ -49,6 +49,7 @@ kvm_teardown(void **state)
 #define KVM_TEST(f) cmocka_unit_test_setup_teardown(f, kvm_setup, kvm_teardown)
 
 #define BOOT_MS 30000
+#define LINE 2048 /* of a console, at most */
 #define LINE_MS 60000
 
 static inline struct vm *
@@ -74,6 +75,29 @@ static inline void
 expect(struct vm *vm, const char *text, char *line, size_t cap)
 {
 	MUST(driver_expect(vm, text, LINE_MS, line, cap, e));
+}
+
+/* What the guest says after its generation changed: it is its commit's or fork point's, and knows of
+ * no other life than that and this. n: its n-th generation. line: NULL, or what it said. */
+static inline void
+expect_life(struct vm *vm, unsigned n, const char *disk, char *line)
+{
+	char want[96], own[LINE];
+	uint64_t g;
+
+	line = line ? line : own;
+	memcpy(&g, vm->generation, 8);
+	/* The line of another generation may lie in the console, from just before. */
+	snprintf(want, sizeof(want), ",%016llx", (unsigned long long)g);
+	expect(vm, want, line, LINE);
+	snprintf(want, sizeof(want), "fork n=%u ", n);
+	if (!strstr(line, want))
+		fail_msg("%s: it is not its life number %u: %s", vm->name, n, line);
+	if (!strstr(line, " memory=ok "))
+		fail_msg("%s: memory is not its own: %s", vm->name, line);
+	snprintf(want, sizeof(want), " disk=%s ", disk);
+	if (!strstr(line, want))
+		fail_msg("%s: disk is not %s: %s", vm->name, disk, line);
 }
 
 /* The VMM's process ended by itself, not by a signal. */

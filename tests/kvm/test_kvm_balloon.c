@@ -19,7 +19,6 @@
 #define PAGES 8192u /* that the guest fills: 32 MiB */
 #define FIRST (4u << 20)
 #define FILLED_KIB (PAGES * 4u)
-#define LINE 512
 
 static struct vm *
 boot_balloon(const char *name, const char *options)

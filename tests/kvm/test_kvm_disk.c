@@ -17,7 +17,6 @@
 #include "tests/kvm/kvm_test.h"
 #include "tests/kvm/slow_disk.h"
 
-#define LINE 2048
 #define START_MS 30000
 
 static struct slow_disk slow;

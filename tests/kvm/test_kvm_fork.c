@@ -20,7 +20,6 @@
 #include "common/cleanup.h"
 #include "common/io.h"
 
-#define LINE 2048
 
 /* The generations a VM should have lived through, its present one last. */
 struct lineage {

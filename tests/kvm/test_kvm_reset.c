@@ -17,7 +17,6 @@
 #include "common/io.h"
 #include "common/wire/blob.h"
 
-#define LINE 2048
 #define START_MS 30000
 #define PAGE 4096u
 #define MEM_BYTES (16u << 20)
@@ -74,29 +73,6 @@ commit_from(const char *cmdline, unsigned vcpus, bool disk, const char *until, s
 	driver_kill(vm);
 }
 
-/* What the guest says after its generation changed: it is its commit's and knows of no other life
- * than that and this. n: its n-th generation. */
-static void
-expect_new_life(struct vm *vm, unsigned n, const char *disk, char line[static LINE])
-{
-	char want[96];
-	uint64_t g;
-
-	memcpy(&g, vm->generation, 8);
-	snprintf(want, sizeof(want), "%016llx\n", (unsigned long long)g);
-	/* The line of another generation may lie in the console, from just before. */
-	snprintf(want, sizeof(want), ",%016llx", (unsigned long long)g);
-	expect(vm, want, line, LINE);
-	snprintf(want, sizeof(want), "fork n=%u ", n);
-	if (!strstr(line, want))
-		fail_msg("%s: it is not its life number %u: %s", vm->name, n, line);
-	if (!strstr(line, " memory=ok "))
-		fail_msg("%s: memory is not its own: %s", vm->name, line);
-	snprintf(want, sizeof(want), " disk=%s ", disk);
-	if (!strstr(line, want))
-		fail_msg("%s: disk is not %s: %s", vm->name, disk, line);
-}
-
 static void
 goes_back_often(void **state, unsigned vcpus)
 {
@@ -110,13 +86,13 @@ goes_back_often(void **state, unsigned vcpus)
 		"mode=work disk=1 dirty=300 redirty=1 cpus=%u tick=4000", vcpus);
 	commit_from(cmdline, vcpus, true, "ready", &c);
 	vm = restored("again", &c);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	for (unsigned i = 1; i <= 12; i++) {
 		if (i % 3 == 0)
 			expect(vm, "tick ", NULL, 0); /* it has run for a while */
 		reset(vm, &c, &a);
 		assert_int_equal(a.resets, i);
-		expect_new_life(vm, 2, "ok", line);
+		expect_life(vm, 2, "ok", line);
 		if (vcpus > 1 && !strstr(line, "cpu1=counts"))
 			fail_msg("the second CPU stands: %s", line);
 	}
@@ -270,7 +246,7 @@ is_like_a_spawn(void **state, const char *track)
 	vm = restored("dirty", &c);
 	unsetenv("PANDO_TRACK");
 	for (int i = 0; i < 3; i++) {
-		expect_new_life(vm, 2, "none", line); /* and then it makes its mess */
+		expect_life(vm, 2, "none", line); /* and then it makes its mess */
 		if (i < 2)
 			reset(vm, &c, &answer);
 	}
@@ -306,7 +282,7 @@ machine_check_banks_keep_nothing_of_another_life(void **state)
 	commit_from("mode=work mess=1", 1, false, "ready", &c);
 	vm = restored("dirty", &c);
 	for (int i = 0; i < 3; i++) {
-		expect_new_life(vm, 2, "none", line);
+		expect_life(vm, 2, "none", line);
 		if (!strstr(line, " banks=empty "))
 			fail_msg("they are not empty: %s", line);
 		reset(vm, &c, &answer);
@@ -331,7 +307,7 @@ page_tables_are_the_commits(void **state)
 	commit_from("mode=work map=1", 1, false, "ready", &c);
 	vm = restored("again", &c);
 	for (int i = 0; i < 6; i++) {
-		expect_new_life(vm, 2, "none", line);
+		expect_life(vm, 2, "none", line);
 		if (!strstr(line, "map=first"))
 			fail_msg("it reaches the page that it mapped later: %s", line);
 		reset(vm, &c, NULL);
@@ -348,24 +324,24 @@ branches_of_a_vm_that_goes_back_live_on(void **state)
 	NEEDS_KVM(state);
 	commit_from("mode=work disk=1 dirty=200 redirty=1", 1, true, "ready", &c);
 	vm = restored("parent", &c);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	/* The child reads on in the segment that the parent wrote before. */
 	child = fork_vm(vm, "child", 0);
-	expect_new_life(child, 3, "ok", line);
-	expect_new_life(vm, 3, "ok", line);
+	expect_life(child, 3, "ok", line);
+	expect_life(vm, 3, "ok", line);
 	reset(vm, &c, NULL);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	grandchild = fork_vm(child, "grandchild", 0);
-	expect_new_life(grandchild, 4, "ok", line);
-	expect_new_life(child, 4, "ok", line);
+	expect_life(grandchild, 4, "ok", line);
+	expect_life(child, 4, "ok", line);
 	/* The branch lies on the commit's image, too. */
 	reset(child, &c, NULL);
-	expect_new_life(child, 2, "ok", line);
+	expect_life(child, 2, "ok", line);
 	child = fork_vm(vm, "another", 0);
-	expect_new_life(child, 3, "ok", line);
-	expect_new_life(vm, 3, "ok", line);
+	expect_life(child, 3, "ok", line);
+	expect_life(vm, 3, "ok", line);
 	child = fork_vm(grandchild, "last", 0);
-	expect_new_life(child, 5, "ok", line);
+	expect_life(child, 5, "ok", line);
 }
 
 static void
@@ -380,26 +356,26 @@ a_booted_vm_and_another_commit(void **state)
 	vm = boot("first", "mode=work disk=1 dirty=100 redirty=1", 1);
 	expect(vm, "ready", NULL, 0);
 	commit_of(vm, NULL, true, &c);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	/* Its memory is no image's: the commit's is mapped in its place, and then it is. */
 	reset(vm, &c, &a);
 	assert_true(a.pages == UINT64_MAX);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	reset(vm, &c, &a);
 	assert_true(a.pages < MEM_BYTES / PAGE);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	/* A commit of another VM, with more history; and back. */
 	other = restored("other", &c);
-	expect_new_life(other, 2, "ok", line);
+	expect_life(other, 2, "ok", line);
 	commit_of(other, c.disk, true, &later);
 	reset(vm, &later, &a);
 	assert_true(a.pages == UINT64_MAX);
-	expect_new_life(vm, 3, "ok", line);
+	expect_life(vm, 3, "ok", line);
 	reset(vm, &later, &a);
 	assert_true(a.pages < MEM_BYTES / PAGE);
-	expect_new_life(vm, 3, "ok", line);
+	expect_life(vm, 3, "ok", line);
 	reset(vm, &c, &a);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 }
 
 static void
@@ -412,13 +388,13 @@ a_disk_that_grew_is_as_small_as_it_was(void **state)
 	NEEDS_KVM(state);
 	commit_from("mode=work disk=1", 1, true, "ready", &c);
 	vm = restored("grows", &c);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	for (int i = 0; i < 2; i++) {
 		MUST(driver_resize(vm, 32, e));
 		expect(vm, "disk sectors=65536 ", line, LINE);
 		assert_non_null(strstr(line, "end=ok"));
 		reset(vm, &c, NULL);
-		expect_new_life(vm, 2, "ok", line);
+		expect_life(vm, 2, "ok", line);
 	}
 }
 
@@ -433,10 +409,10 @@ a_paused_vm_goes_back_and_runs(void **state)
 	NEEDS_KVM(state);
 	commit_from("mode=work disk=1 tick=3000", 1, true, "ready", &c);
 	vm = restored("paused", &c);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	MUST(driver_request(vm, VMM_PAUSE, NULL, 0, VMM_DONE, 10000, e));
 	reset(vm, &c, NULL);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	MUST(driver_stats(vm, &s, e));
 	assert_int_equal(s.paused, 0);
 	assert_int_equal(s.tracks >> VMM_RESETS_SHIFT, 1);
@@ -468,7 +444,7 @@ clients_are_cut_and_new_ones_come_in(void **state)
 	NEEDS_KVM(state);
 	commit_from("mode=work", 1, false, "ready", &c);
 	vm = restored("talks", &c);
-	expect_new_life(vm, 2, "none", line);
+	expect_life(vm, 2, "none", line);
 	old = dial(vm);
 	do
 		MUST(driver_stats(vm, &s, e));
@@ -552,7 +528,7 @@ what_cannot_be_is_refused_and_changes_nothing(void **state)
 	NEEDS_KVM(state);
 	commit_from("mode=work disk=1 tick=3000", 1, true, "ready", &c);
 	vm = restored("stays", &c);
-	expect_new_life(vm, 2, "ok", line);
+	expect_life(vm, 2, "ok", line);
 	/* a segment that somebody wrote */
 	assert_true(driver_reset(vm, &(struct reset){.commit = &c, .used_segment = true}, NULL,
 			    &why) < 0);
@@ -575,7 +551,7 @@ what_cannot_be_is_refused_and_changes_nothing(void **state)
 	parked = fork_vm(vm, "parked", DRIVER_PARK);
 	assert_true(driver_reset(parked, &(struct reset){.commit = &c}, NULL, &why) < 0);
 	assert_non_null(strstr(why.msg, "frozen fork"));
-	expect_new_life(vm, 3, "ok", line);
+	expect_life(vm, 3, "ok", line);
 	expect(vm, "tick ", NULL, 0);
 }
 
@@ -595,7 +571,7 @@ a_state_that_cannot_be_loaded_ends_the_vm_with_a_sentence(void **state)
 	NEEDS_KVM(state);
 	commit_from("mode=work", 1, false, "ready", &c);
 	vm = restored("ends", &c);
-	expect_new_life(vm, 2, "none", line);
+	expect_life(vm, 2, "none", line);
 	len = c.answer.blob_bytes;
 	p = load(c.state, len);
 	len = (size_t)(section(p, len, "RNGD", &(size_t){0}) - p) - sizeof(struct blob_section);
@@ -627,11 +603,11 @@ commits_begin_anew_after_a_reset(void **state)
 	NEEDS_KVM(state);
 	commit_from("mode=work dirty=200 redirty=1", 1, false, "ready", &c);
 	vm = restored("committed", &c);
-	expect_new_life(vm, 2, "none", line);
+	expect_life(vm, 2, "none", line);
 	parked = fork_vm(vm, "one", DRIVER_PARK | DRIVER_TRACK);
 	driver_kill(parked);
 	MUST(driver_committed(vm, vm->generation, 71, e));
-	expect_new_life(vm, 3, "none", line);
+	expect_life(vm, 3, "none", line);
 	parked = fork_vm(vm, "two", DRIVER_PARK | DRIVER_TRACK);
 	MUST(driver_take_state(parked, "two", &now, e));
 	driver_kill(parked);
@@ -641,7 +617,7 @@ commits_begin_anew_after_a_reset(void **state)
 	/* Not those that the watch of the commits marked, too. */
 	if (a.pages != UINT64_MAX)
 		assert_in_range(a.pages, 1, MEM_BYTES / PAGE / 4);
-	expect_new_life(vm, 2, "none", line);
+	expect_life(vm, 2, "none", line);
 	/* The commit of that fork is durable only now. */
 	assert_true(driver_committed(vm, before, 72, &why) < 0);
 	parked = fork_vm(vm, "three", DRIVER_PARK | DRIVER_TRACK);
@@ -651,7 +627,7 @@ commits_begin_anew_after_a_reset(void **state)
 	assert_true(now.answer.flags & VMM_STATE_ON_IMAGE);
 	/* And from there on changes are known again. */
 	MUST(driver_committed(vm, vm->generation, 73, e));
-	expect_new_life(vm, 3, "none", line);
+	expect_life(vm, 3, "none", line);
 	parked = fork_vm(vm, "four", DRIVER_PARK | DRIVER_TRACK);
 	MUST(driver_take_state(parked, "four", &now, e));
 	assert_true(now.track.flags & VMM_TRACK_BASE);

@@ -18,7 +18,6 @@
 #include "common/io.h"
 #include "common/wire/blob.h"
 
-#define LINE 2048
 #define START_MS 30000
 
 /* Parks a fork of vm, takes all of it, and ends the frozen fork. */

@@ -157,6 +157,15 @@ tell_memory(const struct vm *vm, int fd)
 	send_to(vm->sock, &m, sizeof(m), &fd, 1);
 }
 
+static struct vm
+told_vm(void)
+{
+	struct vm vm = add_vm();
+
+	tell_memory(&vm, vm.uffd);
+	return vm;
+}
+
 static void
 end_vm(struct vm *vm)
 {
@@ -232,8 +241,7 @@ it_fills_sealed_without_rights_and_without_files(void **state)
 
 	(void)state;
 	NEEDS_DEVICE;
-	vm = add_vm();
-	tell_memory(&vm, vm.uffd);
+	vm = told_vm();
 	plan_rest();
 	is_whole(&vm);
 	a_status_line_is("\nNoNewPrivs:\t1\n");
@@ -412,8 +420,7 @@ a_vm_that_hands_over_something_else_is_dropped_and_others_are_filled(void **stat
 
 	(void)state;
 	NEEDS_DEVICE;
-	good = add_vm();
-	tell_memory(&good, good.uffd);
+	good = told_vm();
 	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
 	api_less = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
 	other[0] = memory_fd; /* always readable */
@@ -443,10 +450,8 @@ a_vm_that_makes_its_userfaultfd_block_is_dropped_and_others_are_filled(void **st
 
 	(void)state;
 	NEEDS_DEVICE;
-	good = add_vm();
-	tell_memory(&good, good.uffd);
-	bad = add_vm();
-	tell_memory(&bad, bad.uffd);
+	good = told_vm();
+	bad = told_vm();
 	p = (struct pollfd){.fd = bad.sock, .events = POLLIN};
 	/* Again and again, as the flag is set when the memory is taken over. Who cannot be
 	 * filled is asked of only beside others: one more VM is something to do. */
@@ -488,10 +493,8 @@ a_vm_that_waits_without_end_is_dropped_and_others_are_filled(void **state)
 
 	(void)state;
 	NEEDS_DEVICE;
-	good = add_vm();
-	tell_memory(&good, good.uffd);
-	bad = add_vm();
-	tell_memory(&bad, bad.uffd);
+	good = told_vm();
+	bad = told_vm();
 	t.at = bad.mem + BYTES - 1; /* of which the plan does not say */
 	range = (struct uffdio_range){(uintptr_t)bad.mem + BYTES - FILL_PAGE, FILL_PAGE};
 	all = (struct uffdio_range){(uintptr_t)bad.mem, BYTES};
@@ -519,8 +522,7 @@ a_page_that_the_plan_does_not_know_comes_when_it_does(void **state)
 
 	(void)state;
 	NEEDS_DEVICE;
-	vm = add_vm();
-	tell_memory(&vm, vm.uffd);
+	vm = told_vm();
 	t.at = vm.mem + BYTES - 1;
 	assert_int_equal(pthread_create(&t.thread, NULL, touch, &t), 0);
 	assert_int_equal(recv(sock, &want, sizeof(want), 0), sizeof(want));
@@ -541,8 +543,7 @@ vms_are_told_when_pandod_ends_before_the_plan_is_whole(void **state)
 
 	(void)state;
 	NEEDS_DEVICE;
-	vm = add_vm();
-	tell_memory(&vm, vm.uffd);
+	vm = told_vm();
 	close(TAKE_FD(sock));
 	m = the_end(&vm);
 	assert_int_equal(m.error, -EPIPE);
@@ -562,8 +563,7 @@ damage_is_told_to_all_and_the_process_ends_with_its_vms(void **state)
 
 	(void)state;
 	NEEDS_DEVICE;
-	vm = add_vm();
-	tell_memory(&vm, vm.uffd);
+	vm = told_vm();
 	assert_int_equal(io_pwrite_full(pack_fd, wrong, sizeof(wrong), BYTES), 0);
 	add_place((struct fill_place){.page = PAGES - 1, .offset = BYTES, .stored = FILL_PAGE});
 	m.places = n_places;
